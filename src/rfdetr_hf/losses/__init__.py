@@ -1,0 +1,1 @@
+"""Matching and loss terms: model outputs and targets in, numbers out."""
