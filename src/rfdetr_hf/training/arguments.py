@@ -1,0 +1,295 @@
+"""What a run is told: training arguments, and the arguments of the example scripts that choose model and data."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
+DROP_PATH_MODES = ("standard", "early", "late")
+DROP_PATH_SCHEDULES = ("constant", "linear")
+PARAM_GROUPS = ("default", "official")
+AUDITS = ("full", "headers", "off")
+LR_SCHEDULES = tuple(dict.fromkeys(["constant", "step", "cosine", *(t.value for t in SchedulerType)]))
+
+
+def _option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+    metadata = {"help": help} | ({"choices": list(choices)} if choices else {})
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class RFDETRTrainingArguments:
+    """Everything that [`RFDETRTrainer`] is told. Names are those of `transformers.TrainingArguments` where it has one.
+
+    The defaults are the published fine-tuning recipe: AdamW at 1e-4 (encoder 1.5e-4, decayed by layer), effective
+    batch 16, constant rate, clipping at 0.1, EMA 0.993, multi-scale from half to one and a half times the resolution.
+
+    Raises:
+        ValueError: for a value out of its range or a combination that contradicts itself; the message names the fields.
+    """
+
+    output_dir: str = _option("outputs", "Directory of the run: checkpoints, best/, last/, metrics.csv, train.log.")
+
+    num_train_epochs: float = _option(100.0, "Passes over the training split.")
+    max_steps: int = _option(-1, "Optimizer steps; when positive it replaces num_train_epochs.")
+    per_device_train_batch_size: int = _option(4, "Images of one micro-batch on one device.")
+    per_device_eval_batch_size: int | None = _option(None, "Images of one evaluation batch; default: the training one.")
+    gradient_accumulation_steps: int = _option(4, "Micro-batches of one optimizer step.")
+
+    learning_rate: float = _option(1e-4, "Rate of projector, heads and queries.")
+    learning_rate_encoder: float = _option(1.5e-4, "Rate of the encoder, before layer and component decay.")
+    layer_decay: float = _option(0.8, "Factor on the encoder's rate for each layer away from its output.")
+    component_decay: float = _option(0.7, "Factor on the decoder's rate; squared on the encoder's.")
+    weight_decay: float = _option(1e-4, "AdamW's weight decay.")
+    param_groups: str = _option(
+        "default",
+        "'default' decays no bias, norm, LayerScale or embedding; 'official' is the table of the rfdetr package.",
+        PARAM_GROUPS,
+    )
+    adam_beta1: float = _option(0.9, "AdamW's first beta.")
+    adam_beta2: float = _option(0.999, "AdamW's second beta.")
+    adam_epsilon: float = _option(1e-8, "AdamW's epsilon.")
+    max_grad_norm: float = _option(0.1, "Gradients are clipped to this global L2 norm; 0 turns clipping off.")
+    freeze_backbone: bool = _option(False, "Train projector, decoder and heads only.")
+
+    lr_scheduler_type: str = _option("constant", "constant, step, cosine or a scheduler of transformers by name.")
+    lr_scheduler_kwargs: dict | str | None = _option(None, "Further arguments of a transformers scheduler (JSON).")
+    warmup_steps: float = _option(0, "Linear warm-up in optimizer steps; a share of all steps when below 1.")
+    warmup_epochs: float = _option(0.0, "Linear warm-up in epochs; excludes warmup_steps.")
+    min_lr_ratio: float = _option(0.0, "Floor of the cosine schedule, as a share of the full rate.")
+    lr_drop_epochs: float = _option(100.0, "Epoch at which the step schedule divides the rate by ten.")
+
+    use_ema: bool = _option(True, "Keep an exponential moving average of the weights, evaluate it and save it.")
+    ema_decay: float = _option(0.993, "Decay that the average reaches.")
+    ema_tau: float = _option(100.0, "Warm-up of the decay in updates: decay * (1 - exp(-updates / tau)); 0 for none.")
+    ema_update_interval: int = _option(1, "Optimizer steps from one update of the average to the next.")
+
+    drop_path: float = _option(0.0, "Peak stochastic-depth rate of the encoder's last block.")
+    drop_path_mode: str = _option("standard", "Whole run, before or after drop_path_cutoff_epochs.", DROP_PATH_MODES)
+    drop_path_schedule: str = _option("constant", "Constant, or a linear ramp over its phase.", DROP_PATH_SCHEDULES)
+    drop_path_cutoff_epochs: float = _option(0.0, "Boundary of the early and late modes.")
+
+    multi_scale: str = _option("per_batch", "A scale per optimizer step, per sample, or none.", MULTI_SCALE_MODES)
+    expanded_scales: bool = _option(True, "Scales from -5 to +5 blocks around the resolution instead of -3 to +4.")
+    square_resize: bool = _option(True, "Resize to a square; False keeps the aspect ratio and pads.")
+    scale_jitter: bool = _option(True, "Half of the training images pass through a random resized crop.")
+    horizontal_flip: float = _option(0.5, "Probability of a horizontal flip.")
+
+    dataloader_num_workers: int = _option(2, "Worker processes of each loader.")
+    dataloader_pin_memory: bool = _option(True, "Pin batches when the device is a GPU.")
+    dataloader_persistent_workers: bool = _option(True, "Keep the workers from epoch to epoch.")
+    dataloader_prefetch_factor: int | None = _option(None, "Batches that each worker loads ahead.")
+    audit: str = _option("full", "Decode every image before the first step, read headers only, or neither.", AUDITS)
+
+    bf16: bool = _option(False, "bfloat16 autocast.")
+    fp16: bool = _option(False, "float16 autocast with a gradient scaler (GPU only).")
+    tf32: bool = _option(True, "Allow TF32 matrix products in float32 parts on GPUs that have them.")
+    gradient_checkpointing: bool = _option(False, "Recompute encoder blocks in the backward pass to save memory.")
+    max_skipped_steps: int = _option(20, "Non-finite steps in a row after which the run ends with an error.")
+    seed: int = _option(42, "Seed of data order, augmentation, scales and drop path.")
+    full_determinism: bool = _option(False, "Deterministic kernels (slower), for bitwise reruns on a GPU.")
+
+    eval_strategy: str = _option("epoch", "When to evaluate.", [s.value for s in IntervalStrategy])
+    eval_steps: float | None = _option(None, "Steps between evaluations (a share of all steps when below 1).")
+    eval_delay: float = _option(0, "Epochs or steps before the first evaluation.")
+    eval_on_start: bool = _option(False, "Evaluate before the first step.")
+    eval_raw_weights: bool = _option(False, "With EMA: evaluate the raw weights beside the average.")
+
+    save_strategy: str = _option("epoch", "When to write a checkpoint.", [s.value for s in SaveStrategy])
+    save_steps: float = _option(500, "Steps between checkpoints (a share of all steps when below 1).")
+    save_total_limit: int | None = _option(2, "Checkpoints to keep; None keeps all. best/ and last/ do not count.")
+    load_best_model_at_end: bool = _option(True, "After training the model in memory is the best one.")
+    metric_for_best_model: str | None = _option(
+        None, "map, map_50, mar_100, ...: the best of raw and averaged weights; ema_map etc.: of the average alone."
+    )
+    greater_is_better: bool = _option(True, "Whether a larger metric is a better one.")
+    skip_best_epochs: float = _option(0.0, "Evaluations before this epoch choose no best model and stop nothing.")
+    smooth_alpha: float = _option(0.0, "Exponential smoothing of the metric that chooses the best model, in [0, 1).")
+    early_stopping_patience: int | None = _option(None, "Evaluations without improvement after which the run stops.")
+    early_stopping_threshold: float = _option(0.001, "Least improvement that counts for early stopping.")
+
+    logging_strategy: str = _option("steps", "When to log.", [s.value for s in IntervalStrategy])
+    logging_steps: float = _option(50, "Steps between log lines (a share of all steps when below 1).")
+    logging_first_step: bool = _option(True, "Log the first step.")
+    disable_tqdm: bool = _option(False, "No progress bar.")
+    resume_from_checkpoint: str | None = _option(None, "A checkpoint folder, or 'true' for the newest that is whole.")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lr_scheduler_kwargs, str):
+            self.lr_scheduler_kwargs = _parse_json("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
+        self.eval_strategy = IntervalStrategy(self.eval_strategy)
+        self.save_strategy = SaveStrategy(self.save_strategy)
+        self.logging_strategy = IntervalStrategy(self.logging_strategy)
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model = "ema_map" if self.use_ema and not self.eval_raw_weights else "map"
+        for name in ("eval_steps", "save_steps", "logging_steps", "warmup_steps"):
+            setattr(self, name, _whole_or_share(name, getattr(self, name)))
+        self._check_ranges()
+        self._check_choices()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
+        def check(name: str, ok: bool, rule: str) -> None:
+            if not ok:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not valid: it must be {rule}")
+
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "ema_update_interval"):
+            check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("learning_rate", "learning_rate_encoder", "logging_steps", "save_steps", "adam_epsilon"):
+            check(name, getattr(self, name) > 0, "positive")
+        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "warmup_epochs", "ema_tau", "eval_delay",
+                     "drop_path_cutoff_epochs", "dataloader_num_workers", "skip_best_epochs", "lr_drop_epochs",
+                     "early_stopping_threshold", "max_skipped_steps"):  # fmt: skip
+            check(name, getattr(self, name) >= 0, "zero or more")
+        for name in ("ema_decay", "drop_path", "smooth_alpha", "adam_beta1", "adam_beta2"):
+            check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name in ("layer_decay", "component_decay"):
+            check(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
+        for name in ("min_lr_ratio", "horizontal_flip"):
+            check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        for name in ("per_device_eval_batch_size", "save_total_limit", "early_stopping_patience", "eval_steps",
+                     "dataloader_prefetch_factor"):  # fmt: skip
+            check(name, getattr(self, name) is None or getattr(self, name) > 0, "positive, or None")
+        check("num_train_epochs", self.num_train_epochs > 0 or self.max_steps > 0, "positive")
+
+    def _check_choices(self) -> None:
+        choices = {f.name: f.metadata["choices"] for f in dataclasses.fields(self) if "choices" in f.metadata}
+        choices["lr_scheduler_type"] = LR_SCHEDULES
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}")
+
+    def _check_combinations(self) -> None:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 exclude each other; set one of them")
+        if self.warmup_steps and self.warmup_epochs:
+            raise ValueError("warmup_steps and warmup_epochs exclude each other; set one of them")
+        if self.eval_strategy == IntervalStrategy.STEPS and self.eval_steps is None:
+            self.eval_steps = self.logging_steps
+        if self.eval_strategy == IntervalStrategy.NO:
+            if self.early_stopping_patience is not None:
+                raise ValueError("early_stopping_patience needs evaluations; set eval_strategy to 'epoch' or 'steps'")
+        if self.metric_for_best_model.removeprefix("eval_").startswith("ema_") and not self.use_ema:
+            raise ValueError(f"metric_for_best_model={self.metric_for_best_model!r} needs use_ema=True")
+        if self.save_strategy == SaveStrategy.BEST and self.eval_strategy == IntervalStrategy.NO:
+            raise ValueError("save_strategy='best' needs evaluations; set eval_strategy to 'epoch' or 'steps'")
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Images of one evaluation batch on one device."""
+        return self.per_device_eval_batch_size or self.per_device_train_batch_size
+
+    @property
+    def evaluated_prefixes(self) -> tuple[str, ...]:
+        """Metric prefixes of what is evaluated: "" for the raw weights, "ema_" for the average."""
+        if not self.use_ema:
+            return ("",)
+        return ("", "ema_") if self.eval_raw_weights else ("ema_",)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, ready for JSON or YAML."""
+        values = dataclasses.asdict(self)
+        return {k: v.value if isinstance(v, (IntervalStrategy, SaveStrategy)) else v for k, v in values.items()}
+
+    def to_sanitized_dict(self) -> dict[str, Any]:
+        """The fields as values that every tracker takes (numbers, strings, booleans)."""
+        return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in self.to_dict().items()}
+
+    def to_json_string(self) -> str:
+        """The fields as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+
+@dataclass
+class ModelArguments:
+    """Which model the example scripts and the command line build."""
+
+    model_name_or_path: str | None = _option(None, "A folder or Hub id to start from; default: random weights.")
+    variant: str = _option("nano", "Size to build when model_name_or_path is not given.")
+    config_overrides: dict | str | None = _option(None, "Configuration fields to change (JSON or a YAML mapping).")
+    resolution: int | None = _option(None, "Side of the square input in pixels; default: the variant's.")
+    revision: str | None = _option(None, "Branch, tag or commit of model_name_or_path on the Hub.")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.config_overrides, str):
+            self.config_overrides = _parse_json("config_overrides", self.config_overrides)
+
+
+@dataclass
+class DataArguments:
+    """Which data the example scripts and the command line load."""
+
+    dataset_name: str = _option("synthetic-shapes", "A folder, a Hub id or 'synthetic-shapes'.")
+    dataset_config_name: str | None = _option(None, "Configuration of a Hub data set.")
+    dataset_revision: str | None = _option(None, "Branch, tag or commit of a Hub data set.")
+
+
+def _whole_or_share(name: str, value: float | None) -> float | int | None:
+    if value is None or value < 1:
+        return value
+    if value != int(value):
+        raise ValueError(f"{name}={value!r} is not valid: from 1 on it counts steps and must be a whole number")
+    return int(value)
+
+
+def _parse_json(name: str, text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object, got {text!r}")
+    return value
+
+
+def parse_arguments(dataclass_types: Sequence[type], argv: Sequence[str], prog: str | None = None) -> tuple[Any, ...]:
+    """Parse `--config file.yaml` and command-line options into one instance of each dataclass.
+
+    Options given on the command line win over the file.
+
+    Raises:
+        ValueError: for an option or a key of the file that no dataclass has, with the nearest name that exists.
+    """
+    parser = HfArgumentParser(dataclass_types, prog=prog, allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file of options.")
+    config_path = parser.parse_known_args(list(argv))[0].config
+    known = [f.name for cls in dataclass_types for f in dataclasses.fields(cls)]
+    from_file = _read_yaml(config_path, known) if config_path else {}
+    parser.set_defaults(**{key: None for key, value in from_file.items() if value is None})
+    words = [word for key, value in from_file.items() if value is not None for word in (f"--{key}", _to_word(value))]
+    *parsed, _, unknown = parser.parse_args_into_dataclasses(
+        [*words, *argv], return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(_unknown_option(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
+    return tuple(parsed)
+
+
+def _read_yaml(path: str, known: Sequence[str]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of option names to values")
+    for key in values:
+        if key not in known:
+            raise ValueError(_unknown_option(str(key), known, f"in {path}"))
+    return values
+
+
+def _to_word(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+
+
+def _unknown_option(name: str, known: Sequence[str], where: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"unknown option {name!r} {where}" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -1,0 +1,243 @@
+"""What listens to the loop: the progress line, the CSV of metrics, early stopping. All are `TrainerCallback`s."""
+
+import csv
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import ExportableState
+
+from .arguments import RFDETRTrainingArguments
+from .meters import TIMINGS
+
+logger = logging.getLogger("rfdetr_hf")
+
+CONSOLE_TERMS = ("loss_ce", "loss_bbox", "loss_giou")
+
+
+class ProgressCallback(TrainerCallback):
+    """A progress bar, and one log line: step, loss now (average), terms, rate, images/s, data wait, memory, ETA."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self.prediction_bar: tqdm | None = None
+
+    def on_train_begin(
+        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=args.disable_tqdm
+            )
+
+    def on_step_end(
+        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_prediction_step(
+        self,
+        args: RFDETRTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or args.disable_tqdm or eval_dataloader is None:
+            return
+        if self.prediction_bar is None:
+            self.prediction_bar = tqdm(total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True)
+        self.prediction_bar.update(1)
+
+    def on_evaluate(
+        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.prediction_bar is not None:
+            self.prediction_bar.close()
+            self.prediction_bar = None
+
+    on_predict = on_evaluate
+
+    def on_log(
+        self,
+        args: RFDETRTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            logger.info(log_line(state, logs))
+
+    def on_train_end(
+        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def log_line(state: TrainerState, logs: dict[str, float]) -> str:
+    """One readable line of a log event; training and evaluation events have their own form."""
+    head = f"step {state.global_step}/{state.max_steps} epoch {logs.get('epoch', state.epoch or 0):.2f}"
+    if "loss" not in logs:
+        shown = {k: v for k, v in logs.items() if k not in ("epoch", "step")}
+        return head + " | " + " ".join(f"{k} {_number(v)}" for k, v in shown.items())
+    terms = " ".join(f"{k.removeprefix('loss_')} {logs[k]:.4f}" for k in CONSOLE_TERMS if k in logs)
+    parts = [
+        f"loss {logs['loss_now']:.4f} ({logs['loss']:.4f})",
+        terms,
+        f"grad {logs['grad_norm']:.3g}",
+        f"lr {logs['learning_rate']:.2e}",
+        f"{logs['images_per_second']:.1f} img/s",
+        f"data {100 * logs['data_wait']:.0f}%",
+    ]
+    parts += [f"{logs['memory_gb']:.1f} GB"] if "memory_gb" in logs else []
+    parts += [f"skipped {logs['skipped_steps']:.0f}"] if logs.get("skipped_steps") else []
+    return " | ".join([head, *parts, f"ETA {time_left(logs['eta'])}"])
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def time_left(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class MetricsCsvCallback(TrainerCallback):
+    """Writes every log event as a row of `metrics.csv`: step, epoch, and what training and evaluation gave.
+
+    Only what a rerun reproduces is written, so timings stay in `train.log`. On resume, rows after the checkpoint's step
+    are dropped before new ones follow.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.rows: list[dict[str, str]] = []
+
+    def on_train_begin(
+        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.rows = [row for row in self._read() if int(row["step"]) <= state.global_step]
+        if self.rows:
+            self._rewrite()
+
+    def on_log(
+        self,
+        args: RFDETRTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        kept = {k: v for k, v in logs.items() if not k.endswith(TIMINGS)}
+        row = {"step": str(state.global_step), **{k: repr(v) for k, v in kept.items()}}
+        new_columns = not self.rows or not set(row) <= set(self._columns())
+        self.rows.append(row)
+        if new_columns:
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns()).writerow(row)
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(["step", "epoch", *(key for row in self.rows for key in row)]))
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [{k: v for k, v in row.items() if k and v} for row in rows if (row.get("step") or "").isdigit()]
+
+    def _rewrite(self) -> None:
+        temporary = self.path.with_suffix(".csv.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns())
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+
+class EarlyStopping(TrainerCallback, ExportableState):
+    """Stops the run when the metric has not improved by `threshold` in `patience` evaluations.
+
+    The metric is the larger of the raw and the averaged weights' where both are evaluated. A non-finite value stops
+    the run.
+
+    Args:
+        metric: name without prefix ("map"), or with "ema_" to look at the averaged weights alone.
+        patience: evaluations.
+        threshold: least improvement.
+        skip_epochs: evaluations before this epoch are ignored.
+        greater_is_better: direction of the metric.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        patience: int,
+        threshold: float = 0.0,
+        skip_epochs: float = 0.0,
+        greater_is_better: bool = True,
+    ) -> None:
+        self.metric = metric
+        self.patience = patience
+        self.threshold = threshold
+        self.skip_epochs = skip_epochs
+        self.greater_is_better = greater_is_better
+        self.best: float | None = None
+        self.evaluations_without_improvement = 0
+
+    def on_evaluate(
+        self,
+        args: RFDETRTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        values = list(candidate_scores(metrics or {}, self.metric).values())
+        if not values or state.epoch < self.skip_epochs:
+            return
+        value = max(values) if self.greater_is_better else min(values)
+        if self.best is None or self._gain(value) > self.threshold:
+            self.best, self.evaluations_without_improvement = value, 0
+        else:
+            self.evaluations_without_improvement += 1
+        if not math.isfinite(value) or self.evaluations_without_improvement >= self.patience:
+            logger.info(
+                "early stopping: no better %s than %.4f for %d evaluations", self.metric, self.best, self.patience
+            )
+            control.should_training_stop = True
+
+    def _gain(self, value: float) -> float:
+        return value - self.best if self.greater_is_better else self.best - value
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        names = ("metric", "patience", "threshold", "skip_epochs", "greater_is_better")
+        attributes = ("best", "evaluations_without_improvement")
+        return {"args": {n: getattr(self, n) for n in names}, "attributes": {n: getattr(self, n) for n in attributes}}
+
+
+def candidate_scores(metrics: dict[str, float], metric: str) -> dict[str, float]:
+    """The evaluated values of a metric by source, raw weights first: {"raw": eval_map, "ema": eval_ema_map}."""
+    metric = metric.removeprefix("eval_")
+    if metric.startswith("ema_"):
+        names = {"ema": f"eval_{metric}"}
+    else:
+        names = {"raw": f"eval_{metric}", "ema": f"eval_ema_{metric}"}
+    return {source: metrics[name] for source, name in names.items() if name in metrics}

@@ -1,0 +1,91 @@
+"""What a run measures of itself between two log lines: loss terms and throughput."""
+
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+TIMINGS = ("images_per_second", "data_wait", "memory_gb", "eta", "_runtime")
+
+
+class LossMeter:
+    """Sums of the loss terms since the last log event; they stay on the device until they are read.
+
+    Terms named `loss…` add up over the micro-batches of a step, since each is a share of the window's; the others
+    (`class_error`, `cardinality_error…`) are averaged.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.sums: torch.Tensor | None = None
+        self.now: torch.Tensor | None = None
+        self.grad_norms: torch.Tensor | None = None
+        self.steps = 0
+
+    def add(self, loss: torch.Tensor, loss_dict: dict[str, torch.Tensor], micro_batches: int) -> None:
+        """Take the terms of one of a step's micro-batches."""
+        self.names = ["loss", *loss_dict]
+        shares = [v if k.startswith("loss") else v / micro_batches for k, v in loss_dict.items()]
+        values = torch.stack([term.detach().double() for term in (loss, *shares)])
+        self.now = values if self.now is None else self.now + values
+
+    def end_step(self, grad_norm: torch.Tensor) -> None:
+        """Close a step that reached the weights."""
+        grad_norm = grad_norm.detach().double()
+        self.sums = self.now if self.sums is None else self.sums + self.now
+        self.grad_norms = grad_norm if self.grad_norms is None else self.grad_norms + grad_norm
+        self.steps += 1
+        self.latest, self.now = self.now, None
+
+    def drop_step(self) -> None:
+        """Forget a step that was skipped."""
+        self.now = None
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Averages over steps and ranks since the last reading, and `loss_now`, the latest step's; starts anew."""
+        if self.steps == 0:
+            return {}
+        averages = torch.cat([self.sums / self.steps, self.latest[:1], self.grad_norms[None] / self.steps])
+        values = accelerator.reduce(averages, reduction="mean").tolist()
+        self.__init__()
+        return dict(zip([*self.names, "loss_now", "grad_norm"], values, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums as plain numbers."""
+        if self.steps == 0:
+            return {}
+        tensors = {k: getattr(self, k).tolist() for k in ("sums", "latest", "grad_norms")}
+        return {"names": self.names, "steps": self.steps, **tensors}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take up the sums of `state_dict()`."""
+        self.__init__()
+        if state:
+            self.names, self.steps = state["names"], state["steps"]
+            for key in ("sums", "latest", "grad_norms"):
+                setattr(self, key, torch.tensor(state[key], dtype=torch.float64, device=device))
+
+
+class Stopwatch:
+    """Throughput between two log events: images per second, share of time spent waiting for data, peak memory."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.images = 0
+        self.steps = 0
+        self.waited = 0.0
+        self.paused = 0.0
+
+    def read(self, device: torch.device, steps_left: int) -> dict[str, float]:
+        """The figures since the last reading; starts anew."""
+        elapsed = max(time.perf_counter() - self.start - self.paused, 1e-9)
+        figures = {
+            "images_per_second": self.images / elapsed,
+            "data_wait": self.waited / elapsed,
+            "eta": steps_left * elapsed / max(self.steps, 1),
+        }
+        if device.type == "cuda":
+            figures["memory_gb"] = torch.cuda.max_memory_allocated(device) / 2**30
+        self.__init__()
+        return figures
