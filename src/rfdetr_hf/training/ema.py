@@ -1,0 +1,201 @@
+"""An exponential moving average of the weights."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def averaged_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The live tensors that make up `model.state_dict()`: parameters, frozen ones too, and persistent buffers; tied
+    tensors once.
+
+    Take them from the unwrapped model, once it is on its device and prepared: the objects must stay the ones that are
+    trained.
+    """
+    saved = set(model.state_dict())
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
+    return [*model.named_parameters(), *buffers]
+
+
+class ExponentialMovingAverage:
+    """A shadow of a model's tensors that follows them by `ema += (1 - d) · (w - ema)`.
+
+    `d = decay · (1 - exp(-u / tau))`, with `u` the number of updates so far, the present one included: the shadow
+    leaves the initial weights quickly and slows down to `decay`. `tau = 0` means `d = decay` from the start.
+
+    The shadow is float32 for every floating type but float64, which stays; it never shares memory with the model.
+    Integer and boolean tensors are copied. The update works on the given tensors alone, so they may as well be the
+    local shards of a sharded model.
+
+    Args:
+        named_tensors: (name, live tensor) pairs, as `averaged_tensors(model)` gives them. The pairs are kept, not
+            re-read.
+        decay: limit of `d`, in [0, 1].
+        tau: updates in which the decay builds up, at least 0.
+        update_interval: take every n-th optimizer step.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        named_tensors: Iterable[tuple[str, torch.Tensor]],
+        decay: float = 0.993,
+        tau: float = 100.0,
+        update_interval: int = 1,
+    ) -> None:
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"The decay of the moving average must lie in [0, 1], not {decay}.")
+        if tau < 0:
+            raise ValueError(f"tau of the moving average must be at least 0, not {tau}.")
+        if update_interval < 1:
+            raise ValueError(f"The update interval of the moving average must be at least 1, not {update_interval}.")
+        self.decay, self.tau, self.update_interval = decay, tau, update_interval
+        self.num_updates = 0
+        self._live = dict(named_tensors)
+        self._shadow = {name: _shadow_of(tensor) for name, tensor in self._live.items()}
+        self._stored: list[torch.Tensor] | None = None
+        self._same, self._cast, self._copied = self._partition()
+
+    def _partition(self) -> tuple[list[str], list[str], list[str]]:
+        """Names to average in place, to average after a cast to the shadow's type, and to copy."""
+        same, cast, copied = [], [], []
+        for name, live in self._live.items():
+            if not live.is_floating_point():
+                copied.append(name)
+            else:
+                (same if live.dtype == self._shadow[name].dtype else cast).append(name)
+        return same, cast, copied
+
+    def current_decay(self) -> float:
+        """`d` of the latest update (0 before the first)."""
+        if self.num_updates == 0:
+            return 0.0
+        return self.decay if self.tau == 0 else self.decay * (1.0 - math.exp(-self.num_updates / self.tau))
+
+    @torch.no_grad()
+    def update(self, step: int) -> bool:
+        """Follow the live tensors; call it after every optimizer step that took place.
+
+        Args:
+            step: optimizer steps taken so far, this one included. Nothing happens unless it is a multiple of the update
+                interval.
+
+        Returns:
+            Whether the shadow moved.
+
+        Raises:
+            RuntimeError: the shadow is in the model's place at the moment.
+        """
+        if self._stored is not None:
+            raise RuntimeError(
+                "The moving average is swapped into the model; restore the model's own weights before the next update."
+            )
+        if step % self.update_interval:
+            return False
+        self.num_updates += 1
+        weight = 1.0 - self.current_decay()
+        self._lerp(self._same, [self._live[name] for name in self._same], weight)
+        self._lerp(self._cast, [self._live[name].to(self._shadow[name].dtype) for name in self._cast], weight)
+        for name in self._copied:
+            self._shadow[name].copy_(self._live[name])
+        return True
+
+    def _lerp(self, names: list[str], targets: list[torch.Tensor], weight: float) -> None:
+        if names:
+            torch._foreach_lerp_([self._shadow[name] for name in names], targets, weight)
+
+    @torch.no_grad()
+    def store(self) -> None:
+        """Keep a copy of the model's own weights and put the shadow in their place.
+
+        Raises:
+            RuntimeError: it is there already.
+        """
+        if self._stored is not None:
+            raise RuntimeError("The moving average is in the model's place already.")
+        self._stored = [live.detach().clone() for live in self._live.values()]
+        for name, live in self._live.items():
+            live.copy_(self._shadow[name])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the model its own weights back, bit for bit.
+
+        Raises:
+            RuntimeError: there is nothing to give back.
+        """
+        if self._stored is None:
+            raise RuntimeError("The model's own weights are in place; there is nothing to restore.")
+        for live, stored in zip(self._live.values(), self._stored, strict=True):
+            live.copy_(stored)
+        self._stored = None
+
+    @contextmanager
+    def swap(self) -> Iterator[None]:
+        """Give the model the averaged weights within the block, and its own back after it or after any exception."""
+        if self._stored is not None:
+            raise RuntimeError("The moving average is in the model's place already.")
+        try:
+            self.store()
+            yield
+        finally:
+            # A store that failed for lack of memory kept no copy and changed nothing.
+            if self._stored is not None:
+                self.restore()
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Write the averaged weights into a model with the same tensor names, in its own types.
+
+        Raises:
+            ValueError: the names or shapes differ.
+        """
+        targets = dict(averaged_tensors(model))
+        _check_same_layout(self._shadow, targets, "the model")
+        for name, target in targets.items():
+            target.copy_(self._shadow[name])
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The shadow under the model's names, ready for safetensors; keep `num_updates` beside it.
+
+        The tensors are the shadow's own: the next update changes them.
+        """
+        return dict(self._shadow)
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor], num_updates: int) -> None:
+        """Take up a shadow that `state_dict` gave, with its number of updates.
+
+        Raises:
+            ValueError: names or shapes differ from this shadow's.
+        """
+        _check_same_layout(self._shadow, tensors, "the saved moving average")
+        for name, shadow in self._shadow.items():
+            shadow.copy_(tensors[name])
+        self.num_updates = num_updates
+
+
+def _shadow_of(tensor: torch.Tensor) -> torch.Tensor:
+    keep = not tensor.is_floating_point() or tensor.dtype == torch.float64
+    # safetensors takes contiguous tensors only.
+    return tensor.detach().to(tensor.dtype if keep else torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def _check_same_layout(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], what: str) -> None:
+    missing, unknown = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"The moving average does not fit {what}: missing there {missing[:5]}, unknown here {unknown[:5]}; "
+            "use the same architecture."
+        )
+    for name, tensor in ours.items():
+        there = tuple(theirs[name].shape)
+        if tuple(tensor.shape) != there:
+            raise ValueError(
+                f"The moving average does not fit {what}: {name} is {there} there, {tuple(tensor.shape)} here."
+            )

@@ -1,0 +1,258 @@
+"""Parameter groups with layer-wise rates, the optimizer, and the learning-rate schedules."""
+
+import logging
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+from transformers.trainer_utils import SchedulerType
+
+logger = logging.getLogger(__name__)
+
+ENCODER = "backbone.0.encoder"
+DECODER = "transformer.decoder"
+STEP_DROP_FACTOR = 0.1
+
+# Fragments of a name that switch weight decay off in the encoder of the official trainer. LayerScale (`lambda1`) is not
+# among them.
+_OFFICIAL_NO_DECAY = ("gamma", "pos_embed", "rel_pos", "bias", "norm", "embeddings")
+_QUERY_EMBEDDINGS = ("query_feat", "refpoint_embed")
+_OWN_SCHEDULES = ("constant", "step", "cosine")
+_METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
+_LAYER = re.compile(r"\.layer\.(\d+)\.")
+
+
+def build_param_groups(model: nn.Module, args: Any) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into named groups with their learning rate and weight decay.
+
+    With `L` the last tapped stage of the backbone plus one, and layer ids 0 (embeddings), i + 1 (block i), L + 1 (final
+    norm), the rates are
+
+    * encoder: `learning_rate_encoder · layer_decay^(L + 1 - id) · component_decay²`
+    * decoder: `learning_rate · component_decay`
+    * head (projector, class and box heads, queries, encoder proposals): `learning_rate`
+
+    `args.param_groups` decides about weight decay and layout-frozen parameters:
+
+    * `"default"`: none on tensors of at most one dimension (biases, norms, LayerScale), none on embeddings (the ViT's
+      embedding module with its patch projection, `query_feat`, `refpoint_embed`).
+    * `"official"`: as the official trainer has it. The rule of the encoder goes by name and spares LayerScale no decay;
+      decoder and head decay everywhere, biases and norms too. `model.unused_parameter_names()` are listed as well,
+      although they never get a gradient.
+
+    Parameters that the user froze are in no group. Call this before `Accelerator.prepare`: sharded parameters lose
+    their shape.
+
+    Args:
+        model: an RF-DETR model with `config.backbone_config.out_indices`; in official mode with
+            `unused_parameter_names()`.
+        args: `learning_rate`, `learning_rate_encoder`, `layer_decay`, `component_decay`, `weight_decay`,
+            `param_groups`.
+
+    Returns:
+        Dicts with `params`, `lr`, `weight_decay`, `name` (`"encoder.layer.3.decay"`, `"head.no_decay"`, …) and
+        `param_names`, the head's first, then the encoder from the input up, then the decoder. Each (name, weight decay)
+        has one group.
+
+    Raises:
+        ValueError: `args.param_groups` is unknown, or nothing is trainable.
+    """
+    if args.param_groups not in ("default", "official"):
+        raise ValueError(f"param_groups={args.param_groups!r} is unknown; use 'default' or 'official'.")
+    official = args.param_groups == "official"
+    last_layer_id = max(model.config.backbone_config.out_indices) + 2
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in _optimized_parameters(model, official):
+        component, layer_id = _component(name, last_layer_id)
+        decays = _decays_official(name) if official else _decays(name, parameter)
+        group_name = f"{component}.{'decay' if decays else 'no_decay'}"
+        if group_name not in groups:
+            rate = _learning_rate(component, last_layer_id - layer_id, args)
+            groups[group_name] = {
+                "params": [],
+                "lr": rate,
+                "weight_decay": args.weight_decay if decays else 0.0,
+                "name": group_name,
+                "param_names": [],
+                "order": (("head", "encoder", "decoder").index(component.split(".")[0]), layer_id, not decays),
+            }
+        groups[group_name]["params"].append(parameter)
+        groups[group_name]["param_names"].append(name)
+    if not groups:
+        raise ValueError(
+            "The model has no trainable parameter; unfreeze a part of it (requires_grad_(True)) before training."
+        )
+    ordered = sorted(groups.values(), key=lambda group: group["order"])
+    return [{key: value for key, value in group.items() if key != "order"} for group in ordered]
+
+
+def _optimized_parameters(model: nn.Module, official: bool) -> list[tuple[str, nn.Parameter]]:
+    named = list(model.named_parameters())
+    if not official:
+        return [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    # The official trainer keeps the layout-frozen tensors trainable, so a frozen encoder takes them out as well.
+    encoder_trains = any(parameter.requires_grad for name, parameter in named if ENCODER in name)
+    unused = model.unused_parameter_names() if encoder_trains else set()
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad or name in unused]
+
+
+def _component(name: str, last_layer_id: int) -> tuple[str, int]:
+    """The part of the model that a parameter belongs to, and its layer id within the encoder (0 elsewhere)."""
+    if ENCODER not in name:
+        return ("decoder" if DECODER in name else "head"), 0
+    if "embeddings" in name:
+        return "encoder.embeddings", 0
+    block = _LAYER.search(name)
+    if block:
+        return f"encoder.layer.{block[1]}", int(block[1]) + 1
+    return "encoder.norm", last_layer_id
+
+
+def _learning_rate(component: str, depth: int, args: Any) -> float:
+    # The order of the factors is that of the official trainer: the products agree to the last bit.
+    if component.startswith("encoder"):
+        return args.learning_rate_encoder * args.layer_decay**depth * args.component_decay**2
+    return args.learning_rate * args.component_decay if component == "decoder" else args.learning_rate
+
+
+def _decays_official(name: str) -> bool:
+    return ENCODER not in name or not any(fragment in name for fragment in _OFFICIAL_NO_DECAY)
+
+
+def _decays(name: str, parameter: torch.Tensor) -> bool:
+    parts = name.split(".")
+    embedding = "embeddings" in parts or any(part in _QUERY_EMBEDDINGS for part in parts)
+    return parameter.ndim > 1 and not embedding
+
+
+def build_optimizer(param_groups: list[dict[str, Any]], args: Any, device: torch.device | str) -> torch.optim.AdamW:
+    """AdamW over the groups of `build_param_groups`; the fused kernel on CUDA, PyTorch's choice elsewhere.
+
+    Args:
+        param_groups: left as they are; the optimizer gets copies of the dicts. `name` and `param_names` stay readable
+            in `optimizer.param_groups` and in its `state_dict`.
+        args: `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2`, `adam_epsilon`.
+        device: where the parameters live.
+    """
+    return torch.optim.AdamW(
+        [dict(group) for group in param_groups],
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        weight_decay=args.weight_decay,
+        fused=True if torch.device(device).type == "cuda" else None,
+    )
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, args: Any, num_training_steps: int, steps_per_epoch: int
+) -> LambdaLR:
+    """The learning-rate schedule, to be stepped once after every optimizer step that took place.
+
+    The factor `m(s)` multiplies the rate of every group at optimizer step `s = 0 … T - 1`. With `W` warm-up steps:
+
+    * warm-up: `(s + 1) / W` for `s < W`. The official trainer uses `s / W`, whose first step has rate 0 and so changes
+      no weight.
+    * `"constant"`: 1.
+    * `"step"`: 1 while `s < lr_drop_epochs · steps_per_epoch`, then 0.1.
+    * `"cosine"`: `f + (1 - f) · (1 + cos(π p)) / 2` with `f = min_lr_ratio` and `p = (s - W) / (T - 1 - W)`, so the
+      last step has exactly `f`. The official trainer divides by `T - W` and stops one step short of it.
+    * any other `transformers.SchedulerType`: transformers' own function with its own warm-up, laid out so that the last
+      step has its final value.
+
+    From step `T - 1` on the factor stays what it is. With `T - 1 <= W` there is no room to descend: the run ends at the
+    top of the warm-up.
+
+    Args:
+        optimizer: each group's `lr` at this point is the base rate.
+        args: `lr_scheduler_type`, `warmup_steps` (a count, or a share of the run below 1), `warmup_epochs` (may be
+            fractional; at most one of the two), `min_lr_ratio` (cosine only), `lr_drop_epochs` (step only),
+            `lr_scheduler_kwargs` (transformers' schedules only).
+        num_training_steps: `T`, optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps of an epoch.
+
+    Raises:
+        ValueError: a schedule that needs a metric (`reduce_lr_on_plateau`, `greedy`) or is unknown, or an option that
+            does not fit the schedule.
+    """
+    if num_training_steps < 1 or steps_per_epoch < 1:
+        raise ValueError(
+            f"num_training_steps={num_training_steps} and steps_per_epoch={steps_per_epoch} must be at least 1."
+        )
+    kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    _check_schedule_options(kind, args)
+    warmup = _warmup_steps(args, num_training_steps, steps_per_epoch)
+    if warmup >= num_training_steps:
+        logger.warning(
+            "The warm-up takes %d steps, but the run has only %d: no step follows it.", warmup, num_training_steps
+        )
+    last = num_training_steps - 1
+    if kind in _OWN_SCHEDULES:
+        factor = _with_warmup(_own_factor(kind, args, warmup, last, steps_per_epoch), warmup)
+        return LambdaLR(optimizer, _clamped(factor, last))
+    # transformers reaches the end of its schedules at step `num_training_steps`, one after the last that is taken.
+    scheduler = get_scheduler(kind, optimizer, warmup, max(last, 1), dict(args.lr_scheduler_kwargs or {}))
+    scheduler.lr_lambdas = [_clamped(factor, last) for factor in scheduler.lr_lambdas]
+    return scheduler
+
+
+def _check_schedule_options(kind: str, args: Any) -> None:
+    known = [*_OWN_SCHEDULES, *(each.value for each in SchedulerType if each.value not in _OWN_SCHEDULES)]
+    choices = ", ".join(name for name in known if name not in _METRIC_DRIVEN)
+    if kind in _METRIC_DRIVEN:
+        raise ValueError(f"lr_scheduler_type={kind!r} follows a metric instead of the step; use one of {choices}.")
+    if kind not in known:
+        raise ValueError(f"lr_scheduler_type={kind!r} is unknown; use one of {choices}.")
+    if args.lr_scheduler_kwargs and kind in _OWN_SCHEDULES:
+        raise ValueError(f"lr_scheduler_kwargs does not apply to lr_scheduler_type={kind!r}; remove it.")
+    if args.min_lr_ratio and kind != "cosine":
+        ratio = args.min_lr_ratio
+        raise ValueError(
+            f"min_lr_ratio={ratio} applies to lr_scheduler_type='cosine' only, not to {kind!r}; remove it."
+        )
+    if kind == "step" and args.lr_drop_epochs is None:
+        raise ValueError("lr_scheduler_type='step' needs lr_drop_epochs, the epoch of the drop.")
+
+
+def _warmup_steps(args: Any, num_training_steps: int, steps_per_epoch: int) -> int:
+    steps, epochs = args.warmup_steps or 0, args.warmup_epochs or 0
+    if steps and epochs:
+        raise ValueError(f"warmup_steps={steps} and warmup_epochs={epochs} are both set; keep one.")
+    if steps < 0 or epochs < 0:
+        raise ValueError(f"warmup_steps={steps} and warmup_epochs={epochs} must not be negative.")
+    if epochs:
+        return int(steps_per_epoch * epochs)
+    if steps < 1:
+        return math.ceil(num_training_steps * steps)
+    if steps != int(steps):
+        raise ValueError(f"warmup_steps={steps} is neither a whole number of steps nor a share of the run below 1.")
+    return int(steps)
+
+
+def _own_factor(kind: str, args: Any, warmup: int, last: int, steps_per_epoch: int) -> Callable[[int], float]:
+    if kind == "constant":
+        return lambda step: 1.0
+    if kind == "step":
+        drop = args.lr_drop_epochs * steps_per_epoch
+        return lambda step: 1.0 if step < drop else STEP_DROP_FACTOR
+    floor = args.min_lr_ratio or 0.0
+    length = last - warmup
+
+    def cosine(step: int) -> float:
+        progress = (step - warmup) / length if length > 0 else 0.0
+        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return cosine
+
+
+def _with_warmup(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
+    return lambda step: (step + 1) / warmup if step < warmup else factor(step)
+
+
+def _clamped(factor: Callable[[int], float], last: int) -> Callable[[int], float]:
+    return lambda step: factor(min(step, last))
