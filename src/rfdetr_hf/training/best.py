@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from .callbacks import candidate_scores
+_KEPT = ("score", "source", "step", "smoothed")
 
 
 @dataclass
@@ -45,11 +45,19 @@ class BestModel:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next evaluation depends on."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key in self._KEPT}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key in _KEPT}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of `state_dict()`."""
-        for key in self._KEPT:
+        for key in _KEPT:
             setattr(self, key, state[key])
 
-    _KEPT = ("score", "source", "step", "smoothed")
+
+def candidate_scores(metrics: dict[str, float], metric: str) -> dict[str, float]:
+    """The evaluated values of a metric by source, raw weights first: {"raw": eval_map, "ema": eval_ema_map}."""
+    metric = metric.removeprefix("eval_")
+    if metric.startswith("ema_"):
+        names = {"ema": f"eval_{metric}"}
+    else:
+        names = {"raw": f"eval_{metric}", "ema": f"eval_ema_{metric}"}
+    return {source: metrics[name] for source, name in names.items() if name in metrics}

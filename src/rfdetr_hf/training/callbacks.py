@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from .arguments import RFDETRTrainingArguments
+from .best import candidate_scores
 from .meters import TIMINGS
 
 logger = logging.getLogger("rfdetr_hf")
@@ -231,13 +232,3 @@ class EarlyStopping(TrainerCallback, ExportableState):
         names = ("metric", "patience", "threshold", "skip_epochs", "greater_is_better")
         attributes = ("best", "evaluations_without_improvement")
         return {"args": {n: getattr(self, n) for n in names}, "attributes": {n: getattr(self, n) for n in attributes}}
-
-
-def candidate_scores(metrics: dict[str, float], metric: str) -> dict[str, float]:
-    """The evaluated values of a metric by source, raw weights first: {"raw": eval_map, "ema": eval_ema_map}."""
-    metric = metric.removeprefix("eval_")
-    if metric.startswith("ema_"):
-        names = {"ema": f"eval_{metric}"}
-    else:
-        names = {"raw": f"eval_{metric}", "ema": f"eval_ema_{metric}"}
-    return {source: metrics[name] for source, name in names.items() if name in metrics}

@@ -20,6 +20,7 @@ class LossMeter:
         self.names: list[str] = []
         self.sums: torch.Tensor | None = None
         self.now: torch.Tensor | None = None
+        self.latest: torch.Tensor | None = None
         self.grad_norms: torch.Tensor | None = None
         self.steps = 0
 
@@ -27,12 +28,12 @@ class LossMeter:
         """Take the terms of one of a step's micro-batches."""
         self.names = ["loss", *loss_dict]
         shares = [v if k.startswith("loss") else v / micro_batches for k, v in loss_dict.items()]
-        values = torch.stack([term.detach().double() for term in (loss, *shares)])
+        values = torch.stack([term.detach().to(loss.dtype) for term in (loss, *shares)])
         self.now = values if self.now is None else self.now + values
 
     def end_step(self, grad_norm: torch.Tensor) -> None:
         """Close a step that reached the weights."""
-        grad_norm = grad_norm.detach().double()
+        grad_norm = grad_norm.detach().to(self.now)
         self.sums = self.now if self.sums is None else self.sums + self.now
         self.grad_norms = grad_norm if self.grad_norms is None else self.grad_norms + grad_norm
         self.steps += 1
@@ -52,10 +53,10 @@ class LossMeter:
         return dict(zip([*self.names, "loss_now", "grad_norm"], values, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums as plain numbers."""
+        """The sums, on the host."""
         if self.steps == 0:
             return {}
-        tensors = {k: getattr(self, k).tolist() for k in ("sums", "latest", "grad_norms")}
+        tensors = {key: getattr(self, key).cpu() for key in ("sums", "latest", "grad_norms")}
         return {"names": self.names, "steps": self.steps, **tensors}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
@@ -64,7 +65,7 @@ class LossMeter:
         if state:
             self.names, self.steps = state["names"], state["steps"]
             for key in ("sums", "latest", "grad_norms"):
-                setattr(self, key, torch.tensor(state[key], dtype=torch.float64, device=device))
+                setattr(self, key, state[key].to(device))
 
 
 class Stopwatch:

@@ -1,0 +1,58 @@
+"""Where a run keeps its files."""
+
+import logging
+from pathlib import Path
+
+from .checkpointing import latest_valid_checkpoint
+
+logger = logging.getLogger("rfdetr_hf")
+
+
+class RunDirectory:
+    """The paths of one run: `checkpoint-<step>/`, `best/`, `last/`, `metrics.csv`, `train.log`, the arguments."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.best = self.root / "best"
+        self.last = self.root / "last"
+        self.metrics = self.root / "metrics.csv"
+        self.log = self.root / "train.log"
+        self.arguments = self.root / "training_args.json"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of an optimizer step."""
+        return self.root / f"checkpoint-{step}"
+
+    def find_checkpoint(self, resume: bool | str | None) -> Path | None:
+        """The checkpoint to resume from: True or "true" for the newest whole one, or a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            FileExistsError: a new run would write into the files of an earlier one.
+        """
+        if resume is None or str(resume).lower() == "false":
+            self._refuse_earlier_run()
+            return None
+        if str(resume).lower() != "true":
+            if not Path(resume, "trainer_state.json").is_file():
+                raise FileNotFoundError(f"resume_from_checkpoint: {resume} is not a checkpoint folder of a run")
+            return Path(resume)
+        newest = latest_valid_checkpoint(self.root)
+        if newest is None:
+            raise FileNotFoundError(f"resume_from_checkpoint: no whole checkpoint in {self.root}; start without it")
+        return newest
+
+    def _refuse_earlier_run(self) -> None:
+        earlier = [p for p in (self.best, self.last, self.metrics) if p.exists()] + list(self.root.glob("checkpoint-*"))
+        if earlier:
+            raise FileExistsError(
+                f"output_dir {self.root} holds an earlier run ({earlier[0].name}); choose another output_dir, "
+                "or continue that run with resume_from_checkpoint=True"
+            )
+
+    def open_log(self) -> logging.FileHandler:
+        """Append what the run says to `train.log` as well."""
+        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("rfdetr_hf").addHandler(handler)
+        return handler

@@ -1,0 +1,537 @@
+"""The training loop."""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback
+from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
+
+from ..data.audit import audit_dataset
+from ..data.collate import prepare_pixels
+from ..data.loader import build_eval_dataloader, build_train_dataloader
+from ..data.schema import class_names
+from ..data.transforms import build_eval_transform, build_train_transform
+from ..evaluation.coco import CocoEvaluator
+from ..models.image_processing_rfdetr import RFDETRImageProcessor
+from ..models.modeling_rfdetr import RFDETRForObjectDetection
+from .arguments import RFDETRTrainingArguments
+from .best import BestModel
+from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
+from .distributed import check_backend, sum_over_ranks
+from .drop_path import DropPathSchedule
+from .ema import ExponentialMovingAverage, averaged_tensors
+from .meters import LossMeter, Stopwatch
+from .multi_scale import compute_scales, scale_for_step
+from .optimization import build_optimizer, build_param_groups, build_scheduler
+from .run_directory import RunDirectory
+from .saving import load_checkpoint, load_weights, save_checkpoint, save_pretrained
+
+logger = logging.getLogger("rfdetr_hf")
+
+
+class PredictionOutput(NamedTuple):
+    """What [`RFDETRTrainer.predict`] returns."""
+
+    predictions: list[dict[str, Any]]
+    metrics: dict[str, float]
+
+
+class RFDETRTrainer:
+    """Trains, evaluates and saves an RF-DETR model on Accelerate.
+
+    Args:
+        model: the model to train; its `id2label` must name the classes of the data.
+        args: see [`RFDETRTrainingArguments`].
+        train_dataset: a `datasets.Dataset` in the schema of [`load_detection_dataset`].
+        eval_dataset: likewise, for evaluation during training.
+        image_processor: the pre-processing of evaluation and prediction, saved with the model; default: a square resize to
+            the model's resolution.
+        callbacks: `transformers.TrainerCallback`s.
+        augmentation: a torchvision-v2 transform, an Albumentations pipeline or a callable `(image, target) -> (image,
+            target)`, applied to training samples beside the recipe of the arguments.
+    """
+
+    def __init__(
+        self,
+        model: RFDETRForObjectDetection,
+        args: RFDETRTrainingArguments,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        image_processor: RFDETRImageProcessor | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        augmentation: Callable[..., Any] | None = None,
+    ) -> None:
+        self.args = args
+        self.model = self.wrapped = model
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.image_processor = image_processor or _processor_for(model)
+        self.augmentation = augmentation
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
+        )
+        check_backend(self.accelerator)
+        self.run = RunDirectory(args.output_dir)
+        self.state = TrainerState(
+            is_local_process_zero=self.accelerator.is_local_main_process,
+            is_world_process_zero=self.accelerator.is_main_process,
+        )
+        self.control = TrainerControl()
+        self.optimizer = self.scheduler = self.ema = None
+        self.train_loader: Any = None
+        self._in_training = False
+        self._check_inputs(callbacks or ())
+        own = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.run.metrics)]
+        if args.early_stopping_patience is not None:
+            own.append(self._early_stopping())
+        self.callback_handler = CallbackHandler([*own, *(callbacks or ())], model, self.image_processor, None, None)
+        self._fire("on_init_end")
+
+    def _check_inputs(self, callbacks: Sequence[TrainerCallback]) -> None:
+        names = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+        for split, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
+            if dataset is not None and class_names(dataset) != names:
+                raise ValueError(
+                    f"the classes of {split} are {class_names(dataset)}, but the model's id2label has {names}; build the "
+                    "model with id2label={i: name} of the data set's class names"
+                )
+        if self.eval_dataset is None and self.args.eval_strategy != "no":
+            raise ValueError(f"eval_strategy={self.args.eval_strategy.value!r} needs an eval_dataset; set it to 'no'")
+        metric = "eval_" + self.args.metric_for_best_model.removeprefix("eval_")
+        evaluated = [f"eval_{prefix}" for prefix in self.args.evaluated_prefixes]
+        stops = any(isinstance(c, EarlyStoppingCallback) or c is EarlyStoppingCallback for c in callbacks)
+        if stops and not any(metric.startswith(e) and (e != "eval_" or "ema_" not in metric) for e in evaluated):
+            raise ValueError(
+                f"EarlyStoppingCallback looks at {metric}, which is not evaluated; set metric_for_best_model to "
+                f"{evaluated[-1].removeprefix('eval_')}map, or eval_raw_weights=True"
+            )
+
+    def _early_stopping(self) -> EarlyStopping:
+        args = self.args
+        return EarlyStopping(
+            args.metric_for_best_model,
+            args.early_stopping_patience,
+            args.early_stopping_threshold,
+            args.skip_best_epochs,
+            args.greater_is_better,
+        )
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Add a callback to those that listen."""
+        self.callback_handler.add_callback(callback)
+
+    def _fire(self, event: str, **kwargs: Any) -> None:
+        self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control, **kwargs)
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
+        """Run the training.
+
+        Args:
+            resume_from_checkpoint: True for the newest whole checkpoint of `output_dir`, or the path of one.
+
+        Returns:
+            The steps taken, the mean loss of the steps since start or resume, and metrics of the run.
+
+        Raises:
+            FileExistsError: `output_dir` holds an earlier run that this one would write into.
+            DetectionDataError: the audit found images that can't be read.
+            RuntimeError: `max_skipped_steps` steps in a row had a non-finite loss or gradient.
+        """
+        resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        checkpoint = self.run.find_checkpoint(resume)
+        log_file = self._open_run()
+        try:
+            self._audit()
+            self._build()
+            if checkpoint is not None:
+                load_checkpoint(self, checkpoint)
+            started = time.perf_counter()
+            self._in_training = True
+            self._loop()
+            return self._finish(time.perf_counter() - started)
+        finally:
+            self._in_training = False
+            logging.getLogger("rfdetr_hf").removeHandler(log_file)
+            log_file.close()
+
+    def _open_run(self) -> logging.Handler:
+        if not self.accelerator.is_main_process:
+            return logging.NullHandler()
+        self.run.root.mkdir(parents=True, exist_ok=True)
+        self.run.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        return self.run.open_log()
+
+    def _audit(self) -> None:
+        if self.args.audit != "off":
+            for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
+                if dataset is not None and self.accelerator.is_main_process:
+                    logger.info("%s", audit_dataset(dataset, split=name, decode=self.args.audit == "full"))
+        self.accelerator.wait_for_everyone()
+
+    def _build(self) -> None:
+        """Everything that `_loop` works with, freshly seeded."""
+        args, config = self.args, self.model.config
+        if args.full_determinism:
+            enable_full_determinism(args.seed)
+        set_seed(args.seed, device_specific=True)
+        if args.tf32:
+            torch.set_float32_matmul_precision("high")
+        if args.freeze_backbone:
+            self.model.freeze_backbone()
+        if args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone = config.backbone_config
+        self.scales = compute_scales(config.resolution, backbone.patch_size, backbone.num_windows, args.expanded_scales)
+        self.train_loader = self._train_loader()
+        self.steps_per_epoch = len(self.train_loader) // args.gradient_accumulation_steps
+        epochs = args.num_train_epochs
+        self.state.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(epochs * self.steps_per_epoch)
+        self.state.num_train_epochs = math.ceil(self.state.max_steps / self.steps_per_epoch)
+        self.state.compute_steps(args, self.state.max_steps)
+        self._build_optimization()
+        self.best = BestModel(
+            args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
+        )
+        self.losses, self.stopwatch = LossMeter(), Stopwatch()
+        self.epoch = self.steps_in_epoch = 0
+        self.skipped_steps = self.skipped_in_a_row = 0
+        self._loss_sum = self._loss_steps = 0
+
+    def _train_loader(self) -> Any:
+        args = self.args
+        transform = build_train_transform(
+            self.model.config.resolution,
+            self.scales,
+            multi_scale=args.multi_scale,
+            scale_jitter=args.scale_jitter,
+            horizontal_flip=args.horizontal_flip,
+            square=args.square_resize,
+            augmentation=self.augmentation,
+        )
+        return build_train_dataloader(
+            self.train_dataset,
+            transform,
+            batch_size=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            seed=args.seed,
+            size_divisor=self.model.config.size_divisor,
+            **self._loader_options(),
+        )
+
+    def _loader_options(self) -> dict[str, Any]:
+        args = self.args
+        return {
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory and self.accelerator.device.type == "cuda",
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+        }
+
+    def _build_optimization(self) -> None:
+        args = self.args
+        self.model.to(self.accelerator.device)
+        groups = build_param_groups(self.model, args)
+        optimizer = build_optimizer(groups, args, self.accelerator.device)
+        self.scheduler = build_scheduler(optimizer, args, self.state.max_steps, self.steps_per_epoch)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        if args.use_ema:
+            tensors = averaged_tensors(self.model)
+            self.ema = ExponentialMovingAverage(tensors, args.ema_decay, args.ema_tau, args.ema_update_interval)
+        self.drop_path = DropPathSchedule(
+            args.drop_path,
+            self.state.max_steps,
+            mode=args.drop_path_mode,
+            schedule=args.drop_path_schedule,
+            cutoff_steps=round(args.drop_path_cutoff_epochs * self.steps_per_epoch),
+        )
+        handler = self.callback_handler
+        handler.optimizer, handler.lr_scheduler, handler.train_dataloader = (
+            self.optimizer,
+            self.scheduler,
+            self.train_loader,
+        )
+
+    def _loop(self) -> None:
+        self._fire("on_train_begin")
+        if self.args.eval_on_start and self.state.global_step == 0:
+            self._evaluate_and_track()
+        while self.epoch < self.state.num_train_epochs and not self.control.should_training_stop:
+            self._train_epoch()
+            self.epoch, self.steps_in_epoch = self.epoch + 1, 0
+        self._fire("on_train_end")
+
+    def _train_epoch(self) -> None:
+        self._fire("on_epoch_begin")
+        for window in self._windows():
+            self._train_step(window)
+            self._log_evaluate_save()
+            if self.control.should_epoch_stop or self.control.should_training_stop:
+                break
+        self._fire("on_epoch_end")
+        self._log_evaluate_save(epoch_finished=True)
+
+    def _windows(self) -> Iterator[list[dict[str, Any]]]:
+        """The micro-batches of each optimizer step that is left of this epoch."""
+        accumulation = self.args.gradient_accumulation_steps
+        self.train_loader.batch_sampler.set_epoch(self.epoch, start_batch=self.steps_in_epoch * accumulation)
+        batches = iter(self.train_loader)
+        for _ in range(self.steps_in_epoch, self.steps_per_epoch):
+            started = time.perf_counter()
+            window = [next(batches) for _ in range(accumulation)]
+            self.stopwatch.waited += time.perf_counter() - started
+            yield window
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def _train_step(self, window: list[dict[str, Any]]) -> None:
+        """Forward and backward over the window's micro-batches, then one update of weights, schedule and EMA."""
+        self.wrapped.train()
+        self._fire("on_step_begin")
+        self.model.set_drop_path_rate(self.drop_path.at(self.state.global_step))
+        size = self._step_size()
+        num_boxes = self._window_boxes(window)
+        for i, batch in enumerate(window):
+            last = i == len(window) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                self._forward_backward(batch, size, num_boxes, len(window))
+            if not last:
+                self._fire("on_substep_end")
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
+        self._fire("on_pre_optimizer_step")
+        if self._is_finite(grad_norm):
+            self._update(grad_norm)
+        else:
+            self._skip(window)
+        self.optimizer.zero_grad()
+        self._count_step(window)
+        self._fire("on_step_end")
+
+    def _step_size(self) -> int | None:
+        if self.args.multi_scale != "per_batch":
+            return None
+        return scale_for_step(self.scales, self.args.seed, self.state.global_step)
+
+    def _window_boxes(self, window: list[dict[str, Any]]) -> torch.Tensor | float:
+        """This rank's share of the normaliser of every loss term: boxes of the window on all ranks × groups ÷ ranks."""
+        boxes = sum(batch["labels"].num_boxes for batch in window)
+        boxes = sum_over_ranks(self.accelerator, boxes) * self.model.config.group_detr
+        return (
+            boxes.clamp(min=1) if isinstance(boxes, torch.Tensor) else max(boxes, 1)
+        ) / self.accelerator.num_processes
+
+    def _forward_backward(
+        self, batch: dict[str, Any], size: int | None, num_boxes: torch.Tensor | float, micro_batches: int
+    ) -> None:
+        inputs = self._to_device(batch, size)
+        with self.accelerator.autocast():
+            outputs = self.wrapped(**inputs, num_boxes=num_boxes)
+        self.accelerator.backward(outputs.loss)
+        self.losses.add(outputs.loss, outputs.loss_dict, micro_batches)
+
+    def _to_device(self, batch: dict[str, Any], size: int | None = None) -> dict[str, Any]:
+        device, processor = self.accelerator.device, self.image_processor
+        pixels = batch["pixel_values"].to(device, non_blocking=True)
+        mask = batch.get("pixel_mask")
+        mask = mask.to(device, non_blocking=True) if mask is not None else None
+        pixels, mask = prepare_pixels(pixels, mask, processor.image_mean, processor.image_std, size)
+        labels = batch["labels"].to(device, non_blocking=True).unpack()
+        return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+
+    def _is_finite(self, grad_norm: torch.Tensor) -> bool:
+        """Whether loss and gradients are finite on every rank."""
+        broken = ~(torch.isfinite(grad_norm) & torch.isfinite(self.losses.now[0]))
+        return not sum_over_ranks(self.accelerator, broken.float())
+
+    def _update(self, grad_norm: torch.Tensor) -> None:
+        self.optimizer.step()
+        self._fire("on_optimizer_step")
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update(self.state.global_step + 1)
+        self.losses.end_step(grad_norm)
+        self.skipped_in_a_row = 0
+
+    def _skip(self, window: list[dict[str, Any]]) -> None:
+        """Leave weights, schedule and average as they are; too many such steps in a row end the run."""
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+        self.losses.drop_step()
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        images = [int(image_id) for batch in window for image_id in batch["labels"].fields["image_id"]]
+        logger.warning("step %d skipped: loss or gradient is not finite; images %s", self.state.global_step, images)
+        if self.skipped_in_a_row >= max(self.args.max_skipped_steps, 1):
+            raise RuntimeError(
+                f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient, lastly on the images {images}; "
+                "look at their annotations, or lower learning_rate"
+            )
+
+    def _count_step(self, window: list[dict[str, Any]]) -> None:
+        self.state.global_step += 1
+        self.steps_in_epoch += 1
+        self.state.epoch = self.epoch + self.steps_in_epoch / self.steps_per_epoch
+        self.stopwatch.steps += 1
+        images = sum(len(batch["pixel_values"]) for batch in window)
+        self.stopwatch.images += images * self.accelerator.num_processes
+
+    # ------------------------------------------------------------------------------------------------ between steps
+
+    def _log_evaluate_save(self, epoch_finished: bool = False) -> None:
+        if self.control.should_log or self.state.global_step == self.state.max_steps:
+            self._log_training()
+        improved = self._evaluate_and_track() if self.control.should_evaluate else False
+        if self.control.should_save or (improved and self.args.save_strategy == SaveStrategy.BEST):
+            save_checkpoint(self, epoch_finished)
+            self._fire("on_save")
+
+    def _log_training(self) -> None:
+        steps = self.losses.steps
+        logs = self.losses.read(self.accelerator)
+        if not logs:
+            return
+        self._loss_sum, self._loss_steps = self._loss_sum + logs["loss"] * steps, self._loss_steps + steps
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        logs["learning_rate"] = max(rates.values())
+        logs["skipped_steps"] = self.skipped_steps
+        logs |= self.stopwatch.read(self.accelerator.device, self.state.max_steps - self.state.global_step)
+        self.log(logs)
+
+    def log(self, logs: dict[str, float]) -> None:
+        """Give a log event to the callbacks and to `state.log_history`."""
+        logs = {**logs, "epoch": self.state.epoch}
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self._fire("on_log", logs=logs)
+
+    def _evaluate_and_track(self) -> bool:
+        """Evaluate; returns whether a score is the best so far, which `best/` then holds."""
+        started = time.perf_counter()
+        metrics = self.evaluate()
+        improved = self.best.update(metrics, self.state.epoch, self.state.global_step)
+        if improved:
+            self.state.best_metric, self.state.best_global_step = self.best.score, self.best.step
+            self.state.best_model_checkpoint = str(self.run.best)
+            self._save_weights(self.run.best, average=self.best.source == "ema", metrics=metrics)
+        self.stopwatch.paused += time.perf_counter() - started
+        return improved
+
+    def _save_weights(self, path: Path, average: bool, metrics: dict[str, float] | None = None) -> None:
+        with self.ema.swap() if average else contextlib.nullcontext():
+            save_pretrained(self, path, metrics)
+
+    def _finish(self, runtime: float) -> TrainOutput:
+        self._save_weights(self.run.last, average=self.ema is not None)
+        self.model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        if self.args.load_best_model_at_end and self.best.source is not None:
+            load_weights(self.model, self.run.best)
+            told = f"the best: {self.best.source} weights of step {self.best.step}, {self.args.metric_for_best_model} {self.best.score:.4f}"
+        elif self.ema is not None:
+            self.ema.copy_to(self.model)
+            told = f"the average at step {self.state.global_step}"
+        else:
+            told = f"the weights of step {self.state.global_step}"
+        logger.info("the model in memory is %s", told)
+        metrics = {"train_runtime": runtime, "train_skipped_steps": self.skipped_steps}
+        return TrainOutput(self.state.global_step, self._loss_sum / max(self._loss_steps, 1), metrics)
+
+    def save_model(self, output_dir: str | None = None) -> None:
+        """Write the model in memory and its image processor as a `from_pretrained` folder; default: `output_dir/last`."""
+        save_pretrained(self, Path(output_dir) if output_dir else self.run.last)
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+
+    def evaluate(self, eval_dataset: Dataset | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """COCO metrics of the weights that the arguments name: `eval_map`…, and `eval_ema_map`… for the average.
+
+        Outside of training the model in memory is evaluated, under the plain names.
+
+        Args:
+            eval_dataset: default: the one given at construction.
+            metric_key_prefix: first part of each name.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("evaluate() needs an eval_dataset, here or at construction")
+        started = time.perf_counter()
+        metrics: dict[str, float] = {}
+        for prefix in self.args.evaluated_prefixes if self._in_training else ("",):
+            with self.ema.swap() if prefix else contextlib.nullcontext():
+                scores = self._score(dataset)
+            metrics |= {f"{metric_key_prefix}_{prefix}{name}": value for name, value in scores.items()}
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
+        self.log(metrics)
+        self._fire("on_evaluate", metrics=metrics)
+        return metrics
+
+    def _score(self, dataset: Dataset) -> dict[str, float]:
+        evaluator = CocoEvaluator(dataset)
+        for image_ids, detections in self._detections(dataset):
+            evaluator.update(image_ids, detections)
+        evaluator.gather(self.accelerator)
+        return evaluator.compute()
+
+    def predict(self, dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
+        """Detections of every image of a data set by the model in memory, and the COCO metrics they give.
+
+        Returns:
+            predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy
+                in pixels, on the CPU.
+        """
+        evaluator, found = CocoEvaluator(dataset), []
+        for image_ids, detections in self._detections(dataset):
+            evaluator.update(image_ids, detections)
+            found += [
+                {"image_id": i} | {k: v.cpu() for k, v in d.items()} for i, d in zip(image_ids, detections, strict=True)
+            ]
+        evaluator.gather(self.accelerator)
+        by_id = {each["image_id"]: each for each in gather_object(found)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluator.compute().items()}
+        self._fire("on_predict", metrics=metrics)
+        return PredictionOutput([by_id[image_id] for image_id in dataset["image_id"]], metrics)
+
+    @torch.no_grad()
+    def _detections(self, dataset: Dataset) -> Iterator[tuple[list[int], list[dict[str, torch.Tensor]]]]:
+        """This rank's images of a data set, batch by batch: their ids and what the model finds on them."""
+        loader = self._eval_loader(dataset)
+        self.callback_handler.eval_dataloader = loader
+        model = self.wrapped.to(self.accelerator.device).eval()
+        for batch in loader:
+            image_ids = batch["labels"].fields["image_id"].tolist()
+            inputs = self._to_device(batch)
+            sizes = torch.stack([label["orig_size"] for label in inputs.pop("labels")])
+            with self.accelerator.autocast():
+                outputs = model(**inputs)
+            yield (
+                image_ids,
+                self.image_processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes),
+            )
+            self._fire("on_prediction_step")
+
+    def _eval_loader(self, dataset: Dataset) -> Any:
+        return build_eval_dataloader(
+            dataset,
+            build_eval_transform(self.image_processor, square=self.args.square_resize),
+            batch_size=self.args.eval_batch_size,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            size_divisor=self.model.config.size_divisor,
+            **self._loader_options(),
+        )
+
+
+def _processor_for(model: RFDETRForObjectDetection) -> RFDETRImageProcessor:
+    side = model.config.resolution
+    return RFDETRImageProcessor(size={"height": side, "width": side})
