@@ -1,0 +1,412 @@
+"""Pictures in, detections out: the image processor of RF-DETR, on Pillow, NumPy and PyTorch alone."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    get_image_size_for_max_height_width,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+_INTERPOLATION = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
+
+
+class RFDETRImageProcessorKwargs(ImagesKwargs, total=False):
+    """What `RFDETRImageProcessor` understands beyond the fields that every image processor has."""
+
+    antialias: bool | None
+    size_divisor: int | None
+
+
+class RFDETRImageProcessor(BaseImageProcessor):
+    """Prepares pictures for RF-DETR and turns its raw outputs into boxes.
+
+    Each picture becomes RGB, is multiplied by `rescale_factor`, resized in float, and normalised: the order of
+    the official `predict()`. The saved `preprocessor_config.json` names `RfDetrImageProcessor`, so plain transformers
+    (with torchvision) reads it; files written by that class are read here.
+
+    A Pillow picture with an EXIF orientation is turned upright first. Boxes then refer to the upright picture: pass its
+    (height, width), not the stored one, as `target_sizes`. Arrays and tensors carry no EXIF and are taken as they are.
+
+    Args:
+        size: `{"height", "width"}` for an exact size; `{"shortest_edge"[, "longest_edge"]}`, `{"longest_edge"}` or
+            `{"max_height", "max_width"}` to keep the aspect ratio; an int is a square. Default 384 x 384.
+        antialias: Low-pass filter while shrinking. False equals the official `predict()` and transformers >= 5.18;
+            transformers before 5.18 always filtered.
+        do_pad: Pads pictures of different sizes at the bottom and right, with zeros after normalisation. `pixel_mask`
+            (1 = picture, 0 = padding) is returned when something was padded.
+        pad_size: `{"height", "width"}` to pad to; default the largest height and width of the batch.
+        size_divisor: The padded height and width are rounded up to a multiple of this. The model needs
+            `config.size_divisor` (patch size x windows) wherever `size` does not fix the shape.
+        resample: Bilinear (default) or bicubic.
+        do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std, do_convert_rgb: As in every
+            image processor. Floating-point pictures are rescaled too, so pass `do_rescale=False` for values in [0, 1].
+    """
+
+    valid_kwargs = RFDETRImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_mask"]
+
+    do_convert_rgb = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_resize = True
+    size = {"height": 384, "width": 384}
+    resample = PILImageResampling.BILINEAR
+    antialias = False
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_pad = True
+    size_divisor = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of the processor, under the class name that transformers knows."""
+        return {**super().to_dict(), "image_processor_type": "RfDetrImageProcessor"}
+
+    def preprocess(
+        self,
+        images: Any,
+        annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepares one picture or a batch.
+
+        Args:
+            images: A picture or a list of them: Pillow, NumPy or torch, (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4
+                channels, uint8 or float; a 4-D array is a batch; a string is a path or URL. Alpha is dropped.
+            annotations: Per picture `{"image_id": int, "annotations": [COCO objects]}` in pixels of the upright
+                picture. Crowds and boxes that are empty within the picture are left out.
+            **kwargs: Any field of the processor, for this call; `input_data_format` settles the channel axis where
+                it can't be inferred; `return_tensors` "pt" (default) or "np"; `device` to compute on.
+
+        Returns:
+            `pixel_values` float32 (B, 3, H, W); `pixel_mask` int64 (B, H, W) when there is padding; `labels` when
+            there are annotations: per picture `class_labels` (n,), `boxes` (n, 4) cxcywh in [0, 1] of the picture
+            without its padding, `area` in pixels after the resize, `iscrowd`, `image_id` (1,), `orig_size` and
+            `size` (height, width).
+
+        Raises:
+            ValueError: Unusable pictures or annotations (the message names which), different sizes without `do_pad`,
+                or an option that this processor does not have (`do_center_crop`, channels-last output).
+            TypeError: A dtype that is neither uint8 nor floating point.
+        """
+        return super().preprocess(images, annotations, **kwargs)
+
+    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
+        super()._validate_preprocess_kwargs(**kwargs)
+        if kwargs.get("do_center_crop"):
+            raise ValueError("RFDETRImageProcessor does not crop: leave out do_center_crop.")
+        if kwargs.get("data_format") not in (None, ChannelDimension.FIRST):
+            raise ValueError(f"data_format={kwargs['data_format']!r}: RF-DETR takes channels-first pixels only.")
+        if kwargs["do_resize"] and kwargs["resample"] not in _INTERPOLATION:
+            raise ValueError(f"resample={kwargs['resample']!r}: only bilinear (2) and bicubic (3) are supported.")
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
+        flat = _flatten(self.fetch_images(images))
+        if not flat:
+            raise ValueError("RFDETRImageProcessor was given an empty list of images.")
+        return flat
+
+    def process_image(
+        self,
+        image: Image.Image | np.ndarray | Tensor,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """One picture of any supported kind -> float32 (C, H, W), values as given."""
+        if isinstance(image, Image.Image):
+            image, input_data_format = _array_from_pil(image, bool(do_convert_rgb)), ChannelDimension.LAST
+        pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+        if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+            raise TypeError(f"An image has dtype {pixels.dtype}; pass uint8 (0-255) or floating point.")
+        pixels = _channels_first(pixels, input_data_format).to(device)
+        if do_rescale and pixels.is_floating_point() and pixels.numel() and pixels.max() <= 1:
+            logger.warning_once(
+                "A floating-point image with values up to 1 is about to be multiplied by rescale_factor; "
+                "pass do_rescale=False if its values are in [0, 1] already."
+            )
+        if do_convert_rgb:
+            pixels = pixels.expand(3, -1, -1) if pixels.shape[0] == 1 else pixels[:3]
+        return pixels.to(torch.float32)
+
+    def _preprocess(
+        self,
+        images: list[Tensor],
+        annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+        do_pad: bool,
+        pad_size: SizeDict | None,
+        size_divisor: int | None,
+        return_tensors: Any,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        if isinstance(annotations, Mapping):
+            annotations = [annotations]
+        if annotations is not None and len(annotations) != len(images):
+            raise ValueError(f"{len(images)} images but {len(annotations)} annotations: pass one for each image.")
+        original_sizes = [tuple(image.shape[-2:]) for image in images]
+        images = [self._model_pixels(image, **kwargs) for image in images]
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        data = _stack(images, _padded_size(sizes, pad_size, size_divisor) if do_pad else None)
+        features = BatchFeature(data, tensor_type=return_tensors)
+        if annotations is not None:
+            features["labels"] = [
+                BatchFeature(_coco_labels(*item), tensor_type=return_tensors)
+                for item in zip(annotations, original_sizes, sizes, strict=True)
+            ]
+        return features
+
+    @staticmethod
+    def _model_pixels(
+        image: Tensor,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | int,
+        antialias: bool,
+        do_normalize: bool,
+        image_mean: float | Sequence[float],
+        image_std: float | Sequence[float],
+        **kwargs: Any,
+    ) -> Tensor:
+        """Rescale, resize and normalise one float32 (C, H, W) picture."""
+        if do_rescale:
+            image = image * rescale_factor
+        target = _resized_size(tuple(image.shape[-2:]), size) if do_resize else tuple(image.shape[-2:])
+        if target != tuple(image.shape[-2:]):
+            mode = _INTERPOLATION[resample]
+            image = F.interpolate(image[None], target, mode=mode, align_corners=False, antialias=bool(antialias))[0]
+        if do_normalize:
+            mean = torch.as_tensor(image_mean, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
+            std = torch.as_tensor(image_std, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
+            image = (image - mean) / std
+        return image
+
+    @torch.no_grad()
+    def post_process_object_detection(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        top_k: int | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """Raw outputs -> detections per image, highest score first, as the official package makes them.
+
+        There is no suppression of overlaps, and a query may appear with several labels. The whole batch is ranked at
+        once; the host waits for the device a single time, and not at all with a negative threshold.
+
+        Args:
+            outputs: Has `logits` (B, Q, C) and `pred_boxes` (B, Q, 4) cxcywh in [0, 1].
+            threshold: Detections with a score above it are kept. A NaN score is kept, so that it can't go unseen.
+            target_sizes: (B, 2) height and width of the original (upright) images. Without it boxes are in [0, 1].
+            top_k: Most detections per image, at most Q x C; default Q.
+
+        Returns:
+            Per image `scores` (n,), `labels` (n,) int64 and `boxes` (n, 4) xyxy, inside the image.
+        """
+        scores, labels, queries = select_top_detections(outputs.logits, top_k)
+        boxes = image_boxes(outputs.pred_boxes, target_sizes)
+        boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+        counts = [scores.shape[1]] * len(scores)
+        if threshold >= 0:
+            counts = (~(scores <= threshold)).sum(1).tolist()
+        return [
+            {"scores": scores[i, :n], "labels": labels[i, :n], "boxes": boxes[i, :n]} for i, n in enumerate(counts)
+        ]
+
+
+def select_top_detections(logits: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranks every (query, label) pair of each image by its sigmoid score.
+
+    Ties keep the order of query x C + label: the sort is stable, where `torch.topk` promises nothing. Half-precision
+    logits are scored in float32.
+
+    Args:
+        logits: (B, Q, C).
+        top_k: Pairs kept per image, at most Q x C; default Q.
+
+    Returns:
+        scores, labels and query indices, each (B, k), in descending order of score.
+    """
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k}: it must be at least 1.")
+    batch_size, num_queries, num_labels = logits.shape
+    k = min(num_queries if top_k is None else top_k, num_queries * num_labels)
+    probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid().reshape(batch_size, -1)
+    scores, order = probabilities.sort(dim=1, descending=True, stable=True)
+    scores, order = scores[:, :k], order[:, :k]
+    return scores, order % num_labels, order // num_labels
+
+
+def image_boxes(boxes: Tensor, target_sizes: Tensor | Sequence[Sequence[int]] | None = None) -> Tensor:
+    """(B, Q, 4) cxcywh in [0, 1] -> xyxy clamped to the image: in pixels of `target_sizes`, else in [0, 1].
+
+    Negative widths and heights count as zero.
+
+    Args:
+        boxes: (B, Q, 4) floating point.
+        target_sizes: (B, 2) tensor, or list of B pairs, of height and width.
+
+    Raises:
+        ValueError: The sizes are not B pairs.
+    """
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    centre, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) / 2
+    corners = torch.cat([centre - half, centre + half], dim=-1)
+    if target_sizes is None:
+        return corners.clamp(0, 1)
+    if not isinstance(target_sizes, Tensor):
+        target_sizes = torch.tensor([[int(side) for side in size] for size in target_sizes])
+    if tuple(target_sizes.shape) != (len(boxes), 2):
+        raise ValueError(
+            f"target_sizes has shape {tuple(target_sizes.shape)}; {len(boxes)} images need ({len(boxes)}, 2): "
+            "one (height, width) each."
+        )
+    limit = target_sizes.to(boxes).flip(1).repeat(1, 2)[:, None]
+    return (corners * limit).clamp(min=0).minimum(limit)
+
+
+def _flatten(images: Any) -> list[Any]:
+    if isinstance(images, (list, tuple)):
+        return [image for item in images for image in _flatten(item)]
+    if not isinstance(images, Image.Image) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def _array_from_pil(image: Image.Image, convert_to_rgb: bool) -> np.ndarray:
+    """An upright (H, W[, C]) uint8 array."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise ValueError(
+            f"A Pillow image has mode {image.mode!r}, which has no fixed range: scale it to 8 bits (mode 'L') first."
+        )
+    image = ImageOps.exif_transpose(image)
+    if convert_to_rgb and image.mode != "RGB":
+        # Pillow warns about palettes with transparency unless they pass through RGBA.
+        image = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
+    return np.array(image)
+
+
+def _channels_first(pixels: Tensor, data_format: str | ChannelDimension | None) -> Tensor:
+    if pixels.ndim == 2:
+        return pixels[None]
+    if pixels.ndim == 3:
+        if data_format is None:
+            data_format = ChannelDimension.FIRST if pixels.shape[0] in (1, 3, 4) else ChannelDimension.LAST
+        pixels = pixels.permute(2, 0, 1) if data_format == ChannelDimension.LAST else pixels
+        if pixels.shape[0] in (1, 3, 4):
+            return pixels
+    raise ValueError(
+        f"An image has shape {tuple(pixels.shape)}; expected (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels."
+    )
+
+
+def _resized_size(image_size: tuple[int, int], size: SizeDict) -> tuple[int, int]:
+    """The height and width that `size` asks for; the arithmetic of the aspect ratio is transformers' own."""
+    if size.height and size.width:
+        return size.height, size.width
+    if size.shortest_edge:
+        target = get_size_with_aspect_ratio(image_size, size.shortest_edge, size.longest_edge)
+    elif size.longest_edge or (size.max_height and size.max_width):
+        bounds = (size.max_height or size.longest_edge, size.max_width or size.longest_edge)
+        target = get_image_size_for_max_height_width(image_size, *bounds)
+    else:
+        raise ValueError(
+            f"size={dict(size)}: give height and width, shortest_edge and/or longest_edge, or max_height and max_width."
+        )
+    return max(target[0], 1), max(target[1], 1)
+
+
+def _padded_size(
+    sizes: Sequence[tuple[int, int]], pad_size: SizeDict | None, size_divisor: int | None
+) -> tuple[int, int]:
+    largest = tuple(max(sides) for sides in zip(*sizes, strict=True))
+    target = largest if pad_size is None else (pad_size["height"], pad_size["width"])
+    if pad_size is not None and None in target:
+        raise ValueError(f"pad_size={dict(pad_size)}: give height and width.")
+    if size_divisor:
+        target = tuple(math.ceil(side / size_divisor) * size_divisor for side in target)
+    if target[0] < largest[0] or target[1] < largest[1]:
+        raise ValueError(f"pad_size {target} is smaller than an image of {largest} (height, width).")
+    return target
+
+
+def _stack(images: Sequence[Tensor], padded_size: tuple[int, int] | None) -> dict[str, Tensor]:
+    """Pictures -> `pixel_values`, and `pixel_mask` where one of them is smaller than the batch."""
+    sizes = {tuple(image.shape[-2:]) for image in images}
+    if padded_size is None and len(sizes) > 1:
+        raise ValueError(
+            f"Images of different sizes {sorted(sizes)} (height, width) can't be stacked: "
+            "set do_pad=True, or size with height and width."
+        )
+    if padded_size is None or sizes == {padded_size}:
+        return {"pixel_values": torch.stack(list(images))}
+    pixel_values = images[0].new_zeros(len(images), images[0].shape[0], *padded_size)
+    pixel_mask = torch.zeros(len(images), *padded_size, dtype=torch.int64, device=pixel_values.device)
+    for row, mask, image in zip(pixel_values, pixel_mask, images, strict=True):
+        height, width = image.shape[-2:]
+        row[:, :height, :width] = image
+        mask[:height, :width] = 1
+    return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+
+
+def _coco_labels(
+    annotation: Mapping[str, Any], original_size: tuple[int, int], size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """The COCO annotation of one picture -> the model's target (see `RFDETRImageProcessor.preprocess`)."""
+    for key in ("image_id", "annotations"):
+        if key not in annotation:
+            raise ValueError(f"An annotation has no {key!r}; expected {{'image_id': int, 'annotations': [...]}}.")
+    objects = [item for item in annotation["annotations"] if not item.get("iscrowd", 0)]
+    boxes = torch.tensor([_coco_box(item, annotation["image_id"]) for item in objects], dtype=torch.float64)
+    boxes = boxes.reshape(-1, 4)
+    height, width = original_size
+    scale = torch.tensor([width, height, width, height], dtype=torch.float64)
+    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1).clamp(min=0).minimum(scale) / scale
+    keep = (corners[:, 2:] > corners[:, :2]).all(1)
+    classes = torch.tensor([item["category_id"] for item in objects], dtype=torch.int64)
+    area = torch.tensor([item.get("area", item["bbox"][2] * item["bbox"][3]) for item in objects], dtype=torch.float32)
+    centre = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
+    return {
+        "image_id": torch.tensor([annotation["image_id"]]),
+        "class_labels": classes[keep],
+        "boxes": centre[keep].float(),
+        "area": area[keep] * (size[0] * size[1] / (height * width)),
+        "iscrowd": torch.zeros_like(classes[keep]),
+        "orig_size": torch.tensor(original_size),
+        "size": torch.tensor(size),
+    }
+
+
+def _coco_box(item: Mapping[str, Any], image_id: int) -> Sequence[float]:
+    where = f"annotation {item.get('id', '(without id)')} of image {image_id}"
+    missing = [key for key in ("bbox", "category_id") if key not in item]
+    if missing:
+        raise ValueError(f"{where} has no {' and no '.join(map(repr, missing))}.")
+    if len(item["bbox"]) != 4 or not all(math.isfinite(value) for value in item["bbox"]):
+        raise ValueError(f"{where}: bbox {item['bbox']} is not four finite numbers (x, y, width, height).")
+    return item["bbox"]
