@@ -1,6 +1,7 @@
 """Which weights have been the best so far."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,8 @@ class BestModel:
         """Take an evaluation's metrics. Returns whether one of its scores is the best so far."""
         improved = False
         for source, score in candidate_scores(metrics, self.metric).items():
+            if math.isnan(score):
+                continue
             previous = self.smoothed.get(source, score)
             self.smoothed[source] = self.smooth_alpha * previous + (1 - self.smooth_alpha) * score
             if epoch >= self.skip_epochs and self._beats(self.smoothed[source]):
@@ -40,7 +43,7 @@ class BestModel:
 
     def _beats(self, score: float) -> bool:
         if self.score is None:
-            return score == score
+            return True
         return score > self.score if self.greater_is_better else score < self.score
 
     def state_dict(self) -> dict[str, Any]:

@@ -49,8 +49,9 @@ class LossMeter:
             return {}
         averages = torch.cat([self.sums / self.steps, self.latest[:1], self.grad_norms[None] / self.steps])
         values = accelerator.reduce(averages, reduction="mean").tolist()
+        names = [*self.names, "loss_now", "grad_norm"]
         self.__init__()
-        return dict(zip([*self.names, "loss_now", "grad_norm"], values, strict=True))
+        return dict(zip(names, values, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, on the host."""

@@ -54,8 +54,8 @@ class RFDETRTrainer:
         args: see [`RFDETRTrainingArguments`].
         train_dataset: a `datasets.Dataset` in the schema of [`load_detection_dataset`].
         eval_dataset: likewise, for evaluation during training.
-        image_processor: the pre-processing of evaluation and prediction, saved with the model; default: a square resize to
-            the model's resolution.
+        image_processor: the pre-processing of evaluation and prediction, saved with the model; default: a square resize
+            to the model's resolution.
         callbacks: `transformers.TrainerCallback`s.
         augmentation: a torchvision-v2 transform, an Albumentations pipeline or a callable `(image, target) -> (image,
             target)`, applied to training samples beside the recipe of the arguments.
@@ -102,8 +102,8 @@ class RFDETRTrainer:
         for split, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
             if dataset is not None and class_names(dataset) != names:
                 raise ValueError(
-                    f"the classes of {split} are {class_names(dataset)}, but the model's id2label has {names}; build the "
-                    "model with id2label={i: name} of the data set's class names"
+                    f"the classes of {split} are {class_names(dataset)}, but the model's id2label has {names}; "
+                    "build the model with id2label={i: name} of the data set's class names"
                 )
         if self.eval_dataset is None and self.args.eval_strategy != "no":
             raise ValueError(f"eval_strategy={self.args.eval_strategy.value!r} needs an eval_dataset; set it to 'no'")
@@ -328,10 +328,9 @@ class RFDETRTrainer:
     def _window_boxes(self, window: list[dict[str, Any]]) -> torch.Tensor | float:
         """This rank's share of the normaliser of every loss term: boxes of the window on all ranks × groups ÷ ranks."""
         boxes = sum(batch["labels"].num_boxes for batch in window)
-        boxes = sum_over_ranks(self.accelerator, boxes) * self.model.config.group_detr
-        return (
-            boxes.clamp(min=1) if isinstance(boxes, torch.Tensor) else max(boxes, 1)
-        ) / self.accelerator.num_processes
+        total = sum_over_ranks(self.accelerator, boxes) * self.model.config.group_detr
+        total = total.clamp(min=1) if isinstance(total, torch.Tensor) else max(total, 1)
+        return total / self.accelerator.num_processes
 
     def _forward_backward(
         self, batch: dict[str, Any], size: int | None, num_boxes: torch.Tensor | float, micro_batches: int
@@ -376,7 +375,7 @@ class RFDETRTrainer:
         logger.warning("step %d skipped: loss or gradient is not finite; images %s", self.state.global_step, images)
         if self.skipped_in_a_row >= max(self.args.max_skipped_steps, 1):
             raise RuntimeError(
-                f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient, lastly on the images {images}; "
+                f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient, lastly on images {images}; "
                 "look at their annotations, or lower learning_rate"
             )
 
@@ -437,7 +436,8 @@ class RFDETRTrainer:
         self.model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         if self.args.load_best_model_at_end and self.best.source is not None:
             load_weights(self.model, self.run.best)
-            told = f"the best: {self.best.source} weights of step {self.best.step}, {self.args.metric_for_best_model} {self.best.score:.4f}"
+            score = f"{self.args.metric_for_best_model} {self.best.score:.4f}"
+            told = f"the best: {self.best.source} weights of step {self.best.step}, {score}"
         elif self.ema is not None:
             self.ema.copy_to(self.model)
             told = f"the average at step {self.state.global_step}"
@@ -448,7 +448,7 @@ class RFDETRTrainer:
         return TrainOutput(self.state.global_step, self._loss_sum / max(self._loss_steps, 1), metrics)
 
     def save_model(self, output_dir: str | None = None) -> None:
-        """Write the model in memory and its image processor as a `from_pretrained` folder; default: `output_dir/last`."""
+        """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
         save_pretrained(self, Path(output_dir) if output_dir else self.run.last)
 
     # ------------------------------------------------------------------------------------------------ evaluation
@@ -487,15 +487,14 @@ class RFDETRTrainer:
         """Detections of every image of a data set by the model in memory, and the COCO metrics they give.
 
         Returns:
-            predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy
-                in pixels, on the CPU.
+            predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes`
+                (n, 4) xyxy in pixels, on the CPU.
         """
         evaluator, found = CocoEvaluator(dataset), []
         for image_ids, detections in self._detections(dataset):
             evaluator.update(image_ids, detections)
-            found += [
-                {"image_id": i} | {k: v.cpu() for k, v in d.items()} for i, d in zip(image_ids, detections, strict=True)
-            ]
+            for image_id, each in zip(image_ids, detections, strict=True):
+                found.append({"image_id": image_id} | {name: value.cpu() for name, value in each.items()})
         evaluator.gather(self.accelerator)
         by_id = {each["image_id"]: each for each in gather_object(found)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluator.compute().items()}
@@ -514,10 +513,8 @@ class RFDETRTrainer:
             sizes = torch.stack([label["orig_size"] for label in inputs.pop("labels")])
             with self.accelerator.autocast():
                 outputs = model(**inputs)
-            yield (
-                image_ids,
-                self.image_processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes),
-            )
+            post_process = self.image_processor.post_process_object_detection
+            yield image_ids, post_process(outputs, threshold=0.0, target_sizes=sizes)
             self._fire("on_prediction_step")
 
     def _eval_loader(self, dataset: Dataset) -> Any:

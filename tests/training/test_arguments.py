@@ -1,0 +1,109 @@
+import json
+
+import pytest
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from rfdetr_hf import RFDETRTrainingArguments
+from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
+
+TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
+
+
+def test_the_defaults_are_the_published_recipe():
+    args = RFDETRTrainingArguments()
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 16
+    assert (args.learning_rate, args.learning_rate_encoder, args.layer_decay, args.component_decay) == (
+        1e-4, 1.5e-4, 0.8, 0.7,
+    )  # fmt: skip
+    assert (args.max_grad_norm, args.ema_decay, args.ema_tau, args.weight_decay) == (0.1, 0.993, 100.0, 1e-4)
+
+
+def test_yaml_and_command_line_are_read_together_and_the_command_line_wins(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "learning_rate: 1e-3\nbf16: true\nnum_train_epochs: 7\neval_strategy: steps\neval_steps: 10\n"
+        "save_total_limit: null\nconfig_overrides: {num_queries: 30, backbone_config: {hidden_size: 64}}\n"
+        "lr_scheduler_kwargs: {num_cycles: 2}\n"
+    )
+    model, data, training = parse_arguments(TYPES, ["--config", str(config), "--num_train_epochs", "3"])
+    assert (training.learning_rate, training.bf16, training.num_train_epochs) == (1e-3, True, 3)
+    assert training.eval_strategy is IntervalStrategy.STEPS and training.eval_steps == 10
+    assert training.save_total_limit is None
+    assert model.config_overrides == {"num_queries": 30, "backbone_config": {"hidden_size": 64}}
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert data.dataset_name == "synthetic-shapes"
+
+
+def test_an_unknown_yaml_key_names_file_key_and_the_nearest_option(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("learning_rat: 1\n")
+    with pytest.raises(ValueError, match=r"'learning_rat' in .*run\.yaml; did you mean 'learning_rate'\?"):
+        parse_arguments(TYPES, ["--config", str(config)])
+
+
+@pytest.mark.parametrize("argv", [["--leraning_rate", "1"], ["--leraning_rate=1"]])
+def test_an_unknown_command_line_option_names_the_nearest_option(argv):
+    with pytest.raises(ValueError, match="'leraning_rate' on the command line; did you mean 'learning_rate'"):
+        parse_arguments(TYPES, argv)
+
+
+def test_options_can_not_be_abbreviated():
+    with pytest.raises(ValueError, match="unknown option 'ema_dec'"):
+        parse_arguments(TYPES, ["--ema_dec", "0.9"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1, 2]", "must hold a mapping"), ("a: [", "not valid YAML")], ids=["list", "broken"]
+)
+def test_a_broken_yaml_file_is_named(tmp_path, text, message):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(TYPES, ["--config", str(config)])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rate": 0}, "learning_rate=0 is not valid"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"layer_decay": 0}, "layer_decay"),
+        ({"horizontal_flip": 1.1}, "horizontal_flip"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"save_total_limit": 0}, "save_total_limit"),
+        ({"eval_steps": 2.5, "eval_strategy": "steps"}, "eval_steps=2.5"),
+        ({"multi_scale": "sometimes"}, "multi_scale='sometimes' is not known; choose one of per_batch"),
+        ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin' is not known"),
+        ({"bf16": True, "fp16": True}, "bf16 and fp16"),
+        ({"warmup_steps": 5, "warmup_epochs": 1}, "warmup_steps and warmup_epochs"),
+        ({"use_ema": False, "metric_for_best_model": "ema_map"}, "needs use_ema=True"),
+        ({"eval_strategy": "no", "early_stopping_patience": 3}, "early_stopping_patience needs evaluations"),
+        ({"eval_strategy": "no", "save_strategy": "best"}, "save_strategy='best' needs evaluations"),
+        ({"lr_scheduler_kwargs": "{"}, "lr_scheduler_kwargs is not valid JSON"),
+    ],
+)
+def test_invalid_values_are_refused_by_name(values, message):
+    with pytest.raises(ValueError, match=message):
+        RFDETRTrainingArguments(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "prefixes", "metric"),
+    [
+        ({}, ("ema_",), "ema_map"),
+        ({"eval_raw_weights": True}, ("", "ema_"), "map"),
+        ({"use_ema": False}, ("",), "map"),
+    ],
+)
+def test_what_is_evaluated_decides_the_metric_of_the_best_model(values, prefixes, metric):
+    args = RFDETRTrainingArguments(**values)
+    assert args.evaluated_prefixes == prefixes
+    assert args.metric_for_best_model == metric
+
+
+def test_the_arguments_survive_json():
+    args = RFDETRTrainingArguments(eval_strategy="steps", save_strategy="best", lr_scheduler_kwargs={"num_cycles": 2})
+    again = RFDETRTrainingArguments(**json.loads(args.to_json_string()))
+    assert again == args
+    assert again.save_strategy is SaveStrategy.BEST
+    assert all(isinstance(v, (bool, int, float, str)) for v in args.to_sanitized_dict().values())

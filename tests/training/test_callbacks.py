@@ -1,0 +1,136 @@
+import csv
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from rfdetr_hf import RFDETRTrainingArguments
+from rfdetr_hf.training.best import BestModel, candidate_scores
+from rfdetr_hf.training.callbacks import EarlyStopping, MetricsCsvCallback, log_line, time_left
+
+ARGS = RFDETRTrainingArguments()
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def log(callback, step, **logs):
+    callback.on_log(ARGS, TrainerState(global_step=step), TrainerControl(), logs=logs)
+
+
+def test_metrics_csv_grows_columns_and_leaves_out_timings(tmp_path):
+    callback = MetricsCsvCallback(tmp_path / "metrics.csv")
+    callback.on_train_begin(ARGS, TrainerState(), TrainerControl())
+    log(callback, 1, loss=0.5, epoch=0.1, images_per_second=9.0, eta=3.0, data_wait=0.1)
+    log(callback, 2, eval_map=0.25, epoch=0.2, eval_runtime=3.0)
+    assert read(tmp_path / "metrics.csv") == [
+        {"step": "1", "epoch": "0.1", "loss": "0.5", "eval_map": ""},
+        {"step": "2", "epoch": "0.2", "loss": "", "eval_map": "0.25"},
+    ]
+
+
+def test_metrics_csv_drops_what_came_after_the_checkpoint_it_resumes_from(tmp_path):
+    path = tmp_path / "metrics.csv"
+    first = MetricsCsvCallback(path)
+    first.on_train_begin(ARGS, TrainerState(), TrainerControl())
+    for step in (1, 2, 3):
+        log(first, step, loss=float(step), epoch=step / 10)
+    path.write_text(path.read_text() + "4,0.4")  # a row cut off by a kill
+    again = MetricsCsvCallback(path)
+    again.on_train_begin(ARGS, TrainerState(global_step=2), TrainerControl())
+    log(again, 3, loss=7.0, epoch=0.3)
+    assert [(row["step"], row["loss"]) for row in read(path)] == [("1", "1.0"), ("2", "2.0"), ("3", "7.0")]
+
+
+def test_log_lines_of_training_and_evaluation():
+    state = TrainerState(global_step=5, max_steps=100)
+    logs = {
+        "loss": 2.0, "loss_now": 1.5, "loss_ce": 0.5, "loss_bbox": 0.1, "loss_giou": 0.2, "grad_norm": 3.0, "epoch": 0.5,
+        "learning_rate": 1e-4, "images_per_second": 12.0, "data_wait": 0.25, "memory_gb": 2.0, "eta": 3725, "skipped_steps": 2,
+    }  # fmt: skip
+    line = log_line(state, logs)
+    for part in ("step 5/100", "loss 1.5000 (2.0000)", "ce 0.5000", "lr 1.00e-04", "12.0 img/s", "data 25%", "2.0 GB",
+                 "skipped 2", "ETA 1:02:05"):  # fmt: skip
+        assert part in line
+    assert log_line(state, {"eval_map": 0.5, "epoch": 1.0}) == "step 5/100 epoch 1.00 | eval_map 0.5000"
+    assert time_left(59.9) == "0:00:59"
+
+
+def evaluate(callback, epoch, **metrics):
+    control = TrainerControl()
+    callback.on_evaluate(ARGS, TrainerState(epoch=epoch), control, metrics=metrics)
+    return control.should_training_stop
+
+
+def test_early_stopping_counts_evaluations_without_enough_improvement():
+    callback = EarlyStopping("map", patience=2, threshold=0.01)
+    scores = [0.1, 0.2, 0.205, 0.3, 0.3, 0.3]
+    assert [evaluate(callback, i, eval_map=s) for i, s in enumerate(scores)] == [False] * 5 + [True]
+
+
+def test_early_stopping_takes_the_better_of_raw_and_average_and_skips_early_epochs():
+    callback = EarlyStopping("map", patience=1, skip_epochs=2)
+    assert not evaluate(callback, 1, eval_map=0.9, eval_ema_map=0.9)
+    assert callback.best is None
+    assert not evaluate(callback, 2, eval_map=0.1, eval_ema_map=0.4)
+    assert callback.best == 0.4
+    assert not evaluate(callback, 3, eval_map=0.5, eval_ema_map=0.2)
+    assert evaluate(callback, 4, eval_map=0.4, eval_ema_map=0.45)
+
+
+def test_early_stopping_ignores_other_evaluations_and_stops_at_nan():
+    callback = EarlyStopping("ema_map", patience=5)
+    assert not evaluate(callback, 1, eval_map=0.9)
+    assert callback.best is None
+    assert evaluate(callback, 2, eval_ema_map=float("nan"))
+
+
+def test_early_stopping_state_round_trip():
+    callback = EarlyStopping("map", patience=2)
+    evaluate(callback, 1, eval_map=0.5)
+    evaluate(callback, 2, eval_map=0.4)
+    again = EarlyStopping.from_state(callback.state())
+    assert (again.best, again.evaluations_without_improvement) == (0.5, 1)
+    assert evaluate(again, 3, eval_map=0.4)
+
+
+def test_candidates_of_the_best_model():
+    metrics = {"eval_map": 0.1, "eval_ema_map": 0.2, "eval_map_50": 0.9}
+    assert candidate_scores(metrics, "map") == {"raw": 0.1, "ema": 0.2}
+    assert candidate_scores(metrics, "eval_ema_map") == {"ema": 0.2}
+    assert candidate_scores(metrics, "map_50") == {"raw": 0.9}
+
+
+def test_the_average_must_be_strictly_better_and_so_must_a_later_evaluation():
+    best = BestModel("map")
+    assert best.update({"eval_map": 0.5, "eval_ema_map": 0.5}, epoch=1, step=10)
+    assert (best.source, best.step) == ("raw", 10)
+    assert not best.update({"eval_map": 0.5, "eval_ema_map": 0.4}, epoch=2, step=20)
+    assert best.update({"eval_map": 0.5, "eval_ema_map": 0.6}, epoch=3, step=30)
+    assert (best.source, best.step, best.score) == ("ema", 30, 0.6)
+
+
+@pytest.mark.parametrize(("greater", "later"), [(True, 0.6), (False, 0.4)])
+def test_skipped_epochs_choose_nothing(greater, later):
+    best = BestModel("map", greater_is_better=greater, skip_epochs=2)
+    assert not best.update({"eval_map": 0.5}, epoch=1.9, step=1)
+    assert best.score is None
+    assert best.update({"eval_map": 0.5}, epoch=2, step=2)
+    assert best.update({"eval_map": later}, epoch=3, step=3)
+
+
+def test_smoothing_and_state():
+    best = BestModel("map", smooth_alpha=0.5)
+    best.update({"eval_map": 0.4}, epoch=1, step=1)
+    again = BestModel("map", smooth_alpha=0.5)
+    again.load_state_dict(best.state_dict())
+    assert again.update({"eval_map": 0.8}, epoch=2, step=2)
+    assert again.score == pytest.approx(0.6)
+    assert not again.update({"eval_map": 0.5}, epoch=3, step=3)
+
+
+def test_nan_is_never_the_best():
+    best = BestModel("map")
+    assert not best.update({"eval_map": float("nan")}, epoch=1, step=1)
+    assert best.update({"eval_map": 0.0}, epoch=2, step=2)
