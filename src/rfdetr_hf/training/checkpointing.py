@@ -1,0 +1,335 @@
+"""Checkpoint directories that are complete or not there, and the state of the random generators.
+
+A directory is written under `.tmp-<name>` beside its place. When all its files are on the disk, a manifest with their
+sizes and SHA-256 sums follows, and one rename puts it in place. What a kill leaves behind, and what `clean_leftovers`
+makes of it:
+
+| killed | left behind | afterwards |
+|---|---|---|
+| before the manifest is complete | the previous directory, `.tmp-<name>` that fails `verify` | the previous directory |
+| between manifest and rename | the previous directory or none, complete `.tmp-<name>` | the previous one, or the new
+one if there was none | | within a replacement, between its two renames | `.del-<name>` (previous), complete
+`.tmp-<name>` | the new directory | | within a deletion | part of `.del-<name>` | nothing of it |
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import pickle
+import random
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+TEMPORARY, DELETED = ".tmp-", ".del-"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_CHUNK = 1 << 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+def checkpoint_path(output_dir: str | Path, step: int) -> Path:
+    """`output_dir/checkpoint-<step>`."""
+    return Path(output_dir) / f"checkpoint-{step}"
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The directories named `checkpoint-<step>`, oldest step first, whole or broken."""
+    root = Path(output_dir)
+    matches = [(_CHECKPOINT.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
+    found = [(int(match[1]), path) for match, path in matches if match and path.is_dir()]
+    return [path for _, path in sorted(found)]
+
+
+def temporary_path(final_path: str | Path) -> Path:
+    """Where `atomic_directory` collects the files; other ranks write there too while the main process holds the
+    context."""
+    final = Path(final_path)
+    return final.with_name(TEMPORARY + final.name)
+
+
+@contextmanager
+def atomic_directory(final_path: str | Path) -> Iterator[Path]:
+    """Fill a directory that appears under its name only when it is complete and on the disk.
+
+    An earlier directory of this name stays in place until the new one is complete. If the block or the commit fails,
+    the temporary directory is removed and the earlier one is as it was. One process enters the context.
+
+    Args:
+        final_path: the directory to make, or to replace if an earlier call made it.
+
+    Yields:
+        The temporary directory to write into.
+
+    Raises:
+        FileExistsError: something stands there that has no manifest, so it is not ours to replace.
+        OSError: writing failed. If the disk is full, the message says so and what to do.
+    """
+    final = Path(final_path)
+    if final.exists() and not (final / MANIFEST).is_file() and not _is_empty_directory(final):
+        raise FileExistsError(f"{final} exists and is no checkpoint of this trainer (no {MANIFEST}); move it away.")
+    temporary = temporary_path(final)
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _write_manifest(temporary)
+        _put_in_place(temporary, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"No space left to write {final}; earlier checkpoints are untouched. Free space or lower save_total_limit",
+            error.filename or str(temporary),
+        ) from error
+    finally:
+        # After a commit the name is gone; whatever still has it is incomplete.
+        if temporary.exists():
+            _remove(temporary)
+    _remove(final.with_name(DELETED + final.name))
+
+
+def verify(directory: str | Path) -> None:
+    """Check every file of the manifest by size and SHA-256 sum. Files that the manifest doesn't list are ignored.
+
+    Raises:
+        CheckpointError: it does not hold; the message names the file and the reason.
+    """
+    root = Path(directory)
+    files = _read_manifest(root)
+    for name, entry in files.items():
+        path = root / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing.")
+        if path.stat().st_size != entry["size"]:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {entry['size']}.")
+    for name, entry in files.items():
+        if _sha256(root / name) != entry["sha256"]:
+            raise CheckpointError(f"{root / name} has changed since it was saved (SHA-256 differs).")
+
+
+def latest_valid_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest `checkpoint-<step>` that verifies; each newer one that doesn't is named in a warning.
+
+    Run `clean_leftovers` first where a run may have been killed.
+    """
+    for path in reversed(list_checkpoints(output_dir)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            logger.warning("Skipping the checkpoint %s: %s", path, error)
+        else:
+            return path
+    return None
+
+
+def rotate(output_dir: str | Path, limit: int | None, protect: Iterable[str | Path] = ()) -> list[Path]:
+    """Delete the oldest checkpoints until `limit` are left.
+
+    Never deleted: the protected ones (the best, say), the newest, and the newest that verifies. They count, so more
+    than `limit` may remain.
+
+    Args:
+        output_dir: the run directory.
+        limit: how many to keep, at least 1; None keeps all.
+        protect: checkpoint directories that stay.
+
+    Returns:
+        The deleted directories.
+    """
+    if limit is None:
+        return []
+    if limit < 1:
+        raise ValueError(f"The limit of checkpoints must be at least 1, not {limit}.")
+    checkpoints = list_checkpoints(output_dir)
+    excess = len(checkpoints) - limit
+    if excess <= 0:
+        return []
+    kept = {Path(path).resolve() for path in (*protect, checkpoints[-1])}
+    valid = latest_valid_checkpoint(output_dir)
+    if valid is not None:
+        kept.add(valid.resolve())
+    victims = [path for path in checkpoints if path.resolve() not in kept][:excess]
+    for path in victims:
+        # A name of its own first: a deletion that is cut short never looks like a checkpoint.
+        doomed = path.with_name(DELETED + path.name)
+        _remove(doomed)
+        os.rename(path, doomed)
+        _remove(doomed)
+    return victims
+
+
+def clean_leftovers(output_dir: str | Path) -> None:
+    """Finish or undo what a killed run left half done in a directory; one process, before anything is read there.
+
+    A complete `.tmp-<name>` without a `<name>` was one rename away from it and gets it. Every other `.tmp-` and `.del-`
+    directory is removed.
+    """
+    root = Path(output_dir)
+    if not root.is_dir():
+        return
+    leftovers = sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
+    for path in leftovers:
+        if path.name.startswith(TEMPORARY):
+            final = path.with_name(path.name.removeprefix(TEMPORARY))
+            if final.exists() or not _verifies(path):
+                logger.info("Removing %s, the rest of an interrupted save.", path)
+                _remove(path)
+            else:
+                logger.info("Completing the interrupted save of %s.", final)
+                _sync(path / MANIFEST)
+                _put_in_place(path, final)
+    for path in leftovers:
+        if path.name.startswith(DELETED):
+            _remove(path)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of the generators of Python, NumPy, PyTorch and the current CUDA device, as numbers, lists and
+    tensors."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Continue the generators from what `rng_state` gave. Without the saved kind of device, a warning tells that runs
+    will differ."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() != ("cuda" in state):
+        logger.warning(
+            "The random state was saved %s CUDA: this run will differ.", "with" if "cuda" in state else "without"
+        )
+    elif "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def save_rng_state(path: str | Path) -> None:
+    """Write `rng_state()` to a file that `torch.load(..., weights_only=True)` reads. Each rank has a file of its
+    own."""
+    torch.save(rng_state(), path)
+
+
+def load_rng_state(path: str | Path) -> None:
+    """Continue the generators from a file of `save_rng_state`.
+
+    Raises:
+        CheckpointError: the file is missing or cannot be read.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path} is missing: without it the resumed run would draw other random numbers.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        set_rng_state(state)
+    except (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} is no random state: {error}") from error
+
+
+def _write_manifest(root: Path) -> None:
+    files, folders = {}, [root]
+    for path in sorted(root.rglob("*")):
+        if path.is_dir():
+            folders.append(path)
+        else:
+            files[path.relative_to(root).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+            _sync(path)
+    manifest = root / MANIFEST
+    manifest.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    _sync(manifest)
+    for folder in reversed(folders):
+        _sync(folder)
+
+
+def _read_manifest(root: Path) -> dict[str, dict[str, Any]]:
+    path = root / MANIFEST
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {
+            str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])} for name, entry in files.items()
+        }
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename a complete directory to its name, an earlier one of that name to `.del-<name>` (which is left there)."""
+    if not final.exists():
+        os.rename(temporary, final)
+    else:
+        earlier = final.with_name(DELETED + final.name)
+        _remove(earlier)
+        logger.info("Replacing %s.", final)
+        os.rename(final, earlier)
+        try:
+            os.rename(temporary, final)
+        except OSError:
+            os.rename(earlier, final)
+            raise
+    _sync(final.parent)
+
+
+def _verifies(directory: Path) -> bool:
+    try:
+        verify(directory)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _is_empty_directory(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _remove(directory: Path) -> None:
+    """Delete a directory that nothing reads any more; what cannot be deleted is only reported, it does no harm."""
+    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        logger.warning("Could not remove all of %s; delete it by hand.", directory)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file, or the names in a directory, to the disk."""
+    if path.is_dir() and os.name != "posix":
+        # Only POSIX systems open directories.
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
