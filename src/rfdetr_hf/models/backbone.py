@@ -1,0 +1,215 @@
+"""Windowed DINOv2: a plain ViT whose attention stays inside windows of the image, except in a few blocks.
+
+Module names are those of the official checkpoints (`encoder.encoder.encoder.layer.N.attention.attention.query` ...).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_rfdetr import RFDETRBackboneConfig
+from .initialization import init_norm, init_vit, with_init
+
+
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Drop whole rows of the leading dimension with probability `rate` and scale the others by 1 / (1 - rate)."""
+    keep = 1.0 - rate
+    mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)
+    return x * (mask / keep)
+
+
+def split_windows(grid: Tensor, windows: int) -> Tensor:
+    """Cut token grids into windows.
+
+    Args:
+        grid: (B, h, w, D) with h and w divisible by `windows`.
+        windows: Windows per side.
+
+    Returns:
+        (B * windows**2, h * w / windows**2, D); the windows of an image follow each other row by row.
+    """
+    batch, height, width, channels = grid.shape
+    rows, columns = height // windows, width // windows
+    grid = grid.reshape(batch, windows, rows, windows, columns, channels).transpose(2, 3)
+    return grid.reshape(batch * windows**2, rows * columns, channels)
+
+
+def join_windows(tokens: Tensor, windows: int, height: int, width: int) -> Tensor:
+    """Undo `split_windows`: (B * windows**2, T, D) -> (B, height, width, D)."""
+    rows, columns = height // windows, width // windows
+    grid = tokens.reshape(-1, windows, windows, rows, columns, tokens.shape[-1]).transpose(2, 3)
+    return grid.reshape(-1, height, width, tokens.shape[-1])
+
+
+def resize_position_table(table: Tensor, height: int, width: int) -> Tensor:
+    """Resize a square table of position rows (P, D) to (height * width, D): bicubic with antialiasing, in float32."""
+    side = round(table.shape[0] ** 0.5)
+    grid = table.T.reshape(1, -1, side, side).float()
+    grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
+    return grid[0].flatten(1).T.to(table.dtype)
+
+
+class ViTEmbeddings(nn.Module):
+    """Pixels to windows of tokens, each window with its own copy of the class token."""
+
+    def __init__(self, config: RFDETRBackboneConfig) -> None:
+        super().__init__()
+        width, patch = config.hidden_size, config.patch_size
+        self.windows = config.num_windows
+        self.std = config.initializer_range
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        # Never used: it belongs to the pre-training of DINOv2 and is kept for the layout of the files.
+        self.mask_token = nn.Parameter(torch.empty(1, width), requires_grad=False)
+        self.position_embeddings = nn.Parameter(torch.empty(1, config.position_grid**2 + 1, width))
+        projection = nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch)
+        self.patch_embeddings = nn.ModuleDict({"projection": with_init(projection, init_vit(self.std))})
+        with_init(self, ViTEmbeddings._initialize)
+
+    def _initialize(self) -> None:
+        init.trunc_normal_(self.cls_token, std=self.std)
+        init.trunc_normal_(self.position_embeddings, std=self.std)
+        init.zeros_(self.mask_token)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B * windows**2, 1 + tokens of a window, D)."""
+        projection = self.patch_embeddings["projection"]
+        grid = projection(pixel_values.to(projection.weight.dtype)).permute(0, 2, 3, 1)
+        _, height, width, channels = grid.shape
+        positions = self._positions(height, width).reshape(height, width, channels)
+        tokens = split_windows(grid + positions, self.windows)
+        cls = (self.cls_token + self.position_embeddings[:, :1]).to(tokens.dtype)
+        return torch.cat([cls.expand(tokens.shape[0], -1, -1), tokens], 1)
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        table = self.position_embeddings[0, 1:]
+        if height == width and height * width == table.shape[0]:
+            return table
+        return resize_position_table(table, height, width)
+
+
+class ViTAttention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: RFDETRBackboneConfig) -> None:
+        super().__init__()
+        width, initializer = config.hidden_size, init_vit(config.initializer_range)
+        names = ("query", "key", "value")
+        self.num_heads = config.num_attention_heads
+        self.attention = nn.ModuleDict({name: with_init(nn.Linear(width, width), initializer) for name in names})
+        self.output = nn.ModuleDict({"dense": with_init(nn.Linear(width, width), initializer)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for projection in self.attention.values()
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.output["dense"](attended.transpose(1, 2).flatten(-2))
+
+
+class ViTMLP(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, config: RFDETRBackboneConfig) -> None:
+        super().__init__()
+        width, hidden = config.hidden_size, config.hidden_size * config.mlp_ratio
+        initializer = init_vit(config.initializer_range)
+        self.fc1 = with_init(nn.Linear(width, hidden), initializer)
+        self.fc2 = with_init(nn.Linear(hidden, width), initializer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch."""
+
+    def __init__(self, config: RFDETRBackboneConfig) -> None:
+        super().__init__()
+        self.initial = config.layerscale_value
+        self.lambda1 = nn.Parameter(torch.empty(config.hidden_size))
+        with_init(self, LayerScale._initialize)
+
+    def _initialize(self) -> None:
+        init.constant_(self.lambda1, self.initial)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.lambda1
+
+
+class RFDETRViTLayer(GradientCheckpointingLayer):
+    """A pre-norm transformer block.
+
+    Args:
+        config: The encoder's configuration.
+        index: Number of the block from 0; it decides whether attention joins the windows of an image.
+    """
+
+    def __init__(self, config: RFDETRBackboneConfig, index: int) -> None:
+        super().__init__()
+        self.joined_windows = config.num_windows**2 if index in config.out_indices else 1
+        self.drop_path_rate = 0.0
+        self.norm1 = with_init(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), init_norm)
+        self.attention = ViTAttention(config)
+        self.layer_scale1 = LayerScale(config)
+        self.norm2 = with_init(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), init_norm)
+        self.mlp = ViTMLP(config)
+        self.layer_scale2 = LayerScale(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B * windows**2, T, D) -> the same shape."""
+        x = x + self._drop(self.layer_scale1(self._attend(self.norm1(x))))
+        return x + self._drop(self.layer_scale2(self.mlp(self.norm2(x))))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        if self.joined_windows == 1:
+            return self.attention(x)
+        rows, tokens, channels = x.shape
+        joined = x.reshape(rows // self.joined_windows, self.joined_windows * tokens, channels)
+        return self.attention(joined).reshape(rows, tokens, channels)
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        return drop_path(branch, self.drop_path_rate) if self.training and self.drop_path_rate > 0 else branch
+
+
+class WindowedDinov2(nn.Module):
+    """The encoder: image to one feature map for each tapped block."""
+
+    def __init__(self, config: RFDETRBackboneConfig) -> None:
+        super().__init__()
+        self.windows = config.num_windows
+        self.taps = list(config.out_indices)
+        self.embeddings = ViTEmbeddings(config)
+        layers = [RFDETRViTLayer(config, index) for index in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
+        self.layernorm = with_init(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), init_norm)
+        self.set_drop_path_rate(config.drop_path_rate)
+
+    @property
+    def layers(self) -> list[RFDETRViTLayer]:
+        """The transformer blocks."""
+        return list(self.encoder["layer"])
+
+    @property
+    def unused_layers(self) -> list[RFDETRViTLayer]:
+        """Blocks after the last tapped one. They are in the files of some variants, and nothing reads their output."""
+        return self.layers[self.taps[-1] :]
+
+    def set_drop_path_rate(self, rate: float) -> None:
+        """Set the rate of each block: 0 at the first, rising linearly to `rate` at the last."""
+        last = max(len(self.layers) - 1, 1)
+        for index, layer in enumerate(self.layers):
+            layer.drop_path_rate = rate * index / last
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> maps (B, D, h, w), h and w being H and W over the patch size."""
+        patch = self.embeddings.patch_embeddings["projection"].stride[0]
+        height, width = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+        tokens, maps = self.embeddings(pixel_values), []
+        for number, layer in enumerate(self.layers[: self.taps[-1]], start=1):
+            tokens = layer(tokens)
+            if number in self.taps:
+                patches = self.layernorm(tokens)[:, 1:]
+                maps.append(join_windows(patches, self.windows, height, width).permute(0, 3, 1, 2))
+        return maps

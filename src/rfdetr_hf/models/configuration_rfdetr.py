@@ -1,0 +1,368 @@
+"""The configuration of RF-DETR models and the table of published variants."""
+
+import copy
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+MODEL_TYPE = "rf_detr"
+# Plain transformers knows `rf_detr` with the level P4 alone. A model with other levels says another type, so that a
+# reader without this package refuses the file instead of loading half of it.
+MULTI_LEVEL_MODEL_TYPE = "rf_detr_multi_level"
+PROJECTOR_SCALES = ("P3", "P4", "P5")
+
+# Fields of the transformers configurations that have a single value in RF-DETR. They are written to the file, because
+# the defaults of other readers differ, and another value is an error rather than an option without effect.
+_FIXED_BACKBONE = {
+    "hidden_act": "gelu",
+    "qkv_bias": True,
+    "use_swiglu_ffn": False,
+    "apply_layernorm": True,
+    "reshape_hidden_states": True,
+    "use_mask_token": True,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+_FIXED_DETECTOR = {
+    "activation_function": "silu",
+    "decoder_activation_function": "relu",
+    "hidden_expansion": 0.5,
+    "attention_bias": True,
+}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_fixed(config: PreTrainedConfig, fixed: dict[str, Any]) -> None:
+    for field, value in fixed.items():
+        found = getattr(config, field)
+        _require(found == value, f"{field} is {found!r}, but RF-DETR models have {value!r}: remove the field.")
+
+
+def _require_positive(config: PreTrainedConfig, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        _require(is_count, f"{field} must be a positive integer, got {value!r}.")
+
+
+class RFDETRBackboneConfig(PreTrainedConfig):
+    """The windowed DINOv2 encoder.
+
+    Attributes:
+        hidden_size: Width of the tokens; 384 (ViT-S) or 768 (ViT-B) in the published models.
+        image_size: Side in pixels of the stored position table: it has `(image_size // patch_size) ** 2` rows and is
+            resized to the grid of the input whenever that differs.
+        patch_size: Side of a patch in pixels.
+        num_windows: Windows per side; 1 switches windowed attention off.
+        out_indices: Blocks (counted from 1) whose outputs feed the projector. The same numbers, counted from 0, are
+            the blocks with attention across the windows of an image.
+        drop_path_rate: Rate of the last block at construction; it rises linearly from 0 at the first block.
+        layerscale_value: Initial value of the layer scales.
+    """
+
+    model_type = "rf_detr_dinov2"
+
+    hidden_size: int = 384
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    mlp_ratio: int = 4
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int = 384
+    patch_size: int = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    layerscale_value: float = 1.0
+    drop_path_rate: float = 0.0
+    use_swiglu_ffn: bool = False
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    use_mask_token: bool = True
+    num_windows: int = 2
+    out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        features = kwargs.pop("out_features", None)
+        kwargs.pop("stage_names", None)
+        windowed = kwargs.pop("window_block_indexes", None)
+        if self.out_indices is None and features is not None:
+            self.out_indices = [int(name.removeprefix("stage")) for name in features]
+        self.out_indices = [3, 6, 9, 12] if self.out_indices is None else list(self.out_indices)
+        super().__post_init__(**kwargs)
+        self.validate()
+        _require(
+            features is None or list(features) == self.out_features,
+            f"out_features {features} and out_indices {self.out_indices} name different stages: give one of them.",
+        )
+        _require(
+            windowed is None or sorted(windowed) == self.window_block_indexes,
+            f"window_block_indexes {windowed} differs from {self.window_block_indexes}, which out_indices implies.",
+        )
+
+    @property
+    def out_features(self) -> list[str]:
+        """Names of the tapped stages as transformers writes them: `stage3` is the output of the third block."""
+        return [f"stage{index}" for index in self.out_indices]
+
+    @property
+    def window_block_indexes(self) -> list[int]:
+        """Blocks (from 0) whose attention stays inside a window."""
+        return sorted(set(range(self.out_indices[-1] + 1)) - set(self.out_indices))
+
+    @property
+    def position_grid(self) -> int:
+        """Side of the stored position table in patches."""
+        return self.image_size // self.patch_size
+
+    def validate(self) -> None:
+        """Check the fields against each other.
+
+        Raises:
+            ValueError: naming the fields and what to change.
+        """
+        _require_fixed(self, _FIXED_BACKBONE)
+        _require_positive(
+            self, "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "image_size", "patch_size",
+            "num_channels", "num_windows",
+        )  # fmt: skip
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}.",
+        )
+        _require(
+            self.image_size >= self.patch_size,
+            f"image_size {self.image_size} is smaller than patch_size {self.patch_size}: the position table is empty.",
+        )
+        taps, blocks = self.out_indices, self.num_hidden_layers
+        _require(
+            bool(taps) and list(taps) == sorted(set(taps)) and 1 <= taps[0] and taps[-1] <= blocks,
+            f"out_indices {taps} must be ascending, distinct and within 1..num_hidden_layers ({blocks}).",
+        )
+        _require(0 <= self.drop_path_rate < 1, f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, with `out_features` beside `out_indices` as transformers stores them."""
+        return {**super().to_dict(), "out_features": self.out_features}
+
+
+class RFDETRConfig(PreTrainedConfig):
+    """An RF-DETR detector. Field names are those of transformers' `RfDetrConfig`; the defaults are those of "nano".
+
+    `num_labels` (the length of `id2label`) is the number of class logits. There is no background class.
+
+    Attributes:
+        backbone_config: An `RFDETRBackboneConfig` or a dict of its fields.
+        resolution: Side in pixels of the square input that the model is trained at. Derived from the position table
+            when it is not given. Other sizes work as well, if `size_divisor` divides them.
+        projector_scales: Feature levels, ascending, out of P3 (patch grid x 2), P4 (the grid) and P5 (x 1/2).
+        num_feature_levels: Their number; derived.
+        d_model: Width of projector, two-stage head and decoder.
+        decoder_n_points: Sampling points per head and level of the deformable attention.
+        num_queries: Queries of one group, the largest number of distinct boxes.
+        group_detr: Query groups in training; evaluation uses the first.
+        dropout, attention_dropout, activation_dropout: Rates in the decoder, 0 in all published models.
+        layer_norm_eps: Epsilon of the projector norms (decoder norms have 1e-5).
+        class_cost, bbox_cost, giou_cost: Weights of the matching cost.
+        class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: Weights of the loss terms.
+        auxiliary_loss: Whether decoder layers before the last are supervised too.
+    """
+
+    model_type = MODEL_TYPE
+
+    backbone_config: Any = None
+    resolution: int | None = None
+    projector_scales: list[str] | None = None
+    num_feature_levels: int | None = None
+    hidden_expansion: float = 0.5
+    c2f_num_blocks: int = 3
+    activation_function: str = "silu"
+    layer_norm_eps: float = 1e-6
+    d_model: int = 256
+    decoder_layers: int = 2
+    decoder_self_attention_heads: int = 8
+    decoder_cross_attention_heads: int = 16
+    decoder_n_points: int = 2
+    decoder_ffn_dim: int = 2048
+    decoder_activation_function: str = "relu"
+    attention_bias: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    num_queries: int = 300
+    group_detr: int = 13
+    class_cost: float = 2
+    bbox_cost: float = 5
+    giou_cost: float = 2
+    class_loss_coefficient: float = 1
+    bbox_loss_coefficient: float = 5
+    giou_loss_coefficient: float = 2
+    focal_alpha: float = 0.25
+    auxiliary_loss: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.backbone_config = _as_backbone_config(self.backbone_config)
+        self.projector_scales = ["P4"] if self.projector_scales is None else list(self.projector_scales)
+        if self.num_feature_levels is None:
+            self.num_feature_levels = len(self.projector_scales)
+        if self.resolution is None:
+            blocks = -(-self.backbone_config.image_size // self.size_divisor)
+            self.resolution = blocks * self.size_divisor
+        super().__post_init__(**kwargs)
+        self.validate()
+
+    @property
+    def size_divisor(self) -> int:
+        """Height and width of every input must be multiples of this: `patch_size * num_windows`."""
+        return self.backbone_config.patch_size * self.backbone_config.num_windows
+
+    def validate(self) -> None:
+        """Check the fields against each other.
+
+        Raises:
+            ValueError: naming the fields and what to change.
+        """
+        self.backbone_config.validate()
+        _require_fixed(self, _FIXED_DETECTOR)
+        _require_positive(
+            self, "resolution", "d_model", "decoder_layers", "decoder_self_attention_heads", "c2f_num_blocks",
+            "decoder_cross_attention_heads", "decoder_n_points", "decoder_ffn_dim", "num_queries", "group_detr",
+        )  # fmt: skip
+        self._validate_sizes()
+        self._validate_levels()
+        for field in ("dropout", "attention_dropout", "activation_dropout"):
+            _require(0 <= getattr(self, field) < 1, f"{field} must be in [0, 1), got {getattr(self, field)!r}.")
+        _require(self.num_labels >= 1, f"num_labels must be at least 1, got {self.num_labels}: set id2label.")
+
+    def _validate_sizes(self) -> None:
+        patch, windows = self.backbone_config.patch_size, self.backbone_config.num_windows
+        lower = self.resolution // self.size_divisor * self.size_divisor
+        _require(
+            self.resolution % self.size_divisor == 0,
+            f"resolution {self.resolution} is not divisible by patch_size x num_windows = {patch} x {windows} = "
+            f"{self.size_divisor}: use {lower or self.size_divisor} or {lower + self.size_divisor}.",
+        )
+        for field in ("decoder_self_attention_heads", "decoder_cross_attention_heads"):
+            heads = getattr(self, field)
+            _require(self.d_model % heads == 0, f"{field} {heads} does not divide d_model {self.d_model}.")
+        _require(self.d_model % 4 == 0, f"d_model must be a multiple of 4 (box embedding), got {self.d_model}.")
+
+    def _validate_levels(self) -> None:
+        scales = self.projector_scales
+        _require(
+            bool(scales) and scales == [scale for scale in PROJECTOR_SCALES if scale in scales],
+            f"projector_scales {scales} must be distinct members of {list(PROJECTOR_SCALES)} in ascending order.",
+        )
+        _require(
+            self.num_feature_levels == len(scales),
+            f"num_feature_levels {self.num_feature_levels} differs from the {len(scales)} projector_scales {scales}: "
+            "give projector_scales alone.",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields; `model_type` tells models that plain transformers cannot represent apart."""
+        model_type = MODEL_TYPE if self.projector_scales == ["P4"] else MULTI_LEVEL_MODEL_TYPE
+        return {**super().to_dict(), "model_type": model_type}
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict]:
+        """Read `config.json`.
+
+        Raises:
+            ValueError: if it describes a model of another type.
+        """
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        found = fields.get("model_type", MODEL_TYPE)
+        _require(
+            found in (MODEL_TYPE, MULTI_LEVEL_MODEL_TYPE),
+            f"{pretrained_model_name_or_path}: config.json has model_type {found!r}, and RFDETRConfig reads "
+            f"{MODEL_TYPE!r} and {MULTI_LEVEL_MODEL_TYPE!r}. Is this an RF-DETR checkpoint?",
+        )
+        return {**fields, "model_type": MODEL_TYPE}, kwargs
+
+    @classmethod
+    def variants(cls) -> list[str]:
+        """Names that `from_variant` knows."""
+        return list(_VARIANTS)
+
+    @classmethod
+    def from_variant(cls, name: str, **overrides: Any) -> "RFDETRConfig":
+        """The configuration of a published variant, with 91 class logits as in its COCO weights.
+
+        Args:
+            name: One of `variants()`.
+            overrides: Fields to change. A dict `backbone_config` is merged over the variant's. Where the variant's
+                position table fits its resolution, a new `resolution` brings a table of its own size, unless
+                `backbone_config` gives an `image_size`.
+
+        Raises:
+            ValueError: for an unknown name, an unknown field or fields that do not fit together.
+        """
+        _require(name in _VARIANTS, f"unknown variant {name!r}: choose one of {', '.join(_VARIANTS)}.")
+        unknown = sorted(set(overrides) - cls._known_fields())
+        _require(not unknown, f"from_variant got unknown fields {unknown}: see the attributes of RFDETRConfig.")
+        fields = copy.deepcopy(_VARIANTS[name])
+        backbone = {**fields.pop("backbone_config"), **_as_dict(overrides.pop("backbone_config", None))}
+        resolution = overrides.get("resolution", fields["resolution"])
+        backbone.setdefault("image_size", resolution)
+        if not {"id2label", "num_labels"} & set(overrides):
+            fields["num_labels"] = 91
+        return cls(**{**fields, **overrides, "backbone_config": backbone})
+
+    @classmethod
+    def _known_fields(cls) -> set[str]:
+        return set(cls.__dataclass_fields__) | {"num_labels"}
+
+
+def _as_dict(config: Any) -> dict[str, Any]:
+    if config is None:
+        return {}
+    return dict(config) if isinstance(config, dict) else config.to_dict()
+
+
+def _as_backbone_config(config: Any) -> RFDETRBackboneConfig:
+    if isinstance(config, RFDETRBackboneConfig):
+        return config
+    fields = _as_dict(config)
+    found = fields.pop("model_type", RFDETRBackboneConfig.model_type)
+    _require(
+        found == RFDETRBackboneConfig.model_type,
+        f"backbone_config has model_type {found!r}, and RF-DETR needs {RFDETRBackboneConfig.model_type!r}.",
+    )
+    return RFDETRBackboneConfig(**fields)
+
+
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "nano": {"resolution": 384, "decoder_layers": 2, "backbone_config": {}},
+    "small": {"resolution": 512, "decoder_layers": 3, "backbone_config": {}},
+    "medium": {"resolution": 576, "decoder_layers": 4, "backbone_config": {}},
+    "base": {
+        "resolution": 560,
+        "decoder_layers": 3,
+        "backbone_config": {"patch_size": 14, "num_windows": 4, "image_size": 518, "out_indices": [2, 5, 8, 11]},
+    },
+    "large": {"resolution": 704, "decoder_layers": 4, "backbone_config": {}},
+    "large-deprecated": {
+        "resolution": 560,
+        "decoder_layers": 3,
+        "d_model": 384,
+        "decoder_self_attention_heads": 12,
+        "decoder_cross_attention_heads": 24,
+        "decoder_n_points": 4,
+        "projector_scales": ["P3", "P5"],
+        "backbone_config": {
+            "hidden_size": 768,
+            "num_attention_heads": 12,
+            "patch_size": 14,
+            "num_windows": 4,
+            "image_size": 518,
+            "out_indices": [2, 5, 8, 11],
+        },
+    },
+}

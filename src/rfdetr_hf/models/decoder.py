@@ -1,0 +1,336 @@
+"""Two-stage proposals, deformable attention and the decoder.
+
+Query groups lie one after the other on the query axis: group g has the rows g * q ... (g + 1) * q - 1.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .configuration_rfdetr import RFDETRConfig
+from .geometry import (
+    LevelShapes,
+    anchor_boxes,
+    full_sizes,
+    geometry_dtype,
+    level_padding,
+    refine_boxes,
+    sine_embedding,
+    valid_sizes,
+)
+from .initialization import (
+    init_class_head,
+    init_norm,
+    init_sampling_offsets,
+    init_torch_default,
+    init_xavier,
+    init_xavier_zero_bias,
+    init_zeros,
+    with_init,
+)
+
+DECODER_NORM_EPS = 1e-5
+
+
+def _norm(width: int) -> nn.LayerNorm:
+    return with_init(nn.LayerNorm(width, eps=DECODER_NORM_EPS), init_norm)
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, widths: Sequence[int], initializers: Sequence[Callable]) -> None:
+        super().__init__()
+        sizes = zip(widths[:-1], widths[1:], initializers, strict=True)
+        self.layers = nn.ModuleList([with_init(nn.Linear(a, b), initializer) for a, b, initializer in sizes])
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = F.relu(layer(x))
+        return last(x)
+
+
+def box_head(width: int) -> MLP:
+    """The head of four box deltas. It starts at zero, so that every box starts at its reference."""
+    return MLP([width, width, width, 4], [init_torch_default, init_torch_default, init_zeros])
+
+
+def class_head(width: int, num_labels: int) -> nn.Linear:
+    """The head of class logits, with a prior bias."""
+    return with_init(nn.Linear(width, num_labels), init_class_head)
+
+
+class Memory(NamedTuple):
+    """What the decoder attends to: all levels as one sequence of S cells, level after level, row after row.
+
+    Attributes:
+        tokens: (B, S, C).
+        shapes: (h, w) of each level.
+        padding: (B, S), True at padding; None where nothing is padded.
+        valid_ratios: (B, L, 2), the share of (width, height) of each level that is image.
+        anchors: (B, S, 4) boxes, zero at invalid cells.
+        invalid: (B, S), True at cells that are padding or whose anchor is too close to the border.
+    """
+
+    tokens: Tensor
+    shapes: LevelShapes
+    padding: Tensor | None
+    valid_ratios: Tensor
+    anchors: Tensor
+    invalid: Tensor
+
+
+def flatten_levels(maps: list[Tensor], pixel_mask: Tensor | None) -> Memory:
+    """Join feature maps (B, C, h_l, w_l) to one memory.
+
+    Args:
+        maps: One map for each level.
+        pixel_mask: (B, H, W), non-zero = image; None if nothing is padded.
+    """
+    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
+    shapes = [(level.shape[2], level.shape[3]) for level in maps]
+    dtype = geometry_dtype(tokens.dtype)
+    full = [full_sizes(tokens.shape[0], shape, tokens.device) for shape in shapes]
+    if pixel_mask is None:
+        padding, sizes = None, full
+    else:
+        levels = level_padding(pixel_mask, shapes)
+        padding, sizes = torch.cat([level.flatten(1) for level in levels], 1), [valid_sizes(x) for x in levels]
+    anchors, inside = anchor_boxes(shapes, sizes)
+    invalid = ~inside if padding is None else padding | ~inside
+    ratios = torch.stack([size / whole for size, whole in zip(sizes, full, strict=True)], 1)
+    anchors = anchors.masked_fill(invalid[..., None], 0.0)
+    return Memory(tokens, shapes, padding, ratios.to(dtype), anchors.to(dtype), invalid)
+
+
+class Proposals(NamedTuple):
+    """The best T = min(num_queries, S) cells of each group.
+
+    Attributes:
+        features: (B, G*T, C).
+        logits: (B, G*T, K).
+        boxes: (B, G*T, 4).
+    """
+
+    features: Tensor
+    logits: Tensor
+    boxes: Tensor
+
+
+def _stacked(modules: Iterable[nn.Module], groups: int) -> tuple[Tensor, Tensor]:
+    """Weights and biases of the first `groups` modules, which are alike, with a leading group dimension."""
+    modules = list(modules)[:groups]
+    return torch.stack([module.weight for module in modules]), torch.stack([module.bias for module in modules])
+
+
+def _grouped_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(G, N, in) with a weight (G, out, in) and a bias (G, out) for each group -> (G, N, out)."""
+    return torch.baddbmm(bias[:, None].to(x.dtype), x, weight.transpose(1, 2).to(x.dtype))
+
+
+class _ProposalHeads:
+    """The heads of several groups stacked, so that each operation runs once for all of them."""
+
+    def __init__(self, transformer: "RFDETRTransformer", groups: int) -> None:
+        boxes = [head.layers for head in list(transformer.enc_out_bbox_embed)[:groups]]
+        self.output = _stacked(transformer.enc_output, groups)
+        self.norm = _stacked(transformer.enc_output_norm, groups)
+        self.classes = _stacked(transformer.enc_out_class_embed, groups)
+        self.boxes = [_stacked(layers, groups) for layers in zip(*boxes, strict=True)]
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(G, N, C) -> (G, N, C)."""
+        x = _grouped_linear(tokens, *self.output)
+        weight, bias = self.norm
+        x = F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS)
+        return x * weight[:, None] + bias[:, None]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(G, N, C) -> (G, N, K)."""
+        return _grouped_linear(features, *self.classes)
+
+    def deltas(self, features: Tensor) -> Tensor:
+        """(G, N, C) -> (G, N, 4)."""
+        for layer in self.boxes[:-1]:
+            features = F.relu(_grouped_linear(features, *layer))
+        return _grouped_linear(features, *self.boxes[-1])
+
+
+def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (B, G, T) of x (B, S, C) as (G, B*T, C)."""
+    rows = x.gather(1, index.flatten(1)[..., None].expand(-1, -1, x.shape[-1]))
+    return rows.unflatten(1, index.shape[1:]).transpose(0, 1).flatten(1, 2)
+
+
+def _ungroup(x: Tensor, batch: int) -> Tensor:
+    """(G, B*T, C) -> (B, G*T, C)."""
+    return x.unflatten(1, (batch, -1)).transpose(0, 1).flatten(1, 2)
+
+
+class GroupSelfAttention(nn.Module):
+    """Self-attention with packed projections; queries and keys carry the position, values do not."""
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        self.num_heads = config.decoder_self_attention_heads
+        self.dropout = config.attention_dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = with_init(nn.Linear(width, width), init_xavier_zero_bias)
+        with_init(self, GroupSelfAttention._initialize)
+
+    def _initialize(self) -> None:
+        init.xavier_uniform_(self.in_proj_weight)
+        init.zeros_(self.in_proj_bias)
+
+    def forward(self, x: Tensor, position: Tensor, groups: int) -> Tensor:
+        """x, position (B, groups * q, C); a query attends to the queries of its own group."""
+        batch, width = x.shape[0], x.shape[-1]
+        x, position = (t.unflatten(1, (groups, -1)).flatten(0, 1) for t in (x, position))
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        query, key = F.linear(x + position, weight[: 2 * width], bias[: 2 * width]).chunk(2, -1)
+        value = F.linear(x, weight[2 * width :], bias[2 * width :])
+        query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        attended = attended.transpose(1, 2).flatten(-2)
+        return self.out_proj(attended.unflatten(0, (batch, groups)).flatten(1, 2))
+
+
+class DeformableAttention(nn.Module):
+    """Each query reads a few points near its reference box, bilinearly, from every level.
+
+    The formula is that of Deformable DETR (arXiv:2010.04159, section 4.1) with offsets relative to the box:
+    `centre + offset / points * size / 2`, in float32 at least.
+    """
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        super().__init__()
+        width, heads = config.d_model, config.decoder_cross_attention_heads
+        self.heads, self.levels, self.points = heads, config.num_feature_levels, config.decoder_n_points
+        samples = heads * self.levels * self.points
+        directions = init_sampling_offsets(heads, self.levels, self.points)
+        self.sampling_offsets = with_init(nn.Linear(width, samples * 2), directions)
+        self.attention_weights = with_init(nn.Linear(width, samples), init_zeros)
+        self.value_proj = with_init(nn.Linear(width, width), init_xavier_zero_bias)
+        self.output_proj = with_init(nn.Linear(width, width), init_xavier_zero_bias)
+
+    def forward(self, query: Tensor, reference: Tensor, memory: Memory) -> Tensor:
+        """query (B, Q, C), reference (B, Q, L, 4) -> (B, Q, C)."""
+        value = self.value_proj(memory.tokens)
+        if memory.padding is not None:
+            value = value.masked_fill(memory.padding[..., None], 0.0)
+        layout = (self.heads, self.levels, self.points)
+        offsets = self.sampling_offsets(query).unflatten(-1, (*layout, 2)).to(reference.dtype)
+        weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).to(reference.dtype).softmax(-1)
+        centre, size = reference[:, :, None, :, None, :2], reference[:, :, None, :, None, 2:]
+        locations = centre + offsets / self.points * size * 0.5
+        sampled = self._sample(value.to(reference.dtype), locations, weights.unflatten(-1, layout[1:]), memory.shapes)
+        return self.output_proj(sampled.to(query.dtype))
+
+    def _sample(self, value: Tensor, locations: Tensor, weights: Tensor, shapes: LevelShapes) -> Tensor:
+        """value (B, S, C), locations (B, Q, heads, L, P, 2), weights (B, Q, heads, L, P) -> (B, Q, C)."""
+        batch = value.shape[0]
+        grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
+        weights = weights.transpose(1, 2).flatten(0, 1)
+        total = 0.0
+        for level, cells in enumerate(value.split([height * width for height, width in shapes], 1)):
+            image = cells.transpose(1, 2).reshape(batch * self.heads, -1, *shapes[level])
+            read = F.grid_sample(image, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
+            total = total + (read * weights[:, None, :, level]).sum(-1)
+        return total.unflatten(0, (batch, self.heads)).flatten(1, 2).transpose(1, 2)
+
+
+class RFDETRDecoderLayer(nn.Module):
+    """Self-attention inside a group, deformable cross-attention, feed-forward; norms after each."""
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        super().__init__()
+        width, hidden = config.d_model, config.decoder_ffn_dim
+        self.dropout, self.activation_dropout = config.dropout, config.activation_dropout
+        self.self_attn, self.norm1 = GroupSelfAttention(config), _norm(width)
+        self.cross_attn, self.norm2 = DeformableAttention(config), _norm(width)
+        self.linear1 = with_init(nn.Linear(width, hidden), init_xavier)
+        self.linear2 = with_init(nn.Linear(hidden, width), init_xavier)
+        self.norm3 = _norm(width)
+
+    def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Memory, groups: int) -> Tensor:
+        """x, position (B, Q, C); reference (B, Q, L, 4) -> (B, Q, C)."""
+        x = self.norm1(x + self._drop(self.self_attn(x, position, groups), self.dropout))
+        x = self.norm2(x + self._drop(self.cross_attn(x + position, reference, memory), self.dropout))
+        hidden = self._drop(F.relu(self.linear1(x)), self.activation_dropout)
+        return self.norm3(x + self._drop(self.linear2(hidden), self.dropout))
+
+    def _drop(self, x: Tensor, rate: float) -> Tensor:
+        return F.dropout(x, rate, self.training)
+
+
+class RFDETRDecoder(nn.Module):
+    """The decoder layers with one position embedding and one reference for all of them."""
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        self.layers = nn.ModuleList([RFDETRDecoderLayer(config) for _ in range(config.decoder_layers)])
+        self.norm = _norm(width)
+        self.ref_point_head = MLP([2 * width, width, width], [init_xavier, init_xavier])
+
+    def forward(self, queries: Tensor, references: Tensor, memory: Memory, groups: int) -> list[Tensor]:
+        """queries (B, Q, C), references (B, Q, 4) -> the state (B, Q, C) after each layer, before `norm`."""
+        scaled = references[:, :, None] * memory.valid_ratios.repeat(1, 1, 2)[:, None]
+        embedded = sine_embedding(scaled[:, :, 0], queries.shape[-1] // 2)
+        position = self.ref_point_head(embedded.to(queries.dtype))
+        states = []
+        for layer in self.layers:
+            queries = layer(queries, position, scaled, memory, groups)
+            states.append(queries)
+        return states
+
+
+class RFDETRTransformer(nn.Module):
+    """Proposals and decoder, with a set of proposal heads for each query group."""
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        super().__init__()
+        width, groups = config.d_model, config.group_detr
+        self.num_queries = config.num_queries
+        self.decoder = RFDETRDecoder(config)
+        self.enc_output = nn.ModuleList([with_init(nn.Linear(width, width), init_xavier) for _ in range(groups)])
+        self.enc_output_norm = nn.ModuleList([_norm(width) for _ in range(groups)])
+        self.enc_out_class_embed = nn.ModuleList([class_head(width, config.num_labels) for _ in range(groups)])
+        self.enc_out_bbox_embed = nn.ModuleList([box_head(width) for _ in range(groups)])
+
+    def propose(self, memory: Memory, groups: int) -> Proposals:
+        """Rank all cells by their best class logit, group by group, and make boxes of the best.
+
+        The ranking has no gradient. The chosen rows are computed again with one, which is cheaper than keeping the
+        activations of every cell in every group for the backward pass. Cells without a valid anchor take part as rows
+        of zeros; a chosen one gives a zero box.
+        """
+        batch, cells, _ = memory.tokens.shape
+        heads = _ProposalHeads(self, groups)
+        tokens = memory.tokens.masked_fill(memory.invalid[..., None], 0.0)
+        with torch.no_grad():
+            shared = tokens.flatten(0, 1).expand(groups, -1, -1)
+            scores = heads.logits(heads.features(shared)).amax(-1).unflatten(1, (batch, cells))
+            best = scores.topk(min(self.num_queries, cells), dim=-1).indices.transpose(0, 1)
+        features = heads.features(_gather_rows(tokens, best))
+        boxes = refine_boxes(heads.deltas(features), _gather_rows(memory.anchors, best))
+        logits = heads.logits(features)
+        return Proposals(*(_ungroup(x, batch) for x in (features, logits, boxes)))
+
+    def references(self, learned: Tensor, boxes: Tensor) -> Tensor:
+        """Reference boxes (B, Q, 4): learned deltas (Q, 4) applied to proposals (B, G*T, 4), which get no gradient.
+
+        With fewer cells than queries the proposals fill the first rows whatever their group, and the remaining queries
+        have their learned values as box, as in the official model.
+        """
+        count = boxes.shape[1]
+        refined = refine_boxes(learned[:count], boxes.detach())
+        rest = learned[count:].to(refined.dtype).expand(boxes.shape[0], -1, -1)
+        return torch.cat([refined, rest], 1)

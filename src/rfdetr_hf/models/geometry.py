@@ -1,0 +1,103 @@
+"""Boxes, masks and grids of the detector: pure functions without parameters.
+
+Coordinates are computed in `geometry_dtype`, float32 at least: the eight bits of a bfloat16 would quantise boxes to
+1/256 of the image. Boxes are (centre x, centre y, width, height), normalised by the un-padded image and not clamped.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ANCHOR_SIZE = 0.05
+ANCHOR_MARGIN = 0.01
+SINE_TEMPERATURE = 10000.0
+
+LevelShapes = list[tuple[int, int]]
+
+
+def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of coordinates in a model of `dtype`: float32, or float64 in a float64 model."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def refine_boxes(deltas: Tensor, reference: Tensor) -> Tensor:
+    """Apply box deltas: centre `d_xy * ref_wh + ref_xy`, size `exp(d_wh) * ref_wh`.
+
+    Args:
+        deltas: (..., 4).
+        reference: (..., 4) boxes, broadcastable to `deltas`.
+    """
+    dtype = geometry_dtype(torch.promote_types(deltas.dtype, reference.dtype))
+    deltas, reference = deltas.to(dtype), reference.to(dtype)
+    size = reference[..., 2:]
+    return torch.cat([deltas[..., :2] * size + reference[..., :2], deltas[..., 2:].exp() * size], -1)
+
+
+def sine_embedding(boxes: Tensor, width: int) -> Tensor:
+    """Embed boxes by sines: for each coordinate in the order y, x, w, h, `width` values (sin, cos, sin, cos, ...).
+
+    Pair i has the argument `2 pi * coordinate / 10000 ** (2 i / width)`.
+
+    Args:
+        boxes: (..., 4).
+        width: Values per coordinate, even.
+
+    Returns:
+        (..., 4 * width) in the dtype of `boxes`.
+    """
+    exponents = torch.arange(0, width, 2, dtype=boxes.dtype, device=boxes.device) / width
+    frequencies = 2 * math.pi / SINE_TEMPERATURE**exponents
+    x, y, w, h = boxes.unbind(-1)
+    arguments = torch.stack([y, x, w, h], -1)[..., None] * frequencies
+    return torch.stack([arguments.sin(), arguments.cos()], -1).flatten(-3)
+
+
+def level_padding(pixel_mask: Tensor, shapes: LevelShapes) -> list[Tensor]:
+    """For each level the cells (B, h, w) that are padding: a cell is what its top-left pixel is.
+
+    Args:
+        pixel_mask: (B, H, W), non-zero = image.
+        shapes: (h, w) of each level.
+    """
+    valid = (pixel_mask != 0)[:, None].float()
+    return [F.interpolate(valid, size=shape, mode="nearest")[:, 0] == 0 for shape in shapes]
+
+
+def valid_sizes(padding: Tensor) -> Tensor:
+    """Cells of the un-padded image, float32 (B, 2) as (width, height), read off the first row and the first column."""
+    valid = ~padding
+    return torch.stack([valid[:, 0, :].sum(-1), valid[:, :, 0].sum(-1)], -1).float()
+
+
+def full_sizes(batch: int, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """What `valid_sizes` gives for a level (h, w) without padding."""
+    height, width = shape
+    return torch.stack([torch.full((batch,), float(side), device=device) for side in (width, height)], -1).float()
+
+
+def anchor_boxes(shapes: LevelShapes, sizes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """One box for each cell: its centre, and 0.05 * 2**level as both sides.
+
+    Args:
+        shapes: (h, w) of each level.
+        sizes: for each level the valid (width, height) in cells, float32 (B, 2).
+
+    Returns:
+        Boxes (B, S, 4), always float32, and whether all four numbers of a box lie inside (0.01, 0.99), (B, S).
+    """
+    boxes = [_level_anchors(level, *shape, size) for level, (shape, size) in enumerate(zip(shapes, sizes, strict=True))]
+    anchors = torch.cat(boxes, 1)
+    inside = ((anchors > ANCHOR_MARGIN) & (anchors < 1 - ANCHOR_MARGIN)).all(-1)
+    return anchors, inside
+
+
+def _level_anchors(level: int, height: int, width: int, size: Tensor) -> Tensor:
+    device = size.device
+    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / size[:, :1]
+    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / size[:, 1:]
+    grid_x = x[:, None, :].expand(-1, height, -1)
+    grid_y = y[:, :, None].expand(-1, -1, width)
+    side = torch.full_like(grid_x, ANCHOR_SIZE * 2**level)
+    return torch.stack([grid_x, grid_y, side, side], -1).flatten(1, 2)

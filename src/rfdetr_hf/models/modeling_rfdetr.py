@@ -1,0 +1,250 @@
+"""RF-DETR for object detection, with the parameter names of the official checkpoints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from ..losses.criterion import LayerOutput, RFDETRCriterion
+from .backbone import RFDETRViTLayer
+from .configuration_rfdetr import RFDETRConfig
+from .decoder import Proposals, RFDETRDecoderLayer, RFDETRTransformer, box_head, class_head, flatten_levels
+from .geometry import refine_boxes
+from .initialization import init_standard_normal, init_zeros, with_init
+from .projector import RFDETRBackbone
+
+
+@dataclass
+class RFDETRObjectDetectionOutput(ModelOutput):
+    """Output of `RFDETRForObjectDetection`. Q is num_queries in evaluation and group_detr * num_queries in training.
+
+    Attributes:
+        loss: Weighted sum of the loss terms, if labels were given.
+        loss_dict: The unweighted terms, `loss_ce`, `loss_bbox`, `loss_giou` and the same with `_0`, `_1`, ... for
+            decoder layers before the last and `_enc` for the proposals, and values for logging.
+        logits: (B, Q, num_labels), independent sigmoid logits.
+        pred_boxes: (B, Q, 4) as (cx, cy, w, h), normalised by the un-padded image, not clamped.
+        auxiliary_outputs: For each decoder layer before the last a dict of `logits` and `pred_boxes`; only in training
+            or with labels, and if `config.auxiliary_loss`.
+        enc_outputs_class: (B, groups * T, num_labels) logits of the proposals; in training or with labels.
+        enc_outputs_coord_logits: (B, groups * T, 4) boxes of the proposals (the name is that of transformers).
+        init_reference_points: (B, Q, 4), the boxes that the decoder refines.
+        last_hidden_state: (B, Q, d_model), the normalised state after the last layer.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    enc_outputs_class: Tensor | None = None
+    enc_outputs_coord_logits: Tensor | None = None
+    init_reference_points: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class DetectorStates(NamedTuple):
+    """What the heads of a task read.
+
+    Attributes:
+        maps: (B, d_model, h_l, w_l) for each level.
+        proposals: Features, logits and boxes of the chosen cells.
+        references: (B, Q, 4), the boxes that the decoder refines.
+        hidden_states: (layers, B, Q, d_model) after `decoder.norm`: all layers, or the last alone.
+    """
+
+    maps: list[Tensor]
+    proposals: Proposals
+    references: Tensor
+    hidden_states: Tensor
+
+
+class RFDETRPreTrainedModel(PreTrainedModel):
+    """What all RF-DETR models share: configuration class, initialisation, capabilities."""
+
+    config_class = RFDETRConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = [RFDETRViTLayer.__name__, RFDETRDecoderLayer.__name__]
+    # A buffer of official files that repeats the keypoint schema.
+    _keys_to_ignore_on_load_unexpected = [r"^_kp_active_mask$"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        initializer = getattr(module, "initializer", None)
+        if initializer is not None:
+            initializer(module)
+
+    def get_input_embeddings(self) -> None:
+        """There is no table of input embeddings."""
+        return None
+
+
+class RFDETRForObjectDetection(RFDETRPreTrainedModel):
+    """RF-DETR detector.
+
+    Args:
+        config: Checked again here, since its fields may have been changed after construction.
+    """
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        super().__init__(config)
+        config.validate()
+        width, rows = config.d_model, config.group_detr * config.num_queries
+        self.backbone = nn.ModuleList([RFDETRBackbone(config)])
+        self.transformer = RFDETRTransformer(config)
+        self.class_embed = class_head(width, config.num_labels)
+        self.bbox_embed = box_head(width)
+        self.refpoint_embed = with_init(nn.Embedding(rows, 4), init_zeros)
+        self.query_feat = with_init(nn.Embedding(rows, width), init_standard_normal)
+        self.loss_function = RFDETRCriterion(config)
+        self.post_init()
+        self._freeze_unused()
+
+    def initialize_weights(self) -> None:
+        """Initialise what was not read from a checkpoint; the proposal heads start as copies of the decoder's heads."""
+        super().initialize_weights()
+        for heads, source in self._proposal_head_sources():
+            for head in heads:
+                for copy, original in zip(head.parameters(), source.parameters(), strict=True):
+                    init.copy_(copy, original)
+        # Loading replaces the parameters and forgets which of them take no gradient; this runs after it.
+        self._freeze_unused()
+
+    def _proposal_head_sources(self) -> list[tuple[nn.ModuleList, nn.Module]]:
+        transformer = self.transformer
+        return [
+            (transformer.enc_out_class_embed, self.class_embed),
+            (transformer.enc_out_bbox_embed, self.bbox_embed),
+        ]
+
+    def unused_parameter_names(self) -> set[str]:
+        """Parameters that the files have and no output depends on: the mask token and blocks after the last tap."""
+        vit = self.backbone[0].vit
+        unused = {id(vit.embeddings.mask_token)}
+        unused |= {id(parameter) for layer in vit.unused_layers for parameter in layer.parameters()}
+        return {name for name, parameter in self.named_parameters() if id(parameter) in unused}
+
+    def _freeze_unused(self) -> None:
+        for name in self.unused_parameter_names():
+            self.get_parameter(name).requires_grad_(False)
+
+    def freeze_backbone(self) -> None:
+        """Take the encoder out of training; the projector stays in it."""
+        self.backbone[0].vit.requires_grad_(False)
+
+    def set_drop_path_rate(self, rate: float) -> None:
+        """Set stochastic depth for the next steps: 0 at the first encoder block, linear to `rate` at the last.
+
+        Raises:
+            ValueError: if `rate` is not in [0, 1).
+        """
+        if not 0 <= rate < 1:
+            raise ValueError(f"the drop path rate must be in [0, 1), got {rate}.")
+        self.backbone[0].vit.set_drop_path_rate(rate)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: Sequence[dict[str, Tensor]] | None = None,
+        num_boxes: Tensor | float | None = None,
+        return_dict: bool | None = None,
+    ) -> RFDETRObjectDetectionOutput | tuple:
+        """Detect objects, and compute the loss if there are labels.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised; H and W multiples of `config.size_divisor`.
+            pixel_mask: (B, H, W), 1 at the image and 0 at padding, which is to the right and below. None: no padding.
+            labels: For each image `class_labels` (n,) int64 and `boxes` (n, 4) as (cx, cy, w, h) in [0, 1].
+            num_boxes: What the loss sums are divided by: boxes x groups of everything one optimizer step sees, per
+                process. By default boxes x groups of this batch, averaged over the processes, at least 1.
+            return_dict: False for a tuple.
+
+        Raises:
+            ValueError: for shapes that do not fit together.
+        """
+        _check_batch(pixel_values, pixel_mask, labels)
+        supervised = self.training or labels is not None
+        states = self._detect(pixel_values, pixel_mask, every_layer=supervised and self.config.auxiliary_loss)
+        logits, boxes = self.class_embed(states.hidden_states), self._boxes(states)
+        output = RFDETRObjectDetectionOutput(
+            logits=logits[-1],
+            pred_boxes=boxes[-1],
+            init_reference_points=states.references,
+            last_hidden_state=states.hidden_states[-1],
+        )
+        if supervised:
+            layers = zip(logits[:-1], boxes[:-1], strict=True)
+            output.auxiliary_outputs = [{"logits": x, "pred_boxes": y} for x, y in layers]
+            output.enc_outputs_class = states.proposals.logits
+            output.enc_outputs_coord_logits = states.proposals.boxes
+        if labels is not None:
+            self._add_loss(output, labels, num_boxes)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    @property
+    def _groups(self) -> int:
+        """Query groups in use: all in training, the first in evaluation."""
+        return self.config.group_detr if self.training else 1
+
+    def _detect(self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool) -> DetectorStates:
+        groups, batch = self._groups, pixel_values.shape[0]
+        maps = self.backbone[0](pixel_values)
+        memory = flatten_levels(maps, pixel_mask)
+        proposals = self.transformer.propose(memory, groups)
+        rows = groups * self.config.num_queries
+        references = self.transformer.references(self.refpoint_embed.weight[:rows], proposals.boxes)
+        queries = self.query_feat.weight[:rows].expand(batch, -1, -1)
+        decoder = self.transformer.decoder
+        states = decoder(queries, references, memory, groups)
+        hidden_states = decoder.norm(torch.stack(states if every_layer else states[-1:]))
+        return DetectorStates(maps, proposals, references, hidden_states)
+
+    def _boxes(self, states: DetectorStates) -> Tensor:
+        return refine_boxes(self.bbox_embed(states.hidden_states), states.references)
+
+    def _add_loss(
+        self,
+        output: RFDETRObjectDetectionOutput,
+        labels: Sequence[dict[str, Tensor]],
+        num_boxes: Tensor | float | None,
+    ) -> None:
+        layers = [LayerOutput("", output.logits, output.pred_boxes)]
+        for index, layer in enumerate(output.auxiliary_outputs):
+            layers.append(LayerOutput(f"_{index}", layer["logits"], layer["pred_boxes"]))
+        layers.append(LayerOutput("_enc", output.enc_outputs_class, output.enc_outputs_coord_logits))
+        if num_boxes is None:
+            num_boxes = _default_num_boxes(labels, self._groups, output.logits.device)
+        output.loss_dict = self.loss_function(layers, labels, self._groups, num_boxes)
+        output.loss = self.loss_function.weighted_sum(output.loss_dict)
+
+
+def _check_batch(pixel_values: Tensor, pixel_mask: Tensor | None, labels: Sequence[Any] | None) -> None:
+    batch = pixel_values.shape[0]
+    if pixel_mask is not None and tuple(pixel_mask.shape) != (batch, *pixel_values.shape[-2:]):
+        raise ValueError(
+            f"pixel_mask has the shape {tuple(pixel_mask.shape)}, but pixel_values {tuple(pixel_values.shape)} "
+            "need (batch, H, W)."
+        )
+    if labels is not None and len(labels) != batch:
+        raise ValueError(f"{len(labels)} labels for a batch of {batch} images: give one dict for each image.")
+
+
+def _default_num_boxes(labels: Sequence[dict[str, Tensor]], groups: int, device: torch.device) -> Tensor:
+    count = float(sum(len(target["class_labels"]) for target in labels) * groups)
+    total = torch.full((), count, device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        total = total / dist.get_world_size()
+    return total.clamp(min=1)
