@@ -1,6 +1,6 @@
 """COCO metrics of a trained model on one split of a data set.
 
-    python examples/evaluate.py --model_name_or_path outputs/quickstart/best --split test
+python examples/evaluate.py --model_name_or_path outputs/quickstart/best --split test
 """
 
 import json

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 
 from rfdetr_hf import RFDETRForObjectDetection, RFDETRImageProcessor, load_detection_dataset
+from rfdetr_hf.data.schema import decode_image
 from rfdetr_hf.training.arguments import parse_arguments
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -34,7 +35,7 @@ def find_images(paths: list[str]) -> Iterator[tuple[str, Image.Image]]:
     """Names and upright RGB images of files and folders; eight held-out synthetic images when none are given."""
     if not paths:
         for row in load_detection_dataset("synthetic-shapes")["test"].select(range(8)):
-            yield f"shapes-{row['image_id']}.png", row["image"].convert("RGB")
+            yield f"shapes-{row['image_id']}.png", decode_image(row)
     for path in map(Path, paths):
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         for file in files:

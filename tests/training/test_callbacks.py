@@ -46,8 +46,9 @@ def test_metrics_csv_drops_what_came_after_the_checkpoint_it_resumes_from(tmp_pa
 def test_log_lines_of_training_and_evaluation():
     state = TrainerState(global_step=5, max_steps=100)
     logs = {
-        "loss": 2.0, "loss_now": 1.5, "loss_ce": 0.5, "loss_bbox": 0.1, "loss_giou": 0.2, "grad_norm": 3.0, "epoch": 0.5,
-        "learning_rate": 1e-4, "images_per_second": 12.0, "data_wait": 0.25, "memory_gb": 2.0, "eta": 3725, "skipped_steps": 2,
+        "loss": 2.0, "loss_now": 1.5, "loss_ce": 0.5, "loss_bbox": 0.1, "loss_giou": 0.2, "grad_norm": 3.0,
+        "epoch": 0.5, "learning_rate": 1e-4, "images_per_second": 12.0, "data_wait": 0.25, "memory_gb": 2.0, "eta": 3725,
+        "skipped_steps": 2,
     }  # fmt: skip
     line = log_line(state, logs)
     for part in ("step 5/100", "loss 1.5000 (2.0000)", "ce 0.5000", "lr 1.00e-04", "12.0 img/s", "data 25%", "2.0 GB",

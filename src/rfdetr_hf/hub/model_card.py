@@ -53,19 +53,20 @@ Plain `transformers.AutoModelForObjectDetection.from_pretrained` reads this fold
 
 
 def write_model_card(
-    folder: Path, config: PreTrainedConfig, metrics: dict[str, float], training_arguments: dict[str, Any]
+    folder: Path, name: str, config: PreTrainedConfig, metrics: dict[str, float], training_arguments: dict[str, Any]
 ) -> None:
     """Write `README.md` with metadata, results and how to use the model.
 
     Args:
         folder: a folder that holds the saved model.
+        name: of the model.
         config: its configuration.
         metrics: COCO metrics by their logged names (`eval_map`, `eval_ema_map`, …); runtimes are left out.
         training_arguments: the arguments of the run, as plain values.
     """
     scores = {k: v for k, v in metrics.items() if isinstance(v, float) and not k.endswith("_runtime")}
     data = ModelCardData(
-        model_name=folder.name.strip("."),
+        model_name=name,
         library_name="transformers",
         pipeline_tag="object-detection",
         license="apache-2.0",

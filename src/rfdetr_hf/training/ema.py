@@ -99,15 +99,15 @@ class ExponentialMovingAverage:
             return False
         self.num_updates += 1
         weight = 1.0 - self.current_decay()
-        self._lerp(self._same, [self._live[name] for name in self._same], weight)
-        self._lerp(self._cast, [self._live[name].to(self._shadow[name].dtype) for name in self._cast], weight)
+        if self._same:
+            shadows, lives = zip(*((self._shadow[name], self._live[name]) for name in self._same), strict=True)
+            torch._foreach_lerp_(shadows, lives, weight)
+        for name in self._cast:
+            # One at a time: a cast of the whole model would need the memory of another one.
+            self._shadow[name].lerp_(self._live[name].to(self._shadow[name].dtype), weight)
         for name in self._copied:
             self._shadow[name].copy_(self._live[name])
         return True
-
-    def _lerp(self, names: list[str], targets: list[torch.Tensor], weight: float) -> None:
-        if names:
-            torch._foreach_lerp_([self._shadow[name] for name in names], targets, weight)
 
     @torch.no_grad()
     def store(self) -> None:

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from .checkpointing import latest_valid_checkpoint
+from .checkpointing import latest_valid_checkpoint, list_checkpoints, verify
 
 logger = logging.getLogger("rfdetr_hf")
 
@@ -19,23 +19,19 @@ class RunDirectory:
         self.log = self.root / "train.log"
         self.arguments = self.root / "training_args.json"
 
-    def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint of an optimizer step."""
-        return self.root / f"checkpoint-{step}"
-
     def find_checkpoint(self, resume: bool | str | None) -> Path | None:
         """The checkpoint to resume from: True or "true" for the newest whole one, or a folder.
 
         Raises:
             FileNotFoundError: there is none.
+            CheckpointError: the given folder is no whole checkpoint.
             FileExistsError: a new run would write into the files of an earlier one.
         """
         if resume is None or str(resume).lower() == "false":
             self._refuse_earlier_run()
             return None
         if str(resume).lower() != "true":
-            if not Path(resume, "trainer_state.json").is_file():
-                raise FileNotFoundError(f"resume_from_checkpoint: {resume} is not a checkpoint folder of a run")
+            verify(resume)
             return Path(resume)
         newest = latest_valid_checkpoint(self.root)
         if newest is None:
@@ -43,7 +39,7 @@ class RunDirectory:
         return newest
 
     def _refuse_earlier_run(self) -> None:
-        earlier = [p for p in (self.best, self.last, self.metrics) if p.exists()] + list(self.root.glob("checkpoint-*"))
+        earlier = [p for p in (self.best, self.last, self.metrics) if p.exists()] + list_checkpoints(self.root)
         if earlier:
             raise FileExistsError(
                 f"output_dir {self.root} holds an earlier run ({earlier[0].name}); choose another output_dir, "

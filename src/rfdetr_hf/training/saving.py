@@ -11,7 +11,7 @@ from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..hub.model_card import write_model_card
-from .checkpointing import atomic_directory, rng_state, rotate, set_rng_state
+from .checkpointing import atomic_directory, checkpoint_path, rng_state, rotate, set_rng_state
 
 if TYPE_CHECKING:
     from .trainer import RFDETRTrainer
@@ -28,7 +28,7 @@ def save_checkpoint(trainer: "RFDETRTrainer", epoch_finished: bool) -> None:
     if trainer.accelerator.is_main_process:
         callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, ExportableState)]
         trainer.state.stateful_callbacks = {type(c).__name__: c.state() for c in [*callbacks, trainer.control]}
-        with atomic_directory(trainer.run.checkpoint(trainer.state.global_step)) as folder:
+        with atomic_directory(checkpoint_path(trainer.run.root, trainer.state.global_step)) as folder:
             _write_model(trainer, folder)
             if trainer.ema is not None:
                 save_file(trainer.ema.state_dict(), folder / AVERAGE, metadata={"format": "pt"})
@@ -113,10 +113,9 @@ def _load_state(trainer: "RFDETRTrainer", folder: Path) -> None:
 def save_pretrained(trainer: "RFDETRTrainer", path: Path, metrics: dict[str, float] | None = None) -> None:
     """Write the model's present weights as a `from_pretrained` folder with image processor and model card."""
     if trainer.accelerator.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_directory(path) as folder:
             _write_model(trainer, folder)
-            write_model_card(folder, trainer.model.config, metrics or {}, trainer.args.to_dict())
+            write_model_card(folder, path.name, trainer.model.config, metrics or {}, trainer.args.to_dict())
     trainer.accelerator.wait_for_everyone()
 
 

@@ -18,18 +18,18 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_de
 
 from ..data.audit import audit_dataset
 from ..data.collate import prepare_pixels
-from ..data.loader import build_eval_dataloader, build_train_dataloader
 from ..data.schema import class_names
-from ..data.transforms import build_eval_transform, build_train_transform
 from ..evaluation.coco import CocoEvaluator
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
 from .best import BestModel
 from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
+from .checkpointing import clean_leftovers
 from .distributed import check_backend, sum_over_ranks
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage, averaged_tensors
+from .loaders import build_eval_loader, build_train_loader
 from .meters import LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler
@@ -149,8 +149,15 @@ class RFDETRTrainer:
             DetectionDataError: the audit found images that can't be read.
             RuntimeError: `max_skipped_steps` steps in a row had a non-finite loss or gradient.
         """
+        if self.train_dataset is None:
+            raise ValueError("train() needs a train_dataset, given at construction")
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        if self.accelerator.is_main_process:
+            self.run.root.mkdir(parents=True, exist_ok=True)
+            clean_leftovers(self.run.root)
+        self.accelerator.wait_for_everyone()
         checkpoint = self.run.find_checkpoint(resume)
+        self.accelerator.wait_for_everyone()
         log_file = self._open_run()
         try:
             self._audit()
@@ -169,7 +176,6 @@ class RFDETRTrainer:
     def _open_run(self) -> logging.Handler:
         if not self.accelerator.is_main_process:
             return logging.NullHandler()
-        self.run.root.mkdir(parents=True, exist_ok=True)
         self.run.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
         return self.run.open_log()
 
@@ -194,7 +200,9 @@ class RFDETRTrainer:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         backbone = config.backbone_config
         self.scales = compute_scales(config.resolution, backbone.patch_size, backbone.num_windows, args.expanded_scales)
-        self.train_loader = self._train_loader()
+        self.train_loader = build_train_loader(
+            self.train_dataset, args, config, self.scales, self.accelerator, self.augmentation
+        )
         self.steps_per_epoch = len(self.train_loader) // args.gradient_accumulation_steps
         epochs = args.num_train_epochs
         self.state.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(epochs * self.steps_per_epoch)
@@ -208,38 +216,6 @@ class RFDETRTrainer:
         self.epoch = self.steps_in_epoch = 0
         self.skipped_steps = self.skipped_in_a_row = 0
         self._loss_sum = self._loss_steps = 0
-
-    def _train_loader(self) -> Any:
-        args = self.args
-        transform = build_train_transform(
-            self.model.config.resolution,
-            self.scales,
-            multi_scale=args.multi_scale,
-            scale_jitter=args.scale_jitter,
-            horizontal_flip=args.horizontal_flip,
-            square=args.square_resize,
-            augmentation=self.augmentation,
-        )
-        return build_train_dataloader(
-            self.train_dataset,
-            transform,
-            batch_size=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            seed=args.seed,
-            size_divisor=self.model.config.size_divisor,
-            **self._loader_options(),
-        )
-
-    def _loader_options(self) -> dict[str, Any]:
-        args = self.args
-        return {
-            "num_workers": args.dataloader_num_workers,
-            "pin_memory": args.dataloader_pin_memory and self.accelerator.device.type == "cuda",
-            "persistent_workers": args.dataloader_persistent_workers,
-            "prefetch_factor": args.dataloader_prefetch_factor,
-        }
 
     def _build_optimization(self) -> None:
         args = self.args
@@ -287,7 +263,9 @@ class RFDETRTrainer:
     def _windows(self) -> Iterator[list[dict[str, Any]]]:
         """The micro-batches of each optimizer step that is left of this epoch."""
         accumulation = self.args.gradient_accumulation_steps
-        self.train_loader.batch_sampler.set_epoch(self.epoch, start_batch=self.steps_in_epoch * accumulation)
+        sampler = self.train_loader.batch_sampler
+        sampler.set_epoch(self.epoch)
+        sampler.start_batch = self.steps_in_epoch * accumulation
         batches = iter(self.train_loader)
         for _ in range(self.steps_in_epoch, self.steps_per_epoch):
             started = time.perf_counter()
@@ -302,12 +280,12 @@ class RFDETRTrainer:
         self.wrapped.train()
         self._fire("on_step_begin")
         self.model.set_drop_path_rate(self.drop_path.at(self.state.global_step))
-        size = self._step_size()
+        scale = self._step_scale()
         num_boxes = self._window_boxes(window)
         for i, batch in enumerate(window):
             last = i == len(window) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                self._forward_backward(batch, size, num_boxes, len(window))
+                self._forward_backward(batch, scale, num_boxes, len(window))
             if not last:
                 self._fire("on_substep_end")
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
@@ -320,10 +298,11 @@ class RFDETRTrainer:
         self._count_step(window)
         self._fire("on_step_end")
 
-    def _step_size(self) -> int | None:
+    def _step_scale(self) -> float | None:
+        """Scale of this step as a share of the largest, which the loader's images have."""
         if self.args.multi_scale != "per_batch":
             return None
-        return scale_for_step(self.scales, self.args.seed, self.state.global_step)
+        return scale_for_step(self.scales, self.args.seed, self.state.global_step) / max(self.scales)
 
     def _window_boxes(self, window: list[dict[str, Any]]) -> torch.Tensor | float:
         """This rank's share of the normaliser of every loss term: boxes of the window on all ranks × groups ÷ ranks."""
@@ -333,22 +312,27 @@ class RFDETRTrainer:
         return total / self.accelerator.num_processes
 
     def _forward_backward(
-        self, batch: dict[str, Any], size: int | None, num_boxes: torch.Tensor | float, micro_batches: int
+        self, batch: dict[str, Any], scale: float | None, num_boxes: torch.Tensor | float, micro_batches: int
     ) -> None:
-        inputs = self._to_device(batch, size)
+        inputs = self._to_device(batch, scale)
         with self.accelerator.autocast():
             outputs = self.wrapped(**inputs, num_boxes=num_boxes)
         self.accelerator.backward(outputs.loss)
         self.losses.add(outputs.loss, outputs.loss_dict, micro_batches)
 
-    def _to_device(self, batch: dict[str, Any], size: int | None = None) -> dict[str, Any]:
+    def _to_device(self, batch: dict[str, Any], scale: float | None = None) -> dict[str, Any]:
         device, processor = self.accelerator.device, self.image_processor
+        size = None if scale is None else self._scaled(batch["pixel_values"].shape[-2:], scale)
         pixels = batch["pixel_values"].to(device, non_blocking=True)
         mask = batch.get("pixel_mask")
         mask = mask.to(device, non_blocking=True) if mask is not None else None
         pixels, mask = prepare_pixels(pixels, mask, processor.image_mean, processor.image_std, size)
         labels = batch["labels"].to(device, non_blocking=True).unpack()
         return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+
+    def _scaled(self, size: Sequence[int], scale: float) -> tuple[int, ...]:
+        divisor = self.model.config.size_divisor
+        return tuple(max(round(side * scale / divisor), 1) * divisor for side in size)
 
     def _is_finite(self, grad_norm: torch.Tensor) -> bool:
         """Whether loss and gradients are finite on every rank."""
@@ -371,7 +355,7 @@ class RFDETRTrainer:
         self.losses.drop_step()
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
-        images = [int(image_id) for batch in window for image_id in batch["labels"].fields["image_id"]]
+        images = [int(image_id) for batch in window for image_id in batch["labels"].images["image_id"]]
         logger.warning("step %d skipped: loss or gradient is not finite; images %s", self.state.global_step, images)
         if self.skipped_in_a_row >= max(self.args.max_skipped_steps, 1):
             raise RuntimeError(
@@ -504,11 +488,11 @@ class RFDETRTrainer:
     @torch.no_grad()
     def _detections(self, dataset: Dataset) -> Iterator[tuple[list[int], list[dict[str, torch.Tensor]]]]:
         """This rank's images of a data set, batch by batch: their ids and what the model finds on them."""
-        loader = self._eval_loader(dataset)
+        loader = build_eval_loader(dataset, self.args, self.model.config, self.image_processor, self.accelerator)
         self.callback_handler.eval_dataloader = loader
         model = self.wrapped.to(self.accelerator.device).eval()
         for batch in loader:
-            image_ids = batch["labels"].fields["image_id"].tolist()
+            image_ids = batch["labels"].images["image_id"].tolist()
             inputs = self._to_device(batch)
             sizes = torch.stack([label["orig_size"] for label in inputs.pop("labels")])
             with self.accelerator.autocast():
@@ -516,17 +500,6 @@ class RFDETRTrainer:
             post_process = self.image_processor.post_process_object_detection
             yield image_ids, post_process(outputs, threshold=0.0, target_sizes=sizes)
             self._fire("on_prediction_step")
-
-    def _eval_loader(self, dataset: Dataset) -> Any:
-        return build_eval_dataloader(
-            dataset,
-            build_eval_transform(self.image_processor, square=self.args.square_resize),
-            batch_size=self.args.eval_batch_size,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            size_divisor=self.model.config.size_divisor,
-            **self._loader_options(),
-        )
 
 
 def _processor_for(model: RFDETRForObjectDetection) -> RFDETRImageProcessor:
