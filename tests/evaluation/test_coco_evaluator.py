@@ -7,37 +7,26 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets import Dataset
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rfdetr_hf.data.schema import detection_features
 from rfdetr_hf.evaluation.coco import CocoEvaluator, coco_ground_truth
 
 NAMES = ("circle", "square", "triangle", "never")
-KEYS = (
-    ["map", "map_50", "map_75", "map_small", "map_medium", "map_large"]
-    + ["mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"]
-)
+KEYS = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large"]
+KEYS += ["mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"]
 
 
 def make_dataset(rows: list[dict]) -> Dataset:
     """A data set in the project's schema whose image column can't be decoded."""
-    features = Features(
-        {
-            "image": Image(),
-            "image_id": Value("int64"),
-            "width": Value("int32"),
-            "height": Value("int32"),
-            "objects": {
-                "bbox": List(List(Value("float32"), length=4)),
-                "category": List(ClassLabel(names=list(NAMES))),
-                "area": List(Value("float32")),
-                "iscrowd": List(Value("bool")),
-            },
-        }
-    )
-    rows = [{"image": {"bytes": b"not an image", "path": None}, "width": 400, "height": 300, **row} for row in rows]
-    return Dataset.from_list(rows, features=features)
+    filled = []
+    for row in rows:
+        objects = {"id": list(range(len(row["objects"]["bbox"]))), **row["objects"]}
+        image = {"bytes": b"not an image", "path": None}
+        filled.append({"image": image, "width": 400, "height": 300, "file_name": None, **row, "objects": objects})
+    return Dataset.from_list(filled, features=detection_features(NAMES))
 
 
 def random_case(seed: int, num_images: int = 12) -> tuple[Dataset, dict[int, dict]]:
@@ -168,7 +157,7 @@ def test_ground_truth_needs_no_image_and_numbers_annotations_from_one(capsys):
 
 def test_ground_truth_without_optional_columns():
     rows = [{"image_id": 3, "width": 9, "height": 9, "objects": {"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": [0]}}]
-    with pytest.raises(ValueError, match="class_names"):
+    with pytest.raises(ValueError, match="class labels"):
         coco_ground_truth(Dataset.from_list(rows))
     annotation = coco_ground_truth(Dataset.from_list(rows), class_names=["a"]).anns[1]
     assert annotation["area"] == 12 and annotation["iscrowd"] == 0

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
+
+from rfdetr_hf.data import schema
 
 # One detection, 28 bytes; `image` is the position of the image id among the sorted ids of the ground truth.
 DETECTION = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f4"), ("box", "f4", (4,))])
@@ -27,15 +29,15 @@ def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None
     contiguous label. Annotations are numbered from 1, because pycocotools takes a match with id 0 for no match.
 
     Args:
-        dataset: Has `image_id`, `width`, `height` and `objects` with parallel lists `bbox` (xywh in pixels),
-            `category`, and optionally `area` and `iscrowd`.
+        dataset: Has the columns of `rfdetr_hf.data.schema`: `image_id`, `width`, `height` and `objects`, of which
+            `bbox` and `category` are needed, `area` and `iscrowd` are optional.
         class_names: Names by label; default those of the `ClassLabel` feature of `category`.
 
     Raises:
         ValueError: A column is missing, an image id is no integer or appears twice, a label has no name, or the
             class names are not known.
     """
-    names = list(class_names) if class_names is not None else _class_names(dataset)
+    names = list(class_names) if class_names is not None else schema.class_names(dataset)
     images, annotations = [], []
     for row in _annotation_rows(dataset):
         images.append({"id": row["image_id"], "width": row["width"], "height": row["height"]})
@@ -276,18 +278,6 @@ def summarize(evaluation: COCOeval) -> dict[str, float]:
 def _mean(values: np.ndarray) -> float:
     defined = values[values > -1]
     return float(np.mean(defined)) if len(defined) else -1.0
-
-
-def _class_names(dataset: Dataset) -> list[str]:
-    objects = dataset.features.get("objects")
-    category = objects.get("category") if isinstance(objects, Mapping) else None
-    label = getattr(category, "feature", category)
-    if not isinstance(label, ClassLabel):
-        raise ValueError(
-            "objects.category of the data set is not a list of ClassLabel, so the classes have no names: "
-            "load the data with load_detection_dataset, or pass class_names."
-        )
-    return list(label.names)
 
 
 def _annotation_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:

@@ -234,9 +234,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
         counts = [scores.shape[1]] * len(scores)
         if threshold >= 0:
             counts = (~(scores <= threshold)).sum(1).tolist()
-        return [
-            {"scores": scores[i, :n], "labels": labels[i, :n], "boxes": boxes[i, :n]} for i, n in enumerate(counts)
-        ]
+        return [{"scores": scores[i, :n], "labels": labels[i, :n], "boxes": boxes[i, :n]} for i, n in enumerate(counts)]
 
 
 def select_top_detections(logits: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
