@@ -1,0 +1,155 @@
+"""A look at every image and box of a split before the first step, so that a broken file does not end a night's run."""
+
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from .errors import DetectionDataError, Problems
+from .images import check_image
+from .schema import category_ids, class_names
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 256
+_NEEDED = ("image", "image_id", "width", "height", "objects")
+# COCO's limits of small and medium objects, as areas in pixels.
+_SMALL, _MEDIUM = 32**2, 96**2
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What is in a split. Printed, it is a table.
+
+    Attributes:
+        split: its name.
+        decoded: whether the pixels were decoded, or only the headers read.
+        num_images: images.
+        num_empty_images: images without objects.
+        num_boxes: boxes, crowds left out.
+        num_crowds: boxes of crowds.
+        boxes_per_class: name -> boxes, crowds left out.
+        images_per_class: name -> images with such a box.
+        category_ids: original id of each class.
+        small, medium, large: boxes by area, with COCO's limits 32² and 96².
+        max_boxes: boxes of the fullest image.
+        max_boxes_image_id: that image.
+    """
+
+    split: str
+    decoded: bool
+    num_images: int
+    num_empty_images: int
+    num_boxes: int
+    num_crowds: int
+    boxes_per_class: dict[str, int]
+    images_per_class: dict[str, int]
+    category_ids: list[int]
+    small: int
+    medium: int
+    large: int
+    max_boxes: int
+    max_boxes_image_id: int | None
+
+    def __str__(self) -> str:
+        checked = "decoded" if self.decoded else "headers read"
+        width = max([4, *(len(name) for name in self.boxes_per_class)])
+        fullest = f", at most {self.max_boxes} in an image (id {self.max_boxes_image_id})" if self.num_boxes else ""
+        lines = [
+            f"{self.split}: {self.num_images} images ({checked}), {self.num_empty_images} without objects",
+            f"{self.num_boxes} boxes{fullest}, {self.num_crowds} crowds; "
+            f"{self.small} small, {self.medium} medium, {self.large} large",
+            f"{'label':>5}  {'category id':>11}  {'name':<{width}}  {'boxes':>9}  {'images':>9}",
+        ]
+        for label, (name, boxes) in enumerate(self.boxes_per_class.items()):
+            original, images = self.category_ids[label], self.images_per_class[name]
+            lines.append(f"{label:>5}  {original:>11}  {name:<{width}}  {boxes:>9}  {images:>9}")
+        return "\n".join(lines)
+
+
+def audit_dataset(
+    dataset: Dataset, *, split: str | None = None, decode: bool = True, num_threads: int | None = None
+) -> AuditReport:
+    """Check every image of a split against its annotation, and count what there is.
+
+    JPEG files are decoded at an eighth of their size in grey: that finds every truncated file in about a third of the
+    time of a full decode. Threads help, since Pillow decodes without the interpreter lock.
+
+    Args:
+        dataset: a split in the schema of `load_detection_dataset`.
+        split: name for messages; the data set's own by default.
+        decode: decode the pixels. Without it only headers are read, much faster: that finds missing files and wrong
+            sizes, but not truncated files.
+        num_threads: images checked at a time; the number of CPUs, at most 16, by default.
+
+    Raises:
+        DetectionDataError: images are missing, damaged, truncated, or have another size than their annotation says;
+            names up to ten files.
+    """
+    name = split or str(dataset.split or "data set")
+    missing = [column for column in _NEEDED if column not in dataset.column_names]
+    if missing:
+        raise DetectionDataError(
+            f"{name}: columns {missing} are missing; pass the data set through load_detection_dataset"
+        )
+    report = _count(dataset, name, decode)
+    problems = Problems(name)
+    workers = num_threads or min(16, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        for rows in _batches(dataset):
+            for fault in pool.map(lambda row: _fault(row, decode), rows):
+                if fault is not None:
+                    problems.add(fault, "as said for each image")
+    problems.raise_if_any()
+    return report
+
+
+def _batches(dataset: Dataset) -> Iterator[list[dict[str, Any]]]:
+    columns = [name for name in ("image", "image_id", "width", "height", "file_name") if name in dataset.column_names]
+    # Arrow format hands out paths and bytes whatever the image feature or the transform of the data set says.
+    for table in dataset.select_columns(columns).with_format("arrow").iter(_BATCH):
+        yield table.to_pylist()
+
+
+def _fault(row: dict[str, Any], decode: bool) -> str | None:
+    try:
+        check_image(row, decode=decode)
+    except DetectionDataError as error:
+        return str(error)
+    return None
+
+
+def _count(dataset: Dataset, split: str, decoded: bool) -> AuditReport:
+    names = class_names(dataset)
+    columns = dataset.select_columns(["image_id", "objects"]).with_format("arrow")[:]
+    objects = pa.concat_arrays(columns["objects"].chunks) if len(dataset) else columns["objects"].combine_chunks()
+    fields = {field: pc.struct_field(objects, field) for field in ("category", "area", "iscrowd")}
+    counts = pc.list_value_length(fields["category"]).to_numpy(zero_copy_only=False).astype(np.int64)
+    category, area, crowd = (pc.list_flatten(fields[f]).to_numpy(zero_copy_only=False) for f in fields)
+    crowd = crowd.astype(bool)
+    row = np.repeat(np.arange(len(dataset)), counts)
+    seen = np.unique(np.stack([category[~crowd], row[~crowd]]), axis=1)[0]
+    area, fullest = area[~crowd], int(counts.argmax()) if len(counts) else 0
+    return AuditReport(
+        split=split,
+        decoded=decoded,
+        num_images=len(dataset),
+        num_empty_images=int((counts == 0).sum()),
+        num_boxes=int((~crowd).sum()),
+        num_crowds=int(crowd.sum()),
+        boxes_per_class=dict(zip(names, np.bincount(category[~crowd], minlength=len(names)).tolist(), strict=True)),
+        images_per_class=dict(zip(names, np.bincount(seen, minlength=len(names)).tolist(), strict=True)),
+        category_ids=category_ids(dataset),
+        small=int((area < _SMALL).sum()),
+        medium=int(((area >= _SMALL) & (area < _MEDIUM)).sum()),
+        large=int((area >= _MEDIUM).sum()),
+        max_boxes=int(counts.max(initial=0)),
+        max_boxes_image_id=columns["image_id"][fullest].as_py() if len(counts) else None,
+    )

@@ -1,0 +1,368 @@
+"""Data sets that `datasets.load_dataset` reads: the columns that people publish, brought into the one schema.
+
+Understood are ``objects`` as lists side by side, as a list of objects, or as JSON text, with the names in `_ALIASES`.
+Images stay in the files that `datasets` keeps them in.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, Image
+
+from .annotations import Annotations, Boxes, Labels, build_dataset, find_broken, map_ids, name_box, repair_boxes
+from .errors import DetectionDataError, Problems
+from .images import image_size
+from .schema import ids_of_class_label, undecoded
+
+logger = logging.getLogger(__name__)
+
+BoxFormat = Literal["xywh", "xyxy"]
+_ALIASES = {
+    "id": ("id", "bbox_id", "annotation_id"),
+    "bbox": ("bbox", "bboxes", "boxes"),
+    "category": ("category", "category_id", "categories", "label", "labels"),
+    "area": ("area", "areas"),
+    "iscrowd": ("iscrowd", "is_crowd"),
+}
+_HEADER_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The category column of one split.
+
+    Attributes:
+        values: (n,) int64; positions in `names` where there are names.
+        names: names of the values, or None for plain integers.
+        ids: original ids of the names.
+    """
+
+    values: np.ndarray
+    names: list[str] | None
+    ids: list[int] | None
+
+
+def normalise_splits(
+    splits: Mapping[str, Dataset],
+    source: str,
+    class_names: Sequence[str] | None = None,
+    bbox_format: BoxFormat = "xywh",
+) -> dict[str, Dataset]:
+    """Bring all splits of a data set into the schema; the label table is that of the first one.
+
+    Args:
+        splits: split -> data set with an image column and ``objects``.
+        source: name of the data set, for messages.
+        class_names: label table to use; by default the `ClassLabel` of the first split, or the sorted names or integers
+            that occur there.
+        bbox_format: how the boxes are written.
+
+    Raises:
+        DetectionDataError: columns that are missing or of another form, and faults in them that no rule repairs.
+    """
+    read = {name: _read_split(dataset, f"{source}, split {name}", bbox_format) for name, dataset in splits.items()}
+    labels = _label_space(next(iter(read.values()))[1], class_names, source)
+    return {name: _finish(splits[name], *read[name], labels, name) for name in splits}
+
+
+def _read_split(dataset: Dataset, source: str, bbox_format: BoxFormat) -> tuple[Annotations, Categories]:
+    problems = Problems(source)
+    counts, fields = _flat_objects(dataset, source)
+    image_column = _image_column(dataset, source)
+    total = int(counts.sum())
+    names = _file_names(dataset, image_column)
+    image_id = _image_ids(dataset, source)
+    row = np.repeat(np.arange(len(dataset)), counts)
+    bbox = _bbox_array(fields["bbox"], image_id[row], problems)
+    categories = _categories(dataset, fields["category"], source)
+    annotations = Annotations(
+        source=source,
+        image_id=image_id,
+        size=_sizes(dataset, image_column, names),
+        file_name=names,
+        boxes=Boxes(
+            row=row,
+            id=_numbers(fields.get("id"), total, np.int64, "id", source, default=None),
+            bbox=bbox,
+            category=categories.values,
+            area=_numbers(fields.get("area"), total, np.float64, "area", source, default=np.nan),
+            iscrowd=_numbers(fields.get("iscrowd"), total, np.float64, "iscrowd", source, default=0) != 0,
+        ),
+    )
+    find_broken(annotations, problems)
+    problems.raise_if_any()
+    return _as_xywh(annotations, bbox_format), categories
+
+
+def _finish(dataset: Dataset, annotations: Annotations, categories: Categories, labels: Labels, split: str) -> Dataset:
+    problems = Problems(annotations.source)
+    label = _to_labels(categories, labels)
+    for i in np.flatnonzero(label < 0):
+        value = categories.values[i]
+        named = categories.names[value] if categories.names and 0 <= value < len(categories.names) else value
+        problems.add(
+            f"{name_box(annotations, i)}: field category is {named!r}, not in the label table {labels.names}",
+            "the label table is that of the training split: have the class there, or correct the annotation",
+        )
+    problems.raise_if_any()
+    boxes = replace(annotations.boxes, category=label)
+    repaired = repair_boxes(replace(annotations, boxes=boxes))
+    column = _image_column(dataset, annotations.source)
+    return build_dataset(repaired, labels, _images_alone(dataset, column), split)
+
+
+def _image_column(dataset: Dataset, source: str) -> str:
+    columns = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    if "image" in columns:
+        return "image"
+    if len(columns) != 1:
+        raise DetectionDataError(
+            f"{source}: no column 'image' of type datasets.Image among {dataset.column_names}; "
+            "rename the image column or cast it with dataset.cast_column(…, datasets.Image())"
+        )
+    return columns[0]
+
+
+def _images_alone(dataset: Dataset, column: str) -> Dataset:
+    """The image column by itself, undecoded and named "image"."""
+    alone = dataset.select_columns([column]).with_format(None)
+    return undecoded(alone if column == "image" else alone.rename_column(column, "image"))
+
+
+def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:
+    return dataset.select_columns([name]).with_format("arrow")[:][name]
+
+
+def _flat_objects(dataset: Dataset, source: str) -> tuple[np.ndarray, dict[str, pa.Array]]:
+    """Objects per image, and the fields of all objects in a row, by our names."""
+    if "objects" not in dataset.column_names:
+        raise DetectionDataError(
+            f"{source}: no column 'objects' among {dataset.column_names}; it holds bbox and category of each object"
+        )
+    objects = pa.concat_arrays(_column(dataset, "objects").chunks) if len(dataset) else None
+    if objects is None:
+        raise DetectionDataError(f"{source}: the split has no images")
+    if pa.types.is_string(objects.type) or pa.types.is_large_string(objects.type):
+        objects = _from_json(objects, source)
+    if pa.types.is_struct(objects.type):
+        return _from_parallel_lists(objects, source)
+    if _is_list(objects.type) and pa.types.is_struct(objects.type.value_type):
+        counts = pc.fill_null(pc.list_value_length(objects), 0).to_numpy(zero_copy_only=False)
+        records = pc.list_flatten(objects)
+        names = _our_names([field.name for field in records.type], source)
+        return counts, {ours: pc.struct_field(records, theirs) for ours, theirs in names.items()}
+    raise DetectionDataError(
+        f"{source}: column 'objects' is {objects.type}, neither lists side by side nor a list of objects"
+    )
+
+
+def _from_parallel_lists(objects: pa.StructArray, source: str) -> tuple[np.ndarray, dict[str, pa.Array]]:
+    names = _our_names([field.name for field in objects.type], source)
+    columns = {ours: pc.struct_field(objects, theirs) for ours, theirs in names.items()}
+    fields, lengths = {}, {}
+    for name, column in columns.items():
+        if not _is_list(column.type):
+            raise DetectionDataError(f"{source}: field objects.{names[name]} is {column.type}, not one list per image")
+        lengths[name] = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        fields[name] = pc.list_flatten(column)
+    for name, length in lengths.items():
+        differs = np.flatnonzero(length != lengths["bbox"])
+        if len(differs):
+            row = differs[0]
+            raise DetectionDataError(
+                f"{source}: row {row} has {lengths['bbox'][row]} boxes but {length[row]} values in "
+                f"objects.{names[name]}; all lists of an image must be equally long"
+            )
+    return lengths["bbox"], fields
+
+
+def _from_json(objects: pa.Array, source: str) -> pa.Array:
+    values: list[Any] = []
+    for row, text in enumerate(objects.to_pylist()):
+        try:
+            values.append(json.loads(text) if text else None)
+        except ValueError as error:
+            raise DetectionDataError(f"{source}: row {row}: column 'objects' is no valid JSON ({error})") from error
+    return pa.array(values)
+
+
+def _our_names(found: Sequence[str], source: str) -> dict[str, str]:
+    names = {}
+    for ours, aliases in _ALIASES.items():
+        theirs = next((alias for alias in aliases if alias in found), None)
+        if theirs is not None:
+            names[ours] = theirs
+        elif ours in ("bbox", "category"):
+            raise DetectionDataError(
+                f"{source}: no field objects.{ours} among {list(found)}; names for it: {list(aliases)}"
+            )
+    return names
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _bbox_array(boxes: pa.Array, image_id: np.ndarray, problems: Problems) -> np.ndarray:
+    """(n, 4) float64; raises at once where boxes have another length, since nothing else can be checked then."""
+    if not len(boxes):
+        return np.zeros((0, 4))
+    if not _is_list(boxes.type):
+        raise DetectionDataError(f"{problems.source}: field objects.bbox holds {boxes.type}, not lists of four numbers")
+    length = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy(zero_copy_only=False)
+    problems.add_all(
+        (
+            f"box {i} of the split (image id {image_id[i]}): field bbox has {length[i]} numbers, not four"
+            for i in np.flatnonzero(length != 4)
+        ),
+        "write bbox as four numbers, or delete the box",
+    )
+    problems.raise_if_any()
+    flat = pc.cast(pc.list_flatten(boxes), pa.float64())
+    return pc.fill_null(flat, float("nan")).to_numpy(zero_copy_only=False).reshape(-1, 4).copy()
+
+
+def _numbers(values: pa.Array | None, total: int, kind: Any, field: str, source: str, default: Any) -> np.ndarray:
+    """A field as numbers; `default` (or 1, 2, 3… when it is None) for all that have none."""
+    fallback = np.arange(1, total + 1) if default is None else np.full(total, default)
+    if values is None or pa.types.is_null(values.type):
+        return fallback.astype(kind)
+    try:
+        if pa.types.is_boolean(values.type):
+            values = pc.cast(values, pa.int8())
+        numbers = pc.cast(values, pa.from_numpy_dtype(kind))
+    except pa.ArrowInvalid as error:
+        raise DetectionDataError(
+            f"{source}: field objects.{field} holds {values.type}, not numbers ({error})"
+        ) from error
+    filled = pc.if_else(pc.is_null(numbers), pa.array(fallback.astype(kind)), numbers)
+    return filled.to_numpy(zero_copy_only=False)
+
+
+def _categories(dataset: Dataset, values: pa.Array, source: str) -> Categories:
+    label = _class_label(dataset.features["objects"])
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        encoded = pc.dictionary_encode(values)
+        codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return Categories(codes, encoded.dictionary.to_pylist(), None)
+    numbers = _numbers(values, len(values), np.int64, "category", source, default=-1)
+    if label is None:
+        return Categories(numbers, None, None)
+    return Categories(numbers, list(label.names), ids_of_class_label(label))
+
+
+def _class_label(feature: Any) -> ClassLabel | None:
+    """The class table of the category field, however deep lists nest it."""
+    feature = getattr(feature, "feature", feature)
+    if isinstance(feature, Mapping):
+        name = next((alias for alias in _ALIASES["category"] if alias in feature), None)
+        feature = feature[name] if name else None
+        feature = getattr(feature, "feature", feature)
+    return feature if isinstance(feature, ClassLabel) else None
+
+
+def _label_space(categories: Categories, class_names: Sequence[str] | None, source: str) -> Labels:
+    if class_names is not None:
+        names = list(class_names)
+        known = categories.names if categories.ids is not None else None
+        if known is None:
+            return Labels(names, list(range(len(names))))
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise DetectionDataError(
+                f"{source}: class_names has {missing}, but the classes are {known}; use their names"
+            )
+        return Labels(names, [categories.ids[known.index(name)] for name in names])
+    if categories.names is None:
+        ids = np.unique(categories.values).tolist()
+        names = [str(i) for i in ids]
+    elif categories.ids is None:
+        names = sorted(categories.names)
+        ids = list(range(len(names)))
+    else:
+        names, ids = categories.names, categories.ids
+    if not names:
+        raise DetectionDataError(f"{source}: no object has a category; give the label table with class_names=[…]")
+    return Labels(names, ids)
+
+
+def _to_labels(categories: Categories, labels: Labels) -> np.ndarray:
+    """Label of each value, or -1. Names are compared where there are names, and integers otherwise."""
+    if categories.names is None:
+        return map_ids(categories.values, labels.ids)
+    position = {name: label for label, name in enumerate(labels.names)}
+    # The extra row at the end is where -1, "no category", leads.
+    table = np.array([*(position.get(name, -1) for name in categories.names), -1])
+    known = (categories.values >= 0) & (categories.values < len(categories.names))
+    return table[np.where(known, categories.values, -1)]
+
+
+def _image_ids(dataset: Dataset, source: str) -> np.ndarray:
+    if "image_id" in dataset.column_names:
+        values = pa.concat_arrays(_column(dataset, "image_id").chunks)
+        if pa.types.is_integer(values.type) and not values.null_count:
+            return values.to_numpy(zero_copy_only=False).astype(np.int64)
+        logger.warning("%s: column image_id is not made of integers; images are numbered by row", source)
+    return np.arange(len(dataset))
+
+
+def _file_names(dataset: Dataset, column: str) -> list[str | None]:
+    """The last part of each image's path; the pixels beside the paths are not touched."""
+    if "file_name" in dataset.column_names:
+        return _column(dataset, "file_name").to_pylist()
+    if dataset._indices is not None:
+        dataset = dataset.select_columns([column]).flatten_indices()
+    chunks = dataset.data.column(column).chunks
+    paths = [path for chunk in chunks for path in pc.struct_field(chunk, "path").to_pylist()]
+    return [os.path.basename(path) if path else None for path in paths]
+
+
+def _sizes(dataset: Dataset, column: str, names: Sequence[str | None]) -> np.ndarray:
+    """(m, 2) width and height; read from the images' headers where the columns are missing."""
+    if {"width", "height"} <= set(dataset.column_names):
+        sides = [_column(dataset, name) for name in ("width", "height")]
+        if not any(side.null_count for side in sides):
+            return np.stack([side.to_numpy().astype(np.int64) for side in sides], axis=1)
+    images = _images_alone(dataset, column)
+    sizes = np.empty((len(dataset), 2), dtype=np.int64)
+    row = 0
+    for batch in images.iter(_HEADER_BATCH):
+        for value in batch["image"]:
+            sizes[row] = image_size(value, {"file_name": names[row], "image_id": f"of row {row}"})
+            row += 1
+    return sizes
+
+
+def _as_xywh(annotations: Annotations, bbox_format: BoxFormat) -> Annotations:
+    boxes = annotations.boxes
+    if bbox_format == "xyxy":
+        bbox = np.concatenate([boxes.bbox[:, :2], boxes.bbox[:, 2:] - boxes.bbox[:, :2]], axis=1)
+        return replace(annotations, boxes=replace(boxes, bbox=bbox))
+    _refuse_other_formats(annotations)
+    return annotations
+
+
+def _refuse_other_formats(annotations: Annotations) -> None:
+    """Raise when the boxes make sense all together in another format, and many make none in ours."""
+    bbox, size = annotations.boxes.bbox, annotations.size[annotations.boxes.row]
+    if len(bbox) < 10:
+        return
+    if bbox.max() <= 1.0:
+        raise DetectionDataError(
+            f"{annotations.source}: field objects.bbox is between 0 and 1 everywhere; boxes must be in pixels, "
+            "so multiply them by width and height"
+        )
+    outside = (bbox[:, :2] + bbox[:, 2:] > size + 1).any(axis=1).mean()
+    corners = (bbox[:, 2:] >= bbox[:, :2]).all() and (bbox[:, 2:] <= size + 1).all()
+    if corners and outside > 0.1:
+        raise DetectionDataError(
+            f"{annotations.source}: field objects.bbox looks like corners (x1, y1, x2, y2): as x, y, width, height, "
+            f"{outside:.0%} of the boxes reach out of their images; pass bbox_format='xyxy'"
+        )

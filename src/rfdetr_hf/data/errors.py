@@ -1,0 +1,46 @@
+"""The error that all of the data code raises, and the collector that puts several faults of one file into it."""
+
+from collections.abc import Iterable
+
+
+class DetectionDataError(ValueError):
+    """Data that cannot be used as it is; the message names the file, the annotation or image, the field, the remedy."""
+
+
+class Problems:
+    """Faults found in one source, so that one error can tell of up to `LIMIT` of them at once.
+
+    Args:
+        source: the file or data set that the faults are in; starts the message.
+    """
+
+    LIMIT = 10
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.count = 0
+        self._lines: list[str] = []
+        self._remedies: dict[str, None] = {}
+
+    def add(self, fault: str, remedy: str) -> None:
+        """Note one fault, and what the user can do about it."""
+        self.count += 1
+        if len(self._lines) < self.LIMIT:
+            self._lines.append(fault)
+            self._remedies[remedy] = None
+
+    def add_all(self, faults: Iterable[str], remedy: str) -> None:
+        """Note several faults that have the same remedy."""
+        for fault in faults:
+            self.add(fault, remedy)
+
+    def raise_if_any(self) -> None:
+        """Raise `DetectionDataError` when a fault was noted."""
+        if not self.count:
+            return
+        noun = "problem" if self.count == 1 else "problems"
+        lines = [f"{self.source}: {self.count} {noun}", *(f"  - {line}" for line in self._lines)]
+        if self.count > len(self._lines):
+            lines.append(f"  - … and {self.count - len(self._lines)} more")
+        lines.append("To repair: " + "; ".join(self._remedies) + ".")
+        raise DetectionDataError("\n".join(lines))
