@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from rfdetr_hf.training import checkpointing
 from rfdetr_hf.training.checkpointing import (
@@ -114,6 +116,19 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_what_to_do(tmp_path, monk
     assert names(tmp_path) == ["checkpoint-1"]
     verify(final)
     assert (final / "model.bin").read_text() == "old"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unexpected pos 576 vs 534"), SafetensorError("I/O error")])
+def test_a_full_disk_is_recognised_behind_vague_errors(tmp_path, monkeypatch, error):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match="No space left to write") as caught, atomic_directory(tmp_path / "checkpoint-1"):
+        raise error
+    assert caught.value.__cause__ is error
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 30))
+    with pytest.raises(type(error), match=str(error)), atomic_directory(tmp_path / "checkpoint-1"):
+        raise error
+    assert names(tmp_path) == []
 
 
 def test_other_write_errors_pass_unchanged(tmp_path):

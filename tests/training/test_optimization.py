@@ -276,15 +276,17 @@ def test_transformers_schedules_end_at_the_last_step_and_stay_there(name, kwargs
     assert used[20:] == [used[19]] * 6
 
 
-def test_schedule_resumes_from_its_state():
-    args = arguments(lr_scheduler_type="cosine", warmup_steps=3)
+@pytest.mark.parametrize("name", ["cosine", "polynomial"])
+def test_schedule_resumes_from_its_state(name, tmp_path):
+    args = arguments(lr_scheduler_type=name, warmup_steps=3, learning_rate=1.0)
     straight = factors(args, 12)
     optimizer = small_optimizer(args, rates=(1.0,))
     scheduler = build_scheduler(optimizer, args, 12, 4)
     for _ in range(7):
         optimizer.step()
         scheduler.step()
-    saved = scheduler.state_dict(), optimizer.state_dict()
+    torch.save([scheduler.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
     optimizer = small_optimizer(args, rates=(1.0,))
     scheduler = build_scheduler(optimizer, args, 12, 4)
     scheduler.load_state_dict(saved[0])

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ MANIFEST = "manifest.json"
 TEMPORARY, DELETED = ".tmp-", ".del-"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _CHUNK = 1 << 20
+_FULL = 1 << 20
 
 
 class CheckpointError(ValueError):
@@ -89,13 +91,13 @@ def atomic_directory(final_path: str | Path) -> Iterator[Path]:
         yield temporary
         _write_manifest(temporary)
         _put_in_place(temporary, final)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_for_lack_of_space(error, temporary):
             raise
         raise OSError(
-            error.errno,
+            errno.ENOSPC,
             f"No space left to write {final}; earlier checkpoints are untouched. Free space or lower save_total_limit",
-            error.filename or str(temporary),
+            str(temporary),
         ) from error
     finally:
         # After a commit the name is gone; whatever still has it is incomplete.
@@ -302,6 +304,13 @@ def _verifies(directory: Path) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def _is_for_lack_of_space(error: Exception, directory: Path) -> bool:
+    # torch.save and safetensors report a full disk without its error number, torch.save not even in words.
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return directory.exists() and shutil.disk_usage(directory).free < _FULL
 
 
 def _is_empty_directory(path: Path) -> bool:
