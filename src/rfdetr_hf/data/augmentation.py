@@ -1,0 +1,165 @@
+"""Augmentations from elsewhere: Albumentations, torchvision v2 and plain functions behind one call."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .sample import Sample, clip_objects, select_objects
+
+__all__ = ["Augmentation", "adapt_augmentation", "seeded_globals"]
+
+Target = dict[str, np.ndarray]
+_BOX_LIMITS = ("min_area", "min_visibility", "min_width", "min_height", "max_accept_ratio")
+
+
+def adapt_augmentation(augmentation: Any) -> Augmentation:
+    """Wrap a user's augmentation so that it maps `(Sample, Generator)` to a `Sample`.
+
+    Args:
+        augmentation: one of
+
+            * an Albumentations transform or `Compose`; its box limits (`min_area`, `min_visibility`, …) are kept, the
+              rest of its `bbox_params` is replaced;
+            * a torchvision-v2 transform; it gets a dict of `image` (PIL), `boxes` (`BoundingBoxes`) and `labels`,
+              which hold row numbers, so that `SanitizeBoundingBoxes` can drop objects;
+            * a function `(image, target) -> (image, target)` of a PIL image and arrays as in `Sample.target`.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    homes = {cls.__module__.partition(".")[0] for cls in type(augmentation).__mro__}
+    if "albumentations" in homes:
+        return Augmentation(_Albumentations(augmentation))
+    if "torchvision" in homes:
+        return Augmentation(_TorchvisionV2(augmentation))
+    if not callable(augmentation):
+        raise TypeError(
+            f"augmentation must be an Albumentations or torchvision-v2 transform or a function (image, target) -> "
+            f"(image, target), got {type(augmentation).__name__}"
+        )
+    return Augmentation(augmentation)
+
+
+class Augmentation:
+    """Runs a function (image, target) -> (image, target) reproducibly and checks what it returns.
+
+    Python's, NumPy's and torch's (CPU) global generators are seeded from the sample's own generator during the call,
+    and put back afterwards. Boxes are cut at the border of the returned image; objects without area are dropped.
+    """
+
+    def __init__(self, function: Callable[[Image.Image, Target], tuple[Any, Target]]) -> None:
+        self.function = function
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Augment one sample."""
+        with seeded_globals(int(rng.integers(2**32))):
+            image, target = self.function(sample.image, sample.target)
+        image = _as_pil(image)
+        return sample.with_image(image, clip_objects(_checked(target), (0, 0, image.width, image.height)))
+
+
+@contextmanager
+def seeded_globals(seed: int) -> Iterator[None]:
+    """Seed the global generators of python, NumPy and torch (CPU only) for the block, and put their states back."""
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    # Not `torch.manual_seed`: in the main process it would reseed the accelerator too.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+
+
+class _Albumentations:
+    """Boxes travel as pascal_voc with their row number, so that every field follows the survivors."""
+
+    def __init__(self, transform: Any) -> None:
+        import albumentations
+
+        transform = copy.deepcopy(transform)
+        limits: dict[str, Any] = {}
+        if isinstance(transform, albumentations.Compose) and "bboxes" in transform.processors:
+            params = transform.processors["bboxes"].params
+            limits = {name: getattr(params, name) for name in _BOX_LIMITS if hasattr(params, name)}
+        single = not isinstance(transform, albumentations.Compose)
+        self.compose = albumentations.Compose(
+            [transform] if single else transform.transforms,
+            p=1.0 if single else transform.p,
+            bbox_params=albumentations.BboxParams(format="pascal_voc", label_fields=["rows"], **limits),
+        )
+
+    def __call__(self, image: Image.Image, target: Target) -> tuple[Image.Image, Target]:
+        # Albumentations ignores the global generators, and `set_random_seed` would give every transform the same draws,
+        # so that all those with p=0.5 fire together; generators that they share do neither.
+        seed = random.getrandbits(32)
+        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        boxes = target["boxes"]
+        result = self.compose(image=np.asarray(image), bboxes=boxes, rows=np.arange(len(boxes)))
+        boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
+        return result["image"], _move_objects(target, np.asarray(result["rows"], np.int64), boxes)
+
+
+class _TorchvisionV2:
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image, target: Target) -> tuple[Any, Target]:
+        from torchvision import tv_tensors
+
+        boxes = tv_tensors.BoundingBoxes(
+            torch.from_numpy(target["boxes"]), format="XYXY", canvas_size=(image.height, image.width)
+        )
+        result = self.transform({"image": image, "boxes": boxes, "labels": torch.arange(len(boxes))})
+        boxes, rows = result["boxes"], result["labels"].numpy()
+        if boxes.format != tv_tensors.BoundingBoxFormat.XYXY:
+            raise ValueError(f"augmentation returned boxes as {boxes.format}: leave their conversion to the trainer")
+        if len(boxes) != len(rows):
+            raise ValueError(
+                f"augmentation returned {len(boxes)} boxes and {len(rows)} labels: drop objects with "
+                "SanitizeBoundingBoxes, which keeps the two in step"
+            )
+        return result["image"], _move_objects(target, rows, boxes.as_subclass(torch.Tensor).numpy())
+
+
+def _move_objects(target: Target, rows: np.ndarray, boxes: np.ndarray) -> Target:
+    """The surviving rows with their new boxes; areas change as the boxes do."""
+    target = select_objects(target, rows)
+    before, after = (np.prod(b[:, 2:] - b[:, :2], axis=1, dtype=np.float64) for b in (target["boxes"], boxes))
+    growth = np.divide(after, before, out=np.zeros(len(boxes)), where=before > 0)
+    return {**target, "boxes": boxes, "area": (target["area"] * growth).astype(np.float32)}
+
+
+def _as_pil(image: Any) -> Image.Image:
+    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
+        image = image.permute(1, 2, 0).numpy()
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        kind = f"{type(image).__name__} of {image.dtype}" if hasattr(image, "dtype") else type(image).__name__
+        raise TypeError(
+            f"augmentation returned an image as {kind}: return a PIL image, a uint8 array (H, W, 3) or a uint8 tensor "
+            "(3, H, W); conversion to float and normalisation are done on the device"
+        )
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _checked(target: Target) -> Target:
+    boxes = np.asarray(target["boxes"], np.float32).reshape(-1, 4)
+    if not np.isfinite(boxes).all():
+        raise ValueError(f"augmentation returned boxes that are not finite: {boxes[~np.isfinite(boxes).all(axis=1)]}")
+    lengths = {name: len(values) for name, values in target.items()}
+    if set(lengths.values()) != {len(boxes)}:
+        raise ValueError(f"augmentation returned fields of different lengths, one row per object is needed: {lengths}")
+    return {**target, "boxes": boxes}

@@ -1,0 +1,119 @@
+"""One image with its objects, and the geometry that moves both together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+__all__ = ["Sample", "View", "clip_objects", "select_objects"]
+
+MAX_JPEG_REDUCTION = 8
+
+
+@dataclass
+class Sample:
+    """What a transform receives and returns.
+
+    Attributes:
+        image: RGB image (possibly a JPEG that PIL has opened but not decoded yet), or, after the evaluation transform,
+            a float tensor (3, H, W) that is already normalised.
+        target: arrays with one row per object: `boxes` (n, 4) float32 xyxy in pixels of `image`, `class_labels` (n,)
+            int64, `area` (n,) float32, `iscrowd` (n,) bool. Every entry is per object, so that whatever drops an object
+            drops its row everywhere.
+        image_id: id of the image in its data set.
+        orig_size: (height, width) of the image as annotated.
+    """
+
+    image: Image.Image | torch.Tensor
+    target: dict[str, np.ndarray]
+    image_id: int
+    orig_size: tuple[int, int]
+
+    def with_image(self, image: Image.Image | torch.Tensor, target: dict[str, np.ndarray]) -> Sample:
+        """The same image of the data set, seen differently."""
+        return replace(self, image=image, target=target)
+
+
+def select_objects(target: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows `keep` (a boolean mask or indices) of every field."""
+    return {name: values[keep] for name, values in target.items()}
+
+
+def clip_objects(target: dict[str, np.ndarray], region: tuple[float, float, float, float]) -> dict[str, np.ndarray]:
+    """Cut boxes at a region (left, top, right, bottom) and drop the objects that have no area inside.
+
+    There is no minimum visibility, as in the official recipe. The area of a cut object shrinks with its box: the
+    share of an object's pixels inside is not known from the box alone, and for annotations whose area is the box's
+    the rule is exact.
+    """
+    boxes = target["boxes"]
+    left, top, right, bottom = region
+    clipped = np.stack(
+        [boxes[:, 0::2].clip(left, right), boxes[:, 1::2].clip(top, bottom)], axis=-1
+    ).reshape(-1, 4)  # fmt: skip
+    sides = clipped[:, 2:] - clipped[:, :2]
+    whole = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64)
+    share = np.divide(np.prod(sides, axis=1, dtype=np.float64), whole, out=np.zeros(len(boxes)), where=whole > 0)
+    area = (target["area"] * share).astype(np.float32)
+    return select_objects({**target, "boxes": clipped, "area": area}, (sides > 0).all(axis=1))
+
+
+@dataclass(frozen=True)
+class View:
+    """A rectangle of the annotated image, the size that it is resampled to, and whether it is mirrored.
+
+    Crop, resize and flip are one object, so that pixels are resampled once and boxes are mapped once. Coordinates are
+    continuous: pixel column i covers [i, i + 1], the image [0, width], and a mirrored x is width - x.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    width: int
+    height: int
+    flip: bool = False
+
+    def render(self, image: Image.Image) -> Image.Image:
+        """Resample the rectangle with an antialiased bilinear filter.
+
+        A JPEG that is still undecoded is decoded at 1/2, 1/4 or 1/8 where that leaves at least as many pixels as are
+        asked for.
+        """
+        reduction = self._draft(image)
+        box = [edge / reduction for edge in (self.left, self.top, self.right, self.bottom)]
+        box[2:] = min(box[2], image.width), min(box[3], image.height)
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        if box == [0, 0, image.width, image.height] and image.size == (self.width, self.height):
+            image.load()
+            view = image
+        else:
+            view = image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=tuple(box), reducing_gap=2.0)
+        return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else view
+
+    def _draft(self, image: Image.Image) -> float:
+        spare = min((self.right - self.left) / self.width, (self.bottom - self.top) / self.height)
+        if spare < 2:
+            return 1.0
+        reduction = min(1 << int(np.log2(spare)), MAX_JPEG_REDUCTION)
+        full_width = image.width
+        drafted = image.draft(None, (full_width // reduction, image.height // reduction))
+        # The decoder rounds the reduced size up, so that the last column may cover less of the image than the others:
+        # the box that PIL reports, not the ratio of the sizes, tells the scale.
+        return full_width / drafted[1][2] if drafted else 1.0
+
+    def map_objects(self, target: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Move the objects into the view: cut at its border, drop what is outside, scale, mirror."""
+        target = clip_objects(target, (self.left, self.top, self.right, self.bottom))
+        scale_x, scale_y = self.width / (self.right - self.left), self.height / (self.bottom - self.top)
+        boxes = target["boxes"].astype(np.float64)
+        boxes = (boxes - [self.left, self.top] * 2) * ([scale_x, scale_y] * 2)
+        if self.flip:
+            boxes[:, [0, 2]] = self.width - boxes[:, [2, 0]]
+        boxes = boxes.clip(0, [self.width, self.height] * 2).astype(np.float32)
+        area = target["area"] * np.float32(scale_x * scale_y)
+        return select_objects({**target, "boxes": boxes, "area": area}, (boxes[:, 2:] > boxes[:, :2]).all(axis=1))

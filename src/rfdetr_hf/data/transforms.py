@@ -1,0 +1,211 @@
+"""What happens to an image and its objects between decoding and the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from .augmentation import adapt_augmentation
+from .sample import Sample, View
+
+__all__ = ["EvalTransform", "Sample", "TrainTransform", "build_eval_transform", "build_train_transform"]
+
+CROP_PROBABILITY = 0.5
+MultiScaleMode = Literal["per_batch", "per_sample", "off"]
+
+
+def fit_shortest_edge(height: int, width: int, shortest: int, max_size: int | None = None) -> tuple[int, int]:
+    """Size (height, width) of the same aspect ratio with the given shortest edge, or a longest edge of `max_size`."""
+    short, long = min(height, width), max(height, width)
+    if max_size is not None and shortest * long > max_size * short:
+        shortest = max(1, round(max_size * short / long))
+    longest = max(1, int(shortest * long / short))
+    return (shortest, longest) if height <= width else (longest, shortest)
+
+
+class TrainTransform:
+    """The official training recipe: resize, or scale-jittered square crop and resize; mirror; a user's augmentation.
+
+    The image passes one of two branches, each with probability 1/2 (always the first without `scale_jitter`):
+
+    * the whole image, resized to (s, s), or with `square=False` to a shortest edge s and a longest of at most
+      `max_size`;
+    * a square crop, resized to (s, s). The official recipe resizes to a shortest edge r of 400, 500 or 600, then cuts a
+      square with a side between 384 and r. Only the ratio of the two matters: it says how much of the shortest edge is
+      seen, 64 % to all of it. The crop is therefore taken from the source in one resampling, and the constants need no
+      adjustment to the resolution or to the size of the images.
+
+    s is drawn from `sizes`, and the result is mirrored with probability `horizontal_flip`.
+
+    The augmentation sees the resized image, as in the official recipe: its cost does not depend on the size of the
+    source. If it changes the size of a square image, the image is resized to (s, s) again.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        scale_jitter: bool = True,
+        horizontal_flip: float = 0.5,
+        augmentation: Any = None,
+        square: bool = True,
+        max_size: int = 1333,
+        crop_shortest_edges: Sequence[int] = (400, 500, 600),
+        crop_min_side: int = 384,
+    ) -> None:
+        self.sizes = tuple(sizes)
+        self.scale_jitter = scale_jitter
+        self.horizontal_flip = horizontal_flip
+        self.square = square
+        self.max_size = max_size
+        self.crop_shortest_edges = tuple(crop_shortest_edges)
+        self.crop_min_side = crop_min_side
+        self.augmentation = None if augmentation is None else adapt_augmentation(augmentation)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Transform one sample.
+
+        Args:
+            sample: an image, and boxes in pixels of `orig_size`.
+            rng: the only source of randomness.
+
+        Returns:
+            The sample with the new image, and boxes in its pixels.
+        """
+        view = self.draw_view(*sample.orig_size, rng)
+        sample = sample.with_image(view.render(sample.image), view.map_objects(sample.target))
+        if self.augmentation is None:
+            return sample
+        sample = self.augmentation(sample, rng)
+        if self.square and sample.image.size != (view.width, view.height):
+            restore = View(0, 0, *sample.image.size, view.width, view.height)
+            sample = sample.with_image(restore.render(sample.image), restore.map_objects(sample.target))
+        return sample
+
+    def draw_view(self, height: int, width: int, rng: np.random.Generator) -> View:
+        """Choose what is seen of an image of this size, before any pixel is decoded."""
+        crop = self.scale_jitter and rng.random() < CROP_PROBABILITY
+        size = int(rng.choice(self.sizes))
+        if crop:
+            region = self._draw_crop(height, width, rng)
+            size = size if self.square else min(size, self.max_size)
+            out_height = out_width = size
+        else:
+            region = (0.0, 0.0, float(width), float(height))
+            out_height, out_width = size, size
+            if not self.square:
+                out_height, out_width = fit_shortest_edge(height, width, size, self.max_size)
+        return View(*region, out_width, out_height, flip=bool(rng.random() < self.horizontal_flip))
+
+    def _draw_crop(self, height: int, width: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
+        grid_height, grid_width = fit_shortest_edge(height, width, int(rng.choice(self.crop_shortest_edges)))
+        largest = min(max(self.crop_shortest_edges), grid_height, grid_width)
+        side = int(rng.integers(min(self.crop_min_side, largest), largest, endpoint=True))
+        top = int(rng.integers(0, grid_height - side, endpoint=True))
+        left = int(rng.integers(0, grid_width - side, endpoint=True))
+        scale_x, scale_y = width / grid_width, height / grid_height
+        return left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y
+
+
+def build_train_transform(
+    resolution: int,
+    scales: Sequence[int] = (),
+    *,
+    multi_scale: MultiScaleMode = "per_batch",
+    scale_jitter: bool = True,
+    horizontal_flip: float = 0.5,
+    augmentation: Any = None,
+    square: bool = True,
+    max_size: int = 1333,
+    crop_shortest_edges: Sequence[int] = (400, 500, 600),
+    crop_min_side: int = 384,
+) -> TrainTransform:
+    """The training transform of a multi-scale mode.
+
+    Args:
+        resolution: the side in pixels to train at without multi-scale.
+        scales: the sides to train at with multi-scale.
+        multi_scale: "per_batch" resizes every sample to the largest scale, and the batch is resized on the device, to
+            the scale of the step; "per_sample" draws a scale per sample, and the batch is padded; "off" resizes to
+            `resolution`.
+        scale_jitter: half of the samples see a random square crop.
+        horizontal_flip: probability of a mirrored image.
+        augmentation: an Albumentations or torchvision-v2 transform, or a function (image, target) -> (image, target);
+            see `rfdetr_hf.data.augmentation.adapt_augmentation`.
+        square: resize to a square; otherwise keep the aspect ratio.
+        max_size: with `square=False`, the largest longest edge.
+        crop_shortest_edges: see `TrainTransform`.
+        crop_min_side: see `TrainTransform`.
+
+    Raises:
+        ValueError: for an unknown mode, a mode without scales, or numbers out of range.
+    """
+    if multi_scale not in ("per_batch", "per_sample", "off"):
+        raise ValueError(f"multi_scale must be 'per_batch', 'per_sample' or 'off', got {multi_scale!r}")
+    sizes = [resolution] if multi_scale == "off" else sorted(scales)
+    if not sizes or sizes[0] < 1:
+        raise ValueError(f"multi_scale={multi_scale!r} needs sides of at least one pixel, got {sizes}: pass scales")
+    if not 0 <= horizontal_flip <= 1:
+        raise ValueError(f"horizontal_flip is a probability, got {horizontal_flip}")
+    return TrainTransform(
+        sizes[-1:] if multi_scale == "per_batch" else sizes,
+        scale_jitter=scale_jitter,
+        horizontal_flip=horizontal_flip,
+        augmentation=augmentation,
+        square=square,
+        max_size=max_size,
+        crop_shortest_edges=crop_shortest_edges,
+        crop_min_side=crop_min_side,
+    )
+
+
+class EvalTransform:
+    """The pixels of the predict path: the image processor does all the work, boxes follow it.
+
+    Crowd objects and objects outside the image stay: evaluation reads the truth as it was annotated.
+    """
+
+    def __init__(self, image_processor: Callable[..., Any], *, square: bool = True, max_size: int = 1333) -> None:
+        self.image_processor = image_processor
+        self.square = square
+        self.max_size = max_size
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+        """Transform one sample; `rng` is not used."""
+        options = {} if self.square else {"size": self._aspect_preserving_size(*sample.orig_size)}
+        image = _without_exif(sample.image)
+        pixels = self.image_processor(images=image, return_tensors="pt", **options)["pixel_values"][0]
+        scale = np.array(pixels.shape[:-3:-1], np.float64) / np.array(sample.orig_size[::-1], np.float64)
+        boxes = (sample.target["boxes"] * np.tile(scale, 2)).astype(np.float32)
+        area = (sample.target["area"] * scale.prod()).astype(np.float32)
+        return sample.with_image(pixels, {**sample.target, "boxes": boxes, "area": area})
+
+    def _aspect_preserving_size(self, height: int, width: int) -> dict[str, int]:
+        shortest = min(self.image_processor.size["height"], self.image_processor.size["width"])
+        fitted_height, fitted_width = fit_shortest_edge(height, width, shortest, self.max_size)
+        return {"height": fitted_height, "width": fitted_width}
+
+
+def _without_exif(image: Image.Image) -> Image.Image:
+    # The decoder has decided whether the orientation tag holds. A tag that it ignored must not be obeyed downstream.
+    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return image
+    return Image.fromarray(np.asarray(image))
+
+
+def build_eval_transform(
+    image_processor: Callable[..., Any], *, square: bool = True, max_size: int = 1333
+) -> EvalTransform:
+    """The evaluation transform around an image processor.
+
+    Args:
+        image_processor: called as `image_processor(images=image, return_tensors="pt")`; its `pixel_values` (1, 3, H,
+            W) are taken as they are. With `square=False` it is also given `size`, a dict of `height` and `width`.
+        square: evaluate at the processor's own size; otherwise keep the aspect ratio, with the processor's size as the
+            shortest edge.
+        max_size: with `square=False`, the largest longest edge.
+    """
+    return EvalTransform(image_processor, square=square, max_size=max_size)
