@@ -217,6 +217,21 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path, caplog, damage, re
     assert "checkpoint-10" in caplog.text
 
 
+def test_an_unreadable_file_counts_as_damage(tmp_path, monkeypatch):
+    good, bad = save(tmp_path / "checkpoint-1"), save(tmp_path / "checkpoint-2")
+    real = Path.open
+
+    def failing_open(path, *args, **kwargs):
+        if path == bad / "model.bin":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", failing_open)
+    with pytest.raises(CheckpointError, match=r"model\.bin cannot be read: .*Input/output error"):
+        verify(bad)
+    assert latest_valid_checkpoint(tmp_path) == good
+
+
 def test_latest_goes_by_number_and_ignores_other_names(tmp_path):
     assert latest_valid_checkpoint(tmp_path / "nowhere") is None
     assert latest_valid_checkpoint(tmp_path) is None

@@ -6,10 +6,11 @@ makes of it:
 
 | killed | left behind | afterwards |
 |---|---|---|
-| before the manifest is complete | the previous directory, `.tmp-<name>` that fails `verify` | the previous directory |
-| between manifest and rename | the previous directory or none, complete `.tmp-<name>` | the previous one, or the new
-one if there was none | | within a replacement, between its two renames | `.del-<name>` (previous), complete
-`.tmp-<name>` | the new directory | | within a deletion | part of `.del-<name>` | nothing of it |
+| before the manifest is complete | the previous one, a broken `.tmp-<name>` | the previous one |
+| before the rename, `<name>` existed | the previous one, a whole `.tmp-<name>` | the previous one |
+| before the rename, `<name>` is new | a whole `.tmp-<name>` | the new one |
+| between the two renames of a replacement | the previous one as `.del-<name>`, a whole `.tmp-<name>` | the new one |
+| while deleting | a part of `.del-<name>` | nothing of it |
 """
 
 import errno
@@ -57,8 +58,7 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def temporary_path(final_path: str | Path) -> Path:
-    """Where `atomic_directory` collects the files; other ranks write there too while the main process holds the
-    context."""
+    """Where `atomic_directory` collects the files; other ranks write there while the main process is in the context."""
     final = Path(final_path)
     return final.with_name(TEMPORARY + final.name)
 
@@ -121,7 +121,11 @@ def verify(directory: str | Path) -> None:
         if path.stat().st_size != entry["size"]:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {entry['size']}.")
     for name, entry in files.items():
-        if _sha256(root / name) != entry["sha256"]:
+        try:
+            changed = _sha256(root / name) != entry["sha256"]
+        except OSError as error:
+            raise CheckpointError(f"{root / name} cannot be read: {error}") from error
+        if changed:
             raise CheckpointError(f"{root / name} has changed since it was saved (SHA-256 differs).")
 
 
@@ -202,8 +206,7 @@ def clean_leftovers(output_dir: str | Path) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of the generators of Python, NumPy, PyTorch and the current CUDA device, as numbers, lists and
-    tensors."""
+    """The state of Python's, NumPy's, PyTorch's and the current CUDA device's generator: numbers, lists and tensors."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     state = {
@@ -217,8 +220,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Continue the generators from what `rng_state` gave. Without the saved kind of device, a warning tells that runs
-    will differ."""
+    """Continue the generators from what `rng_state` gave; warn if only one of then and now has CUDA."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -233,8 +235,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def save_rng_state(path: str | Path) -> None:
-    """Write `rng_state()` to a file that `torch.load(..., weights_only=True)` reads. Each rank has a file of its
-    own."""
+    """Write `rng_state()` to a file that `torch.load(..., weights_only=True)` reads; each rank needs one of its own."""
     torch.save(rng_state(), path)
 
 
