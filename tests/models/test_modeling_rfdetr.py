@@ -1,0 +1,377 @@
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from rfdetr_hf.losses.criterion import RFDETRCriterion
+from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
+
+
+@pytest.fixture
+def model(tiny_config):
+    torch.manual_seed(0)
+    return RFDETRForObjectDetection(tiny_config())
+
+
+@pytest.fixture
+def lively(model, rng):
+    """A model whose heads do not start at zero, in float64."""
+    with torch.no_grad():
+        for parameter in model.double().parameters():
+            parameter += torch.randn(parameter.shape, generator=rng, dtype=torch.float64) * 0.1
+    return model
+
+
+def images(rng, height=64, width=64, dtype=torch.float32):
+    return torch.randn(2, 3, height, width, generator=rng, dtype=dtype)
+
+
+def some_labels(dtype=torch.float32):
+    first = {"class_labels": torch.tensor([1, 4]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.3, 0.6, 0.1, 0.1]])}
+    second = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.7, 0.2, 0.3, 0.3]])}
+    return [{**target, "boxes": target["boxes"].to(dtype)} for target in (first, second)]
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+# --- outputs
+
+
+def test_evaluation_gives_one_group_and_only_the_last_layer(model, rng):
+    output = model.eval()(images(rng))
+    assert output.logits.shape == (2, 6, 5)
+    assert output.pred_boxes.shape == (2, 6, 4)
+    assert output.last_hidden_state.shape == (2, 6, 32)
+    assert (output.loss, output.auxiliary_outputs, output.enc_outputs_class) == (None, None, None)
+
+
+def test_training_gives_all_groups_and_layers(model, rng):
+    output = model.train()(images(rng))
+    assert output.logits.shape == (2, 18, 5)
+    assert [x["pred_boxes"].shape for x in output.auxiliary_outputs] == [(2, 18, 4)]
+    assert output.enc_outputs_class.shape == (2, 18, 5)
+    assert output.enc_outputs_coord_logits.shape == (2, 18, 4)
+
+
+def test_labels_bring_loss_and_auxiliary_outputs_in_evaluation_with_one_group(model, rng):
+    output = model.eval()(images(rng), labels=some_labels())
+    assert output.logits.shape == (2, 6, 5)
+    assert len(output.auxiliary_outputs) == 1
+    terms = {f"loss_{name}{suffix}" for name in ("ce", "bbox", "giou") for suffix in ("", "_0", "_enc")}
+    assert terms <= set(output.loss_dict)
+    weights = model.loss_function.weight_dict
+    total = sum(output.loss_dict[name] * weight for name, weight in weights.items())
+    torch.testing.assert_close(output.loss, total)
+
+
+def test_first_group_of_training_equals_evaluation(lively, rng):
+    pixels = images(rng, dtype=torch.float64)
+    train, evaluation = lively.train()(pixels), lively.eval()(pixels)
+    torch.testing.assert_close(train.logits[:, :6], evaluation.logits, atol=1e-12, rtol=0)
+    torch.testing.assert_close(train.pred_boxes[:, :6], evaluation.pred_boxes, atol=1e-12, rtol=0)
+
+
+def test_output_as_a_tuple(model, rng):
+    pixels = images(rng)
+    logits, boxes, *_ = model.eval()(pixels, return_dict=False)
+    assert torch.equal(logits, model(pixels).logits)
+    assert boxes.shape == (2, 6, 4)
+
+
+def test_without_auxiliary_loss_only_the_last_layer_is_supervised(tiny_config, rng):
+    model = RFDETRForObjectDetection(tiny_config(auxiliary_loss=False)).train()
+    output = model(images(rng), labels=some_labels())
+    assert output.auxiliary_outputs == []
+    assert "loss_ce" in output.loss_dict and "loss_ce_0" not in output.loss_dict
+
+
+@pytest.mark.parametrize(("training", "queries", "proposals"), [(False, 6, 4), (True, 18, 12)])
+def test_fewer_cells_than_queries(lively, rng, training, queries, proposals):
+    lively.train(training)
+    output = lively(images(rng, 32, 32, torch.float64), labels=some_labels(torch.float64))
+    assert output.logits.shape[1] == queries
+    assert output.enc_outputs_class.shape[1] == proposals
+    rest = lively.refpoint_embed.weight[proposals:queries]
+    assert torch.equal(output.init_reference_points[:, proposals:], rest.expand(2, -1, -1))
+    assert output.loss.isfinite()
+
+
+def test_two_level_model_trains(tiny_config, rng):
+    model = RFDETRForObjectDetection(tiny_config(projector_scales=["P3", "P5"], decoder_n_points=4)).train()
+    mask = torch.ones(2, 64, 96)
+    mask[1, :, 64:] = 0
+    model(images(rng, 64, 96), mask, labels=some_labels()).loss.backward()
+    assert set(gradients(model)) == {name for name, _ in model.named_parameters()} - model.unused_parameter_names()
+
+
+# --- padding
+
+
+def test_padding_content_reaches_no_box_through_the_decoder(lively, rng):
+    """Padded cells are hidden from the detector; the encoder alone sees padded pixels, as in the official model."""
+    pixels = images(rng, 64, 96, torch.float64)
+    mask = torch.ones(2, 64, 96)
+    mask[1, :, 64:] = 0
+    output, plain = lively.eval()(pixels, mask), lively(pixels)
+    torch.testing.assert_close(output.logits[0], plain.logits[0])
+    assert not torch.allclose(output.logits[1], plain.logits[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_full_mask_of_any_type_changes_nothing(lively, rng, dtype):
+    pixels = images(rng, dtype=torch.float64)
+    output = lively.eval()(pixels, torch.ones(2, 64, 64, dtype=dtype))
+    assert torch.equal(output.logits, lively(pixels).logits)
+
+
+def test_wrong_shapes_are_errors(model, rng):
+    pixels = images(rng)
+    with pytest.raises(ValueError, match=r"pixel_mask has the shape \(2, 32, 64\)"):
+        model(pixels, torch.ones(2, 32, 64))
+    with pytest.raises(ValueError, match="1 labels for a batch of 2 images"):
+        model(pixels, labels=some_labels()[:1])
+    with pytest.raises(ValueError, match="64 x 72 pixels.*divisible"):
+        model(torch.zeros(1, 3, 64, 72))
+
+
+# --- gradients
+
+
+def test_every_trainable_parameter_gets_a_gradient_and_the_unused_are_frozen(lively, rng):
+    lively.train()(images(rng, dtype=torch.float64), labels=some_labels(torch.float64)).loss.backward()
+    unused = lively.unused_parameter_names()
+    frozen = {name for name, parameter in lively.named_parameters() if not parameter.requires_grad}
+    assert unused == frozen
+    assert len(unused) == 1 + 18
+    assert all(name.endswith("mask_token") or ".layer.3." in name for name in unused)
+    assert set(gradients(lively)) == {name for name, _ in lively.named_parameters()} - unused
+
+
+def test_images_without_objects_have_a_connected_loss(lively, rng):
+    empty = {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4, dtype=torch.float64)}
+    output = lively.train()(images(rng, dtype=torch.float64), labels=[empty, empty])
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert output.loss_dict["loss_bbox"] == 0
+    assert gradients(lively)["bbox_embed.layers.2.weight"] is not None
+
+
+def test_num_boxes_divides_the_terms(lively, rng):
+    pixels, labels = images(rng, dtype=torch.float64), some_labels(torch.float64)
+    own = lively.train()(pixels, labels=labels).loss
+    torch.testing.assert_close(lively(pixels, labels=labels, num_boxes=9.0).loss, own)
+    doubled = lively(pixels, labels=labels, num_boxes=torch.tensor(18.0)).loss
+    torch.testing.assert_close(doubled, own / 2)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_gradient_checkpointing_changes_no_gradient(lively, rng, rate):
+    pixels, labels = images(rng, dtype=torch.float64), some_labels(torch.float64)
+    lively.train().set_drop_path_rate(rate)
+
+    def run():
+        torch.manual_seed(1)
+        lively.zero_grad()
+        lively(pixels, labels=labels).loss.backward()
+        return {name: gradient.clone() for name, gradient in gradients(lively).items()}
+
+    plain = run()
+    lively.gradient_checkpointing_enable()
+    layers = lively.backbone[0].vit.layers
+    assert all(layer.gradient_checkpointing for layer in layers)
+    calls = []
+    layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    checkpointed = run()
+    assert len(calls) == 2  # forward, and again in the backward pass
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        assert torch.equal(gradient, checkpointed[name]), name
+
+
+def test_freeze_backbone_leaves_the_projector(model):
+    model.freeze_backbone()
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not any(name.startswith("backbone.0.encoder.") for name in trainable)
+    assert any(name.startswith("backbone.0.projector.") for name in trainable)
+
+
+def test_drop_path_rate_is_checked_and_applied(model):
+    model.set_drop_path_rate(0.3)
+    assert model.backbone[0].vit.layers[-1].drop_path_rate == 0.3
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got 1"):
+        model.set_drop_path_rate(1)
+
+
+# --- precision and compilation
+
+
+def test_bf16_autocast_keeps_geometry_in_float32_and_everything_finite(model, rng):
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model.train()(images(rng), labels=some_labels())
+    assert output.logits.dtype == torch.bfloat16
+    for boxes in (output.pred_boxes, output.enc_outputs_coord_logits, output.init_reference_points):
+        assert boxes.dtype == torch.float32
+        assert boxes.isfinite().all()
+    assert output.loss.dtype == torch.float32
+    output.loss.backward()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+    assert set(gradients(model)) == {name for name, _ in model.named_parameters()} - model.unused_parameter_names()
+
+
+def test_bf16_model_keeps_geometry_in_float32(model, rng):
+    output = model.to(torch.bfloat16).train()(images(rng), labels=some_labels())
+    assert (output.logits.dtype, output.pred_boxes.dtype) == (torch.bfloat16, torch.float32)
+    output.loss.backward()
+    assert output.loss.isfinite()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_forward_is_one_graph_without_waiting_for_values(model, rng, training):
+    model.train(training)
+    pixels, mask = images(rng), torch.ones(2, 64, 64)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(pixels, mask).logits, model(pixels, mask).logits)
+
+
+def test_forward_runs_on_the_meta_device(tiny_config):
+    with torch.device("meta"):
+        model = RFDETRForObjectDetection(tiny_config())
+    output = model.train()(torch.zeros(2, 3, 64, 64, device="meta"), torch.ones(2, 64, 64, device="meta"))
+    assert output.logits.shape == (2, 18, 5)
+
+
+# --- what transformers asks of a model
+
+
+def test_capabilities(model):
+    assert model.get_input_embeddings() is None
+    assert model.config._attn_implementation == "sdpa"
+    names = {type(module).__name__ for module in model.modules()}
+    assert set(model._no_split_modules) <= names
+    assert isinstance(model.loss_function, RFDETRCriterion)
+
+
+def bounds(tensor):
+    return tensor.abs().max().item()
+
+
+def test_initialisation_of_the_encoder(tiny_config):
+    torch.manual_seed(0)
+    wide = {"hidden_size": 192, "num_attention_heads": 3}
+    vit = RFDETRForObjectDetection(tiny_config(backbone_config=wide)).backbone[0].vit
+    layer = vit.layers[0]
+    for weight in (layer.mlp.fc1.weight, layer.attention.attention["query"].weight, vit.embeddings.position_embeddings):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert weight.mean().item() == pytest.approx(0, abs=2e-3)
+    assert bounds(layer.mlp.fc1.bias) == bounds(vit.embeddings.mask_token) == 0
+    assert (layer.layer_scale1.lambda1 == 1).all() and (layer.norm1.weight == 1).all()
+    assert bounds(vit.layernorm.bias) == 0
+
+
+def test_initialisation_of_projector_and_transformer(tiny_config):
+    torch.manual_seed(0)
+    model = RFDETRForObjectDetection(tiny_config(projector_scales=["P3", "P5"]))
+    projector, transformer = model.backbone[0].projector, model.transformer
+    conv = projector.stages[0][0].cv1.conv.weight
+    assert bounds(conv) == pytest.approx(1 / math.sqrt(conv.shape[1]), rel=0.01)
+    up = projector.stages_sampling[0][0][0]
+    assert bounds(up.weight) == pytest.approx(1 / math.sqrt(24 * 4), rel=0.02)
+    layer = transformer.decoder.layers[0]
+    assert bounds(layer.self_attn.in_proj_weight) == pytest.approx(math.sqrt(6 / (4 * 32)), rel=0.02)
+    assert bounds(layer.linear1.weight) == pytest.approx(math.sqrt(6 / (32 + 48)), rel=0.02)
+    assert 0 < bounds(layer.linear1.bias) <= 1 / math.sqrt(32)
+    assert bounds(transformer.enc_output[2].weight) == pytest.approx(math.sqrt(6 / 64), rel=0.02)
+    cross = layer.cross_attn
+    zero = [cross.sampling_offsets.weight, cross.attention_weights.weight, cross.attention_weights.bias]
+    zero += [cross.value_proj.bias, cross.output_proj.bias, layer.self_attn.in_proj_bias, layer.self_attn.out_proj.bias]
+    assert all(bounds(x) == 0 for x in zero)
+    assert bounds(cross.value_proj.weight) == pytest.approx(math.sqrt(6 / 64), rel=0.02)
+
+
+def test_sampling_points_start_in_a_direction_for_each_head(tiny_config):
+    config = tiny_config(decoder_cross_attention_heads=16, projector_scales=["P3", "P5"])
+    attention = RFDETRForObjectDetection(config).transformer.decoder.layers[0].cross_attn
+    bias = attention.sampling_offsets.bias.reshape(16, 2, 2, 2)
+    near = torch.tensor([[1.0, 0.0], [1.0, math.tan(math.pi / 8)]])
+    torch.testing.assert_close(bias[:2, 0, 0], near, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(bias[:, :, 1], 2 * bias[:, :, 0])
+    assert torch.equal(bias[:, 0], bias[:, 1])
+
+
+def assert_fresh_heads(model):
+    transformer = model.transformer
+    torch.testing.assert_close(model.class_embed.bias, torch.full((5,), -math.log(99)))
+    assert 0 < bounds(model.class_embed.weight) <= 1 / math.sqrt(32)
+    for head in transformer.enc_out_class_embed:
+        assert torch.equal(head.weight, model.class_embed.weight) and torch.equal(head.bias, model.class_embed.bias)
+    for head in transformer.enc_out_bbox_embed:
+        for copy, original in zip(head.parameters(), model.bbox_embed.parameters(), strict=True):
+            assert torch.equal(copy, original)
+            assert copy.data_ptr() != original.data_ptr()
+
+
+def test_initialisation_of_the_heads_and_queries(tiny_config):
+    torch.manual_seed(0)
+    model = RFDETRForObjectDetection(tiny_config(num_queries=50))
+    assert_fresh_heads(model)
+    assert bounds(model.bbox_embed.layers[2].weight) == bounds(model.bbox_embed.layers[2].bias) == 0
+    assert bounds(model.refpoint_embed.weight) == 0
+    assert model.query_feat.weight.std().item() == pytest.approx(1, rel=0.05)
+
+
+def test_boxes_start_at_their_anchors(model, rng):
+    output = model.train()(images(rng))
+    for boxes in (output.pred_boxes, output.enc_outputs_coord_logits):
+        torch.testing.assert_close(boxes[..., 2:], torch.full((2, 18, 2), 0.05))
+
+
+def test_every_parameter_is_initialised_after_loading_an_empty_checkpoint(tiny_config, tmp_path):
+    """Nothing may be left at what the memory happened to hold."""
+    tiny_config().save_pretrained(tmp_path)
+    save_file({"nothing": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    torch.manual_seed(0)
+    model = RFDETRForObjectDetection.from_pretrained(tmp_path)
+    assert_fresh_heads(model)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(bounds(parameter) < 6 for parameter in model.parameters())
+    assert model.query_feat.weight.std().item() == pytest.approx(1, rel=0.1)
+
+
+# --- files
+
+
+def test_save_and_load(lively, rng, tmp_path):
+    lively.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(lively.state_dict())
+    loaded, info = RFDETRForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    pixels = images(rng, dtype=torch.float64)
+    assert torch.equal(loaded(pixels).logits, lively.eval()(pixels).logits)
+    frozen = {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad}
+    assert frozen == loaded.unused_parameter_names()
+
+
+def test_new_classes_get_new_heads_with_the_prior_bias(lively, tmp_path):
+    lively.save_pretrained(tmp_path)
+    names = {0: "cup", 1: "plate"}
+    model = RFDETRForObjectDetection.from_pretrained(
+        tmp_path, id2label=names, label2id={"cup": 0, "plate": 1}, ignore_mismatched_sizes=True, dtype=torch.float32
+    )
+    assert model.class_embed.weight.shape == (2, 32)
+    assert torch.allclose(model.class_embed.bias, torch.full((2,), -math.log(99)))
+    assert all(torch.equal(x.weight, model.class_embed.weight) for x in model.transformer.enc_out_class_embed)
+    trained = lively.bbox_embed.layers[2].weight.float()
+    assert torch.equal(model.bbox_embed.layers[2].weight, trained)
+
+
+def test_official_keypoint_buffer_is_no_unexpected_key(lively, tmp_path):
+    lively.save_pretrained(tmp_path)
+    state = {**lively.state_dict(), "_kp_active_mask": torch.zeros(0, 0, dtype=torch.bool)}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    _, info = RFDETRForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["unexpected_keys"]
