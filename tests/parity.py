@@ -3,8 +3,8 @@
 The goldens hold outputs only. Weights and inputs come from seeded generators, by the rules that made them:
 
 * the seed of a parameter is the CRC-32 of its name, xor 1; its values are standard normal noise, scaled by
-  0.8 / sqrt(fan in) for matrices and kernels, by 0.1 if the last part of the name contains "embed", and by 0.05 around 1
-  (vectors named weight, lambda1 or layer_scale) or around 0 (other vectors);
+  0.8 / sqrt(fan in) for matrices and kernels, by 0.1 if the last part of the name contains "embed", and by 0.05 around
+  1 (vectors named weight, lambda1 or layer_scale) or around 0 (other vectors);
 * a batch takes from one generator the pixels first, then for each image: centres, sizes, classes.
 """
 

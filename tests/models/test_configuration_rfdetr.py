@@ -36,7 +36,6 @@ def test_variant_has_the_published_number_of_parameters(name):
         ("small", 512, 32, 32),
         ("medium", 576, 32, 36),
         ("base", 560, 56, 37),
-        ("large", 704, 32, 44),
     ],
 )
 def test_variant_sizes(name, resolution, divisor, grid):
@@ -96,6 +95,7 @@ def test_stages_can_be_given_by_name():
         ({"backbone_config": {"image_size": 8}}, "image_size 8 is smaller than patch_size 16"),
         ({"backbone_config": {"drop_path_rate": 1.5}}, "drop_path_rate"),
         ({"backbone_config": {"use_swiglu_ffn": True}}, "use_swiglu_ffn is True"),
+        ({"backbone_config": {"num_register_tokens": 4}}, "num_register_tokens is 4"),
         ({"backbone_config": {"model_type": "swin"}}, "model_type 'swin'"),
         ({"backbone_config": {"out_features": ["stage1"], "out_indices": [3]}}, "different stages"),
         ({"backbone_config": {"window_block_indexes": [0]}}, "window_block_indexes"),

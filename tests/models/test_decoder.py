@@ -100,6 +100,19 @@ def test_self_attention_equals_torch_and_stays_inside_a_group(tiny_config, rando
         torch.testing.assert_close(ours[:, rows], theirs(query, query, x[:, rows], need_weights=False)[0])
 
 
+def test_padded_cells_are_hidden_from_detector_and_attention(tiny_config, randomise, rng):
+    config = tiny_config(projector_scales=["P3", "P5"])
+    transformer, attention = randomise(RFDETRTransformer(config)), randomise(DeformableAttention(config))
+    maps, mask = two_levels(rng)
+    memory = flatten_levels(maps, mask)
+    noise = torch.randn(memory.tokens.shape, generator=rng, dtype=torch.float64) * memory.padding[..., None]
+    other = memory._replace(tokens=memory.tokens + noise)
+    assert torch.equal(transformer.propose(memory, 3).boxes, transformer.propose(other, 3).boxes)
+    query = torch.randn(2, 5, 32, generator=rng, dtype=torch.float64)
+    reference = torch.rand(2, 5, 2, 4, generator=rng, dtype=torch.float64)
+    assert torch.equal(attention(query, reference, memory), attention(query, reference, other))
+
+
 def loop_proposals(transformer, memory, groups):
     """The two-stage head written as a loop over groups, boxes and logits of every cell computed first."""
     tokens = memory.tokens.masked_fill(memory.invalid[..., None], 0.0)

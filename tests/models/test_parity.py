@@ -56,7 +56,7 @@ def test_loss_terms_and_gradients(case):
 
 
 def test_five_training_steps(golden):
-    """The official recipe: AdamW over the official groups, gradients clipped to a norm of 0.1, constant learning rate."""
+    """The official recipe: AdamW over the official groups, gradients clipped to a norm of 0.1, constant rates."""
     numbers = golden("nano")
     model = golden_model(RFDETRForObjectDetection(RFDETRConfig.from_variant("nano", num_labels=6))).train()
     parameters = dict(model.named_parameters())

@@ -64,7 +64,7 @@ class ViTEmbeddings(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, width), requires_grad=False)
         self.position_embeddings = nn.Parameter(torch.empty(1, config.position_grid**2 + 1, width))
         projection = nn.Conv2d(config.num_channels, width, kernel_size=patch, stride=patch)
-        self.patch_embeddings = nn.ModuleDict({"projection": with_init(projection, init_vit(self.std))})
+        self.patch_embeddings = nn.ModuleDict({"projection": with_init(projection, init_vit, std=self.std)})
         with_init(self, ViTEmbeddings._initialize)
 
     def _initialize(self) -> None:
@@ -94,11 +94,11 @@ class ViTAttention(nn.Module):
 
     def __init__(self, config: RFDETRBackboneConfig) -> None:
         super().__init__()
-        width, initializer = config.hidden_size, init_vit(config.initializer_range)
+        width, std = config.hidden_size, config.initializer_range
         names = ("query", "key", "value")
         self.num_heads = config.num_attention_heads
-        self.attention = nn.ModuleDict({name: with_init(nn.Linear(width, width), initializer) for name in names})
-        self.output = nn.ModuleDict({"dense": with_init(nn.Linear(width, width), initializer)})
+        self.attention = nn.ModuleDict({name: with_init(nn.Linear(width, width), init_vit, std=std) for name in names})
+        self.output = nn.ModuleDict({"dense": with_init(nn.Linear(width, width), init_vit, std=std)})
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (
@@ -114,9 +114,8 @@ class ViTMLP(nn.Module):
     def __init__(self, config: RFDETRBackboneConfig) -> None:
         super().__init__()
         width, hidden = config.hidden_size, config.hidden_size * config.mlp_ratio
-        initializer = init_vit(config.initializer_range)
-        self.fc1 = with_init(nn.Linear(width, hidden), initializer)
-        self.fc2 = with_init(nn.Linear(hidden, width), initializer)
+        self.fc1 = with_init(nn.Linear(width, hidden), init_vit, std=config.initializer_range)
+        self.fc2 = with_init(nn.Linear(hidden, width), init_vit, std=config.initializer_range)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))

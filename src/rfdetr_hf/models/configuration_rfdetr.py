@@ -92,6 +92,8 @@ class RFDETRBackboneConfig(PreTrainedConfig):
         features = kwargs.pop("out_features", None)
         kwargs.pop("stage_names", None)
         windowed = kwargs.pop("window_block_indexes", None)
+        registers = kwargs.pop("num_register_tokens", 0)
+        _require(registers == 0, f"num_register_tokens is {registers}, and encoders with registers are not supported.")
         if self.out_indices is None and features is not None:
             self.out_indices = [int(name.removeprefix("stage")) for name in features]
         self.out_indices = [3, 6, 9, 12] if self.out_indices is None else list(self.out_indices)

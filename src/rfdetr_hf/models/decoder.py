@@ -214,8 +214,8 @@ class DeformableAttention(nn.Module):
         width, heads = config.d_model, config.decoder_cross_attention_heads
         self.heads, self.levels, self.points = heads, config.num_feature_levels, config.decoder_n_points
         samples = heads * self.levels * self.points
-        directions = init_sampling_offsets(heads, self.levels, self.points)
-        self.sampling_offsets = with_init(nn.Linear(width, samples * 2), directions)
+        layout = {"heads": heads, "levels": self.levels, "points": self.points}
+        self.sampling_offsets = with_init(nn.Linear(width, samples * 2), init_sampling_offsets, **layout)
         self.attention_weights = with_init(nn.Linear(width, samples), init_zeros)
         self.value_proj = with_init(nn.Linear(width, width), init_xavier_zero_bias)
         self.output_proj = with_init(nn.Linear(width, width), init_xavier_zero_bias)

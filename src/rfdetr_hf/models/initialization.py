@@ -7,7 +7,8 @@ class heads are missing from the file gets exactly these heads new.
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,9 +19,10 @@ PRIOR_PROBABILITY = 0.01
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def with_init(module: ModuleT, initializer: Callable[[nn.Module], None]) -> ModuleT:
-    """Give `module` the function that initialises its own parameters."""
-    module.initializer = initializer
+def with_init(module: ModuleT, initializer: Callable[..., None], **options: Any) -> ModuleT:
+    """Give `module` the function that initialises its own parameters: `initializer(module, **options)`."""
+    # A partial of a named function: the model can be pickled.
+    module.initializer = partial(initializer, **options)
     return module
 
 
@@ -66,29 +68,21 @@ def init_class_head(module: nn.Linear) -> None:
     init.constant_(module.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
 
 
-def init_vit(std: float) -> Callable[[nn.Module], None]:
+def init_vit(module: nn.Module, std: float) -> None:
     """Normal weight with `std` (cut at +-2), bias 0."""
-
-    def initializer(module: nn.Module) -> None:
-        init.trunc_normal_(module.weight, std=std)
-        init.zeros_(module.bias)
-
-    return initializer
+    init.trunc_normal_(module.weight, std=std)
+    init.zeros_(module.bias)
 
 
-def init_sampling_offsets(heads: int, levels: int, points: int) -> Callable[[nn.Module], None]:
-    """Weight 0; the bias sends head k in the direction 2 pi k / heads, its points 1, 2, ... steps far, on each level."""
-
-    def initializer(module: nn.Linear) -> None:
-        angles = torch.arange(heads, dtype=torch.float32, device=module.bias.device) * (2 * math.pi / heads)
-        directions = torch.stack([angles.cos(), angles.sin()], -1)
-        directions = directions / directions.abs().amax(-1, keepdim=True)
-        steps = torch.arange(1, points + 1, dtype=torch.float32, device=module.bias.device)
-        offsets = directions[:, None, None] * steps[None, None, :, None]
-        init.zeros_(module.weight)
-        init.copy_(module.bias, offsets.expand(-1, levels, -1, -1).reshape(-1))
-
-    return initializer
+def init_sampling_offsets(module: nn.Linear, heads: int, levels: int, points: int) -> None:
+    """Weight 0; the bias sends head k in the direction 2 pi k / heads, its points 1, 2, ... steps away, per level."""
+    angles = torch.arange(heads, dtype=torch.float32, device=module.bias.device) * (2 * math.pi / heads)
+    directions = torch.stack([angles.cos(), angles.sin()], -1)
+    directions = directions / directions.abs().amax(-1, keepdim=True)
+    steps = torch.arange(1, points + 1, dtype=torch.float32, device=module.bias.device)
+    offsets = directions[:, None, None] * steps[None, None, :, None]
+    init.zeros_(module.weight)
+    init.copy_(module.bias, offsets.expand(-1, levels, -1, -1).reshape(-1))
 
 
 def _init_default_bias(module: nn.Module) -> None:

@@ -99,6 +99,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__(config)
         config.validate()
+        _check_attention(config)
         width, rows = config.d_model, config.group_detr * config.num_queries
         self.backbone = nn.ModuleList([RFDETRBackbone(config)])
         self.transformer = RFDETRTransformer(config)
@@ -228,6 +229,14 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
             num_boxes = _default_num_boxes(labels, self._groups, output.logits.device)
         output.loss_dict = self.loss_function(layers, labels, self._groups, num_boxes)
         output.loss = self.loss_function.weighted_sum(output.loss_dict)
+
+
+def _check_attention(config: RFDETRConfig) -> None:
+    if config._attn_implementation != "sdpa":
+        raise ValueError(
+            f"attn_implementation {config._attn_implementation!r} is not available: RF-DETR runs torch's scaled dot "
+            "product attention ('sdpa'). Choose among its kernels with torch.nn.attention.sdpa_kernel."
+        )
 
 
 def _check_batch(pixel_values: Tensor, pixel_mask: Tensor | None, labels: Sequence[Any] | None) -> None:
