@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .sample import Sample, clip_objects, select_objects
+from .sample import Sample, clip_objects, pil_from_pixels, pixels_from_pil, select_objects
 
 __all__ = ["Augmentation", "adapt_augmentation", "seeded_globals"]
 
@@ -61,9 +61,10 @@ class Augmentation:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Augment one sample."""
         with seeded_globals(int(rng.integers(2**32))):
-            image, target = self.function(sample.image, sample.target)
-        image = _as_pil(image)
-        return sample.with_image(image, clip_objects(_checked(target), (0, 0, image.width, image.height)))
+            image, target = self.function(pil_from_pixels(sample.image), sample.target)
+        pixels = _as_pixels(image)
+        height, width = pixels.shape[1:]
+        return sample.with_image(pixels, clip_objects(_checked(target), (0, 0, width, height)))
 
 
 @contextmanager
@@ -141,18 +142,20 @@ def _move_objects(target: Target, rows: np.ndarray, boxes: np.ndarray) -> Target
     return {**target, "boxes": boxes, "area": (target["area"] * growth).astype(np.float32)}
 
 
-def _as_pil(image: Any) -> Image.Image:
-    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
-        image = image.permute(1, 2, 0).numpy()
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        kind = f"{type(image).__name__} of {image.dtype}" if hasattr(image, "dtype") else type(image).__name__
-        raise TypeError(
-            f"augmentation returned an image as {kind}: return a PIL image, a uint8 array (H, W, 3) or a uint8 tensor "
-            "(3, H, W); conversion to float and normalisation are done on the device"
-        )
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _as_pixels(image: Any) -> torch.Tensor:
+    if isinstance(image, Image.Image):
+        return pixels_from_pil(image if image.mode == "RGB" else image.convert("RGB"))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:
+        return image.as_subclass(torch.Tensor)
+    kind = type(image).__name__
+    if hasattr(image, "dtype"):
+        kind += f" of {image.dtype} {tuple(image.shape)}"
+    raise TypeError(
+        f"augmentation returned an image as {kind}: return a PIL image, a uint8 array (H, W, 3) or a uint8 tensor "
+        "(3, H, W); conversion to float and normalisation are done on the device"
+    )
 
 
 def _checked(target: Target) -> Target:

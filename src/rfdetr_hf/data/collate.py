@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from .sample import Sample
@@ -74,7 +73,7 @@ class PackedTargets:
 class DetectionCollator:
     """Stacks samples to `pixel_values` and `labels`, with a `pixel_mask` where there is padding.
 
-    Images keep their type: uint8 (B, 3, H, W) from PIL images, float from tensors. Smaller images are padded with
+    Images keep their type, uint8 or float, (B, 3, H, W). Smaller images are padded with
     zeros at the bottom and right, to the largest height and width of the batch rounded up to `size_divisor`.
     `pixel_mask` is bool (B, H, W), true on the image.
 
@@ -87,9 +86,9 @@ class DetectionCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Make one batch."""
-        sizes = [_size(sample.image) for sample in samples]
+        sizes = [tuple(sample.image.shape[1:]) for sample in samples]
         height, width = (-(-max(side) // self.size_divisor) * self.size_divisor for side in zip(*sizes, strict=True))
-        batch = {"pixel_values": _stack_pixels(samples, sizes, height, width)}
+        batch = {"pixel_values": _stack_pixels(samples, height, width)}
         if any(size != (height, width) for size in sizes):
             batch["pixel_mask"] = mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
             for row, (h, w) in zip(mask, sizes, strict=True):
@@ -98,23 +97,11 @@ class DetectionCollator:
         return batch
 
 
-def _size(image: Image.Image | torch.Tensor) -> tuple[int, int]:
-    return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
-
-
-def _stack_pixels(samples: Sequence[Sample], sizes: list[tuple[int, int]], height: int, width: int) -> torch.Tensor:
-    if isinstance(samples[0].image, torch.Tensor):
-        pixels = torch.zeros(len(samples), 3, height, width, dtype=samples[0].image.dtype)
-        for row, sample, (h, w) in zip(pixels, samples, sizes, strict=True):
-            row[:, :h, :w] = sample.image
-        return pixels
-    # PIL keeps the channels of a pixel together. So does the batch: a strided copy costs more than the rest of the
-    # collation, and the device orders channels as it widens the bytes to float.
-    new = np.empty if all(size == (height, width) for size in sizes) else np.zeros
-    pixels = new((len(samples), height, width, 3), np.uint8)
-    for row, sample, (h, w) in zip(pixels, samples, sizes, strict=True):
-        row[:h, :w] = np.asarray(sample.image)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+def _stack_pixels(samples: Sequence[Sample], height: int, width: int) -> torch.Tensor:
+    pixels = torch.zeros(len(samples), 3, height, width, dtype=samples[0].image.dtype)
+    for row, sample in zip(pixels, samples, strict=True):
+        row[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+    return pixels
 
 
 def _pack(samples: Sequence[Sample], sizes: list[tuple[int, int]]) -> PackedTargets:
@@ -166,7 +153,7 @@ def prepare_pixels(
         `pixel_values` float32 (float batches keep their dtype) and `pixel_mask` bool, or None as given.
     """
     if pixel_values.dtype == torch.uint8:
-        pixel_values = pixel_values.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        pixel_values = pixel_values.to(torch.float32).div_(255)
         mean = _per_channel(tuple(image_mean), pixel_values.device)
         std = _per_channel(tuple(image_std), pixel_values.device)
         pixel_values.sub_(mean).div_(std)

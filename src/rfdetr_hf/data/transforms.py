@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from .augmentation import adapt_augmentation
-from .sample import Sample, View
+from .sample import Sample, View, pil_from_pixels
 
 __all__ = ["EvalTransform", "Sample", "TrainTransform", "build_eval_transform", "build_train_transform"]
 
@@ -73,16 +73,19 @@ class TrainTransform:
             rng: the only source of randomness.
 
         Returns:
-            The sample with the new image, and boxes in its pixels.
+            The sample with its new pixels, uint8 (3, H, W), and boxes in them.
         """
         view = self.draw_view(*sample.orig_size, rng)
         sample = sample.with_image(view.render(sample.image), view.map_objects(sample.target))
         if self.augmentation is None:
             return sample
         sample = self.augmentation(sample, rng)
-        if self.square and sample.image.size != (view.width, view.height):
-            restore = View(0, 0, *sample.image.size, view.width, view.height)
-            sample = sample.with_image(restore.render(sample.image), restore.map_objects(sample.target))
+        height, width = sample.image.shape[1:]
+        if self.square and (width, height) != (view.width, view.height):
+            restore = View(0, 0, width, height, view.width, view.height)
+            sample = sample.with_image(
+                restore.render(pil_from_pixels(sample.image)), restore.map_objects(sample.target)
+            )
         return sample
 
     def draw_view(self, height: int, width: int, rng: np.random.Generator) -> View:
@@ -94,20 +97,22 @@ class TrainTransform:
             size = size if self.square else min(size, self.max_size)
             out_height = out_width = size
         else:
-            region = (0.0, 0.0, float(width), float(height))
+            region = (0, 0, width, height)
             out_height, out_width = size, size
             if not self.square:
                 out_height, out_width = fit_shortest_edge(height, width, size, self.max_size)
         return View(*region, out_width, out_height, flip=bool(rng.random() < self.horizontal_flip))
 
-    def _draw_crop(self, height: int, width: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
+    def _draw_crop(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         grid_height, grid_width = fit_shortest_edge(height, width, int(rng.choice(self.crop_shortest_edges)))
         largest = min(max(self.crop_shortest_edges), grid_height, grid_width)
         side = int(rng.integers(min(self.crop_min_side, largest), largest, endpoint=True))
         top = int(rng.integers(0, grid_height - side, endpoint=True))
         left = int(rng.integers(0, grid_width - side, endpoint=True))
         scale_x, scale_y = width / grid_width, height / grid_height
-        return left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y
+        right, bottom = round((left + side) * scale_x), round((top + side) * scale_y)
+        # Whole pixels, which are faster to resample; at least one of them in images that are nearly a line.
+        return min(round(left * scale_x), right - 1), min(round(top * scale_y), bottom - 1), right, bottom
 
 
 def build_train_transform(
