@@ -89,21 +89,18 @@ def locate(
     return CocoLocation(annotation_file, tuple(dict.fromkeys(folders)))
 
 
-def load_coco(
-    locations: Mapping[str, CocoLocation], class_names: Sequence[str] | None = None, reference: str | None = None
-) -> dict[str, Dataset]:
+def load_coco(locations: Mapping[str, CocoLocation], class_names: Sequence[str] | None = None) -> dict[str, Dataset]:
     """Read the splits of one data set.
 
     Args:
         locations: split -> where it lies.
-        class_names: the label table to use; by default it comes from the categories of `reference`.
-        reference: the split whose category table is the truth; the first one by default.
+        class_names: the label table to use; by default that of the first split's categories.
 
     Raises:
         DetectionDataError: a file that is no COCO file, or faults in it that no rule repairs.
     """
     files = {split: read_coco_file(location.annotation_file) for split, location in locations.items()}
-    labels = label_space(files, reference or next(iter(files)), class_names)
+    labels = label_space(files, class_names)
     folders: dict[Path, ImageFolder] = {}
     used: dict[Path, set[str]] = {}
     datasets = {}
@@ -133,7 +130,8 @@ def read_coco_file(path: Path) -> CocoFile:
     for index, image in enumerate(images):
         if not isinstance(image.get("file_name"), str) or not image["file_name"]:
             problems.add(f"image {_record_name(image, index)}: field file_name is missing", "name the image's file")
-    size = np.stack([_integers(images, "image", side, problems, default=-1) for side in ("width", "height")], axis=1)
+    unknown = [-1] * len(images)
+    size = np.stack([_integers(images, "image", side, problems, unknown) for side in ("width", "height")], axis=1)
     boxes = _read_boxes(records, image_id, problems)
     problems.raise_if_any()
     return CocoFile(
@@ -147,8 +145,8 @@ def read_coco_file(path: Path) -> CocoFile:
     )
 
 
-def label_space(files: Mapping[str, CocoFile], reference: str, class_names: Sequence[str] | None) -> Labels:
-    """The class table: the categories of one split by ascending id, without those that only group others.
+def label_space(files: Mapping[str, CocoFile], class_names: Sequence[str] | None) -> Labels:
+    """The class table: the categories of the first split by ascending id, without those that only group others.
 
     A category groups when it is the supercategory of another one and no annotation of any split has it, as the
     category 0 of Roboflow's exports.
@@ -156,7 +154,7 @@ def label_space(files: Mapping[str, CocoFile], reference: str, class_names: Sequ
     Raises:
         DetectionDataError: no category left, a name that two of them share, or a name of `class_names` that none has.
     """
-    file = files[reference]
+    file = next(iter(files.values()))
     annotated = set().union(*(np.unique(f.annotations.boxes.category).tolist() for f in files.values()))
     grouping = [
         i
@@ -209,13 +207,18 @@ def _record_name(record: Mapping[str, Any], index: int) -> str:
 
 
 def _integers(
-    records: Sequence[Mapping[str, Any]], kind: str, field: str, problems: Problems, default: int | None = None
+    records: Sequence[Mapping[str, Any]],
+    kind: str,
+    field: str,
+    problems: Problems,
+    default: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """One integer field of all records; faults are noted and read as -1."""
+    """One integer field of all records, `default` where it is missing; faults are noted and read as -1."""
     values = np.full(len(records), -1, dtype=np.int64)
     for index, record in enumerate(records):
         value = record.get(field)
-        value = default if value is None else value
+        if value is None and default is not None:
+            value = default[index]
         if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
             values[index] = int(value)
         else:
@@ -234,11 +237,10 @@ def _read_boxes(records: Sequence[Mapping[str, Any]], image_id: np.ndarray, prob
         ),
         "delete annotations of images that the file does not list, or list the images",
     )
-    # Annotations without an id go by their position, so that messages lead to them.
-    numbered = [{"id": position, **record} for position, record in enumerate(records)]
     return Boxes(
         row=row,
-        id=_integers(numbered, "annotation", "id", problems),
+        # Annotations without an id go by their position, so that messages lead to them.
+        id=_integers(records, "annotation", "id", problems, range(len(records))),
         bbox=_bbox_array(records, problems),
         category=_integers(records, "annotation", "category_id", problems),
         area=_area_array(records, problems),
@@ -348,8 +350,8 @@ def _with_sizes(annotations: Annotations, paths: Sequence[str]) -> Annotations:
     """Sizes that the file leaves out, read from the images."""
     size = annotations.size.copy()
     for row in np.flatnonzero((size == -1).any(axis=1)):
-        if paths[row]:
-            size[row] = image_size(paths[row], {})
+        # A missing file is reported as such; its size must not be a second fault.
+        size[row] = image_size(paths[row], {}) if paths[row] else 1
     return replace(annotations, size=size)
 
 

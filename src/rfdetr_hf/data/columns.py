@@ -105,7 +105,7 @@ def _finish(dataset: Dataset, annotations: Annotations, categories: Categories, 
     problems = Problems(annotations.source)
     label = _to_labels(categories, labels)
     for i in np.flatnonzero(label < 0):
-        value = categories.values[i]
+        value = int(categories.values[i])
         named = categories.names[value] if categories.names and 0 <= value < len(categories.names) else value
         problems.add(
             f"{name_box(annotations, i)}: field category is {named!r}, not in the label table {labels.names}",
@@ -317,11 +317,11 @@ def _file_names(dataset: Dataset, column: str) -> list[str | None]:
     """The last part of each image's path; the pixels beside the paths are not touched."""
     if "file_name" in dataset.column_names:
         return _column(dataset, "file_name").to_pylist()
+    # By way of the table, since a column of a data set cannot be asked for the paths alone.
+    paths = pc.struct_field(dataset.data.column(column), "path")
     if dataset._indices is not None:
-        dataset = dataset.select_columns([column]).flatten_indices()
-    chunks = dataset.data.column(column).chunks
-    paths = [path for chunk in chunks for path in pc.struct_field(chunk, "path").to_pylist()]
-    return [os.path.basename(path) if path else None for path in paths]
+        paths = paths.take(dataset._indices.column(0))
+    return [os.path.basename(path) if path else None for path in paths.to_pylist()]
 
 
 def _sizes(dataset: Dataset, column: str, names: Sequence[str | None]) -> np.ndarray:

@@ -1,0 +1,302 @@
+import csv
+import json
+
+import datasets
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from PIL import Image as PILImage
+
+from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.schema import category_ids, class_names, decode_image
+from rfdetr_hf.data.sources import load_detection_dataset
+from rfdetr_hf.data.splits import canonical_split, choose_splits
+
+NAMES = ["mask", "glove", "goggles"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def cppe(write_image, tmp_path):
+    """A data set with the columns of CPPE-5, and options to spoil it."""
+
+    def build(rows=None, category=None, **drop):
+        path = str(write_image(tmp_path / "cppe.png", (64, 48)))
+        if rows is None:
+            rows = [
+                {"id": [1, 2], "area": [200, 99], "bbox": [[4, 5, 20, 10], [0, 0, 9, 11]], "category": [2, 0]},
+                {"id": [], "area": [], "bbox": [], "category": []},
+                {"id": [7], "area": [16], "bbox": [[60, 40, 4, 4]], "category": [1]},
+            ]
+        features = Features(
+            {
+                "image_id": Value("int64"),
+                "image": Image(),
+                "width": Value("int32"),
+                "height": Value("int32"),
+                "objects": {
+                    "id": List(Value("int64")),
+                    "area": List(Value("int64")),
+                    "bbox": List(List(Value("float32"), length=4)),
+                    "category": List(category or ClassLabel(names=NAMES)),
+                },
+            }
+        )
+        sizes = {"image": path, "width": 64, "height": 48}
+        return Dataset.from_list([{"image_id": 10 + i, **sizes, "objects": o} for i, o in enumerate(rows)], features)
+
+    return build
+
+
+def plain(dataset, objects):
+    """Replace the objects column by values whose types `datasets` guesses."""
+    rest = dataset.select_columns(["image"])
+    return datasets.concatenate_datasets([rest, Dataset.from_dict({"objects": objects})], axis=1)
+
+
+def test_cppe5_columns_in_memory(cppe):
+    splits = load_detection_dataset(DatasetDict(train=cppe(), test=cppe()))
+    assert list(splits) == ["train", "test"]
+    rows = splits["train"]
+    assert class_names(rows) == NAMES and category_ids(rows) == [0, 1, 2]
+    assert rows["image_id"] == [10, 11, 12] and rows["file_name"] == ["cppe.png"] * 3
+    assert rows[0]["objects"] == {
+        "id": [1, 2],
+        "bbox": [[4, 5, 20, 10], [0, 0, 9, 11]],
+        "category": [2, 0],
+        "area": [200, 99],
+        "iscrowd": [False, False],
+    }
+    assert rows[1]["objects"]["id"] == []
+    assert decode_image(rows[2]).size == (64, 48)
+
+
+def test_what_was_loaded_loads_again_from_disk_and_parquet(cppe, tmp_path, coco_content, write_coco):
+    source = load_detection_dataset(write_coco(tmp_path / "coco" / "train.json", coco_content()))
+    source.save_to_disk(tmp_path / "saved")
+    source["train"].save_to_disk(tmp_path / "saved_split")
+    (tmp_path / "parquet").mkdir()
+    source["train"].to_parquet(tmp_path / "parquet" / "train-00000-of-00001.parquet")
+    for folder in ("saved", "saved_split", "parquet"):
+        rows = load_detection_dataset(tmp_path / folder)["train"]
+        assert category_ids(rows) == [3, 7] and rows["objects"] == source["train"]["objects"], folder
+        assert decode_image(rows[0]).size == (64, 48)
+
+
+def metadata_folder(folder, write_image, rows, style):
+    for name in rows:
+        write_image(folder / "train" / name, (64, 48))
+    file = folder / "train" / f"metadata.{style}"
+    if style == "jsonl":
+        lines = [json.dumps({"file_name": name, "objects": objects}) for name, objects in rows.items()]
+        file.write_text("\n".join(lines))
+        return
+    with open(file, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file_name", "objects"])
+        writer.writerows([name, json.dumps(objects)] for name, objects in rows.items())
+
+
+@pytest.mark.parametrize("style", ["jsonl", "csv"])
+@pytest.mark.parametrize("builder", [True, False])
+def test_imagefolder_with_metadata(tmp_path, write_image, style, builder):
+    rows = {
+        "a.png": {"bbox": [[4, 5, 20, 10], [1, 1, 9.5, 3]], "categories": [5, 2]},
+        "b.png": {"bbox": [], "categories": []},
+    }
+    metadata_folder(tmp_path, write_image, rows, style)
+    splits = (
+        load_detection_dataset("imagefolder", data_dir=str(tmp_path)) if builder else load_detection_dataset(tmp_path)
+    )
+    train = splits["train"]
+    assert class_names(train) == ["2", "5"] and category_ids(train) == [2, 5]
+    assert train["image_id"] == [0, 1] and train["width"] == [64, 64] and train["height"] == [48, 48]
+    assert train["file_name"] == ["a.png", "b.png"]
+    assert train[0]["objects"] == {
+        "id": [1, 2],
+        "bbox": [[4, 5, 20, 10], [1, 1, 9.5, 3]],
+        "category": [1, 0],
+        "area": [200, 28.5],
+        "iscrowd": [False, False],
+    }
+    assert decode_image(train[0]).size == (64, 48)
+
+
+OBJECT_FORMS = {
+    "list of objects": [[{"bbox": [1, 2, 3, 4], "label": "dog"}, {"bbox": [5, 5, 5, 5], "label": "cat"}], []],
+    "labels side by side": [
+        {"bbox": [[1, 2, 3, 4], [5, 5, 5, 5]], "labels": ["dog", "cat"]},
+        {"bbox": [], "labels": []},
+    ],
+    "detection-datasets": [
+        {"bbox_id": [8, 9], "bbox": [[1, 2, 3, 4], [5, 5, 5, 5]], "category": ["dog", "cat"], "iscrowd": [0, 1]},
+        None,
+    ],
+    "JSON text": ['{"bbox": [[1, 2, 3, 4], [5, 5, 5, 5]], "category": ["dog", "cat"]}', ""],
+}
+
+
+@pytest.mark.parametrize("form", OBJECT_FORMS)
+def test_forms_of_objects(cppe, form):
+    train = load_detection_dataset(plain(cppe().select([0, 1]).flatten_indices(), OBJECT_FORMS[form]))["train"]
+    assert class_names(train) == ["cat", "dog"]
+    assert [len(objects["id"]) for objects in train["objects"]] == [2, 0]
+    objects = train[0]["objects"]
+    assert objects["bbox"] == [[1, 2, 3, 4], [5, 5, 5, 5]] and objects["category"] == [1, 0]
+    assert objects["area"] == [12, 25]
+    if form == "detection-datasets":
+        assert objects["id"] == [8, 9] and objects["iscrowd"] == [False, True]
+
+
+def test_selected_rows_with_a_transform_are_read_right(cppe):
+    source = cppe().select([2, 0]).with_transform(lambda rows: {"x": [0] * len(rows["image"])})
+    train = load_detection_dataset(source)["train"]
+    assert train["image_id"] == [12, 10] and [o["id"] for o in train["objects"]] == [[7], [1, 2]]
+
+
+def test_plain_integers_take_given_names(cppe):
+    objects = [{"bbox": [[1, 2, 3, 4]], "category": [2]}, {"bbox": [[1, 2, 3, 4]], "category": [0]}]
+    source = plain(cppe().select([0, 1]).flatten_indices(), objects)
+    train = load_detection_dataset(source, class_names=NAMES)["train"]
+    assert class_names(train) == NAMES and [o["category"] for o in train["objects"]] == [[2], [0]]
+
+
+def test_labels_go_by_name_between_splits(cppe):
+    other = cppe(category=ClassLabel(names=["goggles", "mask", "glove"]))
+    splits = load_detection_dataset(DatasetDict(train=cppe(), validation=other))
+    assert splits["validation"][0]["objects"]["category"] == [1, 2]
+    unknown = cppe(category=ClassLabel(names=["visor", "mask", "glove"]))
+    with pytest.raises(DetectionDataError, match=r"split validation.*\n.*annotation id 2 .*image id 10.*'visor'"):
+        load_detection_dataset(DatasetDict(train=cppe(), validation=unknown))
+
+
+def row(**changes):
+    return {"id": [1], "area": [4], "bbox": [[1, 2, 3, 4]], "category": [0], **changes}
+
+
+BROKEN = {
+    "NaN": (row(bbox=[[float("nan"), 1, 2, 3]]), "annotation id 1 .*not finite"),
+    "label beyond": (row(category=[-1]), "annotation id 1 .*field category is -1"),
+    "unequal lists": (row(area=[1, 2]), "row 0 has 1 boxes but 2 values in objects.area"),
+    "negative area": (row(area=[-1]), "field area is -1"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_broken_rows_are_errors(cppe, fault):
+    objects, message = BROKEN[fault]
+    with pytest.raises(DetectionDataError, match=message) as error:
+        load_detection_dataset(cppe([objects, row()]))
+    assert "split train" in str(error.value)
+
+
+def test_boxes_of_another_length_and_other_columns(cppe):
+    source = cppe().select([0]).flatten_indices()
+    with pytest.raises(DetectionDataError, match="box 1 of the split .* has 3 numbers, not four"):
+        load_detection_dataset(plain(source, [{"bbox": [[1, 2, 3, 4], [1, 2, 3]], "category": [0, 0]}]))
+    with pytest.raises(DetectionDataError, match="no field objects.category among"):
+        load_detection_dataset(plain(source, [{"bbox": [[1, 2, 3, 4]], "kind": [0]}]))
+    with pytest.raises(DetectionDataError, match="no column 'objects' among"):
+        load_detection_dataset(source.remove_columns("objects"))
+    with pytest.raises(DetectionDataError, match="no column 'image'"):
+        load_detection_dataset(source.remove_columns("image"))
+
+
+def test_image_ids_used_twice_are_an_error_and_text_ids_are_numbered(cppe, caplog):
+    with pytest.raises(DetectionDataError, match="image id 10: used by 2 images"):
+        load_detection_dataset(datasets.concatenate_datasets([cppe(), cppe().select([0])]))
+    source = cppe().cast_column("image_id", Value("string"))
+    assert load_detection_dataset(source)["train"]["image_id"] == [0, 1, 2]
+    assert "numbered by row" in caplog.text
+
+
+def test_corners_are_recognised_and_read_when_asked(cppe):
+    corners = np.tile([[30, 20, 60, 44]], (12, 1)).tolist()
+    source = cppe([{"id": list(range(12)), "area": [720] * 12, "bbox": corners, "category": [0] * 12}])
+    with pytest.raises(DetectionDataError, match="pass bbox_format='xyxy'"):
+        load_detection_dataset(source)
+    train = load_detection_dataset(source, bbox_format="xyxy")["train"]
+    assert train[0]["objects"]["bbox"][0] == [30, 20, 30, 24]
+    relative = cppe([{"id": list(range(12)), "area": [1] * 12, "bbox": [[0.5] * 4] * 12, "category": [0] * 12}])
+    with pytest.raises(DetectionDataError, match="between 0 and 1"):
+        load_detection_dataset(relative)
+
+
+def test_missing_sizes_of_turned_photographs_are_as_shown(tmp_path):
+    exif = PILImage.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "train").mkdir()
+    PILImage.new("RGB", (64, 48)).save(tmp_path / "train" / "a.jpg", exif=exif)
+    line = {"file_name": "a.jpg", "objects": {"bbox": [[1, 50, 9, 9]], "categories": [0]}}
+    (tmp_path / "train" / "metadata.jsonl").write_text(json.dumps(line))
+    train = load_detection_dataset(tmp_path)["train"]
+    assert (train[0]["width"], train[0]["height"]) == (48, 64) and decode_image(train[0]).size == (48, 64)
+
+
+def test_share_of_the_training_images_is_held_out(cppe):
+    objects = [{"id": [i], "area": [4], "bbox": [[1, 2, 3, 4]], "category": [0]} for i in range(20)]
+    splits = load_detection_dataset(cppe(objects), validation_split=0.25)
+    again = load_detection_dataset(cppe(objects), validation_split=0.25)
+    other = load_detection_dataset(cppe(objects), validation_split=0.25, split_seed=1)
+    train, validation = splits["train"]["image_id"], splits["validation"]["image_id"]
+    assert len(train) == 15 and len(validation) == 5 and sorted([*train, *validation]) == list(range(10, 30))
+    assert again["validation"]["image_id"] == validation != other["validation"]["image_id"]
+    assert str(splits["validation"].split) == "validation" and validation == sorted(validation)
+    assert class_names(splits["validation"]) == NAMES
+    for share in (0.0, 1.5, 0.001):
+        with pytest.raises(ValueError, match="validation_split"):
+            load_detection_dataset(cppe(objects), validation_split=share)
+
+
+def test_splits_are_named_and_renamed(cppe):
+    source = DatasetDict(fit=cppe(), check=cppe(), test=cppe())
+    with pytest.raises(DetectionDataError, match=r"no training split among \['fit', 'check', 'test'\]"):
+        load_detection_dataset(source)
+    splits = load_detection_dataset(source, train_split="fit", validation_split="check")
+    assert list(splits) == ["train", "validation", "test"]
+    assert [str(split.split) for split in splits.values()] == ["train", "validation", "test"]
+    with pytest.raises(DetectionDataError, match=r"test_split='dev' does not exist; the splits are \['fit'"):
+        load_detection_dataset(source, train_split="fit", test_split="dev")
+    only = load_detection_dataset(DatasetDict(test=cppe()), class_names=["glove", "mask", "goggles"])
+    assert list(only) == ["test"] and only["test"][0]["objects"]["category"] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        (["train2017", "val2017"], {"train": "train2017", "validation": "val2017"}),
+        (["train", "train_small", "dev"], {"train": "train", "validation": "dev"}),
+        (["everything"], {"train": "everything"}),
+    ],
+)
+def test_choice_of_splits(found, chosen):
+    assert choose_splits(found, "x", None, None, None) == chosen
+
+
+def test_ambiguous_splits_are_errors_and_odd_names_are_nothing():
+    with pytest.raises(DetectionDataError, match="train_split=…"):
+        choose_splits(["train2014", "train2017"], "x", None, None, None)
+    assert canonical_split("test-dev2017") is None and canonical_split("constraint") is None
+
+
+def test_options_that_do_nothing_are_refused(cppe, tmp_path, coco_content, write_coco):
+    file = write_coco(tmp_path / "train.json", coco_content())
+    with pytest.raises(TypeError, match="revision"):
+        load_detection_dataset(file, revision="main")
+    with pytest.raises(TypeError, match="image_dir"):
+        load_detection_dataset(cppe(), image_dir="x")
+    with pytest.raises(TypeError, match="name"):
+        load_detection_dataset(cppe(), name="x")
+    with pytest.raises(TypeError, match="train_split"):
+        load_detection_dataset("imagefolder", split="train")
+    with pytest.raises(ValueError, match="bbox_format='cxcywh'"):
+        load_detection_dataset(cppe(), bbox_format="cxcywh")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(DetectionDataError, match="no such folder; it may be a Hub id"):
+        load_detection_dataset(tmp_path / "nothing")
