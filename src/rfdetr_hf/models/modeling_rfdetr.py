@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -225,8 +224,6 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         for index, layer in enumerate(output.auxiliary_outputs):
             layers.append(LayerOutput(f"_{index}", layer["logits"], layer["pred_boxes"]))
         layers.append(LayerOutput("_enc", output.enc_outputs_class, output.enc_outputs_coord_logits))
-        if num_boxes is None:
-            num_boxes = _default_num_boxes(labels, self._groups, output.logits.device)
         output.loss_dict = self.loss_function(layers, labels, self._groups, num_boxes)
         output.loss = self.loss_function.weighted_sum(output.loss_dict)
 
@@ -248,12 +245,3 @@ def _check_batch(pixel_values: Tensor, pixel_mask: Tensor | None, labels: Sequen
         )
     if labels is not None and len(labels) != batch:
         raise ValueError(f"{len(labels)} labels for a batch of {batch} images: give one dict for each image.")
-
-
-def _default_num_boxes(labels: Sequence[dict[str, Tensor]], groups: int, device: torch.device) -> Tensor:
-    count = float(sum(len(target["class_labels"]) for target in labels) * groups)
-    total = torch.full((), count, device=device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total)
-        total = total / dist.get_world_size()
-    return total.clamp(min=1)
