@@ -1,0 +1,207 @@
+"""The training loss of detection: matching, IoU-aware classification and boxes, over all supervised layers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+
+from .boxes import cxcywh_to_xyxy, iou_and_giou
+from .matcher import HungarianMatcher, Matches, PackedObjects, pack_objects, to_device
+
+if TYPE_CHECKING:
+    from ..models.configuration_rfdetr import RFDETRConfig
+
+_MIN_QUALITY = 0.01  # floor of the classification target of a matched query
+
+
+class LayerOutput(NamedTuple):
+    """The predictions of one supervised layer.
+
+    Attributes:
+        name_suffix: ending of its loss names: "" for the last decoder layer, "_0", "_1", ... for earlier ones, "_enc"
+            for the encoder.
+        logits: (B, G*q, C) class logits, any float type.
+        boxes: (B, G*q, 4) cxcywh in [0, 1], any float type. q may differ between layers.
+    """
+
+    name_suffix: str
+    logits: Tensor
+    boxes: Tensor
+
+
+class _QualityFocalLoss(torch.autograd.Function):
+    # Written by hand for memory: the logits are the largest tensor of the loss, and autograd would keep several float32
+    # copies of them until the backward pass. This keeps the logits as they came and computes the rest twice.
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, index: Tensor, quality: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, index, quality)
+        scores = logits.flatten().to(quality.dtype)
+        matched = scores[index]
+        terms = F.logsigmoid(-scores).mul_(scores.sigmoid().square_())
+        terms[index] = quality * F.logsigmoid(matched) + (1 - quality) * F.logsigmoid(-matched)
+        return -terms.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, index, quality = ctx.saved_tensors
+        scores = logits.flatten().to(quality.dtype)
+        probability = scores.sigmoid()
+        slope = F.logsigmoid(-scores).mul_(1 - probability).mul_(-2).add_(probability).mul_(probability.square())
+        slope[index] = probability[index] - quality
+        return slope.mul_(grad).view_as(logits).to(logits.dtype), None, None
+
+
+def quality_focal_loss(logits: Tensor, index: Tensor, quality: Tensor) -> Tensor:
+    """Sum of the IoU-aware binary cross entropy over all logits.
+
+    With p = sigmoid(logit): a matched entry gives -t log p - (1-t) log(1-p) for its target t, any other entry
+    -p^2 log(1-p), where the factor p^2 carries gradient too.
+
+    Args:
+        logits: any shape and float type; finite values of any size give finite results.
+        index: (M,) int64 positions of the matched entries in the flattened logits, no position twice.
+        quality: (M,) targets t in [0, 1], taken as constants; their type is that of the computation and of the result.
+
+    Returns:
+        A scalar.
+    """
+    return _QualityFocalLoss.apply(logits, index, quality)
+
+
+class RFDETRCriterion:
+    """Matching and losses of RF-DETR detection.
+
+    Terms of each layer, every one a sum over the batch divided by `num_boxes`:
+
+    - `loss_ce`: IoU-aware classification over all entries, see `quality_focal_loss`; the target of a matched entry is
+      max(p^alpha * IoU^(1-alpha), 0.01);
+    - `loss_bbox`: L1 distance of cxcywh over the matched pairs;
+    - `loss_giou`: 1 - GIoU over the matched pairs.
+
+    Without objects the box terms are zeros connected to the boxes, and the classification term is the background's.
+
+    Args:
+        config: read for class_cost, bbox_cost, giou_cost, focal_alpha, class_loss_coefficient, bbox_loss_coefficient,
+            giou_loss_coefficient, auxiliary_loss and decoder_layers.
+    """
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        self.focal_alpha = config.focal_alpha
+        self.matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost, config.focal_alpha)
+        coefficients = {
+            "loss_ce": float(config.class_loss_coefficient),
+            "loss_bbox": float(config.bbox_loss_coefficient),
+            "loss_giou": float(config.giou_loss_coefficient),
+        }
+        auxiliary = [f"_{layer}" for layer in range(config.decoder_layers - 1)] if config.auxiliary_loss else []
+        self.weight_dict = {
+            f"{name}{suffix}": weight for suffix in ("", *auxiliary, "_enc") for name, weight in coefficients.items()
+        }
+
+    def __call__(
+        self,
+        layers: Sequence[LayerOutput],
+        targets: Sequence[Mapping[str, Tensor]],
+        num_groups: int = 1,
+        num_boxes: float | Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute every loss term, unweighted.
+
+        Args:
+            layers: the supervised layers; the one with suffix "" also gives `class_error`.
+            targets: per image `class_labels` (n,) integers and `boxes` (n, 4) cxcywh in [0, 1]; other keys are ignored.
+            num_groups: query groups in the rows of each layer: `group_detr` in training, 1 in evaluation.
+            num_boxes: what the sums are divided by: boxes x groups of the whole accumulation window per process. By
+                default that of this batch, averaged over the processes. Less than 1 counts as 1.
+
+        Returns:
+            `loss_ce`, `loss_bbox`, `loss_giou` of each layer (name + suffix), with gradient, float32 (float64 for
+            float64 logits); and for the log, without gradient: `cardinality_error` of each layer (number of rows whose
+            best class has p > 0.5, less the number of objects; absolute value, mean over images) and `class_error`
+            (percentage of the matched queries of the last layer whose best class is another one; 100 when nothing is
+            matched).
+
+        Raises:
+            ValueError: for targets that do not fit, naming image and field, see `pack_objects`.
+        """
+        reference = layers[0].logits
+        with torch.autocast(reference.device.type, enabled=False):
+            objects = pack_objects(targets, reference, reference.shape[0], reference.shape[2])
+            matches = self.matcher([o.logits for o in layers], [o.boxes for o in layers], objects, num_groups)
+            divisor = self._divisor(num_boxes, objects, num_groups)
+            losses = self._detection_losses(layers, objects, matches, divisor)
+            return losses | logging_values(layers, objects, matches)
+
+    def weighted_sum(self, loss_dict: Mapping[str, Tensor]) -> Tensor:
+        """The loss to minimise: each term of `loss_dict` that has a weight in `weight_dict`, times it."""
+        return torch.stack(
+            [loss_dict[name] * weight for name, weight in self.weight_dict.items() if name in loss_dict]
+        ).sum()
+
+    def _divisor(self, num_boxes: float | Tensor | None, objects: PackedObjects, num_groups: int) -> Tensor:
+        if num_boxes is None:
+            total = torch.full((), float(sum(objects.counts) * num_groups), device=objects.boxes.device)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(total)
+                total = total / torch.distributed.get_world_size()
+            num_boxes = total
+        if not isinstance(num_boxes, Tensor):
+            num_boxes = torch.full((), float(num_boxes), device=objects.boxes.device)
+        return num_boxes.to(objects.boxes.device, objects.boxes.dtype).clamp(min=1)
+
+    def _detection_losses(
+        self, layers: Sequence[LayerOutput], objects: PackedObjects, matches: Matches, divisor: Tensor
+    ) -> dict[str, Tensor]:
+        wanted, labels = objects.boxes[matches.target], objects.labels[matches.target]
+        rows = [
+            batch * output.boxes.shape[1] + query
+            for output, batch, query in zip(layers, *matches.split("batch", "query"), strict=True)
+        ]
+        predicted = [o.boxes.flatten(0, 1).index_select(0, index) for o, index in zip(layers, rows, strict=True)]
+        predicted = torch.cat(predicted).to(wanted.dtype)
+        iou, giou = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+        entries = [
+            index * output.logits.shape[2] + label
+            for output, index, label in zip(layers, rows, labels.split(matches.per_layer), strict=True)
+        ]
+        scores = torch.cat([o.logits.detach().flatten()[index] for o, index in zip(layers, entries, strict=True)])
+        quality = self._quality(scores.to(iou.dtype), iou.detach()).split(matches.per_layer)
+        box_terms = torch.stack(((predicted - wanted).abs().sum(-1), 1 - giou))
+        box_losses = torch.stack([terms.sum(1) for terms in box_terms.split(matches.per_layer, dim=1)]) / divisor
+        class_losses = [
+            quality_focal_loss(o.logits, index, t) for o, index, t in zip(layers, entries, quality, strict=True)
+        ]
+        losses = {}
+        for output, loss_ce, (loss_bbox, loss_giou) in zip(layers, class_losses, box_losses, strict=True):
+            losses[f"loss_ce{output.name_suffix}"] = loss_ce / divisor
+            losses[f"loss_bbox{output.name_suffix}"] = loss_bbox
+            losses[f"loss_giou{output.name_suffix}"] = loss_giou
+        return losses
+
+    def _quality(self, scores: Tensor, iou: Tensor) -> Tensor:
+        quality = scores.sigmoid() ** self.focal_alpha * iou ** (1 - self.focal_alpha)
+        return quality.clamp(min=_MIN_QUALITY)
+
+
+@torch.no_grad()
+def logging_values(layers: Sequence[LayerOutput], objects: PackedObjects, matches: Matches) -> dict[str, Tensor]:
+    """`cardinality_error` of each layer and `class_error` of the layer with suffix "", computed on the device."""
+    values = {}
+    present = to_device(np.asarray(objects.counts), objects.image.device)
+    for output, batch, query, target in zip(layers, *matches.split("batch", "query", "target"), strict=True):
+        claimed = (output.logits.amax(-1) > 0).sum(1)  # p > 0.5
+        values[f"cardinality_error{output.name_suffix}"] = (claimed - present).abs().to(objects.boxes.dtype).mean()
+        if output.name_suffix == "":
+            right = output.logits[batch, query].argmax(-1) == objects.labels[target]
+            accuracy = right.to(objects.boxes.dtype).sum() / max(len(batch), 1)
+            values["class_error"] = 100 - 100 * accuracy
+    return values
