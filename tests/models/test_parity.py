@@ -55,6 +55,7 @@ def test_loss_terms_and_gradients(case):
     assert norms == pytest.approx(expected["grads"], rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_five_training_steps(golden):
     """The official recipe: AdamW over the official groups, gradients clipped to a norm of 0.1, constant rates."""
     numbers = golden("nano")
