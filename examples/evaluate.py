@@ -4,7 +4,6 @@ python examples/evaluate.py --model_name_or_path outputs/quickstart/best --split
 """
 
 import json
-import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from rfdetr_hf import (
     load_detection_dataset,
 )
 from rfdetr_hf.training.arguments import DataArguments, parse_arguments
+from rfdetr_hf.training.console import log_to_console
 
 
 @dataclass
@@ -31,15 +31,14 @@ class EvaluateArguments:
 
 def main(argv: list[str]) -> None:
     """Load, evaluate, print."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log_to_console()
     args, data_args = parse_arguments((EvaluateArguments, DataArguments), argv, prog="evaluate.py")
     if args.output and Path(args.output).exists():
         raise FileExistsError(f"--output {args.output} exists; choose another name")
     model = RFDETRForObjectDetection.from_pretrained(args.model_name_or_path)
     processor = RFDETRImageProcessor.from_pretrained(args.model_name_or_path)
-    dataset = load_detection_dataset(
-        data_args.dataset_name, name=data_args.dataset_config_name, revision=data_args.dataset_revision
-    )
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    dataset = load_detection_dataset(**data_args.load_options(), class_names=names)
     if args.split not in dataset:
         raise ValueError(f"--split {args.split}: {data_args.dataset_name} has {', '.join(dataset)}")
     training_args = RFDETRTrainingArguments(per_device_train_batch_size=args.batch_size)

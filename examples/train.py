@@ -13,7 +13,6 @@ Every option of the YAML file can be given on the command line, where it wins. C
 `--resume_from_checkpoint true`.
 """
 
-import logging
 import sys
 
 from datasets import DatasetDict
@@ -28,6 +27,7 @@ from rfdetr_hf import (
 )
 from rfdetr_hf.data.schema import class_names, label_table
 from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
+from rfdetr_hf.training.console import log_to_console
 
 
 def build_model(args: ModelArguments, names: list[str]) -> RFDETRForObjectDetection:
@@ -45,15 +45,14 @@ def build_model(args: ModelArguments, names: list[str]) -> RFDETRForObjectDetect
 
 def load_data(args: DataArguments) -> DatasetDict:
     """The splits of the data set, with the table of its classes printed."""
-    dataset = load_detection_dataset(args.dataset_name, name=args.dataset_config_name, revision=args.dataset_revision)
+    dataset = load_detection_dataset(**args.load_options())
     print(label_table(dataset["train"]))
     return dataset
 
 
 def main(argv: list[str]) -> None:
     """Parse, build, train, evaluate the test split."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("rfdetr_hf").setLevel(logging.INFO)
+    log_to_console()
     types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
     model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py")
 

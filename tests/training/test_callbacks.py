@@ -30,25 +30,31 @@ def test_metrics_csv_grows_columns_and_leaves_out_timings(tmp_path):
     ]
 
 
-def test_metrics_csv_drops_what_came_after_the_checkpoint_it_resumes_from(tmp_path):
+def test_metrics_csv_of_a_resumed_run_goes_on_from_what_the_checkpoint_knows(tmp_path):
     path = tmp_path / "metrics.csv"
-    first = MetricsCsvCallback(path)
-    first.on_train_begin(ARGS, TrainerState(), TrainerControl())
-    for step in (1, 2, 3):
-        log(first, step, loss=float(step), epoch=step / 10)
-    path.write_text(path.read_text() + "4,0.4")  # a row cut off by a kill
-    again = MetricsCsvCallback(path)
-    again.on_train_begin(ARGS, TrainerState(global_step=2), TrainerControl())
-    log(again, 3, loss=7.0, epoch=0.3)
-    assert [(row["step"], row["loss"]) for row in read(path)] == [("1", "1.0"), ("2", "2.0"), ("3", "7.0")]
+    path.write_text("step,epoch,loss\n1,0.1,1.0\n2,0.2,2.0\n3,0.3,3.0\n4,0.")  # cut off by a kill
+    history = [{"loss": 1.0, "eta": 3.0, "epoch": 0.1, "step": 1}, {"loss": 2.0, "epoch": 0.2, "step": 2}]
+    callback = MetricsCsvCallback(path)
+    callback.on_train_begin(ARGS, TrainerState(global_step=2, log_history=history), TrainerControl())
+    log(callback, 3, loss=7.0, epoch=0.3)
+    assert [tuple(row.values()) for row in read(path)] == [
+        ("1", "0.1", "1.0"),
+        ("2", "0.2", "2.0"),
+        ("3", "0.3", "7.0"),
+    ]
+
+
+def test_no_metrics_csv_without_a_training(tmp_path):
+    log(MetricsCsvCallback(tmp_path / "metrics.csv"), 0, eval_map=0.5)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_log_lines_of_training_and_evaluation():
     state = TrainerState(global_step=5, max_steps=100)
     logs = {
         "loss": 2.0, "loss_now": 1.5, "loss_ce": 0.5, "loss_bbox": 0.1, "loss_giou": 0.2, "grad_norm": 3.0,
-        "epoch": 0.5, "learning_rate": 1e-4, "images_per_second": 12.0, "data_wait": 0.25, "memory_gb": 2.0, "eta": 3725,
-        "skipped_steps": 2,
+        "epoch": 0.5, "learning_rate": 1e-4, "images_per_second": 12.0, "data_wait": 0.25, "memory_gb": 2.0,
+        "eta": 3725, "skipped_steps": 2,
     }  # fmt: skip
     line = log_line(state, logs)
     for part in ("step 5/100", "loss 1.5000 (2.0000)", "ce 0.5000", "lr 1.00e-04", "12.0 img/s", "data 25%", "2.0 GB",

@@ -1,5 +1,6 @@
 """What a run is told: training arguments, and the arguments of the example scripts that choose model and data."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -9,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser, SchedulerType
+from transformers import HfArgumentParser
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from .drop_path import MODES as DROP_PATH_MODES
+from .drop_path import SCHEDULES as DROP_PATH_SCHEDULES
+from .optimization import SCHEDULES as LR_SCHEDULES
+
 MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
-DROP_PATH_MODES = ("standard", "early", "late")
-DROP_PATH_SCHEDULES = ("constant", "linear")
 PARAM_GROUPS = ("default", "official")
 AUDITS = ("full", "headers", "off")
-LR_SCHEDULES = tuple(dict.fromkeys(["constant", "step", "cosine", *(t.value for t in SchedulerType)]))
 
 
 def _option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -60,7 +62,7 @@ class RFDETRTrainingArguments:
     max_grad_norm: float = _option(0.1, "Gradients are clipped to this global L2 norm; 0 turns clipping off.")
     freeze_backbone: bool = _option(False, "Train projector, decoder and heads only.")
 
-    lr_scheduler_type: str = _option("constant", "constant, step, cosine or a scheduler of transformers by name.")
+    lr_scheduler_type: str = _option("constant", "constant, step, cosine or one of transformers.", LR_SCHEDULES)
     lr_scheduler_kwargs: dict | str | None = _option(None, "Further arguments of a transformers scheduler (JSON).")
     warmup_steps: float = _option(0, "Linear warm-up in optimizer steps; a share of all steps when below 1.")
     warmup_epochs: float = _option(0.0, "Linear warm-up in epochs; excludes warmup_steps.")
@@ -162,7 +164,6 @@ class RFDETRTrainingArguments:
 
     def _check_choices(self) -> None:
         choices = {f.name: f.metadata["choices"] for f in dataclasses.fields(self) if "choices" in f.metadata}
-        choices["lr_scheduler_type"] = LR_SCHEDULES
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}")
@@ -230,6 +231,25 @@ class DataArguments:
     dataset_name: str = _option("synthetic-shapes", "A folder, a Hub id or 'synthetic-shapes'.")
     dataset_config_name: str | None = _option(None, "Configuration of a Hub data set.")
     dataset_revision: str | None = _option(None, "Branch, tag or commit of a Hub data set.")
+    image_dir: str | None = _option(None, "Image folder of a COCO layout where it is not found by itself.")
+    train_split: str | None = _option(None, "Name of the training split where it is not 'train' or the like.")
+    validation_split: str | None = _option(None, "Name of the validation split, or a share of 'train' to hold out.")
+    test_split: str | None = _option(None, "Name of the test split where it is not 'test' or the like.")
+
+    def load_options(self) -> dict[str, Any]:
+        """The fields as arguments of [`load_detection_dataset`]."""
+        share = self.validation_split
+        with contextlib.suppress(TypeError, ValueError):
+            share = float(share)
+        return {
+            "name_or_path": self.dataset_name,
+            "name": self.dataset_config_name,
+            "revision": self.dataset_revision,
+            "image_dir": self.image_dir,
+            "train_split": self.train_split,
+            "validation_split": share,
+            "test_split": self.test_split,
+        }
 
 
 def _whole_or_share(name: str, value: float | None) -> float | int | None:

@@ -117,21 +117,23 @@ def time_left(seconds: float) -> str:
 class MetricsCsvCallback(TrainerCallback):
     """Writes every log event as a row of `metrics.csv`: step, epoch, and what training and evaluation gave.
 
-    Only what a rerun reproduces is written, so timings stay in `train.log`. On resume, rows after the checkpoint's step
-    are dropped before new ones follow.
+    Only what a rerun reproduces is written, so timings stay in `train.log`. A resumed run goes on from the rows that
+    its checkpoint knows. Without a training there is no file.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self.rows: list[dict[str, str]] = []
+        self.in_run = False
 
     def on_train_begin(
         self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not state.is_world_process_zero:
+        self.in_run = state.is_world_process_zero
+        if not self.in_run:
             return
-        self.rows = [row for row in self._read() if int(row["step"]) <= state.global_step]
-        if self.rows:
+        self.rows = [_row(logs) for logs in state.log_history]
+        if self.rows or self.path.exists():
             self._rewrite()
 
     def on_log(
@@ -142,10 +144,9 @@ class MetricsCsvCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not state.is_world_process_zero or not logs:
+        if not self.in_run or not logs:
             return
-        kept = {k: v for k, v in logs.items() if not k.endswith(TIMINGS)}
-        row = {"step": str(state.global_step), **{k: repr(v) for k, v in kept.items()}}
+        row = _row({"step": state.global_step, **logs})
         new_columns = not self.rows or not set(row) <= set(self._columns())
         self.rows.append(row)
         if new_columns:
@@ -157,13 +158,6 @@ class MetricsCsvCallback(TrainerCallback):
     def _columns(self) -> list[str]:
         return list(dict.fromkeys(["step", "epoch", *(key for row in self.rows for key in row)]))
 
-    def _read(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [{k: v for k, v in row.items() if k and v} for row in rows if (row.get("step") or "").isdigit()]
-
     def _rewrite(self) -> None:
         temporary = self.path.with_suffix(".csv.tmp")
         with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -171,6 +165,10 @@ class MetricsCsvCallback(TrainerCallback):
             writer.writeheader()
             writer.writerows(self.rows)
         os.replace(temporary, self.path)
+
+
+def _row(logs: dict[str, Any]) -> dict[str, str]:
+    return {key: repr(value) for key, value in logs.items() if not key.endswith(TIMINGS)}
 
 
 class EarlyStopping(TrainerCallback, ExportableState):

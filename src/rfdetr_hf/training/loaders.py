@@ -8,8 +8,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
-from ..data.collate import DetectionCollator
-from ..data.loader import DetectionDataset, EpochBatchSampler, EvalBatchSampler, build_dataloader
+from ..data.loader import build_eval_dataloader, build_train_dataloader
 from ..data.transforms import build_eval_transform, build_train_transform
 from .arguments import RFDETRTrainingArguments
 
@@ -24,22 +23,22 @@ def build_train_loader(
 ) -> DataLoader:
     """This rank's micro-batches; `batch_sampler.set_epoch` chooses the epoch."""
     transform = build_train_transform(
-        config.resolution if args.multi_scale == "off" else scales,
+        config.resolution,
+        scales,
         multi_scale=args.multi_scale,
         scale_jitter=args.scale_jitter,
-        hflip_prob=args.horizontal_flip,
+        horizontal_flip=args.horizontal_flip,
         augmentation=augmentation,
         square=args.square_resize,
     )
-    sampler = EpochBatchSampler(
-        len(dataset),
-        args.per_device_train_batch_size,
+    return build_train_dataloader(
+        dataset,
+        transform,
+        batch_size=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
         seed=args.seed,
+        **_options(args, config, accelerator),
     )
-    return _build(DetectionDataset(dataset, transform, args.seed, train=True), sampler, args, config, accelerator)
 
 
 def build_eval_loader(
@@ -51,25 +50,17 @@ def build_eval_loader(
 ) -> DataLoader:
     """This rank's share of a data set, every image once over all ranks."""
     transform = build_eval_transform(image_processor, square=args.square_resize)
-    sampler = EvalBatchSampler(
-        len(dataset), args.eval_batch_size, rank=accelerator.process_index, world_size=accelerator.num_processes
-    )
-    return _build(DetectionDataset(dataset, transform, train=False), sampler, args, config, accelerator)
+    batch_size = args.eval_batch_size
+    return build_eval_dataloader(dataset, transform, batch_size=batch_size, **_options(args, config, accelerator))
 
 
-def _build(
-    dataset: DetectionDataset,
-    sampler: EpochBatchSampler | EvalBatchSampler,
-    args: RFDETRTrainingArguments,
-    config: PreTrainedConfig,
-    accelerator: Accelerator,
-) -> DataLoader:
-    return build_dataloader(
-        dataset,
-        sampler,
-        DetectionCollator(config.size_divisor),
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory and accelerator.device.type == "cuda",
-        persistent_workers=args.dataloader_persistent_workers,
-        prefetch_factor=args.dataloader_prefetch_factor,
-    )
+def _options(args: RFDETRTrainingArguments, config: PreTrainedConfig, accelerator: Accelerator) -> dict[str, Any]:
+    return {
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "size_divisor": config.size_divisor,
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory and accelerator.device.type == "cuda",
+        "persistent_workers": args.dataloader_persistent_workers,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+    }

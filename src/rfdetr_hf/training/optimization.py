@@ -24,6 +24,9 @@ _OFFICIAL_NO_DECAY = ("gamma", "pos_embed", "rel_pos", "bias", "norm", "embeddin
 _QUERY_EMBEDDINGS = ("query_feat", "refpoint_embed")
 _OWN_SCHEDULES = ("constant", "step", "cosine")
 _METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
+SCHEDULES = tuple(
+    dict.fromkeys([*_OWN_SCHEDULES, *(each.value for each in SchedulerType if each.value not in _METRIC_DRIVEN)])
+)
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
 
 
@@ -202,11 +205,10 @@ def build_scheduler(
 
 
 def _check_schedule_options(kind: str, args: Any) -> None:
-    known = [*_OWN_SCHEDULES, *(each.value for each in SchedulerType if each.value not in _OWN_SCHEDULES)]
-    choices = ", ".join(name for name in known if name not in _METRIC_DRIVEN)
+    choices = ", ".join(SCHEDULES)
     if kind in _METRIC_DRIVEN:
         raise ValueError(f"lr_scheduler_type={kind!r} follows a metric instead of the step; use one of {choices}.")
-    if kind not in known:
+    if kind not in SCHEDULES:
         raise ValueError(f"lr_scheduler_type={kind!r} is unknown; use one of {choices}.")
     if args.lr_scheduler_kwargs and kind in _OWN_SCHEDULES:
         raise ValueError(f"lr_scheduler_kwargs does not apply to lr_scheduler_type={kind!r}; remove it.")

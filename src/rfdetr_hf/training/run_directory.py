@@ -1,11 +1,8 @@
 """Where a run keeps its files."""
 
-import logging
 from pathlib import Path
 
 from .checkpointing import latest_valid_checkpoint, list_checkpoints, verify
-
-logger = logging.getLogger("rfdetr_hf")
 
 
 class RunDirectory:
@@ -45,10 +42,3 @@ class RunDirectory:
                 f"output_dir {self.root} holds an earlier run ({earlier[0].name}); choose another output_dir, "
                 "or continue that run with resume_from_checkpoint=True"
             )
-
-    def open_log(self) -> logging.FileHandler:
-        """Append what the run says to `train.log` as well."""
-        handler = logging.FileHandler(self.log, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logging.getLogger("rfdetr_hf").addHandler(handler)
-        return handler

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, set_seed
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback
@@ -26,6 +26,7 @@ from .arguments import RFDETRTrainingArguments
 from .best import BestModel
 from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
 from .checkpointing import clean_leftovers
+from .console import log_to_console, log_to_file, stop_logging
 from .distributed import check_backend, sum_over_ranks
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage, averaged_tensors
@@ -170,14 +171,14 @@ class RFDETRTrainer:
             return self._finish(time.perf_counter() - started)
         finally:
             self._in_training = False
-            logging.getLogger("rfdetr_hf").removeHandler(log_file)
-            log_file.close()
+            stop_logging(log_file)
 
     def _open_run(self) -> logging.Handler:
         if not self.accelerator.is_main_process:
             return logging.NullHandler()
         self.run.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
-        return self.run.open_log()
+        log_to_console()
+        return log_to_file(self.run.log)
 
     def _audit(self) -> None:
         if self.args.audit != "off":
@@ -263,9 +264,7 @@ class RFDETRTrainer:
     def _windows(self) -> Iterator[list[dict[str, Any]]]:
         """The micro-batches of each optimizer step that is left of this epoch."""
         accumulation = self.args.gradient_accumulation_steps
-        sampler = self.train_loader.batch_sampler
-        sampler.set_epoch(self.epoch)
-        sampler.start_batch = self.steps_in_epoch * accumulation
+        self.train_loader.batch_sampler.set_epoch(self.epoch, start_batch=self.steps_in_epoch * accumulation)
         batches = iter(self.train_loader)
         for _ in range(self.steps_in_epoch, self.steps_per_epoch):
             started = time.perf_counter()
@@ -355,7 +354,7 @@ class RFDETRTrainer:
         self.losses.drop_step()
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
-        images = [int(image_id) for batch in window for image_id in batch["labels"].images["image_id"]]
+        images = [int(image_id) for batch in window for image_id in batch["labels"].fields["image_id"]]
         logger.warning("step %d skipped: loss or gradient is not finite; images %s", self.state.global_step, images)
         if self.skipped_in_a_row >= max(self.args.max_skipped_steps, 1):
             raise RuntimeError(
@@ -464,8 +463,13 @@ class RFDETRTrainer:
         evaluator = CocoEvaluator(dataset)
         for image_ids, detections in self._detections(dataset):
             evaluator.update(image_ids, detections)
+        return self._compute(evaluator)
+
+    def _compute(self, evaluator: CocoEvaluator) -> dict[str, float]:
+        """The scores of all ranks' detections, computed on the main process and known to all."""
         evaluator.gather(self.accelerator)
-        return evaluator.compute()
+        scores = [evaluator.compute() if self.accelerator.is_main_process else None]
+        return broadcast_object_list(scores)[0]
 
     def predict(self, dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
         """Detections of every image of a data set by the model in memory, and the COCO metrics they give.
@@ -479,9 +483,8 @@ class RFDETRTrainer:
             evaluator.update(image_ids, detections)
             for image_id, each in zip(image_ids, detections, strict=True):
                 found.append({"image_id": image_id} | {name: value.cpu() for name, value in each.items()})
-        evaluator.gather(self.accelerator)
         by_id = {each["image_id"]: each for each in gather_object(found)}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluator.compute().items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._compute(evaluator).items()}
         self._fire("on_predict", metrics=metrics)
         return PredictionOutput([by_id[image_id] for image_id in dataset["image_id"]], metrics)
 
@@ -492,13 +495,13 @@ class RFDETRTrainer:
         self.callback_handler.eval_dataloader = loader
         model = self.wrapped.to(self.accelerator.device).eval()
         for batch in loader:
-            image_ids = batch["labels"].images["image_id"].tolist()
+            image_ids = batch["labels"].fields["image_id"].tolist()
             inputs = self._to_device(batch)
             sizes = torch.stack([label["orig_size"] for label in inputs.pop("labels")])
             with self.accelerator.autocast():
                 outputs = model(**inputs)
             post_process = self.image_processor.post_process_object_detection
-            yield image_ids, post_process(outputs, threshold=0.0, target_sizes=sizes)
+            yield image_ids, post_process(outputs, threshold=-1.0, target_sizes=sizes)
             self._fire("on_prediction_step")
 
 

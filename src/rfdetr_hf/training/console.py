@@ -1,0 +1,36 @@
+"""Where the messages of a run go: the console, between the progress bars, and `train.log`."""
+
+import logging
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+LOGGER = "rfdetr_hf"
+
+
+class _AboveProgressBars(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record))
+
+
+def log_to_console() -> None:
+    """Show the package's messages, from INFO on, unless the program has set up logging itself."""
+    logger = logging.getLogger(LOGGER)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    if not logger.hasHandlers():
+        logger.addHandler(_AboveProgressBars())
+
+
+def log_to_file(path: Path) -> logging.Handler:
+    """Append the package's messages to a file, until the returned handler is taken off with `stop_logging`."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger(LOGGER).addHandler(handler)
+    return handler
+
+
+def stop_logging(handler: logging.Handler) -> None:
+    """Take a handler of `log_to_file` off and close it."""
+    logging.getLogger(LOGGER).removeHandler(handler)
+    handler.close()

@@ -1,0 +1,339 @@
+import csv
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from rfdetr_hf import (
+    RFDETRForObjectDetection,
+    RFDETRImageProcessor,
+    RFDETRTrainer,
+    RFDETRTrainingArguments,
+    make_shapes_dataset,
+)
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return make_shapes_dataset(24, image_size=64, seed=1)
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return make_shapes_dataset(6, image_size=64, seed=2)
+
+
+def arguments(folder, **options):
+    defaults = {
+        "output_dir": str(folder), "num_train_epochs": 2, "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2, "dataloader_num_workers": 0, "logging_steps": 2, "disable_tqdm": True,
+        "learning_rate": 1e-3, "learning_rate_encoder": 1e-3, "audit": "off", "multi_scale": "off",
+        "metric_for_best_model": None,
+    }  # fmt: skip
+    return RFDETRTrainingArguments(**{**defaults, **options})
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def rows(folder):
+    with open(Path(folder) / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_what_the_design_says(tmp_path, tiny_model, shapes, held_out):
+    args = arguments(tmp_path / "run", eval_raw_weights=True)
+    model = tiny_model()
+    before = weights(model)
+    trainer = RFDETRTrainer(model, args, shapes, held_out)
+    result = trainer.train()
+    assert result.global_step == 12
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "best", "last", "checkpoint-6", "checkpoint-12", "metrics.csv", "train.log", "training_args.json",
+    }  # fmt: skip
+    for folder in ("best", "last"):
+        for file in ("config.json", "model.safetensors", "preprocessor_config.json", "README.md"):
+            assert (tmp_path / "run" / folder / file).is_file()
+    for file in ("config.json", "model.safetensors", "ema.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pt",
+                 "trainer_state.json", "progress.pt", "preprocessor_config.json"):  # fmt: skip
+        assert (tmp_path / "run" / "checkpoint-12" / file).is_file()
+    trained = [n for n, p in trainer.model.named_parameters() if p.requires_grad]
+    after = load_file(tmp_path / "run" / "checkpoint-12" / "model.safetensors")
+    assert [n for n in trained if torch.equal(before[n], after[n])] == []
+    columns = rows(tmp_path / "run")[-1].keys()
+    for column in ("loss", "loss_ce", "loss_giou_0", "loss_bbox_enc", "grad_norm", "learning_rate", "eval_map",
+                   "eval_ema_map_50", "eval_mar_100"):  # fmt: skip
+        assert column in columns
+    assert not {"images_per_second", "eta", "eval_runtime"} & columns
+    assert "img/s" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_the_model_in_memory_is_the_best_one(tmp_path, tiny_model, shapes, held_out, caplog):
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, held_out)
+    with caplog.at_level(logging.INFO, logger="rfdetr_hf"):
+        trainer.train()
+    assert_same(weights(trainer.model), load_file(tmp_path / "best" / "model.safetensors"))
+    assert any("the model in memory is the best: ema weights of step" in message for message in caplog.messages)
+    scored = {row["step"]: row["eval_ema_map"] for row in rows(tmp_path) if row["eval_ema_map"]}
+    assert float(scored[str(trainer.best.step)]) == max(map(float, scored.values())) == trainer.state.best_metric
+    again = RFDETRForObjectDetection.from_pretrained(tmp_path / "best")
+    processor = RFDETRImageProcessor.from_pretrained(tmp_path / "best")
+    args = arguments(tmp_path / "other")
+    metrics = RFDETRTrainer(again, args, eval_dataset=held_out, image_processor=processor).evaluate()
+    assert metrics["eval_map"] == trainer.state.best_metric
+
+
+def test_by_default_only_the_average_is_evaluated(tmp_path, tiny_model, shapes, held_out):
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, max_steps=3), shapes, held_out)
+    trainer.train()
+    logged = {key for row in trainer.state.log_history for key in row}
+    assert "eval_ema_map" in logged and "eval_map" not in logged
+    assert {"ema_map_small", "ema_mar_1", "ema_map_75"} <= {key.removeprefix("eval_") for key in logged}
+
+
+@pytest.mark.parametrize(("multi_scale", "rtol"), [("off", 1e-10), ("per_batch", 1e-6)])
+def test_one_batch_of_four_equals_four_batches_of_one(tmp_path, tiny_model, shapes, multi_scale, rtol):
+    # Position embeddings are interpolated in float32, as the official model does, hence the wider bound of the second.
+    runs = []
+    for name, batch, accumulation in (("large", 4, 1), ("small", 1, 4)):
+        args = arguments(
+            tmp_path / name, max_steps=5, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+            eval_strategy="no", save_strategy="no", logging_steps=1, multi_scale=multi_scale,
+        )  # fmt: skip
+        trainer = RFDETRTrainer(tiny_model().double(), args, shapes)
+        trainer.train()
+        losses = [row["loss"] for row in trainer.state.log_history]
+        runs.append((losses, load_file(tmp_path / name / "last" / "model.safetensors")))
+    assert len(runs[0][0]) == 5
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=rtol)
+    for name, tensor in runs[0][1].items():
+        torch.testing.assert_close(tensor, runs[1][1][name], rtol=rtol, atol=rtol, msg=name)
+
+
+class Killer(TrainerCallback):
+    """Stops the process as a power cut would, at the end of one step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("killed_at", "workers"), [(5, 0), (8, 2), (8, 0), (5, 2), (12, 0)])
+def test_a_run_resumed_in_mid_epoch_ends_with_the_same_bits(tmp_path, tiny_model, shapes, held_out, killed_at, workers):
+    options = {
+        "save_strategy": "steps", "save_steps": 2, "num_train_epochs": 3, "multi_scale": "per_batch", "drop_path": 0.2,
+        "lr_scheduler_type": "cosine", "dataloader_num_workers": workers, "logging_steps": 3, "save_total_limit": None,
+        "early_stopping_patience": 10,
+    }  # fmt: skip
+    whole = RFDETRTrainer(tiny_model(), arguments(tmp_path / "whole", **options), shapes, held_out)
+    whole.train()
+    args = arguments(tmp_path / "cut", **options)
+    with pytest.raises(KeyboardInterrupt):
+        RFDETRTrainer(tiny_model(), args, shapes, held_out, callbacks=[Killer(killed_at)]).train()
+    resumed = RFDETRTrainer(tiny_model(seed=5), args, shapes, held_out)
+    resumed.train(resume_from_checkpoint=True)
+    for file in ("best/model.safetensors", "last/model.safetensors", "checkpoint-18/ema.safetensors"):
+        assert_same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file))
+    optimizers = [torch.load(tmp_path / run / "checkpoint-18" / "optimizer.pt") for run in ("whole", "cut")]
+    for key, state in optimizers[0]["state"].items():
+        assert_same(state, optimizers[1]["state"][key])
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+    stopping = [
+        json.loads((tmp_path / run / "checkpoint-18" / "trainer_state.json").read_text()) for run in ("whole", "cut")
+    ]
+    assert stopping[0]["stateful_callbacks"] == stopping[1]["stateful_callbacks"]
+
+
+def test_a_new_run_does_not_write_into_an_earlier_one(tmp_path, tiny_model, shapes):
+    args = arguments(tmp_path, max_steps=1, eval_strategy="no", save_strategy="no")
+    RFDETRTrainer(tiny_model(), args, shapes).train()
+    with pytest.raises(FileExistsError, match="resume_from_checkpoint=True"):
+        RFDETRTrainer(tiny_model(), args, shapes).train()
+
+
+def test_resume_without_a_checkpoint_is_an_error(tmp_path, tiny_model, shapes):
+    args = arguments(tmp_path, max_steps=1, eval_strategy="no")
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+        RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=True)
+
+
+def test_resume_with_another_batch_size_is_an_error(tmp_path, tiny_model, shapes, held_out):
+    RFDETRTrainer(tiny_model(), arguments(tmp_path, max_steps=6), shapes, held_out).train()
+    args = arguments(tmp_path, num_train_epochs=3, per_device_train_batch_size=1)
+    with pytest.raises(ValueError, match="6 steps an epoch, this run has 12"):
+        RFDETRTrainer(tiny_model(), args, shapes, held_out).train(resume_from_checkpoint=True)
+
+
+class Poison(TrainerCallback):
+    """Makes the loss of chosen steps not finite, by a NaN in the weights for the length of the step."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.kept = None
+        if state.global_step in self.steps:
+            self.kept = model.class_embed.bias.detach().clone()
+            model.class_embed.bias.data.fill_(float("nan"))
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self.kept is not None:
+            assert model.class_embed.bias.isnan().all()
+            model.class_embed.bias.data.copy_(self.kept)
+
+
+def test_a_step_that_is_not_finite_touches_nothing_and_is_counted(tmp_path, tiny_model, shapes, caplog):
+    options = {"eval_strategy": "no", "save_strategy": "no", "lr_scheduler_type": "cosine", "max_steps": 4}
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path / "a", **options), shapes, callbacks=[Poison(2)])
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
+            seen.append((trainer.ema.num_updates, lr_scheduler.last_epoch, weights(trainer.model)))
+
+    trainer.add_callback(Watch())
+    with caplog.at_level(logging.WARNING, logger="rfdetr_hf"):
+        result = trainer.train()
+    assert [s[:2] for s in seen] == [(1, 1), (2, 2), (2, 2), (3, 3)]
+    assert_same(seen[1][2], seen[2][2])
+    assert result.metrics["train_skipped_steps"] == 1
+    assert any("step 2 skipped" in message and "images [" in message for message in caplog.messages)
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.model.state_dict().values())
+
+
+def test_too_many_such_steps_end_the_run_with_the_images_named(tmp_path, tiny_model, shapes):
+    args = arguments(tmp_path, eval_strategy="no", max_skipped_steps=3)
+    with pytest.raises(RuntimeError, match=r"3 steps in a row .* images \[\d+"):
+        RFDETRTrainer(tiny_model(), args, shapes, callbacks=[Poison(*range(1, 9))]).train()
+
+
+def test_callbacks_of_transformers_run_unmodified(tmp_path, tiny_model, shapes, held_out):
+    events = []
+
+    class Recorder(TrainerCallback):
+        def __getattribute__(self, name):
+            if name.startswith("on_"):
+                return lambda *args, **kwargs: events.append((name, sorted(kwargs)))
+            return super().__getattribute__(name)
+
+    args = arguments(tmp_path, num_train_epochs=9, metric_for_best_model="ema_map", learning_rate=1e-9,
+                     learning_rate_encoder=1e-9)  # fmt: skip
+    stop = EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=2.0)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, held_out, callbacks=[Recorder(), stop])
+    trainer.train()
+    assert trainer.state.global_step == 18  # the first evaluation sets the mark, two more do not pass it
+    names = [name for name, _ in events]
+    assert names[:4] == ["on_init_end", "on_train_begin", "on_epoch_begin", "on_step_begin"]
+    assert names[4:8] == ["on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
+    assert names[-1] == "on_train_end"
+    assert [names.count(n) for n in ("on_epoch_end", "on_evaluate", "on_save", "on_step_end")] == [3, 3, 3, 18]
+    for _, given in events:
+        assert {"model", "processing_class", "optimizer", "lr_scheduler", "train_dataloader"} <= set(given)
+
+
+def test_our_early_stopping_is_an_argument(tmp_path, tiny_model, shapes, held_out):
+    args = arguments(tmp_path, num_train_epochs=9, early_stopping_patience=1, early_stopping_threshold=2.0)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, held_out)
+    assert trainer.train().global_step == 12
+
+
+def test_early_stopping_on_what_is_not_evaluated_is_refused(tmp_path, tiny_model, shapes, held_out):
+    args = arguments(tmp_path, metric_for_best_model="map")
+    with pytest.raises(ValueError, match="eval_map, which is not evaluated"):
+        RFDETRTrainer(tiny_model(), args, shapes, held_out, callbacks=[EarlyStoppingCallback(2)])
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path, tiny_model, shapes):
+    model = tiny_model(names=("circle", "triangle", "square"))
+    with pytest.raises(ValueError, match="classes of train_dataset are"):
+        RFDETRTrainer(model, arguments(tmp_path, eval_strategy="no"), shapes)
+
+
+def test_evaluation_without_data_is_refused(tmp_path, tiny_model, shapes):
+    with pytest.raises(ValueError, match="needs an eval_dataset"):
+        RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes)
+
+
+def test_predict_gives_the_detections_of_the_image_processor(tmp_path, tiny_model, held_out):
+    model = tiny_model().eval()
+    trainer = RFDETRTrainer(model, arguments(tmp_path, eval_strategy="no"))
+    output = trainer.predict(held_out)
+    assert [each["image_id"] for each in output.predictions] == held_out["image_id"]
+    assert {"test_map", "test_mar_100"} <= output.metrics.keys()
+    from rfdetr_hf.data.schema import decode_image
+
+    image = decode_image(held_out[3])
+    processor = trainer.image_processor
+    with torch.no_grad():
+        raw = model(**processor(image, return_tensors="pt"))
+    sizes = [(image.height, image.width)]
+    expected = processor.post_process_object_detection(raw, threshold=-1.0, target_sizes=sizes)[0]
+    for key, value in expected.items():
+        torch.testing.assert_close(output.predictions[3][key], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("multi_scale", ["per_batch", "per_sample"])
+def test_every_image_mode_trains(tmp_path, tiny_model, multi_scale, square):
+    data = make_shapes_dataset(8, image_size=80, seed=3)
+    args = arguments(
+        tmp_path, max_steps=2, multi_scale=multi_scale, square_resize=square, expanded_scales=False, logging_steps=1
+    )
+    trainer = RFDETRTrainer(tiny_model(), args, data, data)
+    trainer.train()
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in trainer.state.log_history if "loss" in row)
+
+
+@pytest.mark.parametrize("option", [{"bf16": True}, {"gradient_checkpointing": True}, {"freeze_backbone": True}])
+def test_options_of_the_step(tmp_path, tiny_model, shapes, option):
+    args = arguments(
+        tmp_path, max_steps=2, eval_strategy="no", save_strategy="no", logging_steps=1, use_ema=False, **option
+    )
+    model = tiny_model()
+    before = weights(model)
+    trainer = RFDETRTrainer(model, args, shapes)
+    trainer.train()
+    frozen = {n for n, t in trainer.model.state_dict().items() if torch.equal(t, before[n])}
+    encoder = {n for n in before if n.startswith("backbone.0.encoder")}
+    if "freeze_backbone" in option:
+        assert encoder <= frozen
+    else:
+        assert frozen == trainer.model.unused_parameter_names()
+
+
+def test_a_saved_model_is_read_by_plain_transformers_with_equal_logits(tmp_path, tiny_model):
+    model = tiny_model().double().eval()
+    trainer = RFDETRTrainer(model, arguments(tmp_path, eval_strategy="no"))
+    trainer.save_model(tmp_path / "saved")
+    pixels = torch.rand(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.save(pixels, tmp_path / "pixels.pt")
+    script = (
+        "import sys, torch\nfrom transformers import AutoModelForObjectDetection\n"
+        f"model = AutoModelForObjectDetection.from_pretrained({str(tmp_path / 'saved')!r}, dtype='float64').eval()\n"
+        f"with torch.no_grad(): out = model(torch.load({str(tmp_path / 'pixels.pt')!r}))\n"
+        f"torch.save([out.logits, out.pred_boxes], {str(tmp_path / 'out.pt')!r})\n"
+        "assert 'rfdetr_hf' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    logits, boxes = torch.load(tmp_path / "out.pt")
+    with torch.no_grad():
+        ours = trainer.model(pixels)
+    torch.testing.assert_close(ours.logits, logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.pred_boxes, boxes, rtol=0, atol=1e-5)
