@@ -98,6 +98,15 @@ def test_boxes_follow_pixels_through_reduced_jpeg_decoding(size):
         assert (out.image.float() - exact.image.float()).abs().mean() < 1.0
 
 
+def test_crop_of_a_reduced_jpeg():
+    plain = make_sample(1605, 1203, [(600, 501, 1001, 900)])
+    view, sample = View(400, 300, 1400, 1100, 200, 160, flip=True), as_jpeg(plain)
+    pixels, exact = view.render(sample.image), view.render(plain.image)
+    assert sample.image.size == (402, 301)
+    assert (pixels.float() - exact.float()).abs().mean() < 1.0
+    assert np.abs(found_box(pixels) - view.map_objects(plain.target)["boxes"][0]).max() <= 0.6
+
+
 def test_small_jpegs_are_decoded_in_full():
     sample = as_jpeg(make_sample(320, 200))
     View(0, 0, 320, 200, 161, 101).render(sample.image)
@@ -190,8 +199,9 @@ def test_area_is_scaled_and_shrinks_with_what_is_cut():
 
 
 def test_boxes_past_the_border_are_cut():
-    target = clip_objects(make_sample(50, 50, [(-10, 5, 20, 70)]).target, (0, 0, 50, 50))
-    assert target["boxes"].tolist() == [[0, 5, 20, 50]]
+    beside = (60, 10, 70, 20)  # outside in x only
+    target = clip_objects(make_sample(50, 50, [(-10, 5, 20, 70), beside]).target, (0, 0, 50, 50))
+    assert target["boxes"].tolist() == [[0, 5, 20, 50]] and target["class_labels"].tolist() == [0]
 
 
 def test_image_without_objects():
