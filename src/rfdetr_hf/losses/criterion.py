@@ -148,15 +148,17 @@ class RFDETRCriterion:
         ).sum()
 
     def _divisor(self, num_boxes: float | Tensor | None, objects: PackedObjects, num_groups: int) -> Tensor:
-        if num_boxes is None:
-            total = torch.full((), float(sum(objects.counts) * num_groups), device=objects.boxes.device)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(total)
-                total = total / torch.distributed.get_world_size()
-            num_boxes = total
-        if not isinstance(num_boxes, Tensor):
-            num_boxes = torch.full((), float(num_boxes), device=objects.boxes.device)
-        return num_boxes.to(objects.boxes.device, objects.boxes.dtype).clamp(min=1)
+        own_count = num_boxes is None
+        if own_count:
+            num_boxes = sum(objects.counts) * num_groups
+        if isinstance(num_boxes, Tensor):
+            divisor = num_boxes.to(objects.boxes)
+        else:
+            divisor = objects.boxes.new_full((), num_boxes)
+        if own_count and torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(divisor)
+            divisor = divisor / torch.distributed.get_world_size()
+        return divisor.clamp(min=1)
 
     def _detection_losses(
         self, layers: Sequence[LayerOutput], objects: PackedObjects, matches: Matches, divisor: Tensor

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from .boxes import cxcywh_to_xyxy, iou_and_giou
 
+_HAS_BATCHED_SOLVER = find_spec("torch_linear_assignment") is not None
+
 # (object, query) pairs whose cost is computed in one go: bounds the temporaries, about a dozen arrays of this size.
 _PAIRS_AT_ONCE = {"cpu": 2**16, "default": 2**22}  # on the CPU they then stay in the second-level cache
 
@@ -181,21 +183,23 @@ class HungarianMatcher:
     ) -> Tensor:
         """Cost of each object with each query of its image: (N, rows of all layers side by side)."""
         all_boxes = torch.cat([layer.to(objects.boxes.dtype) for layer in boxes], dim=1)
+        # Coordinate by coordinate (8, B, rows), so that what is gathered for the objects is read in one run.
+        coordinates = torch.cat((all_boxes, cxcywh_to_xyxy(all_boxes)), dim=-1).movedim(-1, 0).contiguous()
         num_pairs = _PAIRS_AT_ONCE.get(all_boxes.device.type, _PAIRS_AT_ONCE["default"])
         chunk = max(1, num_pairs // all_boxes.shape[1])
-        columns = zip(objects.image.split(chunk), objects.labels.split(chunk), objects.boxes.split(chunk), strict=True)
-        return torch.cat([self._cost_of(logits, all_boxes, *part) for part in columns])
+        pieces = zip(objects.image.split(chunk), objects.labels.split(chunk), objects.boxes.split(chunk), strict=True)
+        return torch.cat([self._cost_of(logits, coordinates, *piece) for piece in pieces])
 
     def _cost_of(
-        self, logits: Sequence[Tensor] | Tensor, all_boxes: Tensor, image: Tensor, labels: Tensor, boxes: Tensor
+        self, logits: Sequence[Tensor] | Tensor, coordinates: Tensor, image: Tensor, labels: Tensor, boxes: Tensor
     ) -> Tensor:
         scores = torch.cat([layer[image, :, labels] for layer in logits], dim=1).to(boxes.dtype)
-        predicted, boxes = all_boxes[image], boxes[:, None]
         cost = self._class_cost(scores)
-        for k in range(4):  # one coordinate at a time: nothing of shape (n, rows, 4) is made
-            cost += self.bbox_cost * (predicted[..., k] - boxes[..., k]).abs_()
-        _, giou = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(boxes))
-        return cost.sub_(giou, alpha=self.giou_cost)
+        predicted, boxes = coordinates[:, image], boxes[:, None]
+        for axis in range(4):
+            cost += self.bbox_cost * (predicted[axis] - boxes[..., axis]).abs()
+        _, giou = iou_and_giou(predicted[4:].movedim(0, -1), cxcywh_to_xyxy(boxes))
+        return cost - self.giou_cost * giou
 
     def _class_cost(self, scores: Tensor) -> Tensor:
         # The logarithms come from the logits: that of a saturated probability would be infinite.
@@ -218,7 +222,7 @@ def replace_non_finite(cost: Tensor) -> Tensor:
 
 def use_batched_solver(device: torch.device) -> bool:
     """Whether the solver of the extra `gpu` serves this device."""
-    return device.type == "cuda" and find_spec("torch_linear_assignment") is not None
+    return device.type == "cuda" and _HAS_BATCHED_SOLVER
 
 
 def solve_scipy(cost: np.ndarray, counts: Sequence[int], queries: Sequence[int], num_groups: int) -> np.ndarray:

@@ -1,0 +1,53 @@
+import pytest
+import torch
+from plain_loss import make_predictions, overlaps
+
+from rfdetr_hf.losses.boxes import cxcywh_to_xyxy, iou_and_giou, xyxy_to_cxcywh
+
+
+def test_conversion_there_and_back():
+    boxes = torch.tensor([[0.5, 0.4, 0.2, 0.6]], dtype=torch.float64)
+    torch.testing.assert_close(cxcywh_to_xyxy(boxes), torch.tensor([[0.4, 0.1, 0.6, 0.7]], dtype=torch.float64))
+    torch.testing.assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)), boxes)
+
+
+def test_negative_size_counts_as_zero():
+    assert cxcywh_to_xyxy(torch.tensor([0.5, 0.5, -0.2, 0.2])).tolist() == pytest.approx([0.5, 0.4, 0.5, 0.6])
+
+
+def test_pairs_against_plain_formula():
+    generator = torch.Generator().manual_seed(0)
+    first = make_predictions(generator, 1, 7, 1)[1].detach()[0]
+    second = make_predictions(generator, 1, 5, 1)[1].detach()[0]
+    iou, giou = iou_and_giou(cxcywh_to_xyxy(first)[:, None], cxcywh_to_xyxy(second))
+    expected = [[overlaps(a.tolist(), b.tolist()) for b in second] for a in first]
+    torch.testing.assert_close(torch.stack((iou, giou), -1), torch.tensor(expected, dtype=torch.float64))
+    assert (iou > 0).any() and (giou < 0).any()
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4)])
+def test_no_boxes(shape):
+    assert iou_and_giou(torch.ones(shape), torch.ones(shape))[0].shape == shape[:-1]
+
+
+def test_known_values():
+    box = torch.tensor([0.0, 0.0, 2.0, 2.0])
+    cases = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0], [2.0, 2.0, 4.0, 4.0], [1.0, 1.0, 1.0, 1.0]])
+    iou, giou = iou_and_giou(box, cases)
+    assert iou.tolist() == pytest.approx([1, 1 / 3, 0, 0])
+    assert giou.tolist() == pytest.approx([1, 1 / 3, -0.5, 0])
+
+
+def test_boxes_without_area_are_finite_with_gradient():
+    point = torch.tensor([0.5, 0.5, 0.0, 0.0], requires_grad=True)
+    iou, giou = iou_and_giou(cxcywh_to_xyxy(point), cxcywh_to_xyxy(point.detach()))
+    (iou + giou).backward()
+    assert iou.isfinite() and giou.isfinite() and point.grad.isfinite().all()
+
+
+def test_gradient():
+    generator = torch.Generator().manual_seed(1)
+    first, second = (make_predictions(generator, 1, 4, 1)[1] for _ in range(2))
+    assert torch.autograd.gradcheck(
+        lambda a, b: iou_and_giou(cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)), (first, second.detach())
+    )

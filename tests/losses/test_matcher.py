@@ -1,0 +1,260 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from plain_loss import make_predictions, make_targets, match
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rfdetr_hf.losses import HungarianMatcher, matcher, pack_objects
+from rfdetr_hf.losses.matcher import replace_non_finite, solve_batched, solve_scipy
+
+CLASSES = 5
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def hungarian():
+    return HungarianMatcher(class_cost=2, bbox_cost=5, giou_cost=2, focal_alpha=0.25)
+
+
+def predict(generator, images, rows_per_layer, dtype=torch.float64):
+    layers = [make_predictions(generator, images, rows, CLASSES, dtype) for rows in rows_per_layer]
+    return [logits for logits, _ in layers], [boxes for _, boxes in layers]
+
+
+def pack(targets, logits):
+    return pack_objects(targets, logits[0], len(targets), CLASSES)
+
+
+def triples(matches, layer, counts):
+    """{(image, row, object of that image)} of one layer."""
+    batch, query, target = (part[layer].tolist() for part in matches.split("batch", "query", "target"))
+    starts = np.cumsum([0, *counts])
+    assert len({*zip(batch, query, strict=True)}) == len(batch)
+    return {(b, q, t - starts[b]) for b, q, t in zip(batch, query, target, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("counts", "rows", "groups"),
+    [
+        ((3, 1, 4), (12, 12, 12), 2),
+        ((3, 0, 2), (12, 12, 6), 2),  # an image without objects; an encoder with fewer rows
+        ((0, 9, 1), (15, 15), 3),  # more objects than queries
+        ((2,), (7,), 1),
+    ],
+)
+def test_equals_plain_matching(hungarian, generator, counts, rows, groups):
+    logits, boxes = predict(generator, len(counts), rows)
+    targets = make_targets(generator, counts, CLASSES)
+    matches = hungarian(logits, boxes, pack(targets, logits), groups)
+    assert matches.layer.tolist() == sorted(matches.layer.tolist())
+    for layer in range(len(rows)):
+        assert triples(matches, layer, counts) == set(match(logits[layer], boxes[layer], targets, groups))
+        assert matches.per_layer[layer] == sum(min(n, rows[layer] // groups) for n in counts) * groups
+
+
+def test_takes_stacked_layers(hungarian, generator):
+    logits, boxes = predict(generator, 2, (8, 8))
+    objects = pack(make_targets(generator, (2, 1), CLASSES), logits)
+    listed = hungarian(logits, boxes, objects, 2)
+    stacked = hungarian(torch.stack(logits), torch.stack(boxes), objects, 2)
+    assert torch.equal(listed.query, stacked.query) and torch.equal(listed.target, stacked.target)
+
+
+@pytest.mark.parametrize(("objects", "queries"), [(3, 5), (5, 3), (4, 4)])
+def test_optimal_by_brute_force(objects, queries):
+    cost = np.random.default_rng(0).normal(size=(objects, queries))
+    columns = solve_scipy(cost, [objects], [queries], 1)[0, :, 0]
+    small = cost if objects <= queries else cost.T
+    best = min(
+        small[range(len(small)), choice].sum() for choice in itertools.permutations(range(max(cost.shape)), len(small))
+    )
+    chosen = columns >= 0
+    assert cost[chosen.nonzero()[0], columns[chosen]].sum() == pytest.approx(best)
+    assert chosen.sum() == min(objects, queries)
+
+
+def test_order_of_images_and_objects_does_not_matter(hungarian, generator):
+    logits, boxes = predict(generator, 3, (12, 12))
+    targets = make_targets(generator, (3, 1, 4), CLASSES)
+    before = hungarian(logits, boxes, pack(targets, logits), 2)
+    order = [2, 0, 1]
+    flipped = [{name: value.flip(0) for name, value in targets[image].items()} for image in order]
+    after = hungarian([x[order] for x in logits], [x[order] for x in boxes], pack(flipped, logits), 2)
+    for layer in range(2):
+        moved = {(order[b], q, len(flipped[b]["boxes"]) - 1 - t) for b, q, t in triples(after, layer, (4, 3, 1))}
+        assert moved == triples(before, layer, (3, 1, 4))
+
+
+def test_groups_are_independent(hungarian, generator):
+    logits, boxes = predict(generator, 2, (12,))
+    objects = pack(make_targets(generator, (3, 2), CLASSES), logits)
+    together = triples(hungarian(logits, boxes, objects, 3), 0, (3, 2))
+    apart = set()
+    for group in range(3):
+        rows = slice(4 * group, 4 * group + 4)
+        alone = hungarian([logits[0][:, rows]], [boxes[0][:, rows]], objects, 1)
+        apart |= {(b, q + 4 * group, t) for b, q, t in triples(alone, 0, (3, 2))}
+    assert together == apart
+
+
+def test_no_objects_at_all(hungarian, generator):
+    logits, boxes = predict(generator, 2, (6, 6))
+    matches = hungarian(logits, boxes, pack(make_targets(generator, (0, 0), CLASSES), logits), 2)
+    assert matches.per_layer == [0, 0] and len(matches.query) == 0 and matches.query.dtype == torch.int64
+
+
+def test_rows_must_fit_the_groups(hungarian, generator):
+    logits, boxes = predict(generator, 1, (7,))
+    with pytest.raises(ValueError, match="7 query rows .* num_groups=2"):
+        hungarian(logits, boxes, pack(make_targets(generator, (1,), CLASSES), logits), 2)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_non_finite_predictions_are_matched_last(hungarian, generator, bad):
+    logits, boxes = predict(generator, 2, (8,))
+    targets = make_targets(generator, (3, 2), CLASSES)
+    logits[0].data[0, 1], boxes[0].data[0, 2] = bad, bad
+    matches = hungarian(logits, boxes, pack(targets, logits), 1)
+    assert len(matches.query) == 5
+    assert not {(0, 1), (0, 2)} & {(b, q) for b, q, _ in triples(matches, 0, (3, 2))}
+    # The other image, and the rest of this one, are matched as if the broken queries were not there.
+    kept = [0, 3, 4, 5, 6, 7]
+    rest = match(logits[0][:, kept], boxes[0][:, kept], targets, 1)
+    assert triples(matches, 0, (3, 2)) >= {(b, kept[q], t) for b, q, t in rest if b == 0}
+
+
+def test_everything_non_finite_still_matches(hungarian, generator):
+    logits, boxes = predict(generator, 1, (4,))
+    logits[0].data.fill_(float("nan"))
+    matches = hungarian(logits, boxes, pack(make_targets(generator, (3,), CLASSES), logits), 1)
+    assert len(triples(matches, 0, (3,))) == 3
+
+
+def test_replacement_is_above_all_and_near():
+    cost = torch.tensor([[-50.0, 3.0, float("nan")], [float("inf"), 7.0, float("-inf")]])
+    assert replace_non_finite(cost).tolist() == [[-50.0, 3.0, 101.0], [101.0, 7.0, 101.0]]
+    assert replace_non_finite(torch.tensor([3e38, float("nan")])).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_saturated_logits_match_in_float32(hungarian, generator, dtype, autocast):
+    logits, boxes = predict(generator, 2, (8,), torch.float32)
+    logits[0].data.mul_(1e4).clamp_(-1e4, 1e4)
+    targets = make_targets(generator, (3, 2), CLASSES, torch.float32)
+    narrow = [logits[0].to(dtype)]
+    cost = hungarian.pair_cost(narrow, boxes, pack(targets, narrow))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        matches = hungarian(narrow, boxes, pack(targets, narrow), 2)
+    assert cost.dtype == torch.float32 and cost.isfinite().all() and cost.abs().max() > 1e3
+    wide = [narrow[0].double()]
+    expected = hungarian(wide, [boxes[0].double()], pack(targets, wide), 2)
+    assert torch.equal(matches.query, expected.query)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any operation returned, and counts the reads of values by the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements, self.reads = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        if isinstance(result, torch.Tensor) and not func.is_view:
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("counts", [(20,) * 8, (153, *(1,) * 7)])
+def test_memory_follows_the_number_of_objects(hungarian, generator, counts, monkeypatch):
+    """However the objects are spread over the images, the cost has one number per object and row of its own image."""
+    logits, boxes = predict(generator, 8, (600, 600), torch.float32)
+    objects = pack(make_targets(generator, counts, CLASSES, torch.float32), logits)
+    assert objects.labels.numel() == 160
+    with LargestTensor() as seen:
+        cost = hungarian.pair_cost(logits, boxes, objects)
+    assert cost.shape == (160, 1200)
+    assert seen.elements <= max(cost.numel(), 8 * matcher._PAIRS_AT_ONCE["cpu"])
+    monkeypatch.setitem(matcher._PAIRS_AT_ONCE, "cpu", 10**9)
+    torch.testing.assert_close(hungarian.pair_cost(logits, boxes, objects), cost, rtol=0, atol=0)
+
+
+def test_host_reads_no_single_values(hungarian, generator):
+    logits, boxes = predict(generator, 3, (12, 12, 6))
+    objects = pack(make_targets(generator, (3, 0, 2), CLASSES), logits)
+    with LargestTensor() as seen:
+        hungarian(logits, boxes, objects, 2)
+    assert seen.reads == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_labels": torch.tensor([0, 5])}, r"image 1.*'class_labels' holds 5, outside \[0, 5\)"),
+        ({"class_labels": torch.tensor([-1, 0])}, r"image 1.*'class_labels' holds -1"),
+        ({"class_labels": torch.tensor([0.0, 1.0])}, "image 1.*'class_labels' must be integers"),
+        ({"class_labels": torch.tensor([[0, 1]])}, "image 1.*'class_labels' must be integers"),
+        ({"boxes": torch.rand(2, 5)}, r"image 1.*'boxes'.*\(2, 4\).*\(2, 5\)"),
+        ({"boxes": torch.rand(3, 4)}, r"image 1.*'boxes'.*\(2, 4\).*\(3, 4\)"),
+        ({"boxes": torch.ones(2, 4, dtype=torch.int64)}, "image 1.*'boxes' must be floats"),
+    ],
+)
+def test_targets_that_do_not_fit(generator, change, message):
+    targets = make_targets(generator, (1, 2), CLASSES)
+    targets[1] |= change
+    with pytest.raises(ValueError, match=message):
+        pack_objects(targets, torch.zeros(2, 4, CLASSES), 2, CLASSES)
+
+
+def test_missing_field_and_missing_image(generator):
+    targets = make_targets(generator, (1, 2), CLASSES)
+    with pytest.raises(ValueError, match="hold 2 images, the predictions 3"):
+        pack_objects(targets, torch.zeros(3, 4, CLASSES), 3, CLASSES)
+    del targets[0]["boxes"]
+    with pytest.raises(ValueError, match="image 0.*'boxes' is missing"):
+        pack_objects(targets, torch.zeros(2, 4, CLASSES), 2, CLASSES)
+
+
+def check_batched_solver(device):
+    generator = torch.Generator().manual_seed(0)
+    counts, queries, groups = [3, 0, 7, 1], [9, 9, 7], 2
+    objects = pack_objects(make_targets(generator, counts, CLASSES), torch.zeros(1, dtype=torch.float64), 4, CLASSES)
+    objects = objects._replace(image=objects.image.to(device))
+    cost = torch.randn(11, sum(queries) * groups, generator=generator)
+    expected = solve_scipy(cost.numpy(), counts, queries, groups)
+    assert (expected >= 0).all()
+    assert solve_batched(cost.to(device), objects, queries, groups).tolist() == expected.tolist()
+
+
+def test_batched_solver_on_the_host_equals_scipy():
+    pytest.importorskip("torch_linear_assignment")
+    check_batched_solver("cpu")
+
+
+@pytest.mark.gpu
+def test_batched_solver_equals_scipy():
+    pytest.importorskip("torch_linear_assignment")
+    check_batched_solver("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batched", [False, True])
+def test_on_the_device_equals_the_host(hungarian, generator, batched, monkeypatch):
+    if batched:
+        pytest.importorskip("torch_linear_assignment")
+    monkeypatch.setattr(matcher, "_HAS_BATCHED_SOLVER", batched)
+    logits, boxes = predict(generator, 3, (12, 12, 6), torch.float32)
+    targets = make_targets(generator, (3, 0, 2), CLASSES, torch.float32)
+    expected = hungarian(logits, boxes, pack(targets, logits), 2)
+    logits, boxes = [x.cuda() for x in logits], [x.cuda() for x in boxes]
+    matches = hungarian(logits, boxes, pack(targets, logits), 2)
+    for layer, counts in enumerate([(3, 0, 2)] * 3):
+        assert triples(matches, layer, counts) == triples(expected, layer, counts)
