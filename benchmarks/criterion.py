@@ -10,7 +10,7 @@ The predictions are random, of the shape that RF-DETR gives in training: `--laye
   the loss formulas spelled out in autograd operations;
 - `transformers`: the loss of its `RfDetrForObjectDetection`.
 
-Memory is what the steps add to the predictions, their gradients included: the peak of the allocator on CUDA, the growth of
+Memory is what the steps add to the predictions, gradients included: the peak of the allocator on CUDA, the growth of
 the peak resident size on the CPU.
 """
 

@@ -255,7 +255,8 @@ def solve_batched(cost: Tensor, objects: PackedObjects, queries: Sequence[int], 
 
     Every problem is padded to one number of objects and of queries. Padding costs more than any pair: a padded object,
     which costs the same everywhere, changes no choice of the others, and a padded query goes to padded objects only. No
-    problem may have more objects than queries.
+    problem may have more objects than queries. The cost matrix never leaves the device, but version 0.1.0 of the solver
+    itself reads two flags back, and it solves in the type of the costs, where SciPy solves in float64.
 
     Args:
         cost: (N, sum of G*q over the layers) finite costs.
