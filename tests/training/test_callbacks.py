@@ -60,7 +60,10 @@ def test_log_lines_of_training_and_evaluation():
     for part in ("step 5/100", "loss 1.5000 (2.0000)", "ce 0.5000", "lr 1.00e-04", "12.0 img/s", "data 25%", "2.0 GB",
                  "skipped 2", "ETA 1:02:05"):  # fmt: skip
         assert part in line
-    assert log_line(state, {"eval_map": 0.5, "epoch": 1.0}) == "step 5/100 epoch 1.00 | eval_map 0.5000"
+    assert (
+        log_line(state, {"eval_map": 0.5, "eval_map_small": 0.1, "eval_runtime": 3.0, "epoch": 1.0})
+        == "step 5/100 epoch 1.00 | eval_map 0.5000"
+    )
     assert time_left(59.9) == "0:00:59"
 
 

@@ -18,6 +18,7 @@ from .meters import TIMINGS
 logger = logging.getLogger("rfdetr_hf")
 
 CONSOLE_TERMS = ("loss_ce", "loss_bbox", "loss_giou")
+CONSOLE_SCORES = ("_map", "_map_50", "_map_75", "_mar_100")
 
 
 class ProgressCallback(TrainerCallback):
@@ -84,11 +85,11 @@ class ProgressCallback(TrainerCallback):
 
 
 def log_line(state: TrainerState, logs: dict[str, float]) -> str:
-    """One readable line of a log event; training and evaluation events have their own form."""
+    """One readable line of a log event: training terms and speed, or the main scores of an evaluation."""
     head = f"step {state.global_step}/{state.max_steps} epoch {logs.get('epoch', state.epoch or 0):.2f}"
     if "loss" not in logs:
-        shown = {k: v for k, v in logs.items() if k not in ("epoch", "step")}
-        return head + " | " + " ".join(f"{k} {_number(v)}" for k, v in shown.items())
+        shown = {k: v for k, v in logs.items() if k.endswith(CONSOLE_SCORES)}
+        return head + " | " + " ".join(f"{k} {v:.4f}" for k, v in shown.items())
     terms = " ".join(f"{k.removeprefix('loss_')} {logs[k]:.4f}" for k in CONSOLE_TERMS if k in logs)
     parts = [
         f"loss {logs['loss_now']:.4f} ({logs['loss']:.4f})",
@@ -101,10 +102,6 @@ def log_line(state: TrainerState, logs: dict[str, float]) -> str:
     parts += [f"{logs['memory_gb']:.1f} GB"] if "memory_gb" in logs else []
     parts += [f"skipped {logs['skipped_steps']:.0f}"] if logs.get("skipped_steps") else []
     return " | ".join([head, *parts, f"ETA {time_left(logs['eta'])}"])
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def time_left(seconds: float) -> str:

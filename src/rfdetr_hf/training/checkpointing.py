@@ -289,7 +289,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     else:
         earlier = final.with_name(DELETED + final.name)
         _remove(earlier)
-        logger.info("Replacing %s.", final)
+        logger.debug("Replacing %s.", final)
         os.rename(final, earlier)
         try:
             os.rename(temporary, final)
