@@ -105,7 +105,7 @@ def test_equals_pycocotools(seed):
     expected = direct_pycocotools(dataset, predictions)
     evaluator = scored(dataset, predictions)
     for name in ("precision", "recall", "scores"):
-        np.testing.assert_array_equal(evaluator.run().eval[name], expected.eval[name])
+        np.testing.assert_array_equal(getattr(evaluator.run(), name), expected.eval[name])
     scores = evaluator.compute()
     assert list(scores) == KEYS
     assert list(scores.values()) == expected.stats.tolist()
@@ -193,14 +193,17 @@ def test_per_class_scores_are_the_parts_of_the_mean():
     assert np.mean([scores[f"mar_100_class_{name}"] for name in NAMES[:-1]]) == pytest.approx(scores["mar_100"])
 
 
-def test_max_dets():
+def test_another_limit_stands_beside_the_standard():
     dataset, predictions = random_case(2)
     wide = scored(dataset, predictions, max_dets=300).compute()
     standard = scored(dataset, predictions).compute()
-    assert "mar_300" in wide and "mar_100" not in wide
-    assert wide["mar_10"] == standard["mar_10"] and wide["mar_300"] >= standard["mar_100"]
-    with pytest.raises(ValueError, match="above 10"):
-        CocoEvaluator(dataset, max_dets=10)
+    assert {key: wide[key] for key in standard} == standard
+    assert set(wide) - set(standard) == {"map_at_300", "map_50_at_300", "map_75_at_300", "mar_300"}
+    assert wide["mar_300"] > standard["mar_100"] and wide["map_at_300"] > standard["map"]
+    narrow = scored(dataset, predictions, max_dets=2).compute()
+    assert {key: narrow[key] for key in standard} == standard and narrow["mar_2"] < narrow["mar_10"]
+    with pytest.raises(ValueError, match="1 or more"):
+        CocoEvaluator(dataset, max_dets=0)
 
 
 def test_predictions_json_loads_into_pycocotools(tmp_path):

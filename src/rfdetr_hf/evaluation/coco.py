@@ -1,9 +1,7 @@
-"""COCO detection scores: predictions stream into compact arrays, pycocotools does the scoring."""
+"""COCO scores of boxes, masks and keypoints: predictions stream into compact arrays, one function scores them."""
 
-import contextlib
-import io
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,89 +9,81 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from rfdetr_hf.data import schema
+from .backends import BACKENDS, COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evaluate, run_lengths
+from .detection import DetectionAnalysis
+from .detections import DETECTION, Detections, concatenate, gather, pack, sample
+from .ground_truth import coco_ground_truth, repeated
+from .scores import COCO_LIMITS, class_scores, summarize
 
-# One detection, 28 bytes; `image` is the position of the image id among the sorted ids of the ground truth.
-DETECTION = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f4"), ("box", "f4", (4,))])
-_WORDS = DETECTION.itemsize // 4
-_AREAS = ("small", "medium", "large")  # pycocotools' order, after "all"
+__all__ = ["DETECTION", "CocoEvaluator", "coco_ground_truth", "summarize"]
 
+logger = logging.getLogger(__name__)
 
-def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None) -> COCO:
-    """The annotations of a data set as a pycocotools `COCO`; images are not decoded.
-
-    Crowds stay, areas are those of the annotations (width x height where there is none), and a category id is the
-    contiguous label. Annotations are numbered from 1, because pycocotools takes a match with id 0 for no match.
-
-    Args:
-        dataset: Has the columns of `rfdetr_hf.data.schema`: `image_id`, `width`, `height` and `objects`, of which
-            `bbox` and `category` are needed, `area` and `iscrowd` are optional.
-        class_names: Names by label; default those of the `ClassLabel` feature of `category`.
-
-    Raises:
-        ValueError: A column is missing, an image id is no integer or appears twice, a label has no name, or the
-            class names are not known.
-    """
-    names = list(class_names) if class_names is not None else schema.class_names(dataset)
-    images, annotations = [], []
-    for row in _annotation_rows(dataset):
-        images.append({"id": row["image_id"], "width": row["width"], "height": row["height"]})
-        annotations.extend(_annotations(row, len(names)))
-    for number, annotation in enumerate(annotations, start=1):
-        annotation["id"] = number
-    ids = [image["id"] for image in images]
-    if not all(isinstance(image_id, int) for image_id in ids):
-        raise ValueError("Column image_id must hold integers; give the images numbers, e.g. their row index.")
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"image_id appears more than once: {_sample(_repeated(ids))}.")
-    categories = [{"id": label, "name": name} for label, name in enumerate(names)]
-    return _coco(images, annotations, categories)
+_PREFIX = {"bbox": "", "segm": "segm_", "keypoints": "keypoint_"}
+_UNKNOWN_SIGMA = 0.05
 
 
 class CocoEvaluator:
     """Scores one pass over a split: `update` per batch, `gather` where there are several processes, `compute`.
 
-    Every detection given is kept, 28 bytes each, in float32. Only the `max_dets` best of an image *and category* count
-    for the scores, so nothing that pycocotools would look at gets lost: give it all that the model's post-processing
-    returns. Images that an evaluator never saw are an error, not images without detections.
+    Every detection given is kept, in float32: 28 bytes each, and its run lengths or keypoints. Only the best of an
+    image *and category* count for the scores (100 by COCO's standard), so nothing that pycocotools would look at gets
+    lost: give it all that the model's post-processing returns. Images that an evaluator never saw are an error, not
+    images without detections.
 
     Args:
         ground_truth: A `COCO` (which may be shared by many evaluators) or a data set for `coco_ground_truth`.
-        max_dets: Detections per image and category that count; COCO's standard is 100.
+        max_dets: Another limit of detections per image and category, beside the standard 100: its scores are told
+            under names of their own. Keypoints keep COCO's limit of 20.
         label_map: Model label -> category id, for a model whose labels are not those of the ground truth; detections
             of labels that are not in the map are dropped. Without it a label is the category id.
+        iou_types: What to score: "bbox", "segm", "keypoints". The ground truth must have it.
+        sigmas: Per-keypoint constants of the object keypoint similarity; default COCO's for 17 keypoints, and 0.05
+            each (with a warning) for another number.
+        backend: "pycocotools", "ultrafast" (same bits, much faster; extra `fast-eval`) or "auto": the second where
+            it is installed.
 
     Attributes:
         ground_truth: The `COCO` in use.
         image_ids: Sorted image ids, int64.
 
     Raises:
-        ValueError: `max_dets` of 10 or less, a map to an unknown category, or an annotation with id 0.
+        ValueError: `max_dets` below 1, an unknown type or backend, truth that lacks what a type needs, a map to an
+            unknown category, or an annotation with id 0.
     """
 
     def __init__(
-        self, ground_truth: COCO | Dataset, max_dets: int = 100, label_map: Mapping[int, int] | None = None
+        self,
+        ground_truth: COCO | Dataset,
+        max_dets: int = 100,
+        label_map: Mapping[int, int] | None = None,
+        iou_types: Sequence[str] = ("bbox",),
+        sigmas: Sequence[float] | None = None,
+        backend: str = "pycocotools",
     ) -> None:
         self.ground_truth = ground_truth if isinstance(ground_truth, COCO) else coco_ground_truth(ground_truth)
-        if 0 in self.ground_truth.anns:
-            raise ValueError(
-                "An annotation of the ground truth has id 0, which pycocotools scores as a miss: "
-                "number the annotations from 1, or use coco_ground_truth(dataset)."
-            )
-        if max_dets <= 10:
-            raise ValueError(f"max_dets={max_dets}: it must be above 10, the second of COCO's recall limits.")
+        self.iou_types = tuple(iou_types)
+        _check_truth(self.ground_truth, self.iou_types)
+        if max_dets < 1:
+            raise ValueError(f"max_dets={max_dets}: it must be 1 or more.")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend {backend!r}: it must be one of {', '.join(BACKENDS)}.")
         unknown = set(label_map.values()) - set(self.ground_truth.cats) if label_map else set()
         if unknown:
-            raise ValueError(f"label_map leads to category ids that the ground truth has not: {_sample(unknown)}.")
+            raise ValueError(f"label_map leads to category ids that the ground truth has not: {sample(unknown)}.")
         self.max_dets = max_dets
         self.label_map = label_map
+        self.backend = backend
+        self.sigmas = _sigmas(self.ground_truth, sigmas) if "keypoints" in self.iou_types else None
         self.image_ids = np.array(sorted(self.ground_truth.imgs), dtype=np.int64)
         self._position = {image_id: position for position, image_id in enumerate(self.image_ids.tolist())}
         self._seen = np.zeros(len(self.image_ids), dtype=np.uint8)
-        self._chunks: list[np.ndarray] = []
+        points = None if self.sigmas is None else np.empty((0, len(self.sigmas), 3), dtype=np.float32)
+        self._empty = Detections(masks=[] if "segm" in self.iou_types else None, keypoints=points)
+        self._chunks: list[Detections] = []
+        self._runs: dict[tuple[str, bool], Evaluation] = {}
         self._gathered = False
 
     def update(self, image_ids: Sequence[int] | Tensor, predictions: Sequence[Mapping[str, Any]]) -> None:
@@ -102,7 +92,9 @@ class CocoEvaluator:
         Args:
             image_ids: One id for each prediction.
             predictions: Per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) xyxy in pixels of the original
-                image. Equal scores rank in the order given.
+                image; for "segm" also `masks`, (n, H, W) bool at the size of the image or n RLE dicts, for
+                "keypoints" `keypoints` (n, K, 3): x, y in pixels, and a confidence that COCO does not look at.
+                Equal scores rank in the order given.
 
         Raises:
             ValueError: An image id is unknown or was scored before, sizes do not fit, a number is not finite, or a
@@ -114,8 +106,10 @@ class CocoEvaluator:
             raise ValueError(f"{len(ids)} image ids but {len(predictions)} predictions.")
         positions = self._positions(ids)
         if ids:
-            self._chunks.append(self._categorised(_pack(ids, positions, predictions)))
+            table = pack(ids, positions, predictions, [self._size(image_id) for image_id in ids], self._empty)
+            self._chunks.append(self._categorised(table))
         self._seen[positions] = 1
+        self._runs.clear()
 
     def gather(self, accelerator: Accelerator) -> None:
         """Merges the detections of all processes into every one of them; all must call it, once, after the updates.
@@ -127,83 +121,104 @@ class CocoEvaluator:
         self._gathered = True
         if accelerator.num_processes == 1:
             return
-        # A first row of padding keeps the tensor from being empty on a process without detections.
-        padding = np.full((1, _WORDS), -1, dtype=np.int32)
-        words = np.concatenate([padding, *(chunk.view(np.int32).reshape(-1, _WORDS) for chunk in self._chunks)])
-        rows = accelerator.pad_across_processes(torch.from_numpy(words).to(accelerator.device), dim=0, pad_index=-1)
-        rows = accelerator.gather(rows).cpu().numpy()
+        merged = gather(concatenate(self._chunks, self._empty), self._empty, accelerator)
         seen = accelerator.gather(torch.from_numpy(self._seen)[None].to(accelerator.device)).sum(0).cpu().numpy()
         if (seen > 1).any():
-            raise ValueError(f"Scored by more than one process: images {_sample(self.image_ids[seen > 1])}.")
+            raise ValueError(f"Scored by more than one process: images {sample(self.image_ids[seen > 1])}.")
         self._seen = seen.astype(np.uint8)
-        self._chunks = [np.ascontiguousarray(rows[rows[:, 0] >= 0]).view(DETECTION).reshape(-1)]
+        self._chunks = [merged]
+        self._runs.clear()
 
     @property
     def detections(self) -> np.ndarray:
         """All detections as one array of dtype `DETECTION` (label = category id, box = xyxy), ordered by image."""
-        rows = np.concatenate(self._chunks) if self._chunks else np.empty(0, dtype=DETECTION)
-        return rows[np.argsort(rows["image"], kind="stable")]
+        return self._table().rows
 
-    def run(self, partial: bool = False) -> COCOeval:
-        """pycocotools' evaluation, accumulated: its `eval` holds the precision, recall and score arrays.
+    def run(self, iou_type: str | None = None, partial: bool = False) -> Evaluation:
+        """The evaluation with its precision, recall and score arrays and the matches; kept until the next update.
 
         Args:
+            iou_type: One of `iou_types`; default the first.
             partial: Score only the images that were updated, instead of failing where some were not.
 
         Raises:
             ValueError: Images of the ground truth were never updated (the message lists them).
         """
+        iou_type = iou_type or self.iou_types[0]
+        if iou_type not in self.iou_types:
+            raise ValueError(f"iou_type {iou_type!r}: this evaluator was made for {', '.join(self.iou_types)}.")
         missing = self.image_ids[self._seen == 0]
         if len(missing) and not partial:
             raise ValueError(
-                f"{len(missing)} of {len(self.image_ids)} images were not evaluated: {_sample(missing)}. Update with "
+                f"{len(missing)} of {len(self.image_ids)} images were not evaluated: {sample(missing)}. Update with "
                 "each image, call gather(accelerator) under several processes, or pass partial=True to leave them out."
             )
-        results = _coco(self.ground_truth.dataset["images"], self._results(), self.ground_truth.dataset["categories"])
-        with _silenced():
-            evaluation = COCOeval(self.ground_truth, results, "bbox")
-            evaluation.params.imgIds = self.image_ids[self._seen > 0].tolist()
-            evaluation.params.maxDets = [1, 10, self.max_dets]
-            evaluation.evaluate()
-            evaluation.accumulate()
-        return evaluation
+        if (iou_type, partial) not in self._runs:
+            limits = COCO_LIMITS[iou_type]
+            self._runs[iou_type, partial] = evaluate(
+                self.ground_truth,
+                self._table(),
+                self.image_ids,
+                self._seen > 0,
+                iou_type=iou_type,
+                limits=limits if iou_type == "keypoints" else {*limits, self.max_dets},
+                sigmas=self.sigmas,
+                backend=self.backend,
+            )
+        return self._runs[iou_type, partial]
 
     def compute(self, per_class: bool = False, partial: bool = False) -> dict[str, float]:
-        """The twelve COCO numbers in [0, 1], or -1 where there is nothing to score.
+        """The COCO numbers in [0, 1], or -1 where there is nothing to score.
 
         Args:
-            per_class: Adds `map_class_<name>` and `mar_<max_dets>_class_<name>` for each category.
+            per_class: Adds `map_class_<name>` and `mar_100_class_<name>` for each category.
             partial: See `run`.
 
         Returns:
             `map`, `map_50`, `map_75`, `map_small`, `map_medium`, `map_large`, `mar_1`, `mar_10`, `mar_100`,
-            `mar_small`, `mar_medium`, `mar_large`. With another `max_dets` than 100 all but `mar_1` and `mar_10` are
-            at that limit, and `mar_100` carries it in its name.
+            `mar_small`, `mar_medium`, `mar_large`: pycocotools' twelve, at 100 detections whatever `max_dets` is. With
+            another `max_dets` N also `map_at_N`, `map_50_at_N`, `map_75_at_N` and `mar_N`. Masks have the same names
+            after `segm_`; keypoints after `keypoint_`: pycocotools' ten, `mar_20` the first recall, no `small`.
         """
-        evaluation = self.run(partial)
-        scores = summarize(evaluation)
-        if per_class:
-            scores |= self._per_class(evaluation)
+        scores: dict[str, float] = {}
+        for iou_type in self.iou_types:
+            evaluation = self.run(iou_type, partial)
+            found = summarize(evaluation) | (class_scores(evaluation) if per_class else {})
+            scores |= {_PREFIX[iou_type] + name: value for name, value in found.items()}
         return scores
 
+    def analyze(self, iou_type: str | None = None, partial: bool = False) -> DetectionAnalysis:
+        """Precision, recall and F1 over the scores, confusion and errors, from the matches of `run`."""
+        return DetectionAnalysis(self.run(iou_type, partial))
+
     def predictions_json(self, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """The detections in COCO's results format, for `json.dump`.
+        """The detections in COCO's results format, for `json.dump`, with masks and keypoints where there are any.
 
         Args:
             category_ids: Original category id by label; default the category ids of the ground truth.
         """
-        results = []
-        for item in self._results():
-            label = item["category_id"]
-            results.append(
-                {
-                    "image_id": item["image_id"],
-                    "category_id": label if category_ids is None else int(category_ids[label]),
-                    "bbox": item["bbox"],
-                    "score": item["score"],
-                }
-            )
-        return results
+        table = self._table()
+        fields = {
+            "image_id": self.image_ids[table.rows["image"]].tolist(),
+            "category_id": table.rows["label"].tolist(),
+            "bbox": table.boxes_xywh.tolist(),
+            "score": table.rows["score"].tolist(),
+        }
+        if category_ids is not None:
+            fields["category_id"] = [int(category_ids[label]) for label in fields["category_id"]]
+        if table.masks is not None:
+            rles = run_lengths(table, self.ground_truth, self.image_ids)
+            fields["segmentation"] = [{**rle, "counts": rle["counts"].decode()} for rle in rles]
+        if table.keypoints is not None:
+            fields["keypoints"] = [each.flatten().tolist() for each in table.keypoints.astype(np.float64)]
+        return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+
+    def _table(self) -> Detections:
+        return concatenate(self._chunks, self._empty).by_image()
+
+    def _size(self, image_id: int) -> tuple[int, int]:
+        image = self.ground_truth.imgs[image_id]
+        return (image["height"], image["width"]) if self._empty.masks is not None else (0, 0)
 
     def _require_open(self, action: str) -> None:
         if self._gathered:
@@ -212,143 +227,60 @@ class CocoEvaluator:
     def _positions(self, ids: Sequence[int]) -> list[int]:
         unknown = [image_id for image_id in ids if image_id not in self._position]
         if unknown:
-            raise ValueError(f"Images {_sample(unknown)} are not in the ground truth.")
+            raise ValueError(f"Images {sample(unknown)} are not in the ground truth.")
         positions = [self._position[image_id] for image_id in ids]
         scored = [image_id for image_id, position in zip(ids, positions, strict=True) if self._seen[position]]
-        scored += _repeated(ids)
+        scored += repeated(ids)
         if scored:
-            raise ValueError(f"Images {_sample(scored)} were scored already; each image counts once.")
+            raise ValueError(f"Images {sample(scored)} were scored already; each image counts once.")
         return positions
 
-    def _categorised(self, rows: np.ndarray) -> np.ndarray:
+    def _categorised(self, table: Detections) -> Detections:
         """Detections with category ids for labels."""
-        labels, inverse = np.unique(rows["label"], return_inverse=True)
+        labels, inverse = np.unique(table.rows["label"], return_inverse=True)
         if self.label_map is None:
             unknown = set(labels.tolist()) - set(self.ground_truth.cats)
             if unknown:
                 raise ValueError(
-                    f"Predicted labels {_sample(unknown)} are not categories of the ground truth; pass label_map to "
+                    f"Predicted labels {sample(unknown)} are not categories of the ground truth; pass label_map to "
                     "say what the labels of the model mean."
                 )
-            return rows
+            return table
         kept = np.array([label in self.label_map for label in labels.tolist()], dtype=bool)[inverse]
         categories = np.array([self.label_map.get(label, -1) for label in labels.tolist()], dtype=np.int32)
-        rows["label"] = categories[inverse]
-        return rows[kept]
-
-    def _results(self) -> list[dict[str, Any]]:
-        """What pycocotools' `loadRes` makes of the detections, less a polygon for each that no box score reads."""
-        rows = self.detections
-        boxes = rows["box"].astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
-        fields = (self.image_ids[rows["image"]], rows["label"], rows["score"], boxes, boxes[:, 2] * boxes[:, 3])
-        return [
-            {"id": n, "image_id": image, "category_id": label, "score": score, "bbox": box, "area": area, "iscrowd": 0}
-            for n, (image, label, score, box, area) in enumerate(
-                zip(*(field.tolist() for field in fields), strict=True), start=1
-            )
-        ]
-
-    def _per_class(self, evaluation: COCOeval) -> dict[str, float]:
-        names = [self.ground_truth.cats[category]["name"] for category in evaluation.params.catIds]
-        if len(set(names)) < len(names):
-            raise ValueError("Scores per class need distinct class names; two categories share one.")
-        precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-        scores = {f"map_class_{name}": _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names)}
-        recalls = {f"mar_{self.max_dets}_class_{name}": _mean(recall[:, k, 0, -1]) for k, name in enumerate(names)}
-        return scores | recalls
+        table.rows["label"] = categories[inverse]
+        return table.take(np.flatnonzero(kept))
 
 
-def summarize(evaluation: COCOeval) -> dict[str, float]:
-    """The twelve COCO numbers of an accumulated evaluation, by name, with its own maxDets (pycocotools insists on 100).
-
-    Each is the mean over the defined entries (> -1) of the `precision` (IoU, recall, class, area, maxDets) or `recall`
-    (IoU, class, area, maxDets) array.
-    """
-    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-    thresholds, limits = evaluation.params.iouThrs, evaluation.params.maxDets
-    scores = {"map": _mean(precision[..., 0, -1])}
-    scores |= {f"map_{iou:.0f}": _mean(precision[thresholds == iou / 100][..., 0, -1]) for iou in (50, 75)}
-    scores |= {f"map_{area}": _mean(precision[..., a, -1]) for a, area in enumerate(_AREAS, start=1)}
-    scores |= {f"mar_{limit}": _mean(recall[..., 0, m]) for m, limit in enumerate(limits)}
-    scores |= {f"mar_{area}": _mean(recall[..., a, -1]) for a, area in enumerate(_AREAS, start=1)}
-    return scores
-
-
-def _mean(values: np.ndarray) -> float:
-    defined = values[values > -1]
-    return float(np.mean(defined)) if len(defined) else -1.0
-
-
-def _annotation_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    columns = ["image_id", "width", "height", "objects"]
-    missing = sorted(set(columns) - set(dataset.column_names))
-    if missing:
-        raise ValueError(f"The data set has no column {', '.join(missing)}; load it with load_detection_dataset.")
-    # Without a format there is no user transform either, which might need the image.
-    yield from dataset.select_columns(columns).with_format(None)
-
-
-def _annotations(row: Mapping[str, Any], num_classes: int) -> Iterator[dict[str, Any]]:
-    objects = row["objects"]
-    count = len(objects["bbox"])
-    areas = objects.get("area") or [None] * count
-    crowds = objects.get("iscrowd") or [False] * count
-    for box, label, area, crowd in zip(objects["bbox"], objects["category"], areas, crowds, strict=True):
-        if label is None or not 0 <= label < num_classes:
-            raise ValueError(f"Image {row['image_id']}: category {label} is none of the {num_classes} classes.")
-        yield {
-            "image_id": row["image_id"],
-            "category_id": label,
-            "bbox": [float(value) for value in box],
-            "area": float(box[2] * box[3] if area is None else area),
-            "iscrowd": int(bool(crowd)),
-        }
-
-
-def _pack(ids: Sequence[int], positions: Sequence[int], predictions: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """The predictions of some images as one array of dtype `DETECTION`."""
-    numbers, labels, counts = [], [], []
-    for image_id, prediction in zip(ids, predictions, strict=True):
-        score, label, box = (torch.as_tensor(prediction[key]) for key in ("scores", "labels", "boxes"))
-        box = box.reshape(0, 4) if box.numel() == 0 else box
-        if score.ndim != 1 or score.shape != label.shape or box.shape != (len(score), 4):
+def _check_truth(truth: COCO, iou_types: Sequence[str]) -> None:
+    if 0 in truth.anns:
+        raise ValueError(
+            "An annotation of the ground truth has id 0, which pycocotools scores as a miss: "
+            "number the annotations from 1, or use coco_ground_truth(dataset)."
+        )
+    unknown = set(iou_types) - set(IOU_TYPES)
+    if unknown or not iou_types:
+        raise ValueError(f"iou_types {list(iou_types)}: give one or more of {', '.join(IOU_TYPES)}.")
+    for iou_type, key in (("segm", "segmentation"), ("keypoints", "keypoints")):
+        without = [number for number, annotation in truth.anns.items() if not annotation.get(key)]
+        if iou_type in iou_types and without:
             raise ValueError(
-                f"Image {image_id}: scores {tuple(score.shape)}, labels {tuple(label.shape)} and boxes "
-                f"{tuple(box.shape)} do not fit; expected (n,), (n,) and (n, 4)."
+                f"iou_types has {iou_type!r}, but {len(without)} of {len(truth.anns)} annotations have no {key}: "
+                f"ids {sample(without)}; add it, or leave {iou_type!r} out."
             )
-        numbers.append(torch.cat([score[:, None].float(), box.float()], dim=1))
-        labels.append(label.to(torch.int32))
-        counts.append(len(score))
-    # The bits of the floats travel as integers: one tensor, one copy to the host.
-    words = torch.cat([torch.cat(labels)[:, None], torch.cat(numbers).view(torch.int32)], dim=1).cpu().numpy()
-    images = np.repeat(np.asarray(positions, dtype=np.int32), counts)
-    rows = np.concatenate([images[:, None], words], axis=1).view(DETECTION).reshape(-1)
-    finite = np.isfinite(rows["score"]) & np.isfinite(rows["box"]).all(axis=1)
-    if not finite.all():
-        bad = sorted({ids[positions.index(position)] for position in rows["image"][~finite].tolist()})
-        raise ValueError(f"Scores or boxes of images {_sample(bad)} are NaN or infinite: the model has diverged.")
-    return rows
 
 
-def _coco(images: list[dict], annotations: list[dict], categories: list[dict]) -> COCO:
-    with _silenced():
-        coco = COCO()
-        coco.dataset = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-        coco.createIndex()
-    return coco
-
-
-def _silenced() -> contextlib.AbstractContextManager:
-    """pycocotools prints its progress; nobody asked."""
-    return contextlib.redirect_stdout(io.StringIO())
-
-
-def _repeated(ids: Sequence[int]) -> list[int]:
-    return [image_id for image_id, count in Counter(ids).items() if count > 1]
-
-
-def _sample(items: Any, limit: int = 10) -> str:
-    """The first few items, sorted, for an error message."""
-    ordered = sorted(items)
-    return ", ".join(map(str, ordered[:limit])) + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "")
+def _sigmas(truth: COCO, sigmas: Sequence[float] | None) -> np.ndarray:
+    """One per keypoint; the number of keypoints is that of the annotations."""
+    counts = {len(annotation["keypoints"]) // 3 for annotation in truth.anns.values()}
+    if len(counts) > 1:
+        raise ValueError(f"Annotations have {sorted(counts)} keypoints; pad them with v = 0 to one number.")
+    count = counts.pop() if counts else len(sigmas if sigmas is not None else COCO_PERSON_SIGMAS)
+    if sigmas is None and count == len(COCO_PERSON_SIGMAS):
+        sigmas = COCO_PERSON_SIGMAS
+    elif sigmas is None:
+        logger.warning("no sigmas for %d keypoints: %s for each of them", count, _UNKNOWN_SIGMA)
+        sigmas = [_UNKNOWN_SIGMA] * count
+    if len(sigmas) != count or min(sigmas, default=1) <= 0:
+        raise ValueError(f"sigmas must be {count} positive numbers, one per keypoint; got {list(sigmas)}.")
+    return np.asarray(sigmas, dtype=np.float64)

@@ -1,0 +1,145 @@
+"""The truth of a data set as pycocotools wants it, and as flat arrays."""
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from pycocotools.coco import COCO
+
+from ..data import schema
+from .detections import sample
+
+_LARGEST_AREA = 1e10  # of COCO's area range "all"
+
+
+def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None) -> COCO:
+    """The annotations of a data set as a pycocotools `COCO`; images are not decoded.
+
+    Crowds stay, areas are those of the annotations (width x height where there is none), and a category id is the
+    contiguous label. Annotations are numbered from 1, because pycocotools takes a match with id 0 for no match.
+    Segmentations and keypoints come along where the data set has them.
+
+    Args:
+        dataset: Has the columns of `rfdetr_hf.data.schema`: `image_id`, `width`, `height` and `objects`, of which
+            `bbox` and `category` are needed; `area`, `iscrowd`, `segmentation` (polygons or RLE per object),
+            `keypoints` (x, y, v triples in a row per object) and `num_keypoints` are optional.
+        class_names: Names by label; default those of the `ClassLabel` feature of `category`.
+
+    Raises:
+        ValueError: A column is missing, an image id is no integer or appears twice, a label has no name, or the
+            class names are not known.
+    """
+    names = list(class_names) if class_names is not None else schema.class_names(dataset)
+    images, annotations = [], []
+    for row in _annotation_rows(dataset):
+        images.append({"id": row["image_id"], "width": row["width"], "height": row["height"]})
+        annotations.extend(_annotations(row, len(names)))
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+    ids = [image["id"] for image in images]
+    if not all(isinstance(image_id, int) for image_id in ids):
+        raise ValueError("Column image_id must hold integers; give the images numbers, e.g. their row index.")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"image_id appears more than once: {sample(repeated(ids))}.")
+    categories = [{"id": label, "name": name} for label, name in enumerate(names)]
+    return make_coco(images, annotations, categories)
+
+
+class Truths(NamedTuple):
+    """The annotations of some images as arrays, sorted by annotation id.
+
+    Attributes:
+        id: (m,) annotation ids.
+        image: (m,) positions of the images.
+        category: (m,) positions of the categories among the sorted category ids.
+        box: (m, 4) float64 x, y, width, height.
+        ignored: (m,) bool; crowds and, for keypoints, objects without any: neither to be found nor missed.
+    """
+
+    id: np.ndarray
+    image: np.ndarray
+    category: np.ndarray
+    box: np.ndarray
+    ignored: np.ndarray
+
+
+def truth_arrays(coco: COCO, image_ids: np.ndarray, evaluated: np.ndarray, iou_type: str) -> Truths:
+    """The annotations of the evaluated images.
+
+    Args:
+        coco: the ground truth.
+        image_ids: sorted ids of all its images.
+        evaluated: (len(image_ids),) bool.
+        iou_type: "bbox", "segm" or "keypoints".
+    """
+    position = {image_id: i for i, image_id in enumerate(image_ids.tolist()) if evaluated[i]}
+    category = {category_id: k for k, category_id in enumerate(sorted(coco.cats))}
+    kept = [coco.anns[i] for i in sorted(coco.anns)]
+    kept = [a for a in kept if a["image_id"] in position and a["category_id"] in category]
+    ignored = [_is_ignored(annotation, iou_type) for annotation in kept]
+    return Truths(
+        np.array([annotation["id"] for annotation in kept], dtype=np.int64),
+        np.array([position[annotation["image_id"]] for annotation in kept], dtype=np.int32),
+        np.array([category[annotation["category_id"]] for annotation in kept], dtype=np.int32),
+        np.array([annotation["bbox"] for annotation in kept], dtype=np.float64).reshape(-1, 4),
+        np.array(ignored, dtype=bool),
+    )
+
+
+def _is_ignored(annotation: Mapping[str, Any], iou_type: str) -> bool:
+    without_points = iou_type == "keypoints" and annotation.get("num_keypoints", 0) == 0
+    return bool(annotation.get("iscrowd", 0)) or without_points or not 0 <= annotation["area"] <= _LARGEST_AREA
+
+
+def make_coco(images: list[dict], annotations: list[dict], categories: list[dict]) -> COCO:
+    """An indexed `COCO` of these records."""
+    with silenced():
+        coco = COCO()
+        coco.dataset = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+        coco.createIndex()
+    return coco
+
+
+def silenced() -> contextlib.AbstractContextManager:
+    """pycocotools prints its progress; nobody asked."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+def repeated(ids: Sequence[int]) -> list[int]:
+    """The ids that occur more than once."""
+    return [image_id for image_id, count in Counter(ids).items() if count > 1]
+
+
+def _annotation_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    columns = ["image_id", "width", "height", "objects"]
+    missing = sorted(set(columns) - set(dataset.column_names))
+    if missing:
+        raise ValueError(f"The data set has no column {', '.join(missing)}; load it with load_detection_dataset.")
+    # Without a format there is no user transform either, which might need the image.
+    yield from dataset.select_columns(columns).with_format(None)
+
+
+def _annotations(row: Mapping[str, Any], num_classes: int) -> Iterator[dict[str, Any]]:
+    objects = row["objects"]
+    count = len(objects["bbox"])
+    optional = {name: objects.get(name) or [None] * count for name in ("area", "iscrowd", "segmentation", "keypoints")}
+    for i, (box, label) in enumerate(zip(objects["bbox"], objects["category"], strict=True)):
+        if label is None or not 0 <= label < num_classes:
+            raise ValueError(f"Image {row['image_id']}: category {label} is none of the {num_classes} classes.")
+        area, crowd, segmentation, points = (optional[name][i] for name in optional)
+        annotation = {
+            "image_id": row["image_id"],
+            "category_id": label,
+            "bbox": [float(value) for value in box],
+            "area": float(box[2] * box[3] if area is None else area),
+            "iscrowd": int(bool(crowd)),
+        }
+        if segmentation:
+            annotation["segmentation"] = segmentation
+        if points is not None:
+            annotation |= {"keypoints": [float(p) for p in points], "num_keypoints": sum(v > 0 for v in points[2::3])}
+        yield annotation
