@@ -154,11 +154,12 @@ def test_micro_batches_add_up_to_the_batch(criterion, generator):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-15)
 
 
-def test_normaliser_below_one_counts_as_one(criterion, generator):
+def test_a_given_normaliser_is_taken_as_it_is(criterion, generator):
+    # One box, one group, two processes: each process divides by half a box.
     layers, targets = predict(generator, 1), make_targets(generator, (1,), CLASSES)
-    one = criterion(layers, targets, 2, 1.0)
-    for small in (0.0, 0.25, torch.tensor(0)):
-        assert criterion(layers, targets, 2, small)["loss_bbox"] == one["loss_bbox"]
+    one = criterion(layers, targets, 2, 1.0)["loss_bbox"]
+    for half in (0.5, torch.tensor(0.5)):
+        torch.testing.assert_close(criterion(layers, targets, 2, half)["loss_bbox"], 2 * one, rtol=1e-12, atol=0)
 
 
 def test_default_normaliser_is_the_mean_over_processes(criterion, generator, monkeypatch):

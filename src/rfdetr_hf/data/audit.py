@@ -106,7 +106,7 @@ def audit_dataset(
         for rows in _batches(dataset):
             for fault in pool.map(lambda row: _fault(row, decode), rows):
                 if fault is not None:
-                    problems.add(fault, "as said for each image")
+                    problems.add(fault)
     problems.raise_if_any()
     return report
 

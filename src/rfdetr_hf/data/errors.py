@@ -22,12 +22,13 @@ class Problems:
         self._lines: list[str] = []
         self._remedies: dict[str, None] = {}
 
-    def add(self, fault: str, remedy: str) -> None:
-        """Note one fault, and what the user can do about it."""
+    def add(self, fault: str, remedy: str | None = None) -> None:
+        """Note one fault, and what the user can do about it where the fault does not say so itself."""
         self.count += 1
         if len(self._lines) < self.LIMIT:
             self._lines.append(fault)
-            self._remedies[remedy] = None
+            if remedy is not None:
+                self._remedies[remedy] = None
 
     def add_all(self, faults: Iterable[str], remedy: str) -> None:
         """Note several faults that have the same remedy."""
@@ -42,5 +43,6 @@ class Problems:
         lines = [f"{self.source}: {self.count} {noun}", *(f"  - {line}" for line in self._lines)]
         if self.count > len(self._lines):
             lines.append(f"  - … and {self.count - len(self._lines)} more")
-        lines.append("To repair: " + "; ".join(self._remedies) + ".")
+        if self._remedies:
+            lines.append("To repair: " + "; ".join(self._remedies) + ".")
         raise DetectionDataError("\n".join(lines))

@@ -121,7 +121,7 @@ class RFDETRCriterion:
             targets: per image `class_labels` (n,) integers and `boxes` (n, 4) cxcywh in [0, 1]; other keys are ignored.
             num_groups: query groups in the rows of each layer: `group_detr` in training, 1 in evaluation.
             num_boxes: what the sums are divided by: boxes x groups of the whole accumulation window per process. By
-                default that of this batch, averaged over the processes. Less than 1 counts as 1.
+                default that of this batch, averaged over the processes, and at least 1.
 
         Returns:
             `loss_ce`, `loss_bbox`, `loss_giou` of each layer (name + suffix), with gradient, float32 (float64 for
@@ -148,14 +148,12 @@ class RFDETRCriterion:
         ).sum()
 
     def _divisor(self, num_boxes: float | Tensor | None, objects: PackedObjects, num_groups: int) -> Tensor:
-        own_count = num_boxes is None
-        if own_count:
-            num_boxes = sum(objects.counts) * num_groups
         if isinstance(num_boxes, Tensor):
-            divisor = num_boxes.to(objects.boxes)
-        else:
-            divisor = objects.boxes.new_full((), num_boxes)
-        if own_count and torch.distributed.is_available() and torch.distributed.is_initialized():
+            return num_boxes.to(objects.boxes)
+        if num_boxes is not None:
+            return objects.boxes.new_full((), num_boxes)
+        divisor = objects.boxes.new_full((), sum(objects.counts) * num_groups)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(divisor)
             divisor = divisor / torch.distributed.get_world_size()
         return divisor.clamp(min=1)
