@@ -63,8 +63,9 @@ class OperatingCurves(NamedTuple):
 def operating_curves(evaluation: Evaluation, thresholds: np.ndarray = SCORE_THRESHOLDS) -> OperatingCurves:
     """Counts of right and wrong detections of each class at each score threshold, in one pass."""
     matches, classes = evaluation.matches, len(evaluation.category_ids)
+    # Scores are float32: so are thresholds, or .9 would not pass .9.
     # The number of thresholds that a detection passes; those that pass none drop out with the first column.
-    passed = np.searchsorted(thresholds, matches.score, side="right")
+    passed = np.searchsorted(thresholds.astype(np.float32), matches.score, side="right")
     cell = matches.category * (len(thresholds) + 1) + passed
     counts = []
     for kind in (matches.correct, matches.wrong):
@@ -91,7 +92,7 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
     """
     matches, truths = evaluation.matches, evaluation.truths
     background = len(evaluation.category_ids)
-    counted = (matches.score >= threshold) & ~matches.ignored
+    counted = (matches.score >= np.float32(threshold)) & ~matches.ignored
     found = matches.truth[counted & matches.correct]
     free = ~truths.ignored
     free[found] = False
@@ -136,7 +137,7 @@ def worst_images(evaluation: Evaluation, threshold: float, limit: int = 20) -> l
     """The images with the most wrong detections and missed objects; images without an error are not listed."""
     matches, truths = evaluation.matches, evaluation.truths
     image_ids = np.array(sorted(evaluation.ground_truth.imgs))
-    counted = matches.score >= threshold
+    counted = matches.score >= np.float32(threshold)
     kinds = (matches.correct, matches.wrong)
     right, wrong = (np.bincount(matches.image[counted & kind], minlength=len(image_ids)) for kind in kinds)
     missed = np.bincount(truths.image[~truths.ignored], minlength=len(image_ids)) - right

@@ -61,7 +61,7 @@ def error_types(evaluation: Evaluation, threshold: float) -> ErrorTypes:
     for number, name in enumerate(KINDS[:-1]):
         cost[name] = _mean_ap(evaluation, kind == number, np.where(kind == number, mended, -1)) - base
     cost["missed"] = _mean_ap(evaluation, missed=missed) - base
-    above = evaluation.matches.score >= threshold
+    above = evaluation.matches.score >= np.float32(threshold)
     count = {name: int((kind == number).sum()) for number, name in enumerate(KINDS[:-1])}
     confident = {name: int((kind[above] == number).sum()) for number, name in enumerate(KINDS[:-1])}
     count["missed"] = int(missed.sum())
@@ -121,7 +121,7 @@ def _best_of_each_target(evaluation: Evaluation, kind: np.ndarray, target: np.nd
 def _missed(evaluation: Evaluation, spoken_for: np.ndarray, threshold: float) -> np.ndarray:
     """(m,) bool: objects to be found that no right detection above the threshold has, and nobody speaks for."""
     missed = ~evaluation.truths.ignored
-    right = evaluation.matches.correct & (evaluation.matches.score >= threshold)
+    right = evaluation.matches.correct & (evaluation.matches.score >= np.float32(threshold))
     missed[evaluation.matches.truth[right]] = False
     missed[spoken_for[spoken_for >= 0]] = False
     return missed
