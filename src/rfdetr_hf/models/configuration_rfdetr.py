@@ -9,6 +9,9 @@ MODEL_TYPE = "rf_detr"
 # Plain transformers knows `rf_detr` with the level P4 alone. A model with other levels says another type, so that a
 # reader without this package refuses the file instead of loading half of it.
 MULTI_LEVEL_MODEL_TYPE = "rf_detr_multi_level"
+# It would read a keypoint model as a detector whose class logits lack the keypoints' part.
+KEYPOINT_MODEL_TYPE = "rf_detr_keypoint"
+_MODEL_TYPES = (MODEL_TYPE, MULTI_LEVEL_MODEL_TYPE, KEYPOINT_MODEL_TYPE)
 PROJECTOR_SCALES = ("P3", "P4", "P5")
 
 # Fields of the transformers configurations that have a single value in RF-DETR. They are written to the file, because
@@ -28,6 +31,7 @@ _FIXED_DETECTOR = {
     "decoder_activation_function": "relu",
     "hidden_expansion": 0.5,
     "attention_bias": True,
+    "segmentation_head_activation_function": "gelu",
 }
 
 
@@ -174,6 +178,16 @@ class RFDETRConfig(PreTrainedConfig):
         class_cost, bbox_cost, giou_cost: Weights of the matching cost.
         class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: Weights of the loss terms.
         auxiliary_loss: Whether decoder layers before the last are supervised too.
+        mask_downsample_ratio: Masks have height and width of the input divided by this (segmentation).
+        intermediate_size: Hidden width of the query block of the segmentation head, 4 * d_model; derived.
+        mask_point_sample_ratio: Mask losses and costs read one point for each so many cells of a mask.
+        mask_class_loss_coefficient, mask_dice_loss_coefficient: Weights of the mask terms in loss and matching.
+        num_keypoints_per_class: Keypoints of each class in the order of the class ids; a class may have none, and
+            classes beyond the list have none. Empty for models without keypoints.
+        keypoint_l1_loss_coefficient, keypoint_findable_loss_coefficient, keypoint_visible_loss_coefficient,
+            keypoint_nll_loss_coefficient: Weights of the keypoint terms in loss and matching.
+        keypoint_schema: Names, flip pairs, skeleton and OKS sigmas of the keypoints, as the data set describes them;
+            for the users of the checkpoint, the model does not read it.
     """
 
     model_type = MODEL_TYPE
@@ -207,6 +221,18 @@ class RFDETRConfig(PreTrainedConfig):
     giou_loss_coefficient: float = 2
     focal_alpha: float = 0.25
     auxiliary_loss: bool = True
+    mask_downsample_ratio: int = 4
+    intermediate_size: int | None = None
+    segmentation_head_activation_function: str = "gelu"
+    mask_point_sample_ratio: int = 16
+    mask_class_loss_coefficient: float = 5
+    mask_dice_loss_coefficient: float = 5
+    num_keypoints_per_class: list[int] | None = None
+    keypoint_l1_loss_coefficient: float = 1
+    keypoint_findable_loss_coefficient: float = 1
+    keypoint_visible_loss_coefficient: float = 1
+    keypoint_nll_loss_coefficient: float = 1
+    keypoint_schema: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = _as_backbone_config(self.backbone_config)
@@ -216,6 +242,9 @@ class RFDETRConfig(PreTrainedConfig):
         if self.resolution is None:
             blocks = -(-self.backbone_config.image_size // self.size_divisor)
             self.resolution = blocks * self.size_divisor
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.d_model
+        self.num_keypoints_per_class = list(self.num_keypoints_per_class or [])
         super().__post_init__(**kwargs)
         self.validate()
 
@@ -235,9 +264,11 @@ class RFDETRConfig(PreTrainedConfig):
         _require_positive(
             self, "resolution", "d_model", "decoder_layers", "decoder_self_attention_heads", "c2f_num_blocks",
             "decoder_cross_attention_heads", "decoder_n_points", "decoder_ffn_dim", "num_queries", "group_detr",
+            "mask_downsample_ratio", "mask_point_sample_ratio",
         )  # fmt: skip
         self._validate_sizes()
         self._validate_levels()
+        self._validate_keypoints()
         for field in ("dropout", "attention_dropout", "activation_dropout"):
             _require(0 <= getattr(self, field) < 1, f"{field} must be in [0, 1), got {getattr(self, field)!r}.")
         _require(self.num_labels >= 1, f"num_labels must be at least 1, got {self.num_labels}: set id2label.")
@@ -267,9 +298,28 @@ class RFDETRConfig(PreTrainedConfig):
             "give projector_scales alone.",
         )
 
+    def _validate_keypoints(self) -> None:
+        schema = self.num_keypoints_per_class
+        counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in schema)
+        _require(
+            counts and (not schema or max(schema) > 0),
+            f"num_keypoints_per_class {schema} must be numbers of keypoints, at least one of them above 0.",
+        )
+        _require(
+            len(schema) <= self.num_labels,
+            f"num_keypoints_per_class has {len(schema)} entries, but there are {self.num_labels} class logits "
+            "(num_labels): give one entry for each class, or fewer.",
+        )
+        _require(
+            self.intermediate_size == 4 * self.d_model,
+            f"intermediate_size {self.intermediate_size} must be 4 x d_model = {4 * self.d_model}: remove the field.",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """All fields; `model_type` tells models that plain transformers cannot represent apart."""
         model_type = MODEL_TYPE if self.projector_scales == ["P4"] else MULTI_LEVEL_MODEL_TYPE
+        if self.num_keypoints_per_class:
+            model_type = KEYPOINT_MODEL_TYPE
         return {**super().to_dict(), "model_type": model_type}
 
     @classmethod
@@ -282,9 +332,9 @@ class RFDETRConfig(PreTrainedConfig):
         fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         found = fields.get("model_type", MODEL_TYPE)
         _require(
-            found in (MODEL_TYPE, MULTI_LEVEL_MODEL_TYPE),
+            found in _MODEL_TYPES,
             f"{pretrained_model_name_or_path}: config.json has model_type {found!r}, and RFDETRConfig reads "
-            f"{MODEL_TYPE!r} and {MULTI_LEVEL_MODEL_TYPE!r}. Is this an RF-DETR checkpoint?",
+            f"{', '.join(map(repr, _MODEL_TYPES))}. Is this an RF-DETR checkpoint?",
         )
         return {**fields, "model_type": MODEL_TYPE}, kwargs
 
@@ -296,6 +346,8 @@ class RFDETRConfig(PreTrainedConfig):
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> "RFDETRConfig":
         """The configuration of a published variant, with 91 class logits as in its COCO weights.
+
+        Variants of segmentation and keypoints name the model class in `architectures`.
 
         Args:
             name: One of `variants()`.
@@ -340,6 +392,8 @@ def _as_backbone_config(config: Any) -> RFDETRBackboneConfig:
     return RFDETRBackboneConfig(**fields)
 
 
+_SEGMENTATION = ["RFDETRForInstanceSegmentation"]
+
 _VARIANTS: dict[str, dict[str, Any]] = {
     "nano": {"resolution": 384, "decoder_layers": 2, "backbone_config": {}},
     "small": {"resolution": 512, "decoder_layers": 3, "backbone_config": {}},
@@ -366,5 +420,63 @@ _VARIANTS: dict[str, dict[str, Any]] = {
             "image_size": 518,
             "out_indices": [2, 5, 8, 11],
         },
+    },
+    "seg-preview": {
+        "architectures": _SEGMENTATION,
+        "resolution": 432,
+        "decoder_layers": 4,
+        "num_queries": 200,
+        "backbone_config": {"patch_size": 12},
+    },
+    "seg-nano": {
+        "architectures": _SEGMENTATION,
+        "resolution": 312,
+        "decoder_layers": 4,
+        "num_queries": 100,
+        "backbone_config": {"patch_size": 12, "num_windows": 1},
+    },
+    "seg-small": {
+        "architectures": _SEGMENTATION,
+        "resolution": 384,
+        "decoder_layers": 4,
+        "num_queries": 100,
+        "backbone_config": {"patch_size": 12},
+    },
+    "seg-medium": {
+        "architectures": _SEGMENTATION,
+        "resolution": 432,
+        "decoder_layers": 5,
+        "num_queries": 200,
+        "backbone_config": {"patch_size": 12},
+    },
+    "seg-large": {
+        "architectures": _SEGMENTATION,
+        "resolution": 504,
+        "decoder_layers": 5,
+        "num_queries": 200,
+        "backbone_config": {"patch_size": 12},
+    },
+    "seg-xlarge": {
+        "architectures": _SEGMENTATION,
+        "resolution": 624,
+        "decoder_layers": 6,
+        "num_queries": 300,
+        "backbone_config": {"patch_size": 12},
+    },
+    "seg-2xlarge": {
+        "architectures": _SEGMENTATION,
+        "resolution": 768,
+        "decoder_layers": 6,
+        "num_queries": 300,
+        "backbone_config": {"patch_size": 12},
+    },
+    "keypoint-preview": {
+        "architectures": ["RFDETRForKeypointDetection"],
+        "resolution": 576,
+        "decoder_layers": 4,
+        "num_queries": 100,
+        "num_keypoints_per_class": [17],
+        "class_loss_coefficient": 2,
+        "backbone_config": {"patch_size": 12},
     },
 }
