@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "RFDETRConfig": "models.configuration_rfdetr",
     "RFDETRForObjectDetection": "models.modeling_rfdetr",
+    "RFDETRForInstanceSegmentation": "models.segmentation",
     "RFDETRImageProcessor": "models.image_processing_rfdetr",
     "RFDETRCriterion": "losses.criterion",
     "HungarianMatcher": "losses.matcher",

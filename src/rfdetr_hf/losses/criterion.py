@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from .matcher import HungarianMatcher, Matches, PackedObjects, pack_objects, to_
 
 if TYPE_CHECKING:
     from ..models.configuration_rfdetr import RFDETRConfig
+    from .masks import MaskFactors
 
 _MIN_QUALITY = 0.01  # floor of the classification target of a matched query
 
@@ -29,11 +30,36 @@ class LayerOutput(NamedTuple):
             for the encoder.
         logits: (B, G*q, C) class logits, any float type.
         boxes: (B, G*q, 4) cxcywh in [0, 1], any float type. q may differ between layers.
+        masks: what the masks of all rows are the product of; of segmentation models.
+        keypoints: (B, G*q, classes * K, 8), K slots for each class of the schema; of keypoint models.
     """
 
     name_suffix: str
     logits: Tensor
     boxes: Tensor
+    masks: MaskFactors | None = None
+    keypoints: Tensor | None = None
+
+
+class TaskTerms(Protocol):
+    """What a task beyond detection adds to matching and loss.
+
+    Attributes:
+        coefficients: weight of each of its loss terms, in loss and matching alike.
+    """
+
+    coefficients: Mapping[str, float]
+
+    def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects) -> Any:
+        """Check what the targets hold for this task, and lay it end to end as `objects` are."""
+
+    def pair_cost(self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: Any) -> Tensor:
+        """Cost of each object with each query of its image: (N, rows of all layers side by side)."""
+
+    def losses(
+        self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: Any, matches: Matches, num_groups: int
+    ) -> dict[str, Tensor]:
+        """Each term of each layer (name + suffix), summed over the matched pairs."""
 
 
 class _QualityFocalLoss(torch.autograd.Function):
@@ -78,7 +104,7 @@ def quality_focal_loss(logits: Tensor, index: Tensor, quality: Tensor) -> Tensor
 
 
 class RFDETRCriterion:
-    """Matching and losses of RF-DETR detection.
+    """Matching and losses of RF-DETR.
 
     Terms of each layer, every one a sum over the batch divided by `num_boxes`:
 
@@ -92,15 +118,18 @@ class RFDETRCriterion:
     Args:
         config: read for class_cost, bbox_cost, giou_cost, focal_alpha, class_loss_coefficient, bbox_loss_coefficient,
             giou_loss_coefficient, auxiliary_loss and decoder_layers.
+        task: the terms of masks or keypoints, see `MaskTerms` and `KeypointTerms`.
     """
 
-    def __init__(self, config: RFDETRConfig) -> None:
+    def __init__(self, config: RFDETRConfig, task: TaskTerms | None = None) -> None:
+        self.task = task
         self.focal_alpha = config.focal_alpha
         self.matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost, config.focal_alpha)
         coefficients = {
             "loss_ce": float(config.class_loss_coefficient),
             "loss_bbox": float(config.bbox_loss_coefficient),
             "loss_giou": float(config.giou_loss_coefficient),
+            **(task.coefficients if task else {}),
         }
         auxiliary = [f"_{layer}" for layer in range(config.decoder_layers - 1)] if config.auxiliary_loss else []
         self.weight_dict = {
@@ -118,17 +147,18 @@ class RFDETRCriterion:
 
         Args:
             layers: the supervised layers; the one with suffix "" also gives `class_error`.
-            targets: per image `class_labels` (n,) integers and `boxes` (n, 4) cxcywh in [0, 1]; other keys are ignored.
+            targets: per image `class_labels` (n,) integers, `boxes` (n, 4) cxcywh in [0, 1], and what the task needs;
+                other keys are ignored.
             num_groups: query groups in the rows of each layer: `group_detr` in training, 1 in evaluation.
             num_boxes: what the sums are divided by: boxes x groups of the whole accumulation window per process. By
                 default that of this batch, averaged over the processes, and at least 1.
 
         Returns:
-            `loss_ce`, `loss_bbox`, `loss_giou` of each layer (name + suffix), with gradient, float32 (float64 for
-            float64 logits); and for the log, without gradient: `cardinality_error` of each layer (number of rows whose
-            best class has p > 0.5, less the number of objects; absolute value, mean over images) and `class_error`
-            (percentage of the matched queries of the last layer whose best class is another one; 100 when nothing is
-            matched).
+            `loss_ce`, `loss_bbox`, `loss_giou` and the task's terms of each layer (name + suffix), with gradient,
+            float32 (float64 for float64 logits); and for the log, without gradient: `cardinality_error` of each layer
+            (number of rows whose best class has p > 0.5, less the number of objects; absolute value, mean over images)
+            and `class_error` (percentage of the matched queries of the last layer whose best class is another one; 100
+            when nothing is matched).
 
         Raises:
             ValueError: for targets that do not fit, naming image and field, see `pack_objects`.
@@ -136,9 +166,16 @@ class RFDETRCriterion:
         reference = layers[0].logits
         with torch.autocast(reference.device.type, enabled=False):
             objects = pack_objects(targets, reference, reference.shape[0], reference.shape[2])
-            matches = self.matcher([o.logits for o in layers], [o.boxes for o in layers], objects, num_groups)
+            truth = self.task.pack(targets, objects) if self.task else None
+            with torch.no_grad():
+                task_cost = self.task.pair_cost(layers, objects, truth) if self.task else None
+            logits, boxes = [o.logits for o in layers], [o.boxes for o in layers]
+            matches = self.matcher(logits, boxes, objects, num_groups, task_cost)
             divisor = self._divisor(num_boxes, objects, num_groups)
             losses = self._detection_losses(layers, objects, matches, divisor)
+            if self.task:
+                sums = self.task.losses(layers, objects, truth, matches, num_groups)
+                losses |= {name: value / divisor for name, value in sums.items()}
             return losses | logging_values(layers, objects, matches)
 
     def weighted_sum(self, loss_dict: Mapping[str, Tensor]) -> Tensor:

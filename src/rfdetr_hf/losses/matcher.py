@@ -145,6 +145,7 @@ class HungarianMatcher:
         boxes: Sequence[Tensor] | Tensor,
         objects: PackedObjects,
         num_groups: int,
+        extra_cost: Tensor | None = None,
     ) -> Matches:
         """Solve all layers x images x groups.
 
@@ -153,6 +154,7 @@ class HungarianMatcher:
             boxes: per layer (B, G*q, 4), cxcywh in [0, 1].
             objects: the objects of the batch, see `pack_objects`.
             num_groups: G, the query groups that lie one after the other in each layer's rows.
+            extra_cost: (N, rows of all layers side by side), added to the cost of each object with each query.
 
         Returns:
             min(n, q) matches for each layer, image with n objects, and group.
@@ -170,7 +172,8 @@ class HungarianMatcher:
             empty = torch.empty(0, dtype=torch.int64, device=device)
             return Matches(empty, empty, empty, empty, [0] * len(rows))
         with torch.autocast(device.type, enabled=False):
-            cost = replace_non_finite(self.pair_cost(logits, boxes, objects))
+            cost = self.pair_cost(logits, boxes, objects)
+            cost = replace_non_finite(cost if extra_cost is None else cost + extra_cost)
             if use_batched_solver(device) and max(objects.counts) <= min(queries):
                 columns = solve_batched(cost, objects, queries, num_groups)
                 return _index_on_device(columns, objects, queries)

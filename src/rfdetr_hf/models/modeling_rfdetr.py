@@ -56,12 +56,14 @@ class DetectorStates(NamedTuple):
         proposals: Features, logits and boxes of the chosen cells.
         references: (B, Q, 4), the boxes that the decoder refines.
         hidden_states: (layers, B, Q, d_model) after `decoder.norm`: all layers, or the last alone.
+        keypoint_states: For each of these layers (B, Q, keypoints, d_model); of keypoint models.
     """
 
     maps: list[Tensor]
     proposals: Proposals
     references: Tensor
     hidden_states: Tensor
+    keypoint_states: list[Tensor] | None = None
 
 
 class RFDETRPreTrainedModel(PreTrainedModel):
@@ -95,6 +97,8 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         config: Checked again here, since its fields may have been changed after construction.
     """
 
+    output_class = RFDETRObjectDetectionOutput
+
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__(config)
         config.validate()
@@ -106,9 +110,14 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         self.bbox_embed = box_head(width)
         self.refpoint_embed = with_init(nn.Embedding(rows, 4), init_zeros)
         self.query_feat = with_init(nn.Embedding(rows, width), init_standard_normal)
-        self.loss_function = RFDETRCriterion(config)
+        self._add_task(config)
         self.post_init()
         self._freeze_unused()
+
+    def _add_task(self, config: RFDETRConfig) -> None:
+        """Make what the task needs besides the detector: its modules and the loss."""
+        _check_task(config)
+        self.loss_function = RFDETRCriterion(config)
 
     def initialize_weights(self) -> None:
         """Initialise what was not read from a checkpoint; the proposal heads start as copies of the decoder's heads."""
@@ -176,20 +185,11 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         _check_batch(pixel_values, pixel_mask, labels)
         supervised = self.training or labels is not None
         states = self._detect(pixel_values, pixel_mask, every_layer=supervised and self.config.auxiliary_loss)
-        logits, boxes = self.class_embed(states.hidden_states), self._boxes(states)
-        output = RFDETRObjectDetectionOutput(
-            logits=logits[-1],
-            pred_boxes=boxes[-1],
-            init_reference_points=states.references,
-            last_hidden_state=states.hidden_states[-1],
-        )
-        if supervised:
-            layers = zip(logits[:-1], boxes[:-1], strict=True)
-            output.auxiliary_outputs = [{"logits": x, "pred_boxes": y} for x, y in layers]
-            output.enc_outputs_class = states.proposals.logits
-            output.enc_outputs_coord_logits = states.proposals.boxes
+        layers = self._layers(states, pixel_values, pixel_mask, supervised)
+        output = self._output(states, layers)
         if labels is not None:
-            self._add_loss(output, labels, num_boxes)
+            output.loss_dict = self.loss_function(layers, labels, self._groups, num_boxes)
+            output.loss = self.loss_function.weighted_sum(output.loss_dict)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
@@ -214,18 +214,31 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     def _boxes(self, states: DetectorStates) -> Tensor:
         return refine_boxes(self.bbox_embed(states.hidden_states), states.references)
 
-    def _add_loss(
-        self,
-        output: RFDETRObjectDetectionOutput,
-        labels: Sequence[dict[str, Tensor]],
-        num_boxes: Tensor | float | None,
-    ) -> None:
-        layers = [LayerOutput("", output.logits, output.pred_boxes)]
-        for index, layer in enumerate(output.auxiliary_outputs):
-            layers.append(LayerOutput(f"_{index}", layer["logits"], layer["pred_boxes"]))
-        layers.append(LayerOutput("_enc", output.enc_outputs_class, output.enc_outputs_coord_logits))
-        output.loss_dict = self.loss_function(layers, labels, self._groups, num_boxes)
-        output.loss = self.loss_function.weighted_sum(output.loss_dict)
+    def _layers(
+        self, states: DetectorStates, pixel_values: Tensor, pixel_mask: Tensor | None, supervised: bool
+    ) -> list[LayerOutput]:
+        """Predictions of the last decoder layer, and if `supervised` those of the earlier ones and of the encoder."""
+        logits, boxes = self.class_embed(states.hidden_states), self._boxes(states)
+        layers = [LayerOutput("", logits[-1], boxes[-1])]
+        if supervised:
+            earlier = enumerate(zip(logits[:-1], boxes[:-1], strict=True))
+            layers += [LayerOutput(f"_{index}", *predicted) for index, predicted in earlier]
+            layers.append(LayerOutput("_enc", states.proposals.logits, states.proposals.boxes))
+        return layers
+
+    def _output(self, states: DetectorStates, layers: list[LayerOutput]) -> RFDETRObjectDetectionOutput:
+        last, *others = layers
+        output = self.output_class(
+            logits=last.logits,
+            pred_boxes=last.boxes,
+            init_reference_points=states.references,
+            last_hidden_state=states.hidden_states[-1],
+        )
+        if others:
+            *earlier, encoder = others
+            output.auxiliary_outputs = [{"logits": layer.logits, "pred_boxes": layer.boxes} for layer in earlier]
+            output.enc_outputs_class, output.enc_outputs_coord_logits = encoder.logits, encoder.boxes
+        return output
 
 
 def _check_attention(config: RFDETRConfig) -> None:
@@ -233,6 +246,14 @@ def _check_attention(config: RFDETRConfig) -> None:
         raise ValueError(
             f"attn_implementation {config._attn_implementation!r} is not available: RF-DETR runs torch's scaled dot "
             "product attention ('sdpa'). Choose among its kernels with torch.nn.attention.sdpa_kernel."
+        )
+
+
+def _check_task(config: RFDETRConfig) -> None:
+    if config.num_keypoints_per_class:
+        raise ValueError(
+            f"num_keypoints_per_class is {config.num_keypoints_per_class}: this configuration is that of a keypoint "
+            "model, use RFDETRForKeypointDetection."
         )
 
 

@@ -1,0 +1,283 @@
+"""Mask terms of matching and loss, on sampled points and from factors: no mask of an unmatched query is ever built.
+
+A mask is the product of a query's features with the features of each cell. Reading it at a point is linear in the
+latter, so the matching cost samples the feature map once for all queries, and the loss multiplies out the masks of
+matched queries alone, which are dropped again before the next layer.
+
+Points are in the frame of the un-padded image, as boxes are: (0, 0) is its upper left corner and (1, 1) its lower right
+one, whatever the canvas and whatever the size of the masks on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .matcher import Matches, PackedObjects, compute_dtype, to_device
+
+if TYPE_CHECKING:
+    from ..models.configuration_rfdetr import RFDETRConfig
+    from .criterion import LayerOutput
+
+OVERSAMPLING = 3
+UNCERTAIN_SHARE = 0.75
+
+# Cells of matched masks that exist at a time (unless one image has more), 256 MB in float32.
+_CELLS_AT_ONCE = 2**26
+
+
+class MaskFactors(NamedTuple):
+    """Masks of one layer as a product: mask = queries . features + bias.
+
+    Attributes:
+        features: (B, C, Hm, Wm), of the whole canvas.
+        queries: (B, G*q, C).
+        bias: (1,).
+        image_share: (B, 2) share of the canvas' (width, height) that is image; None where nothing is padded.
+    """
+
+    features: Tensor
+    queries: Tensor
+    bias: Tensor
+    image_share: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """All masks, (B, G*q, Hm, Wm)."""
+        return torch.einsum("bchw,bnc->bnhw", self.features, self.queries) + self.bias
+
+    def canvas_grid(self, points: Tensor, image: Tensor) -> Tensor:
+        """Points (M, P, 2) of the images `image` (M,) as `grid_sample` wants them.
+
+        Points in the outer half of a border cell read that cell alone: past the image's border there is nothing, even
+        where the canvas goes on.
+        """
+        if self.image_share is None:
+            return 2 * points - 1
+        share = self.image_share.to(points.dtype)[image][:, None]
+        size = torch.stack([torch.full_like(share[..., 0], side) for side in self.features.shape[:1:-1]], -1)
+        return 2 * (points * share).minimum(share - 0.5 / size) - 1
+
+
+class MaskTruth(NamedTuple):
+    """The true masks of a batch, end to end, each in its own size.
+
+    Attributes:
+        cells: (total,) uint8, non-zero = object.
+        start: (N,) where the mask of each object begins.
+        width, height: (N,).
+    """
+
+    cells: Tensor
+    start: Tensor
+    width: Tensor
+    height: Tensor
+
+    def read(self, target: Tensor, points: Tensor) -> Tensor:
+        """Whether the points (M or 1, P, 2) lie in the masks `target` (M,): 0 or 1 in the dtype of the points."""
+        width, height = self.width[target][:, None], self.height[target][:, None]
+        column = (points[..., 0] * width).long().clamp(min=0).minimum(width - 1)
+        row = (points[..., 1] * height).long().clamp(min=0).minimum(height - 1)
+        return (self.cells[self.start[target][:, None] + row * width + column] != 0).to(points.dtype)
+
+
+def draw_points(count: int, points: int, device: torch.device) -> Tensor:
+    """(count, points, 2) uniform in [0, 1), from torch's own generator of the device, which checkpoints cover."""
+    return torch.rand(count, points, 2, device=device)
+
+
+class MaskTerms:
+    """Matching cost and losses of masks: binary cross entropy and dice.
+
+    The cost of a pair reads `Hm * Wm / mask_point_sample_ratio` uniform points, the same for all pairs of a layer. The
+    loss reads as many (at least Hm), chosen for each pair as in PointRend (arXiv:1912.08193, section 3.1): of three
+    times as many uniform ones the 75 % whose logits are nearest to 0, and fresh uniform ones for the rest.
+
+    Terms of each layer, summed over the matched pairs: `loss_mask_ce`, the mean over the points of the cross entropy;
+    `loss_mask_dice`, 1 - (2 sum p t + 1) / (sum p + sum t + 1).
+
+    Without objects both are zeros connected to the factors.
+
+    Args:
+        config: read for mask_point_sample_ratio, mask_class_loss_coefficient and mask_dice_loss_coefficient.
+    """
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        self.sample_ratio = config.mask_point_sample_ratio
+        self.ce_weight = float(config.mask_class_loss_coefficient)
+        self.dice_weight = float(config.mask_dice_loss_coefficient)
+        self.coefficients = {"loss_mask_ce": self.ce_weight, "loss_mask_dice": self.dice_weight}
+
+    def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects) -> MaskTruth:
+        """Lay the masks of all images end to end.
+
+        Args:
+            targets: per image `masks` (n, h, w), bool or uint8 (non-zero = object), in any size; they cover the
+                un-padded image.
+            objects: the objects of the batch.
+
+        Raises:
+            ValueError: naming the image whose field 'masks' is missing or of another shape or type.
+        """
+        for index, (target, count) in enumerate(zip(targets, objects.counts, strict=True)):
+            _check_masks(f"labels of image {index} of the batch", target.get("masks"), count)
+        device, shapes = objects.boxes.device, [target["masks"].shape[-2:] for target in targets]
+        height, width = np.repeat(np.asarray(shapes, dtype=np.int64), objects.counts, axis=0).T.copy()
+        start = np.cumsum(height * width) - height * width
+        cells = torch.cat([target["masks"].to(device).view(torch.uint8).flatten() for target in targets])
+        return MaskTruth(cells, *to_device(np.stack((start, width, height)), device))
+
+    @torch.no_grad()
+    def pair_cost(self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: MaskTruth) -> Tensor:
+        """Weighted cost of each object with each query of its image: (N, rows of all layers side by side)."""
+        return torch.cat([self._layer_cost(layer.masks, objects, truth) for layer in layers], dim=1)
+
+    def _layer_cost(self, factors: MaskFactors, objects: PackedObjects, truth: MaskTruth) -> Tensor:
+        batch, _, height, width = factors.features.shape
+        device, dtype = objects.boxes.device, objects.boxes.dtype
+        points = draw_points(1, max(height * width // self.sample_ratio, 1), device)
+        everything = torch.arange(len(objects.labels), device=device)
+        wanted = truth.read(everything, points).to(dtype)
+        grid = factors.canvas_grid(points.expand(batch, -1, -1), torch.arange(batch, device=device))
+        features = _read_maps(factors.features.to(dtype), grid)
+        costs = [
+            self._image_cost(queries.to(dtype) @ read + factors.bias.to(dtype), own)
+            for queries, read, own in zip(factors.queries, features, wanted.split(objects.counts), strict=True)
+        ]
+        return torch.cat(costs)
+
+    def _image_cost(self, scores: Tensor, wanted: Tensor) -> Tensor:
+        """(Q, P) logits and (n, P) truth -> (n, Q)."""
+        cross_entropy = (F.softplus(scores).sum(1) - wanted @ scores.T) / scores.shape[1]
+        probability = scores.sigmoid()
+        overlap = 2 * (wanted @ probability.T) + 1
+        dice = 1 - overlap / (probability.sum(1) + wanted.sum(1)[:, None] + 1)
+        return self.ce_weight * cross_entropy + self.dice_weight * dice
+
+    def losses(
+        self,
+        layers: Sequence[LayerOutput],
+        objects: PackedObjects,
+        truth: MaskTruth,
+        matches: Matches,
+        num_groups: int,
+    ) -> dict[str, Tensor]:
+        """`loss_mask_ce` and `loss_mask_dice` of each layer, summed over the matched pairs."""
+        losses = {}
+        for layer, batch, query, target in zip(layers, *matches.split("batch", "query", "target"), strict=True):
+            limit = layer.logits.shape[1] // num_groups
+            per_image = [min(count, limit) * num_groups for count in objects.counts]
+            cross_entropy, dice = self._layer_losses(layer.masks, batch, query, target, per_image, truth)
+            losses[f"loss_mask_ce{layer.name_suffix}"] = cross_entropy
+            losses[f"loss_mask_dice{layer.name_suffix}"] = dice
+        return losses
+
+    def _layer_losses(
+        self,
+        factors: MaskFactors,
+        batch: Tensor,
+        query: Tensor,
+        target: Tensor,
+        per_image: list[int],
+        truth: MaskTruth,
+    ) -> tuple[Tensor, Tensor]:
+        if not sum(per_image):
+            dtype = compute_dtype(factors.features)
+            zero = sum(part[:0].sum() for part in (factors.features, factors.queries, factors.bias)).to(dtype)
+            return zero, zero
+        height, width = factors.features.shape[-2:]
+        count = max(height, height * width // self.sample_ratio)
+        queries = factors.queries[batch, query]
+        scores, points = [], []
+        for images, pairs in _runs(per_image, height * width):
+            mask = (queries[pairs], factors.features[images], factors.bias, per_image[images])
+            chosen = choose_points(factors, mask, batch[pairs], count)
+            grid = factors.canvas_grid(chosen, batch[pairs])
+            # The masks would be the largest tensors of the step: they are built again in the backward pass.
+            scores.append(checkpoint(_read_masks, mask, grid, use_reentrant=False, preserve_rng_state=False))
+            points.append(chosen)
+        scores, points = torch.cat(scores), torch.cat(points)
+        return point_losses(scores, truth.read(target, points).to(scores.dtype))
+
+
+def point_losses(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy (mean over the points) and dice, each summed over the pairs.
+
+    Args:
+        scores: (M, P) logits.
+        wanted: (M, P), 0 or 1.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(scores, wanted, reduction="none").mean(1).sum()
+    probability = scores.sigmoid()
+    dice = 1 - (2 * (probability * wanted).sum(1) + 1) / (probability.sum(1) + wanted.sum(1) + 1)
+    return cross_entropy, dice.sum()
+
+
+@torch.no_grad()
+def choose_points(
+    factors: MaskFactors, mask: tuple[Tensor, Tensor, Tensor, list[int]], image: Tensor, count: int
+) -> Tensor:
+    """Points (M, count, 2) for M pairs, most of them where the predicted mask is undecided.
+
+    Args:
+        factors: the layer that the pairs are of.
+        mask: what `_read_masks` takes.
+        image: (M,) image of each pair.
+        count: points of each pair.
+    """
+    pairs = len(image)
+    drawn = draw_points(pairs, OVERSAMPLING * count, image.device)
+    scores = _read_masks(mask, factors.canvas_grid(drawn, image))
+    uncertain = int(UNCERTAIN_SHARE * count)
+    nearest = scores.abs().topk(uncertain, dim=1, largest=False).indices
+    undecided = drawn.gather(1, nearest[..., None].expand(-1, -1, 2))
+    return torch.cat([undecided, draw_points(pairs, count - uncertain, image.device)], dim=1)
+
+
+def _runs(per_image: list[int], cells: int) -> Iterator[tuple[slice, slice]]:
+    """Consecutive images, and their pairs, whose masks of `cells` cells fit into memory together."""
+    first, pairs, end = 0, 0, 0
+    for image, count in enumerate(per_image):
+        if pairs and (pairs + count) * cells > _CELLS_AT_ONCE:
+            yield slice(first, image), slice(end - pairs, end)
+            first, pairs = image, 0
+        pairs, end = pairs + count, end + count
+    yield slice(first, len(per_image)), slice(end - pairs, end)
+
+
+def _read_masks(mask: tuple[Tensor, Tensor, Tensor, list[int]], grid: Tensor) -> Tensor:
+    """Logits (M, P) of the masks of M queries, image after image, at their points.
+
+    Args:
+        mask: queries (M, C), features (B, C, Hm, Wm), bias (1,), and the number of queries of each image.
+        grid: (M, P, 2) in [-1, 1].
+    """
+    queries, features, bias, per_image = mask
+    dtype = compute_dtype(features)
+    products = [
+        own.to(dtype) @ cells.to(dtype).flatten(1)
+        for own, cells in zip(queries.split(per_image), features, strict=True)
+    ]
+    dense = torch.cat(products).unflatten(1, features.shape[-2:]) + bias.to(dtype)
+    return _read_maps(dense[:, None], grid)[:, 0]
+
+
+def _read_maps(maps: Tensor, grid: Tensor) -> Tensor:
+    """Maps (M, C, h, w) at points (M, P, 2), bilinear with the border repeated: (M, C, P)."""
+    grid = grid.to(maps.dtype)[:, None]
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
+
+
+def _check_masks(where: str, masks: Tensor | None, count: int) -> None:
+    if masks is None:
+        raise ValueError(f"{where}: field 'masks' is missing: segmentation is trained on data with masks")
+    if masks.ndim != 3 or len(masks) != count or masks.dtype not in (torch.bool, torch.uint8) or 0 in masks.shape[1:]:
+        raise ValueError(
+            f"{where}: field 'masks' must be bool or uint8 of shape ({count}, h, w), one mask per class label, got "
+            f"{masks.dtype} {tuple(masks.shape)}"
+        )
