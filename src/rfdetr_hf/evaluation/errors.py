@@ -56,11 +56,12 @@ def error_types(evaluation: Evaluation, threshold: float) -> ErrorTypes:
     kind, target = _classify(evaluation, wrong)
     mended = _best_of_each_target(evaluation, kind, target)
     missed = _missed(evaluation, mended, 0.0)
-    base = _mean_ap(evaluation)
+    ranking = _ranking(evaluation, evaluation.matches.category)
+    base = _mean_ap(evaluation, ranking)
     cost = {}
     for number, name in enumerate(KINDS[:-1]):
-        cost[name] = _mean_ap(evaluation, kind == number, np.where(kind == number, mended, -1)) - base
-    cost["missed"] = _mean_ap(evaluation, missed=missed) - base
+        cost[name] = _mean_ap(evaluation, ranking, kind == number, np.where(kind == number, mended, -1)) - base
+    cost["missed"] = _mean_ap(evaluation, ranking, missed=missed) - base
     above = evaluation.matches.score >= np.float32(threshold)
     count = {name: int((kind == number).sum()) for number, name in enumerate(KINDS[:-1])}
     confident = {name: int((kind[above] == number).sum()) for number, name in enumerate(KINDS[:-1])}
@@ -127,8 +128,14 @@ def _missed(evaluation: Evaluation, spoken_for: np.ndarray, threshold: float) ->
     return missed
 
 
+def _ranking(evaluation: Evaluation, category: np.ndarray) -> np.ndarray:
+    """Order of the matches by category, then score: that of COCO's accumulation."""
+    return np.lexsort([-evaluation.matches.score, category])
+
+
 def _mean_ap(
     evaluation: Evaluation,
+    ranking: np.ndarray,
     dropped: np.ndarray | None = None,
     mended: np.ndarray | None = None,
     missed: np.ndarray | None = None,
@@ -137,6 +144,7 @@ def _mean_ap(
 
     Args:
         evaluation: the matches.
+        ranking: of all matches in their own categories.
         dropped: (n,) bool, detections to leave out unless they are mended.
         mended: (n,) objects that detections find after all, -1 for the rest; they take the class of the object.
         missed: (m,) bool, objects to take off the list.
@@ -147,9 +155,11 @@ def _mean_ap(
         hit = mended >= 0
         kept = kept & (~dropped | hit)
         right = right | hit
-        category = np.where(hit, truths.category[np.maximum(mended, 0)] if len(truths.id) else category, category)
-    order = np.flatnonzero(kept)
-    order = order[np.lexsort([-matches.score[order], category[order]])]
+        if hit.any():
+            category = category.copy()
+            category[hit] = truths.category[mended[hit]]
+            ranking = _ranking(evaluation, category) if (category != matches.category).any() else ranking
+    order = ranking[kept[ranking]]
     there = np.bincount(truths.category[~truths.ignored], minlength=len(evaluation.category_ids))
     wanted = there if missed is None else there - np.bincount(truths.category[missed], minlength=len(there))
     ends = np.searchsorted(category[order], np.arange(len(there) + 1))

@@ -11,7 +11,7 @@ from pycocotools import mask as mask_utils
 
 from .backends import Evaluation, run_lengths
 
-_PAIRS_AT_ONCE = 1 << 20
+_PAIRS_AT_ONCE = 1 << 16  # what the temporaries of numpy keep in a core's cache
 
 
 class Pairs(NamedTuple):
@@ -56,8 +56,7 @@ def overlaps(evaluation: Evaluation, matches: np.ndarray, truths: np.ndarray) ->
 
 def _box_overlap(evaluation: Evaluation, match: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Intersection over union in pycocotools' order of operations."""
-    rows = evaluation.detections.rows[evaluation.matches.row[match]]
-    x1, y1, x2, y2 = rows["box"].astype(np.float64).T
+    x1, y1, x2, y2 = evaluation.detections.rows["box"][evaluation.matches.row[match]].astype(np.float64).T
     w, h = x2 - x1, y2 - y1
     left, top, width, height = evaluation.truths.box[truth].T
     across = np.minimum(w + x1, width + left) - np.maximum(x1, left)

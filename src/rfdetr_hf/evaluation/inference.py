@@ -1,0 +1,247 @@
+"""Detectors as plain callables on images, and what makes more of one: flipped and scaled views, tiles of large images.
+
+A detector takes a list of PIL images and returns for each a dict `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy in
+pixels of that image. The ones here wrap another, and work with any.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Detections = dict[str, Tensor]
+Detector = Callable[..., list[Detections]]
+_FIELDS = ("scores", "labels", "boxes")
+_CUT_COMPETES_AT = 0.5
+_INSIDE = 0.7
+
+
+class ImageDetector:
+    """A model and its image processor as a detector.
+
+    Args:
+        model: takes what the processor makes; moved nowhere, so put it on its device first.
+        image_processor: with `size` {"height", "width"} and `post_process_object_detection`.
+        size_divisor: what the sides of scaled inputs must be multiples of.
+        post_process: (outputs, target_sizes) -> detections, for models that give more than boxes; default the
+            processor's `post_process_object_detection` without a threshold.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        image_processor: Any,
+        size_divisor: int = 1,
+        post_process: Callable[[Any, list[tuple[int, int]]], list[Detections]] | None = None,
+    ) -> None:
+        self.model = model
+        self.image_processor = image_processor
+        self.size_divisor = size_divisor
+        self.post_process = post_process or self._boxes
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Detections]:
+        """Detections of the images, on the CPU; `scale` changes the size of the model's input."""
+        size = {side: self._scaled(self.image_processor.size[side], scale) for side in ("height", "width")}
+        inputs = self.image_processor(list(images), size=size, return_tensors="pt")
+        parameter = next(self.model.parameters())
+        outputs = self.model.eval()(**{name: value.to(parameter.device) for name, value in inputs.items()})
+        found = self.post_process(outputs, [(image.height, image.width) for image in images])
+        return [{name: _to_cpu(value) for name, value in each.items()} for each in found]
+
+    def _scaled(self, side: int, scale: float) -> int:
+        return side if scale == 1 else max(round(side * scale / self.size_divisor), 1) * self.size_divisor
+
+    def _boxes(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[Detections]:
+        return self.image_processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
+
+
+class AugmentedDetector:
+    """Detections fused over views of an image: mirrored, and at other input sizes.
+
+    Args:
+        detect: a detector of boxes; called with `scale=` for scales other than 1.
+        flip: add the mirror image of each view.
+        scales: input sizes as shares of the detector's own.
+        iou: overlap from which detections of different views are one object.
+        top_k: detections kept per image.
+
+    Raises:
+        ValueError: no scale, or one that is not positive.
+    """
+
+    def __init__(
+        self, detect: Detector, flip: bool = True, scales: Sequence[float] = (1.0,), iou: float = 0.55, top_k: int = 300
+    ) -> None:
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales {list(scales)}: give one or more positive numbers.")
+        self.detect, self.flip, self.scales, self.iou, self.top_k = detect, flip, tuple(scales), iou, top_k
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Detections]:
+        """Fused detections of each image, best first."""
+        views = []
+        for scale in self.scales:
+            options = {} if scale == 1 else {"scale": scale}
+            views.append(self.detect(images, **options))
+            if self.flip:
+                mirrored = self.detect([ImageOps.mirror(image) for image in images], **options)
+                views.append([_unmirrored(each, image.width) for each, image in zip(mirrored, images, strict=True)])
+        return [fuse_views(each, self.iou, self.top_k) for each in zip(*views, strict=True)]
+
+
+class TiledDetector:
+    """Detections of an image and of overlapping tiles of it, for small objects on large images.
+
+    Args:
+        detect: a detector of boxes.
+        tile: side of a tile in pixels; images that fit into one tile are not cut.
+        overlap: share of a tile that its neighbour covers too; objects up to that size are whole in some tile.
+        iou: overlap from which two detections of a class are one.
+        top_k: detections kept per image.
+        batch_size: tiles that the detector gets at once.
+
+    Raises:
+        ValueError: a tile below 32 pixels, or an overlap outside [0, 0.9].
+    """
+
+    def __init__(
+        self,
+        detect: Detector,
+        tile: int = 640,
+        overlap: float = 0.2,
+        iou: float = 0.5,
+        top_k: int = 300,
+        batch_size: int = 8,
+    ) -> None:
+        if tile < 32 or not 0 <= overlap <= 0.9:
+            raise ValueError(f"tile={tile}, overlap={overlap}: tiles have 32 pixels or more, overlap is in [0, 0.9].")
+        self.detect, self.tile, self.overlap, self.iou = detect, tile, overlap, iou
+        self.top_k, self.batch_size = top_k, batch_size
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Detections]:
+        """Merged detections of each image, best first."""
+        return [self._merged(image) for image in images]
+
+    def _merged(self, image: Image.Image) -> Detections:
+        frames = tile_frames(image.width, image.height, self.tile, self.overlap)
+        parts = []
+        for start in range(0, len(frames), self.batch_size):
+            batch = frames[start : start + self.batch_size]
+            found = self.detect([image.crop(frame) for frame in batch])
+            parts += [_placed(each, frame, image.size) for each, frame in zip(found, batch, strict=True)]
+        merged = {name: torch.cat([part[name] for part in parts]) for name in (*_FIELDS, "cut")}
+        return merge_tiles(merged, self.iou, self.top_k)
+
+
+def tile_frames(width: int, height: int, tile: int, overlap: float) -> list[tuple[int, int, int, int]]:
+    """The whole image, then tiles (left, top, right, bottom) that cover it; the last of a row ends at the border."""
+    whole = (0, 0, width, height)
+    if width <= tile and height <= tile:
+        return [whole]
+    columns, rows = _starts(width, tile, overlap), _starts(height, tile, overlap)
+    return [whole] + [(x, y, min(x + tile, width), min(y + tile, height)) for y in rows for x in columns]
+
+
+def fuse_views(views: Sequence[Detections], iou: float = 0.55, top_k: int = 300) -> Detections:
+    """Weighted box fusion (Solovyev et al. 2021, arXiv:1910.13302) within each class.
+
+    In the order of the scores each detection joins the object it overlaps most, if that is by `iou` and the object has
+    none of its view yet, or else starts an object. An object's box is the mean of its detections weighted by their
+    scores; its score is their sum over the number of views, so that what one view alone sees counts less.
+    """
+    _only_boxes(views)
+    scores, labels, boxes = (torch.cat([view[name] for view in views]).double().numpy() for name in _FIELDS)
+    view = np.repeat(np.arange(len(views)), [len(each["scores"]) for each in views])
+    order = np.argsort(-scores, kind="stable")
+    fused, weight, label, seen = np.zeros((len(order), 4)), np.zeros(len(order)), np.full(len(order), -1.0), []
+    for i in order:
+        near = np.where(label[: len(seen)] == labels[i], _iou(boxes[i], fused[: len(seen)]), 0.0)
+        near[[n for n in np.flatnonzero(near >= iou) if view[i] in seen[n]]] = 0.0
+        at = int(near.argmax()) if len(near) and near.max() >= iou else len(seen)
+        if at == len(seen):
+            seen.append(set())
+        label[at] = labels[i]
+        share = scores[i] / (weight[at] + scores[i]) if scores[i] > 0 else float(not seen[at])
+        fused[at] += share * (boxes[i] - fused[at])
+        weight[at] += scores[i]
+        seen[at].add(view[i])
+    count = len(seen)
+    best = np.argsort(-weight[:count], kind="stable")[:top_k]
+    return _as_tensors(weight[best] / len(views), label[best], fused[best])
+
+
+def merge_tiles(found: Mapping[str, Tensor], iou: float = 0.5, top_k: int = 300) -> Detections:
+    """Suppression within each class that knows of boxes cut off by a tile's border.
+
+    A detection goes if a better one of its class overlaps it by `iou`; also if one of the two is cut and 70 % of the
+    smaller lie in the other. Cut boxes compete at half their score, so that a whole box wins over its pieces.
+
+    Args:
+        found: `scores`, `labels`, `boxes` and `cut` (n,) bool of one image.
+        iou: overlap from which two detections are one.
+        top_k: detections kept.
+    """
+    scores, labels, boxes = (found[name].double().numpy() for name in _FIELDS)
+    cut = found["cut"].numpy()
+    order = np.argsort(-scores * np.where(cut, _CUT_COMPETES_AT, 1.0), kind="stable")
+    kept: list[int] = []
+    for i in order:
+        rivals = np.array([k for k in kept if labels[k] == labels[i]], dtype=np.int64)
+        same = _iou(boxes[i], boxes[rivals]) >= iou
+        inside = (cut[i] | cut[rivals]) & (_iou(boxes[i], boxes[rivals], of_smaller=True) >= _INSIDE)
+        if not (same | inside).any():
+            kept.append(int(i))
+    best = np.array(kept, dtype=np.int64)
+    best = best[np.argsort(-scores[best], kind="stable")][:top_k]
+    return _as_tensors(scores[best], labels[best], boxes[best])
+
+
+def _starts(length: int, tile: int, overlap: float) -> list[int]:
+    step = max(round(tile * (1 - overlap)), 1)
+    last = max(length - tile, 0)
+    return [*range(0, last, step), last]
+
+
+def _placed(found: Detections, frame: tuple[int, int, int, int], size: tuple[int, int]) -> Detections:
+    """Boxes of a tile in pixels of the image, and which of them touch a border that is not the image's."""
+    _only_boxes([found])
+    left, top, right, bottom = frame
+    boxes = found["boxes"] + torch.tensor([left, top, left, top], dtype=found["boxes"].dtype)
+    inner = torch.tensor([left > 0, top > 0, right < size[0], bottom < size[1]])
+    touches = (boxes - torch.tensor(frame)).abs() < 1.5
+    return {**{name: found[name] for name in _FIELDS}, "boxes": boxes, "cut": (touches & inner).any(dim=1)}
+
+
+def _unmirrored(found: Detections, width: int) -> Detections:
+    boxes = found["boxes"].clone()
+    boxes[:, [0, 2]] = width - found["boxes"][:, [2, 0]]
+    return {**found, "boxes": boxes}
+
+
+def _only_boxes(views: Sequence[Mapping[str, Tensor]]) -> None:
+    extra = sorted({name for view in views for name in view} & {"masks", "keypoints"})
+    if extra:
+        raise ValueError(f"Views and tiles are merged for boxes alone, but the detector gives {', '.join(extra)}.")
+
+
+def _iou(box: np.ndarray, others: np.ndarray, of_smaller: bool = False) -> np.ndarray:
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = np.maximum(sides, 0).prod(axis=1)
+    own, their = (box[2:] - box[:2]).prod(), (others[:, 2:] - others[:, :2]).prod(axis=1)
+    whole = np.minimum(own, their) if of_smaller else own + their - shared
+    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+
+
+def _as_tensors(scores: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> Detections:
+    return {
+        "scores": torch.from_numpy(scores).float(),
+        "labels": torch.from_numpy(labels).long(),
+        "boxes": torch.from_numpy(boxes).float(),
+    }
+
+
+def _to_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value

@@ -1,0 +1,158 @@
+"""An evaluation as files: metrics, tables and detections always; curves and one HTML page where they are asked for."""
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from PIL import Image
+
+from ..data.schema import decode_image, undecoded
+from .coco import CocoEvaluator
+from .detection import DetectionAnalysis
+from .plots import LEGEND, draw_errors, save_plots
+from .tables import aligned, class_cells, error_cells, scores_table, write_class_csv
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2430; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.6em; } h2 { margin-top: 2em; border-bottom: 1px solid #dde2ea; padding-bottom: .2em; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; } th { background: #f2f4f8; }
+td, th { padding: .25em .8em; text-align: right; } td:first-child, th:first-child { text-align: left; }
+tr:nth-child(even) td { background: #fafbfc; }
+.row { display: flex; flex-wrap: wrap; gap: 1em; } .row img { flex: 1 1 480px; max-width: 100%; }
+figure { margin: 1.5em 0; } figure img { max-width: 100%; } figcaption, .note { color: #5a6474; }
+.swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; vertical-align: -1px; }
+"""
+
+
+def write_results(
+    evaluator: CocoEvaluator, folder: str | Path, category_ids: Sequence[int] | None = None
+) -> dict[str, float]:
+    """Writes metrics.json, per_class.csv, errors.txt and predictions.json; returns the metrics.
+
+    Args:
+        evaluator: after its updates (and `gather`).
+        folder: made where it is not there.
+        category_ids: original category id by label, for predictions.json.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    analysis = evaluator.analyze()
+    metrics = evaluator.compute() | analysis.summary()
+    _write_json(metrics, folder / "metrics.json", indent=2)
+    write_class_csv(analysis.per_class(), folder / "per_class.csv")
+    (folder / "errors.txt").write_text(aligned(error_cells(analysis)) + "\n", encoding="utf-8")
+    _write_json(evaluator.predictions_json(category_ids), folder / "predictions.json")
+    return metrics
+
+
+def write_report(
+    evaluator: CocoEvaluator,
+    folder: str | Path,
+    dataset: Dataset | None = None,
+    title: str = "Evaluation",
+    num_images: int = 12,
+) -> Path:
+    """Writes the curves as PNG files, the worst images as JPEG files, and report.html with all of it inside.
+
+    Args:
+        evaluator: after its updates (and `gather`).
+        folder: made where it is not there.
+        dataset: with the images; without it no images are drawn.
+        title: of the page.
+        num_images: of the worst images that are drawn.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        ImportError: matplotlib is not installed (extra `plots`).
+    """
+    folder = Path(folder)
+    analysis = evaluator.analyze()
+    plots = save_plots(analysis, folder)
+    pictures = _draw_worst(analysis, folder, dataset, num_images) if dataset is not None else []
+    page = folder / "report.html"
+    page.write_text(_page(title, evaluator, analysis, plots, pictures), encoding="utf-8")
+    return page
+
+
+def image_reader(dataset: Dataset) -> Callable[[int], Image.Image]:
+    """Reads the upright image of an image id."""
+    rows, row_of = undecoded(dataset.with_format(None)), {}
+    for row, image_id in enumerate(dataset.with_format(None)["image_id"]):
+        row_of[image_id] = row
+    return lambda image_id: decode_image(rows[row_of[image_id]])
+
+
+def _draw_worst(analysis: DetectionAnalysis, folder: Path, dataset: Dataset, limit: int) -> list[tuple[Path, str]]:
+    """Paths of the pictures and captions."""
+    read, pictures = image_reader(dataset), []
+    (folder / "worst_images").mkdir(exist_ok=True)
+    for rank, errors in enumerate(analysis.worst_images(limit), start=1):
+        path = folder / "worst_images" / f"{rank:02d}_image_{errors.image_id}.jpg"
+        draw_errors(analysis, read(errors.image_id), errors.image_id).save(path, quality=88)
+        right, wrong, missed = errors[1:]
+        pictures.append((path, f"Image {errors.image_id}: {right} right, {wrong} wrong, {missed} missed"))
+    return pictures
+
+
+def _page(
+    title: str,
+    evaluator: CocoEvaluator,
+    analysis: DetectionAnalysis,
+    plots: Sequence[Path],
+    pictures: Sequence[tuple[Path, str]],
+) -> str:
+    truths, best = analysis.evaluation.truths, analysis.summary()
+    images = len(evaluator.image_ids)
+    lines = [
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title><style>{_STYLE}</style>",
+        f"<h1>{escape(title)}</h1><p>{images} images, {int((~truths.ignored).sum())} objects, "
+        f"{len(analysis.evaluation.category_ids)} classes. {_advice(analysis)}</p>",
+        "<h2>Scores</h2><pre>" + escape(scores_table(evaluator.compute())) + "</pre>",
+        f"<p>At the score threshold {best['score_threshold']:.2f}, which has the best mean F1: precision "
+        f"{best['precision']:.3f}, recall {best['recall']:.3f}, F1 {best['f1']:.3f} (mean over classes, IoU .50).</p>",
+        "<h2>Classes</h2>" + _html_table(class_cells(analysis.per_class())),
+        "<h2>Errors</h2><p class='note'>What AP50 would gain if one type of error were mended alone, and how often "
+        "each happens at the threshold and among all detections.</p>" + _html_table(error_cells(analysis)),
+        "<h2>Curves and confusion</h2><div class='row'>" + "".join(_embedded(path) for path in plots) + "</div>",
+    ]
+    if pictures:
+        swatches = (f"<span class='swatch' style='background:{c}'></span>{escape(t)}" for t, c in LEGEND.items())
+        lines.append(f"<h2>Worst images</h2><p class='note'>Most errors first. {''.join(swatches)}</p>")
+        lines += [f"<figure>{_embedded(p)}<figcaption>{escape(text)}</figcaption></figure>" for p, text in pictures]
+    return "\n".join(lines) + "</html>\n"
+
+
+def _advice(analysis: DetectionAnalysis) -> str:
+    """The dearest error in a sentence."""
+    errors = analysis.errors
+    kind = max(errors.cost, key=errors.cost.__getitem__)
+    if errors.cost[kind] <= 0:
+        return "No type of error costs any AP50."
+    return (
+        f"AP50 is {errors.map_50:.3f}; the dearest errors are of the type <b>{kind}</b>: without them AP50 would be "
+        f"{errors.map_50 + errors.cost[kind]:.3f}."
+    )
+
+
+def _html_table(cells: Sequence[Sequence[str]]) -> str:
+    head, *body = (
+        "".join(f"<{'td' if n else 'th'}>{escape(c)}</{'td' if n else 'th'}>" for c in row)
+        for n, row in enumerate(cells)
+    )
+    return f"<table><tr>{'</tr><tr>'.join([head, *body])}</tr></table>"
+
+
+def _embedded(path: Path) -> str:
+    kind = "png" if path.suffix == ".png" else "jpeg"
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f"<img alt='{escape(path.stem)}' src='data:image/{kind};base64,{data}'>"
+
+
+def _write_json(value: Mapping[str, Any] | Sequence[Any], path: Path, indent: int | None = None) -> None:
+    path.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
