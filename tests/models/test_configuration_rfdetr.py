@@ -18,7 +18,10 @@ PUBLISHED = {
 
 
 def test_every_published_variant_is_listed():
-    assert RFDETRConfig.variants() == list(PUBLISHED)
+    variants = RFDETRConfig.variants()
+    assert {name: variants[name].parameters for name in PUBLISHED} == {name: PUBLISHED[name][1] for name in PUBLISHED}
+    assert variants["seg-nano"] == ("segmentation", 312, 33_577_475, "Apache-2.0")
+    assert variants["keypoint-preview"].task == "keypoints"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

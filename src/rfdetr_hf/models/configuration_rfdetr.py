@@ -1,9 +1,11 @@
 """The configuration of RF-DETR models and the table of published variants."""
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
+
+from .plain_config import complete_plain_config
 
 MODEL_TYPE = "rf_detr"
 # Plain transformers knows `rf_detr` with the level P4 alone. A model with other levels says another type, so that a
@@ -324,24 +326,25 @@ class RFDETRConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict]:
-        """Read `config.json`.
+        """Read `config.json`, ours or that of plain transformers (see `complete_plain_config`).
 
         Raises:
-            ValueError: if it describes a model of another type.
+            ValueError: if it describes a model of another type, or lacks what every model has.
         """
         fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        found = fields.get("model_type", MODEL_TYPE)
+        found = fields.get("model_type") or MODEL_TYPE
         _require(
             found in _MODEL_TYPES,
             f"{pretrained_model_name_or_path}: config.json has model_type {found!r}, and RFDETRConfig reads "
             f"{', '.join(map(repr, _MODEL_TYPES))}. Is this an RF-DETR checkpoint?",
         )
+        fields = complete_plain_config(fields, str(pretrained_model_name_or_path))
         return {**fields, "model_type": MODEL_TYPE}, kwargs
 
     @classmethod
-    def variants(cls) -> list[str]:
-        """Names that `from_variant` knows."""
-        return list(_VARIANTS)
+    def variants(cls) -> dict[str, "Variant"]:
+        """The published variants by the names that `from_variant` knows."""
+        return {name: Variant.of(name) for name in _VARIANTS}
 
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> "RFDETRConfig":
@@ -372,6 +375,30 @@ class RFDETRConfig(PreTrainedConfig):
     @classmethod
     def _known_fields(cls) -> set[str]:
         return set(cls.__dataclass_fields__) | {"num_labels"}
+
+
+class Variant(NamedTuple):
+    """A published variant.
+
+    Attributes:
+        task: "detection", "segmentation" or "keypoints".
+        resolution: Side of the square input in pixels.
+        parameters: Number of parameters with the published 91 class logits.
+        license: Licence of the published weights.
+    """
+
+    task: str
+    resolution: int
+    parameters: int
+    license: str
+
+    @classmethod
+    def of(cls, name: str) -> "Variant":
+        """The row of the variant `name`."""
+        model_class = _VARIANTS[name].get("architectures", [""])[0]
+        task = "segmentation" if "Segmentation" in model_class else "detection"
+        task = "keypoints" if "Keypoint" in model_class else task
+        return cls(task, _VARIANTS[name]["resolution"], _PARAMETERS[name], "Apache-2.0")
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
@@ -479,4 +506,21 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "class_loss_coefficient": 2,
         "backbone_config": {"patch_size": 12},
     },
+}
+
+_PARAMETERS: dict[str, int] = {
+    "nano": 30_467_298,
+    "small": 32_111_170,
+    "medium": 33_687_458,
+    "base": 32_174_530,
+    "large": 33_933_218,
+    "large-deprecated": 135_637_474,
+    "seg-preview": 34_153_555,
+    "seg-nano": 33_577_475,
+    "seg-small": 33_711_107,
+    "seg-medium": 35_694_259,
+    "seg-large": 35_873_971,
+    "seg-xlarge": 38_113_635,
+    "seg-2xlarge": 38_648_163,
+    "keypoint-preview": 41_044_470,
 }

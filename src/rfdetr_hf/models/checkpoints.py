@@ -1,0 +1,389 @@
+"""Files of the official package (rfdetr): `.pth`, `.pt` and Lightning `.ckpt`, in and out.
+
+Classes. The official head has a row more than classes. In a fine-tuned model the classes are the rows 0, 1, ... and the
+last row is never trained for; in the published COCO weights the row is the category id, 1 to 90, with gaps. Here every
+row is a label: the rows stay as they are, so that logits are equal, and a row without a class is called "N/A".
+"""
+
+import argparse
+import logging
+import pickle
+import re
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .configuration_rfdetr import RFDETRConfig
+from .pretrained import override_config
+from .pretrained_adapt import (
+    UNUSED_LABEL,
+    append_unused_row,
+    count_decoder_layers,
+    count_encoder_blocks,
+    count_groups,
+    projector_scales,
+    select_class_rows,
+    task_of,
+)
+from .pretrained_layouts import PATCH_KERNEL, POSITIONS
+
+if TYPE_CHECKING:
+    from .modeling_rfdetr import RFDETRPreTrainedModel
+
+logger = logging.getLogger("rfdetr_hf")
+
+# Plain containers that official files are known to hold. Nothing here runs code when it is built.
+SAFE_GLOBALS = [
+    argparse.Namespace,
+    types.SimpleNamespace,
+    PosixPath,
+    PurePosixPath,
+    WindowsPath,
+    PureWindowsPath,
+]
+OWN_KEY = "rfdetr_hf"
+# Far below any logit and within float16: the sigmoid is exactly 0.
+UNUSED_BIAS = -1e4
+OFFICIAL_CLASSES = {
+    "nano": "RFDETRNano",
+    "small": "RFDETRSmall",
+    "medium": "RFDETRMedium",
+    "base": "RFDETRBase",
+    "large": "RFDETRLarge",
+    "large-deprecated": "RFDETRLargeDeprecated",
+    "seg-preview": "RFDETRSegPreview",
+    "seg-nano": "RFDETRSegNano",
+    "seg-small": "RFDETRSegSmall",
+    "seg-medium": "RFDETRSegMedium",
+    "seg-large": "RFDETRSegLarge",
+    "seg-xlarge": "RFDETRSegXLarge",
+    "seg-2xlarge": "RFDETRSeg2XLarge",
+    "keypoint-preview": "RFDETRKeypointPreview",
+}
+# Names of the categories 1 to 90 of COCO; 0 and the ids that are missing here have no category.
+_COCO = (
+    "1 person,2 bicycle,3 car,4 motorcycle,5 airplane,6 bus,7 train,8 truck,9 boat,10 traffic light,11 fire hydrant,"
+    "13 stop sign,14 parking meter,15 bench,16 bird,17 cat,18 dog,19 horse,20 sheep,21 cow,22 elephant,23 bear,"
+    "24 zebra,25 giraffe,27 backpack,28 umbrella,31 handbag,32 tie,33 suitcase,34 frisbee,35 skis,36 snowboard,"
+    "37 sports ball,38 kite,39 baseball bat,40 baseball glove,41 skateboard,42 surfboard,43 tennis racket,44 bottle,"
+    "46 wine glass,47 cup,48 fork,49 knife,50 spoon,51 bowl,52 banana,53 apple,54 sandwich,55 orange,56 broccoli,"
+    "57 carrot,58 hot dog,59 pizza,60 donut,61 cake,62 chair,63 couch,64 potted plant,65 bed,67 dining table,"
+    "70 toilet,72 tv,73 laptop,74 mouse,75 remote,76 keyboard,77 cell phone,78 microwave,79 oven,80 toaster,81 sink,"
+    "82 refrigerator,84 book,85 clock,86 vase,87 scissors,88 teddy bear,89 hair drier,90 toothbrush"
+)
+COCO_LABELS = {int(item.split(" ", 1)[0]): item.split(" ", 1)[1] for item in _COCO.split(",")}
+
+
+class OfficialCheckpoint(NamedTuple):
+    """What a file of the official package holds.
+
+    Attributes:
+        state: Tensors under their official names.
+        fields: What the file says about model and training, from `args`, `hyper_parameters` and `model_config`.
+        model_name: Name of the official model class, if the file tells.
+        config: Our own configuration, if `save_official` wrote the file.
+        origin: The file's name, for messages.
+    """
+
+    state: dict[str, Tensor]
+    fields: dict[str, Any]
+    model_name: str | None
+    config: dict[str, Any] | None
+    origin: str
+
+
+def read_official(source: str | Path | Mapping[str, Any], use_ema: bool = False) -> OfficialCheckpoint:
+    """Read a checkpoint of the official package. Nothing in the file is executed.
+
+    Args:
+        source: A `.pth`, `.pt` or `.ckpt` file, or the dictionary that such a file holds.
+        use_ema: Take the averaged weights that the file holds beside the others.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for an unsafe or damaged file, an unknown layout, or no averaged weights where they are asked for.
+    """
+    origin = "the dictionary" if isinstance(source, Mapping) else str(source)
+    payload = source if isinstance(source, Mapping) else _load_safely(Path(source))
+    if not isinstance(payload, Mapping):
+        raise ValueError(f"{origin} holds a {type(payload).__name__}, not a dictionary with the entry 'model'.")
+    own = payload.get(OWN_KEY) or {}
+    fields = {**_as_fields(payload.get("hyper_parameters")), **_as_fields(payload.get("args"))}
+    fields |= _as_fields(payload.get("model_config"))
+    state = _averaged_state(payload, origin) if use_ema else _regular_state(payload, origin)
+    if any(name.startswith("backbone.0.encoder.base_model.") for name in state):
+        raise ValueError(f"{origin} was written by a LoRA run: merge the adapters with the official package first.")
+    return OfficialCheckpoint(state, fields, payload.get("model_name"), own.get("config"), origin)
+
+
+def _load_safely(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint file {path}.")
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        unsafe = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class|operand)[: ]+(\S+)", str(error))
+        reason = f"it would import {unsafe[1] or unsafe[2]}" if unsafe else str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is not loaded, because it holds more than tensors and plain values: {reason}. Such a file can run "
+            "any code. If you trust its source, load it there and save its 'model' and 'args' as plain values."
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is no complete torch file ({str(error).splitlines()[0]}): get it again.") from error
+
+
+def _as_fields(entry: Any) -> dict[str, Any]:
+    if entry is None:
+        return {}
+    return dict(entry) if isinstance(entry, Mapping) else dict(vars(entry))
+
+
+def _regular_state(payload: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
+    if isinstance(payload.get("model"), Mapping):
+        return _clean(payload["model"])
+    lightning = payload.get("state_dict")
+    if isinstance(lightning, Mapping):
+        state = _clean({name: tensor for name, tensor in lightning.items() if name.startswith("model.")})
+        if state:
+            return state
+    raise ValueError(
+        f"{origin} has the entries {sorted(map(str, payload))[:8]}: neither 'model' nor a 'state_dict' with names that "
+        "start with 'model.'. Is it a checkpoint of rfdetr?"
+    )
+
+
+def _averaged_state(payload: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
+    for key in ("ema_model", "legacy_ema_state_dict"):
+        if isinstance(payload.get(key), Mapping):
+            return _clean(payload[key])
+    for callback in (payload.get("callbacks") or {}).values():
+        averaged = callback.get("average_model_state_dict") if isinstance(callback, Mapping) else None
+        if averaged:
+            return _clean({name: tensor for name, tensor in averaged.items() if name.startswith("module.")})
+    raise ValueError(
+        f"{origin} holds no averaged weights beside its weights: use use_ema=False. (checkpoint_best_ema.pth holds "
+        "averaged weights as its only ones.)"
+    )
+
+
+def _clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors alone, without the prefixes of wrappers and without the states of float8 kernels."""
+    cleaned = {}
+    for name, tensor in state.items():
+        while (short := re.sub(r"^(module|model|_orig_mod)\.", "", name)) != name:
+            name = short
+        if isinstance(tensor, Tensor) and not name.endswith("_extra_state"):
+            cleaned[name] = tensor
+    return cleaned
+
+
+def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) -> RFDETRConfig:
+    """The configuration of the model in an official file, without any adaptation.
+
+    What tensors tell is taken from the tensors, what they cannot tell (windows, heads, taps, resolution) from the
+    settings in the file, and what is missing there from the published variant that fits.
+
+    Raises:
+        ValueError: if no variant, or more than one, fits and `variant` is not given.
+    """
+    if checkpoint.config is not None:
+        own = RFDETRConfig.from_dict({**checkpoint.config, "model_type": RFDETRConfig.model_type})
+        _drop_appended_row(checkpoint.state, own.num_labels)
+        return own
+    name = variant or _variant_of(checkpoint)
+    base = RFDETRConfig.from_variant(name)
+    fields, state = checkpoint.fields, checkpoint.state
+    groups, levels = count_groups(state), projector_scales(state)
+    heads = fields.get("ca_nheads", base.decoder_cross_attention_heads)
+    samples = state["transformer.decoder.layers.0.cross_attn.attention_weights.bias"].shape[0]
+    overrides = {
+        "group_detr": groups,
+        "num_queries": state["query_feat.weight"].shape[0] // groups,
+        "decoder_layers": count_decoder_layers(state),
+        "d_model": state["query_feat.weight"].shape[1],
+        "intermediate_size": 4 * state["query_feat.weight"].shape[1],
+        "decoder_ffn_dim": state["transformer.decoder.layers.0.linear1.weight"].shape[0],
+        "projector_scales": levels,
+        "decoder_self_attention_heads": fields.get("sa_nheads", base.decoder_self_attention_heads),
+        "decoder_cross_attention_heads": heads,
+        "decoder_n_points": samples // (heads * len(levels)),
+        "mask_downsample_ratio": fields.get("mask_downsample_ratio", base.mask_downsample_ratio),
+        "id2label": official_labels(state["class_embed.bias"].shape[0], fields.get("class_names")),
+        "backbone_config": _encoder_fields(checkpoint, base),
+    }
+    if task_of(state) == "keypoints":
+        overrides["num_keypoints_per_class"] = state["_kp_active_mask"].sum(1).tolist()
+    return override_config(base, {**overrides, "resolution": _resolution(checkpoint, base)})
+
+
+def _drop_appended_row(state: dict[str, Tensor], num_labels: int) -> None:
+    """Undo what `official_payload` did to the class heads."""
+    if state["class_embed.bias"].shape[0] == num_labels + 1:
+        select_class_rows(state, range(num_labels))
+
+
+def _encoder_fields(checkpoint: OfficialCheckpoint, base: RFDETRConfig) -> dict[str, Any]:
+    state, fields = checkpoint.state, checkpoint.fields
+    kernel, table = state[PATCH_KERNEL], state[POSITIONS]
+    taps = fields.get("out_feature_indexes") or base.backbone_config.out_indices
+    return {
+        "hidden_size": kernel.shape[0],
+        "num_attention_heads": kernel.shape[0] // 64,
+        "num_channels": kernel.shape[1],
+        "patch_size": kernel.shape[-1],
+        "num_hidden_layers": count_encoder_blocks(state),
+        "image_size": round((table.shape[1] - 1) ** 0.5) * kernel.shape[-1],
+        "num_windows": fields.get("num_windows", base.backbone_config.num_windows),
+        "out_indices": list(taps),
+    }
+
+
+def _resolution(checkpoint: OfficialCheckpoint, base: RFDETRConfig) -> int:
+    """As the file says; else that of the position table where the variant's table fits its resolution."""
+    if checkpoint.fields.get("resolution"):
+        return int(checkpoint.fields["resolution"])
+    if base.backbone_config.image_size != base.resolution:
+        return base.resolution
+    patch, rows = checkpoint.state[PATCH_KERNEL].shape[-1], checkpoint.state[POSITIONS].shape[1]
+    return round((rows - 1) ** 0.5) * patch
+
+
+def _variant_of(checkpoint: OfficialCheckpoint) -> str:
+    """The variant that the file names, or the only one, or the best fitting one, with its shapes."""
+    for name, official in OFFICIAL_CLASSES.items():
+        if checkpoint.model_name == official and name in RFDETRConfig.variants():
+            return name
+    try:
+        fitting = dict(_fitting_variants(checkpoint.state))
+    except KeyError as error:
+        raise ValueError(f"{checkpoint.origin} is no RF-DETR checkpoint: the tensor {error} is missing.") from error
+    known = {"num_windows", "out_feature_indexes", "resolution", "sa_nheads", "ca_nheads"} <= set(checkpoint.fields)
+    exact = [name for name, same_table in fitting.items() if same_table]
+    candidates = exact if len(exact) == 1 else list(fitting)
+    if not candidates or (len(candidates) > 1 and not known and not exact):
+        raise ValueError(
+            f"cannot tell which variant {checkpoint.origin} holds (fitting: {', '.join(candidates) or 'none'}): give "
+            f"variant=, one of {', '.join(RFDETRConfig.variants())}."
+        )
+    return (exact or candidates)[0]
+
+
+def _fitting_variants(state: Mapping[str, Tensor]) -> Iterator[tuple[str, bool]]:
+    """Variants of the task with the same encoder, patches, widths and levels, and whether the position table is equal.
+
+    Of these the ones with as many decoder layers come alone, if there are any.
+    """
+    layers = count_decoder_layers(state)
+    rows = state[POSITIONS].shape[1]
+    facts = (*state[PATCH_KERNEL].shape[::3], state["query_feat.weight"].shape[1], projector_scales(state))
+    found = []
+    for name, variant in RFDETRConfig.variants().items():
+        config = RFDETRConfig.from_variant(name)
+        encoder = config.backbone_config
+        own = (encoder.hidden_size, encoder.patch_size, config.d_model, config.projector_scales)
+        if variant.task == task_of(state) and own == facts:
+            found.append((name, encoder.position_grid**2 + 1 == rows, config.decoder_layers == layers))
+    same_depth = [item for item in found if item[2]]
+    yield from ((name, same_table) for name, same_table, _ in same_depth or found)
+
+
+def official_labels(rows: int, class_names: Any = None) -> dict[int, str]:
+    """Names of the rows of an official class head. A row without a class is called "N/A".
+
+    Args:
+        rows: Rows of the head.
+        class_names: What the file says: a list of names, or None.
+    """
+    names = [class_names] if isinstance(class_names, str) else [str(name) for name in class_names or ()]
+    if rows == 91 and (not names or names == list(COCO_LABELS.values())):
+        return {row: COCO_LABELS.get(row, UNUSED_LABEL) for row in range(rows)}
+    if not names:
+        return {row: f"LABEL_{row}" for row in range(rows)}
+    return {row: names[row] if row < len(names) else UNUSED_LABEL for row in range(rows)}
+
+
+def without_unused_rows(state: dict[str, Tensor], config: RFDETRConfig) -> RFDETRConfig:
+    """Drop the class rows that are called "N/A" from `state`, in place, and from the configuration."""
+    kept = [row for row, name in sorted(config.id2label.items()) if name != UNUSED_LABEL]
+    if not kept:
+        raise ValueError('all class rows are called "N/A": none would be left.')
+    select_class_rows(state, kept)
+    return override_config(config, {"id2label": {new: config.id2label[row] for new, row in enumerate(kept)}})
+
+
+def official_payload(model: "RFDETRPreTrainedModel") -> dict[str, Any]:
+    """What `save_official` writes: `model`, `args`, `model_name` and `model_config` as rfdetr 1.11 reads them.
+
+    A class head without an "N/A" row at its end, other than COCO's, gets a row more, which the official package
+    expects; it is never selected. Our own configuration is added under `rfdetr_hf`, so that nothing is lost on the
+    way back.
+    """
+    config, state = model.config, {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    labels = [name for _, name in sorted(config.id2label.items())]
+    if labels[-1] != UNUSED_LABEL and config.id2label != official_labels(91):
+        append_unused_row(state, UNUSED_BIAS)
+    else:
+        labels = list(COCO_LABELS.values()) if config.id2label == official_labels(91) else labels[:-1]
+    state.setdefault("_kp_active_mask", torch.zeros(0, 0, dtype=torch.bool))
+    fields = _official_fields(config, state)
+    args = argparse.Namespace(**fields, class_names=labels, pretrain_weights=None)
+    payload = {"model": state, "args": args, "model_config": fields, OWN_KEY: {"config": _plain(config.to_dict())}}
+    return {**payload, "model_name": OFFICIAL_CLASSES[_official_variant(config, state)]}
+
+
+def _official_fields(config: RFDETRConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    encoder, task = config.backbone_config, task_of(state)
+    fields = {
+        "encoder": "dinov2_windowed_base" if encoder.hidden_size == 768 else "dinov2_windowed_small",
+        "out_feature_indexes": list(encoder.out_indices),
+        "patch_size": encoder.patch_size,
+        "num_windows": encoder.num_windows,
+        "positional_encoding_size": encoder.position_grid,
+        "resolution": config.resolution,
+        "hidden_dim": config.d_model,
+        "dec_layers": config.decoder_layers,
+        "sa_nheads": config.decoder_self_attention_heads,
+        "ca_nheads": config.decoder_cross_attention_heads,
+        "dec_n_points": config.decoder_n_points,
+        "projector_scale": list(config.projector_scales),
+        "num_queries": config.num_queries,
+        "num_select": config.num_queries,
+        "group_detr": config.group_detr,
+        "num_classes": state["class_embed.bias"].shape[0] - 1,
+        "segmentation_head": task == "segmentation",
+    }
+    if task == "segmentation":
+        fields["mask_downsample_ratio"] = config.mask_downsample_ratio
+    if task == "keypoints":
+        fields |= {"use_grouppose_keypoints": True, "num_keypoints_per_class": list(config.num_keypoints_per_class)}
+        fields |= {"dual_projector": True, "dual_projector_kp_only": True}
+    return fields
+
+
+def _official_variant(config: RFDETRConfig, state: Mapping[str, Tensor]) -> str:
+    """The variant whose official class is to hold the model: the same encoder and task, as near as there is one."""
+    fitting = dict(_fitting_variants(state))
+    exact = [name for name, same_table in fitting.items() if same_table]
+    if exact or fitting:
+        return (exact or list(fitting))[0]
+    logger.warning(
+        "no published variant has an encoder of width %d with patches of %d and a decoder of width %d: the official "
+        "package may not be able to build this model.",
+        config.backbone_config.hidden_size, config.backbone_config.patch_size, config.d_model,
+    )  # fmt: skip
+    task = task_of(state)
+    return next(name for name, variant in RFDETRConfig.variants().items() if variant.task == task)
+
+
+def _plain(value: Any) -> Any:
+    """Containers and plain values alone, which every weights-only reader accepts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,249 @@
+"""Make the tensors of a checkpoint fit another configuration: classes, queries, groups, position table."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_rfdetr import RFDETRConfig
+from .initialization import init_class_head
+from .pretrained_layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
+
+logger = logging.getLogger("rfdetr_hf")
+
+CLASS_INITS = ("prior", "tile")
+UNUSED_LABEL = "N/A"
+_CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
+_GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
+# A buffer that repeats the keypoint schema; files from before it do not have it, and a detector has no use for it.
+_SCHEMA_BUFFER = "_kp_active_mask"
+
+
+class Adaptation(NamedTuple):
+    """One line of the table of what was changed: `what` was `found` in the file, is `wanted`, and `how` it got so."""
+
+    what: str
+    found: str
+    wanted: str
+    how: str
+
+
+def task_of(names: Mapping[str, Any]) -> str:
+    """ "detection", "segmentation" or "keypoints", told by the names of the tensors."""
+    if any(name.startswith("segmentation_head.") for name in names):
+        return "segmentation"
+    return "keypoints" if any(name.startswith("keypoint_embed.") for name in names) else "detection"
+
+
+def structure(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """What the shapes of a model's tensors tell about it. Facts that the tensors do not hold are left out.
+
+    Args:
+        shapes: Official names and shapes.
+    """
+    facts: dict[str, Any] = {"task": task_of(shapes)}
+    facts["encoder width (hidden_size)"], facts["channels"], facts["patch size"], _ = shapes[PATCH_KERNEL]
+    facts["encoder blocks"] = count_encoder_blocks(shapes)
+    facts["decoder width (d_model)"] = shapes["query_feat.weight"][1]
+    facts["decoder layers"] = count_decoder_layers(shapes)
+    facts["decoder feed-forward width"] = shapes["transformer.decoder.layers.0.linear1.weight"][0]
+    facts["projector scales"] = projector_scales(shapes)
+    facts["projector blocks"] = _count(shapes, r"^backbone\.0\.projector\.stages\.0\.0\.m\.(\d+)\.cv1\.conv\.weight$")
+    facts["projector inputs"] = shapes["backbone.0.projector.stages.0.0.cv1.conv.weight"][1]
+    facts["heads x levels x points"] = shapes["transformer.decoder.layers.0.cross_attn.attention_weights.bias"][0]
+    return facts
+
+
+def projector_scales(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """The levels, told by how the encoder's maps are resampled for each."""
+    scales = []
+    for level in range(_count(shapes, r"^backbone\.0\.projector\.stages\.(\d+)\.1\.weight$")):
+        prefix = f"backbone.0.projector.stages_sampling.{level}.0.0."
+        if f"{prefix}weight" in shapes:
+            scales.append("P3")
+        else:
+            scales.append("P5" if f"{prefix}conv.weight" in shapes else "P4")
+    return scales
+
+
+def count_groups(names: Mapping[str, Any]) -> int:
+    """Number of query groups: each has its proposal heads."""
+    return _count(names, r"^transformer\.enc_output\.(\d+)\.weight$")
+
+
+def count_decoder_layers(names: Mapping[str, Any]) -> int:
+    """Number of decoder layers."""
+    return _count(names, r"^transformer\.decoder\.layers\.(\d+)\.norm1\.weight$")
+
+
+def count_encoder_blocks(names: Mapping[str, Any]) -> int:
+    """Number of blocks of the encoder, used or not."""
+    return _count(names, rf"^{re.escape(ENCODER)}encoder\.layer\.(\d+)\.norm1\.weight$")
+
+
+def _count(names: Mapping[str, Any], pattern: str) -> int:
+    return sum(re.match(pattern, name) is not None for name in names)
+
+
+def adapt_state_dict(
+    state: Mapping[str, Tensor],
+    names: Mapping[int, str],
+    config: RFDETRConfig,
+    expected: Mapping[str, Sequence[int]],
+    origin: str,
+    class_init: str = "prior",
+) -> tuple[dict[str, Tensor], list[Adaptation]]:
+    """Fit the tensors of a checkpoint to a model.
+
+    Args:
+        state: Tensors under their official names.
+        names: The `id2label` of the checkpoint.
+        config: Configuration of the model to load into.
+        expected: Names and shapes of that model.
+        origin: The file, for messages.
+        class_init: Values of class rows when classes change: "prior" (new, with the bias of the prior probability) or
+            "tile" (row i from old row i modulo their number, as the official package does).
+
+    Returns:
+        The tensors, and what was changed.
+
+    Raises:
+        ValueError: for what no adaptation can bridge, naming both sides.
+    """
+    if class_init not in CLASS_INITS:
+        raise ValueError(f"class_init must be one of {', '.join(CLASS_INITS)}, got {class_init!r}.")
+    state = {name: tensor for name, tensor in state.items() if name in expected or name != _SCHEMA_BUFFER}
+    _check_structure(state, expected, origin)
+    done: list[Adaptation] = []
+    _adapt_queries(state, config, done, origin)
+    _adapt_classes(state, names, config, class_init, done)
+    _adapt_positions(state, config, done)
+    _check_tensors(state, expected, origin)
+    return state, done
+
+
+def _check_structure(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], origin: str) -> None:
+    try:
+        found = structure({name: tuple(tensor.shape) for name, tensor in state.items()})
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{origin} is no RF-DETR checkpoint: the tensor {error} is missing or misshapen.") from error
+    wanted = structure(expected)
+    if found["task"] != wanted["task"]:
+        raise ValueError(
+            f"{origin} holds a model for {found['task']}, and the class loads {wanted['task']}: use the class of the "
+            "file's task."
+        )
+    differing = [fact for fact in wanted if found[fact] != wanted[fact]]
+    if differing:
+        sides = "; ".join(f"{fact} {found[fact]} in the file, {wanted[fact]} here" for fact in differing)
+        raise ValueError(f"{origin} does not fit the configuration, and this cannot be adapted: {sides}.")
+
+
+def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], origin: str) -> None:
+    missing = sorted(set(expected) - set(state) - {_SCHEMA_BUFFER})
+    unexpected = sorted(set(state) - set(expected))
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} in the file, {tuple(expected[name])} here"
+        for name in expected
+        if name in state and tuple(state[name].shape) != tuple(expected[name])
+    ]
+    problems = _listed("missing", missing) + _listed("not part of the model", unexpected) + _listed("mismatch", shapes)
+    if problems:
+        raise ValueError(f"{origin} does not fit the model: {'; '.join(problems)}.")
+
+
+def _listed(title: str, items: list[str]) -> list[str]:
+    shown = ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+    return [f"{title}: {shown}"] if items else []
+
+
+def _adapt_queries(state: dict[str, Tensor], config: RFDETRConfig, done: list[Adaptation], origin: str) -> None:
+    groups = count_groups(state)
+    queries, rest = divmod(state["query_feat.weight"].shape[0], groups)
+    if rest or queries < config.num_queries:
+        raise ValueError(
+            f"{origin} has {state['query_feat.weight'].shape[0]} query rows in {groups} groups, and the configuration "
+            f"wants {config.num_queries} queries for each group: at most {queries} can be taken from it."
+        )
+    if queries > config.num_queries:
+        how = "the first of each group"
+        done.append(Adaptation("queries of a group", str(queries), str(config.num_queries), how))
+    if groups != config.group_detr:
+        how = "the first kept" if groups > config.group_detr else "new queries, heads copied from the old groups"
+        done.append(Adaptation("query groups", str(groups), str(config.group_detr), how))
+        _adapt_group_heads(state, groups, config.group_detr)
+    for name, fresh in (("query_feat.weight", torch.randn), ("refpoint_embed.weight", torch.zeros)):
+        rows = state[name].unflatten(0, (groups, queries))[: config.group_detr, : config.num_queries]
+        # Copies of a group would stay copies in training: each group needs queries of its own.
+        new = fresh(config.group_detr - rows.shape[0], *rows.shape[1:]) if groups < config.group_detr else rows[:0]
+        state[name] = torch.cat([rows, new.to(rows.dtype)]).flatten(0, 1)
+
+
+def _adapt_group_heads(state: dict[str, Tensor], groups: int, wanted: int) -> None:
+    for name in [name for name in state if _GROUP_HEADS.match(name)]:
+        head, group, rest = _GROUP_HEADS.match(name).groups()
+        for copy in range(int(group) + groups, wanted, groups):
+            state[f"{head}.{copy}.{rest}"] = state[name].clone()
+        if int(group) >= wanted:
+            del state[name]
+
+
+def _adapt_classes(
+    state: dict[str, Tensor], names: Mapping[int, str], config: RFDETRConfig, class_init: str, done: list[Adaptation]
+) -> None:
+    found, wanted = state["class_embed.bias"].shape[0], config.num_labels
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in names.values())
+    if found == wanted and (unnamed or dict(names) == config.id2label):
+        return
+    how = "rows repeated" if class_init == "tile" else "rows new, prior bias"
+    done.append(Adaptation("classes", _named(found, names), _named(wanted, config.id2label), how))
+    if class_init == "tile":
+        select_class_rows(state, [row % found for row in range(wanted)])
+        return
+    head = nn.Linear(state["class_embed.weight"].shape[1], wanted)
+    init_class_head(head)
+    for name in state:
+        if match := _CLASS_HEADS.match(name):
+            state[name] = getattr(head, match[2]).detach().to(state[name].dtype, copy=True)
+
+
+def select_class_rows(state: dict[str, Tensor], rows: Sequence[int]) -> None:
+    """Replace the rows of all class heads by the rows with these numbers."""
+    for name in state:
+        if _CLASS_HEADS.match(name):
+            state[name] = state[name][list(rows)]
+
+
+def append_unused_row(state: dict[str, Tensor], bias: float) -> None:
+    """Append a row to all class heads that gives the logit `bias` to everything."""
+    for name, tensor in state.items():
+        if _CLASS_HEADS.match(name):
+            row = tensor.new_zeros(1, *tensor.shape[1:]) if name.endswith("weight") else tensor.new_full((1,), bias)
+            state[name] = torch.cat([tensor, row])
+
+
+def _named(count: int, names: Mapping[int, str]) -> str:
+    shown = [names[index] for index in sorted(names) if names[index] != UNUSED_LABEL]
+    text = ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
+    return f"{count} ({text if len(text) < 40 else text[:37] + '...'})"
+
+
+def _adapt_positions(state: dict[str, Tensor], config: RFDETRConfig, done: list[Adaptation]) -> None:
+    side = round((state[POSITIONS].shape[1] - 1) ** 0.5)
+    grid = config.backbone_config.position_grid
+    if side != grid and side**2 + 1 == state[POSITIONS].shape[1]:
+        done.append(Adaptation("position table", f"{side} x {side}", f"{grid} x {grid}", "bicubic"))
+        state[POSITIONS] = resize_positions(state[POSITIONS], grid)
+
+
+def log_adaptations(origin: str, done: Sequence[Adaptation]) -> None:
+    """Log what was changed as a table; nothing if nothing was."""
+    if not done:
+        return
+    rows = [Adaptation("", "in the file", "here", "how"), *done]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    logger.info("%s was adapted to the configuration:\n%s", origin, "\n".join(lines))
