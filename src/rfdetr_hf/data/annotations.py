@@ -4,27 +4,83 @@ No Python object per image or box outlives the reader: arrays go into Arrow colu
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, NamedSplit, concatenate_datasets
 
 from .errors import DetectionDataError, Problems
-from .schema import detection_features
+from .keypoints import ClassKeypoints, KeypointSchema
+from .masks import Polygons, mask_array, parse_mask
+from .schema import TASKS, Task, detection_features
 
 logger = logging.getLogger(__name__)
 
+MissingMasks = Literal["error", "box"]
 _EXAMPLES = 5
 
 
 class Labels(NamedTuple):
-    """The class table of a data set: names in the order of the labels, and the ids of the source for them."""
+    """The class table of a data set.
+
+    Attributes:
+        names: in the order of the labels.
+        ids: of the source, likewise.
+        keypoints: what the keypoints of each class are, where they are asked for.
+    """
 
     names: list[str]
     ids: list[int]
+    keypoints: KeypointSchema | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a reader brings beside boxes.
+
+    Attributes:
+        task: "detection" drops masks and keypoints as soon as they are read; "segmentation" keeps masks, "keypoints"
+            keypoints.
+        missing_masks: "error" refuses objects without a mask, "box" makes their box their mask.
+        keypoints: what the keypoints are, by label, instead of what the source says.
+    """
+
+    task: Task = "detection"
+    missing_masks: MissingMasks = "error"
+    keypoints: KeypointSchema | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS or self.missing_masks not in ("error", "box"):
+            raise ValueError(
+                f"task={self.task!r}, missing_masks={self.missing_masks!r}: task is one of {list(TASKS)}, "
+                "missing_masks 'error' or 'box'"
+            )
+
+    def labels(self, labels: Labels, found: Sequence[ClassKeypoints], source: str) -> Labels:
+        """The class table with its keypoints, when they are wanted.
+
+        Args:
+            labels: names and ids.
+            found: the source's keypoints of each label.
+            source: for messages.
+
+        Raises:
+            DetectionDataError: the source has no keypoints, or the given ones do not fit it.
+        """
+        if self.task != "keypoints":
+            return labels
+        theirs = KeypointSchema(tuple(found))
+        if not theirs.num_keypoints:
+            raise DetectionDataError(f"{source}: there are no keypoints; load it with task='detection'")
+        if self.keypoints and self.keypoints.num_keypoints_per_class != theirs.num_keypoints_per_class:
+            raise DetectionDataError(
+                f"{source}: keypoint_schema has {self.keypoints.num_keypoints_per_class} keypoints per class, but the "
+                f"classes {labels.names} have {theirs.num_keypoints_per_class}; give one entry per class, in this order"
+            )
+        return labels._replace(keypoints=self.keypoints or theirs)
 
 
 @dataclass(frozen=True)
@@ -38,6 +94,8 @@ class Boxes:
         category: (n,) int64, what the source writes, or labels after `map_ids`.
         area: (n,) float64, NaN where the source gives none.
         iscrowd: (n,) bool.
+        masks: n elements of `mask_array`, or None where masks are not asked for.
+        keypoints: (n, 3K) float64 as in the schema, or None where they are not asked for.
     """
 
     row: np.ndarray
@@ -46,10 +104,13 @@ class Boxes:
     category: np.ndarray
     area: np.ndarray
     iscrowd: np.ndarray
+    masks: pa.StructArray | None = None
+    keypoints: np.ndarray | None = None
 
     def select(self, keep: np.ndarray) -> "Boxes":
         """The boxes at a boolean mask or at indices."""
-        return Boxes(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
+        indices = np.flatnonzero(keep) if keep.dtype == bool else keep
+        return Boxes(**{name: _take(getattr(self, name), indices) for name in self.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -69,6 +130,34 @@ class Annotations:
     size: np.ndarray
     file_name: Sequence[str | None]
     boxes: Boxes
+
+
+def class_table(names: Mapping[int, str], class_names: Sequence[str] | None, source: str) -> Labels:
+    """The labels of a source that numbers its classes: by ascending id, or as `class_names` orders them.
+
+    Raises:
+        DetectionDataError: no class, a name that two of them share, or a name of `class_names` that none has.
+    """
+    ids = sorted(names)
+    ordered = [names[i] for i in ids]
+    shared = sorted({name for name in ordered if ordered.count(name) > 1})
+    if shared or not names:
+        fault = f"the name {shared[0]!r} belongs to several categories" if shared else "there are no categories"
+        raise DetectionDataError(f"{source}: {fault}; give each class one name")
+    if class_names is None:
+        return Labels(ordered, ids)
+    missing = [name for name in class_names if name not in ordered]
+    if missing:
+        raise DetectionDataError(
+            f"{source}: class_names has {missing}, but the categories are {ordered}; use their names"
+        )
+    return Labels(list(class_names), [ids[ordered.index(name)] for name in class_names])
+
+
+def _take(values: Any, indices: np.ndarray) -> Any:
+    if values is None:
+        return None
+    return values.take(pa.array(indices)) if isinstance(values, pa.Array) else values[indices]
 
 
 def map_ids(values: np.ndarray, ids: Sequence[int]) -> np.ndarray:
@@ -151,6 +240,55 @@ def _report(annotations: Annotations, verb: str, reason: str, mask: np.ndarray) 
         logger.warning("%s: %s %d boxes (%s): %s%s", annotations.source, verb, len(rows), reason, names, more)
 
 
+def read_masks(values: Sequence[Any], annotations: Annotations, problems: Problems) -> pa.StructArray:
+    """The masks of all boxes, null where there is none; those that are not understood are noted.
+
+    Args:
+        values: one per box, in any form that `parse_mask` reads.
+        annotations: with the sizes of the images.
+        problems: collects the faults.
+    """
+    parsed: list[Polygons | str | None] = []
+    for index, value in enumerate(values):
+        width, height = annotations.size[annotations.boxes.row[index]].tolist()
+        try:
+            parsed.append(parse_mask(value, height, width))
+        except ValueError as error:
+            parsed.append(None)
+            problems.add(
+                f"{name_box(annotations, index)}: field segmentation {error}",
+                "write masks as polygons [[x, y, x, y, …], …] in pixels or as run-length encodings of the image's size",
+            )
+    return mask_array(parsed)
+
+
+def settle_missing_masks(annotations: Annotations, missing: MissingMasks, problems: Problems) -> Annotations:
+    """Every box with a mask: a box without one is a fault, or is its own mask.
+
+    Args:
+        annotations: repaired.
+        missing: "error" or "box".
+        problems: collects the faults.
+    """
+    boxes = annotations.boxes
+    if boxes.masks is None or not boxes.masks.null_count:
+        return annotations
+    without = np.flatnonzero(boxes.masks.is_null().to_numpy(zero_copy_only=False))
+    if missing == "error":
+        problems.add_all(
+            (f"{name_box(annotations, i)}: field segmentation is missing or empty" for i in without),
+            "draw these masks, delete the annotations, or pass missing_masks='box' to use the boxes as masks",
+        )
+        return annotations
+    x, y, width, height = boxes.bbox[without].T
+    corners = np.stack([x, y, x + width, y, x + width, y + height, x, y + height], axis=1)
+    order = np.arange(len(boxes.row))
+    order[without] = len(boxes.row) + np.arange(len(without))
+    filled = pa.concat_arrays([boxes.masks, mask_array([[polygon] for polygon in corners])]).take(pa.array(order))
+    logger.warning("%s: %d objects without a mask use their box as mask", annotations.source, len(without))
+    return replace(annotations, boxes=replace(boxes, masks=filled))
+
+
 def build_dataset(annotations: Annotations, labels: Labels, images: Dataset | pa.Array, split: str) -> Dataset:
     """A data set of the schema.
 
@@ -161,7 +299,8 @@ def build_dataset(annotations: Annotations, labels: Labels, images: Dataset | pa
             where it is.
         split: name of the split.
     """
-    features = detection_features(labels.names, labels.ids)
+    masks = annotations.boxes.masks is not None
+    features = detection_features(labels.names, labels.ids, masks=masks, keypoints=labels.keypoints)
     columns = {
         "image_id": pa.array(annotations.image_id, pa.int64()),
         "width": pa.array(annotations.size[:, 0], pa.int32()),
@@ -173,6 +312,13 @@ def build_dataset(annotations: Annotations, labels: Labels, images: Dataset | pa
         rest = _dataset(columns, features, split)
         return concatenate_datasets([images, rest], axis=1, split=NamedSplit(split))
     return _dataset({"image": images, **columns}, features, split)
+
+
+def path_array(paths: Sequence[str]) -> pa.StructArray:
+    """The image column of files that stay where they are."""
+    return pa.StructArray.from_arrays(
+        [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]
+    )
 
 
 def _dataset(columns: dict[str, pa.Array], features: Features, split: str) -> Dataset:
@@ -196,5 +342,10 @@ def _objects_array(annotations: Annotations) -> pa.StructArray:
         "area": pa.array(boxes.area, pa.float64()),
         "iscrowd": pa.array(boxes.iscrowd, pa.bool_()),
     }
+    if boxes.masks is not None:
+        values["segmentation"] = boxes.masks
+    if boxes.keypoints is not None:
+        flat = pa.array(boxes.keypoints.reshape(-1), pa.float64())
+        values["keypoints"] = pa.FixedSizeListArray.from_arrays(flat, boxes.keypoints.shape[1])
     lists = [pa.ListArray.from_arrays(offsets, column) for column in values.values()]
     return pa.StructArray.from_arrays(lists, names=list(values))

@@ -6,16 +6,34 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 
-from .annotations import Annotations, Boxes, Labels, build_dataset, find_broken, map_ids, name_box, repair_boxes
+from .annotations import (
+    Annotations,
+    Boxes,
+    Labels,
+    Wanted,
+    build_dataset,
+    class_table,
+    find_broken,
+    map_ids,
+    name_box,
+    path_array,
+    read_masks,
+    repair_boxes,
+    settle_missing_masks,
+)
+from .coco_keypoints import class_keypoints, fit_keypoints, keypoint_array
 from .errors import DetectionDataError, Problems
 from .images import ImageFolder, image_size
+from .keypoints import ClassKeypoints
+from .masks import packed_mask
+from .schema import Task
 from .splits import SPLIT_NAMES, canonical_split
 
 logger = logging.getLogger(__name__)
@@ -42,11 +60,15 @@ class CocoFile:
         annotations: categories are the file's ids; sizes are -1 where the file has none.
         names: category id -> name, in the order of the file.
         parents: category id -> supercategory, where there is one.
+        keypoints: category id -> its keypoints, where they are asked for.
+        masks: what the annotations say, if masks are asked for; parsed once the sizes of the images are known.
     """
 
     annotations: Annotations
     names: dict[int, str]
     parents: dict[int, str]
+    keypoints: dict[int, ClassKeypoints]
+    masks: list[Any] | None = None
 
 
 def find_roboflow(root: Path) -> dict[str, CocoLocation]:
@@ -55,18 +77,18 @@ def find_roboflow(root: Path) -> dict[str, CocoLocation]:
     return {file.parent.name: CocoLocation(file, (file.parent,)) for file in files}
 
 
-def find_coco(root: Path) -> dict[str, CocoLocation]:
+def find_coco(root: Path, *, keypoints: bool = False) -> dict[str, CocoLocation]:
     """The splits of a COCO layout: split name as in the file name ("train2017") -> location. Empty when `root` is none.
 
     Annotation files lie in ``annotations/`` or in `root` itself. Where COCO's own kinds of files lie side by side, the
-    instances are taken; keypoint files have boxes too and are taken where there are no instances.
+    instances are taken; keypoint files have boxes too and are taken where there are no instances, or with `keypoints`.
     """
     folder = root / "annotations" if (root / "annotations").is_dir() else root
     files = [file for file in sorted(folder.glob("*.json")) if _looks_like_coco(file)]
     instances = [file for file in files if file.stem.startswith("instances_")]
-    keypoints = [file for file in files if file.stem.startswith("person_keypoints")]
+    of_keypoints = [file for file in files if file.stem.startswith("person_keypoints")]
     plain = [file for file in files if not file.stem.startswith(("instances_", *_OTHER_KINDS))]
-    chosen = instances or plain or keypoints
+    chosen = (keypoints and of_keypoints) or instances or plain or of_keypoints
     return {name: locate(root, file, name) for file in chosen for name in [_split_of(file)]}
 
 
@@ -89,18 +111,24 @@ def locate(
     return CocoLocation(annotation_file, tuple(dict.fromkeys(folders)))
 
 
-def load_coco(locations: Mapping[str, CocoLocation], class_names: Sequence[str] | None = None) -> dict[str, Dataset]:
+def load_coco(
+    locations: Mapping[str, CocoLocation], class_names: Sequence[str] | None, wanted: Wanted
+) -> dict[str, Dataset]:
     """Read the splits of one data set.
 
     Args:
         locations: split -> where it lies.
         class_names: the label table to use; by default that of the first split's categories.
+        wanted: which of masks and keypoints are kept.
 
     Raises:
         DetectionDataError: a file that is no COCO file, or faults in it that no rule repairs.
     """
-    files = {split: read_coco_file(location.annotation_file) for split, location in locations.items()}
+    files = {split: read_coco_file(location.annotation_file, wanted) for split, location in locations.items()}
     labels = label_space(files, class_names)
+    first = next(iter(files.values()))
+    keypoints = [first.keypoints.get(i, ClassKeypoints()) for i in labels.ids]
+    labels = wanted.labels(labels, keypoints, f"{first.annotations.source}: field categories")
     folders: dict[Path, ImageFolder] = {}
     used: dict[Path, set[str]] = {}
     datasets = {}
@@ -108,21 +136,21 @@ def load_coco(locations: Mapping[str, CocoLocation], class_names: Sequence[str] 
         folder = _image_folder(file.annotations, locations[split].image_folders, folders)
         problems = Problems(file.annotations.source)
         paths = _find_images(file.annotations, folder, problems)
-        annotations = _finish(file, labels, paths, problems)
-        datasets[split] = build_dataset(annotations, labels, _path_array(paths), split)
+        annotations = _finish(file, labels, paths, problems, wanted)
+        datasets[split] = build_dataset(annotations, labels, path_array(paths), split)
         used.setdefault(folder.root, set()).update(paths)
     for root, paths in used.items():
         _report_unlisted(folders[root], paths)
     return datasets
 
 
-def read_coco_file(path: Path) -> CocoFile:
-    """Read an annotation file into arrays.
+def read_coco_file(path: Path, wanted: Wanted) -> CocoFile:
+    """Read an annotation file into arrays; masks and keypoints that are not wanted are dropped as they are parsed.
 
     Raises:
         DetectionDataError: no JSON, missing parts, or records whose fields have the wrong type.
     """
-    content = _load_json(path)
+    content = _load_json(path, wanted.task)
     problems = Problems(str(path))
     categories, images, records = content["categories"], content["images"], content["annotations"]
     category_id = _integers(categories, "category", "id", problems)
@@ -133,6 +161,10 @@ def read_coco_file(path: Path) -> CocoFile:
     unknown = [-1] * len(images)
     size = np.stack([_integers(images, "image", side, problems, unknown) for side in ("width", "height")], axis=1)
     boxes = _read_boxes(records, image_id, problems)
+    keypoints: dict[int, ClassKeypoints] = {}
+    if wanted.task == "keypoints":
+        keypoints = class_keypoints(categories, records, problems)
+        boxes = replace(boxes, keypoints=keypoint_array(records, boxes, keypoints, problems))
     problems.raise_if_any()
     return CocoFile(
         Annotations(str(path), image_id, size, [image["file_name"] for image in images], boxes),
@@ -142,6 +174,8 @@ def read_coco_file(path: Path) -> CocoFile:
             for i, category in zip(category_id, categories, strict=True)
             if category.get("supercategory")
         },
+        keypoints=keypoints,
+        masks=[record.get("segmentation") for record in records] if wanted.task == "segmentation" else None,
     )
 
 
@@ -164,26 +198,14 @@ def label_space(files: Mapping[str, CocoFile], class_names: Sequence[str] | None
     if grouping:
         dropped = ", ".join(f"{i} ({file.names[i]})" for i in grouping)
         logger.info("%s: dropped grouping categories without annotations: %s", file.annotations.source, dropped)
-    ids = sorted(set(file.names) - set(grouping))
-    names = [file.names[i] for i in ids]
-    shared = sorted({name for name in names if names.count(name) > 1})
-    if shared or not names:
-        fault = f"the name {shared[0]!r} belongs to several categories" if shared else "there are no categories"
-        raise DetectionDataError(f"{file.annotations.source}: field categories: {fault}; give each class one name")
-    if class_names is None:
-        return Labels(names, ids)
-    missing = [name for name in class_names if name not in names]
-    if missing:
-        raise DetectionDataError(
-            f"{file.annotations.source}: class_names has {missing}, but the categories are {names}; use their names"
-        )
-    return Labels(list(class_names), [ids[names.index(name)] for name in class_names])
+    kept = {i: name for i, name in file.names.items() if i not in grouping}
+    return class_table(kept, class_names, f"{file.annotations.source}: field categories")
 
 
-def _load_json(path: Path) -> dict[str, Any]:
+def _load_json(path: Path, task: Task) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file, object_hook=_without_masks)
+            content = json.load(file, object_hook=partial(_reduced, task=task))
     except (OSError, ValueError) as error:
         raise DetectionDataError(f"{path}: cannot be read as JSON ({error}); export the annotations again") from error
     for part in ("images", "annotations", "categories"):
@@ -196,9 +218,16 @@ def _load_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _without_masks(record: dict[str, Any]) -> dict[str, Any]:
-    # Polygons are most of a file's numbers. Dropping each as soon as it is parsed keeps the peak memory at a fraction.
-    record.pop("segmentation", None)
+def _reduced(record: dict[str, Any], task: Task) -> dict[str, Any]:
+    # Polygons are most of a file's numbers. Dropping or packing each as soon as it is parsed keeps the peak memory at a
+    # fraction. Categories have a field keypoints too, which stays.
+    if "segmentation" in record:
+        if task == "segmentation":
+            record["segmentation"] = packed_mask(record["segmentation"])
+        else:
+            del record["segmentation"]
+    if task != "keypoints" and "image_id" in record:
+        record.pop("keypoints", None)
     return record
 
 
@@ -321,7 +350,7 @@ def _find_images(annotations: Annotations, folder: ImageFolder, problems: Proble
     return paths
 
 
-def _finish(file: CocoFile, labels: Labels, paths: Sequence[str], problems: Problems) -> Annotations:
+def _finish(file: CocoFile, labels: Labels, paths: Sequence[str], problems: Problems, wanted: Wanted) -> Annotations:
     """Check what needs the other splits or the image files, repair boxes, and turn category ids into labels."""
     annotations = _with_sizes(file.annotations, paths)
     boxes = annotations.boxes
@@ -341,8 +370,20 @@ def _finish(file: CocoFile, labels: Labels, paths: Sequence[str], problems: Prob
                 f"category id {i}: is named {file.names[i]!r} here but {name!r} in the label table",
                 "use the same categories in all splits",
             )
+        theirs = file.keypoints.get(i, ClassKeypoints()).names
+        if labels.keypoints and theirs != labels.keypoints.classes[labels.ids.index(i)].names and not wanted.keypoints:
+            problems.add(
+                f"category id {i}: has the keypoints {list(theirs)} here, but other ones in the training split",
+                "use the same keypoints in all splits",
+            )
+    boxes = replace(boxes, category=label)
+    if file.masks is not None:
+        boxes = replace(boxes, masks=read_masks(file.masks, annotations, problems))
+    if labels.keypoints is not None:
+        boxes = replace(boxes, keypoints=fit_keypoints(boxes.keypoints, labels.keypoints.num_keypoints))
     problems.raise_if_any()
-    repaired = repair_boxes(replace(annotations, boxes=replace(boxes, category=label)))
+    repaired = settle_missing_masks(repair_boxes(replace(annotations, boxes=boxes)), wanted.missing_masks, problems)
+    problems.raise_if_any()
     return replace(repaired, boxes=_with_own_ids(repaired))
 
 
@@ -362,12 +403,6 @@ def _with_own_ids(annotations: Annotations) -> Boxes:
         return boxes
     logger.warning("%s: annotation ids are not distinct; numbered anew", annotations.source)
     return replace(boxes, id=np.arange(1, len(boxes.id) + 1))
-
-
-def _path_array(paths: Sequence[str]) -> pa.StructArray:
-    return pa.StructArray.from_arrays(
-        [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]
-    )
 
 
 def _report_unlisted(folder: ImageFolder, used: set[str]) -> None:

@@ -16,10 +16,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image
 
-from .annotations import Annotations, Boxes, Labels, build_dataset, find_broken, map_ids, name_box, repair_boxes
+from .annotations import (
+    Annotations,
+    Boxes,
+    Labels,
+    Wanted,
+    build_dataset,
+    find_broken,
+    map_ids,
+    name_box,
+    read_masks,
+    repair_boxes,
+    settle_missing_masks,
+)
+from .coco_keypoints import fit_keypoints
 from .errors import DetectionDataError, Problems
 from .images import image_size
-from .schema import ids_of_class_label, undecoded
+from .keypoints import ClassKeypoints
+from .schema import ids_of_class_label, schema_of_keypoints, undecoded
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +44,8 @@ _ALIASES = {
     "category": ("category", "category_id", "categories", "label", "labels"),
     "area": ("area", "areas"),
     "iscrowd": ("iscrowd", "is_crowd"),
+    "segmentation": ("segmentation", "segmentations", "masks"),
+    "keypoints": ("keypoints",),
 }
 _HEADER_BATCH = 128
 
@@ -52,8 +68,9 @@ class Categories:
 def normalise_splits(
     splits: Mapping[str, Dataset],
     source: str,
-    class_names: Sequence[str] | None = None,
-    bbox_format: BoxFormat = "xywh",
+    class_names: Sequence[str] | None,
+    bbox_format: BoxFormat,
+    wanted: Wanted,
 ) -> dict[str, Dataset]:
     """Bring all splits of a data set into the schema; the label table is that of the first one.
 
@@ -63,16 +80,25 @@ def normalise_splits(
         class_names: label table to use; by default the `ClassLabel` of the first split, or the sorted names or integers
             that occur there.
         bbox_format: how the boxes are written.
+        wanted: which of masks and keypoints are kept.
 
     Raises:
         DetectionDataError: columns that are missing or of another form, and faults in them that no rule repairs.
     """
-    read = {name: _read_split(dataset, f"{source}, split {name}", bbox_format) for name, dataset in splits.items()}
-    labels = _label_space(next(iter(read.values()))[1], class_names, source)
-    return {name: _finish(splits[name], *read[name], labels, name) for name in splits}
+    read = {
+        name: _read_split(dataset, f"{source}, split {name}", bbox_format, wanted) for name, dataset in splits.items()
+    }
+    annotations, categories = next(iter(read.values()))
+    labels = _label_space(categories, class_names, source)
+    if wanted.task == "keypoints":
+        found = _class_keypoints(next(iter(splits.values())), annotations.boxes.keypoints, labels, source)
+        labels = wanted.labels(labels, found, f"{source}: field objects.keypoints")
+    return {name: _finish(splits[name], *read[name], labels, name, wanted) for name in splits}
 
 
-def _read_split(dataset: Dataset, source: str, bbox_format: BoxFormat) -> tuple[Annotations, Categories]:
+def _read_split(
+    dataset: Dataset, source: str, bbox_format: BoxFormat, wanted: Wanted
+) -> tuple[Annotations, Categories]:
     problems = Problems(source)
     counts, fields = _flat_objects(dataset, source)
     image_column = _image_column(dataset, source)
@@ -96,12 +122,72 @@ def _read_split(dataset: Dataset, source: str, bbox_format: BoxFormat) -> tuple[
             iscrowd=_numbers(fields.get("iscrowd"), total, np.float64, "iscrowd", source, default=0) != 0,
         ),
     )
+    annotations = _with_parts(annotations, fields, wanted, problems)
     find_broken(annotations, problems)
     problems.raise_if_any()
     return _as_xywh(annotations, bbox_format), categories
 
 
-def _finish(dataset: Dataset, annotations: Annotations, categories: Categories, labels: Labels, split: str) -> Dataset:
+def _with_parts(
+    annotations: Annotations, fields: Mapping[str, pa.Array], wanted: Wanted, problems: Problems
+) -> Annotations:
+    """The annotations with the masks or keypoints that are wanted."""
+    field = {"segmentation": "segmentation", "keypoints": "keypoints"}.get(wanted.task)
+    if field is None:
+        return annotations
+    if field not in fields:
+        raise DetectionDataError(
+            f"{annotations.source}: task={wanted.task!r} needs the field objects.{field}; names for it: "
+            f"{list(_ALIASES[field])}"
+        )
+    boxes = annotations.boxes
+    if field == "segmentation":
+        masks = read_masks(fields[field].to_pylist(), annotations, problems)
+        return replace(annotations, boxes=replace(boxes, masks=masks))
+    return replace(annotations, boxes=replace(boxes, keypoints=_keypoint_array(fields[field], annotations, problems)))
+
+
+def _keypoint_array(values: pa.Array, annotations: Annotations, problems: Problems) -> np.ndarray:
+    """(n, 3K) float64 from x, y, v in a row or in triples; objects without keypoints have zeros."""
+    rows = [np.zeros(0) if value is None else np.ravel(value).astype(np.float64) for value in values.to_pylist()]
+    count = max((len(row) for row in rows), default=0) // 3
+    keypoints = np.zeros((len(rows), count, 3))
+    for index, row in enumerate(rows):
+        if not len(row):
+            continue
+        triples = row.reshape(-1, 3) if len(row) == 3 * count else None
+        if triples is None or not np.isfinite(row).all() or not np.isin(triples[:, 2], (0, 1, 2)).all():
+            problems.add(
+                f"{name_box(annotations, index)}: field keypoints has {len(row)} numbers, not x, y, v (0, 1 or 2) of "
+                f"{count} keypoints",
+                "write keypoints as x, y, v in a row, equally many for all objects, or none",
+            )
+            continue
+        keypoints[index] = np.where(triples[:, 2:] > 0, triples, 0)
+    return keypoints.reshape(len(rows), -1)
+
+
+def _class_keypoints(
+    dataset: Dataset, keypoints: np.ndarray | None, labels: Labels, source: str
+) -> list[ClassKeypoints]:
+    """What the column describes, by our labels; without a description all classes have all keypoints."""
+    feature = dataset.features["objects"]
+    described = schema_of_keypoints(feature["keypoints"]) if isinstance(feature, Mapping) else None
+    if described is None:
+        count = 0 if keypoints is None else keypoints.shape[1] // 3
+        logger.warning("%s: objects.keypoints has no names; pass keypoint_schema=… to name them", source)
+        return [ClassKeypoints.of([f"keypoint_{k}" for k in range(count)])] * len(labels.names)
+    category = _class_label(feature)
+    names = [] if category is None else list(category.names)
+    missing = [name for name in labels.names if name not in names]
+    if missing:
+        raise DetectionDataError(f"{source}: objects.keypoints describes {names}, and not {missing}")
+    return [described.classes[names.index(name)] for name in labels.names]
+
+
+def _finish(
+    dataset: Dataset, annotations: Annotations, categories: Categories, labels: Labels, split: str, wanted: Wanted
+) -> Dataset:
     problems = Problems(annotations.source)
     label = _to_labels(categories, labels)
     for i in np.flatnonzero(label < 0):
@@ -113,7 +199,11 @@ def _finish(dataset: Dataset, annotations: Annotations, categories: Categories, 
         )
     problems.raise_if_any()
     boxes = replace(annotations.boxes, category=label)
+    if labels.keypoints is not None:
+        boxes = replace(boxes, keypoints=fit_keypoints(boxes.keypoints, labels.keypoints.num_keypoints))
     repaired = repair_boxes(replace(annotations, boxes=boxes))
+    repaired = settle_missing_masks(repaired, wanted.missing_masks, problems)
+    problems.raise_if_any()
     column = _image_column(dataset, annotations.source)
     return build_dataset(repaired, labels, _images_alone(dataset, column), split)
 

@@ -11,7 +11,9 @@ width     int32, of the frame that the boxes are in
 height    int32
 file_name string or null, as the source wrote it
 objects   parallel lists ``id`` int64, ``bbox`` float64 (x, y, w, h) in pixels, ``category``
-          `ClassLabel` (contiguous, 0-based), ``area`` float64, ``iscrowd`` bool
+          `ClassLabel` (contiguous, 0-based), ``area`` float64, ``iscrowd`` bool;
+          where asked for ``segmentation``, see `rfdetr_hf.data.masks`, and ``keypoints``, float64
+          (x, y, v) times K in a row, v = 0 not labelled (x and y are 0), 1 hidden, 2 visible
 ========= ======================================================================================
 
 Images stay undecoded so that reading annotations costs no pixels, a broken file can be named, and the EXIF rule of
@@ -19,36 +21,70 @@ Images stay undecoded so that reading annotations costs no pixels, a broken file
 Boxes and areas keep the precision of the source, because COCO metrics compare them with thresholds.
 """
 
+import json
 from collections.abc import Sequence
+from typing import Literal
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from .errors import DetectionDataError
 from .images import decode_image
+from .keypoints import KeypointSchema
+from .masks import coco_segmentation, mask_feature
 
-__all__ = ["category_ids", "class_names", "decode_image", "detection_features", "label_table", "undecoded"]
+__all__ = [
+    "Task",
+    "category_ids",
+    "class_names",
+    "coco_segmentation",
+    "decode_image",
+    "detection_features",
+    "has_keypoints",
+    "has_masks",
+    "keypoint_schema",
+    "label_table",
+    "undecoded",
+]
 
-# `ClassLabel.id` is the one free field that every operation of `datasets` carries along: select, map, casts,
+Task = Literal["detection", "segmentation", "keypoints"]
+TASKS = ("detection", "segmentation", "keypoints")
+
+# The `id` of a feature is the one free field that every operation of `datasets` carries along: select, map, casts,
 # save_to_disk, Parquet files and Hub cards. `DatasetInfo.description` is lost in Parquet files.
 _IDS_PREFIX = "category_ids:"
+_KEYPOINTS_PREFIX = "keypoints:"
 
 AnyDataset = Dataset | DatasetDict
 
 
-def detection_features(names: Sequence[str], category_ids: Sequence[int] | None = None) -> Features:
+def detection_features(
+    names: Sequence[str],
+    category_ids: Sequence[int] | None = None,
+    *,
+    masks: bool = False,
+    keypoints: KeypointSchema | None = None,
+) -> Features:
     """The schema for these classes.
 
     Args:
         names: class names in the order of their labels.
         category_ids: the ids that the source gives these classes; 0, 1, 2… when left out.
+        masks: whether objects have a ``segmentation``.
+        keypoints: what the ``keypoints`` of objects are, if they have any.
 
     Raises:
-        ValueError: the two lists differ in length, or a name occurs twice.
+        ValueError: the lists differ in length, or a name occurs twice.
     """
     ids = range(len(names)) if category_ids is None else category_ids
     if len(ids) != len(names):
         raise ValueError(f"{len(names)} names but {len(ids)} category_ids: give one id for each name")
+    if keypoints is not None and len(keypoints.classes) != len(names):
+        raise ValueError(f"{len(names)} names but keypoints of {len(keypoints.classes)} classes: give one for each")
     category = ClassLabel(names=list(names), id=_IDS_PREFIX + ",".join(str(int(i)) for i in ids))
+    optional: dict[str, List] = {"segmentation": mask_feature()} if masks else {}
+    if keypoints is not None:
+        numbers = Value("float64", id=_KEYPOINTS_PREFIX + json.dumps(keypoints.to_dict()))
+        optional["keypoints"] = List(List(numbers, length=3 * keypoints.num_keypoints))
     return Features(
         {
             "image": Image(decode=False),
@@ -62,6 +98,7 @@ def detection_features(names: Sequence[str], category_ids: Sequence[int] | None 
                 "category": List(category),
                 "area": List(Value("float64")),
                 "iscrowd": List(Value("bool")),
+                **optional,
             },
         }
     )
@@ -86,6 +123,42 @@ def ids_of_class_label(category: ClassLabel) -> list[int]:
     return [int(i) for i in digits.split(",")] if digits else []
 
 
+def has_masks(dataset: AnyDataset) -> bool:
+    """Whether the objects have a ``segmentation``."""
+    return "segmentation" in _objects_feature(dataset)
+
+
+def has_keypoints(dataset: AnyDataset) -> bool:
+    """Whether the objects have ``keypoints``."""
+    return "keypoints" in _objects_feature(dataset)
+
+
+def keypoint_schema(dataset: AnyDataset) -> KeypointSchema:
+    """What the keypoints of a data set are, by label.
+
+    Raises:
+        DetectionDataError: the data set has no keypoints of this schema.
+    """
+    feature = _objects_feature(dataset).get("keypoints")
+    found = schema_of_keypoints(feature)
+    if found is None:
+        raise DetectionDataError(
+            f"the data set (objects with {sorted(_objects_feature(dataset))}) has no keypoints that are described; "
+            "load it with load_detection_dataset(…, task='keypoints')"
+        )
+    return found
+
+
+def schema_of_keypoints(feature: object) -> KeypointSchema | None:
+    """The schema that the feature of ``objects.keypoints`` carries, if any."""
+    while isinstance(feature, List):
+        feature = feature.feature
+    text = getattr(feature, "id", None) or ""
+    if not text.startswith(_KEYPOINTS_PREFIX):
+        return None
+    return KeypointSchema.from_dict(json.loads(text.removeprefix(_KEYPOINTS_PREFIX)))
+
+
 def label_table(dataset: AnyDataset) -> str:
     """A printable table: label, original category id, name."""
     rows = zip(category_ids(dataset), class_names(dataset), strict=True)
@@ -101,12 +174,15 @@ def undecoded(dataset: Dataset) -> Dataset:
     return dataset.cast_column("image", Image(decode=False))
 
 
-def _category_feature(dataset: AnyDataset) -> ClassLabel:
+def _objects_feature(dataset: AnyDataset) -> dict:
     if isinstance(dataset, DatasetDict):
         dataset = next(iter(dataset.values()))
     objects = dataset.features.get("objects") if dataset.features else None
-    category = objects.get("category") if isinstance(objects, dict) else None
-    label = getattr(category, "feature", None)
+    return objects if isinstance(objects, dict) else {}
+
+
+def _category_feature(dataset: AnyDataset) -> ClassLabel:
+    label = getattr(_objects_feature(dataset).get("category"), "feature", None)
     if not isinstance(label, ClassLabel):
         raise DetectionDataError(
             f"the data set (columns {dataset.column_names}) has no class labels in objects/category; "

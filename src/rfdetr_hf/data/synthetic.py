@@ -6,18 +6,36 @@ pixels on every platform and with every version of Pillow.
 
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from PIL import Image
+from pycocotools import mask as mask_utils
 
-from .annotations import Annotations, Boxes, Labels, build_dataset
+from .annotations import Annotations, Boxes, Labels, Wanted, build_dataset
+from .keypoints import ClassKeypoints
+from .masks import mask_array
+from .schema import Task
 from .splits import SPLIT_NAMES
 
 SYNTHETIC_NAME = "synthetic-shapes"
 SHAPES = ("circle", "square", "triangle")
+SHAPE_KEYPOINTS = {
+    "circle": ClassKeypoints.of(["centre"]),
+    "square": ClassKeypoints.of(
+        ["top_left", "top_right", "bottom_right", "bottom_left"], [(0, 1), (1, 2), (2, 3), (3, 0)]
+    ),
+    "triangle": ClassKeypoints.of(["top", "bottom_right", "bottom_left"], [(0, 1), (1, 2), (2, 0)]),
+}
+# In units of the box.
+_PLACES = {
+    "circle": [(0.5, 0.5)],
+    "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
+    "triangle": [(0.5, 0), (1, 1), (0, 1)],
+}
 _EMPTY_SHARE = 0.05
 _MAX_SHAPES = 4
 _TRIES = 20
@@ -39,6 +57,7 @@ def make_shapes_dataset(
     *,
     crowd_share: float = 0.0,
     split: str = "train",
+    task: Task = "detection",
 ) -> Dataset:
     """Images with up to four shapes each, in the one schema; about one image in twenty is empty.
 
@@ -52,6 +71,9 @@ def make_shapes_dataset(
         classes: which of circle, square, triangle, in the order of the labels.
         crowd_share: share of the images that also hold a crowd: a cluster of small shapes with one box.
         split: train, validation or test; their images differ.
+        task: "segmentation" adds masks: outlines of the painted pixels of whole shapes, also where others cover them,
+            and the box of a crowd as a run-length encoding. "keypoints" adds the corners of squares and triangles and
+            the centre of circles, hidden (v = 1) where a later shape covers them.
 
     Raises:
         ValueError: an argument outside what is said above.
@@ -66,6 +88,7 @@ def make_shapes_dataset(
         )
     stream = list(SPLIT_NAMES).index(split)
     pngs, objects = [], []
+    wanted = Wanted(task)
     for index in range(num_images):
         rng = np.random.default_rng(np.random.SeedSequence([seed, stream, index]))
         shapes = _arrange(rng, image_size, len(classes), crowd_share)
@@ -81,7 +104,13 @@ def make_shapes_dataset(
         file_name=[f"{split}_{index:06d}.png" for index in range(num_images)],
         boxes=_boxes(objects),
     )
-    return build_dataset(annotations, Labels(list(classes), list(range(len(classes)))), images, split)
+    labels = wanted.labels(
+        Labels(list(classes), list(range(len(classes)))), [SHAPE_KEYPOINTS[name] for name in classes], SYNTHETIC_NAME
+    )
+    if task != "detection":
+        parts = _masks(objects, image_size, classes) if task == "segmentation" else _keypoints(objects, labels)
+        annotations = replace(annotations, boxes=replace(annotations.boxes, **parts))
+    return build_dataset(annotations, labels, images, split)
 
 
 def make_shapes_splits(
@@ -91,19 +120,22 @@ def make_shapes_splits(
     classes: Sequence[str] = SHAPES,
     crowd_share: float = 0.0,
     num_eval_images: int | None = None,
+    task: Task = "detection",
 ) -> DatasetDict:
     """The splits train, validation and test of shapes.
 
     Args:
         num_images: training images.
-        image_size, seed, classes, crowd_share: as for `make_shapes_dataset`.
+        image_size, seed, classes, crowd_share, task: as for `make_shapes_dataset`.
         num_eval_images: images of validation and of test; a fifth of the training images by default.
     """
     held_out = max(1, num_images // 5) if num_eval_images is None else num_eval_images
     sizes = {"train": num_images, "validation": held_out, "test": held_out}
     return DatasetDict(
         {
-            split: make_shapes_dataset(count, image_size, seed, classes, crowd_share=crowd_share, split=split)
+            split: make_shapes_dataset(
+                count, image_size, seed, classes, crowd_share=crowd_share, split=split, task=task
+            )
             for split, count in sizes.items()
         }
     )
@@ -190,3 +222,51 @@ def _boxes(objects: Sequence[tuple[int, _Shape]]) -> Boxes:
         area=bbox[:, 2] * bbox[:, 3],
         iscrowd=np.array([shape.crowd for _, shape in objects], dtype=bool),
     )
+
+
+def _masks(objects: Sequence[tuple[int, _Shape]], size: int, classes: Sequence[str]) -> dict[str, Any]:
+    """The fields of `Boxes` for masks: exact outlines; of a crowd the box, run-length encoded."""
+    masks: list[list[np.ndarray] | str] = []
+    areas = []
+    for _, shape in objects:
+        pixels = np.ones((shape.side, shape.side), bool) if shape.crowd else _mask(classes[shape.label], shape.side)
+        areas.append(float(pixels.sum()))
+        outline = (_outline(pixels) + (shape.left, shape.top)).ravel()
+        masks.append(_run_lengths(shape, size) if shape.crowd else [outline])
+    return {"masks": mask_array(masks), "area": np.array(areas)}
+
+
+def _outline(pixels: np.ndarray) -> np.ndarray:
+    """(m, 2) corners x, y of the polygon along the pixels' edges; every row of pixels is one run."""
+    starts = pixels.argmax(axis=1)
+    ends = starts + pixels.sum(axis=1)
+    rows = np.arange(len(pixels))
+    right = np.stack([ends, rows, ends, rows + 1], axis=1).reshape(-1, 2)
+    left = np.stack([starts, rows, starts, rows + 1], axis=1).reshape(-1, 2)
+    return np.concatenate([right, left[::-1]]).astype(np.float64)
+
+
+def _run_lengths(shape: _Shape, size: int) -> str:
+    canvas = np.zeros((size, size), dtype=bool)
+    canvas[shape.top : shape.top + shape.side, shape.left : shape.left + shape.side] = True
+    return mask_utils.encode(np.asfortranarray(canvas, dtype=np.uint8))["counts"].decode("ascii")
+
+
+def _keypoints(objects: Sequence[tuple[int, _Shape]], labels: Labels) -> dict[str, Any]:
+    """The field of `Boxes` for keypoints."""
+    values = np.zeros((len(objects), labels.keypoints.num_keypoints if labels.keypoints else 0, 3))
+    for index, (image, shape) in enumerate(objects):
+        if shape.crowd:
+            continue
+        above = [other for i, other in objects[index + 1 :] if i == image]
+        for k, (x, y) in enumerate(_PLACES[labels.names[shape.label]]):
+            point = np.array([shape.left + x * shape.side, shape.top + y * shape.side])
+            hidden = any(_covers(other, point, labels.names) for other in above)
+            values[index, k] = (*point, 1 if hidden else 2)
+    return {"keypoints": values.reshape(len(objects), -1)}
+
+
+def _covers(shape: _Shape, point: np.ndarray, classes: Sequence[str]) -> bool:
+    x, y = np.floor(point - (shape.left, shape.top)).astype(int)
+    inside = 0 <= x < shape.side and 0 <= y < shape.side
+    return bool(inside and _mask(classes[shape.label], shape.side)[y, x])

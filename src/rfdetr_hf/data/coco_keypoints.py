@@ -1,0 +1,78 @@
+"""Keypoints of COCO annotation files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .annotations import Boxes
+from .errors import Problems
+from .keypoints import ClassKeypoints
+
+_REMEDY = "write keypoints as x, y, v in a row, v being 0, 1 or 2, one triple for each name in the category"
+
+
+def class_keypoints(
+    categories: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], problems: Problems
+) -> dict[int, ClassKeypoints]:
+    """The keypoints of each category: those that it names, else as many as its longest annotation has.
+
+    Skeletons, which COCO counts from 1, count from 0 here.
+    """
+    longest: dict[Any, int] = {}
+    for record in records:
+        points, category = record.get("keypoints"), record.get("category_id")
+        if isinstance(points, list):
+            longest[category] = max(longest.get(category, 0), len(points) // 3)
+    found = {}
+    for category in categories:
+        names = category.get("keypoints") or [f"keypoint_{k}" for k in range(longest.get(category["id"], 0))]
+        try:
+            skeleton = [[a - 1, b - 1] for a, b in category.get("skeleton") or ()]
+            found[category["id"]] = ClassKeypoints.of([str(name) for name in names], skeleton)
+        except (TypeError, ValueError) as error:
+            problems.add(
+                f"category id {category['id']}: fields keypoints and skeleton: {error}",
+                "name each keypoint once, and write the skeleton as pairs of positions from 1",
+            )
+    return found
+
+
+def keypoint_array(
+    records: Sequence[Mapping[str, Any]], boxes: Boxes, keypoints: Mapping[int, ClassKeypoints], problems: Problems
+) -> np.ndarray:
+    """(n, 3K) float64: the annotations' keypoints, zeros where they have none, K of the category with most of them."""
+    counts = {i: len(each.names) for i, each in keypoints.items()}
+    values = np.zeros((len(records), max([0, *counts.values()]), 3))
+    for index, record in enumerate(records):
+        points = record.get("keypoints")
+        if not points:
+            continue
+        expected = counts.get(int(boxes.category[index]), 0)
+        fault = _fault(points, expected)
+        if fault:
+            problems.add(f"annotation id {boxes.id[index]}: field keypoints {fault}", _REMEDY)
+            continue
+        triples = np.array(points, np.float64).reshape(-1, 3)
+        # COCO writes 0, 0, 0 for what is not labelled; others leave coordinates there.
+        values[index, :expected] = np.where(triples[:, 2:] > 0, triples, 0)
+    return values.reshape(len(records), -1)
+
+
+def _fault(points: Any, expected: int) -> str | None:
+    if not isinstance(points, list) or not all(isinstance(value, (int, float)) for value in points):
+        return f"is {points!r:.60}, not a list of numbers"
+    if len(points) != 3 * expected:
+        return f"has {len(points)} numbers, but the category has {expected} keypoints"
+    if not np.isfinite(points).all():
+        return "is not finite"
+    odd = [value for value in points[2::3] if value not in (0, 1, 2)]
+    return f"has the visibility {odd[0]:g}" if odd else None
+
+
+def fit_keypoints(keypoints: np.ndarray, count: int) -> np.ndarray:
+    """(n, 3 · count): filled with zeros, or without the columns that no class of the label table has."""
+    fitted = np.zeros((len(keypoints), 3 * count))
+    shared = min(fitted.shape[1], keypoints.shape[1])
+    fitted[:, :shared] = keypoints[:, :shared]
+    return fitted
