@@ -20,7 +20,7 @@ Target = dict[str, np.ndarray]
 _BOX_LIMITS = ("min_area", "min_visibility", "min_width", "min_height", "max_accept_ratio")
 
 
-def adapt_augmentation(augmentation: Any) -> Augmentation:
+def adapt_augmentation(augmentation: Any, flip_index: np.ndarray | None = None) -> Augmentation:
     """Wrap a user's augmentation so that it maps `(Sample, Generator)` to a `Sample`.
 
     Args:

@@ -15,6 +15,7 @@ from .sample import Sample
 
 __all__ = ["DetectionCollator", "PackedTargets", "prepare_pixels"]
 
+_LARGE = 1 << 16
 PER_IMAGE = ("image_id", "orig_size", "size")
 
 
@@ -26,7 +27,8 @@ class PackedTargets:
         fields: `image_id` (B,), `orig_size` (B, 2) and `size` (B, 2), (height, width), int64, with one row per image;
             the others with one row per object, image after image: `class_labels` (N,) int64, `boxes` (N, 4) float32
             cxcywh in [0, 1] of the image without its padding, `area` (N,) float32 in pixels of `size`, `iscrowd` (N,)
-            bool.
+            bool; where the transform makes them, `masks` (N, h, w) bool, which show the image without its padding
+            whatever its size, and `keypoints` (N, K, 3) float32, x and y in [0, 1] like boxes, v 0, 1 or 2.
         counts: objects per image, on the host.
     """
 
@@ -61,13 +63,16 @@ class PackedTargets:
         return PackedTargets({name: function(tensor) for name, tensor in self.fields.items()}, self.counts)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Each tensor that leaves a worker costs a shared-memory file and a file descriptor; these few hundred bytes
-        # travel faster in the message itself.
-        return vars(self._map(lambda tensor: tensor.numpy(force=True)))
+        # Each tensor that leaves a worker costs a shared-memory file and a file descriptor; a few hundred bytes travel
+        # faster in the message itself, and masks do not.
+        return vars(self._map(lambda tensor: tensor if tensor.nbytes > _LARGE else tensor.numpy(force=True)))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.counts = state["counts"]
-        self.fields = {name: torch.from_numpy(array) for name, array in state["fields"].items()}
+        self.fields = {
+            name: torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+            for name, values in state["fields"].items()
+        }
 
 
 class DetectionCollator:
@@ -105,10 +110,7 @@ def _stack_pixels(samples: Sequence[Sample], height: int, width: int) -> torch.T
 
 
 def _pack(samples: Sequence[Sample], sizes: list[tuple[int, int]]) -> PackedTargets:
-    targets = [
-        {**sample.target, "boxes": _normalised_cxcywh(sample.target["boxes"], size)}
-        for sample, size in zip(samples, sizes, strict=True)
-    ]
+    targets = [_normalised(sample.target, size) for sample, size in zip(samples, sizes, strict=True)]
     fields = targets[0].keys()
     for sample, target in zip(samples, targets, strict=True):
         if target.keys() != fields:
@@ -121,6 +123,13 @@ def _pack(samples: Sequence[Sample], sizes: list[tuple[int, int]]) -> PackedTarg
     packed["orig_size"] = torch.tensor([sample.orig_size for sample in samples])
     packed["size"] = torch.tensor(sizes)
     return PackedTargets(packed, [len(target["boxes"]) for target in targets])
+
+
+def _normalised(target: dict[str, np.ndarray], size: tuple[int, int]) -> dict[str, np.ndarray]:
+    moved = {"boxes": _normalised_cxcywh(target["boxes"], size)}
+    if "keypoints" in target:
+        moved["keypoints"] = (target["keypoints"].astype(np.float64) / (size[1], size[0], 1)).astype(np.float32)
+    return {**target, **moved}
 
 
 def _normalised_cxcywh(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from .collate import DetectionCollator
 from .errors import DetectionDataError
 from .images import open_image
+from .masks import mask_column
 from .sample import Sample, select_objects
 from .schema import undecoded
 
@@ -74,7 +75,7 @@ class DetectionDataset(TorchDataset):
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, position])))
         try:
             with open_image(row) as image:
-                sample = Sample(image, self._target(row["objects"]), row["image_id"], (row["height"], row["width"]))
+                sample = Sample(image, self._target(row), row["image_id"], (row["height"], row["width"]))
                 return self.transform(sample, rng)
         except DetectionDataError:
             raise
@@ -85,7 +86,8 @@ class DetectionDataset(TorchDataset):
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def _target(self, objects: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def _target(self, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        objects = row["objects"]
         corner_and_size = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
         boxes = np.concatenate([corner_and_size[:, :2], corner_and_size[:, :2] + corner_and_size[:, 2:]], axis=1)
         target = {
@@ -94,6 +96,11 @@ class DetectionDataset(TorchDataset):
             "area": np.asarray(objects["area"], np.float32),
             "iscrowd": np.asarray(objects["iscrowd"], bool),
         }
+        if "segmentation" in objects:
+            target["segmentation"] = mask_column(objects["segmentation"], row["height"], row["width"])
+        if "keypoints" in objects:
+            width = self.dataset.features["objects"]["keypoints"].feature.length
+            target["keypoints"] = np.asarray(objects["keypoints"], np.float32).reshape(len(boxes), width // 3, 3)
         return select_objects(target, ~target["iscrowd"]) if self.train else target
 
 

@@ -119,12 +119,17 @@ def _offsets(lengths: Iterable[int]) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(list(lengths), dtype=np.int64)]).astype(np.int32))
 
 
+def mask_column(values: Sequence[Any], height: int, width: int) -> np.ndarray:
+    """(n,) objects for `rasterise`, from the masks of one image in the schema's form."""
+    column = np.empty(len(values), dtype=object)
+    for index, value in enumerate(values):
+        mask = parse_mask(value, height, width)
+        column[index] = {"size": [height, width], "counts": mask} if isinstance(mask, str) else mask or []
+    return column
+
+
 def rasterise(
-    masks: Sequence[Any],
-    image_size: tuple[int, int],
-    region: tuple[float, float, float, float],
-    size: tuple[int, int],
-    flip: bool = False,
+    masks: Sequence[Any], region: tuple[float, float, float, float], size: tuple[int, int], flip: bool = False
 ) -> np.ndarray:
     """Pixels of masks in a part of their image, straight at the size that is asked for.
 
@@ -132,25 +137,22 @@ def rasterise(
     the centres of the target's pixels are taken. A pixel belongs to a mask when its centre does.
 
     Args:
-        masks: (n,) in the schema's form.
-        image_size: height and width of the image that the masks are of.
-        region: left, top, right, bottom in its pixels.
+        masks: (n,) of `mask_column`.
+        region: left, top, right, bottom in pixels of the image.
         size: height and width of the result, which shows the region.
         flip: mirror the result.
 
     Returns:
         bool (n, height, width).
     """
-    parsed = [parse_mask(mask, *image_size) for mask in masks]
-    result = np.zeros((len(parsed), *size), dtype=bool)
-    rows = [row for row, mask in enumerate(parsed) if isinstance(mask, list)]
-    if rows:
-        encoded = [_encode_polygons(parsed[row], region, size, flip) for row in rows]
-        result[rows] = mask_utils.decode(encoded).transpose(2, 0, 1)
-    for row, mask in enumerate(parsed):
-        if isinstance(mask, str):
-            pixels = mask_utils.decode({"size": list(image_size), "counts": mask})
-            result[row] = resample_masks(pixels[None], region, size, flip)[0]
+    result = np.zeros((len(masks), *size), dtype=bool)
+    outlined = [row for row, mask in enumerate(masks) if isinstance(mask, list) and mask]
+    if outlined:
+        encoded = [_encode_polygons(masks[row], region, size, flip) for row in outlined]
+        result[outlined] = mask_utils.decode(encoded).transpose(2, 0, 1)
+    for row, mask in enumerate(masks):
+        if isinstance(mask, dict):
+            result[row] = resample_masks(mask_utils.decode(mask)[None], region, size, flip)[0]
     return result
 
 

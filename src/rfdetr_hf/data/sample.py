@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from .masks import rasterise, resample_masks
+
 __all__ = ["Sample", "View", "clip_objects", "pil_from_pixels", "pixels_from_pil", "select_objects"]
 
 MAX_JPEG_REDUCTION = 8
@@ -22,7 +24,9 @@ class Sample:
         image: a PIL image, RGB, perhaps a JPEG that is not decoded yet; after a transform a tensor (3, H, W), uint8
             from training, normalised float from evaluation.
         target: arrays with one row per object: `boxes` (n, 4) float32 xyxy in pixels of `image`, `class_labels` (n,)
-            int64, `area` (n,) float32, `iscrowd` (n,) bool. Every entry is per object, so that whatever drops an object
+            int64, `area` (n,) float32, `iscrowd` (n,) bool; where the data set has them, `keypoints` (n, K, 3) float32
+            (x, y, v), and `segmentation` (n,), masks as `masks.mask_column` makes them, which a transform turns into
+            `masks` (n, h, w) bool of the whole image. Every entry is per object, so that whatever drops an object
             drops its row everywhere.
         image_id: id of the image in its data set.
         orig_size: (height, width) of the image as annotated.
@@ -46,6 +50,8 @@ def select_objects(target: dict[str, np.ndarray], keep: np.ndarray) -> dict[str,
 def clip_objects(target: dict[str, np.ndarray], region: tuple[float, float, float, float]) -> dict[str, np.ndarray]:
     """Cut boxes at a region (left, top, right, bottom) and drop the objects that have no area inside.
 
+    Keypoints outside are not labelled any more: x, y and v become zero.
+
     There is no minimum visibility, as in the official recipe. The area of a cut object shrinks with its box: the
     share of an object's pixels inside is not known from the box alone, and for annotations whose area is the box's
     the rule is exact.
@@ -58,8 +64,13 @@ def clip_objects(target: dict[str, np.ndarray], region: tuple[float, float, floa
     sides = clipped[:, 2:] - clipped[:, :2]
     whole = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64)
     share = np.divide(np.prod(sides, axis=1, dtype=np.float64), whole, out=np.zeros(len(boxes)), where=whole > 0)
-    area = (target["area"] * share).astype(np.float32)
-    return select_objects({**target, "boxes": clipped, "area": area}, (sides > 0).all(axis=1))
+    moved = {"boxes": clipped, "area": (target["area"] * share).astype(np.float32)}
+    if "keypoints" in target:
+        xy = target["keypoints"][..., :2]
+        inside = ((xy >= (left, top)) & (xy <= (right, bottom))).all(axis=-1, keepdims=True)
+        labelled = inside & (target["keypoints"][..., 2:] > 0)
+        moved["keypoints"] = np.where(labelled, target["keypoints"], np.float32(0))
+    return select_objects({**target, **moved}, (sides > 0).all(axis=1))
 
 
 @dataclass(frozen=True)
@@ -104,8 +115,21 @@ class View:
         # the box that PIL reports, not the ratio of the sizes, tells the scale.
         return full_width / drafted[1][2] if drafted else 1.0
 
-    def map_objects(self, target: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Move the objects into the view: cut at its border, drop what is outside, scale, mirror."""
+    def map_objects(
+        self,
+        target: dict[str, np.ndarray],
+        *,
+        mask_size: tuple[int, int] | None = None,
+        flip_index: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Move the objects into the view: cut at its border, drop what is outside, scale, mirror.
+
+        Args:
+            target: as `Sample.target`, in pixels of the annotated image.
+            mask_size: height and width of the masks, which show the whole view; None leaves masks out. An object whose
+                mask has no pixel in the view is dropped, even where its box reaches into it.
+            flip_index: `KeypointSchema.flip_index`, needed to mirror keypoints.
+        """
         target = clip_objects(target, (self.left, self.top, self.right, self.bottom))
         scale_x, scale_y = self.width / (self.right - self.left), self.height / (self.bottom - self.top)
         boxes = target["boxes"].astype(np.float64)
@@ -113,8 +137,45 @@ class View:
         if self.flip:
             boxes[:, [0, 2]] = self.width - boxes[:, [2, 0]]
         boxes = boxes.clip(0, [self.width, self.height] * 2).astype(np.float32)
-        area = target["area"] * np.float32(scale_x * scale_y)
-        return select_objects({**target, "boxes": boxes, "area": area}, (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+        moved = {"boxes": boxes, "area": target["area"] * np.float32(scale_x * scale_y)}
+        if "keypoints" in target:
+            moved["keypoints"] = self._map_keypoints(target, (scale_x, scale_y), flip_index)
+        target = select_objects({**target, **moved}, (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+        return self._map_masks(target, mask_size)
+
+    def _map_keypoints(
+        self, target: dict[str, np.ndarray], scale: tuple[float, float], flip_index: np.ndarray | None
+    ) -> np.ndarray:
+        keypoints = target["keypoints"].astype(np.float64)
+        keypoints[..., :2] = (keypoints[..., :2] - (self.left, self.top)) * scale
+        if self.flip:
+            if flip_index is None:
+                raise ValueError("keypoints cannot be mirrored without flip pairs: pass keypoint_schema or do not flip")
+            keypoints[..., 0] = self.width - keypoints[..., 0]
+            keypoints = np.take_along_axis(keypoints, flip_index[target["class_labels"]][..., None], axis=1)
+        return np.where(keypoints[..., 2:] > 0, keypoints, 0).astype(np.float32)
+
+    def _map_masks(self, target: dict[str, np.ndarray], mask_size: tuple[int, int] | None) -> dict[str, np.ndarray]:
+        rest = {name: values for name, values in target.items() if name not in ("segmentation", "masks")}
+        source = target.get("segmentation", target.get("masks"))
+        if mask_size is None or source is None:
+            return rest
+        masks = self._draw(source, mask_size)
+        empty = np.flatnonzero(~masks.any(axis=(1, 2)))
+        if not len(empty):
+            return {**rest, "masks": masks}
+        # Too small for the coarse grid, or not in the view at all: the pixels of the view itself tell.
+        fine = self._draw(source[empty], (self.height, self.width))
+        for row, pixels in zip(empty, fine, strict=True):
+            if pixels.any():
+                y, x = np.argwhere(pixels).mean(axis=0) + 0.5
+                masks[row, int(y * mask_size[0] / self.height), int(x * mask_size[1] / self.width)] = True
+        return select_objects({**rest, "masks": masks}, masks.any(axis=(1, 2)))
+
+    def _draw(self, source: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        region = (self.left, self.top, self.right, self.bottom)
+        draw = rasterise if source.dtype == object else resample_masks
+        return draw(source, region, size, self.flip)
 
 
 def _resample(image: Image.Image, box: tuple[float, float, float, float], width: int, height: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -9,9 +10,13 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from .augmentation import adapt_augmentation
+from .keypoints import KeypointSchema
+from .masks import rasterise
 from .sample import Sample, View, pil_from_pixels
 
 __all__ = ["EvalTransform", "Sample", "TrainTransform", "build_eval_transform", "build_train_transform"]
+
+logger = logging.getLogger(__name__)
 
 CROP_PROBABILITY = 0.5
 MultiScaleMode = Literal["per_batch", "per_sample", "off"]
@@ -55,6 +60,8 @@ class TrainTransform:
         max_size: int = 1333,
         crop_shortest_edges: Sequence[int] = (400, 500, 600),
         crop_min_side: int = 384,
+        mask_size: tuple[int, int] | None = None,
+        keypoint_schema: KeypointSchema | None = None,
     ) -> None:
         self.sizes = tuple(sizes)
         self.scale_jitter = scale_jitter
@@ -63,7 +70,9 @@ class TrainTransform:
         self.max_size = max_size
         self.crop_shortest_edges = tuple(crop_shortest_edges)
         self.crop_min_side = crop_min_side
-        self.augmentation = None if augmentation is None else adapt_augmentation(augmentation)
+        self.mask_size = mask_size
+        self.flip_index = None if keypoint_schema is None else keypoint_schema.flip_index
+        self.augmentation = None if augmentation is None else adapt_augmentation(augmentation, self.flip_index)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Transform one sample.
@@ -76,17 +85,21 @@ class TrainTransform:
             The sample with its new pixels, uint8 (3, H, W), and boxes in them.
         """
         view = self.draw_view(*sample.orig_size, rng)
-        sample = sample.with_image(view.render(sample.image), view.map_objects(sample.target))
         if self.augmentation is None:
-            return sample
-        sample = self.augmentation(sample, rng)
+            return self._apply(view, sample, sample.image, self.mask_size)
+        # An augmentation moves masks pixel by pixel with the image, so they come at the image's size and shrink later.
+        masks_with_pixels = self.mask_size and (view.height, view.width)
+        sample = self.augmentation(self._apply(view, sample, sample.image, masks_with_pixels), rng)
         height, width = sample.image.shape[1:]
         if self.square and (width, height) != (view.width, view.height):
             restore = View(0, 0, width, height, view.width, view.height)
-            sample = sample.with_image(
-                restore.render(pil_from_pixels(sample.image)), restore.map_objects(sample.target)
-            )
-        return sample
+            return self._apply(restore, sample, pil_from_pixels(sample.image), self.mask_size)
+        shrink = View(0, 0, width, height, width, height)
+        return sample.with_image(sample.image, shrink.map_objects(sample.target, mask_size=self.mask_size))
+
+    def _apply(self, view: View, sample: Sample, image: Image.Image, mask_size: tuple[int, int] | None) -> Sample:
+        target = view.map_objects(sample.target, mask_size=mask_size, flip_index=self.flip_index)
+        return sample.with_image(view.render(image), target)
 
     def draw_view(self, height: int, width: int, rng: np.random.Generator) -> View:
         """Choose what is seen of an image of this size, before any pixel is decoded."""
@@ -127,6 +140,8 @@ def build_train_transform(
     max_size: int = 1333,
     crop_shortest_edges: Sequence[int] = (400, 500, 600),
     crop_min_side: int = 384,
+    mask_downsample_ratio: int | None = None,
+    keypoint_schema: KeypointSchema | None = None,
 ) -> TrainTransform:
     """The training transform of a multi-scale mode.
 
@@ -144,6 +159,10 @@ def build_train_transform(
         max_size: with `square=False`, the largest longest edge.
         crop_shortest_edges: see `TrainTransform`.
         crop_min_side: see `TrainTransform`.
+        mask_downsample_ratio: make masks, this many times smaller than the largest image; None leaves them out. They
+            are as many pixels wide as high for every image, also with `square=False`, and show the whole image
+            without its padding.
+        keypoint_schema: of the data set, for its mirror pairs. Where it knows none, images are not mirrored.
 
     Raises:
         ValueError: for an unknown mode, a mode without scales, or numbers out of range.
@@ -155,6 +174,9 @@ def build_train_transform(
         raise ValueError(f"multi_scale={multi_scale!r} needs sides of at least one pixel, got {sizes}: pass scales")
     if not 0 <= horizontal_flip <= 1:
         raise ValueError(f"horizontal_flip is a probability, got {horizontal_flip}")
+    if keypoint_schema is not None and keypoint_schema.flip_index is None and horizontal_flip:
+        logger.warning("images are not mirrored: it is not known which keypoints change places (flip_pairs)")
+        horizontal_flip = 0.0
     return TrainTransform(
         sizes[-1:] if multi_scale == "per_batch" else sizes,
         scale_jitter=scale_jitter,
@@ -164,7 +186,17 @@ def build_train_transform(
         max_size=max_size,
         crop_shortest_edges=crop_shortest_edges,
         crop_min_side=crop_min_side,
+        mask_size=_mask_size(sizes[-1], mask_downsample_ratio),
+        keypoint_schema=keypoint_schema,
     )
+
+
+def _mask_size(largest: int, ratio: int | None) -> tuple[int, int] | None:
+    if ratio is None:
+        return None
+    if ratio < 1:
+        raise ValueError(f"mask_downsample_ratio must be at least 1, got {ratio}")
+    return (-(-largest // ratio),) * 2
 
 
 class EvalTransform:
@@ -173,10 +205,18 @@ class EvalTransform:
     Crowd objects and objects outside the image stay: evaluation reads the truth as it was annotated.
     """
 
-    def __init__(self, image_processor: Callable[..., Any], *, square: bool = True, max_size: int = 1333) -> None:
+    def __init__(
+        self,
+        image_processor: Callable[..., Any],
+        *,
+        square: bool = True,
+        max_size: int = 1333,
+        mask_size: tuple[int, int] | None = None,
+    ) -> None:
         self.image_processor = image_processor
         self.square = square
         self.max_size = max_size
+        self.mask_size = mask_size
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
         """Transform one sample; `rng` is not used."""
@@ -185,8 +225,13 @@ class EvalTransform:
         pixels = self.image_processor(images=image, return_tensors="pt", **options)["pixel_values"][0]
         scale = np.array(pixels.shape[:-3:-1], np.float64) / np.array(sample.orig_size[::-1], np.float64)
         boxes = (sample.target["boxes"] * np.tile(scale, 2)).astype(np.float32)
-        area = (sample.target["area"] * scale.prod()).astype(np.float32)
-        return sample.with_image(pixels, {**sample.target, "boxes": boxes, "area": area})
+        target = {**sample.target, "boxes": boxes, "area": (sample.target["area"] * scale.prod()).astype(np.float32)}
+        if "keypoints" in target:
+            target["keypoints"] = (target["keypoints"] * (*scale, 1)).astype(np.float32)
+        segmentation = target.pop("segmentation", None)
+        if segmentation is not None and self.mask_size is not None:
+            target["masks"] = rasterise(segmentation, (0, 0, *sample.orig_size[::-1]), self.mask_size)
+        return sample.with_image(pixels, target)
 
     def _aspect_preserving_size(self, height: int, width: int) -> dict[str, int]:
         shortest = min(self.image_processor.size["height"], self.image_processor.size["width"])
@@ -202,7 +247,11 @@ def _without_exif(image: Image.Image) -> Image.Image:
 
 
 def build_eval_transform(
-    image_processor: Callable[..., Any], *, square: bool = True, max_size: int = 1333
+    image_processor: Callable[..., Any],
+    *,
+    square: bool = True,
+    max_size: int = 1333,
+    mask_downsample_ratio: int | None = None,
 ) -> EvalTransform:
     """The evaluation transform around an image processor.
 
@@ -212,5 +261,12 @@ def build_eval_transform(
         square: evaluate at the processor's own size; otherwise keep the aspect ratio, with the processor's size as the
             shortest edge.
         max_size: with `square=False`, the largest longest edge.
+        mask_downsample_ratio: make masks for a loss, this many times smaller than the processor's size; None leaves
+            them out. Metrics need none, since they read the annotations.
     """
-    return EvalTransform(image_processor, square=square, max_size=max_size)
+    mask_size = None if mask_downsample_ratio is None else _mask_size(_longest(image_processor), mask_downsample_ratio)
+    return EvalTransform(image_processor, square=square, max_size=max_size, mask_size=mask_size)
+
+
+def _longest(image_processor: Callable[..., Any]) -> int:
+    return max(image_processor.size["height"], image_processor.size["width"])
