@@ -11,7 +11,10 @@ from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
 OFFICIAL_ONLY = "_kp_active_mask"
 
 
-@pytest.fixture(scope="module", params=["nano", "base"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("small", "medium", "large", "large-deprecated")]
+
+
+@pytest.fixture(scope="module", params=["nano", "base", *SLOW])
 def case(request, golden):
     numbers = golden(request.param)
     config = RFDETRConfig.from_variant(request.param, num_labels=numbers["num_classes"] + 1)

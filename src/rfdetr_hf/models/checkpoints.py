@@ -217,8 +217,16 @@ def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) 
         "backbone_config": _encoder_fields(checkpoint, base),
     }
     if task_of(state) == "keypoints":
-        overrides["num_keypoints_per_class"] = state["_kp_active_mask"].sum(1).tolist()
+        overrides["num_keypoints_per_class"] = _keypoint_schema(checkpoint, base)
     return override_config(base, {**overrides, "resolution": _resolution(checkpoint, base)})
+
+
+def _keypoint_schema(checkpoint: OfficialCheckpoint, base: RFDETRConfig) -> list[int]:
+    """Keypoints of each class: by the mask of slots in use, which older files do not have."""
+    active = checkpoint.state.get("_kp_active_mask")
+    if active is not None and active.any():
+        return active.sum(1).tolist()
+    return list(checkpoint.fields.get("num_keypoints_per_class") or base.num_keypoints_per_class)
 
 
 def _drop_appended_row(state: dict[str, Tensor], num_labels: int) -> None:
@@ -302,8 +310,7 @@ def official_labels(rows: int, class_names: Any = None) -> dict[int, str]:
     names = [class_names] if isinstance(class_names, str) else [str(name) for name in class_names or ()]
     if rows == 91 and (not names or names == list(COCO_LABELS.values())):
         return {row: COCO_LABELS.get(row, UNUSED_LABEL) for row in range(rows)}
-    if not names:
-        return {row: f"LABEL_{row}" for row in range(rows)}
+    names = names or [f"LABEL_{row}" for row in range(rows - 1)]
     return {row: names[row] if row < len(names) else UNUSED_LABEL for row in range(rows)}
 
 

@@ -18,8 +18,10 @@ CLASS_INITS = ("prior", "tile")
 UNUSED_LABEL = "N/A"
 _CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
-# A buffer that repeats the keypoint schema; files from before it do not have it, and a detector has no use for it.
-_SCHEMA_BUFFER = "_kp_active_mask"
+# Tables with a row for each keypoint of the schema.
+_KEYPOINT_ROWS = re.compile(r"(\.keypoint_pos_embed|\.keypoint_query_initializer(_enc)?\.queries)$")
+# Buffers that repeat the keypoint schema: models build them from the configuration, and detectors do without.
+_SCHEMA_BUFFERS = re.compile(r"(^_kp_active_mask|\.keypoint_class_mask)$")
 
 
 class Adaptation(NamedTuple):
@@ -115,12 +117,13 @@ def adapt_state_dict(
     """
     if class_init not in CLASS_INITS:
         raise ValueError(f"class_init must be one of {', '.join(CLASS_INITS)}, got {class_init!r}.")
-    state = {name: tensor for name, tensor in state.items() if name in expected or name != _SCHEMA_BUFFER}
+    state = {name: tensor for name, tensor in state.items() if not _SCHEMA_BUFFERS.search(name)}
     _check_structure(state, expected, origin)
     done: list[Adaptation] = []
     _adapt_queries(state, config, done, origin)
     _adapt_classes(state, names, config, class_init, done)
     _adapt_positions(state, config, done)
+    _adapt_keypoints(state, expected, done)
     _check_tensors(state, expected, origin)
     return state, done
 
@@ -143,7 +146,7 @@ def _check_structure(state: Mapping[str, Tensor], expected: Mapping[str, Sequenc
 
 
 def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], origin: str) -> None:
-    missing = sorted(set(expected) - set(state) - {_SCHEMA_BUFFER})
+    missing = sorted(name for name in expected if name not in state and not _SCHEMA_BUFFERS.search(name))
     unexpected = sorted(set(state) - set(expected))
     shapes = [
         f"{name} is {tuple(state[name].shape)} in the file, {tuple(expected[name])} here"
@@ -195,7 +198,7 @@ def _adapt_classes(
     state: dict[str, Tensor], names: Mapping[int, str], config: RFDETRConfig, class_init: str, done: list[Adaptation]
 ) -> None:
     found, wanted = state["class_embed.bias"].shape[0], config.num_labels
-    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in names.values())
+    unnamed = all(re.fullmatch(rf"LABEL_\d+|{UNUSED_LABEL}", name) for name in names.values())
     if found == wanted and (unnamed or dict(names) == config.id2label):
         return
     how = "rows repeated" if class_init == "tile" else "rows new, prior bias"
@@ -237,6 +240,16 @@ def _adapt_positions(state: dict[str, Tensor], config: RFDETRConfig, done: list[
     if side != grid and side**2 + 1 == state[POSITIONS].shape[1]:
         done.append(Adaptation("position table", f"{side} x {side}", f"{grid} x {grid}", "bicubic"))
         state[POSITIONS] = resize_positions(state[POSITIONS], grid)
+
+
+def _adapt_keypoints(state: dict[str, Tensor], expected: Mapping[str, Sequence[int]], done: list[Adaptation]) -> None:
+    """Rows of keypoint k from old row k modulo their number, as the official package does."""
+    for name in [name for name in state if _KEYPOINT_ROWS.search(name)]:
+        found, wanted = state[name].shape[0], expected[name][0]
+        if found != wanted:
+            state[name] = state[name][[row % found for row in range(wanted)]]
+            if name.endswith("keypoint_pos_embed"):
+                done.append(Adaptation("keypoints", str(found), str(wanted), "rows repeated"))
 
 
 def log_adaptations(origin: str, done: Sequence[Adaptation]) -> None:

@@ -1,0 +1,107 @@
+"""`rfdetr-hf convert SRC DST`: checkpoints of the official package, of plain transformers and of this package."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..models.auto import model_class
+from ..models.checkpoints import read_official
+from ..models.image_processing_rfdetr import RFDETRImageProcessor
+from ..models.modeling_rfdetr import RFDETRPreTrainedModel
+from ..models.pretrained import read_state
+from ..models.pretrained_adapt import task_of
+from ..models.pretrained_layouts import official_keys
+
+OFFICIAL_SUFFIXES = (".pth", ".pt", ".ckpt")
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    variant: str | None = None,
+    use_ema: bool = False,
+    drop_unused_rows: bool = False,
+    revision: str | None = None,
+) -> RFDETRPreTrainedModel:
+    """Convert a checkpoint. The weights stay as they are, bit by bit.
+
+    Args:
+        src: A file of the official package (`.pth`, `.pt`, `.ckpt`), a folder of this package or of plain transformers,
+            or a Hub id.
+        dst: A file `.pth` or `.pt` for the official package, or a folder, which this package and plain transformers
+            read. It must not exist yet.
+        variant: The variant of an official file that does not tell.
+        use_ema: Take the averaged weights of an official training checkpoint.
+        drop_unused_rows: Leave out the class rows that are called "N/A".
+        revision: Branch, tag or commit of a Hub id.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileExistsError: if `dst` exists.
+        ValueError: if an option does not apply, or the checkpoint cannot be read.
+    """
+    src, dst = str(src), Path(dst)
+    if dst.exists():
+        raise FileExistsError(f"{dst} exists: give another name or remove it.")
+    if dst.suffix == ".ckpt":
+        raise ValueError(f"{dst}: official files are written as .pth or .pt.")
+    if Path(src).suffix in OFFICIAL_SUFFIXES:
+        model = _load_official(src, variant, use_ema, drop_unused_rows)
+    elif variant or use_ema or drop_unused_rows:
+        raise ValueError(f"variant, use_ema and drop_unused_rows are for official files (.pth, .pt, .ckpt), not {src}.")
+    else:
+        task = task_of(official_keys(read_state(src, revision=revision)))
+        model = model_class(task).from_pretrained(src, revision=revision)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    if dst.suffix in OFFICIAL_SUFFIXES:
+        model.save_official(dst)
+    else:
+        model.save_pretrained(dst)
+        _image_processor(src, model.config.resolution, revision).save_pretrained(dst)
+    return model
+
+
+def _load_official(src: str, variant: str | None, use_ema: bool, drop_unused_rows: bool) -> RFDETRPreTrainedModel:
+    task = task_of(read_official(src, use_ema).state)
+    options = {"variant": variant, "use_ema": use_ema, "drop_unused_rows": drop_unused_rows}
+    return model_class(task).from_official(src, **options)
+
+
+def _image_processor(src: str, resolution: int, revision: str | None) -> RFDETRImageProcessor:
+    """The processor of a folder or Hub id, or the standard one for the model's resolution."""
+    if Path(src).suffix not in OFFICIAL_SUFFIXES:
+        try:
+            return RFDETRImageProcessor.from_pretrained(src, revision=revision)
+        except OSError:
+            pass  # A model without a processor: the standard one is right.
+    return RFDETRImageProcessor(size={"height": resolution, "width": resolution})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `convert`."""
+    parser.add_argument("src", help="official file (.pth, .pt, .ckpt), model folder or Hub id")
+    parser.add_argument("dst", help="official file (.pth, .pt) or folder to write")
+    parser.add_argument("--variant", help="variant of an official file that does not tell")
+    parser.add_argument("--use-ema", action="store_true", help="take the averaged weights of an official checkpoint")
+    parser.add_argument("--drop-unused-rows", action="store_true", help='leave out class rows that are called "N/A"')
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with `argv`, by default that of the process."""
+    parser = argparse.ArgumentParser(prog="rfdetr-hf convert", description=__doc__)
+    add_arguments(parser)
+    arguments = vars(parser.parse_args(argv))
+    try:
+        model = convert(**arguments)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+    config = model.config
+    print(f"{arguments['dst']}: {type(model).__name__}, {config.resolution} px, {config.num_labels} class logits")
+
+
+if __name__ == "__main__":
+    main()
