@@ -9,6 +9,7 @@ _EXPORTS = {
     "RFDETRConfig": "models.configuration_rfdetr",
     "RFDETRForObjectDetection": "models.modeling_rfdetr",
     "RFDETRForInstanceSegmentation": "models.segmentation",
+    "RFDETRForKeypointDetection": "models.keypoints",
     "RFDETRImageProcessor": "models.image_processing_rfdetr",
     "RFDETRCriterion": "losses.criterion",
     "HungarianMatcher": "losses.matcher",

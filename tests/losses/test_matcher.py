@@ -182,8 +182,8 @@ def test_memory_follows_the_number_of_objects(hungarian, generator, counts, monk
     with LargestTensor() as seen:
         cost = hungarian.pair_cost(logits, boxes, objects)
     assert cost.shape == (160, 1200)
-    assert seen.elements <= max(cost.numel(), 8 * matcher._PAIRS_AT_ONCE["cpu"])
-    monkeypatch.setitem(matcher._PAIRS_AT_ONCE, "cpu", 10**9)
+    assert seen.elements <= max(cost.numel(), 8 * matcher.PAIRS_AT_ONCE["cpu"])
+    monkeypatch.setitem(matcher.PAIRS_AT_ONCE, "cpu", 10**9)
     torch.testing.assert_close(hungarian.pair_cost(logits, boxes, objects), cost, rtol=0, atol=0)
 
 

@@ -3,10 +3,11 @@ import json
 import pytest
 import torch
 
+import rfdetr_hf
 from rfdetr_hf.models.configuration_rfdetr import RFDETRBackboneConfig, RFDETRConfig
 from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
 
-# Published sizes with 91 class logits: entries of the state dict (without buffers), elements.
+# Published sizes with 91 class logits: number of parameters, their elements.
 PUBLISHED = {
     "nano": (465, 30_467_298),
     "small": (487, 32_111_170),
@@ -14,6 +15,14 @@ PUBLISHED = {
     "base": (487, 32_174_530),
     "large": (509, 33_933_218),
     "large-deprecated": (533, 135_637_474),
+    "seg-preview": (544, 34_153_555),
+    "seg-nano": (544, 33_577_475),
+    "seg-small": (544, 33_711_107),
+    "seg-medium": (572, 35_694_259),
+    "seg-large": (572, 35_873_971),
+    "seg-xlarge": (600, 38_113_635),
+    "seg-2xlarge": (600, 38_648_163),
+    "keypoint-preview": (734, 41_044_470),
 }
 
 
@@ -27,9 +36,10 @@ def test_every_published_variant_is_listed():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_variant_has_the_published_number_of_parameters(name):
     with torch.device("meta"):
-        model = RFDETRForObjectDetection(RFDETRConfig.from_variant(name))
-    state = model.state_dict()
-    assert (len(state), sum(value.numel() for value in state.values())) == PUBLISHED[name]
+        config = RFDETRConfig.from_variant(name)
+        model = getattr(rfdetr_hf, (config.architectures or ["RFDETRForObjectDetection"])[0])(config)
+    parameters = list(model.parameters())
+    assert (len(parameters), sum(value.numel() for value in parameters)) == PUBLISHED[name]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +49,9 @@ def test_variant_has_the_published_number_of_parameters(name):
         ("small", 512, 32, 32),
         ("medium", 576, 32, 36),
         ("base", 560, 56, 37),
+        ("seg-nano", 312, 12, 26),
+        ("seg-2xlarge", 768, 24, 64),
+        ("keypoint-preview", 576, 24, 48),
     ],
 )
 def test_variant_sizes(name, resolution, divisor, grid):
@@ -140,6 +153,29 @@ def test_file_holds_values_whose_defaults_differ_in_transformers(tmp_path):
     assert (fields["model_type"], fields["dropout"], fields["layer_norm_eps"]) == ("rf_detr", 0.0, 1e-6)
     assert fields["decoder_n_points"] == 2
     assert fields["backbone_config"]["out_features"] == ["stage3", "stage6", "stage9", "stage12"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_keypoints_per_class": [0, 0]}, "num_keypoints_per_class"),
+        ({"num_keypoints_per_class": [3, -1]}, "num_keypoints_per_class"),
+        ({"num_keypoints_per_class": [3, 2, 1], "num_labels": 2}, "num_labels"),
+        ({"intermediate_size": 512}, "remove the field"),
+        ({"mask_downsample_ratio": 0}, "mask_downsample_ratio"),
+    ],
+)
+def test_impossible_heads_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        RFDETRConfig(**fields)
+
+
+def test_the_keypoint_configuration_survives_the_file(tmp_path):
+    schema = {"names": ["tip", "tail"], "flip_pairs": [], "skeleton": [[0, 1]], "sigmas": [0.1, 0.1]}
+    config = RFDETRConfig(num_keypoints_per_class=[2, 0], keypoint_schema=schema)
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "rf_detr_keypoint"
+    assert RFDETRConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
 def test_models_that_transformers_cannot_represent_have_their_own_model_type(tmp_path):

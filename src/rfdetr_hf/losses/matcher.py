@@ -17,7 +17,7 @@ from .boxes import cxcywh_to_xyxy, iou_and_giou
 _HAS_BATCHED_SOLVER = find_spec("torch_linear_assignment") is not None
 
 # (object, query) pairs whose cost is computed in one go: bounds the temporaries, about a dozen arrays of this size.
-_PAIRS_AT_ONCE = {"cpu": 2**16, "default": 2**22}  # on the CPU they then stay in the second-level cache
+PAIRS_AT_ONCE = {"cpu": 2**16, "default": 2**22}  # on the CPU they then stay in the second-level cache
 
 
 class PackedObjects(NamedTuple):
@@ -188,7 +188,7 @@ class HungarianMatcher:
         all_boxes = torch.cat([layer.to(objects.boxes.dtype) for layer in boxes], dim=1)
         # Coordinate by coordinate (8, B, rows), so that what is gathered for the objects is read in one run.
         coordinates = torch.cat((all_boxes, cxcywh_to_xyxy(all_boxes)), dim=-1).movedim(-1, 0).contiguous()
-        num_pairs = _PAIRS_AT_ONCE.get(all_boxes.device.type, _PAIRS_AT_ONCE["default"])
+        num_pairs = PAIRS_AT_ONCE.get(all_boxes.device.type, PAIRS_AT_ONCE["default"])
         chunk = max(1, num_pairs // all_boxes.shape[1])
         pieces = zip(objects.image.split(chunk), objects.labels.split(chunk), objects.boxes.split(chunk), strict=True)
         return torch.cat([self._cost_of(logits, coordinates, *piece) for piece in pieces])

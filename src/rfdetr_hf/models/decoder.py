@@ -122,13 +122,13 @@ class Proposals(NamedTuple):
     boxes: Tensor
 
 
-def _stacked(modules: Iterable[nn.Module], groups: int) -> tuple[Tensor, Tensor]:
+def stacked(modules: Iterable[nn.Module], groups: int) -> tuple[Tensor, Tensor]:
     """Weights and biases of the first `groups` modules, which are alike, with a leading group dimension."""
     modules = list(modules)[:groups]
     return torch.stack([module.weight for module in modules]), torch.stack([module.bias for module in modules])
 
 
-def _grouped_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(G, N, in) with a weight (G, out, in) and a bias (G, out) for each group -> (G, N, out)."""
     return torch.baddbmm(bias[:, None].to(x.dtype), x, weight.transpose(1, 2).to(x.dtype))
 
@@ -138,27 +138,27 @@ class _ProposalHeads:
 
     def __init__(self, transformer: "RFDETRTransformer", groups: int) -> None:
         boxes = [head.layers for head in list(transformer.enc_out_bbox_embed)[:groups]]
-        self.output = _stacked(transformer.enc_output, groups)
-        self.norm = _stacked(transformer.enc_output_norm, groups)
-        self.classes = _stacked(transformer.enc_out_class_embed, groups)
-        self.boxes = [_stacked(layers, groups) for layers in zip(*boxes, strict=True)]
+        self.output = stacked(transformer.enc_output, groups)
+        self.norm = stacked(transformer.enc_output_norm, groups)
+        self.classes = stacked(transformer.enc_out_class_embed, groups)
+        self.boxes = [stacked(layers, groups) for layers in zip(*boxes, strict=True)]
 
     def features(self, tokens: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, C)."""
-        x = _grouped_linear(tokens, *self.output)
+        x = grouped_linear(tokens, *self.output)
         weight, bias = self.norm
         x = F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS)
         return x * weight[:, None] + bias[:, None]
 
     def logits(self, features: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, K)."""
-        return _grouped_linear(features, *self.classes)
+        return grouped_linear(features, *self.classes)
 
     def deltas(self, features: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, 4)."""
         for layer in self.boxes[:-1]:
-            features = F.relu(_grouped_linear(features, *layer))
-        return _grouped_linear(features, *self.boxes[-1])
+            features = F.relu(grouped_linear(features, *layer))
+        return grouped_linear(features, *self.boxes[-1])
 
 
 def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -189,15 +189,19 @@ class GroupSelfAttention(nn.Module):
         init.xavier_uniform_(self.in_proj_weight)
         init.zeros_(self.in_proj_bias)
 
-    def forward(self, x: Tensor, position: Tensor, groups: int) -> Tensor:
-        """x, position (B, groups * q, C); a query attends to the queries of its own group."""
+    def forward(self, x: Tensor, position: Tensor, groups: int, attends: Tensor | None = None) -> Tensor:
+        """x, position (B, groups * q, C); a query attends to the queries of its own group.
+
+        `attends` (q, q) narrows that down: False where the query of the row does not see the one of the column.
+        """
         batch, width = x.shape[0], x.shape[-1]
         x, position = (t.unflatten(1, (groups, -1)).flatten(0, 1) for t in (x, position))
         weight, bias = self.in_proj_weight, self.in_proj_bias
         query, key = F.linear(x + position, weight[: 2 * width], bias[: 2 * width]).chunk(2, -1)
         value = F.linear(x, weight[2 * width :], bias[2 * width :])
         query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        rate = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attends, dropout_p=rate)
         attended = attended.transpose(1, 2).flatten(-2)
         return self.out_proj(attended.unflatten(0, (batch, groups)).flatten(1, 2))
 
@@ -273,33 +277,41 @@ class RFDETRDecoderLayer(nn.Module):
 class RFDETRDecoder(nn.Module):
     """The decoder layers with one position embedding and one reference for all of them."""
 
+    layer_class = RFDETRDecoderLayer
+
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__()
         width = config.d_model
-        self.layers = nn.ModuleList([RFDETRDecoderLayer(config) for _ in range(config.decoder_layers)])
+        self.layers = nn.ModuleList([self.layer_class(config) for _ in range(config.decoder_layers)])
         self.norm = _norm(width)
         self.ref_point_head = MLP([2 * width, width, width], [init_xavier, init_xavier])
 
     def forward(self, queries: Tensor, references: Tensor, memory: Memory, groups: int) -> list[Tensor]:
         """queries (B, Q, C), references (B, Q, 4) -> the state (B, Q, C) after each layer, before `norm`."""
-        scaled = references[:, :, None] * memory.valid_ratios.repeat(1, 1, 2)[:, None]
-        embedded = sine_embedding(scaled[:, :, 0], queries.shape[-1] // 2)
-        position = self.ref_point_head(embedded.to(queries.dtype))
+        scaled, position = self._placed(references, memory, queries.dtype)
         states = []
         for layer in self.layers:
             queries = layer(queries, position, scaled, memory, groups)
             states.append(queries)
         return states
 
+    def _placed(self, references: Tensor, memory: Memory, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """References on the canvas of each level (B, Q, L, 4), and their embedding (B, Q, C)."""
+        scaled = references[:, :, None] * memory.valid_ratios.repeat(1, 1, 2)[:, None]
+        embedded = sine_embedding(scaled[:, :, 0], self.norm.weight.shape[0] // 2)
+        return scaled, self.ref_point_head(embedded.to(dtype))
+
 
 class RFDETRTransformer(nn.Module):
     """Proposals and decoder, with a set of proposal heads for each query group."""
+
+    decoder_class = RFDETRDecoder
 
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__()
         width, groups = config.d_model, config.group_detr
         self.num_queries = config.num_queries
-        self.decoder = RFDETRDecoder(config)
+        self.decoder = self.decoder_class(config)
         self.enc_output = nn.ModuleList([with_init(nn.Linear(width, width), init_xavier) for _ in range(groups)])
         self.enc_output_norm = nn.ModuleList([_norm(width) for _ in range(groups)])
         self.enc_out_class_embed = nn.ModuleList([class_head(width, config.num_labels) for _ in range(groups)])

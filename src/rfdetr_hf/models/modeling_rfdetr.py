@@ -15,7 +15,7 @@ from ..losses.criterion import LayerOutput, RFDETRCriterion
 from .backbone import RFDETRViTLayer
 from .checkpoints import official_config, official_payload, read_official, without_unused_rows
 from .configuration_rfdetr import RFDETRConfig
-from .decoder import Proposals, RFDETRDecoderLayer, RFDETRTransformer, box_head, class_head, flatten_levels
+from .decoder import Memory, Proposals, RFDETRDecoderLayer, RFDETRTransformer, box_head, class_head, flatten_levels
 from .geometry import refine_boxes
 from .initialization import init_standard_normal, init_zeros, with_init
 from .pretrained import load_adapted, load_dinov2, load_pretrained, override_config
@@ -192,14 +192,16 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     """
 
     output_class = RFDETRObjectDetectionOutput
+    backbone_class = RFDETRBackbone
+    transformer_class = RFDETRTransformer
 
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__(config)
         config.validate()
         _check_attention(config)
         width, rows = config.d_model, config.group_detr * config.num_queries
-        self.backbone = nn.ModuleList([RFDETRBackbone(config)])
-        self.transformer = RFDETRTransformer(config)
+        self.backbone = nn.ModuleList([self.backbone_class(config)])
+        self.transformer = self.transformer_class(config)
         self.class_embed = class_head(width, config.num_labels)
         self.bbox_embed = box_head(width)
         self.refpoint_embed = with_init(nn.Embedding(rows, 4), init_zeros)
@@ -293,17 +295,20 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         return self.config.group_detr if self.training else 1
 
     def _detect(self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool) -> DetectorStates:
-        groups, batch = self._groups, pixel_values.shape[0]
         maps = self.backbone[0](pixel_values)
         memory = flatten_levels(maps, pixel_mask)
-        proposals = self.transformer.propose(memory, groups)
-        rows = groups * self.config.num_queries
-        references = self.transformer.references(self.refpoint_embed.weight[:rows], proposals.boxes)
-        queries = self.query_feat.weight[:rows].expand(batch, -1, -1)
+        proposals, references, queries = self._queries(memory)
         decoder = self.transformer.decoder
-        states = decoder(queries, references, memory, groups)
+        states = decoder(queries.expand(len(references), -1, -1), references, memory, self._groups)
         hidden_states = decoder.norm(torch.stack(states if every_layer else states[-1:]))
         return DetectorStates(maps, proposals, references, hidden_states)
+
+    def _queries(self, memory: Memory) -> tuple[Proposals, Tensor, Tensor]:
+        """The proposals, the boxes (B, Q, 4) that the decoder starts from, and its queries (Q, d_model)."""
+        proposals = self.transformer.propose(memory, self._groups)
+        rows = self._groups * self.config.num_queries
+        references = self.transformer.references(self.refpoint_embed.weight[:rows], proposals.boxes)
+        return proposals, references, self.query_feat.weight[:rows]
 
     def _boxes(self, states: DetectorStates) -> Tensor:
         return refine_boxes(self.bbox_embed(states.hidden_states), states.references)

@@ -1,0 +1,210 @@
+"""Keypoint terms of matching and loss: position, findable, visible, and the likelihood of the predicted Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .matcher import PAIRS_AT_ONCE, Matches, PackedObjects, compute_dtype, to_device
+
+if TYPE_CHECKING:
+    from ..models.configuration_rfdetr import RFDETRConfig
+    from .criterion import LayerOutput
+
+KEYPOINT_CHANNELS = 8
+TERMS = ("loss_keypoints_l1", "loss_keypoints_findable", "loss_keypoints_visible", "loss_keypoints_nll")
+
+_MIN_AREA = torch.finfo(torch.float32).eps
+
+
+class KeypointTruth(NamedTuple):
+    """The true keypoints of a batch, end to end.
+
+    Attributes:
+        points: (N, K, 3) of (x, y, v).
+        active: (N, K), True at the keypoints that the class of the object has.
+        labelled: (N, K), True where the position is known: active, v > 0, finite, in a box that is not degenerate.
+        slots: (N, K) where the keypoints of the object's class are among the predictions of a query.
+        area: (N,) of the box, normalised; 1 where it is degenerate.
+    """
+
+    points: Tensor
+    active: Tensor
+    labelled: Tensor
+    slots: Tensor
+    area: Tensor
+
+    def rows(self, index: Tensor | slice) -> KeypointTruth:
+        """The objects `index`."""
+        return KeypointTruth(*(field[index] for field in self))
+
+
+class KeypointTerms:
+    """Matching cost and losses of keypoints.
+
+    Terms of each layer, summed over the matched pairs, A being the area of the object's box (normalised):
+
+    - `loss_keypoints_l1`: mean over the labelled keypoints (v > 0) of (|dx| + |dy|) / sqrt(A);
+    - `loss_keypoints_findable`: mean over the keypoints of the class of the binary cross entropy of "v > 0";
+    - `loss_keypoints_visible`: likewise of "v = 2";
+    - `loss_keypoints_nll`: mean over the labelled ones of |Lᵀ d|² / 2A - log det L, the negative log likelihood of
+      d = (dx, dy) under the predicted precision L Lᵀ / A, up to a constant. It may be negative.
+
+    A prediction that is not finite is left out of its term and gets no gradient. Objects of a class without keypoints
+    have zeros. The matching cost of a pair is the weighted sum of the same terms.
+
+    Args:
+        config: read for num_keypoints_per_class and the four keypoint_*_loss_coefficient.
+    """
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        self.schema = list(config.num_keypoints_per_class)
+        weights = (
+            config.keypoint_l1_loss_coefficient,
+            config.keypoint_findable_loss_coefficient,
+            config.keypoint_visible_loss_coefficient,
+            config.keypoint_nll_loss_coefficient,
+        )
+        self.coefficients = {name: float(weight) for name, weight in zip(TERMS, weights, strict=True)}
+
+    def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects) -> KeypointTruth:
+        """Lay the keypoints of all images end to end.
+
+        Args:
+            targets: per image `keypoints` (n, k, 3) of (x, y, v), x and y in [0, 1] of the un-padded image, v in {0, 1,
+                2}. k is at most the largest number of keypoints of a class; missing ones count as not labelled.
+            objects: the objects of the batch.
+
+        Raises:
+            ValueError: naming the image whose field 'keypoints' is missing or of another shape or type.
+        """
+        slots = max(self.schema)
+        for index, (target, count) in enumerate(zip(targets, objects.counts, strict=True)):
+            _check_keypoints(f"labels of image {index} of the batch", target.get("keypoints"), count, slots)
+        own = [F.pad(target["keypoints"], (0, 0, 0, slots - target["keypoints"].shape[1])) for target in targets]
+        points = torch.cat([keypoints.to(objects.boxes) for keypoints in own])
+        sizes = to_device(np.asarray(self.schema, dtype=np.int64), points.device)
+        known = objects.labels.clamp(max=len(self.schema) - 1)
+        counts = torch.where(objects.labels < len(self.schema), sizes[known], 0)
+        slot = torch.arange(slots, device=points.device)
+        active = slot < counts[:, None]
+        area = objects.boxes[:, 2] * objects.boxes[:, 3]
+        sound = area.isfinite() & (area > _MIN_AREA)
+        labelled = active & points.isfinite().all(-1) & (points[..., 2] > 0) & sound[:, None]
+        return KeypointTruth(points, active, labelled, known[:, None] * slots + slot, torch.where(sound, area, 1))
+
+    @torch.no_grad()
+    def pair_cost(self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: KeypointTruth) -> Tensor:
+        """Weighted cost of each object with each query of its image: (N, rows of all layers side by side)."""
+        return torch.cat([self._layer_cost(layer.keypoints, objects, truth) for layer in layers], dim=1)
+
+    def _layer_cost(self, keypoints: Tensor, objects: PackedObjects, truth: KeypointTruth) -> Tensor:
+        rows = torch.arange(keypoints.shape[1], device=keypoints.device)[:, None]
+        budget = PAIRS_AT_ONCE.get(keypoints.device.type, PAIRS_AT_ONCE["default"])
+        chunk = max(1, budget // (len(rows) * max(self.schema)))
+        costs = [keypoints.new_empty((0, len(rows)), dtype=objects.boxes.dtype)]
+        for start in range(0, len(objects.labels), chunk):
+            own = truth.rows(slice(start, start + chunk))
+            image = objects.image[start : start + chunk]
+            predicted = keypoints[image[:, None, None], rows, own.slots[:, None]]
+            own = KeypointTruth(*(field[:, None] for field in own))
+            terms = keypoint_terms(predicted, own)
+            weighted = (weight * term for weight, term in zip(self.coefficients.values(), terms, strict=True))
+            costs.append(sum(weighted))
+        return torch.cat(costs)
+
+    def losses(
+        self,
+        layers: Sequence[LayerOutput],
+        objects: PackedObjects,
+        truth: KeypointTruth,
+        matches: Matches,
+        num_groups: int,
+    ) -> dict[str, Tensor]:
+        """The four terms of each layer, summed over the matched pairs."""
+        losses = {}
+        for layer, batch, query, target in zip(layers, *matches.split("batch", "query", "target"), strict=True):
+            own = truth.rows(target)
+            predicted = layer.keypoints[batch[:, None], query[:, None], own.slots]
+            for name, term in zip(TERMS, keypoint_terms(predicted, own), strict=True):
+                losses[f"{name}{layer.name_suffix}"] = term.sum()
+        return losses
+
+
+def keypoint_terms(predicted: Tensor, truth: KeypointTruth) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four terms for each pair, see `KeypointTerms`.
+
+    Args:
+        predicted: (..., K, 8), the slots of the class of the pair's object.
+        truth: fields (..., K[, 3]) that broadcast with it.
+
+    Returns:
+        Four tensors of the shape in front of K.
+    """
+    predicted = predicted.to(compute_dtype(predicted))
+    position, findable, visible, *precision = (
+        predicted[..., :2],
+        predicted[..., 2],
+        predicted[..., 3],
+        *predicted[..., 4:7].unbind(-1),
+    )
+    state = truth.points[..., 2]
+    located = truth.labelled & position.isfinite().all(-1)
+    offset = torch.where(located[..., None], position - truth.points[..., :2], 0)
+    l1 = _mean(offset.abs().sum(-1), located) / truth.area.sqrt()
+    return (
+        l1,
+        _binary_cross_entropy(findable, state > 0, truth.active),
+        _binary_cross_entropy(visible, state > 1, truth.active),
+        _likelihood(offset, precision, truth.area[..., None], located),
+    )
+
+
+def _likelihood(offset: Tensor, precision: Sequence[Tensor], area: Tensor, located: Tensor) -> Tensor:
+    log_l11, l21, log_l22 = precision
+    with torch.no_grad():
+        # An exponential may overflow although its argument is finite. This has to be known before the terms that take
+        # part are computed, since a mask behind an infinite value lets its gradient pass as NaN.
+        distance = _squared_distance(offset, *precision)
+        usable = located & distance.isfinite() & (log_l11 + l21 + log_l22).isfinite()
+    log_l11, l21, log_l22 = (torch.where(usable, part, 0) for part in precision)
+    distance = _squared_distance(torch.where(usable[..., None], offset, 0), log_l11, l21, log_l22)
+    return _mean(distance / (2 * area) - (log_l11 + log_l22), usable)
+
+
+def _squared_distance(offset: Tensor, log_l11: Tensor, l21: Tensor, log_l22: Tensor) -> Tensor:
+    dx, dy = offset.unbind(-1)
+    return (log_l11.exp() * dx + l21 * dy).square() + (log_l22.exp() * dy).square()
+
+
+def _binary_cross_entropy(logits: Tensor, wanted: Tensor, active: Tensor) -> Tensor:
+    usable = active & logits.isfinite()
+    logits = torch.where(usable, logits, 0)
+    wanted = wanted.to(logits.dtype).expand_as(logits)
+    return _mean(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), usable)
+
+
+def _mean(values: Tensor, usable: Tensor) -> Tensor:
+    """Mean over the last dimension of the values that are usable; 0 where none is."""
+    return torch.where(usable, values, 0).sum(-1) / usable.sum(-1).clamp(min=1)
+
+
+def _check_keypoints(where: str, keypoints: Tensor | None, count: int, slots: int) -> None:
+    if keypoints is None:
+        raise ValueError(f"{where}: field 'keypoints' is missing: keypoint models are trained on data with keypoints")
+    shape = tuple(keypoints.shape)
+    if len(shape) != 3 or shape[0] != count or shape[2] != 3 or not keypoints.is_floating_point():
+        raise ValueError(
+            f"{where}: field 'keypoints' must be floats of shape ({count}, k, 3), k rows (x, y, v) per class label, "
+            f"got {keypoints.dtype} {shape}"
+        )
+    if shape[1] > slots:
+        raise ValueError(
+            f"{where}: field 'keypoints' has {shape[1]} keypoints per object, the model {slots} at most: set "
+            "num_keypoints_per_class to those of the data set"
+        )

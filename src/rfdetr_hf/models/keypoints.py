@@ -1,0 +1,339 @@
+"""RF-DETR for keypoints: beside each query the decoder has a state for each keypoint (GroupPose, arXiv:2308.07313).
+
+Keypoints lie in compact layout inside the decoder: those of class 0, then those of class 1, ... Predictions have the
+padded layout: as many slots for each class of the schema as the largest class has keypoints, zero where unused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from ..losses.criterion import LayerOutput, RFDETRCriterion
+from ..losses.keypoints import KEYPOINT_CHANNELS, KeypointTerms
+from .backbone import RFDETRViTLayer
+from .configuration_rfdetr import RFDETRConfig
+from .decoder import (
+    DECODER_NORM_EPS,
+    MLP,
+    DeformableAttention,
+    GroupSelfAttention,
+    Memory,
+    RFDETRDecoder,
+    RFDETRDecoderLayer,
+    RFDETRTransformer,
+    flatten_levels,
+    grouped_linear,
+    stacked,
+)
+from .geometry import geometry_dtype
+from .initialization import init_norm, init_torch_default, init_xavier, init_xavier_zero_bias, init_zeros, with_init
+from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection, RFDETRObjectDetectionOutput
+from .projector import MultiScaleProjector, RFDETRBackbone
+
+INSTANCE_SCALE = 1e-6
+_CLASS_CHANNEL = 7
+
+
+@dataclass
+class RFDETRKeypointDetectionOutput(RFDETRObjectDetectionOutput):
+    """Output of `RFDETRForKeypointDetection`: that of the detector, and the keypoints.
+
+    Each class of the schema has K slots, K being the largest number of keypoints of a class; slots that a class does
+    not use are 0. The channels of a slot: x and y in [0, 1] of the un-padded image, not clamped; the logits of
+    "findable" (the annotators gave it) and "visible"; log l11, l21, log l22 of the lower triangular L whose product
+    L Lᵀ, divided by the area of the box, is the precision of (x, y); what the keypoint adds to the logit of its class.
+
+    Attributes:
+        pred_keypoints: (B, Q, classes of the schema * K, 8). The dicts of `auxiliary_outputs` have it as well.
+        enc_outputs_keypoints: (B, groups * T, classes of the schema * K, 8) of the proposals; in training or with
+            labels.
+    """
+
+    pred_keypoints: Tensor | None = None
+    enc_outputs_keypoints: Tensor | None = None
+
+
+def keypoint_head(width: int) -> MLP:
+    """The head of the channels of a keypoint. It starts at zero: at the centre of the box, with unit precision."""
+    return MLP([width, width, width, KEYPOINT_CHANNELS], [init_torch_default, init_torch_default, init_zeros])
+
+
+class KeypointQueries(nn.Module):
+    """The first state of each keypoint: a learned vector, modulated by the query that the keypoint belongs to."""
+
+    def __init__(self, keypoints: int, width: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(keypoints, width))
+        first, last = nn.Linear(width, width), nn.Linear(width, 3 * width)
+        self.adaLN_modulation = nn.Sequential(
+            with_init(first, init_xavier), nn.GELU(), with_init(last, init_xavier_zero_bias)
+        )
+        self.out_proj = with_init(nn.Linear(width, width), init_xavier)
+        with_init(self, KeypointQueries._initialize)
+
+    def _initialize(self) -> None:
+        init.xavier_uniform_(self.queries)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., keypoints, C)."""
+        scale, shift, gate = self.adaLN_modulation(x)[..., None, :].chunk(3, -1)
+        normed = F.layer_norm(self.queries, self.queries.shape[-1:], eps=DECODER_NORM_EPS)
+        return gate * self.out_proj((1 + scale) * normed + shift) + self.queries
+
+
+class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer):
+    """The layer of the detector, and behind it for the keypoints: attention among a query and its keypoints, deformable
+    cross-attention at the query's box, feed-forward; norms after each."""
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        super().__init__(config)
+        width = config.d_model
+        self.instance_kp_layer_scale = nn.Parameter(torch.empty(1))
+        self.kp_inst_self_attn = GroupSelfAttention(config)
+        self.kp_inst_norm, self.kp_norm = _norm(width), _norm(width)
+        self.kp_cross_attn, self.kp_cross_attn_norm = DeformableAttention(config), _norm(width)
+        self.kp_linear1 = with_init(nn.Linear(width, 4 * width), init_xavier)
+        self.kp_linear3 = with_init(nn.Linear(4 * width, width), init_xavier)
+        self.kp_norm5 = _norm(width)
+        with_init(self, RFDETRKeypointDecoderLayer._initialize)
+
+    def _initialize(self) -> None:
+        init.constant_(self.instance_kp_layer_scale, INSTANCE_SCALE)
+
+    def forward(
+        self,
+        x: Tensor,
+        keypoints: Tensor,
+        position: Tensor,
+        keypoint_position: Tensor,
+        reference: Tensor,
+        memory: Memory,
+        keypoint_memory: Memory,
+        groups: int,
+        attends: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """x, position (B, Q, C); keypoints (B, Q, N, C); keypoint_position (N, C); reference (B, Q, L, 4).
+
+        `attends` (1 + N, 1 + N) says which of a query and its keypoints see which; None for all.
+        """
+        x = super().forward(x, position, reference, memory, groups)
+        x, keypoints = self._exchange(x, keypoints, keypoint_position, attends)
+        count = keypoints.shape[2]
+        query = (keypoints + position[:, :, None]).flatten(1, 2)
+        reference = reference[:, :, None].expand(-1, -1, count, -1, -1).flatten(1, 2)
+        read = self.kp_cross_attn(query, reference, keypoint_memory).unflatten(1, (-1, count))
+        keypoints = self.kp_cross_attn_norm(keypoints + self._drop(read, self.dropout))
+        hidden = self._drop(F.relu(self.kp_linear1(keypoints)), self.activation_dropout)
+        return x, self.kp_norm5(keypoints + self._drop(self.kp_linear3(hidden), self.dropout))
+
+    def _exchange(
+        self, x: Tensor, keypoints: Tensor, keypoint_position: Tensor, attends: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        tokens = torch.cat([x[:, :, None], keypoints], 2)
+        position = F.pad(keypoint_position, (0, 0, 1, 0)).to(tokens.dtype)[None]
+        answer = self.kp_inst_self_attn(tokens.flatten(0, 1), position, 1, attends).view_as(tokens)
+        answer = self._drop(answer, self.dropout)
+        x = self.kp_inst_norm(x + answer[:, :, 0] * self.instance_kp_layer_scale)
+        return x, self.kp_norm(keypoints + answer[:, :, 1:])
+
+
+def _norm(width: int) -> nn.LayerNorm:
+    return with_init(nn.LayerNorm(width, eps=DECODER_NORM_EPS), init_norm)
+
+
+class RFDETRKeypointDecoder(RFDETRDecoder):
+    """The decoder with keypoints."""
+
+    layer_class = RFDETRKeypointDecoderLayer
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        super().__init__(config)
+        schema = config.num_keypoints_per_class
+        self.keypoint_pos_embed = nn.Parameter(torch.empty(sum(schema), config.d_model))
+        self.several_classes = sum(count > 0 for count in schema) > 1
+        # True = blocked. The official files have it, although the schema tells it.
+        self.register_buffer("keypoint_class_mask", _blocked(schema))
+        with_init(self, RFDETRKeypointDecoder._initialize, schema=list(schema))
+
+    def _initialize(self, schema: Sequence[int]) -> None:
+        init.xavier_uniform_(self.keypoint_pos_embed)
+        init.copy_(self.keypoint_class_mask, _blocked(schema))
+
+    def forward(
+        self,
+        queries: Tensor,
+        keypoints: Tensor,
+        references: Tensor,
+        memory: Memory,
+        keypoint_memory: Memory,
+        groups: int,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """queries (B, Q, C), keypoints (B, Q, N, C), references (B, Q, 4) -> both states after each layer."""
+        scaled, position = self._placed(references, memory, queries.dtype)
+        attends = ~self.keypoint_class_mask if self.several_classes else None
+        states = []
+        for layer in self.layers:
+            queries, keypoints = layer(
+                queries, keypoints, position, self.keypoint_pos_embed, scaled, memory, keypoint_memory, groups, attends
+            )
+            states.append((queries, keypoints))
+        return states
+
+
+def _blocked(schema: Sequence[int]) -> Tensor:
+    """(1 + N, 1 + N), True between keypoints of different classes; row and column 0 are the instance."""
+    classes = torch.repeat_interleave(torch.arange(len(schema)), torch.tensor(schema))
+    blocked = classes[:, None] != classes
+    return F.pad(blocked, (1, 0, 1, 0))
+
+
+def _active(schema: Sequence[int]) -> Tensor:
+    """(classes of the schema, K), True at slots in use."""
+    return torch.arange(max(schema)) < torch.tensor(schema)[:, None]
+
+
+class RFDETRKeypointTransformer(RFDETRTransformer):
+    """Proposals and decoder, both with keypoints."""
+
+    decoder_class = RFDETRKeypointDecoder
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        super().__init__(config)
+        keypoints, width = sum(config.num_keypoints_per_class), config.d_model
+        self.keypoint_query_initializer = KeypointQueries(keypoints, width)
+        self.keypoint_query_initializer_enc = KeypointQueries(keypoints, width)
+        self.enc_out_keypoint_embed = nn.ModuleList([keypoint_head(width) for _ in range(config.group_detr)])
+
+    def propose_keypoints(self, features: Tensor, groups: int) -> Tensor:
+        """Features of the chosen cells (B, G*T, C) -> channels of their keypoints (B, G*T, N, 8), not placed yet."""
+        batch = features.shape[0]
+        x = self.keypoint_query_initializer_enc(features)
+        count = x.shape[2]
+        x = x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 3)
+        heads = [head.layers for head in list(self.enc_out_keypoint_embed)[:groups]]
+        *hidden, last = [stacked(layers, groups) for layers in zip(*heads, strict=True)]
+        for layer in hidden:
+            x = F.relu(grouped_linear(x, *layer))
+        x = grouped_linear(x, *last)
+        return x.unflatten(1, (batch, -1, count)).transpose(0, 1).flatten(1, 2)
+
+
+class RFDETRKeypointBackbone(RFDETRBackbone):
+    """Encoder with two projectors: one for proposals and boxes, one for what the keypoints attend to."""
+
+    def __init__(self, config: RFDETRConfig) -> None:
+        super().__init__(config)
+        self.cross_attn_projector = MultiScaleProjector(config)
+
+    def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """(B, 3, H, W) -> the levels of both projectors, (B, d_model, h_l, w_l) each."""
+        self._check(pixel_values)
+        taps = self.vit(pixel_values)
+        return self.projector(taps), self.cross_attn_projector(taps)
+
+
+class RFDETRForKeypointDetection(RFDETRForObjectDetection):
+    """RF-DETR detector with keypoints.
+
+    `forward` is that of the detector; labels need `keypoints` besides, (n, K, 3) of (x, y, v): x and y in [0, 1] of the
+    un-padded image, v = 0 not labelled, 1 labelled but hidden, 2 visible. The loss has the terms `loss_keypoints_l1`,
+    `loss_keypoints_findable`, `loss_keypoints_visible` and `loss_keypoints_nll`.
+    """
+
+    output_class = RFDETRKeypointDetectionOutput
+    backbone_class = RFDETRKeypointBackbone
+    transformer_class = RFDETRKeypointTransformer
+    _no_split_modules = [RFDETRViTLayer.__name__, RFDETRKeypointDecoderLayer.__name__]
+    _keys_to_ignore_on_load_unexpected = []
+    # Both repeat the schema, and old official files lack the first.
+    _keys_to_ignore_on_load_missing = [r"^_kp_active_mask$", r"keypoint_class_mask$"]
+
+    def _add_task(self, config: RFDETRConfig) -> None:
+        schema = config.num_keypoints_per_class
+        if not schema:
+            raise ValueError("num_keypoints_per_class is empty: give the number of keypoints of each class.")
+        self.keypoint_embed = keypoint_head(config.d_model)
+        self.register_buffer("_kp_active_mask", _active(schema))
+        with_init(self, RFDETRForKeypointDetection._initialize)
+        self.loss_function = RFDETRCriterion(config, KeypointTerms(config))
+
+    def _initialize(self) -> None:
+        init.copy_(self._kp_active_mask, _active(self.config.num_keypoints_per_class))
+
+    def _proposal_head_sources(self) -> list[tuple[nn.ModuleList, nn.Module]]:
+        return [*super()._proposal_head_sources(), (self.transformer.enc_out_keypoint_embed, self.keypoint_embed)]
+
+    @torch.no_grad()
+    def reset_keypoint_precision(self) -> None:
+        """Set the predicted precision of all keypoints to 1, as the official trainer does before fine-tuning."""
+        for head in (self.keypoint_embed, *self.transformer.enc_out_keypoint_embed):
+            head.layers[-1].weight[4:7] = 0
+            head.layers[-1].bias[4:7] = 0
+
+    def _detect(self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool) -> DetectorStates:
+        maps, keypoint_maps = self.backbone[0](pixel_values)
+        memory = flatten_levels(maps, pixel_mask)
+        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in keypoint_maps], 1)
+        proposals, references, queries = self._queries(memory)
+        batch, transformer = len(references), self.transformer
+        states = transformer.decoder(
+            queries.expand(batch, -1, -1),
+            transformer.keypoint_query_initializer(queries).expand(batch, -1, -1, -1),
+            references,
+            memory,
+            memory._replace(tokens=tokens),
+            self._groups,
+        )
+        hidden, keypoints = zip(*(states if every_layer else states[-1:]), strict=True)
+        hidden_states = transformer.decoder.norm(torch.stack(hidden))
+        return DetectorStates(maps, proposals, references, hidden_states, list(keypoints))
+
+    def _layers(
+        self, states: DetectorStates, pixel_values: Tensor, pixel_mask: Tensor | None, supervised: bool
+    ) -> list[LayerOutput]:
+        layers = super()._layers(states, pixel_values, pixel_mask, supervised)
+        *earlier, last = (
+            place_keypoints(self.keypoint_embed(each), states.references) for each in states.keypoint_states
+        )
+        keypoints = [last, *earlier]
+        if supervised:
+            deltas = self.transformer.propose_keypoints(states.proposals.features, self._groups)
+            keypoints.append(place_keypoints(deltas, states.proposals.boxes))
+        return [self._with_keypoints(*each) for each in zip(layers, keypoints, strict=True)]
+
+    def _with_keypoints(self, layer: LayerOutput, keypoints: Tensor) -> LayerOutput:
+        parts = keypoints.split(self.config.num_keypoints_per_class, dim=2)
+        slots = max(self.config.num_keypoints_per_class)
+        boost = torch.stack([part[..., _CLASS_CHANNEL].sum(-1) for part in parts], -1)
+        boost = F.pad(boost, (0, layer.logits.shape[-1] - len(parts)))
+        padded = torch.cat([F.pad(part, (0, 0, 0, slots - part.shape[2])) for part in parts], 2)
+        return layer._replace(logits=layer.logits + boost, keypoints=padded)
+
+    def _output(self, states: DetectorStates, layers: list[LayerOutput]) -> RFDETRObjectDetectionOutput:
+        output: Any = super()._output(states, layers)
+        output.pred_keypoints = layers[0].keypoints
+        for fields, layer in zip(output.auxiliary_outputs or [], layers[1:-1], strict=True):
+            fields["pred_keypoints"] = layer.keypoints
+        if len(layers) > 1:
+            output.enc_outputs_keypoints = layers[-1].keypoints
+        return output
+
+
+def place_keypoints(deltas: Tensor, boxes: Tensor) -> Tensor:
+    """Turn x and y from the frame of their boxes to that of the image: `delta * box_wh + box_xy`.
+
+    Numbers that are not finite count as 0.
+
+    Args:
+        deltas: (B, Q, N, 8).
+        boxes: (B, Q, 4).
+    """
+    deltas = deltas.to(geometry_dtype(torch.promote_types(deltas.dtype, boxes.dtype)))
+    deltas = deltas.masked_fill(~deltas.isfinite(), 0)
+    boxes = boxes.to(deltas.dtype)[:, :, None]
+    return torch.cat([deltas[..., :2] * boxes[..., 2:] + boxes[..., :2], deltas[..., 2:]], -1)
