@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
+from coco_cases import IOU_TYPES, SIGMAS, pycocotools_run, random_coco
+from datasets import ClassLabel, Dataset, Features, List, Value
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -308,10 +309,27 @@ def _worker(rank: int, port: int) -> None:
     silent_rank.gather(accelerator)
     assert silent_rank.compute() == expected.compute()
 
+    _gather_masks_and_keypoints(rank, accelerator)
+
     twice = scored(dataset, predictions)
     with pytest.raises(ValueError, match="more than one process"):
         twice.gather(accelerator)
     accelerator.end_training()
+
+
+def _gather_masks_and_keypoints(rank: int, accelerator: Accelerator) -> None:
+    truth, predictions = random_coco(5)
+    ids = list(predictions)
+    expected, ours, silent = (CocoEvaluator(truth, iou_types=IOU_TYPES, sigmas=SIGMAS) for _ in range(3))
+    expected.update(ids, list(predictions.values()))
+    for image_id in ids[:2] if rank == 0 else ids[2:]:
+        ours.update([image_id], [predictions[image_id]])
+    for evaluator in (ours, silent):
+        if evaluator is silent and rank == 1:
+            silent.update(ids, list(predictions.values()))
+        evaluator.gather(accelerator)
+        assert evaluator.compute() == expected.compute() and expected.compute()["segm_map"] > 0
+        assert evaluator.predictions_json() == expected.predictions_json()
 
 
 def test_two_processes_equal_one():
@@ -330,3 +348,79 @@ def test_a_gathered_evaluator_is_closed():
         evaluator.update(list(predictions), list(predictions.values()))
     with pytest.raises(RuntimeError, match="after gather"):
         evaluator.gather(alone)
+
+
+def test_masks_and_keypoints_of_a_data_set():
+    objects = {
+        "bbox": List(List(Value("float64"))),
+        "category": List(ClassLabel(names=["cell", "rod"])),
+        "segmentation": List(List(List(Value("float64")))),
+        "keypoints": List(List(Value("float64"))),
+    }
+    row = {"image_id": 3, "width": 60, "height": 40}
+    row["objects"] = {
+        "bbox": [[0, 0, 20, 10], [30, 10, 10, 10]],
+        "category": [0, 1],
+        "segmentation": [[[0, 0, 20, 0, 20, 10, 0, 10]], [[30, 10, 40, 10, 40, 20, 30, 20], [0, 0, 5, 0, 5, 5]]],
+        "keypoints": [[1, 1, 2, 0, 0, 0], [31, 11, 1, 39, 19, 2]],
+    }
+    numbers = {"image_id": Value("int64"), "width": Value("int32"), "height": Value("int32")}
+    dataset = Dataset.from_list([row], features=Features({**numbers, "objects": objects}))
+    truth = coco_ground_truth(dataset)
+    assert [a["num_keypoints"] for a in truth.anns.values()] == [1, 2]
+    masks = torch.stack([torch.from_numpy(truth.annToMask(a)) for a in truth.anns.values()]).bool()
+    prediction = {
+        "scores": torch.tensor([0.9, 0.8]),
+        "labels": torch.tensor([0, 1]),
+        "boxes": torch.tensor([[0.0, 0, 20, 10], [30, 10, 40, 20]]),
+        "masks": masks,
+        "keypoints": torch.tensor([[[1.0, 1, 1], [50, 30, 1]], [[31, 11, 1], [39, 19, 1]]]),
+    }
+    evaluator = CocoEvaluator(dataset, iou_types=IOU_TYPES, sigmas=[0.05, 0.05])
+    evaluator.update([3], [prediction])
+    scores = evaluator.compute()
+    assert scores["map"] == scores["segm_map"] == pytest.approx(1)
+    assert scores["keypoint_map"] == pytest.approx(1), "a keypoint without a label does not count"
+    assert [key for key in scores if key.startswith("keypoint_mar")] == [
+        "keypoint_mar_20", "keypoint_mar_50", "keypoint_mar_75", "keypoint_mar_medium", "keypoint_mar_large",
+    ]  # fmt: skip
+
+
+def test_masks_may_come_as_run_lengths():
+    truth, predictions = random_coco(5)
+    dense, encoded = (CocoEvaluator(truth, iou_types=["segm"]) for _ in range(2))
+    dense.update(list(predictions), list(predictions.values()))
+    results = {image_id: [] for image_id in predictions}
+    for each in dense.predictions_json():
+        results[each["image_id"]].append(each["segmentation"])
+    assert sum(map(len, results.values())) > 20
+    encoded.update(list(predictions), [{**p, "masks": results[i]} for i, p in predictions.items()])
+    assert encoded.compute() == dense.compute()
+
+
+@pytest.mark.parametrize("field", ["masks", "keypoints"])
+def test_masks_and_keypoints_must_fit(field):
+    truth, predictions = random_coco(5)
+    image_id = next(i for i, p in predictions.items() if len(p["scores"]) > 1)
+    prediction = predictions[image_id]
+    evaluator = CocoEvaluator(truth, iou_types=["segm", "keypoints"])
+    with pytest.raises(ValueError, match=f"Image {image_id}: .*{field}.* do not fit"):
+        evaluator.update([image_id], [{**prediction, field: prediction[field][:, :-1]}])
+    with pytest.raises(ValueError, match=f"has no '{field}'"):
+        evaluator.update([image_id], [{k: v for k, v in prediction.items() if k != field}])
+
+
+def test_a_results_file_scores_the_same_in_pycocotools():
+    truth, predictions = random_coco(5)
+    evaluator = CocoEvaluator(truth, iou_types=IOU_TYPES, sigmas=SIGMAS)
+    evaluator.update(list(predictions), list(predictions.values()))
+    results = json.loads(json.dumps(evaluator.predictions_json()))
+    for result in results:
+        del result["bbox"], result["keypoints"]
+    segmented = COCOeval(truth, truth.loadRes(results), "segm")
+    segmented.evaluate()
+    segmented.accumulate()
+    np.testing.assert_array_equal(segmented.eval["precision"], evaluator.run("segm").precision)
+    np.testing.assert_array_equal(
+        segmented.eval["precision"], pycocotools_run(truth, predictions, "segm").eval["precision"]
+    )

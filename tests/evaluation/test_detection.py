@@ -106,7 +106,11 @@ def test_counts_agree_with_a_plain_loop(seed, iou_type):
     curves = operating_curves(analysis.evaluation)
     for at in (0, 30, 50, 77, 100):
         for k in range(len(curves.num_truths)):
-            chosen = [i for i in range(len(matches.row)) if matches.category[i] == k and matches.score[i] >= np.float32(at / 100)]
+            chosen = [
+                i
+                for i in range(len(matches.row))
+                if matches.category[i] == k and matches.score[i] >= np.float32(at / 100)
+            ]
             right = sum(matches.truth[i] >= 0 and not matches.ignored[i] for i in chosen)
             wrong = sum(matches.truth[i] < 0 and not matches.ignored[i] for i in chosen)
             wanted = sum((truths.category == k) & ~truths.ignored)

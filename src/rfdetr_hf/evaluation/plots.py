@@ -87,7 +87,8 @@ def confusion_figure(analysis: DetectionAnalysis) -> "Figure":
     title = f"Confusion at score {analysis.threshold:.2f}, IoU .50 (shares of the row)"
     figure, axes = _figure(title, "detected as", "object", (side + 1, side))
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xticks=range(len(names)), yticks=range(len(names)), xlim=None, ylim=None)
+    axes.set(xticks=range(len(names)), yticks=range(len(names)))
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5))
     axes.set_xticklabels(names, rotation=45 if len(names) < 12 else 90, ha="right" if len(names) < 12 else "center")
     axes.set_yticklabels(names)
     axes.tick_params(labelsize=9 if len(names) <= _CELLS_WITH_NUMBERS else 6)
@@ -126,16 +127,18 @@ def draw_errors(analysis: DetectionAnalysis, image: Image.Image, image_id: int, 
     scale = long_side / max(image.size)
     canvas = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
+    labels = []
     for box, text, colour in _shapes(analysis, image_id):
         # PIL refuses a box whose corners are in the wrong order, which nothing keeps a detector from giving.
         corners = [scale * v for pick in (min, max) for v in (pick(box[0], box[2]), pick(box[1], box[3]))]
         pen.rectangle(corners, outline=colour, width=3)
-        if text:
-            left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-            x = min(max(corners[0], 0), max(canvas.width - right - 4, 0))
-            y = corners[1] - bottom - 4 if corners[1] > bottom + 4 else corners[1] + 2
-            pen.rectangle((x, y, x + right + 4, y + bottom + 4), fill=colour)
-            pen.text((x + 2, y + 1), text, fill="white", font=font)
+        labels += [(corners, text, colour)] if text else []
+    for (left, top, *_), text, colour in labels:
+        _, _, width, height = pen.textbbox((0, 0), text, font=font)
+        x = min(max(left, 0), max(canvas.width - width - 4, 0))
+        y = top - height - 4 if top > height + 4 else top + 2
+        pen.rectangle((x, y, x + width + 4, y + height + 4), fill=colour)
+        pen.text((x + 2, y + 1), text, fill="white", font=font)
     return canvas
 
 
@@ -183,7 +186,7 @@ def _lines(axes: "Axes", x: np.ndarray, rows: np.ndarray, names: list[str], mean
         axes.plot(x, row, **style)
     if len(rows):
         axes.plot(x, rows.mean(axis=0), color="black", linewidth=2.6, label=mean)
-        axes.legend(loc="lower left", fontsize=9, framealpha=0.9)
+        axes.legend(loc="best", fontsize=9, framealpha=0.9)
 
 
 def _largest_classes(matrix: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:

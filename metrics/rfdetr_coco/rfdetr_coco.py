@@ -1,0 +1,124 @@
+"""COCO detection scores as an `evaluate` metric, for any detector."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from rfdetr_hf.evaluation.coco import CocoEvaluator
+from rfdetr_hf.evaluation.ground_truth import make_coco
+
+_DESCRIPTION = """
+The twelve numbers of COCO's detection evaluation, bit for bit those of pycocotools, and precision, recall and F1 at the
+score threshold with the best mean F1. It needs nothing but boxes, so it works with any detector.
+"""
+
+_CITATION = """
+@inproceedings{lin2014coco,
+  title     = {Microsoft COCO: Common Objects in Context},
+  author    = {Lin, Tsung-Yi and Maire, Michael and Belongie, Serge and others},
+  booktitle = {ECCV},
+  year      = {2014}
+}
+"""
+
+_INPUTS = """
+Args:
+    predictions: one dict per image: `boxes` (n lists of x1, y1, x2, y2 in pixels), `scores` (n), `labels` (n).
+    references: one dict per image, in the same order: `boxes` (m lists of x1, y1, x2, y2), `labels` (m), and where
+        there are any `area` (m, default width x height) and `iscrowd` (m, default 0).
+    class_names: names by label; adds `map_class_<name>` and `mar_100_class_<name>`.
+    max_dets: another limit of detections per image and class beside COCO's 100, with scores of its own.
+    backend: "auto", "pycocotools" or "ultrafast"; the scores are the same.
+Returns:
+    dict of floats: map, map_50, map_75, map_small, map_medium, map_large, mar_1, mar_10, mar_100, mar_small,
+    mar_medium, mar_large (-1 where there is nothing to score), precision, recall, f1, score_threshold.
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
+class RFDETRCoco(evaluate.Metric):
+    """COCO detection scores."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        boxes = datasets.Sequence(datasets.Sequence(datasets.Value("float64")))
+        numbers, labels = (datasets.Sequence(datasets.Value(kind)) for kind in ("float64", "int64"))
+        features = {
+            "predictions": {"boxes": boxes, "scores": numbers, "labels": labels},
+            "references": {"boxes": boxes, "labels": labels, "area": numbers, "iscrowd": labels},
+        }
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(features),
+            reference_urls=["https://cocodataset.org/#detection-eval"],
+        )
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Adds the detections and objects of some images: lists of dicts of lists, arrays or tensors."""
+        super().add_batch(
+            predictions=[_as_lists(each, ("boxes", "scores", "labels")) for each in predictions],
+            references=[_reference(each) for each in references],
+            **kwargs,
+        )
+
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """Adds one image."""
+        self.add_batch(predictions=[prediction], references=[reference], **kwargs)
+
+    def _compute(
+        self,
+        predictions: Sequence[Mapping[str, Any]],
+        references: Sequence[Mapping[str, Any]],
+        class_names: Sequence[str] | None = None,
+        max_dets: int = 100,
+        backend: str = "auto",
+    ) -> dict[str, float]:
+        evaluator = CocoEvaluator(_ground_truth(predictions, references, class_names), max_dets, backend=backend)
+        found = [
+            {
+                "boxes": np.array(each["boxes"], dtype=np.float64).reshape(-1, 4),
+                "scores": np.array(each["scores"], dtype=np.float64),
+                "labels": np.array(each["labels"], dtype=np.int64),
+            }
+            for each in predictions
+        ]
+        evaluator.update(range(1, len(found) + 1), found)
+        return evaluator.compute(per_class=class_names is not None) | evaluator.analyze().summary()
+
+
+def _ground_truth(predictions: Sequence[Mapping], references: Sequence[Mapping], names: Sequence[str] | None) -> Any:
+    images, annotations = [], []
+    for image_id, reference in enumerate(references, start=1):
+        images.append({"id": image_id})
+        fields = (reference[key] for key in ("boxes", "labels", "area", "iscrowd"))
+        for (x1, y1, x2, y2), label, area, crowd in zip(*fields, strict=True):
+            record = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(label)}
+            box = [x1, y1, x2 - x1, y2 - y1]
+            annotations.append({**record, "bbox": box, "area": area, "iscrowd": int(crowd)})
+    labels = {int(label) for each in (*predictions, *references) for label in each["labels"]}
+    if names is not None and (outside := {label for label in labels if not 0 <= label < len(names)}):
+        raise ValueError(f"Labels {sorted(outside)} have no name among the {len(names)} class_names.")
+    known = dict(enumerate(names)) if names is not None else {label: str(label) for label in sorted(labels)}
+    return make_coco(images, annotations, [{"id": label, "name": name} for label, name in known.items()])
+
+
+def _reference(reference: Mapping[str, Any]) -> dict[str, list]:
+    made = _as_lists(reference, ("boxes", "labels"))
+    area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in made["boxes"]]
+    optional = {"area": area, "iscrowd": [0] * len(area)}
+    return made | {k: _listed(reference[k]) if reference.get(k) is not None else v for k, v in optional.items()}
+
+
+def _as_lists(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, list]:
+    missing = [key for key in keys if key not in values]
+    if missing:
+        raise ValueError(f"Each image needs {', '.join(keys)}; {', '.join(missing)} missing from {sorted(values)}.")
+    return {key: _listed(values[key]) for key in keys}
+
+
+def _listed(values: Any) -> list:
+    return values.tolist() if hasattr(values, "tolist") else list(values)

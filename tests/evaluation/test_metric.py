@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from coco_cases import pycocotools_run, random_coco
+
+METRIC = str(Path(__file__).parents[2] / "metrics" / "rfdetr_coco")
+
+
+def as_inputs(truth, predictions):
+    """Predictions and references of the metric, in the order of the image ids."""
+    found, there = [], []
+    for image_id in sorted(predictions):
+        found.append({key: predictions[image_id][key] for key in ("boxes", "scores", "labels")})
+        anns = truth.imgToAnns[image_id]
+        boxes = np.array([a["bbox"] for a in anns], dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        fields = {
+            key: [a[name] for a in anns]
+            for key, name in (("labels", "category_id"), ("area", "area"), ("iscrowd", "iscrowd"))
+        }
+        there.append({"boxes": boxes, **fields})
+    return found, there
+
+
+def test_equals_pycocotools(tmp_path):
+    truth, predictions = random_coco(5)
+    found, there = as_inputs(truth, predictions)
+    metric = evaluate.load(METRIC, cache_dir=str(tmp_path))
+    for start in range(0, len(found), 2):
+        metric.add_batch(predictions=found[start : start + 2], references=there[start : start + 2])
+    scores = metric.compute()
+    expected = pycocotools_run(truth, predictions, "bbox").stats
+    # Corners and back moves a box by a rounding, so this is not to the last bit.
+    assert list(scores.values())[:12] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert 0 < scores["f1"] <= 1 and list(scores)[12:] == ["precision", "recall", "f1", "score_threshold"]
+
+
+def test_defaults_and_names(tmp_path):
+    metric = evaluate.load(METRIC, cache_dir=str(tmp_path))
+    box = {"boxes": [[0, 0, 20, 20]], "labels": [1]}
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    metric.add(prediction={**box, "scores": [0.8]}, reference=box)
+    metric.add(prediction={**empty, "scores": torch.zeros(0)}, reference=empty)
+    scores = metric.compute(class_names=["cat", "dog"], max_dets=7)
+    assert scores["map"] == pytest.approx(1) and scores["map_small"] == pytest.approx(1) and scores["map_large"] == -1
+    assert scores["map_class_dog"] == pytest.approx(1) and scores["map_class_cat"] == -1 and "map_at_7" in scores
+    metric.add(prediction={**box, "scores": [0.8]}, reference=box)
+    with pytest.raises(ValueError, match=r"Labels \[1\] have no name"):
+        metric.compute(class_names=["cat"])
+    with pytest.raises(ValueError, match="scores missing"):
+        metric.add(prediction=box, reference=box)
+
+
+def _worker(rank, folder):
+    torch.set_num_threads(1)
+    found, there = as_inputs(*random_coco(5))
+    mine = slice(0, 2) if rank == 0 else slice(2, None)
+    metric = evaluate.load(METRIC, num_process=2, process_id=rank, experiment_id="pair", cache_dir=folder)
+    metric.add_batch(predictions=found[mine], references=there[mine])
+    scores = metric.compute()
+    Path(folder, f"scores {rank}.json").write_text(json.dumps(scores))
+
+
+def test_two_processes_equal_one(tmp_path):
+    assert len(random_coco(5)[1]) > 3
+    torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
+    alone = evaluate.load(METRIC, cache_dir=str(tmp_path))
+    found, there = as_inputs(*random_coco(5))
+    expected = alone.compute(predictions=found, references=there)
+    assert json.loads((tmp_path / "scores 0.json").read_text()) == expected
+    assert json.loads((tmp_path / "scores 1.json").read_text()) is None

@@ -1,0 +1,110 @@
+import csv
+import io
+import json
+import sys
+
+import pytest
+import torch
+from coco_cases import random_coco
+from PIL import Image
+
+from rfdetr_hf import load_detection_dataset
+from rfdetr_hf.data.schema import category_ids, class_names
+from rfdetr_hf.evaluation import plots
+from rfdetr_hf.evaluation.coco import CocoEvaluator
+from rfdetr_hf.evaluation.suite import evaluate_detector
+from rfdetr_hf.evaluation.tables import aligned
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return load_detection_dataset("synthetic-shapes")["test"].select(range(10))
+
+
+def forgetful(dataset):
+    """A detector that knows the truth, forgets every third object and mistakes every fifth."""
+    rows = iter(dataset.select_columns(["objects"]))
+
+    def detect(images):
+        predictions = []
+        for _ in images:
+            objects = next(rows)["objects"]
+            kept = [i for i in range(len(objects["bbox"])) if i % 3 != 2]
+            boxes = torch.tensor([objects["bbox"][i] for i in kept]).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            labels = torch.tensor([(objects["category"][i] + (i % 5 == 4)) % 3 for i in kept], dtype=torch.int64)
+            predictions.append({"boxes": boxes, "labels": labels, "scores": torch.linspace(0.9, 0.5, len(kept))})
+        return predictions
+
+    return detect
+
+
+def test_everything_from_one_call(shapes, tmp_path):
+    pytest.importorskip("matplotlib")
+    seen = []
+    done = evaluate_detector(
+        forgetful(shapes), shapes, batch_size=4, output_dir=tmp_path, report=True, progress=lambda *n: seen.append(n)
+    )
+    assert seen == [(4, 10), (8, 10), (10, 10)]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics == done.metrics and 0 < metrics["map"] < 1 and 0 < metrics["recall"] < 1
+    results = json.loads((tmp_path / "predictions.json").read_text())
+    assert {r["category_id"] for r in results} <= set(category_ids(shapes)) and "bbox" in results[0]
+    with (tmp_path / "per_class.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file)] == class_names(shapes)
+    page = (tmp_path / "report.html").read_text()
+    worst = done.analysis.worst_images(12)
+    assert page.count("data:image/png") == 4 and page.count("data:image/jpeg") == len(worst) > 3
+    assert f"Image {worst[0].image_id}: " in page and "missed" in page
+    assert len(list((tmp_path / "worst_images").glob("*.jpg"))) == len(worst)
+    for name in class_names(shapes):
+        assert name in done.tables() and name in page
+
+
+def test_results_need_no_plots(shapes, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = evaluate_detector(forgetful(shapes), shapes, output_dir=tmp_path / "plain", backend="pycocotools")
+    assert sorted(p.name for p in (tmp_path / "plain").iterdir()) == [
+        "errors.txt", "metrics.json", "per_class.csv", "predictions.json",
+    ]  # fmt: skip
+    with pytest.raises(ImportError, match=r"rfdetr-hf\[plots\]"):
+        plots.pr_curves(done.analysis)
+    with pytest.raises(FileExistsError, match="has files"):
+        evaluate_detector(forgetful(shapes), shapes, output_dir=tmp_path / "plain")
+    with pytest.raises(ValueError, match="needs an output_dir"):
+        evaluate_detector(forgetful(shapes), shapes, report=True)
+
+
+def test_drawn_boxes_have_the_colour_of_their_fate(shapes):
+    done = evaluate_detector(forgetful(shapes), shapes)
+    worst = done.analysis.worst_images(1)[0]
+    side = shapes[0]["width"]
+    drawn = plots.draw_errors(done.analysis, Image.new("RGB", (side, side)), worst.image_id)
+    colours = {"#{:02x}{:02x}{:02x}".format(*colour) for _, colour in drawn.getcolors(1 << 20)}
+    assert drawn.width == 900 and plots.MISSED in colours
+    assert (plots.RIGHT in colours) == (worst.true_positives > 0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 5])
+def test_figures_of_odd_cases(seed):
+    """No truth at all, no detections at all, and an ordinary case."""
+    pytest.importorskip("matplotlib")
+    truth, predictions = random_coco(seed)
+    evaluator = CocoEvaluator(truth)
+    evaluator.update(list(predictions), list(predictions.values()))
+    analysis = evaluator.analyze()
+    for draw in (plots.pr_curves, plots.f1_curves, plots.confusion_figure, plots.error_costs):
+        file = io.BytesIO()
+        draw(analysis).savefig(file)
+        assert Image.open(file).width >= 500
+
+
+def test_large_confusion_matrices_keep_the_large_classes():
+    matrix = torch.zeros(101, 101, dtype=torch.int64).numpy()
+    matrix[7, 7], matrix[99, 3], matrix[100, 5] = 50, 20, 9
+    small, names = plots._largest_classes(matrix, [str(i) for i in range(100)] + ["background"])
+    assert len(names) == 60 == len(small) and {"7", "99", "background"} <= set(names) and small.max() == 50
+
+
+def test_tables_align():
+    assert aligned([["a", "bb"], ["long", "1"]]) == "a     bb\nlong   1"
