@@ -29,17 +29,21 @@ def adapt_augmentation(augmentation: Any, flip_index: np.ndarray | None = None) 
             * an Albumentations transform or `Compose`; its box limits (`min_area`, `min_visibility`, …) are kept, the
               rest of its `bbox_params` is replaced;
             * a torchvision-v2 transform; it gets a dict of `image` (PIL), `boxes` (`BoundingBoxes`) and `labels`,
-              which hold row numbers, so that `SanitizeBoundingBoxes` can drop objects;
-            * a function `(image, target) -> (image, target)` of a PIL image and arrays as in `Sample.target`.
+              which hold row numbers, so that `SanitizeBoundingBoxes` can drop objects; and if there are any, `masks`
+              (`Mask`) and `keypoints` (`KeyPoints`, of torchvision 0.23 or later);
+            * a function `(image, target) -> (image, target)` of a PIL image and arrays as in `Sample.target`; masks
+              are as large as the image. If it mirrors keypoints, it swaps left and right itself.
+        flip_index: `KeypointSchema.flip_index`. The two libraries move points without knowing left from right, so
+            that is put right here whenever they have mirrored the image.
 
     Raises:
         TypeError: it is none of these.
     """
     homes = {cls.__module__.partition(".")[0] for cls in type(augmentation).__mro__}
     if "albumentations" in homes:
-        return Augmentation(_Albumentations(augmentation))
+        return Augmentation(_Albumentations(augmentation, flip_index))
     if "torchvision" in homes:
-        return Augmentation(_TorchvisionV2(augmentation))
+        return Augmentation(_TorchvisionV2(augmentation, flip_index))
     if not callable(augmentation):
         raise TypeError(
             f"augmentation must be an Albumentations or torchvision-v2 transform or a function (image, target) -> "
@@ -64,7 +68,7 @@ class Augmentation:
             image, target = self.function(pil_from_pixels(sample.image), sample.target)
         pixels = _as_pixels(image)
         height, width = pixels.shape[1:]
-        return sample.with_image(pixels, clip_objects(_checked(target), (0, 0, width, height)))
+        return sample.with_image(pixels, clip_objects(_checked(target, height, width), (0, 0, width, height)))
 
 
 @contextmanager
@@ -83,10 +87,37 @@ def seeded_globals(seed: int) -> Iterator[None]:
         torch.set_rng_state(torch_state)
 
 
+class _Points:
+    """The keypoints of all objects in one list, with three more that tell whether the image was mirrored.
+
+    A mirrored image turns their triangle over, whatever else is done to it.
+    """
+
+    def __init__(self, target: Target, image: Image.Image, flip_index: np.ndarray | None) -> None:
+        self.keypoints = target["keypoints"]
+        self.labels = target["class_labels"]
+        self.flip_index = flip_index
+        corners = np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75]]) * image.size
+        self.flat = np.concatenate([self.keypoints[..., :2].reshape(-1, 2), corners]).astype(np.float32)
+
+    def moved(self, flat: np.ndarray) -> np.ndarray:
+        """(n, K, 3) keypoints from the moved list."""
+        points = np.asarray(flat, np.float32).reshape(-1, 2)
+        if len(points) != len(self.flat):
+            raise ValueError(f"augmentation returned {len(points)} of {len(self.flat)} keypoints: leave all of them in")
+        xy, (a, b, c) = points[:-3].reshape(self.keypoints[..., :2].shape), points[-3:]
+        keypoints = np.concatenate([xy, self.keypoints[..., 2:]], axis=-1)
+        if np.cross(np.append(b - a, 0), np.append(c - a, 0))[2] < 0:
+            if self.flip_index is None:
+                raise ValueError("augmentation mirrored an image with keypoints whose flip pairs are not known")
+            keypoints = np.take_along_axis(keypoints, self.flip_index[self.labels][..., None], axis=1)
+        return keypoints
+
+
 class _Albumentations:
     """Boxes travel as pascal_voc with their row number, so that every field follows the survivors."""
 
-    def __init__(self, transform: Any) -> None:
+    def __init__(self, transform: Any, flip_index: np.ndarray | None) -> None:
         import albumentations
 
         transform = copy.deepcopy(transform)
@@ -95,10 +126,12 @@ class _Albumentations:
             params = transform.processors["bboxes"].params
             limits = {name: getattr(params, name) for name in _BOX_LIMITS if hasattr(params, name)}
         single = not isinstance(transform, albumentations.Compose)
+        self.flip_index = flip_index
         self.compose = albumentations.Compose(
             [transform] if single else transform.transforms,
             p=1.0 if single else transform.p,
             bbox_params=albumentations.BboxParams(format="pascal_voc", label_fields=["rows"], **limits),
+            keypoint_params=albumentations.KeypointParams(format="xy", remove_invisible=False),
         )
 
     def __call__(self, image: Image.Image, target: Target) -> tuple[Image.Image, Target]:
@@ -107,22 +140,42 @@ class _Albumentations:
         seed = random.getrandbits(32)
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         boxes = target["boxes"]
-        result = self.compose(image=np.asarray(image), bboxes=boxes, rows=np.arange(len(boxes)))
-        boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
-        return result["image"], _move_objects(target, np.asarray(result["rows"], np.int64), boxes)
+        inputs = {"image": np.asarray(image), "bboxes": boxes, "rows": np.arange(len(boxes))}
+        points = _Points(target, image, self.flip_index) if "keypoints" in target else None
+        if points is not None:
+            # It mirrors boxes to width - x and points to width - 1 - x: points are indices of pixels there.
+            inputs["keypoints"] = points.flat - 0.5
+        if "masks" in target and len(boxes):
+            inputs["masks"] = target["masks"].astype(np.uint8)
+        result = self.compose(**inputs)
+        moved = {"boxes": np.asarray(result["bboxes"], np.float32).reshape(-1, 4)}
+        rows = np.asarray(result["rows"], np.int64)
+        if points is not None:
+            moved["keypoints"] = points.moved(np.asarray(result["keypoints"]) + 0.5)[rows]
+        if "masks" in inputs:
+            moved["masks"] = np.asarray(result["masks"])[rows].astype(bool)
+        elif "masks" in target:
+            moved["masks"] = np.zeros((0, *result["image"].shape[:2]), dtype=bool)
+        return result["image"], _move_objects(target, rows, moved)
 
 
 class _TorchvisionV2:
-    def __init__(self, transform: Any) -> None:
+    def __init__(self, transform: Any, flip_index: np.ndarray | None) -> None:
         self.transform = transform
+        self.flip_index = flip_index
 
     def __call__(self, image: Image.Image, target: Target) -> tuple[Any, Target]:
         from torchvision import tv_tensors
 
-        boxes = tv_tensors.BoundingBoxes(
-            torch.from_numpy(target["boxes"]), format="XYXY", canvas_size=(image.height, image.width)
-        )
-        result = self.transform({"image": image, "boxes": boxes, "labels": torch.arange(len(boxes))})
+        canvas = (image.height, image.width)
+        boxes = tv_tensors.BoundingBoxes(torch.from_numpy(target["boxes"]), format="XYXY", canvas_size=canvas)
+        inputs = {"image": image, "boxes": boxes, "labels": torch.arange(len(boxes))}
+        points = _Points(target, image, self.flip_index) if "keypoints" in target else None
+        if points is not None:
+            inputs["keypoints"] = tv_tensors.KeyPoints(torch.from_numpy(points.flat), canvas_size=canvas)
+        if "masks" in target:
+            inputs["masks"] = tv_tensors.Mask(torch.from_numpy(target["masks"].astype(np.uint8)))
+        result = self.transform(inputs)
         boxes, rows = result["boxes"], result["labels"].numpy()
         if boxes.format != tv_tensors.BoundingBoxFormat.XYXY:
             raise ValueError(f"augmentation returned boxes as {boxes.format}: leave their conversion to the trainer")
@@ -131,15 +184,22 @@ class _TorchvisionV2:
                 f"augmentation returned {len(boxes)} boxes and {len(rows)} labels: drop objects with "
                 "SanitizeBoundingBoxes, which keeps the two in step"
             )
-        return result["image"], _move_objects(target, rows, boxes.as_subclass(torch.Tensor).numpy())
+        moved = {"boxes": boxes.as_subclass(torch.Tensor).numpy()}
+        if points is not None:
+            moved["keypoints"] = points.moved(result["keypoints"].as_subclass(torch.Tensor).numpy())[rows]
+        if "masks" in target:
+            masks = result["masks"].as_subclass(torch.Tensor).numpy().astype(bool)
+            # SanitizeBoundingBoxes drops masks with their boxes.
+            moved["masks"] = masks if len(masks) == len(rows) else masks[rows]
+        return result["image"], _move_objects(target, rows, moved)
 
 
-def _move_objects(target: Target, rows: np.ndarray, boxes: np.ndarray) -> Target:
-    """The surviving rows with their new boxes; areas change as the boxes do."""
+def _move_objects(target: Target, rows: np.ndarray, moved: Target) -> Target:
+    """The surviving rows with the fields that moved; areas change as the boxes do."""
     target = select_objects(target, rows)
-    before, after = (np.prod(b[:, 2:] - b[:, :2], axis=1, dtype=np.float64) for b in (target["boxes"], boxes))
-    growth = np.divide(after, before, out=np.zeros(len(boxes)), where=before > 0)
-    return {**target, "boxes": boxes, "area": (target["area"] * growth).astype(np.float32)}
+    before, after = (np.prod(b[:, 2:] - b[:, :2], axis=1, dtype=np.float64) for b in (target["boxes"], moved["boxes"]))
+    growth = np.divide(after, before, out=np.zeros(len(rows)), where=before > 0)
+    return {**target, **moved, "area": (target["area"] * growth).astype(np.float32)}
 
 
 def _as_pixels(image: Any) -> torch.Tensor:
@@ -158,11 +218,16 @@ def _as_pixels(image: Any) -> torch.Tensor:
     )
 
 
-def _checked(target: Target) -> Target:
+def _checked(target: Target, height: int, width: int) -> Target:
     boxes = np.asarray(target["boxes"], np.float32).reshape(-1, 4)
     if not np.isfinite(boxes).all():
         raise ValueError(f"augmentation returned boxes that are not finite: {boxes[~np.isfinite(boxes).all(axis=1)]}")
     lengths = {name: len(values) for name, values in target.items()}
     if set(lengths.values()) != {len(boxes)}:
         raise ValueError(f"augmentation returned fields of different lengths, one row per object is needed: {lengths}")
+    if "masks" in target and target["masks"].shape[1:] != (height, width):
+        raise ValueError(
+            f"augmentation returned masks of {target['masks'].shape[1:]} for an image of {(height, width)}: "
+            "move them as the image is moved"
+        )
     return {**target, "boxes": boxes}
