@@ -159,7 +159,9 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             config = without_unused_rows(checkpoint.state, config)
         wanted = override_config(config, overrides) if overrides else config
         state = load_adapted(cls, checkpoint.state, config.id2label, wanted, checkpoint.origin, class_init)
-        return super().from_pretrained(None, config=wanted, state_dict=state)
+        model = super().from_pretrained(None, config=wanted, state_dict=state)
+        model.name_or_path = model.config.name_or_path = checkpoint.origin
+        return model
 
     def save_official(self, path: str | Path) -> None:
         """Write a file that the official package loads (`RFDETR.from_checkpoint(path)`) and predicts with equally.

@@ -1,0 +1,259 @@
+"""Files of the official package, in and out."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from official_files import converted_payload, legacy_payload, lightning_payload
+
+from rfdetr_hf.models.checkpoints import COCO_LABELS, official_labels
+from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
+from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
+
+# The encoder has the official head width of 64 channels, which official files do not state.
+ENCODER = {"hidden_size": 64, "num_attention_heads": 1}
+
+
+@pytest.fixture
+def make_model(tiny_config):
+    """A model with a weight of its own in every place; `seed` tells models apart."""
+
+    def make(seed: int = 0, **overrides) -> RFDETRForObjectDetection:
+        generator = torch.Generator().manual_seed(seed)
+        model = RFDETRForObjectDetection(tiny_config(backbone_config=ENCODER, **overrides)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        return model
+
+    return make
+
+
+def assert_equal_tensors(found: RFDETRForObjectDetection, wanted: RFDETRForObjectDetection) -> None:
+    assert found.state_dict().keys() == wanted.state_dict().keys()
+    for name, tensor in wanted.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+
+
+def from_file(payload, path, **options) -> RFDETRForObjectDetection:
+    torch.save(payload, path)
+    return RFDETRForObjectDetection.from_official(path, variant="nano", **options)
+
+
+# --- reading
+
+
+def test_legacy_file_gives_the_model_and_its_settings(make_model, tmp_path):
+    model = make_model()
+    loaded = from_file(legacy_payload(model, ["a", "b", "c", "d"]), tmp_path / "model.pth")
+    assert_equal_tensors(loaded, model)
+    assert loaded.config.id2label == {0: "a", 1: "b", 2: "c", 3: "d", 4: "N/A"}
+    for field in ("resolution", "num_queries", "group_detr", "decoder_layers", "decoder_n_points", "d_model"):
+        assert getattr(loaded.config, field) == getattr(model.config, field), field
+    for field in ("num_windows", "out_indices", "patch_size", "num_hidden_layers", "num_attention_heads", "image_size"):
+        assert getattr(loaded.config.backbone_config, field) == getattr(model.config.backbone_config, field), field
+    pixels = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded(pixels).logits, model(pixels).logits)
+
+
+def test_dictionary_is_read_like_a_file(make_model):
+    model = make_model()
+    assert_equal_tensors(RFDETRForObjectDetection.from_official(legacy_payload(model), variant="nano"), model)
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_lightning_file(make_model, tmp_path, use_ema):
+    model, averaged = make_model(0), make_model(1)
+    loaded = from_file(lightning_payload(model, averaged, ["x"]), tmp_path / "last.ckpt", use_ema=use_ema)
+    assert_equal_tensors(loaded, averaged if use_ema else model)
+    assert loaded.config.id2label[0] == "x"
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_converted_legacy_file(make_model, tmp_path, use_ema):
+    model, averaged = make_model(0), make_model(1)
+    loaded = from_file(converted_payload(model, averaged), tmp_path / "last.ckpt", use_ema=use_ema)
+    assert_equal_tensors(loaded, averaged if use_ema else model)
+
+
+def test_legacy_averaged_weights(make_model, tmp_path):
+    model, averaged = make_model(0), make_model(1)
+    payload = {**legacy_payload(model), "ema_model": {f"module.{k}": v for k, v in averaged.state_dict().items()}}
+    assert_equal_tensors(from_file(payload, tmp_path / "checkpoint.pth", use_ema=True), averaged)
+
+
+def test_averaged_weights_that_are_not_there(make_model, tmp_path):
+    with pytest.raises(ValueError, match="model.pth holds no averaged weights"):
+        from_file(legacy_payload(make_model()), tmp_path / "model.pth", use_ema=True)
+
+
+@pytest.mark.parametrize(("name", "windows"), [("nano", 2), ("base", 4), ("large-deprecated", 4)])
+def test_variant_is_told_by_the_tensors(name, windows):
+    """Published files of old versions say nothing about the model but its tensors."""
+    config = RFDETRConfig.from_variant(name, group_detr=1)
+    with torch.device("meta"):
+        shapes = {key: tensor.shape for key, tensor in RFDETRForObjectDetection(config).state_dict().items()}
+    payload = {"model": {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}}
+    loaded = RFDETRForObjectDetection.from_official(payload).config
+    assert loaded.backbone_config.to_dict() == config.backbone_config.to_dict()
+    assert (loaded.resolution, loaded.backbone_config.num_windows) == (config.resolution, windows)
+    assert (loaded.projector_scales, loaded.decoder_n_points) == (config.projector_scales, config.decoder_n_points)
+    assert (loaded.id2label[1], loaded.id2label[12], loaded.id2label[90]) == ("person", "N/A", "toothbrush")
+
+
+def test_variant_that_cannot_be_told(make_model):
+    payload = {"model": make_model().state_dict()}
+    with pytest.raises(ValueError, match="cannot tell which variant .* give variant="):
+        RFDETRForObjectDetection.from_official(payload)
+
+
+# --- classes
+
+
+def test_labels_of_rows():
+    assert official_labels(3, ["a", "b"]) == {0: "a", 1: "b", 2: "N/A"}
+    assert official_labels(3) == {0: "LABEL_0", 1: "LABEL_1", 2: "N/A"}
+    coco = official_labels(91)
+    assert coco == official_labels(91, list(COCO_LABELS.values()))
+    assert (coco[0], coco[1], coco[18], coco[90]) == ("N/A", "person", "dog", "toothbrush")
+    assert sum(name != "N/A" for name in coco.values()) == 80
+
+
+def test_unused_rows_can_be_dropped(make_model):
+    model = make_model()
+    payload = legacy_payload(model, ["a", "b", "c", "d"])
+    loaded = RFDETRForObjectDetection.from_official(payload, variant="nano", drop_unused_rows=True)
+    assert loaded.config.id2label == {0: "a", 1: "b", 2: "c", 3: "d"}
+    assert torch.equal(loaded.class_embed.weight, model.class_embed.weight[:4])
+    assert torch.equal(
+        loaded.transformer.enc_out_class_embed[2].bias, model.transformer.enc_out_class_embed[2].bias[:4]
+    )
+
+
+def test_new_classes_on_load(make_model):
+    payload = legacy_payload(make_model(), ["a", "b", "c", "d"])
+    loaded = RFDETRForObjectDetection.from_official(payload, variant="nano", id2label={0: "cat", 1: "dog"})
+    assert loaded.config.label2id == {"cat": 0, "dog": 1}
+    torch.testing.assert_close(loaded.class_embed.bias, torch.full((2,), -4.59512), atol=1e-5, rtol=0)
+
+
+# --- writing
+
+
+def test_round_trip_of_an_official_file_is_equal(make_model, tmp_path):
+    model = make_model()
+    payload = legacy_payload(model, ["a", "b", "c", "d"])
+    RFDETRForObjectDetection.from_official(payload, variant="nano").save_official(tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=False)
+    assert back["model"].keys() == payload["model"].keys()
+    assert all(torch.equal(back["model"][name], tensor) for name, tensor in payload["model"].items())
+    assert back["args"].class_names == ["a", "b", "c", "d"]
+    assert back["args"].num_classes == back["model_config"]["num_classes"] == 4
+    assert vars(payload["args"]).items() <= vars(back["args"]).items()
+
+
+def test_round_trip_of_our_model_keeps_everything(make_model, tmp_path):
+    names = {0: "cat", 1: "dog", 2: "owl"}
+    model = make_model(id2label=names, num_labels=3, dropout=0.2, focal_alpha=0.5)
+    model.save_official(tmp_path / "model.pth")
+    loaded = RFDETRForObjectDetection.from_official(tmp_path / "model.pth")
+    assert_equal_tensors(loaded, model)
+    ignored = ("dtype", "architectures", "_name_or_path")
+    wanted = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
+    assert {key: value for key, value in loaded.config.to_dict().items() if key not in ignored} == wanted
+
+
+def test_added_row_is_never_selected(make_model, tmp_path):
+    model = make_model(id2label={0: "cat", 1: "dog"}, num_labels=2)
+    model.save_official(tmp_path / "model.pth")
+    payload = torch.load(tmp_path / "model.pth", weights_only=False)
+    assert payload["args"].class_names == ["cat", "dog"]
+    payload.pop("rfdetr_hf")  # As the official package reads it.
+    official = RFDETRForObjectDetection.from_official(payload, variant="nano")
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        ours, theirs = model(pixels), official(pixels)
+    torch.testing.assert_close(theirs.logits[..., :2], ours.logits)
+    torch.testing.assert_close(theirs.pred_boxes, ours.pred_boxes)
+    assert theirs.logits.shape[-1] == 3 and (theirs.logits[..., 2].sigmoid() == 0).all()
+
+
+def test_coco_rows_are_written_as_they_are(make_model, tmp_path):
+    model = make_model(id2label=official_labels(91), num_labels=91)
+    model.save_official(tmp_path / "model.pth")
+    payload = torch.load(tmp_path / "model.pth", weights_only=False)
+    assert payload["model"]["class_embed.bias"].shape == (91,)
+    assert payload["args"].num_classes == 90
+    assert payload["args"].class_names == list(COCO_LABELS.values())
+
+
+@pytest.mark.parametrize("name", ["nano", "small", "base", "large-deprecated"])
+def test_official_class_of_a_variant(name):
+    from rfdetr_hf.models.checkpoints import official_payload
+
+    model = RFDETRForObjectDetection(RFDETRConfig.from_variant(name, group_detr=1, num_queries=5))
+    payload = official_payload(model)
+    assert payload["model_name"].lower() == "rfdetr" + name.replace("-", "")
+    wide = name == "large-deprecated"
+    assert payload["model_config"]["encoder"] == f"dinov2_windowed_{'base' if wide else 'small'}"
+    assert payload["model_config"]["projector_scale"] == (["P3", "P5"] if wide else ["P4"])
+
+
+# --- files that are not loaded
+
+
+class Malicious:
+    """Unpickling it would create the file `path`."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("place", ["model", "args", "callbacks"])
+def test_malicious_pickle_does_not_run(make_model, tmp_path, place):
+    payload = {**legacy_payload(make_model()), place: Malicious(tmp_path / "owned")}
+    torch.save(payload, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"model.pth is not loaded.*mkdir"):
+        RFDETRForObjectDetection.from_official(tmp_path / "model.pth")
+    (tmp_path / "plain.pth").write_bytes(
+        pickle.dumps(payload["callbacks"] if place == "callbacks" else Malicious("x"), protocol=2)
+    )
+    with pytest.raises(ValueError, match=r"plain.pth is not loaded"):
+        RFDETRForObjectDetection.from_official(tmp_path / "plain.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_truncated_file(make_model, tmp_path):
+    torch.save(legacy_payload(make_model()), tmp_path / "whole.pth")
+    content = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="half.pth is no complete torch file"):
+        RFDETRForObjectDetection.from_official(tmp_path / "half.pth")
+    with pytest.raises(FileNotFoundError, match="no checkpoint file .*none.pth"):
+        RFDETRForObjectDetection.from_official(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        ({"weights": {}}, "entries \\['weights'\\]: neither 'model'"),
+        ({"state_dict": {"net.x": torch.zeros(1)}}, "names that start with 'model.'"),
+        ({"model": {"layer.weight": torch.zeros(1)}}, "is no RF-DETR checkpoint"),
+        ({"model": {"backbone.0.encoder.base_model.model.x": torch.zeros(1)}}, "written by a LoRA run"),
+    ],
+)
+def test_file_of_another_kind(tmp_path, payload, message):
+    torch.save(payload, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=message):
+        RFDETRForObjectDetection.from_official(tmp_path / "other.pth")
+
+
+def test_file_of_another_task(make_model):
+    payload = legacy_payload(make_model())
+    payload["model"]["segmentation_head.bias"] = torch.zeros(1)
+    with pytest.raises(ValueError, match="holds a model for segmentation, and the class loads detection"):
+        RFDETRForObjectDetection.from_official(payload, variant="seg-nano")
