@@ -23,6 +23,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
+from .post_processing import class_slots, fuse_scores, image_keypoints, image_masks, image_shares
+
 logger = logging.get_logger(__name__)
 
 _INTERPOLATION = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
@@ -228,13 +230,87 @@ class RFDETRImageProcessor(BaseImageProcessor):
         Returns:
             Per image `scores` (n,), `labels` (n,) int64 and `boxes` (n, 4) xyxy, inside the image.
         """
-        scores, labels, queries = select_top_detections(outputs.logits, top_k)
-        boxes = image_boxes(outputs.pred_boxes, target_sizes)
-        boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
-        counts = [scores.shape[1]] * len(scores)
-        if threshold >= 0:
-            counts = (~(scores <= threshold)).sum(1).tolist()
-        return [{"scores": scores[i, :n], "labels": labels[i, :n], "boxes": boxes[i, :n]} for i, n in enumerate(counts)]
+        found = _detections(outputs, threshold, target_sizes, top_k)
+        return [{name: each[name] for name in ("scores", "labels", "boxes")} for each in found]
+
+    @torch.no_grad()
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        top_k: int | None = None,
+        pixel_mask: Tensor | None = None,
+        as_rle: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Raw outputs -> detections with masks per image, see `post_process_object_detection`.
+
+        Args:
+            outputs: Has `pred_masks` (B, Q, h, w) as well.
+            threshold, target_sizes, top_k: As there. Without sizes the masks keep the size that the model gave them.
+            pixel_mask: (B, H, W) that the model got, if it got one: the masks of padded images are cut to the image.
+            as_rle: Masks as COCO run-lengths. They are encoded in chunks, so that the memory stays small.
+
+        Returns:
+            Per image `scores`, `labels`, `boxes`, and `masks`: (n, H, W) bool, or n dicts of `size` and `counts`.
+        """
+        found = _detections(outputs, threshold, target_sizes, top_k)
+        shares = image_shares(pixel_mask, len(found))
+        for index, (each, share) in enumerate(zip(found, shares, strict=True)):
+            logits = outputs.pred_masks[index, each.pop("queries")]
+            size = tuple(logits.shape[-2:]) if target_sizes is None else tuple(int(x) for x in target_sizes[index])
+            each["masks"] = image_masks(logits, size, share, as_rle)
+        return found
+
+    @torch.no_grad()
+    def post_process_keypoint_detection(
+        self,
+        outputs: Any,
+        num_keypoints_per_class: Sequence[int],
+        threshold: float = 0.5,
+        target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        top_k: int | None = None,
+        trace_alpha: float = 0.2,
+    ) -> list[dict[str, Tensor]]:
+        """Raw outputs -> detections with keypoints per image, see `post_process_object_detection`.
+
+        As in the official package the detections are ranked and counted by the score of their class; that score is
+        then lowered where the keypoints are uncertain, see `fuse_scores`, without ranking them again, and compared with
+        the threshold.
+
+        Args:
+            outputs: Has `pred_keypoints` (B, Q, slots, 8) as well.
+            num_keypoints_per_class: The schema, `model.config.num_keypoints_per_class`.
+            threshold, target_sizes, top_k: As there.
+            trace_alpha: How much uncertain keypoints lower the score; 0 for not at all.
+
+        Returns:
+            Per image `scores`, `labels`, `boxes` and what `image_keypoints` gives: `keypoints` (n, K, 3) of x, y and
+            confidence, `keypoint_precision` (n, K, 3), `keypoint_covariance` (n, K, 2, 2).
+        """
+        schema, found = list(num_keypoints_per_class), []
+        for index, each in enumerate(_detections(outputs, -1, target_sizes, top_k)):
+            keypoints = outputs.pred_keypoints[index, each.pop("queries")]
+            keypoints, active = class_slots(keypoints, each["labels"], schema)
+            each["scores"] = fuse_scores(each["scores"], keypoints, active, each["labels"], len(schema), trace_alpha)
+            each |= image_keypoints(keypoints, active, (1, 1) if target_sizes is None else target_sizes[index])
+            keep = ~(each["scores"] <= threshold)
+            found.append({name: value[keep] for name, value in each.items()})
+        return found
+
+
+def _detections(
+    outputs: Any, threshold: float, target_sizes: Tensor | Sequence[Sequence[int]] | None, top_k: int | None
+) -> list[dict[str, Tensor]]:
+    """Per image `scores`, `labels`, `boxes` and `queries`, the rows that the detections come from."""
+    scores, labels, queries = select_top_detections(outputs.logits, top_k)
+    boxes = image_boxes(outputs.pred_boxes, target_sizes)
+    boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+    counts = [scores.shape[1]] * len(scores)
+    if threshold >= 0:
+        counts = (~(scores <= threshold)).sum(1).tolist()
+    fields = {"scores": scores, "labels": labels, "boxes": boxes, "queries": queries}
+    return [{name: value[i, :n] for name, value in fields.items()} for i, n in enumerate(counts)]
 
 
 def select_top_detections(logits: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -187,7 +187,7 @@ class RFDETRKeypointDecoder(RFDETRDecoder):
 
 def _blocked(schema: Sequence[int]) -> Tensor:
     """(1 + N, 1 + N), True between keypoints of different classes; row and column 0 are the instance."""
-    classes = torch.repeat_interleave(torch.arange(len(schema)), torch.tensor(schema))
+    classes = torch.tensor([index for index, count in enumerate(schema) for _ in range(count)])
     blocked = classes[:, None] != classes
     return F.pad(blocked, (1, 0, 1, 0))
 

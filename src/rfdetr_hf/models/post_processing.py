@@ -1,0 +1,166 @@
+"""Masks and keypoints of selected detections, in the frame of the original image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_utils
+from torch import Tensor
+from torch.nn import functional as F
+
+from .geometry import valid_sizes
+
+# Masks that are resized at a time: at the size of the image they are the largest tensors of an evaluation.
+_MASKS_AT_ONCE = 32
+_MIN_OFF_DIAGONAL = 1e-12
+_MIN_WEIGHT = 1e-12
+
+
+def image_masks(
+    logits: Tensor, size: tuple[int, int], image_share: Tensor | None = None, as_rle: bool = False
+) -> Tensor | list[dict[str, Any]]:
+    """Binary masks of one image: bilinear to its size, object where the logit is above 0, not cut at the box.
+
+    Args:
+        logits: (n, h, w) of the whole canvas.
+        size: (height, width) of the masks.
+        image_share: (2,) share of the canvas' (width, height) that is image; None where nothing is padded.
+        as_rle: Encode each chunk as COCO run-lengths and drop it, so that never more than 32 masks exist.
+
+    Returns:
+        (n, height, width) bool, or n dicts of `size` and `counts` (text, so that they can be written as JSON).
+    """
+    chunks = (_resize(chunk, size, image_share) > 0 for chunk in logits.split(_MASKS_AT_ONCE))
+    return [rle for chunk in chunks for rle in _run_lengths(chunk)] if as_rle else torch.cat(list(chunks))
+
+
+def image_shares(pixel_mask: Tensor | None, batch: int) -> Sequence[Tensor | None]:
+    """For each image the share (2,) of the canvas' (width, height) that is image; None where nothing is padded.
+
+    Args:
+        pixel_mask: (B, H, W), non-zero = image.
+        batch: B.
+    """
+    if pixel_mask is None:
+        return [None] * batch
+    height, width = pixel_mask.shape[1:]
+    return list(valid_sizes(pixel_mask == 0) / torch.tensor([width, height], device=pixel_mask.device))
+
+
+def _resize(logits: Tensor, size: tuple[int, int], image_share: Tensor | None) -> Tensor:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))[:, None]
+    if not len(logits):
+        return logits.new_zeros((0, *size))
+    if image_share is None:
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)[:, 0]
+    rows, columns = (
+        _canvas_axis(side, share, cells, logits)
+        for side, share, cells in zip(size, image_share.flip(0), logits.shape[2:], strict=True)
+    )
+    grid = torch.stack([columns.expand(size), rows[:, None].expand(size)], -1).expand(len(logits), -1, -1, -1)
+    return F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
+
+
+def _canvas_axis(side: int, share: Tensor, cells: int, like: Tensor) -> Tensor:
+    """Centres of `side` pixels on the canvas, in [-1, 1]; past the last cell of the image that cell is repeated."""
+    share = share.to(like)
+    centres = (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5) / side
+    return 2 * (centres * share).minimum(share - 0.5 / cells) - 1
+
+
+def _run_lengths(masks: Tensor) -> list[dict[str, Any]]:
+    # pycocotools wants (H, W, n) in column-major order: that is the memory of a contiguous (n, W, H).
+    array = masks.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy().transpose(2, 1, 0)
+    encoded = mask_utils.encode(np.asfortranarray(array))
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in encoded]
+
+
+def class_slots(keypoints: Tensor, labels: Tensor, schema: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The keypoints of each detection's class.
+
+    Args:
+        keypoints: (n, classes * K, 8) of the selected queries.
+        labels: (n,).
+        schema: Number of keypoints of each class.
+
+    Returns:
+        (n, K, 8), and (n, K) whether the class has the keypoint.
+
+    Raises:
+        ValueError: the keypoints are not of this schema.
+    """
+    slots = max(schema)
+    if keypoints.shape[1] != slots * len(schema):
+        raise ValueError(
+            f"pred_keypoints has {keypoints.shape[1]} slots, but num_keypoints_per_class {list(schema)} needs "
+            f"{len(schema)} x {slots}: pass model.config.num_keypoints_per_class."
+        )
+    known = labels.clamp(max=len(schema) - 1)
+    counts = torch.where(labels < len(schema), torch.tensor(schema, device=labels.device)[known], 0)
+    slot = torch.arange(slots, device=labels.device)
+    index = (known[:, None] * slots + slot)[..., None].expand(-1, -1, keypoints.shape[2])
+    return keypoints.gather(1, index), slot < counts[:, None]
+
+
+def fuse_scores(
+    scores: Tensor, keypoints: Tensor, active: Tensor, labels: Tensor, classes: int, alpha: float
+) -> Tensor:
+    """Lower the scores of detections whose keypoints are uncertain: x / (1 + x) with x = score * T ** -alpha.
+
+    T is the mean trace of the keypoints' covariances (in units of the box area), weighted by their confidence. The rule
+    is that of the official package. Detections of a class beyond the schema keep their score.
+
+    Args:
+        scores: (n,) in [0, 1].
+        keypoints: (n, K, 8), see `class_slots`.
+        active: (n, K).
+        labels: (n,).
+        classes: Classes of the schema.
+        alpha: Exponent; 0 switches the rule off.
+    """
+    if alpha == 0:
+        return scores
+    log_l11, l21, log_l22 = keypoints[..., 4:7].to(scores.dtype).unbind(-1)
+    cross = 2 * l21.abs().clamp(min=_MIN_OFF_DIAGONAL).log() - 2 * log_l11 - 2 * log_l22
+    log_trace = torch.stack([-2 * log_l11, -2 * log_l22, cross]).logsumexp(0)
+    log_weight = keypoints[..., 2].to(scores.dtype).sigmoid().clamp(min=_MIN_WEIGHT).log()
+    log_weight = log_weight.masked_fill(~active, -torch.inf)
+    log_mean = (log_trace + log_weight).logsumexp(1) - log_weight.logsumexp(1)
+    log_mean = torch.where(active.any(1), log_mean, 0)
+    fused = (scores.log() - alpha * log_mean).sigmoid()
+    below_one = torch.nextafter(torch.ones_like(fused), torch.zeros_like(fused))
+    return torch.where(labels < classes, fused.minimum(below_one), scores)
+
+
+def image_keypoints(keypoints: Tensor, active: Tensor, size: Sequence[float] | Tensor) -> dict[str, Tensor]:
+    """Keypoints of one image.
+
+    Args:
+        keypoints: (n, K, 8), see `class_slots`.
+        active: (n, K).
+        size: (height, width) of the image in pixels; (1, 1) for normalised coordinates.
+
+    Returns:
+        `keypoints` (n, K, 3) of x, y (not clamped to the image) and the confidence that the keypoint can be found; 0
+        where the class has no such keypoint. `keypoint_precision` (n, K, 3), the predicted log l11, l21, log l22; NaN
+        there. `keypoint_covariance` (n, K, 2, 2) = (L Lᵀ)⁻¹ in squared pixels, without the factor of the box area; NaN
+        there.
+    """
+    scale = torch.as_tensor(size, device=keypoints.device).to(keypoints.dtype).flip(0)
+    points = torch.cat([keypoints[..., :2] * scale, keypoints[..., 2:3].sigmoid()], -1)
+    precision = keypoints[..., 4:7].masked_fill(~active[..., None], torch.nan)
+    return {
+        "keypoints": points.masked_fill(~active[..., None], 0),
+        "keypoint_precision": precision,
+        "keypoint_covariance": keypoint_covariance(precision) * scale[:, None] * scale,
+    }
+
+
+def keypoint_covariance(precision: Tensor) -> Tensor:
+    """The covariance (..., 2, 2) = (L Lᵀ)⁻¹ of log l11, l21, log l22 (..., 3)."""
+    log_l11, l21, log_l22 = precision.unbind(-1)
+    # The rows of the inverse of Lᵀ: (1 / l11, -l21 / (l11 l22)) and (0, 1 / l22).
+    first, last = (-log_l11).exp(), (-log_l22).exp()
+    slope = -l21 * first * last
+    return torch.stack([first**2 + slope**2, slope * last, slope * last, last**2], -1).unflatten(-1, (2, 2))
