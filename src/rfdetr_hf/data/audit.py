@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from .errors import DetectionDataError, Problems
 from .images import check_image
-from .schema import category_ids, class_names
+from .schema import category_ids, class_names, has_keypoints, has_masks, keypoint_schema
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,9 @@ class AuditReport:
         small, medium, large: boxes by area, with COCO's limits 32² and 96².
         max_boxes: boxes of the fullest image.
         max_boxes_image_id: that image.
+        polygon_masks, rle_masks: objects with a mask of each form, crowds included; None without masks.
+        keypoint_objects: objects with a labelled keypoint; None without keypoints.
+        labelled_keypoints: class -> keypoint -> how often it is labelled, hidden ones included.
     """
 
     split: str
@@ -57,6 +60,10 @@ class AuditReport:
     large: int
     max_boxes: int
     max_boxes_image_id: int | None
+    polygon_masks: int | None = None
+    rle_masks: int | None = None
+    keypoint_objects: int | None = None
+    labelled_keypoints: dict[str, dict[str, int]] | None = None
 
     def __str__(self) -> str:
         checked = "decoded" if self.decoded else "headers read"
@@ -71,6 +78,12 @@ class AuditReport:
         for label, (name, boxes) in enumerate(self.boxes_per_class.items()):
             original, images = self.category_ids[label], self.images_per_class[name]
             lines.append(f"{label:>5}  {original:>11}  {name:<{width}}  {boxes:>9}  {images:>9}")
+        if self.polygon_masks is not None:
+            lines.append(f"masks: {self.polygon_masks} of polygons, {self.rle_masks} run-length encoded")
+        if self.labelled_keypoints is not None:
+            lines.append(f"{self.keypoint_objects} objects with keypoints; labelled:")
+            for name, counts in self.labelled_keypoints.items():
+                lines.append(f"  {name}: " + ", ".join(f"{point} {count}" for point, count in counts.items()))
         return "\n".join(lines)
 
 
@@ -152,4 +165,24 @@ def _count(dataset: Dataset, split: str, decoded: bool) -> AuditReport:
         large=int((area >= _MEDIUM).sum()),
         max_boxes=int(counts.max(initial=0)),
         max_boxes_image_id=columns["image_id"][fullest].as_py() if len(counts) else None,
+        **(_count_masks(objects) if has_masks(dataset) else {}),
+        **(_count_keypoints(objects, category, dataset) if has_keypoints(dataset) else {}),
     )
+
+
+def _count_masks(objects: pa.StructArray) -> dict[str, Any]:
+    masks = pc.list_flatten(pc.struct_field(objects, "segmentation"))
+    filled = {name: len(masks) - pc.struct_field(masks, name).null_count for name in ("polygons", "rle")}
+    return {"polygon_masks": filled["polygons"], "rle_masks": filled["rle"]}
+
+
+def _count_keypoints(objects: pa.StructArray, category: np.ndarray, dataset: Dataset) -> dict[str, Any]:
+    schema = keypoint_schema(dataset)
+    flat = pc.list_flatten(pc.list_flatten(pc.struct_field(objects, "keypoints")))
+    labelled = flat.to_numpy(zero_copy_only=False).reshape(len(category), schema.num_keypoints, 3)[..., 2] > 0
+    counts = {
+        name: dict(zip(each.names, labelled[category == label].sum(axis=0).tolist(), strict=False))
+        for label, (name, each) in enumerate(zip(class_names(dataset), schema.classes, strict=True))
+        if each.names
+    }
+    return {"keypoint_objects": int(labelled.any(axis=1).sum()), "labelled_keypoints": counts}

@@ -295,6 +295,7 @@ class _Reader:
         problems = Problems(source)
         found = _find(self.config, theirs, label_dir, problems)
         problems.raise_if_any()
+        self._report_orphans(found, source)
         with ThreadPoolExecutor(_THREADS) as pool:
             texts = list(pool.map(_read_text, found.label_paths))
             found, texts = self._labelled(found, texts, source)
@@ -305,6 +306,21 @@ class _Reader:
         problems.raise_if_any()
         annotations = self._annotations(rows, source, found, np.array(sizes, np.int64).reshape(-1, 2), problems)
         return build_dataset(annotations, self.labels, path_array(found.paths), split)
+
+    def _report_orphans(self, found: _Found, source: str) -> None:
+        known = set(found.label_paths)
+        folders = sorted({os.path.dirname(path) for path in known})
+        orphans = [
+            entry.path
+            for folder in folders
+            if os.path.isdir(folder)
+            for entry in os.scandir(folder)
+            if entry.name.endswith(".txt") and entry.name != "classes.txt" and entry.path not in known
+        ]
+        if orphans:
+            logger.warning(
+                "%s: %d label files have no image and are left out, such as %s", source, len(orphans), min(orphans)
+            )
 
     def _labelled(self, found: _Found, texts: list[str | None], source: str) -> tuple[_Found, list[str | None]]:
         missing = [text is None for text in texts]
