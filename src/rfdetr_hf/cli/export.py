@@ -1,0 +1,56 @@
+"""`rfdetr-hf export`: a trained model as an ONNX file or a `torch.export` program, compared with its source."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..export.exporter import FORMATS, ExportReport, export
+from ..export.onnx import OPSET
+from ..export.parity import TOLERANCE
+from ..models.auto import model_class
+from ..models.configuration_rfdetr import RFDETRConfig
+from ..models.modeling_rfdetr import RFDETRForObjectDetection
+from ..training.arguments import parse_arguments
+
+
+@dataclass
+class ExportArguments:
+    """Which model, which file."""
+
+    model_name_or_path: str = field(metadata={"help": "A model folder or Hub id."})
+    output: str = field(default="model", metadata={"help": "The new file; the format's suffix is added."})
+    format: str = field(default="onnx", metadata={"help": "onnx, or torch (torch.export).", "choices": list(FORMATS)})
+    size: list[int] | None = field(
+        default=None, metadata={"help": "Height and width of the input; default: the model's resolution."}
+    )
+    opset: int = field(default=OPSET, metadata={"help": f"ONNX operator set, {OPSET} or higher."})
+    tolerance: float = field(
+        default=TOLERANCE, metadata={"help": "Largest difference to the model that passes the check."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.size is not None and len(self.size) not in (1, 2):
+            raise ValueError(f"size={self.size}: give one number for a square, or height and width")
+
+
+def load_model(name_or_path: str) -> RFDETRForObjectDetection:
+    """The model of a folder or Hub id, of whatever task its configuration names."""
+    config = RFDETRConfig.from_pretrained(name_or_path)
+    segmentation = any("Segmentation" in name for name in config.architectures or ())
+    task = "keypoints" if config.num_keypoints_per_class else "segmentation" if segmentation else "detection"
+    return model_class(task).from_pretrained(name_or_path)
+
+
+def main(argv: Sequence[str], prog: str = "rfdetr-hf export") -> ExportReport:
+    """Load, export, compare, print."""
+    (args,) = parse_arguments((ExportArguments,), argv, prog=prog)
+    size = None if args.size is None else (args.size[0], args.size[-1])
+    report = export(
+        load_model(args.model_name_or_path),
+        args.output,
+        args.format,
+        size=size,
+        opset=args.opset,
+        tolerance=args.tolerance,
+    )
+    print(report)
+    return report

@@ -1,0 +1,106 @@
+"""Export a model, and compare the file with the model before it gets its name."""
+
+import copy
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..models.modeling_rfdetr import RFDETRForObjectDetection
+from .onnx import OPSET, onnx_runner, write_onnx
+from .parity import TOLERANCE, Runner, check_differences, largest_differences
+from .program import FixedSizeDetector, check_size, export_program
+
+FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+class ExportReport(NamedTuple):
+    """What [`export`] wrote and how far it is from the model.
+
+    Attributes:
+        path: the file.
+        size: (height, width) of its input.
+        differences: for each output the largest absolute difference to the model.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    differences: dict[str, float]
+
+    def __str__(self) -> str:
+        outputs = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
+        return f"{self.path}: {self.size[0]} x {self.size[1]} pixels; largest difference to the model: {outputs}"
+
+
+def export(
+    model: RFDETRForObjectDetection,
+    path: str | Path,
+    format: str = "onnx",
+    *,
+    size: tuple[int, int] | None = None,
+    opset: int = OPSET,
+    tolerance: float = TOLERANCE,
+) -> ExportReport:
+    """Write a model of any task for another runtime: one image size, free batch size, float32.
+
+    The file is read back, run beside the model on random images, and moved to `path` only if they agree.
+
+    Args:
+        model: is left as it is.
+        path: a new file; the suffix of the format is added where it is missing.
+        format: "onnx", or "torch" for a `torch.export` program that `torch.export.load` reads.
+        size: (height, width) of the input in pixels; default: the model's `resolution`, square.
+        opset: operator set of ONNX.
+        tolerance: largest absolute difference of any output.
+
+    Raises:
+        ValueError: for an unknown format, size or operator set.
+        FileExistsError: if the file exists.
+        ParityError: if the outputs differ by more than `tolerance`; no file is left.
+        ImportError: if a package of the extra `onnx` is missing.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}")
+    size = size or (model.config.resolution, model.config.resolution)
+    check_size(model, size)
+    path = _new_file(Path(path), FORMATS[format])
+    reference = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    detector = FixedSizeDetector(model, size)
+    draft = path.with_name(f".tmp-{path.name}")
+    try:
+        exported = _write(detector, draft, format, opset)
+        differences = largest_differences(_runner(reference, detector), exported, detector)
+        check_differences(differences, tolerance)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return ExportReport(path, size, differences)
+
+
+def _new_file(path: Path, suffix: str) -> Path:
+    path = path if path.suffix == suffix else path.with_name(path.name + suffix)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(detector: FixedSizeDetector, path: Path, format: str, opset: int) -> Runner:
+    """Write the file; returns what runs it."""
+    if format == "onnx":
+        write_onnx(detector, path, opset)
+        return onnx_runner(path)
+    with open(path, "wb") as file:
+        torch.export.save(export_program(detector), file)
+    with open(path, "rb") as file:
+        return torch.export.load(file).module()
+
+
+def _runner(model: RFDETRForObjectDetection, detector: FixedSizeDetector) -> Runner:
+    def run(pixels: Tensor) -> list[Tensor]:
+        outputs = model(pixels)
+        return [outputs[name] for name in detector.output_names]
+
+    return run

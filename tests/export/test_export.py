@@ -1,0 +1,165 @@
+import json
+import sys
+
+import pytest
+import torch
+
+from rfdetr_hf import RFDETRForInstanceSegmentation, RFDETRForKeypointDetection, RFDETRForObjectDetection
+from rfdetr_hf.cli import export as command
+from rfdetr_hf.export import exporter
+from rfdetr_hf.export.exporter import export
+from rfdetr_hf.export.parity import ParityError, check_differences, largest_differences
+from rfdetr_hf.export.program import FixedSizeDetector
+
+# Two of three blocks in use, positions of another size.
+SMALL = {"image_size": 40, "out_indices": [1, 2]}
+TASKS = {
+    "pred_boxes": (RFDETRForObjectDetection, {}),
+    "pred_masks": (RFDETRForInstanceSegmentation, {}),
+    "pred_keypoints": (RFDETRForKeypointDetection, {"num_keypoints_per_class": [3, 0, 2]}),
+}
+
+
+def build(model_class, config):
+    """A model whose every parameter matters: fresh box heads are zero and would hide errors."""
+    torch.manual_seed(0)
+    model = model_class(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def detector(tiny_config):
+    return build(RFDETRForObjectDetection, tiny_config(decoder_layers=1, backbone_config=SMALL))
+
+
+def test_fixed_size_detector_equals_the_model(detector):
+    fixed = FixedSizeDetector(detector, (32, 64))
+    pixels = fixed.example(2)
+    with torch.no_grad():
+        outputs = detector.eval()(pixels)
+        logits, boxes = fixed(pixels)
+    assert fixed.output_names == ["logits", "pred_boxes"]
+    assert torch.equal(logits, outputs.logits) and torch.equal(boxes, outputs.pred_boxes)
+
+
+def test_fixed_size_detector_leaves_out_what_training_needs_and_the_model_as_it_was(detector):
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    detector.train()
+    fixed = FixedSizeDetector(detector, (64, 64))
+    assert detector.training and detector.config.group_detr == 3 and next(detector.parameters()).requires_grad
+    assert all(torch.equal(tensor, before[name]) for name, tensor in detector.state_dict().items())
+    names = {name for name, _ in fixed.model.named_parameters()}
+    assert {name.split(".")[2] for name in names if "enc_out" in name} == {"0"}
+    assert not any("encoder.layer.2." in name for name in names)
+    assert fixed.model.query_feat.weight.shape[0] == detector.config.num_queries
+
+
+def test_sizes_that_do_not_fit(detector, tmp_path):
+    with pytest.raises(ValueError, match="multiples of 16.*nearest is 64 x 96"):
+        export(detector, tmp_path / "model", size=(60, 90))
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_that_do_not_fit(detector, tmp_path):
+    with pytest.raises(ValueError, match="onnx, torch"):
+        export(detector, tmp_path / "model", "tflite")
+    (tmp_path / "model.pt2").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="model.pt2"):
+        export(detector, tmp_path / "model", "torch")
+    assert (tmp_path / "model.pt2").read_bytes() == b"mine"
+    with pytest.raises(ValueError, match="opset=16"):
+        export(detector, tmp_path / "model", opset=16)
+
+
+def test_missing_package_names_the_extra(detector, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match=r"rfdetr-hf\[onnx\]"):
+        export(detector, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("last_output", TASKS)
+def test_onnx(last_output, tiny_config, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model_class, fields = TASKS[last_output]
+    model = build(model_class, tiny_config(decoder_layers=1, backbone_config=SMALL, **fields))
+    report = export(model, tmp_path / "model.onnx")
+    assert all(value <= 1e-4 for value in report.differences.values())
+    session = onnxruntime.InferenceSession(report.path)
+    assert [i.shape for i in session.get_inputs()] == [["batch", 3, 64, 64]]
+    names = [output.name for output in session.get_outputs()]
+    assert names == list(report.differences) == list(dict.fromkeys(["logits", "pred_boxes", last_output]))
+    labels = session.get_modelmeta().custom_metadata_map["id2label"]
+    assert json.loads(labels) == {"0": "circle", "1": "square", "2": "triangle"}
+    pixels = torch.randn(4, 3, 64, 64)
+    found = session.run(["logits"], {"pixel_values": pixels.numpy()})[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model.eval()(pixels).logits, atol=1e-4, rtol=0)
+    assert b"site-packages" not in report.path.read_bytes()
+
+
+def test_parity_sees_an_error(detector):
+    fixed = FixedSizeDetector(detector, (64, 64))
+    differences = largest_differences(fixed, lambda x: [y + 0.01 for y in fixed(x)], fixed)
+    assert differences["logits"] == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(ParityError, match="logits by 0.01.*pred_boxes by 0.01"):
+        check_differences(differences, 1e-4)
+    with pytest.raises(ParityError, match="logits by nan"):
+        check_differences({"logits": float("nan")}, 1e-4)
+    with pytest.raises(ParityError, match="shape"):
+        largest_differences(fixed, lambda x: [y[:, :-1] for y in fixed(x)], fixed)
+
+
+def test_parity_takes_no_image_that_rounding_decides(detector):
+    fixed = FixedSizeDetector(detector, (64, 64))
+    seen = []
+
+    def chaotic(pixels):
+        return [y + torch.rand(()) for y in fixed(pixels)]
+
+    def exact(pixels):
+        seen.append(len(pixels))
+        return fixed(pixels)
+
+    with pytest.raises(ParityError, match="decides only 0"):
+        largest_differences(chaotic, exact, fixed)
+    assert not seen
+
+
+def test_failed_check_leaves_no_file(detector, tmp_path, monkeypatch):
+    def write(fixed, path, *_):
+        path.write_bytes(b"file")
+        return lambda pixels: [output + 1 for output in fixed(pixels)]
+
+    monkeypatch.setattr(exporter, "_write", write)
+    with pytest.raises(ParityError):
+        export(detector, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_writes_a_torch_program(detector, tmp_path, capsys):
+    detector.save_pretrained(tmp_path / "model")
+    report = command.main(
+        ["--model_name_or_path", str(tmp_path / "model"), "--output", str(tmp_path / "small"), "--format", "torch"]
+        + ["--size", "32", "48"]
+    )
+    assert report.size == (32, 48) and report.differences.keys() == {"logits", "pred_boxes"}
+    assert "32 x 48 pixels; largest difference to the model: logits" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "small.pt2"]
+    with open(report.path, "rb") as file:
+        program = torch.export.load(file).module()
+    pixels = torch.randn(5, 3, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(program(pixels)[0], detector.eval()(pixels).logits, atol=1e-4, rtol=0)
+    assert b"site-packages" not in report.path.read_bytes()
+
+
+def test_command_loads_the_class_of_the_task(tiny_config, tmp_path):
+    build(RFDETRForInstanceSegmentation, tiny_config()).save_pretrained(tmp_path)
+    assert type(command.load_model(str(tmp_path))) is RFDETRForInstanceSegmentation
+    with pytest.raises(ValueError, match="height and width"):
+        command.main(["--model_name_or_path", str(tmp_path), "--size", "32", "48", "64"])
