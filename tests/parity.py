@@ -5,7 +5,11 @@ The goldens hold outputs only. Weights and inputs come from seeded generators, b
 * the seed of a parameter is the CRC-32 of its name, xor 1; its values are standard normal noise, scaled by
   0.8 / sqrt(fan in) for matrices and kernels, by 0.1 if the last part of the name contains "embed", and by 0.05 around
   1 (vectors named weight, lambda1 or layer_scale) or around 0 (other vectors);
-* a batch takes from one generator the pixels first, then for each image: centres, sizes, classes.
+* a batch takes from one generator the pixels first, then for each image: centres, sizes, classes, and for keypoint
+  models positions and states of the keypoints; a true mask is the inside of its box.
+
+To keep the files small, the masks of the golden evaluation are every other row and column of the first 4 queries, and
+the keypoints those of the first 25.
 """
 
 import math
@@ -47,7 +51,20 @@ def golden_batch(golden: dict, step: int | None = None) -> tuple[Tensor, list[di
         sizes = 0.03 + 0.25 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
         classes = torch.randint(0, golden["num_classes"], (count,), generator=generator)
         labels.append({"boxes": torch.cat([centres, sizes], 1), "class_labels": classes})
+        if golden["task"] == "segmentation":
+            labels[-1]["masks"] = box_masks(labels[-1]["boxes"], side)
+        if golden["task"] == "keypoints":
+            keypoints = torch.rand(count, 17, 3, generator=generator, dtype=torch.float64)
+            keypoints[..., 2] = torch.randint(0, 3, (count, 17), generator=generator)
+            labels[-1]["keypoints"] = keypoints
     return pixels, labels
+
+
+def box_masks(boxes: Tensor, side: int) -> Tensor:
+    """(n, side, side) bool, the pixels whose upper left corner is inside the box."""
+    grid = torch.arange(side, dtype=boxes.dtype) / side
+    x, y = ((grid - boxes[:, None, axis]).abs() < boxes[:, None, 2 + axis] / 2 for axis in (0, 1))
+    return y[:, :, None] & x[:, None, :]
 
 
 def golden_wide_batch(golden: dict) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,7 @@ class MaskFactors(NamedTuple):
         Points in the outer half of a border cell read that cell alone: past the image's border there is nothing, even
         where the canvas goes on.
         """
+        points = points.to(compute_dtype(self.features))
         if self.image_share is None:
             return 2 * points - 1
         share = self.image_share.to(points.dtype)[image][:, None]
@@ -269,8 +270,7 @@ def _read_masks(mask: tuple[Tensor, Tensor, Tensor, list[int]], grid: Tensor) ->
 
 def _read_maps(maps: Tensor, grid: Tensor) -> Tensor:
     """Maps (M, C, h, w) at points (M, P, 2), bilinear with the border repeated: (M, C, P)."""
-    grid = grid.to(maps.dtype)[:, None]
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
+    return F.grid_sample(maps, grid[:, None], mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
 
 
 def _check_masks(where: str, masks: Tensor | None, count: int) -> None:
