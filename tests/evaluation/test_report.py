@@ -12,6 +12,7 @@ from rfdetr_hf import load_detection_dataset
 from rfdetr_hf.data.schema import category_ids, class_names
 from rfdetr_hf.evaluation import plots
 from rfdetr_hf.evaluation.coco import CocoEvaluator
+from rfdetr_hf.evaluation.report import write_results
 from rfdetr_hf.evaluation.suite import evaluate_detector
 from rfdetr_hf.evaluation.tables import aligned
 
@@ -67,6 +68,8 @@ def test_results_need_no_plots(shapes, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "plain").iterdir()) == [
         "errors.txt", "metrics.json", "per_class.csv", "predictions.json",
     ]  # fmt: skip
+    metrics = write_results(done.evaluator, tmp_path / "small", predictions=False)
+    assert metrics == done.metrics and not (tmp_path / "small" / "predictions.json").exists()
     with pytest.raises(ImportError, match=r"rfdetr-hf\[plots\]"):
         plots.pr_curves(done.analysis)
     with pytest.raises(FileExistsError, match="has files"):

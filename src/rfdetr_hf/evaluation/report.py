@@ -29,7 +29,10 @@ figure { margin: 1.5em 0; } figure img { max-width: 100%; } figcaption, .note { 
 
 
 def write_results(
-    evaluator: CocoEvaluator, folder: str | Path, category_ids: Sequence[int] | None = None
+    evaluator: CocoEvaluator,
+    folder: str | Path,
+    category_ids: Sequence[int] | None = None,
+    predictions: bool = True,
 ) -> dict[str, float]:
     """Writes metrics.json, per_class.csv, errors.txt and predictions.json; returns the metrics.
 
@@ -37,6 +40,7 @@ def write_results(
         evaluator: after its updates (and `gather`).
         folder: made where it is not there.
         category_ids: original category id by label, for predictions.json.
+        predictions: whether to write predictions.json, about 150 bytes for each detection.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +49,8 @@ def write_results(
     _write_json(metrics, folder / "metrics.json", indent=2)
     write_class_csv(analysis.per_class(), folder / "per_class.csv")
     (folder / "errors.txt").write_text(aligned(error_cells(analysis)) + "\n", encoding="utf-8")
-    _write_json(evaluator.predictions_json(category_ids), folder / "predictions.json")
+    if predictions:
+        _write_json(evaluator.predictions_json(category_ids), folder / "predictions.json")
     return metrics
 
 
