@@ -15,12 +15,13 @@ _REMEDY = "write keypoints as x, y, v in a row, v being 0, 1 or 2, one triple fo
 def class_keypoints(
     categories: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], problems: Problems
 ) -> dict[int, ClassKeypoints]:
-    """The keypoints of each category: those that it names, else as many as its longest annotation has.
+    """The keypoints of each category; where none names its own, as many as its longest annotation has.
 
     Skeletons, which COCO counts from 1, count from 0 here.
     """
     longest: dict[Any, int] = {}
-    for record in records:
+    named = any(category.get("keypoints") for category in categories)
+    for record in [] if named else records:
         points, category = record.get("keypoints"), record.get("category_id")
         if isinstance(points, list):
             longest[category] = max(longest.get(category, 0), len(points) // 3)
@@ -46,7 +47,8 @@ def keypoint_array(
     values = np.zeros((len(records), max([0, *counts.values()]), 3))
     for index, record in enumerate(records):
         points = record.get("keypoints")
-        if not points:
+        # Some tools write zeros for objects of classes that have no keypoints.
+        if not points or (isinstance(points, list) and not any(points)):
             continue
         expected = counts.get(int(boxes.category[index]), 0)
         fault = _fault(points, expected)
