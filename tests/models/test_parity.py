@@ -11,7 +11,8 @@ from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
 OFFICIAL_ONLY = "_kp_active_mask"
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("small", "medium", "large", "large-deprecated")]
+LONG = [pytest.mark.slow, pytest.mark.timeout(1200)]
+SLOW = [pytest.param(name, marks=LONG) for name in ("small", "medium", "large", "large-deprecated")]
 
 
 @pytest.fixture(scope="module", params=["nano", "base", *SLOW])

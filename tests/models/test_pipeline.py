@@ -1,0 +1,38 @@
+"""`pipeline("object-detection")` of plain transformers on our folders; it needs torchvision."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from rfdetr_hf.models.image_processing_rfdetr import RFDETRImageProcessor
+from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
+
+pytest.importorskip("torchvision")
+SMOOTHS_WHEN_SHRINKING = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18)
+
+
+@pytest.mark.skipif(SMOOTHS_WHEN_SHRINKING, reason="transformers before 5.18 resizes with antialiasing")
+def test_pipeline_gives_our_detections(tiny_config, tmp_path):
+    torch.manual_seed(0)
+    model = RFDETRForObjectDetection(tiny_config(resolution=128, id2label=dict(enumerate("abcde")))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape) * 0.05
+        model.class_embed.bias.fill_(0.0)
+    processor = RFDETRImageProcessor(size={"height": 128, "width": 128})
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (150, 200, 3)).astype("uint8"))
+
+    with torch.no_grad():
+        output = model(**processor(picture))
+    ours = processor.post_process_object_detection(output, threshold=0.5, target_sizes=[(150, 200)])[0]
+    theirs = transformers.pipeline("object-detection", model=str(tmp_path))(picture, threshold=0.5)
+
+    assert len(theirs) == len(ours["scores"]) > 3
+    assert [item["label"] for item in theirs] == [model.config.id2label[label] for label in ours["labels"].tolist()]
+    scores, boxes = [item["score"] for item in theirs], [list(item["box"].values()) for item in theirs]
+    torch.testing.assert_close(torch.tensor(scores), ours["scores"], atol=1e-4, rtol=0)
+    assert (torch.tensor(boxes) - ours["boxes"]).abs().max() <= 1.0  # Theirs are cut to whole pixels.
