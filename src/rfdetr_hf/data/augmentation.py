@@ -90,7 +90,8 @@ def seeded_globals(seed: int) -> Iterator[None]:
 class _Points:
     """The keypoints of all objects in one list, with three more that tell whether the image was mirrored.
 
-    A mirrored image turns their triangle over, whatever else is done to it.
+    A mirrored image turns their triangle over, whatever else is done to it. Both libraries mirror boxes to width - x
+    and points to width - 1 - x, since points are indices of pixels to them; so the list is half a pixel off.
     """
 
     def __init__(self, target: Target, image: Image.Image, flip_index: np.ndarray | None) -> None:
@@ -98,11 +99,11 @@ class _Points:
         self.labels = target["class_labels"]
         self.flip_index = flip_index
         corners = np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75]]) * image.size
-        self.flat = np.concatenate([self.keypoints[..., :2].reshape(-1, 2), corners]).astype(np.float32)
+        self.flat = np.concatenate([self.keypoints[..., :2].reshape(-1, 2), corners]).astype(np.float32) - 0.5
 
     def moved(self, flat: np.ndarray) -> np.ndarray:
         """(n, K, 3) keypoints from the moved list."""
-        points = np.asarray(flat, np.float32).reshape(-1, 2)
+        points = np.asarray(flat, np.float32).reshape(-1, 2) + 0.5
         if len(points) != len(self.flat):
             raise ValueError(f"augmentation returned {len(points)} of {len(self.flat)} keypoints: leave all of them in")
         xy, (a, b, c) = points[:-3].reshape(self.keypoints[..., :2].shape), points[-3:]
@@ -143,15 +144,14 @@ class _Albumentations:
         inputs = {"image": np.asarray(image), "bboxes": boxes, "rows": np.arange(len(boxes))}
         points = _Points(target, image, self.flip_index) if "keypoints" in target else None
         if points is not None:
-            # It mirrors boxes to width - x and points to width - 1 - x: points are indices of pixels there.
-            inputs["keypoints"] = points.flat - 0.5
+            inputs["keypoints"] = points.flat
         if "masks" in target and len(boxes):
             inputs["masks"] = target["masks"].astype(np.uint8)
         result = self.compose(**inputs)
         moved = {"boxes": np.asarray(result["bboxes"], np.float32).reshape(-1, 4)}
         rows = np.asarray(result["rows"], np.int64)
         if points is not None:
-            moved["keypoints"] = points.moved(np.asarray(result["keypoints"]) + 0.5)[rows]
+            moved["keypoints"] = points.moved(result["keypoints"])[rows]
         if "masks" in inputs:
             moved["masks"] = np.asarray(result["masks"])[rows].astype(bool)
         elif "masks" in target:
