@@ -1,0 +1,217 @@
+"""Training a part of a model: frozen blocks, single parts, low-rank adapters; and loading a part of a checkpoint."""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.modeling_rfdetr import RFDETRForObjectDetection
+from ..models.pretrained import read_state
+from ..models.pretrained_layouts import official_keys
+
+logger = logging.getLogger("rfdetr_hf")
+
+ADAPTER = "default"
+_BASE, _LORA = ".base_layer.", ".lora_"
+
+# Parts of a model by the beginnings of parameter names; what fits none of them belongs to the heads.
+_PREFIXES = {
+    "encoder": ("backbone.0.encoder.",),
+    "projector": ("backbone.0.projector.", "backbone.0.cross_attn_projector."),
+    "decoder": ("transformer.decoder.", "refpoint_embed.", "query_feat.", "transformer.keypoint_query_initializer."),
+}
+PARTS = (*_PREFIXES, "heads")
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to: "encoder", "projector", "decoder" (with the queries) or "heads".
+
+    The heads are those of classes, boxes, masks and keypoints, and all that makes proposals.
+    """
+    return next((part for part, prefixes in _PREFIXES.items() if name.startswith(prefixes)), "heads")
+
+
+def _check_parts(parts: Collection[str]) -> None:
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown or not parts:
+        raise ValueError(f"parts {sorted(parts)}: choose at least one of {', '.join(PARTS)}")
+
+
+def train_only(model: RFDETRForObjectDetection, parts: Collection[str]) -> None:
+    """Take all parameters out of training but those of some parts. Names: see [`part_of`].
+
+    What no output depends on stays out of training.
+    """
+    _check_parts(parts)
+    unused = model.unused_parameter_names()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in parts and name not in unused)
+
+
+def freeze_encoder_blocks(model: RFDETRForObjectDetection, count: int) -> None:
+    """Take the encoder's embeddings and its first `count` blocks out of training.
+
+    Raises:
+        ValueError: if the encoder uses fewer blocks.
+    """
+    vit = model.backbone[0].vit
+    if not 0 <= count <= vit.taps[-1]:
+        raise ValueError(f"freeze_encoder_blocks={count}: the encoder uses {vit.taps[-1]} blocks")
+    if count:
+        for module in (vit.embeddings, *vit.layers[:count]):
+            module.requires_grad_(False)
+
+
+@torch.no_grad()
+def load_parts(model: RFDETRForObjectDetection, source: str | Path, parts: Collection[str], **hub_options: Any) -> None:
+    """Put some parts of a checkpoint into a model and leave the others as they are.
+
+    Args:
+        model: the rest of it may differ from the checkpoint: other classes, another task.
+        source: a folder or Hub id in the layout of this package or of transformers.
+        parts: names as [`part_of`] gives them.
+        hub_options: `revision`, `token` and the like.
+
+    Raises:
+        ValueError: if a tensor of these parts is missing in the checkpoint or has another shape.
+    """
+    _check_parts(parts)
+    found = official_keys(read_state(source, **hub_options))
+    wanted = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if part_of(name) in parts}
+    for name, tensor in wanted.items():
+        if name not in found:
+            raise ValueError(f"{source} has no {name}, which belongs to the part {part_of(name)}")
+        if found[name].shape != tensor.shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(found[name].shape)} in {source} and {tuple(tensor.shape)} in the model; "
+                f"build the model alike, or leave out the part {part_of(name)}"
+            )
+    for name, tensor in wanted.items():
+        tensor.copy_(found[name])
+    logger.info("%d tensors of %s come from %s", len(wanted), ", ".join(sorted(parts)), source)
+
+
+# ---------------------------------------------------------------------------------------------------- adapters
+
+
+def add_lora(
+    model: RFDETRForObjectDetection,
+    rank: int = 16,
+    alpha: float = 16.0,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] = ("query", "key", "value"),
+    use_dora: bool = False,
+) -> None:
+    """Freeze the encoder and give linear layers of its blocks low-rank adapters, which are trained in its place.
+
+    An adapted layer computes `W x + b + alpha / rank * B A x` (LoRA, arXiv:2106.09685). DoRA (arXiv:2402.09353) scales
+    the rows of `W + alpha / rank * B A` to a learned length besides. Both start as the layer was.
+
+    Args:
+        model: is changed in place; projector, decoder and heads stay as they are.
+        rank: inner dimension of the adapters.
+        alpha: see the formula.
+        dropout: rate in front of the adapters.
+        target_modules: out of query, key, value, dense, fc1, fc2.
+        use_dora: DoRA instead of LoRA.
+
+    Raises:
+        ImportError: without peft.
+        ValueError: for layers that the blocks do not have, or a model with adapters.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("adapters need peft; install the extra: pip install 'rfdetr-hf[lora]'") from error
+    if has_adapters(model):
+        raise ValueError("the model has adapters already; merge them first with merge_adapters")
+    vit = model.backbone[0].vit
+    # Blocks after the last tap never run: adapters in them would wait for gradients in vain.
+    blocks = nn.ModuleList(vit.layers[: vit.taps[-1]])
+    known = {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
+    if not target_modules or set(target_modules) - known:
+        raise ValueError(f"target modules {sorted(target_modules)}: choose among {', '.join(sorted(known))}")
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), use_dora=use_dora
+    )
+    model.freeze_backbone()
+    peft.inject_adapter_in_model(config, blocks, ADAPTER)
+
+
+def _adapted(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether `add_lora` changed this model and nothing merged the adapters."""
+    return bool(_adapted(model))
+
+
+def plain_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model with adapters as those of one without: names of the layout, adapters merged.
+
+    Args:
+        model: tells the scale of each adapter.
+        state: all tensors of the model by name, whole; they are left as they are.
+    """
+    scales = {name: module.scaling[ADAPTER] for name, module in _adapted(model).items()}
+    plain = {}
+    for name, tensor in state.items():
+        layer, _, field = name.partition(_BASE)
+        if field == "weight":
+            plain[f"{layer}.weight"] = _merged(layer, state, scales[layer])
+        elif field or _LORA not in name:
+            plain[f"{layer}.{field}" if field else name] = tensor
+    return plain
+
+
+def _merged(layer: str, state: Mapping[str, Tensor], scale: float) -> Tensor:
+    weight = state[f"{layer}{_BASE}weight"]
+    down, up = (state[f"{layer}{_LORA}{letter}.{ADAPTER}.weight"] for letter in "AB")
+    merged = weight.float() + scale * (up.float() @ down.float())
+    magnitude = state.get(f"{layer}{_LORA}magnitude_vector.{ADAPTER}.weight")
+    if magnitude is not None:
+        merged = merged * (magnitude.float() / merged.norm(dim=1))[:, None]
+    return merged.to(weight.dtype)
+
+
+def adapter_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that a plain state does not have: adapters, and the layers below them as they were."""
+    return {name: tensor for name, tensor in state.items() if _BASE in name or _LORA in name}
+
+
+def unmerged_state(plain: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `plain_state`, given what `adapter_state` kept."""
+    merged = {name.replace(_BASE, ".") for name in adapters}
+    return {name: tensor for name, tensor in plain.items() if name not in merged} | dict(adapters)
+
+
+@torch.no_grad()
+def merge_adapters(model: nn.Module) -> None:
+    """Put the adapters into the weights and the plain layers back in place. Without adapters nothing happens."""
+    adapted = _adapted(model)
+    plain = plain_state(model, model.state_dict()) if adapted else {}
+    for name, module in adapted.items():
+        layer = module.get_base_layer()
+        layer.weight.copy_(plain[f"{name}.weight"])
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+
+
+def apply_finetuning(model: RFDETRForObjectDetection, args: Any) -> None:
+    """Freeze and adapt the encoder as the training arguments say.
+
+    Args:
+        model: is changed in place; adapters that it has stay.
+        args: `freeze_backbone`, `freeze_encoder_blocks`, `lora_r`, `lora_alpha`, `lora_dropout`,
+            `lora_target_modules` (comma-separated), `use_dora`.
+    """
+    if args.freeze_backbone:
+        model.freeze_backbone()
+    freeze_encoder_blocks(model, args.freeze_encoder_blocks)
+    if args.lora_r and not has_adapters(model):
+        targets = [name.strip() for name in args.lora_target_modules.split(",")]
+        add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, targets, args.use_dora)
