@@ -7,7 +7,12 @@ import torch
 from parity import golden_batch, golden_model, golden_wide_batch
 from safetensors.torch import load_file, save_file
 
-from rfdetr_hf import RFDETRForKeypointDetection, RFDETRForObjectDetection, build_param_groups
+from rfdetr_hf import (
+    RFDETRForKeypointDetection,
+    RFDETRForObjectDetection,
+    RFDETRImageProcessor,
+    build_param_groups,
+)
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
 from rfdetr_hf.models.keypoints import INSTANCE_SCALE, place_keypoints
 
@@ -219,3 +224,20 @@ def test_the_class_has_to_fit_the_configuration(tiny_config):
         RFDETRForObjectDetection(tiny_config(num_keypoints_per_class=SCHEMA))
     with pytest.raises(ValueError, match="num_keypoints_per_class is empty"):
         RFDETRForKeypointDetection(tiny_config())
+
+
+def test_post_processing_equals_the_official_one(case):
+    """Scores with the keypoints' uncertainty in them, of the golden predictions that the file holds."""
+    numbers, _ = case
+    predicted = numbers["eval"]
+    ranks = predicted["pred_logits"].sigmoid().flatten(1).sort(descending=True, stable=True).indices[:, :50] // 2
+    outputs = SimpleNamespace(logits=predicted["pred_logits"], pred_boxes=predicted["pred_boxes"])
+    filler = predicted["pred_keypoints"].new_zeros(2, 75, 17, 8)
+    outputs.pred_keypoints = torch.cat([predicted["pred_keypoints"], filler], 1)
+    found = RFDETRImageProcessor().post_process_keypoint_detection(outputs, [17], -1, [(480, 640)] * 2)
+    for each, official, queries in zip(found, numbers["postprocess"], ranks, strict=True):
+        stored = queries < 25
+        assert stored.sum() >= 5
+        torch.testing.assert_close(each["scores"][:50][stored], official["scores"][stored], rtol=1e-12, atol=0)
+        assert torch.equal(each["labels"][:50], official["labels"])
+        torch.testing.assert_close(each["boxes"][:50], official["boxes"])
