@@ -138,6 +138,11 @@ def test_new_classes_on_load(make_model):
     torch.testing.assert_close(loaded.class_embed.bias, torch.full((2,), -4.59512), atol=1e-5, rtol=0)
 
 
+def test_unknown_field(make_model):
+    with pytest.raises(ValueError, match=r"\['resolutoin'\] are no fields of RFDETRConfig"):
+        RFDETRForObjectDetection.from_official(legacy_payload(make_model()), variant="nano", resolutoin=96)
+
+
 # --- writing
 
 

@@ -93,6 +93,16 @@ def test_names_for_an_unnamed_head_keep_its_rows(tiny_config, tmp_path, table):
     assert loaded.config.id2label[4] == "e"
 
 
+def test_classes_of_an_official_file_keep_their_rows(tiny_config, tmp_path, table):
+    """The official head has a row more, which is no class: the same classes are not learned anew."""
+    model = RFDETRForObjectDetection(tiny_config(id2label={0: "N/A", 1: "ant", 2: "bee", 3: "N/A"}, num_labels=4))
+    model.save_pretrained(tmp_path)
+    loaded = load(tmp_path, id2label={0: "ant", 1: "bee"})
+    for found, wanted in zip(class_heads(loaded), class_heads(model), strict=True):
+        assert torch.equal(found.weight, wanted.weight[1:3]) and torch.equal(found.bias, wanted.bias[1:3])
+    assert "rows without a class left out" in table()[0]
+
+
 def test_unknown_class_init(saved):
     with pytest.raises(ValueError, match="class_init must be one of prior, tile, got 'random'"):
         load(saved[1], class_init="random")

@@ -4,15 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..models.auto import model_class
-from ..models.checkpoints import read_official
+from ..models.auto import is_official, load_model
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
-from ..models.pretrained import read_state
-from ..models.pretrained_adapt import task_of
-from ..models.pretrained_layouts import official_keys
-
-OFFICIAL_SUFFIXES = (".pth", ".pt", ".ckpt")
 
 
 def convert(
@@ -48,15 +42,12 @@ def convert(
         raise FileExistsError(f"{dst} exists: give another name or remove it.")
     if dst.suffix == ".ckpt":
         raise ValueError(f"{dst}: official files are written as .pth or .pt.")
-    if Path(src).suffix in OFFICIAL_SUFFIXES:
-        model = _load_official(src, variant, use_ema, drop_unused_rows)
-    elif variant or use_ema or drop_unused_rows:
-        raise ValueError(f"variant, use_ema and drop_unused_rows are for official files (.pth, .pt, .ckpt), not {src}.")
-    else:
-        task = task_of(official_keys(read_state(src, revision=revision)))
-        model = model_class(task).from_pretrained(src, revision=revision)
+    official = {"variant": variant, "use_ema": use_ema, "drop_unused_rows": drop_unused_rows}
+    if any(official.values()) and not is_official(src):
+        raise ValueError(f"{', '.join(official)} are for official files (.pth, .pt, .ckpt), not {src}.")
+    model = load_model(src, **(official if is_official(src) else {"revision": revision}))
     dst.parent.mkdir(parents=True, exist_ok=True)
-    if dst.suffix in OFFICIAL_SUFFIXES:
+    if is_official(dst):
         model.save_official(dst)
     else:
         model.save_pretrained(dst)
@@ -64,15 +55,9 @@ def convert(
     return model
 
 
-def _load_official(src: str, variant: str | None, use_ema: bool, drop_unused_rows: bool) -> RFDETRPreTrainedModel:
-    task = task_of(read_official(src, use_ema).state)
-    options = {"variant": variant, "use_ema": use_ema, "drop_unused_rows": drop_unused_rows}
-    return model_class(task).from_official(src, **options)
-
-
 def _image_processor(src: str, resolution: int, revision: str | None) -> RFDETRImageProcessor:
     """The processor of a folder or Hub id, or the standard one for the model's resolution."""
-    if Path(src).suffix not in OFFICIAL_SUFFIXES:
+    if not is_official(src):
         try:
             return RFDETRImageProcessor.from_pretrained(src, revision=revision)
         except OSError:

@@ -58,7 +58,13 @@ def override_config(config: RFDETRConfig, overrides: Mapping[str, Any]) -> RFDET
 
     A dict `backbone_config` is merged. Where the position table fits the resolution, a new `resolution` brings a
     table of its own size, unless `backbone_config` gives an `image_size`. `id2label` implies `label2id`.
+
+    Raises:
+        ValueError: for a name that is no field, or fields that do not fit together.
     """
+    _, unknown = split_overrides(overrides)
+    if unknown:
+        raise ValueError(f"{sorted(unknown)} are no fields of RFDETRConfig: see its attributes.")
     fields = config.to_dict()
     fields.pop("num_feature_levels", None)
     overrides = dict(overrides)

@@ -198,14 +198,20 @@ def _adapt_classes(
     state: dict[str, Tensor], names: Mapping[int, str], config: RFDETRConfig, class_init: str, done: list[Adaptation]
 ) -> None:
     found, wanted = state["class_embed.bias"].shape[0], config.num_labels
-    unnamed = all(re.fullmatch(rf"LABEL_\d+|{UNUSED_LABEL}", name) for name in names.values())
+    used = [row for row, name in sorted(names.items()) if name != UNUSED_LABEL]
+    unnamed = all(re.fullmatch(r"LABEL_\d+", names[row]) for row in used)
     if found == wanted and (unnamed or dict(names) == config.id2label):
         return
-    how = "rows repeated" if class_init == "tile" else "rows new, prior bias"
-    done.append(Adaptation("classes", _named(found, names), _named(wanted, config.id2label), how))
+    line = Adaptation("classes", _named(found, names), _named(wanted, config.id2label), "rows new, prior bias")
+    if [names[row] for row in used] == list(config.id2label.values()) or (unnamed and len(used) == wanted):
+        done.append(line._replace(how="rows without a class left out"))
+        select_class_rows(state, used)
+        return
     if class_init == "tile":
+        done.append(line._replace(how="rows repeated"))
         select_class_rows(state, [row % found for row in range(wanted)])
         return
+    done.append(line)
     head = nn.Linear(state["class_embed.weight"].shape[1], wanted)
     init_class_head(head)
     for name in state:
