@@ -6,6 +6,7 @@ import pytest
 import torch
 from parity import golden_batch, golden_model, golden_wide_batch
 from safetensors.torch import load_file, save_file
+from torch.autograd.graph import saved_tensors_hooks
 
 from rfdetr_hf import (
     RFDETRForKeypointDetection,
@@ -175,6 +176,24 @@ def test_autocast_is_finite(model, rng, dtype):
     output.loss.backward()
     assert output.loss.isfinite() and output.pred_keypoints.dtype == torch.float32
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_gradient_checkpointing_changes_no_gradient(model, rng):
+    pixels, labels = torch.randn(2, 3, 64, 64, generator=rng), make_labels(rng, (2, 1))
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        sizes = []
+        with saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            loss = model.train()(pixels, labels=labels).loss
+        kept.append(sum(sizes))
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert kept[1] < 0.5 * kept[0]
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
 
 
 def test_placing():

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
 from ..losses.keypoints import KEYPOINT_CHANNELS, KeypointTerms
@@ -86,9 +87,13 @@ class KeypointQueries(nn.Module):
         return gate * self.out_proj((1 + scale) * normed + shift) + self.queries
 
 
-class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer):
+class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer, GradientCheckpointingLayer):
     """The layer of the detector, and behind it for the keypoints: attention among a query and its keypoints, deformable
-    cross-attention at the query's box, feed-forward; norms after each."""
+    cross-attention at the query's box, feed-forward; norms after each.
+
+    In training the keypoints of all groups are the largest activations of the model, so that gradient checkpointing
+    covers these layers too.
+    """
 
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__(config)

@@ -13,7 +13,7 @@ from .configuration_rfdetr import RFDETRConfig
 from .decoder import DECODER_NORM_EPS
 from .geometry import full_sizes, geometry_dtype, valid_sizes
 from .initialization import init_norm, init_torch_default, init_zeros, with_init
-from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection, RFDETRObjectDetectionOutput, _check_task
+from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection, RFDETRObjectDetectionOutput
 
 MASK_BLOCK_NORM_EPS = 1e-6
 
@@ -118,7 +118,7 @@ class RFDETRForInstanceSegmentation(RFDETRForObjectDetection):
     output_class = RFDETRInstanceSegmentationOutput
 
     def _add_task(self, config: RFDETRConfig) -> None:
-        _check_task(config)
+        super()._add_task(config)
         self.segmentation_head = SegmentationHead(config)
         self.loss_function = RFDETRCriterion(config, MaskTerms(config))
 
