@@ -7,7 +7,7 @@ or, where the data.yaml has `kpt_shape`, a box and keypoints.
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _SPLITS = ("train", "val", "valid", "validation", "test")
 _THREADS = 8
+_CHUNK = 64
 # Exporters round, and some polygons leave their image by a hair. Pixel coordinates are far beyond.
 _SLACK = 0.01
 
@@ -269,6 +270,15 @@ def _read_text(path: str) -> str | None:
         raise DetectionDataError(f"{path}: cannot be read ({error}); restore the label file") from error
 
 
+def _in_threads(function: Callable[[str], Any], paths: Sequence[str]) -> list[Any]:
+    """One result per path. Threads wait for slow disks side by side; handing them single files would cost more."""
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [
+            result for part in pool.map(lambda chunk: [function(path) for path in chunk], chunks) for result in part
+        ]
+
+
 # ------------------------------------------------------------------------------------------------------------- rows
 
 
@@ -296,10 +306,9 @@ class _Reader:
         found = _find(self.config, theirs, label_dir, problems)
         problems.raise_if_any()
         self._report_orphans(found, source)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            texts = list(pool.map(_read_text, found.label_paths))
-            found, texts = self._labelled(found, texts, source)
-            sizes = list(pool.map(lambda path: image_size(path, {}), found.paths))
+        texts = _in_threads(_read_text, found.label_paths)
+        found, texts = self._labelled(found, texts, source)
+        sizes = _in_threads(lambda path: image_size(path, {}), found.paths)
         rows = _Rows()
         for image, (path, text) in enumerate(zip(found.label_paths, texts, strict=True)):
             self._read_rows(rows, image, path, text or "", problems)
