@@ -1,0 +1,1 @@
+"""From images and folders to detections, pictures and files."""

@@ -1,0 +1,187 @@
+"""Experiment trackers, through the tracker classes of Accelerate."""
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from PIL import Image
+from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState
+
+from ..data.images import decode_image
+from ..inference.drawing import draw_detections
+from .arguments import RFDETRTrainingArguments
+
+logger = logging.getLogger("rfdetr_hf")
+
+IN_EXTRA = ("tensorboard", "wandb", "mlflow", "trackio")
+_RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+_SCORE = 0.3
+_SIDE = 480
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that Accelerate does not know, or that are not installed.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: a tracker whose package is missing; the message says how to install it.
+    """
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    installed = {str(name) for name in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}, or none"
+            raise ValueError(f"report_to: unknown tracker {name!r}; {hint}")
+        if name not in installed:
+            package = "'rfdetr-hf[trackers]'" if name in IN_EXTRA else name
+            raise ImportError(f"report_to={name} needs a package that is missing: pip install {package}")
+
+
+class TrackerCallback(TrainerCallback):
+    """Sends what a run logs to trackers: hyper-parameters once, numbers as they come, pictures at each evaluation.
+
+    Pictures show what the evaluated weights (the averaged ones, where both are evaluated) find on the first images of
+    the evaluation split. They go to the trackers that take pictures (TensorBoard, Weights & Biases and others).
+
+    Args:
+        trackers: names that Accelerate knows, or `GeneralTracker` objects of your own.
+    """
+
+    def __init__(self, trackers: Sequence[str | GeneralTracker]) -> None:
+        check_trackers([t for t in trackers if isinstance(t, str)])
+        self.wanted = list(trackers)
+        self.trackers: list[GeneralTracker] = []
+        self._found: dict[int, Mapping[str, Any]] = {}
+        self._data: Any = None
+
+    def on_train_begin(
+        self,
+        args: RFDETRTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        values = flatten({**args.to_dict(), "model": _hyper_parameters(model.config)})
+        self.trackers = [_started(wanted, args) for wanted in self.wanted]
+        for tracker in self.trackers:
+            tracker.store_init_configuration(values)
+
+    def on_log(
+        self,
+        args: RFDETRTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for tracker in self.trackers:
+            tracker.log(_grouped(logs or {}), step=state.global_step)
+
+    def on_prediction_step(
+        self,
+        args: RFDETRTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        image_ids: Sequence[int] = (),
+        detections: Sequence[Mapping[str, Any]] = (),
+        **kwargs: Any,
+    ) -> None:
+        if not self.trackers:
+            return
+        self._data = eval_dataloader.dataset.dataset
+        for image_id, each in zip(image_ids, detections, strict=True):
+            # A second pass over the images, with the averaged weights, replaces what the first has found.
+            if image_id in self._found or len(self._found) < args.report_images:
+                self._found[image_id] = {name: value.cpu() for name, value in each.items()}
+
+    def on_evaluate(
+        self,
+        args: RFDETRTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        takers = [tracker for tracker in self.trackers if hasattr(tracker, "log_images")]
+        if takers and self._found:
+            pictures = _pictures(self._data, self._found, model.config.id2label)
+            for tracker in takers:
+                # TensorBoard wants one array; the others want a list.
+                options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                values = np.stack(pictures) if options else pictures
+                tracker.log_images({"eval/predictions": values}, step=state.global_step, **options)
+        self._found, self._data = {}, None
+
+    def on_predict(
+        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._found, self._data = {}, None
+
+    def on_train_end(
+        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for tracker in self.trackers:
+            tracker.finish()
+        self.trackers = []
+
+
+def _started(wanted: str | GeneralTracker, args: RFDETRTrainingArguments) -> GeneralTracker:
+    if isinstance(wanted, GeneralTracker):
+        return wanted
+    tracker_class = LOGGER_TYPE_TO_CLASS[wanted]
+    run_name = args.run_name or Path(args.output_dir).resolve().name
+    options = {_RUN_NAME[wanted]: run_name} if wanted in _RUN_NAME else {}
+    if tracker_class.requires_logging_directory:
+        # The name of a tracker with files is that of their folder.
+        tracker = tracker_class(run_name, str(Path(args.output_dir) / "runs"), **options)
+    else:
+        tracker = tracker_class(args.project, **options)
+    tracker.start()
+    return tracker
+
+
+def _hyper_parameters(config: PreTrainedConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name not in ("id2label", "label2id")}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested values as one level, "outer/inner" -> value, with nothing but numbers, booleans and strings."""
+    flat: dict[str, bool | int | float | str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat
+
+
+def _grouped(logs: Mapping[str, float]) -> dict[str, float]:
+    """Names as trackers group them: `train/loss`, `eval/map`, `test/map`."""
+    grouped = {}
+    for name, value in logs.items():
+        split, _, rest = name.partition("_")
+        known = rest and split in ("eval", "test", "validation")
+        grouped[f"{split}/{rest}" if known else f"train/{name}"] = value
+    return grouped
+
+
+def _pictures(data: Any, found: Mapping[int, Mapping[str, Any]], id2label: Mapping[int, str]) -> list[np.ndarray]:
+    """One square picture for each image, all of one size."""
+    positions = {image_id: i for i, image_id in enumerate(data["image_id"])}
+    pictures = []
+    for image_id, detections in found.items():
+        drawn = draw_detections(decode_image(data[positions[image_id]]), detections, id2label, threshold=_SCORE)
+        drawn.thumbnail((_SIDE, _SIDE))
+        canvas = Image.new("RGB", (_SIDE, _SIDE))
+        canvas.paste(drawn, ((_SIDE - drawn.width) // 2, (_SIDE - drawn.height) // 2))
+        pictures.append(np.asarray(canvas))
+    return pictures

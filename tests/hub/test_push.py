@@ -1,0 +1,251 @@
+import json
+import logging
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+from transformers import AutoModelForObjectDetection, TrainerCallback
+
+from rfdetr_hf import (
+    RFDETRForObjectDetection,
+    RFDETRImageProcessor,
+    RFDETRTrainer,
+    RFDETRTrainingArguments,
+    make_shapes_dataset,
+)
+from rfdetr_hf.hub.push import HubUploader, fetch_checkpoint
+
+from .fake_hub import TOKEN, USER
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return make_shapes_dataset(8, image_size=64, seed=1)
+
+
+def arguments(folder, **options):
+    defaults = {
+        "output_dir": str(folder), "num_train_epochs": 2, "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "logging_steps": 2, "disable_tqdm": True,
+        "audit": "off", "multi_scale": "off", "push_to_hub": True, "hub_token": TOKEN, "save_total_limit": 1,
+    }  # fmt: skip
+    return RFDETRTrainingArguments(**{**defaults, **options})
+
+
+def quick(trainer):
+    trainer.hub.delay = 0.01
+    return trainer
+
+
+def folder_with(path, **files):
+    path.mkdir()
+    for name, text in files.items():
+        (path / name).write_text(text)
+    return path
+
+
+MODEL_FOLDER = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "commits", "checkpoints"),
+    [
+        ("end", 1, set()),
+        ("every_save", None, set()),
+        ("checkpoint", None, {"last-checkpoint"}),
+        ("all_checkpoints", 5, {"checkpoint-5", "checkpoint-10"}),
+    ],
+)
+def test_strategies(tmp_path, hub, tiny_model, shapes, strategy, commits, checkpoints):
+    args = arguments(tmp_path / "run", hub_strategy=strategy, hub_model_id="mine")
+    RFDETRTrainer(tiny_model(), args, shapes, shapes).train()
+    repo = hub.repos[f"{USER}/mine"]
+    assert {name for name in repo.files if "/" not in name} - {"curves.png"} == MODEL_FOLDER
+    assert {name.split("/")[0] for name in repo.files if "/" in name} == checkpoints
+    assert commits is None or len(repo.commits) == commits
+    assert repo.commits[-1][1] == "End of training"
+    for name in checkpoints:
+        assert f"{name}/manifest.json" in repo.files and f"{name}/ema.safetensors" in repo.files
+    assert repo.files["model.safetensors"] == (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
+    assert not list((tmp_path / "run").glob(".del-*"))
+
+
+def test_the_pushed_model_is_loaded_back_by_us_and_by_plain_transformers(tmp_path, hub, tiny_model, shapes):
+    args = arguments(tmp_path / "run", hub_strategy="end", hub_model_id="tester/mine", eval_strategy="no")
+    trainer = RFDETRTrainer(tiny_model(), args, shapes)
+    trainer.train()
+    ours = RFDETRForObjectDetection.from_pretrained("tester/mine").eval()
+    theirs = AutoModelForObjectDetection.from_pretrained("tester/mine").eval()
+    processor = RFDETRImageProcessor.from_pretrained("tester/mine")
+    assert processor.size == trainer.image_processor.size
+    pixels = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = trainer.model.eval()(pixels).logits
+        torch.testing.assert_close(ours(pixels).logits, expected)
+        torch.testing.assert_close(theirs(pixels).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_model_and_processor_push_themselves(hub, tiny_model, tmp_path):
+    model = tiny_model()
+    model.push_to_hub("tester/alone", token=TOKEN)
+    RFDETRImageProcessor(size={"height": 64, "width": 64}).push_to_hub("tester/alone", token=TOKEN)
+    again = RFDETRForObjectDetection.from_pretrained("tester/alone")
+    assert torch.equal(again.state_dict()["class_embed.weight"], model.state_dict()["class_embed.weight"])
+    assert RFDETRImageProcessor.from_pretrained("tester/alone").size["height"] == 64
+
+
+def test_a_hub_that_is_down_ends_no_training(tmp_path, hub, tiny_model, shapes, caplog):
+    hub.fail("/api/repos/create", 500, times=1000)
+    args = arguments(tmp_path / "run", hub_model_id="mine")
+    trainer = quick(RFDETRTrainer(tiny_model(), args, shapes, shapes))
+    with caplog.at_level(logging.WARNING, logger="rfdetr_hf"):
+        result = trainer.train()
+    assert result.global_step == 8 or result.global_step == 10
+    assert trainer.hub.failures and trainer.hub.failures[-1].startswith("End of training: ")
+    assert sum("attempt 1 of 4" in m for m in caplog.messages) >= 1
+    assert any("failed, the run goes on" in m and "push_to_hub() tries again" in m for m in caplog.messages)
+    hub.failures.clear()
+    url = trainer.push_to_hub("Second try")
+    assert url.startswith(f"{hub.url}/tester/mine/commit/")
+    assert set(hub.repos["tester/mine"].files) - {"curves.png"} == MODEL_FOLDER
+
+
+def test_what_fails_for_a_while_is_tried_again(tmp_path, hub):
+    hub.fail("/commit/", 500, times=2)
+    uploader = HubUploader("mine", TOKEN, delay=0.01)
+    uploader.submit(folder_with(tmp_path / "a", config="1"), "first")
+    uploader.wait()
+    assert uploader.failures == []
+    assert hub.repos["tester/mine"].files == {"config": b"1"}
+
+
+def test_what_the_hub_refuses_is_not_tried_again(tmp_path, hub):
+    uploader = HubUploader("mine", "hf_wrong", delay=30)
+    uploader.submit(folder_with(tmp_path / "a", config="1"), "first")
+    uploader.wait()
+    assert len(uploader.failures) == 1 and "401" in uploader.failures[0]
+    assert hub.requests.count("POST /api/repos/create") == 1
+
+
+def test_what_is_submitted_may_be_deleted_at_once(tmp_path, hub):
+    hub.delay = 0.05
+    uploader = HubUploader("mine", TOKEN)
+    folder = folder_with(tmp_path / "a", config="1", manifest="2")
+    uploader.submit(folder, "first", "checkpoint-1")
+    for file in folder.iterdir():
+        file.unlink()
+    uploader.wait()
+    assert hub.repos["tester/mine"].files == {"checkpoint-1/config": b"1", "checkpoint-1/manifest": b"2"}
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".del")] == []
+
+
+def test_waiting_uploads_can_be_dropped(tmp_path, hub):
+    hub.delay = 0.1
+    uploader = HubUploader("mine", TOKEN)
+    for number in range(4):
+        uploader.submit(folder_with(tmp_path / f"a{number}", config=str(number)), f"number {number}")
+    uploader.drop_waiting()
+    uploader.submit(folder_with(tmp_path / "last", config="last"), "the last")
+    uploader.wait()
+    messages = [message for _, message, _ in hub.repos["tester/mine"].commits]
+    assert messages[-1] == "the last" and len(messages) <= 2
+
+
+def test_a_private_repository(tmp_path, hub):
+    HubUploader("mine", TOKEN, private=True).push(folder_with(tmp_path / "a", config="1"), "first")
+    assert hub.repos["tester/mine"].private
+
+
+def test_a_push_that_fails_says_so(tmp_path, hub):
+    hub.fail("/commit/", 403)
+    with pytest.raises(Exception, match="403"):
+        HubUploader("mine", TOKEN, delay=0.01).push(folder_with(tmp_path / "a", config="1"), "first")
+
+
+def test_on_push_begin_is_fired(tmp_path, hub, tiny_model, shapes):
+    events = []
+
+    class Recorder(TrainerCallback):
+        def on_push_begin(self, args, state, control, model=None, **kwargs):
+            events.append((state.global_step, model is not None))
+
+    args = arguments(tmp_path / "run", hub_model_id="mine", max_steps=2, eval_strategy="no", save_strategy="steps",
+                     save_steps=1)  # fmt: skip
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, callbacks=[Recorder()])
+    trainer.train()
+    assert events == [(1, True), (2, True), (2, True)]
+    trainer.push_to_hub(blocking=False)
+    trainer.hub.wait()
+    assert len(events) == 4
+    assert hub.repos["tester/mine"].commits[-1][1] == "End of training"
+
+
+@pytest.mark.parametrize("source", ["tester/mine", "tester/mine/last-checkpoint"])
+def test_a_run_resumed_from_the_hub_ends_with_the_same_bits(tmp_path, hub, tiny_model, shapes, source):
+    options = {"hub_strategy": "checkpoint", "hub_model_id": "mine", "save_strategy": "steps", "save_steps": 3}
+
+    class Cut(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 7:
+                raise KeyboardInterrupt
+
+    RFDETRTrainer(tiny_model(), arguments(tmp_path / "whole", push_to_hub=False, **options), shapes, shapes).train()
+    first = RFDETRTrainer(tiny_model(), arguments(tmp_path / "cut", **options), shapes, shapes, callbacks=[Cut()])
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    first.hub.wait()
+    args = arguments(tmp_path / "elsewhere", push_to_hub=False, **options)
+    resumed = RFDETRTrainer(tiny_model(seed=3), args, shapes, shapes)
+    resumed.train(resume_from_checkpoint=source)
+    one, other = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("whole", "elsewhere"))
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_a_broken_download_is_refused(tmp_path, hub, tiny_model, shapes):
+    args = arguments(tmp_path / "run", hub_strategy="checkpoint", hub_model_id="mine", eval_strategy="no", max_steps=1)
+    RFDETRTrainer(tiny_model(), args, shapes).train()
+    hub.repos["tester/mine"].files["last-checkpoint/ema.safetensors"] += b"x"
+    again = RFDETRTrainer(tiny_model(), arguments(tmp_path / "again", eval_strategy="no"), shapes)
+    with pytest.raises(ValueError, match=r"ema\.safetensors has \d+ bytes instead of"):
+        again.train(resume_from_checkpoint="tester/mine")
+
+
+def test_the_newest_checkpoint_of_a_repository(tmp_path, hub):
+    uploader = HubUploader("mine", TOKEN)
+    for step in (9, 10, 1):
+        uploader.push(folder_with(tmp_path / str(step), **{"manifest.json": str(step)}), "x", f"checkpoint-{step}")
+    assert fetch_checkpoint("tester/mine").endswith("/checkpoint-10")
+    assert fetch_checkpoint("tester/mine/checkpoint-9").endswith("/checkpoint-9")
+    sha = HfApi(token=TOKEN).repo_info("tester/mine").sha
+    assert fetch_checkpoint(f"tester/mine@{sha}").endswith("/checkpoint-10")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tester/none", "no folder here, and cannot be fetched"),
+        ("tester/mine", "holds no checkpoint"),
+        ("tester/mine/checkpoint-5", "no folder checkpoint-5"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path, hub, name, message):
+    HubUploader("mine", TOKEN).push(folder_with(tmp_path / "a", config="1"), "first")
+    with pytest.raises(FileNotFoundError, match=message):
+        fetch_checkpoint(name)
+
+
+def test_what_is_no_hub_name_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "user" / "repo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for value in (None, True, False, "true", "user/repo", "/some/where/checkpoint-5", "a/b/c/checkpoint-5"):
+        assert fetch_checkpoint(value) == value
+
+
+def test_the_token_is_saved_nowhere(tmp_path, hub, tiny_model, shapes):
+    args = arguments(tmp_path / "run", hub_strategy="checkpoint", hub_model_id="mine", max_steps=1)
+    RFDETRTrainer(tiny_model(), args, shapes, shapes).train()
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    assert len(files) > 10
+    assert [p.name for p in files if TOKEN.encode() in p.read_bytes()] == []
+    assert json.loads((tmp_path / "run" / "training_args.json").read_text())["hub_token"] is None
