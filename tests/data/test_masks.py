@@ -168,6 +168,21 @@ def test_missing_masks_are_errors_or_boxes(coco_masks):
     assert train[1]["objects"]["segmentation"][0]["polygons"] == [[0, 0, 64, 0, 64, 48, 0, 48]]
 
 
+def test_masks_stay_with_their_boxes_when_others_are_dropped_or_moved(tmp_path, write_coco, coco_content):
+    content = coco_content()
+    outlines = {i: [value + i for value in SQUARE] for i in range(5)}
+    places = [(1, [0, 0, 9, 9]), (0, [1, 1, 0, 0]), (1, [2, 2, 9, 9]), (0, [3, 3, 9, 9]), (0, [90, 90, 9, 9])]
+    content["annotations"] = [
+        {"id": i, "image_id": image, "category_id": 3, "bbox": box, "segmentation": [outlines[i]]}
+        for i, (image, box) in enumerate(places)
+    ]
+    file = write_coco(tmp_path / "set" / "train.json", content)
+    objects = load_detection_dataset(file, task="segmentation")["train"]["objects"]
+    assert [each["id"] for each in objects] == [[3], [0, 2]]
+    for each in objects:
+        assert [mask["polygons"][0] for mask in each["segmentation"]] == [outlines[i] for i in each["id"]]
+
+
 def test_broken_masks_are_named(coco_masks):
     with pytest.raises(
         DetectionDataError, match=r"annotation id 10 .*field segmentation has a polygon of shape \(7,\)"

@@ -232,9 +232,9 @@ def test_unknown_flip_pairs_switch_the_flip_off(caplog):
 
 
 def test_keypoints_in_a_batch_are_relative():
-    sample = still(mask_downsample_ratio=None)(make_sample(), generator(0))
+    sample = still(mask_downsample_ratio=None, square=False)(make_sample(), generator(0))
     batch = DetectionCollator(64)([sample])
-    assert batch["pixel_values"].shape[-2:] == (256, 256)
+    assert sample.image.shape == (3, HEIGHT, WIDTH) and batch["pixel_values"].shape[-2:] == (256, 320)
     points = batch["labels"].unpack()[0]["keypoints"]
     expected = np.array(POINTS, np.float32) / (WIDTH, HEIGHT, 1)
     np.testing.assert_allclose(points, expected, atol=1e-6)
