@@ -1,28 +1,66 @@
-"""What the ranks of a run agree on."""
+"""How a run's processes find each other, and what they agree on."""
 
 import os
+from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
-PLAIN_BACKENDS = (
+from .arguments import RFDETRTrainingArguments
+
+SHARDING_VARIABLES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED"}
+SUPPORTED = (
     DistributedType.NO,
     DistributedType.MULTI_CPU,
     DistributedType.MULTI_GPU,
     DistributedType.MULTI_NPU,
     DistributedType.MULTI_XPU,
     DistributedType.MULTI_MLU,
+    DistributedType.FSDP,
+    DistributedType.DEEPSPEED,
 )
+PRECISIONS = ("no", "bf16", "fp16")
 
 
-def check_backend(accelerator: Accelerator) -> None:
+def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
+    """The accelerator of a run: how it was launched comes from the environment, as `accelerate launch` sets it.
+
+    Raises:
+        RuntimeError, ValueError: see `check_backend`.
+    """
+    timeout = {"timeout": timedelta(seconds=args.ddp_timeout)}
+    deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
+    if deepspeed and not torch.accelerator.is_available():
+        # Without a backend Accelerate starts unconnected processes where there is no device.
+        timeout["backend"] = "gloo"
+    accelerator = Accelerator(
+        # DeepSpeed would cast the whole module, losses and box geometry too; the step autocasts instead.
+        mixed_precision="no" if deepspeed else precision(args),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            InitProcessGroupKwargs(**timeout),
+        ],
+    )
+    check_backend(accelerator, args)
+    return accelerator
+
+
+def precision(args: RFDETRTrainingArguments) -> str:
+    """ "bf16", "fp16" or "no": what the arguments say, else what the launcher says."""
+    if args.bf16 or args.fp16:
+        return "bf16" if args.bf16 else "fp16"
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+
+
+def check_backend(accelerator: Accelerator, args: RFDETRTrainingArguments) -> None:
     """Refuse a launch whose processes would not train together, or in a way that this trainer does not know.
 
     Raises:
         RuntimeError: the launcher started several processes, or asked for sharding, and Accelerate did not set it up;
             or the precision does not exist on the device.
-        ValueError: a backend other than a single process or data parallelism.
+        ValueError: a backend, a version of it or one of its options that this trainer does not support.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -30,23 +68,64 @@ def check_backend(accelerator: Accelerator) -> None:
             f"the launcher started {launched} processes, but Accelerate sees {accelerator.num_processes}; "
             "on CPU set ACCELERATE_USE_CPU=true, or launch with --multi_gpu"
         )
-    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
-        if os.environ.get(variable, "false").lower() in ("1", "true") and accelerator.distributed_type.value != name:
+    kind = accelerator.distributed_type
+    for variable, name in SHARDING_VARIABLES.items():
+        if _is_set(variable) and kind.value != name:
             raise RuntimeError(
-                f"{variable} is set, but Accelerate runs {accelerator.distributed_type.value}: every process would "
+                f"{variable} is set, but Accelerate runs {kind.value}: every process would "
                 "train alone; sharding needs accelerators"
             )
-    if accelerator.distributed_type not in PLAIN_BACKENDS:
-        raise ValueError(
-            f"{accelerator.distributed_type.value} is not supported; launch a single process or data parallelism"
-        )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+    if kind not in SUPPORTED:
+        raise ValueError(f"{kind.value} is not supported; launch a single process, data parallelism, FSDP or DeepSpeed")
+    if kind == DistributedType.FSDP:
+        _check_fsdp(accelerator)
+    _check_precision(accelerator, args)
+
+
+def _check_fsdp(accelerator: Accelerator) -> None:
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError("FSDP 1 is not supported; set fsdp_version: 2 in the configuration of accelerate")
+    if plugin.activation_checkpointing:
+        raise ValueError("fsdp_activation_checkpointing renames the weights; set gradient_checkpointing=True instead")
+
+
+def _check_precision(accelerator: Accelerator, args: RFDETRTrainingArguments) -> None:
+    wanted = precision(args)
+    if wanted not in PRECISIONS:
+        raise ValueError(f"mixed precision {wanted!r} is not supported; choose one of {', '.join(PRECISIONS)}")
+    if wanted == "fp16" and accelerator.device.type == "cpu":
         raise RuntimeError("fp16 has no effect on a CPU; use bf16, or full precision")
+    if wanted == "fp16" and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError("fp16 is not supported under DeepSpeed; use bf16, or full precision")
 
 
-def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor | int) -> torch.Tensor | int:
-    """The sum of a number over all ranks; with one process the number itself, else a tensor on the device."""
-    if accelerator.num_processes == 1:
-        return value
-    value = torch.as_tensor(value, dtype=torch.float32, device=accelerator.device)
-    return accelerator.reduce(value, reduction="sum")
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
+
+
+class Hosts:
+    """Sums of small numbers over the processes of a run. They never touch a device, so no device has to be waited for.
+
+    Args:
+        accelerator: its processes.
+        timeout: seconds that a process waits for the others.
+    """
+
+    def __init__(self, accelerator: Accelerator, timeout: float) -> None:
+        self.group: Any = None
+        if accelerator.num_processes > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+
+    def sum(self, *values: float) -> list[float]:
+        """Each number summed over all processes."""
+        if self.group is None:
+            return [float(value) for value in values]
+        totals = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(totals, group=self.group)
+        return totals.tolist()
+
+
+def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all ranks, on the device."""
+    return value if accelerator.num_processes == 1 else accelerator.reduce(value, reduction="sum")

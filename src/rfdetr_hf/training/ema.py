@@ -1,8 +1,8 @@
 """An exponential moving average of the weights."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ class ExponentialMovingAverage:
         decay: limit of `d`, in [0, 1].
         tau: updates in which the decay builds up, at least 0.
         update_interval: take every n-th optimizer step.
+        writing: a context to enter around every change of the live tensors; sharded models need one.
 
     Raises:
         ValueError: an argument is out of range.
@@ -47,6 +48,7 @@ class ExponentialMovingAverage:
         decay: float = 0.993,
         tau: float = 100.0,
         update_interval: int = 1,
+        writing: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"The decay of the moving average must lie in [0, 1], not {decay}.")
@@ -55,6 +57,7 @@ class ExponentialMovingAverage:
         if update_interval < 1:
             raise ValueError(f"The update interval of the moving average must be at least 1, not {update_interval}.")
         self.decay, self.tau, self.update_interval = decay, tau, update_interval
+        self._writing = writing
         self.num_updates = 0
         self._live = dict(named_tensors)
         self._shadow = {name: _shadow_of(tensor) for name, tensor in self._live.items()}
@@ -119,8 +122,14 @@ class ExponentialMovingAverage:
         if self._stored is not None:
             raise RuntimeError("The moving average is in the model's place already.")
         self._stored = [live.detach().clone() for live in self._live.values()]
-        for name, live in self._live.items():
-            live.copy_(self._shadow[name])
+        self.put_in_place()
+
+    @torch.no_grad()
+    def put_in_place(self) -> None:
+        """Write the shadow over the model's own weights."""
+        with self._writing():
+            for name, live in self._live.items():
+                live.copy_(self._shadow[name])
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -131,8 +140,9 @@ class ExponentialMovingAverage:
         """
         if self._stored is None:
             raise RuntimeError("The model's own weights are in place; there is nothing to restore.")
-        for live, stored in zip(self._live.values(), self._stored, strict=True):
-            live.copy_(stored)
+        with self._writing():
+            for live, stored in zip(self._live.values(), self._stored, strict=True):
+                live.copy_(stored)
         self._stored = None
 
     @contextmanager

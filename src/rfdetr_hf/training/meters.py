@@ -69,6 +69,13 @@ class LossMeter:
                 setattr(self, key, state[key].to(device))
 
 
+def mean_state(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The states of several processes' `LossMeter`s as one that gives the same averages."""
+    first = states[0]
+    return {key: sum(s[key] for s in states) / len(states) if isinstance(first[key], torch.Tensor) else first[key]
+            for key in first}  # fmt: skip
+
+
 class Stopwatch:
     """Throughput between two log events: images per second, share of time spent waiting for data, peak memory."""
 

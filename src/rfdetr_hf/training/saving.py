@@ -1,56 +1,96 @@
 """What a run writes and reads back: checkpoints to resume from, and plain model folders."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..hub.model_card import write_model_card
-from .checkpointing import atomic_directory, checkpoint_path, rng_state, rotate, set_rng_state
+from .checkpointing import atomic_directory, checkpoint_path, rng_state, rotate, set_rng_state, temporary_path
+from .meters import mean_state
+from .sharding import part_of, saved_tensors, whole_state, write_state
 
 if TYPE_CHECKING:
     from .trainer import RFDETRTrainer
 
 logger = logging.getLogger("rfdetr_hf")
 
-MODEL, AVERAGE, OPTIMIZER, SCHEDULER = "model.safetensors", "ema.safetensors", "optimizer.pt", "scheduler.pt"
-TRAINER_STATE, PROGRESS, RNG, SCALER = "trainer_state.json", "progress.pt", "rng_state.pt", "scaler.pt"
+MODEL, AVERAGE, SCHEDULER = "model.safetensors", "ema.safetensors", "scheduler.pt"
+TRAINER_STATE, PROGRESS, RANKS, SCALER = "trainer_state.json", "progress.pt", "rank_states.pt", "scaler.pt"
 
 
-def save_checkpoint(trainer: "RFDETRTrainer", epoch_finished: bool) -> None:
-    """Write `checkpoint-<step>/`, everything that an exact resume needs, in one atomic move."""
-    generators = gather_object([rng_state()])
-    if trainer.accelerator.is_main_process:
-        callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, ExportableState)]
-        trainer.state.stateful_callbacks = {type(c).__name__: c.state() for c in [*callbacks, trainer.control]}
-        with atomic_directory(checkpoint_path(trainer.run.root, trainer.state.global_step)) as folder:
-            _write_model(trainer, folder)
-            if trainer.ema is not None:
-                save_file(trainer.ema.state_dict(), folder / AVERAGE, metadata={"format": "pt"})
-            torch.save(trainer.optimizer.state_dict(), folder / OPTIMIZER)
-            torch.save(trainer.scheduler.state_dict(), folder / SCHEDULER)
-            if trainer.accelerator.scaler is not None:
-                torch.save(trainer.accelerator.scaler.state_dict(), folder / SCALER)
-            torch.save(_progress(trainer, epoch_finished), folder / PROGRESS)
-            torch.save(generators, folder / RNG)
-            trainer.state.save_to_json(str(folder / TRAINER_STATE))
+@contextmanager
+def shared_directory(path: Path, accelerator: Accelerator) -> Iterator[Path]:
+    """`atomic_directory` for all processes at once: the main one makes it, all write into it, the main one commits it.
+
+    The directory has to be on a file system that all processes see.
+    """
+    if accelerator.is_main_process:
+        with atomic_directory(path) as folder:
+            accelerator.wait_for_everyone()
+            yield folder
+            accelerator.wait_for_everyone()
+    else:
+        accelerator.wait_for_everyone()
+        yield temporary_path(path)
+        accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
+
+
+def save_checkpoint(trainer: "RFDETRTrainer", epoch_finished: bool = False, due: bool = False) -> None:
+    """Write `checkpoint-<step>/`, everything that an exact resume needs, in one atomic move. All processes call it.
+
+    Args:
+        trainer: in training.
+        epoch_finished: whether all of the epoch, its evaluation too, is done.
+        due: whether the latest step's logging, evaluation and saving are still to be done.
+    """
+    is_main = trainer.accelerator.is_main_process
+    ranks = gather_object([{"generators": rng_state(), "losses": trainer.losses.state_dict()}])
+    tensors = saved_tensors(trainer.model)
+    weights = whole_state(tensors, keep=is_main)
+    average = whole_state(tensors, trainer.ema.state_dict(), keep=is_main) if trainer.ema is not None else {}
+    with shared_directory(checkpoint_path(trainer.run.root, trainer.state.global_step), trainer.accelerator) as folder:
+        trainer.strategy.save_optimizer(folder)
+        if is_main:
+            _write_model(trainer, folder, weights)
+            if average:
+                save_file(average, folder / AVERAGE, metadata={"format": "pt"})
+            _write_state(trainer, folder, _progress(trainer, epoch_finished, due))
+            torch.save(ranks, folder / RANKS)
+    if is_main:
         rotate(trainer.run.root, trainer.args.save_total_limit)
     trainer.accelerator.wait_for_everyone()
 
 
-def _progress(trainer: "RFDETRTrainer", epoch_finished: bool) -> dict[str, Any]:
+def _write_state(trainer: "RFDETRTrainer", folder: Path, progress: dict[str, Any]) -> None:
+    callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, ExportableState)]
+    trainer.state.stateful_callbacks = {type(c).__name__: c.state() for c in [*callbacks, trainer.control]}
+    trainer.state.save_to_json(str(folder / TRAINER_STATE))
+    torch.save(trainer.scheduler.state_dict(), folder / SCHEDULER)
+    if trainer.accelerator.scaler is not None:
+        torch.save(trainer.accelerator.scaler.state_dict(), folder / SCALER)
+    torch.save(progress, folder / PROGRESS)
+
+
+def _progress(trainer: "RFDETRTrainer", epoch_finished: bool, due: bool) -> dict[str, Any]:
     return {
+        "strategy": trainer.strategy.name,
+        "due": due,
         "epoch": trainer.epoch + 1 if epoch_finished else trainer.epoch,
         "steps_in_epoch": 0 if epoch_finished else trainer.steps_in_epoch,
         "steps_per_epoch": trainer.steps_per_epoch,
         "skipped_steps": trainer.skipped_steps,
         "skipped_in_a_row": trainer.skipped_in_a_row,
-        "losses": trainer.losses.state_dict(),
         "best": trainer.best.state_dict(),
         "ema_updates": trainer.ema.num_updates if trainer.ema is not None else 0,
         "world_size": trainer.accelerator.num_processes,
@@ -65,22 +105,32 @@ def load_checkpoint(trainer: "RFDETRTrainer", folder: Path) -> None:
     """
     progress = torch.load(folder / PROGRESS, weights_only=True)
     _check_same_run(trainer, folder, progress)
+    trainer.strategy.load_optimizer(folder)
     load_weights(trainer.model, folder)
     if trainer.ema is not None:
-        trainer.ema.load_state_dict(load_file(folder / AVERAGE), progress["ema_updates"])
-    trainer.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
+        average, tensors = load_file(folder / AVERAGE), saved_tensors(trainer.model)
+        parts = {name: part_of(tensors[name], value) if name in tensors else value for name, value in average.items()}
+        trainer.ema.load_state_dict(parts, progress["ema_updates"])
     trainer.scheduler.load_state_dict(torch.load(folder / SCHEDULER, weights_only=True))
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(torch.load(folder / SCALER, weights_only=True))
-    for name in ("epoch", "steps_in_epoch", "skipped_steps", "skipped_in_a_row"):
+    for name in ("epoch", "steps_in_epoch", "skipped_steps", "skipped_in_a_row", "due"):
         setattr(trainer, name, progress[name])
-    trainer.losses.load_state_dict(progress["losses"], trainer.accelerator.device)
     trainer.best.load_state_dict(progress["best"])
     _load_state(trainer, folder)
-    generators = torch.load(folder / RNG, weights_only=True)
-    if progress["world_size"] == trainer.accelerator.num_processes:
-        set_rng_state(generators[trainer.accelerator.process_index])
+    _load_ranks(trainer, torch.load(folder / RANKS, weights_only=True))
     logger.info("resumed from %s at step %d", folder, trainer.state.global_step)
+
+
+def _load_ranks(trainer: "RFDETRTrainer", ranks: list[dict[str, Any]]) -> None:
+    """What each process has of its own. Another number of processes starts with the mean loss and its own seeds."""
+    accelerator = trainer.accelerator
+    if len(ranks) == accelerator.num_processes:
+        mine = ranks[accelerator.process_index]
+        set_rng_state(mine["generators"])
+        trainer.losses.load_state_dict(mine["losses"], accelerator.device)
+    else:
+        trainer.losses.load_state_dict(mean_state([rank["losses"] for rank in ranks]), accelerator.device)
 
 
 def _check_same_run(trainer: "RFDETRTrainer", folder: Path, progress: dict[str, Any]) -> None:
@@ -89,7 +139,14 @@ def _check_same_run(trainer: "RFDETRTrainer", folder: Path, progress: dict[str, 
     if progress["steps_per_epoch"] != trainer.steps_per_epoch:
         raise ValueError(
             f"{folder} was written with {progress['steps_per_epoch']} steps an epoch, this run has "
-            f"{trainer.steps_per_epoch}; resume with the same data, batch size, accumulation and number of processes"
+            f"{trainer.steps_per_epoch}; resume with the same data and the same product of batch size, accumulation "
+            "and number of processes"
+        )
+    written_by, ours = progress["strategy"], trainer.strategy.name
+    if written_by != ours and "zero" in written_by + ours:
+        raise ValueError(
+            f"{folder} was written under {written_by}, this run is {ours}: DeepSpeed's files fit the same stage and "
+            "number of processes only; launch as before, or start a new run from its model.safetensors"
         )
     if progress["world_size"] != trainer.accelerator.num_processes:
         logger.warning(
@@ -112,18 +169,23 @@ def _load_state(trainer: "RFDETRTrainer", folder: Path) -> None:
 
 def save_pretrained(trainer: "RFDETRTrainer", path: Path, metrics: dict[str, float] | None = None) -> None:
     """Write the model's present weights as a `from_pretrained` folder with image processor and model card."""
-    if trainer.accelerator.is_main_process:
+    is_main = trainer.accelerator.is_main_process
+    weights = whole_state(saved_tensors(trainer.model), keep=is_main)
+    if is_main:
         with atomic_directory(path) as folder:
-            _write_model(trainer, folder)
+            _write_model(trainer, folder, weights)
             write_model_card(folder, path.name, trainer.model.config, metrics or {}, trainer.args.to_dict())
     trainer.accelerator.wait_for_everyone()
 
 
-def _write_model(trainer: "RFDETRTrainer", folder: Path) -> None:
-    trainer.model.save_pretrained(folder)
+def _write_model(trainer: "RFDETRTrainer", folder: Path, weights: dict[str, Tensor]) -> None:
+    # FSDP2 gives the model a class of another name, which `save_pretrained` would not know how to write.
+    with torch.device("meta"):
+        skeleton = trainer.model_class(trainer.model.config).to(trainer.model.dtype)
+    skeleton.save_pretrained(folder, state_dict=weights)
     trainer.image_processor.save_pretrained(folder)
 
 
-def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Put the weights of a model folder into a model of the same configuration."""
-    model.load_state_dict(load_file(folder / MODEL))
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Put the weights of a model folder into a model of the same configuration, sharded or not."""
+    write_state(model, load_file(folder / MODEL))

@@ -3,15 +3,13 @@
 import contextlib
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback
@@ -21,7 +19,6 @@ from ..data.audit import audit_dataset
 from ..data.collate import prepare_pixels
 from ..data.schema import class_names
 from ..evaluation.coco import CocoEvaluator
-from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
@@ -29,16 +26,16 @@ from .best import BestModel
 from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
 from .checkpointing import clean_leftovers
 from .console import log_to_console, log_to_file, stop_logging
-from .distributed import check_backend, sum_over_ranks
+from .distributed import Hosts, build_accelerator
 from .drop_path import DropPathSchedule
-from .ema import ExponentialMovingAverage, averaged_tensors
 from .loaders import build_eval_loader, build_train_loader
 from .meters import LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler
+from .preemption import EXIT_CODE, Preempted, PreemptionNotice
 from .run_directory import RunDirectory
 from .saving import load_checkpoint, load_weights, save_checkpoint, save_pretrained
-from .trackers import TrackerCallback
+from .strategies import choose_strategy, compile_blocks
 
 logger = logging.getLogger("rfdetr_hf")
 
@@ -80,11 +77,11 @@ class RFDETRTrainer:
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.image_processor = image_processor or _processor_for(model)
         self.augmentation = augmentation
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
-        )
-        check_backend(self.accelerator)
+        self.model_class = type(model)
+        self.accelerator = build_accelerator(args)
+        self.strategy = choose_strategy(self.accelerator, args)
+        self.hosts = Hosts(self.accelerator, args.ddp_timeout)
+        self.notice = PreemptionNotice()
         self.run = RunDirectory(args.output_dir)
         self.state = TrainerState(
             is_local_process_zero=self.accelerator.is_local_main_process,
@@ -98,11 +95,6 @@ class RFDETRTrainer:
         own = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.run.metrics)]
         if args.early_stopping_patience is not None:
             own.append(self._early_stopping())
-        if args.trackers:
-            own.append(TrackerCallback(args.trackers))
-        self.hub = HubUploader(args.hub_model_id or self.run.root.resolve().name, args.hub_token, args.hub_private_repo)
-        if args.push_to_hub:
-            own.append(HubCallback(self.hub, notify=lambda: self._fire("on_push_begin")))
         self.callback_handler = CallbackHandler([*own, *(callbacks or ())], model, self.image_processor, None, None)
         self._fire("on_init_end")
 
@@ -157,6 +149,8 @@ class RFDETRTrainer:
             FileExistsError: `output_dir` holds an earlier run that this one would write into.
             DetectionDataError: the audit found images that can't be read.
             RuntimeError: `max_skipped_steps` steps in a row had a non-finite loss or gradient.
+            Preempted: the process got SIGTERM or SIGUSR1, and a checkpoint of the step it was in is written. A
+                `SystemExit` with the code `preemption.EXIT_CODE`.
         """
         if self.train_dataset is None:
             raise ValueError("train() needs a train_dataset, given at construction")
@@ -165,7 +159,7 @@ class RFDETRTrainer:
             self.run.root.mkdir(parents=True, exist_ok=True)
             clean_leftovers(self.run.root)
         self.accelerator.wait_for_everyone()
-        checkpoint = self.run.find_checkpoint(fetch_checkpoint(resume, self.args.hub_token))
+        checkpoint = self.run.find_checkpoint(resume)
         self.accelerator.wait_for_everyone()
         log_file = self._open_run()
         try:
@@ -173,25 +167,18 @@ class RFDETRTrainer:
             self._build()
             if checkpoint is not None:
                 load_checkpoint(self, checkpoint)
-                self._forget_lost_best()
             started = time.perf_counter()
             self._in_training = True
-            self._loop()
+            with self.notice:
+                self._loop()
             return self._finish(time.perf_counter() - started)
+        except Exception:
+            # At once, for the other processes are about to fail for want of this one.
+            logger.exception("process %d of %d failed", self.accelerator.process_index, self.accelerator.num_processes)
+            raise
         finally:
             self._in_training = False
             stop_logging(log_file)
-
-    def _forget_lost_best(self) -> None:
-        """A checkpoint from elsewhere knows of a best model that is not here, and could not be loaded in the end."""
-        if self.best.source is None or self.run.best.is_dir():
-            return
-        logger.warning(
-            "the best model so far (step %d, %s %.4f) is not in %s; the best of what follows will be kept",
-            self.best.step, self.args.metric_for_best_model, self.best.score, self.run.root,
-        )  # fmt: skip
-        self.best.score = self.best.source = self.best.step = None
-        self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
 
     def _open_run(self) -> logging.Handler:
         if not self.accelerator.is_main_process:
@@ -236,18 +223,19 @@ class RFDETRTrainer:
         self.losses, self.stopwatch = LossMeter(), Stopwatch()
         self.epoch = self.steps_in_epoch = 0
         self.skipped_steps = self.skipped_in_a_row = 0
+        self.due = self.preempted = False
         self._loss_sum = self._loss_steps = 0
 
     def _build_optimization(self) -> None:
         args = self.args
         self.model.to(self.accelerator.device)
+        if args.torch_compile:
+            compile_blocks(self.model, args.torch_compile_backend)
         groups = build_param_groups(self.model, args)
         optimizer = build_optimizer(groups, args, self.accelerator.device)
         self.scheduler = build_scheduler(optimizer, args, self.state.max_steps, self.steps_per_epoch)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        if args.use_ema:
-            tensors = averaged_tensors(self.model)
-            self.ema = ExponentialMovingAverage(tensors, args.ema_decay, args.ema_tau, args.ema_update_interval)
+        self.wrapped, self.optimizer = self.strategy.prepare(self.model, optimizer)
+        self.ema = self.strategy.average() if args.use_ema else None
         self.drop_path = DropPathSchedule(
             args.drop_path,
             self.state.max_steps,
@@ -269,23 +257,41 @@ class RFDETRTrainer:
         while self.epoch < self.state.num_train_epochs and not self.control.should_training_stop:
             self._train_epoch()
             self.epoch, self.steps_in_epoch = self.epoch + 1, 0
+        self._fire("on_train_end")
 
     def _train_epoch(self) -> None:
         self._fire("on_epoch_begin")
-        for window in self._windows():
-            self._train_step(window)
+        if self.due:  # a preempted run saved before it did this
             self._log_evaluate_save()
-            if self.control.should_epoch_stop or self.control.should_training_stop:
-                break
+            self.due = False
+        windows = self._windows()
+        while not self._stops() and (window := next(windows, None)) is not None:
+            self._train_step(window)
+            self._end_if_preempted()
+            self._log_evaluate_save()
         self._fire("on_epoch_end")
         self._log_evaluate_save(epoch_finished=True)
+
+    def _stops(self) -> bool:
+        return self.control.should_epoch_stop or self.control.should_training_stop
+
+    def _end_if_preempted(self) -> None:
+        if self.preempted:
+            save_checkpoint(self, due=True)
+            logger.warning(
+                "preempted: saved step %d; exit code %d; go on with resume_from_checkpoint=True",
+                self.state.global_step,
+                EXIT_CODE,
+            )
+            raise Preempted
 
     def _windows(self) -> Iterator[list[dict[str, Any]]]:
         """The micro-batches of each optimizer step that is left of this epoch."""
         accumulation = self.args.gradient_accumulation_steps
         self.train_loader.batch_sampler.set_epoch(self.epoch, start_batch=self.steps_in_epoch * accumulation)
         batches = iter(self.train_loader)
-        for _ in range(self.steps_in_epoch, self.steps_per_epoch):
+        left = self.state.max_steps - self.state.global_step
+        for _ in range(self.steps_in_epoch, min(self.steps_per_epoch, self.steps_in_epoch + left)):
             started = time.perf_counter()
             window = [next(batches) for _ in range(accumulation)]
             self.stopwatch.waited += time.perf_counter() - started
@@ -302,17 +308,15 @@ class RFDETRTrainer:
         num_boxes = self._window_boxes(window)
         for i, batch in enumerate(window):
             last = i == len(window) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                self._forward_backward(batch, scale, num_boxes, len(window))
+            with self.strategy.micro_batch(last):
+                self._forward_backward(batch, scale, num_boxes, len(window), last)
             if not last:
                 self._fire("on_substep_end")
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
-        self._fire("on_pre_optimizer_step")
-        if self._is_finite(grad_norm):
+        grad_norm, taken = self.strategy.step(self.losses.now[0], lambda: self._fire("on_pre_optimizer_step"))
+        if taken:
             self._update(grad_norm)
         else:
             self._skip(window)
-        self.optimizer.zero_grad()
         self._count_step(window)
         self._fire("on_step_end")
 
@@ -322,20 +326,23 @@ class RFDETRTrainer:
             return None
         return scale_for_step(self.scales, self.args.seed, self.state.global_step) / max(self.scales)
 
-    def _window_boxes(self, window: list[dict[str, Any]]) -> torch.Tensor | float:
-        """This rank's share of the normaliser of every loss term: boxes of the window on all ranks × groups ÷ ranks."""
+    def _window_boxes(self, window: list[dict[str, Any]]) -> float:
+        """This rank's share of the normaliser of every loss term: boxes of the window on all ranks × groups ÷ ranks.
+
+        Learns on the way whether any rank has notice of an early end, so that all end at the same step.
+        """
         boxes = sum(batch["labels"].num_boxes for batch in window)
-        total = sum_over_ranks(self.accelerator, boxes) * self.model.config.group_detr
-        total = total.clamp(min=1) if isinstance(total, torch.Tensor) else max(total, 1)
-        return total / self.accelerator.num_processes
+        total, notices = self.hosts.sum(boxes, self.notice.received)
+        self.preempted = notices > 0
+        return max(total * self.model.config.group_detr, 1) / self.accelerator.num_processes
 
     def _forward_backward(
-        self, batch: dict[str, Any], scale: float | None, num_boxes: torch.Tensor | float, micro_batches: int
+        self, batch: dict[str, Any], scale: float | None, num_boxes: float, micro_batches: int, last: bool
     ) -> None:
         inputs = self._to_device(batch, scale)
-        with self.accelerator.autocast():
+        with self.strategy.autocast():
             outputs = self.wrapped(**inputs, num_boxes=num_boxes)
-        self.accelerator.backward(outputs.loss)
+        self.strategy.backward(outputs.loss, last)
         self.losses.add(outputs.loss, outputs.loss_dict, micro_batches)
 
     def _to_device(self, batch: dict[str, Any], scale: float | None = None) -> dict[str, Any]:
@@ -352,13 +359,7 @@ class RFDETRTrainer:
         divisor = self.model.config.size_divisor
         return tuple(max(round(side * scale / divisor), 1) * divisor for side in size)
 
-    def _is_finite(self, grad_norm: torch.Tensor) -> bool:
-        """Whether loss and gradients are finite on every rank."""
-        broken = ~(torch.isfinite(grad_norm) & torch.isfinite(self.losses.now[0]))
-        return not sum_over_ranks(self.accelerator, broken.float())
-
     def _update(self, grad_norm: torch.Tensor) -> None:
-        self.optimizer.step()
         self._fire("on_optimizer_step")
         self.scheduler.step()
         if self.ema is not None:
@@ -368,8 +369,6 @@ class RFDETRTrainer:
 
     def _skip(self, window: list[dict[str, Any]]) -> None:
         """Leave weights, schedule and average as they are; too many such steps in a row end the run."""
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()
         self.losses.drop_step()
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
@@ -441,40 +440,17 @@ class RFDETRTrainer:
             score = f"{self.args.metric_for_best_model} {self.best.score:.4f}"
             told = f"the best: {self.best.source} weights of step {self.best.step}, {score}"
         elif self.ema is not None:
-            self.ema.copy_to(self.model)
+            self.ema.put_in_place()
             told = f"the average at step {self.state.global_step}"
         else:
             told = f"the weights of step {self.state.global_step}"
         logger.info("the model in memory is %s", told)
-        self._fire("on_train_end")
         metrics = {"train_runtime": runtime, "train_skipped_steps": self.skipped_steps}
         return TrainOutput(self.state.global_step, self._loss_sum / max(self._loss_steps, 1), metrics)
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
         save_pretrained(self, Path(output_dir) if output_dir else self.run.last)
-
-    def push_to_hub(self, commit_message: str = "End of training", blocking: bool = True) -> str | None:
-        """Upload the model in memory, with image processor and model card, to `hub_model_id`.
-
-        Args:
-            commit_message: of the commit.
-            blocking: wait, and raise what goes wrong; else upload in the background and report it.
-
-        Returns:
-            The address of the commit on the main process when blocking, else None.
-        """
-        folder = self.run.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
-        save_pretrained(self, folder)
-        if not self.accelerator.is_main_process:
-            return None
-        self._fire("on_push_begin")
-        try:
-            if blocking:
-                return self.hub.push(folder, commit_message)
-            return self.hub.submit(folder, commit_message)
-        finally:
-            shutil.rmtree(folder)
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -535,17 +511,21 @@ class RFDETRTrainer:
         """This rank's images of a data set, batch by batch: their ids and what the model finds on them."""
         loader = build_eval_loader(dataset, self.args, self.model.config, self.image_processor, self.accelerator)
         self.callback_handler.eval_dataloader = loader
-        model = self.wrapped.to(self.accelerator.device).eval()
-        for batch in loader:
+        if self.optimizer is None:
+            self.model.to(self.accelerator.device)
+        model = self.wrapped.eval()
+        for batch in self.strategy.in_step(loader, len(dataset)):
+            if batch is None:
+                model(torch.zeros(1, 3, *[self.model.config.resolution] * 2, device=self.accelerator.device))
+                continue
             image_ids = batch["labels"].fields["image_id"].tolist()
             inputs = self._to_device(batch)
             sizes = torch.stack([label["orig_size"] for label in inputs.pop("labels")])
-            with self.accelerator.autocast():
+            with self.strategy.autocast():
                 outputs = model(**inputs)
             post_process = self.image_processor.post_process_object_detection
-            detections = post_process(outputs, threshold=-1.0, target_sizes=sizes)
-            yield image_ids, detections
-            self._fire("on_prediction_step", image_ids=image_ids, detections=detections)
+            yield image_ids, post_process(outputs, threshold=-1.0, target_sizes=sizes)
+            self._fire("on_prediction_step")
 
 
 def _processor_for(model: RFDETRForObjectDetection) -> RFDETRImageProcessor:

@@ -1,0 +1,87 @@
+"""What the jobs of `worker.py` let happen during a run."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+
+class Record(TrainerCallback):
+    """Writes the loss of each step and, at the end, the learning rate by parameter name."""
+
+    def __init__(self, path, trainer):
+        self.path, self.trainer, self.losses = Path(path), trainer, []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.losses.append([state.global_step, logs["loss"], logs["grad_norm"]])
+
+    def on_train_end(self, args, state, control, **kwargs):
+        groups = self.trainer.optimizer.param_groups
+        rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+        self.path.write_text(json.dumps({"losses": self.losses, "rates": rates}))
+
+
+class Signal(TrainerCallback):
+    """Sends this process a signal at the end of a step."""
+
+    def __init__(self, step, name):
+        self.step, self.name = step, name
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), getattr(signal, self.name))
+
+
+class Fail(TrainerCallback):
+    """Raises at the end of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise ValueError("this process has had enough")
+
+
+class OnlyGroup(TrainerCallback):
+    """Sets every rate but one group's to zero, and checks at the end which weights have moved."""
+
+    def __init__(self, trainer, group, path):
+        self.trainer, self.group, self.path = trainer, group, Path(path)
+
+    def _weights(self):
+        from rfdetr_hf.training.sharding import saved_tensors, whole_state
+
+        return {name: tensor.clone() for name, tensor in whole_state(saved_tensors(self.trainer.model)).items()}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        for group in self.trainer.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = group["lr"] if group["name"] == self.group else 0.0
+            group["weight_decay"] = 0.0
+        self.trainer.scheduler.base_lrs = [group["lr"] for group in self.trainer.optimizer.param_groups]
+        self.before = self._weights()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        after = self._weights()
+        moved = [name for name in after if not torch.equal(self.before[name], after[name])]
+        names = next(g["param_names"] for g in self.trainer.optimizer.param_groups if g["name"] == self.group)
+        if state.is_world_process_zero:
+            self.path.write_text(json.dumps({"moved": sorted(moved), "group": sorted(names)}))
+
+
+def events_of(job, trainer, rank):
+    """The callbacks of a job on one rank."""
+    events = []
+    if job.get("record") and rank == 0:
+        events.append(Record(job["record"], trainer))
+    if "signal" in job and rank == job["signal"]["rank"]:
+        events.append(Signal(job["signal"]["step"], job["signal"]["name"]))
+    if "fail" in job and rank == job["fail"]["rank"]:
+        events.append(Fail(job["fail"]["step"]))
+    if "only_group" in job:
+        events.append(OnlyGroup(trainer, job["only_group"]["name"], job["only_group"]["path"]))
+    return events
