@@ -10,6 +10,7 @@ from official_files import converted_payload, legacy_payload, lightning_payload
 from rfdetr_hf.models.checkpoints import COCO_LABELS, official_labels
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
 from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
+from rfdetr_hf.models.segmentation import RFDETRForInstanceSegmentation
 
 # The encoder has the official head width of 64 channels, which official files do not state.
 ENCODER = {"hidden_size": 64, "num_attention_heads": 1}
@@ -104,8 +105,24 @@ def test_variant_is_told_by_the_tensors(name, windows):
 
 def test_variant_that_cannot_be_told(make_model):
     payload = {"model": make_model().state_dict()}
-    with pytest.raises(ValueError, match="cannot tell which variant .* give variant="):
+    with pytest.raises(ValueError, match=r"cannot tell which variant .* \(fitting: none\): give variant="):
         RFDETRForObjectDetection.from_official(payload)
+
+
+def test_variants_that_differ_in_their_windows_are_not_guessed():
+    """Patches of 12 pixels, four decoder layers and an unknown position table: one window or two?"""
+    config = RFDETRConfig.from_variant("seg-nano", resolution=360, group_detr=1)
+    with torch.device("meta"):
+        state = RFDETRForInstanceSegmentation(config).state_dict()
+    payload = {"model": {name: torch.zeros(1).expand(tensor.shape) for name, tensor in state.items()}}
+    with pytest.raises(ValueError, match="fitting: seg-preview, seg-nano, seg-small"):
+        RFDETRForInstanceSegmentation.from_official(payload)
+    loaded = RFDETRForInstanceSegmentation.from_official({**payload, "args": {"num_windows": 1}}).config
+    assert (loaded.resolution, loaded.backbone_config.num_windows) == (360, 1)
+    assert (
+        RFDETRForInstanceSegmentation.from_official(payload, variant="seg-small").config.backbone_config.num_windows
+        == 2
+    )
 
 
 # --- classes

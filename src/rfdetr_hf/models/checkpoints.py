@@ -10,7 +10,7 @@ import logging
 import pickle
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +26,7 @@ from .pretrained_adapt import (
     count_encoder_blocks,
     count_groups,
     projector_scales,
+    require_model,
     select_class_rows,
     task_of,
 )
@@ -117,6 +118,7 @@ def read_official(source: str | Path | Mapping[str, Any], use_ema: bool = False)
     state = _averaged_state(payload, origin) if use_ema else _regular_state(payload, origin)
     if any(name.startswith("backbone.0.encoder.base_model.") for name in state):
         raise ValueError(f"{origin} was written by a LoRA run: merge the adapters with the official package first.")
+    require_model(state, origin)
     return OfficialCheckpoint(state, fields, payload.get("model_name"), own.get("config"), origin)
 
 
@@ -262,42 +264,38 @@ def _resolution(checkpoint: OfficialCheckpoint, base: RFDETRConfig) -> int:
 
 
 def _variant_of(checkpoint: OfficialCheckpoint) -> str:
-    """The variant that the file names, or the only one, or the best fitting one, with its shapes."""
+    """The variant that the file names, or one that fits its tensors."""
     for name, official in OFFICIAL_CLASSES.items():
-        if checkpoint.model_name == official and name in RFDETRConfig.variants():
+        if checkpoint.model_name == official:
             return name
-    try:
-        fitting = dict(_fitting_variants(checkpoint.state))
-    except KeyError as error:
-        raise ValueError(f"{checkpoint.origin} is no RF-DETR checkpoint: the tensor {error} is missing.") from error
-    known = {"num_windows", "out_feature_indexes", "resolution", "sa_nheads", "ca_nheads"} <= set(checkpoint.fields)
-    exact = [name for name, same_table in fitting.items() if same_table]
-    candidates = exact if len(exact) == 1 else list(fitting)
-    if not candidates or (len(candidates) > 1 and not known and not exact):
+    fitting = _fitting_variants(checkpoint.state)
+    # Variants that fit alike differ in nothing but resolution and windows.
+    windows = {RFDETRConfig.from_variant(name).backbone_config.num_windows for name in fitting}
+    if not fitting or (len(windows) > 1 and "num_windows" not in checkpoint.fields):
         raise ValueError(
-            f"cannot tell which variant {checkpoint.origin} holds (fitting: {', '.join(candidates) or 'none'}): give "
+            f"cannot tell which variant {checkpoint.origin} holds (fitting: {', '.join(fitting) or 'none'}): give "
             f"variant=, one of {', '.join(RFDETRConfig.variants())}."
         )
-    return (exact or candidates)[0]
+    return fitting[0]
 
 
-def _fitting_variants(state: Mapping[str, Tensor]) -> Iterator[tuple[str, bool]]:
-    """Variants of the task with the same encoder, patches, widths and levels, and whether the position table is equal.
+def _fitting_variants(state: Mapping[str, Tensor]) -> list[str]:
+    """Variants of the task with the same encoder, patches, widths and levels.
 
-    Of these the ones with as many decoder layers come alone, if there are any.
+    Of these the ones with as many decoder layers, if there are any, and of these the ones with the same position table.
     """
-    layers = count_decoder_layers(state)
-    rows = state[POSITIONS].shape[1]
     facts = (*state[PATCH_KERNEL].shape[::3], state["query_feat.weight"].shape[1], projector_scales(state))
-    found = []
+    fitting = {}
     for name, variant in RFDETRConfig.variants().items():
         config = RFDETRConfig.from_variant(name)
         encoder = config.backbone_config
-        own = (encoder.hidden_size, encoder.patch_size, config.d_model, config.projector_scales)
-        if variant.task == task_of(state) and own == facts:
-            found.append((name, encoder.position_grid**2 + 1 == rows, config.decoder_layers == layers))
-    same_depth = [item for item in found if item[2]]
-    yield from ((name, same_table) for name, same_table, _ in same_depth or found)
+        if variant.task == task_of(state) and facts == (
+            encoder.hidden_size, encoder.patch_size, config.d_model, config.projector_scales
+        ):  # fmt: skip
+            fitting[name] = config
+    layers, rows = count_decoder_layers(state), state[POSITIONS].shape[1]
+    same_depth = [name for name in fitting if fitting[name].decoder_layers == layers] or list(fitting)
+    return [name for name in same_depth if fitting[name].backbone_config.position_grid ** 2 + 1 == rows] or same_depth
 
 
 def official_labels(rows: int, class_names: Any = None) -> dict[int, str]:
@@ -374,10 +372,9 @@ def _official_fields(config: RFDETRConfig, state: Mapping[str, Tensor]) -> dict[
 
 def _official_variant(config: RFDETRConfig, state: Mapping[str, Tensor]) -> str:
     """The variant whose official class is to hold the model: the same encoder and task, as near as there is one."""
-    fitting = dict(_fitting_variants(state))
-    exact = [name for name, same_table in fitting.items() if same_table]
-    if exact or fitting:
-        return (exact or list(fitting))[0]
+    fitting = _fitting_variants(state)
+    if fitting:
+        return fitting[0]
     logger.warning(
         "no published variant has an encoder of width %d with patches of %d and a decoder of width %d: the official "
         "package may not be able to build this model.",

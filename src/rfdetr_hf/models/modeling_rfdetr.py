@@ -167,7 +167,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         """Write a file that the official package loads (`RFDETR.from_checkpoint(path)`) and predicts with equally.
 
         A class head that does not end with an "N/A" row gets one more row, which the official layout has and which is
-        never selected.
+        never selected. The official package takes a bare file name for one of its own weights: give it a path.
         """
         torch.save(official_payload(self), path)
 
@@ -301,7 +301,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         memory = flatten_levels(maps, pixel_mask)
         proposals, references, queries = self._queries(memory)
         decoder = self.transformer.decoder
-        states = decoder(queries.expand(len(references), -1, -1), references, memory, self._groups)
+        states = decoder(queries.expand(references.shape[0], -1, -1), references, memory, self._groups)
         hidden_states = decoder.norm(torch.stack(states if every_layer else states[-1:]))
         return DetectorStates(maps, proposals, references, hidden_states)
 

@@ -18,6 +18,17 @@ CLASS_INITS = ("prior", "tile")
 UNUSED_LABEL = "N/A"
 _CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
+_TELLING_TENSORS = (
+    PATCH_KERNEL,
+    POSITIONS,
+    "backbone.0.projector.stages.0.0.cv1.conv.weight",
+    "transformer.enc_output.0.weight",
+    "transformer.decoder.layers.0.linear1.weight",
+    "transformer.decoder.layers.0.cross_attn.attention_weights.bias",
+    "query_feat.weight",
+    "refpoint_embed.weight",
+    "class_embed.bias",
+)
 # Tables with a row for each keypoint of the schema.
 _KEYPOINT_ROWS = re.compile(r"(\.keypoint_pos_embed|\.keypoint_query_initializer(_enc)?\.queries)$")
 # Buffers that repeat the keypoint schema: models build them from the configuration, and detectors do without.
@@ -38,6 +49,17 @@ def task_of(names: Mapping[str, Any]) -> str:
     if any(name.startswith("segmentation_head.") for name in names):
         return "segmentation"
     return "keypoints" if any(name.startswith("keypoint_embed.") for name in names) else "detection"
+
+
+def require_model(names: Mapping[str, Any], origin: str) -> None:
+    """Check that the tensors are there which every RF-DETR model has and which tell its sizes.
+
+    Raises:
+        ValueError: if one is missing.
+    """
+    for name in _TELLING_TENSORS:
+        if name not in names:
+            raise ValueError(f"{origin} is no RF-DETR checkpoint: the tensor {name} is missing.")
 
 
 def structure(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -129,11 +151,8 @@ def adapt_state_dict(
 
 
 def _check_structure(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], origin: str) -> None:
-    try:
-        found = structure({name: tuple(tensor.shape) for name, tensor in state.items()})
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{origin} is no RF-DETR checkpoint: the tensor {error} is missing or misshapen.") from error
-    wanted = structure(expected)
+    require_model(state, origin)
+    found, wanted = structure({name: tuple(tensor.shape) for name, tensor in state.items()}), structure(expected)
     if found["task"] != wanted["task"]:
         raise ValueError(
             f"{origin} holds a model for {found['task']}, and the class loads {wanted['task']}: use the class of the "
@@ -172,8 +191,7 @@ def _adapt_queries(state: dict[str, Tensor], config: RFDETRConfig, done: list[Ad
             f"wants {config.num_queries} queries for each group: at most {queries} can be taken from it."
         )
     if queries > config.num_queries:
-        how = "the first of each group"
-        done.append(Adaptation("queries of a group", str(queries), str(config.num_queries), how))
+        done.append(Adaptation("queries of a group", str(queries), str(config.num_queries), "the first of each group"))
     if groups != config.group_detr:
         how = "the first kept" if groups > config.group_detr else "new queries, heads copied from the old groups"
         done.append(Adaptation("query groups", str(groups), str(config.group_detr), how))
