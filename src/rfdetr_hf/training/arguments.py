@@ -1,5 +1,6 @@
 """What a run is told: training arguments, and the arguments of the example scripts that choose model and data."""
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -13,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..hub.push import STRATEGIES as HUB_STRATEGIES
 from .drop_path import MODES as DROP_PATH_MODES
 from .drop_path import SCHEDULES as DROP_PATH_SCHEDULES
 from .optimization import SCHEDULES as LR_SCHEDULES
@@ -125,7 +127,35 @@ class RFDETRTrainingArguments:
     logging_steps: float = _option(50, "Steps between log lines (a share of all steps when below 1).")
     logging_first_step: bool = _option(True, "Log the first step.")
     disable_tqdm: bool = _option(False, "No progress bar.")
-    resume_from_checkpoint: str | None = _option(None, "A checkpoint folder, or 'true' for the newest that is whole.")
+    report_to: str = _option(
+        "none", "Trackers, separated by commas: tensorboard, wandb, mlflow, trackio, ...; or none."
+    )
+    project: str = _option("rfdetr_hf", "Project (MLflow: experiment) of the trackers.")
+    run_name: str | None = _option(None, "Name of the run in the trackers; default: that of output_dir.")
+    report_images: int = _option(8, "Images with predictions that trackers get at each evaluation.")
+
+    push_to_hub: bool = _option(False, "Upload the run to the Hub, in the background.")
+    hub_model_id: str | None = _option(None, "user/name of the repository; default: the name of output_dir.")
+    hub_strategy: str = _option(
+        "every_save",
+        "Upload the model at the end, also at every save, also the last checkpoint, or also all checkpoints.",
+        HUB_STRATEGIES,
+    )
+    hub_private_repo: bool | None = _option(
+        None, "Whether a new repository is private; default: the account's setting."
+    )
+    hub_token: str | None = _option(None, "Token of the Hub; default: the login of this machine. Never saved.")
+
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from a checkpoint: a folder, user/repo on the Hub, or 'true' (the same as no value) for "
+            "the newest of output_dir that is whole.",
+            "aliases": ["--resume"],
+            "nargs": "?",
+            "const": "true",
+        },
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.lr_scheduler_kwargs, str):
@@ -135,6 +165,8 @@ class RFDETRTrainingArguments:
         self.logging_strategy = IntervalStrategy(self.logging_strategy)
         if self.metric_for_best_model is None:
             self.metric_for_best_model = "ema_map" if self.use_ema and not self.eval_raw_weights else "map"
+        if not isinstance(self.report_to, str):
+            self.report_to = ",".join(self.report_to or ()) or "none"
         for name in ("eval_steps", "save_steps", "logging_steps", "warmup_steps"):
             setattr(self, name, _whole_or_share(name, getattr(self, name)))
         self._check_ranges()
@@ -153,7 +185,7 @@ class RFDETRTrainingArguments:
             check(name, getattr(self, name) > 0, "positive")
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "warmup_epochs", "ema_tau", "eval_delay",
                      "drop_path_cutoff_epochs", "dataloader_num_workers", "skip_best_epochs", "lr_drop_epochs",
-                     "early_stopping_threshold", "max_skipped_steps"):  # fmt: skip
+                     "early_stopping_threshold", "max_skipped_steps", "report_images"):  # fmt: skip
             check(name, getattr(self, name) >= 0, "zero or more")
         for name in ("ema_decay", "drop_path", "smooth_alpha", "adam_beta1", "adam_beta2"):
             check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
@@ -186,6 +218,8 @@ class RFDETRTrainingArguments:
             raise ValueError(f"metric_for_best_model={self.metric_for_best_model!r} needs use_ema=True")
         if self.save_strategy == SaveStrategy.BEST and self.eval_strategy == IntervalStrategy.NO:
             raise ValueError("save_strategy='best' needs evaluations; set eval_strategy to 'epoch' or 'steps'")
+        if self.push_to_hub and "checkpoint" in self.hub_strategy and self.save_strategy == SaveStrategy.NO:
+            raise ValueError(f"hub_strategy={self.hub_strategy!r} needs checkpoints; set save_strategy to 'epoch'")
 
     @property
     def eval_batch_size(self) -> int:
@@ -199,9 +233,15 @@ class RFDETRTrainingArguments:
             return ("",)
         return ("", "ema_") if self.eval_raw_weights else ("ema_",)
 
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `report_to`."""
+        names = tuple(name.strip() for name in self.report_to.split(","))
+        return tuple(name for name in names if name not in ("", "none"))
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, ready for JSON or YAML."""
-        values = dataclasses.asdict(self)
+        """The fields as plain values, ready for JSON or YAML; without the token."""
+        values = dataclasses.asdict(self) | {"hub_token": None}
         return {k: v.value if isinstance(v, (IntervalStrategy, SaveStrategy)) else v for k, v in values.items()}
 
     def to_sanitized_dict(self) -> dict[str, Any]:
@@ -274,15 +314,43 @@ def _parse_json(name: str, text: str) -> dict:
     return value
 
 
-def parse_arguments(dataclass_types: Sequence[type], argv: Sequence[str], prog: str | None = None) -> tuple[Any, ...]:
+class UsageError(ValueError):
+    """What was asked for cannot be understood: a misspelt option, a value out of its range, a broken YAML file."""
+
+
+def parse_arguments(
+    dataclass_types: Sequence[type], argv: Sequence[str], prog: str | None = None, description: str | None = None
+) -> tuple[Any, ...]:
     """Parse `--config file.yaml` and command-line options into one instance of each dataclass.
 
     Options given on the command line win over the file.
 
+    Args:
+        dataclass_types: whose fields are the options.
+        argv: words of the command line.
+        prog: name of the command in its help.
+        description: first paragraphs of its help.
+
     Raises:
-        ValueError: for an option or a key of the file that no dataclass has, with the nearest name that exists.
+        UsageError: for an option or a key of the file that no dataclass has, with the nearest name that exists, and
+            for a value that a dataclass refuses.
     """
-    parser = HfArgumentParser(dataclass_types, prog=prog, allow_abbrev=False)
+    try:
+        return _parse_arguments(dataclass_types, argv, prog, description)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside the options, and the description as it is written."""
+
+
+def _parse_arguments(
+    dataclass_types: Sequence[type], argv: Sequence[str], prog: str | None, description: str | None
+) -> tuple[Any, ...]:
+    parser = HfArgumentParser(
+        dataclass_types, prog=prog, description=description, allow_abbrev=False, formatter_class=_Help
+    )
     parser.add_argument("--config", help="YAML file of options.")
     config_path = parser.parse_known_args(list(argv))[0].config
     known = [f.name for cls in dataclass_types for f in dataclasses.fields(cls)]

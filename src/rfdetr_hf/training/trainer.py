@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..data.audit import audit_dataset
 from ..data.collate import prepare_pixels
 from ..data.schema import class_names
 from ..evaluation.coco import CocoEvaluator
+from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
@@ -36,6 +38,7 @@ from .preemption import EXIT_CODE, Preempted, PreemptionNotice
 from .run_directory import RunDirectory
 from .saving import load_checkpoint, load_weights, save_checkpoint, save_pretrained
 from .strategies import choose_strategy, compile_blocks
+from .trackers import TrackerCallback
 
 logger = logging.getLogger("rfdetr_hf")
 
@@ -95,6 +98,11 @@ class RFDETRTrainer:
         own = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.run.metrics)]
         if args.early_stopping_patience is not None:
             own.append(self._early_stopping())
+        if args.trackers:
+            own.append(TrackerCallback(args.trackers))
+        self.hub = HubUploader(args.hub_model_id or self.run.root.resolve().name, args.hub_token, args.hub_private_repo)
+        if args.push_to_hub:
+            own.append(HubCallback(self.hub, notify=lambda: self._fire("on_push_begin")))
         self.callback_handler = CallbackHandler([*own, *(callbacks or ())], model, self.image_processor, None, None)
         self._fire("on_init_end")
 
@@ -159,7 +167,7 @@ class RFDETRTrainer:
             self.run.root.mkdir(parents=True, exist_ok=True)
             clean_leftovers(self.run.root)
         self.accelerator.wait_for_everyone()
-        checkpoint = self.run.find_checkpoint(resume)
+        checkpoint = self.run.find_checkpoint(fetch_checkpoint(resume, self.args.hub_token))
         self.accelerator.wait_for_everyone()
         log_file = self._open_run()
         try:
@@ -167,6 +175,7 @@ class RFDETRTrainer:
             self._build()
             if checkpoint is not None:
                 load_checkpoint(self, checkpoint)
+                self._forget_lost_best()
             started = time.perf_counter()
             self._in_training = True
             with self.notice:
@@ -179,6 +188,17 @@ class RFDETRTrainer:
         finally:
             self._in_training = False
             stop_logging(log_file)
+
+    def _forget_lost_best(self) -> None:
+        """A checkpoint from elsewhere knows of a best model that is not here, and could not be loaded in the end."""
+        if self.best.source is None or self.run.best.is_dir():
+            return
+        logger.warning(
+            "the best model so far (step %d, %s %.4f) is not in %s; the best of what follows will be kept",
+            self.best.step, self.args.metric_for_best_model, self.best.score, self.run.root,
+        )  # fmt: skip
+        self.best.score = self.best.source = self.best.step = None
+        self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
 
     def _open_run(self) -> logging.Handler:
         if not self.accelerator.is_main_process:
@@ -257,7 +277,6 @@ class RFDETRTrainer:
         while self.epoch < self.state.num_train_epochs and not self.control.should_training_stop:
             self._train_epoch()
             self.epoch, self.steps_in_epoch = self.epoch + 1, 0
-        self._fire("on_train_end")
 
     def _train_epoch(self) -> None:
         self._fire("on_epoch_begin")
@@ -445,12 +464,35 @@ class RFDETRTrainer:
         else:
             told = f"the weights of step {self.state.global_step}"
         logger.info("the model in memory is %s", told)
+        self._fire("on_train_end")
         metrics = {"train_runtime": runtime, "train_skipped_steps": self.skipped_steps}
         return TrainOutput(self.state.global_step, self._loss_sum / max(self._loss_steps, 1), metrics)
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
         save_pretrained(self, Path(output_dir) if output_dir else self.run.last)
+
+    def push_to_hub(self, commit_message: str = "End of training", blocking: bool = True) -> str | None:
+        """Upload the model in memory, with image processor and model card, to `hub_model_id`.
+
+        Args:
+            commit_message: of the commit.
+            blocking: wait, and raise what goes wrong; else upload in the background and report it.
+
+        Returns:
+            The address of the commit on the main process when blocking, else None.
+        """
+        folder = self.run.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
+        save_pretrained(self, folder)
+        if not self.accelerator.is_main_process:
+            return None
+        self._fire("on_push_begin")
+        try:
+            if blocking:
+                return self.hub.push(folder, commit_message)
+            return self.hub.submit(folder, commit_message)
+        finally:
+            shutil.rmtree(folder)
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -524,8 +566,9 @@ class RFDETRTrainer:
             with self.strategy.autocast():
                 outputs = model(**inputs)
             post_process = self.image_processor.post_process_object_detection
-            yield image_ids, post_process(outputs, threshold=-1.0, target_sizes=sizes)
-            self._fire("on_prediction_step")
+            detections = post_process(outputs, threshold=-1.0, target_sizes=sizes)
+            yield image_ids, detections
+            self._fire("on_prediction_step", image_ids=image_ids, detections=detections)
 
 
 def _processor_for(model: RFDETRForObjectDetection) -> RFDETRImageProcessor:
