@@ -285,7 +285,7 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
         memory = flatten_levels(maps, pixel_mask)
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in keypoint_maps], 1)
         proposals, references, queries = self._queries(memory)
-        batch, transformer = len(references), self.transformer
+        batch, transformer = references.shape[0], self.transformer
         states = transformer.decoder(
             queries.expand(batch, -1, -1),
             transformer.keypoint_query_initializer(queries).expand(batch, -1, -1, -1),
@@ -314,9 +314,9 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
     def _with_keypoints(self, layer: LayerOutput, keypoints: Tensor) -> LayerOutput:
         parts = keypoints.split(self.config.num_keypoints_per_class, dim=2)
         slots = max(self.config.num_keypoints_per_class)
-        boost = torch.stack([part[..., _CLASS_CHANNEL].sum(-1) for part in parts], -1)
-        boost = F.pad(boost, (0, layer.logits.shape[-1] - len(parts)))
         padded = torch.cat([F.pad(part, (0, 0, 0, slots - part.shape[2])) for part in parts], 2)
+        boost = padded.unflatten(2, (len(parts), slots))[..., _CLASS_CHANNEL].sum(-1)
+        boost = F.pad(boost, (0, layer.logits.shape[-1] - len(parts)))
         return layer._replace(logits=layer.logits + boost, keypoints=padded)
 
     def _output(self, states: DetectorStates, layers: list[LayerOutput]) -> RFDETRObjectDetectionOutput:
