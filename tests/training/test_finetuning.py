@@ -2,8 +2,15 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from rfdetr_hf import RFDETRForInstanceSegmentation, RFDETRForObjectDetection, RFDETRTrainingArguments
+from rfdetr_hf import (
+    RFDETRForInstanceSegmentation,
+    RFDETRForObjectDetection,
+    RFDETRTrainer,
+    RFDETRTrainingArguments,
+    make_shapes_dataset,
+)
 from rfdetr_hf.training.finetuning import (
     adapter_state,
     add_lora,
@@ -181,3 +188,80 @@ def test_adapters_that_do_not_fit(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"rfdetr-hf\[lora\]"):
         add_lora(model)
+
+
+# ---------------------------------------------------------------------------------------------------- the trainer
+
+
+@pytest.fixture
+def run(tiny_config, tmp_path):
+    """Make a trainer with DoRA on a model that is always the same: `run(folder, **options)`."""
+    pytest.importorskip("peft")
+    dataset = make_shapes_dataset(10, image_size=64)
+
+    def build(folder, **options):
+        torch.manual_seed(0)
+        options = {
+            "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "save_strategy": "steps",
+            "save_steps": 2, "dataloader_num_workers": 0, "disable_tqdm": True, "eval_strategy": "no",
+            "learning_rate_encoder": 0.1, "lora_r": 2, "use_dora": True, **options,
+        }  # fmt: skip
+        model = RFDETRForObjectDetection(tiny_config())
+        args = RFDETRTrainingArguments(output_dir=str(tmp_path / folder), **options)
+        return RFDETRTrainer(model, args, train_dataset=dataset, eval_dataset=dataset.select(range(2)))
+
+    return build
+
+
+def test_trainer_saves_plain_models(run, tmp_path):
+    trainer = run("a", eval_strategy="steps", eval_steps=2)
+    base = trainer.model.backbone[0].vit.layers[0].attention.attention["query"].weight.clone()
+    trainer.train()
+    assert not has_adapters(trainer.model)
+    for folder in ("best", "last", "checkpoint-4"):
+        loaded = RFDETRForObjectDetection.from_pretrained(tmp_path / "a" / folder)
+        assert not any(".lora_" in name for name in load_file(tmp_path / "a" / folder / "model.safetensors"))
+        query = loaded.backbone[0].vit.layers[0].attention.attention["query"].weight
+        assert not torch.allclose(query, base, atol=1e-4)
+    best = load_file(tmp_path / "a" / "best" / "model.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in trainer.model.state_dict().items())
+    assert not (tmp_path / "a" / "best" / "adapters.safetensors").exists()
+
+
+def test_resumed_adapters_end_with_the_same_bits(run, tmp_path):
+    run("whole").train()
+    run("parts", max_steps=2, lr_scheduler_type="constant").train()
+    resumed = run("parts")
+    resumed.train(resume_from_checkpoint=True)
+    whole = load_file(tmp_path / "whole" / "last" / "model.safetensors")
+    parts = load_file(tmp_path / "parts" / "last" / "model.safetensors")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_checkpoint_with_adapters_needs_a_run_with_adapters(run):
+    run("a", max_steps=2).train()
+    with pytest.raises(ValueError, match="do not fit the model"):
+        run("a", lora_r=0).train(resume_from_checkpoint=True)
+
+
+def test_frozen_parts_do_not_move(run, tmp_path):
+    trainer = run("a", lora_r=0, freeze_encoder_blocks=1, max_steps=2)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train()
+    moved = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not any("embeddings" in name or "layer.0." in name for name in moved)
+    assert any("encoder.layer.1." in name for name in moved) and "class_embed.weight" in moved
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"freeze_backbone": True, "lora_r": 4}, "freeze_backbone and lora_r"),
+        ({"lora_r": -1}, "lora_r=-1"),
+        ({"lora_dropout": 1.0}, "lora_dropout=1.0"),
+        ({"freeze_encoder_blocks": -1}, "freeze_encoder_blocks=-1"),
+    ],
+)
+def test_arguments_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        RFDETRTrainingArguments(**options)

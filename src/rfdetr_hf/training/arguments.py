@@ -63,6 +63,14 @@ class RFDETRTrainingArguments:
     adam_epsilon: float = _option(1e-8, "AdamW's epsilon.")
     max_grad_norm: float = _option(0.1, "Gradients are clipped to this global L2 norm; 0 turns clipping off.")
     freeze_backbone: bool = _option(False, "Train projector, decoder and heads only.")
+    freeze_encoder_blocks: int = _option(
+        0, "First encoder blocks that are not trained; nor the embeddings."
+    )
+    lora_r: int = _option(0, "Rank of adapters that are trained instead of the encoder (extra 'lora'); 0 for none.")
+    lora_alpha: float = _option(16.0, "The adapters' output is multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = _option(0.0, "Dropout in front of the adapters.")
+    lora_target_modules: str = _option("query,key,value", "Adapted layers: query, key, value, dense, fc1, fc2.")
+    use_dora: bool = _option(False, "DoRA: the adapted weights have rows of a learned length.")
 
     lr_scheduler_type: str = _option("constant", "constant, step, cosine or one of transformers.", LR_SCHEDULES)
     lr_scheduler_kwargs: dict | str | None = _option(None, "Further arguments of a transformers scheduler (JSON).")
@@ -181,13 +189,14 @@ class RFDETRTrainingArguments:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "ema_update_interval"):
             check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "learning_rate_encoder", "logging_steps", "save_steps", "adam_epsilon",
-                     "ddp_timeout"):  # fmt: skip
+                     "ddp_timeout", "lora_alpha"):  # fmt: skip
             check(name, getattr(self, name) > 0, "positive")
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "warmup_epochs", "ema_tau", "eval_delay",
                      "drop_path_cutoff_epochs", "dataloader_num_workers", "skip_best_epochs", "lr_drop_epochs",
-                     "early_stopping_threshold", "max_skipped_steps", "report_images"):  # fmt: skip
+                     "early_stopping_threshold", "max_skipped_steps", "freeze_encoder_blocks",
+                     "lora_r", "report_images"):  # fmt: skip
             check(name, getattr(self, name) >= 0, "zero or more")
-        for name in ("ema_decay", "drop_path", "smooth_alpha", "adam_beta1", "adam_beta2"):
+        for name in ("ema_decay", "drop_path", "smooth_alpha", "adam_beta1", "adam_beta2", "lora_dropout"):
             check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name in ("layer_decay", "component_decay"):
             check(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
@@ -207,6 +216,8 @@ class RFDETRTrainingArguments:
     def _check_combinations(self) -> None:
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other; set one of them")
+        if self.freeze_backbone and self.lora_r:
+            raise ValueError("freeze_backbone and lora_r exclude each other; adapters freeze the encoder by themselves")
         if self.warmup_steps and self.warmup_epochs:
             raise ValueError("warmup_steps and warmup_epochs exclude each other; set one of them")
         if self.eval_strategy == IntervalStrategy.STEPS and self.eval_steps is None:

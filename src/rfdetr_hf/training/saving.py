@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 
 from ..hub.model_card import write_model_card
 from .checkpointing import atomic_directory, checkpoint_path, rng_state, rotate, set_rng_state, temporary_path
+from .finetuning import adapter_state, plain_state, unmerged_state
 from .meters import mean_state
 from .sharding import part_of, saved_tensors, whole_state, write_state
 
@@ -26,6 +27,7 @@ logger = logging.getLogger("rfdetr_hf")
 
 MODEL, AVERAGE, SCHEDULER = "model.safetensors", "ema.safetensors", "scheduler.pt"
 TRAINER_STATE, PROGRESS, RANKS, SCALER = "trainer_state.json", "progress.pt", "rank_states.pt", "scaler.pt"
+ADAPTERS = "adapters.safetensors"
 
 
 @contextmanager
@@ -63,6 +65,8 @@ def save_checkpoint(trainer: "RFDETRTrainer", epoch_finished: bool = False, due:
         trainer.strategy.save_optimizer(folder)
         if is_main:
             _write_model(trainer, folder, weights)
+            if adapters := adapter_state(weights):
+                save_file(adapters, folder / ADAPTERS, metadata={"format": "pt"})
             if average:
                 save_file(average, folder / AVERAGE, metadata={"format": "pt"})
             _write_state(trainer, folder, _progress(trainer, epoch_finished, due))
@@ -182,10 +186,13 @@ def _write_model(trainer: "RFDETRTrainer", folder: Path, weights: dict[str, Tens
     # FSDP2 gives the model a class of another name, which `save_pretrained` would not know how to write.
     with torch.device("meta"):
         skeleton = trainer.model_class(trainer.model.config).to(trainer.model.dtype)
-    skeleton.save_pretrained(folder, state_dict=weights)
+    skeleton.save_pretrained(folder, state_dict=plain_state(trainer.model, weights))
     trainer.image_processor.save_pretrained(folder)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Put the weights of a model folder into a model of the same configuration, sharded or not."""
-    write_state(model, load_file(folder / MODEL))
+    """Put the weights of a model folder or checkpoint into a model of the same configuration, sharded or not."""
+    state = load_file(folder / MODEL)
+    if (folder / ADAPTERS).exists():
+        state = unmerged_state(state, load_file(folder / ADAPTERS))
+    write_state(model, state)

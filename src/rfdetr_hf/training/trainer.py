@@ -30,6 +30,7 @@ from .checkpointing import clean_leftovers
 from .console import log_to_console, log_to_file, stop_logging
 from .distributed import Hosts, build_accelerator
 from .drop_path import DropPathSchedule
+from .finetuning import apply_finetuning, merge_adapters
 from .loaders import build_eval_loader, build_train_loader
 from .meters import LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
@@ -222,8 +223,11 @@ class RFDETRTrainer:
         set_seed(args.seed, device_specific=True)
         if args.tf32:
             torch.set_float32_matmul_precision("high")
-        if args.freeze_backbone:
-            self.model.freeze_backbone()
+        if args.lora_r and self.strategy.name != "replicated":
+            raise ValueError(
+                f"lora_r={args.lora_r} runs on one process or data parallel, not under {self.strategy.name}"
+            )
+        apply_finetuning(self.model, args)
         if args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         backbone = config.backbone_config
@@ -455,6 +459,7 @@ class RFDETRTrainer:
         self._save_weights(self.run.last, average=self.ema is not None)
         self.model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         if self.args.load_best_model_at_end and self.best.source is not None:
+            merge_adapters(self.model)
             load_weights(self.model, self.run.best)
             score = f"{self.args.metric_for_best_model} {self.best.score:.4f}"
             told = f"the best: {self.best.source} weights of step {self.best.step}, {score}"
@@ -463,6 +468,7 @@ class RFDETRTrainer:
             told = f"the average at step {self.state.global_step}"
         else:
             told = f"the weights of step {self.state.global_step}"
+        merge_adapters(self.model)
         logger.info("the model in memory is %s", told)
         self._fire("on_train_end")
         metrics = {"train_runtime": runtime, "train_skipped_steps": self.skipped_steps}
