@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from ..export.exporter import FORMATS, ExportReport, export
 from ..export.onnx import OPSET
 from ..export.parity import TOLERANCE
-from ..models.auto import model_class
-from ..models.configuration_rfdetr import RFDETRConfig
-from ..models.modeling_rfdetr import RFDETRForObjectDetection
+from ..models.auto import load_model
 from ..training.arguments import parse_arguments
 
 
@@ -16,7 +14,7 @@ from ..training.arguments import parse_arguments
 class ExportArguments:
     """Which model, which file."""
 
-    model_name_or_path: str = field(metadata={"help": "A model folder or Hub id."})
+    model_name_or_path: str = field(metadata={"help": "A model folder, Hub id or official file."})
     output: str = field(default="model", metadata={"help": "The new file; the format's suffix is added."})
     format: str = field(default="onnx", metadata={"help": "onnx, or torch (torch.export).", "choices": list(FORMATS)})
     size: list[int] | None = field(
@@ -30,14 +28,6 @@ class ExportArguments:
     def __post_init__(self) -> None:
         if self.size is not None and len(self.size) not in (1, 2):
             raise ValueError(f"size={self.size}: give one number for a square, or height and width")
-
-
-def load_model(name_or_path: str) -> RFDETRForObjectDetection:
-    """The model of a folder or Hub id, of whatever task its configuration names."""
-    config = RFDETRConfig.from_pretrained(name_or_path)
-    segmentation = any("Segmentation" in name for name in config.architectures or ())
-    task = "keypoints" if config.num_keypoints_per_class else "segmentation" if segmentation else "detection"
-    return model_class(task).from_pretrained(name_or_path)
 
 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf export") -> ExportReport:
