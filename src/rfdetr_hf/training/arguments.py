@@ -63,9 +63,7 @@ class RFDETRTrainingArguments:
     adam_epsilon: float = _option(1e-8, "AdamW's epsilon.")
     max_grad_norm: float = _option(0.1, "Gradients are clipped to this global L2 norm; 0 turns clipping off.")
     freeze_backbone: bool = _option(False, "Train projector, decoder and heads only.")
-    freeze_encoder_blocks: int = _option(
-        0, "First encoder blocks that are not trained; nor the embeddings."
-    )
+    freeze_encoder_blocks: int = _option(0, "First encoder blocks that are not trained; nor the embeddings.")
     lora_r: int = _option(0, "Rank of adapters that are trained instead of the encoder (extra 'lora'); 0 for none.")
     lora_alpha: float = _option(16.0, "The adapters' output is multiplied by lora_alpha / lora_r.")
     lora_dropout: float = _option(0.0, "Dropout in front of the adapters.")
