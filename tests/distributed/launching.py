@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 WORKER = Path(__file__).with_name("worker.py")
-LIMIT = 240
+LIMIT = 600
 
 KINDS = {
     "ddp": {},

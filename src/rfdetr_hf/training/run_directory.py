@@ -17,17 +17,20 @@ class RunDirectory:
         self.arguments = self.root / "training_args.json"
 
     def find_checkpoint(self, resume: bool | str | None) -> Path | None:
-        """The checkpoint to resume from: True or "true" for the newest whole one, or a folder.
+        """The checkpoint to resume from: True or "true" for the newest whole one, "auto" likewise if one was ever
+        written and else a new start, or a folder.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is none, or under "auto" none that is whole.
             CheckpointError: the given folder is no whole checkpoint.
             FileExistsError: a new run would write into the files of an earlier one.
         """
         if resume is None or str(resume).lower() == "false":
             self._refuse_earlier_run()
             return None
-        if str(resume).lower() != "true":
+        if str(resume).lower() == "auto" and not list_checkpoints(self.root):
+            return None
+        if str(resume).lower() not in ("true", "auto"):
             verify(resume)
             return Path(resume)
         newest = latest_valid_checkpoint(self.root)

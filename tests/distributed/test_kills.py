@@ -1,0 +1,23 @@
+"""Runs that are killed at random instants end with the bits of one that is not."""
+
+import pytest
+from kill import compare
+
+
+def kill(tmp_path, tiny_config, **options):
+    tiny_config().save_pretrained(tmp_path / "config")
+    figures = compare(tmp_path, **options)
+    assert figures["different"] == [], figures
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("world", [1, 2])
+def test_two_kills_leave_no_trace(tmp_path, tiny_config, world):
+    kill(tmp_path, tiny_config, world=world, kills=2, steps=18, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("world", [1, 2])
+def test_twenty_kills_leave_no_trace(tmp_path, tiny_config, world):
+    kill(tmp_path, tiny_config, world=world, kills=20, steps=120)

@@ -1,0 +1,100 @@
+"""Checkpoints taken up by the same and by other numbers of processes, notices of an early end, and failures."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from kill import differences
+from launching import WORKER, environment, finish, run, start
+from safetensors.torch import load_file
+
+from rfdetr_hf.training.preemption import EXIT_CODE
+
+SAVING = {"max_steps": 12, "save_strategy": "steps", "save_steps": 6, "save_total_limit": None}
+ONE = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+TWO = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+MIDDLE = {"signal": {"rank": 0, "step": 5, "name": "SIGUSR1"}}
+
+
+def assert_close(one, other, file="checkpoint-12/ema.safetensors"):
+    ours, theirs = (load_file(Path(each["output_dir"]) / file) for each in (one, other))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-5, atol=2e-6, msg=name)
+
+
+@pytest.fixture
+def whole(job):
+    """An undisturbed run of one process."""
+    one = job("whole", options=SAVING | ONE)
+    run(one)
+    return one
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_save_under_some_processes_and_resume_under_others(job, whole, kind, first, then):
+    options = {1: SAVING | ONE, 2: SAVING | TWO}
+    cut = job("cut", **MIDDLE, options=options[first])
+    codes, outputs = finish(start(cut, first, kind if first == 2 else "ddp"))
+    assert codes == [EXIT_CODE] * first, outputs
+    checkpoint = Path(cut["output_dir"]) / "checkpoint-6"
+    sharded = kind == "fsdp2" and first == 2
+    assert len(list(checkpoint.glob("optimizer/*.distcp"))) == (2 if sharded else 0)
+    resumed = job("cut", resume=True, options=options[then])
+    outputs = run(resumed, then, kind if then == 2 else "ddp")
+    assert f"was written by {first} processes" in outputs[0]
+    assert_close(whole, cut)
+    assert_close(whole, cut, "last/model.safetensors")
+
+
+@pytest.mark.parametrize(("world", "kind"), [(1, "ddp"), (2, "ddp"), (2, "fsdp2")])
+def test_a_notice_saves_at_the_end_of_the_step_and_the_rest_keeps_every_bit(job, world, kind):
+    options = {"logging_steps": 5, "eval_strategy": "steps", "eval_steps": 6, "drop_path": 0.1} | SAVING | TWO
+    undisturbed, noticed = (job(name, held_out=5, options=options) for name in ("undisturbed", "noticed"))
+    run(undisturbed, world, kind)
+    # The notice of one rank is enough. It comes in the step after which an evaluation is due.
+    signal = {"signal": {"rank": world - 1, "step": 5, "name": "SIGTERM"}}
+    codes, outputs = finish(start(noticed | signal, world, kind))
+    assert codes == [EXIT_CODE] * world
+    assert "preempted: saved step 6; exit code 75" in outputs[0]
+    run(noticed | {"resume": True}, world, kind)
+    assert differences(undisturbed["output_dir"], noticed["output_dir"], 12) == []
+
+
+def test_a_broken_checkpoint_is_passed_over_by_name(job):
+    broken = job("broken", options={"max_steps": 6, "save_strategy": "steps", "save_steps": 3})
+    run(broken)
+    file = Path(broken["output_dir"]) / "checkpoint-6" / "ema.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    output = run(broken | {"resume": True})[0]
+    assert "Skipping the checkpoint" in output and str(file) in output
+    assert "checkpoint-3 at step 3" in output
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_every_image_is_scored_once_whatever_the_tail(job, tmp_path, kind):
+    """Three images on two processes in batches of one, then a single image: the second process has fewer, then none."""
+    for images in (3, 1):
+        options = {"max_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 1}
+        run(job(f"tail{images}", held_out=images, options=options | {"eval_raw_weights": True} | TWO), 2, kind)
+
+
+def test_a_process_that_fails_takes_the_others_down(job):
+    """Under the launcher, as users start it."""
+    failing = job("failing", fail={"rank": 1, "step": 2}, options=TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+               str(WORKER), json.dumps(failing)]  # fmt: skip
+    started = time.monotonic()
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    assert "process 1 of 2 failed" in done.stderr
+    first = done.stderr.index("this process has had enough")
+    others = [done.stderr.find(text) for text in ("Connection closed by peer", "process 0 of 2 failed")]
+    assert all(position < 0 or position > first for position in others)
+    assert time.monotonic() - started < 150
