@@ -203,8 +203,8 @@ def run(tiny_config, tmp_path):
         torch.manual_seed(0)
         options = {
             "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
-            "save_strategy": "steps", "save_steps": 2, "dataloader_num_workers": 0, "disable_tqdm": True, "eval_strategy": "no",
-            "learning_rate_encoder": 0.1, "lora_r": 2, "use_dora": True, **options,
+            "save_strategy": "steps", "save_steps": 2, "eval_strategy": "no", "dataloader_num_workers": 0,
+            "disable_tqdm": True, "learning_rate_encoder": 0.1, "lora_r": 2, "use_dora": True, **options,
         }  # fmt: skip
         model = RFDETRForObjectDetection(tiny_config())
         args = RFDETRTrainingArguments(output_dir=str(tmp_path / folder), **options)
