@@ -1,0 +1,46 @@
+"""`rfdetr-hf config`: the options of a training as they will be used."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import yaml
+
+from ..models.configuration_rfdetr import RFDETRConfig
+from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
+
+DESCRIPTION = """Print the options of `rfdetr-hf fit` as they will be used: defaults, file and command line together.
+
+  rfdetr-hf config > run.yaml                  a file with every option, to edit
+  rfdetr-hf config --config run.yaml --bf16    what a run would use
+
+What is printed is read back by `rfdetr-hf fit --config`."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse as `fit` does and print YAML; returns the exit code."""
+    types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
+    parsed = parse_arguments(types, argv, prog="rfdetr-hf config", description=DESCRIPTION)
+    print(resolved(*parsed), end="")
+    return 0
+
+
+def resolved(model: ModelArguments, data: DataArguments, training: RFDETRTrainingArguments) -> str:
+    """All options as YAML, with the facts that follow from them as comments."""
+    facts = [f"effective batch: {_per_process(training)} images x processes"]
+    if model.model_name_or_path is None:
+        overrides = dict(model.config_overrides or {})
+        overrides |= {} if model.resolution is None else {"resolution": model.resolution}
+        config = RFDETRConfig.from_variant(model.variant, **overrides)
+        facts.append(f"input: {config.resolution} x {config.resolution}, a multiple of {config.size_divisor}")
+    parts = [("model", asdict(model)), ("data", asdict(data)), ("training", training.to_dict())]
+    text = "".join(f"# {fact}\n" for fact in facts)
+    return text + "".join(f"\n# {title}\n{_yaml(values)}" for title, values in parts)
+
+
+def _per_process(training: RFDETRTrainingArguments) -> int:
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,98 @@
+"""`rfdetr-hf doctor`: versions, devices, and what is missing."""
+
+import argparse
+import os
+import platform
+import re
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
+
+import torch
+from huggingface_hub import get_token
+from packaging.requirements import Requirement
+
+PACKAGE = "rfdetr-hf"
+DESCRIPTION = """Print versions, devices, optional packages with the command that installs them, and the login of the
+Hub. Exit code 1 when something required is missing."""
+_DEVELOPMENT = ("dev", "test")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the report; returns 0, or 1 when something required is missing."""
+    parser = argparse.ArgumentParser(prog="rfdetr-hf doctor", description=DESCRIPTION)
+    parser.parse_args(argv)
+    required, complete = _required()
+    for title, lines in (
+        ("system", _system()), ("required packages", required), ("devices", _devices()), ("extras", _extras()),
+        ("hub", _hub()),
+    ):  # fmt: skip
+        print(f"{title}:")
+        print("\n".join(f"  {line}" for line in lines))
+    print("everything required is there" if complete else "something required is missing: see above")
+    return 0 if complete else 1
+
+
+def _system() -> list[str]:
+    free = shutil.disk_usage(os.getcwd()).free / 2**30
+    cores = os.cpu_count()
+    return [f"Python {platform.python_version()} on {platform.platform()}", f"{cores} cores, {free:.0f} GiB free here"]
+
+
+def _required() -> tuple[list[str], bool]:
+    lines, complete = [f"{PACKAGE} {version(PACKAGE)}"], True
+    for text in requires(PACKAGE) or ():
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found = _installed(requirement.name)
+        fits = found is not None and requirement.specifier.contains(found, prereleases=True)
+        complete &= fits
+        lines.append(
+            f"{requirement.name} {found or 'missing'}" + ("" if fits else f": pip install '{_plain(requirement)}'")
+        )
+    return lines, complete
+
+
+def _extras() -> list[str]:
+    wanted: dict[str, list[str]] = {}
+    for text in requires(PACKAGE) or ():
+        match = re.search(r"""extra\s*==\s*["']([\w-]+)["']""", text)
+        if match and match[1] not in _DEVELOPMENT:
+            wanted.setdefault(match[1], []).append(Requirement(text).name)
+    lines = []
+    for extra, names in wanted.items():
+        missing = [name for name in names if _installed(name) is None]
+        state = "installed" if not missing else f"without {', '.join(missing)}: pip install '{PACKAGE}[{extra}]'"
+        lines.append(f"{extra}: {state}")
+    return lines
+
+
+def _devices() -> list[str]:
+    lines = [f"CPU, {torch.get_num_threads()} threads"]
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        with torch.cuda.device(i):
+            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16, no bf16"
+        lines.append(f"cuda:{i} {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {precision}")
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        lines.append(f"no CUDA device (PyTorch is {built}); training runs on the CPU")
+    return lines
+
+
+def _hub() -> list[str]:
+    login = "logged in" if get_token() else "no login: push_to_hub needs one (hf auth login)"
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    return [login] + (["HF_HUB_OFFLINE is set: nothing is downloaded or uploaded"] if offline else [])
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _plain(requirement: Requirement) -> str:
+    return f"{requirement.name}{requirement.specifier}"

@@ -1,0 +1,61 @@
+"""`rfdetr-hf fit`: train."""
+
+import shlex
+from collections.abc import Sequence
+
+from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
+from ..training.building import build_trainer
+from ..training.checkpointing import latest_valid_checkpoint
+from ..training.console import log_to_console
+
+TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
+
+DESCRIPTION = """Train an RF-DETR detector.
+
+  rfdetr-hf fit --variant nano --max_steps 20             try it on synthetic shapes
+  rfdetr-hf fit --model_name_or_path Roboflow/rf-detr-nano --dataset_name path/to/data --output_dir outputs/mine
+  rfdetr-hf fit --config run.yaml                         options from a file; the command line wins over it
+  rfdetr-hf fit --config run.yaml --resume                go on where the last checkpoint was written
+
+The data is a folder in COCO's, Roboflow's or YOLO's layout, or a Hub data set. The best model goes to
+<output_dir>/best, which `rfdetr-hf predict` and plain transformers read."""
+
+
+def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
+    """Train, and evaluate the test split if there is one; returns the exit code."""
+    model_args, data_args, training_args = parse_arguments(TYPES, argv, prog=prog, description=DESCRIPTION)
+    log_to_console()
+    trainer, dataset = build_trainer(model_args, data_args, training_args)
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        if trainer.accelerator.is_main_process:
+            print(f"\n{how_to_go_on(training_args.output_dir, argv, prog)}", flush=True)
+        raise
+    if "test" in dataset:
+        trainer.evaluate(dataset["test"], metric_key_prefix="test")
+    return 0
+
+
+def how_to_go_on(output_dir: str, argv: Sequence[str], prog: str) -> str:
+    """What to type after an interruption."""
+    words = _without_resume(argv)
+    checkpoint = latest_valid_checkpoint(output_dir)
+    if checkpoint is None:
+        return f"No checkpoint is written yet: remove {output_dir} and start again."
+    return f"{checkpoint} is whole. Go on from there with:\n  {shlex.join([*prog.split(), *words, '--resume'])}"
+
+
+def _without_resume(argv: Sequence[str]) -> list[str]:
+    words, names = [], ("--resume", "--resume_from_checkpoint")
+    follows = False
+    for word in argv:
+        is_option = word.startswith("--")
+        if word.split("=")[0] in names:
+            follows = "=" not in word
+        elif follows and not is_option:
+            follows = False
+        else:
+            follows = False
+            words.append(word)
+    return words

@@ -1,0 +1,98 @@
+"""The `rfdetr-hf` command: finds the verb, runs it, and turns errors into exit codes."""
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+from .. import __version__
+from ..training.arguments import UsageError
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+VERBS = {
+    "fit": "train a model, or go on with an interrupted training",
+    "validate": "COCO metrics of a trained model on the validation split",
+    "test": "the same on the test split",
+    "predict": "find objects on images, folders and videos; draw them, write JSON or COCO",
+    "export": "write a trained model as ONNX or as a torch.export program",
+    "convert": "turn checkpoints of the official package into folders, and back",
+    "config": "print the options of a training as they will be used, as YAML",
+    "doctor": "versions, devices, and what is missing",
+}
+
+HELP = """usage: rfdetr-hf <verb> [options]
+
+Train, evaluate and use RF-DETR object detectors.
+
+verbs:
+{verbs}
+
+first steps:
+  rfdetr-hf doctor                                           is everything there?
+  rfdetr-hf fit --variant nano --max_steps 20                a short training on synthetic shapes
+  rfdetr-hf fit --config run.yaml --dataset_name my/data     train with the options of a file
+  rfdetr-hf fit --config run.yaml --resume                   go on after an interruption
+  rfdetr-hf predict --model_name_or_path outputs/best --images photo.jpg
+
+`rfdetr-hf <verb> --help` lists the options of a verb. On several GPUs: accelerate launch -m rfdetr_hf.cli fit ...
+Exit codes: 0 success, 1 failure, 2 misuse of options, 75 preempted after saving, 130 interrupted.
+RFDETR_DEBUG=1 shows where an error comes from."""
+
+
+def help_text() -> str:
+    """What `rfdetr-hf --help` prints."""
+    return HELP.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: words of the command line without the program; default: those of the process.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return OK if words else USAGE
+    if words[0] in ("-V", "--version"):
+        print(f"rfdetr-hf {__version__}")
+        return OK
+    verb, options = words[0], words[1:]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(VERBS)}"
+        return _complain(f"unknown verb {verb!r}; {hint}", USAGE)
+    return _run(verb, options)
+
+
+def _run(verb: str, options: list[str]) -> int:
+    try:
+        result = import_module(f"rfdetr_hf.cli.{verb}").main(options)
+    except UsageError as error:
+        return _complain(f"{error}\nrfdetr-hf {verb} --help lists the options", USAGE)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has gone; nothing more can be said to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except SystemExit as error:  # of argparse, and of a preempted run
+        return (
+            error.code if isinstance(error.code, int) else OK if error.code is None else _complain(error.code, FAILED)
+        )
+    except Exception as error:  # noqa: BLE001 - the shell gets one line; RFDETR_DEBUG shows the rest
+        if os.environ.get("RFDETR_DEBUG"):
+            traceback.print_exc()
+        return _complain(f"{error}" or type(error).__name__, FAILED)
+    return result if isinstance(result, int) else OK
+
+
+def _complain(text: object, code: int) -> int:
+    print(f"rfdetr-hf: {text}", file=sys.stderr)
+    return code

@@ -1,0 +1,112 @@
+"""Detect objects on images and write what was found: pictures, JSON, COCO."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation.inference import ImageDetector
+from ..models.auto import load_model
+from ..models.image_processing_rfdetr import RFDETRImageProcessor
+from .drawing import draw_detections
+from .images import NamedImage, find_images
+from .results import CocoResults, as_records
+
+FORMATS = ("pictures", "json", "coco")
+_POST_PROCESS = {
+    "RFDETRForInstanceSegmentation": "post_process_instance_segmentation",
+    "RFDETRForKeypointDetection": "post_process_keypoint_detection",
+}
+
+
+@dataclass
+class PredictArguments:
+    """Which model, which images, what to write."""
+
+    model_name_or_path: str = field(metadata={"help": "A model folder or Hub id."})
+    images: list[str] = field(default_factory=list, metadata={"help": "Image files, video files and folders."})
+    output_dir: str = field(default="predictions", metadata={"help": "Folder for what is written."})
+    formats: list[str] = field(
+        default_factory=lambda: ["pictures"],
+        metadata={
+            "help": "pictures with boxes, predictions.json (a list for each image), coco.json (a COCO data set).",
+            "choices": list(FORMATS),
+        },
+    )
+    threshold: float = field(default=0.5, metadata={"help": "Least score of what is drawn and written."})
+    batch_size: int = field(default=8, metadata={"help": "Images that the model sees at once."})
+    every: int = field(default=1, metadata={"help": "Take each n-th frame of videos."})
+    device: str | None = field(default=None, metadata={"help": "Default: cuda where there is one."})
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not valid: it must be at least 1")
+
+
+def load_detector(name_or_path: str, device: str | None = None) -> ImageDetector:
+    """The model of a folder or Hub id, of any task, with its image processor: PIL images in, detections out.
+
+    Args:
+        name_or_path: a model folder or Hub id.
+        device: default: cuda where there is one.
+    """
+    model = load_model(name_or_path).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    processor = RFDETRImageProcessor.from_pretrained(name_or_path)
+    name = _POST_PROCESS.get(type(model).__name__)
+    post_process = None
+    if name is not None:
+        method = getattr(processor, name)
+
+        def post_process(outputs: Any, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
+            return method(outputs, threshold=-1.0, target_sizes=sizes)
+
+    return ImageDetector(model, processor, model.config.size_divisor, post_process)
+
+
+def predict(
+    args: PredictArguments, images: Iterable[NamedImage] | None = None, say: Callable[[str], None] = print
+) -> int:
+    """Detect on all images and write what `args.formats` names into `args.output_dir`.
+
+    Args:
+        args: what to do.
+        images: default: what `args.images` names.
+        say: takes a line for each image.
+
+    Returns:
+        The number of images.
+    """
+    if images is None and not args.images:
+        raise ValueError("--images is missing: name image files, video files or folders")
+    detect = load_detector(args.model_name_or_path, args.device)
+    id2label = detect.model.config.id2label
+    output, plain, coco, count = Path(args.output_dir), {}, CocoResults(id2label), 0
+    output.mkdir(parents=True, exist_ok=True)
+    for batch in _batches(find_images(args.images, args.every) if images is None else images, args.batch_size):
+        for item, found in zip(batch, detect([item.image for item in batch]), strict=True):
+            records = as_records(found, id2label, args.threshold)
+            plain[item.name] = {"source": str(item.source), "objects": records}
+            coco.add(str(item.source), item.image.size, found, args.threshold)
+            where = item.source
+            if "pictures" in args.formats:
+                where = output / f"{item.name}.png"
+                where.parent.mkdir(parents=True, exist_ok=True)
+                draw_detections(item.image, found, id2label, args.threshold).save(where)
+            say(f"{where}: {len(records)} objects")
+            count += 1
+    for name, file, value in (("json", "predictions.json", plain), ("coco", "coco.json", coco.to_dict())):
+        if name in args.formats:
+            (output / file).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+            say(f"{output / file}: {count} images")
+    return count
+
+
+def _batches(items: Iterable[NamedImage], size: int) -> Iterator[list[NamedImage]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

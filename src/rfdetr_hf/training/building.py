@@ -1,0 +1,42 @@
+"""From the arguments of a run to its data, model and trainer; for the examples and the command line."""
+
+from datasets import DatasetDict
+
+from ..data.schema import class_names, label_table
+from ..data.sources import load_detection_dataset
+from ..models.auto import load_model, model_class
+from ..models.configuration_rfdetr import RFDETRConfig
+from ..models.modeling_rfdetr import RFDETRPreTrainedModel
+from .arguments import DataArguments, ModelArguments, RFDETRTrainingArguments
+from .trainer import RFDETRTrainer
+
+
+def load_data(args: DataArguments) -> DatasetDict:
+    """The splits of the data set, with the table of its classes printed."""
+    dataset = load_detection_dataset(**args.load_options())
+    print(label_table(dataset["train"]))
+    return dataset
+
+
+def build_model(args: ModelArguments, names: list[str]) -> RFDETRPreTrainedModel:
+    """A model for the given classes: published weights with a new class head, or a variant with random weights."""
+    overrides = dict(args.config_overrides or {}) | {"id2label": dict(enumerate(names))}
+    overrides |= {"label2id": {name: i for i, name in enumerate(names)}}
+    if args.resolution is not None:
+        overrides["resolution"] = args.resolution
+    if args.model_name_or_path is not None:
+        return load_model(args.model_name_or_path, revision=args.revision, ignore_mismatched_sizes=True, **overrides)
+    config = RFDETRConfig.from_variant(args.variant, **overrides)
+    return model_class(RFDETRConfig.variants()[args.variant].task)(config)
+
+
+def build_trainer(
+    model_args: ModelArguments, data_args: DataArguments, training_args: RFDETRTrainingArguments
+) -> tuple[RFDETRTrainer, DatasetDict]:
+    """The trainer of a run, and its data."""
+    dataset = load_data(data_args)
+    model = build_model(model_args, class_names(dataset["train"]))
+    trainer = RFDETRTrainer(
+        model, training_args, train_dataset=dataset["train"], eval_dataset=dataset.get("validation")
+    )
+    return trainer, dataset

@@ -1,0 +1,76 @@
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rfdetr_hf.inference.drawing import draw_detections
+from rfdetr_hf.inference.images import find_images
+
+
+def test_files_folders_and_upright_images(tmp_path):
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    Image.new("RGB", (10, 20)).save(tmp_path / "b" / "c" / "2.png")
+    Image.new("L", (10, 20)).save(tmp_path / "b" / "1.jpg")
+    turned = Image.new("RGB", (10, 20))
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "t.jpg", exif=turned.getexif())
+    (tmp_path / "b" / "notes.txt").write_text("x")
+    found = list(find_images([tmp_path / "b", str(tmp_path / "t.jpg")]))
+    assert [item.name for item in found] == ["1", "c/2", "t"]
+    assert [item.image.size for item in found] == [(10, 20), (10, 20), (20, 10)]
+    assert all(item.image.mode == "RGB" for item in found)
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name, error in (("a.txt", ValueError), ("empty", FileNotFoundError), ("none", FileNotFoundError)):
+        with pytest.raises(error, match=name):
+            list(find_images([tmp_path / name]))
+
+
+def fake_imageio(frames):
+    parent, module = types.ModuleType("imageio"), types.ModuleType("imageio.v3")
+    module.imiter = lambda file: iter(frames)
+    parent.v3 = module
+    return {"cv2": None, "imageio": parent, "imageio.v3": module}
+
+
+def test_frames_of_a_video(tmp_path, monkeypatch):
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    frames = [np.full((4, 6, 3), i, np.uint8) for i in range(5)]
+    for name, module in fake_imageio(frames).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    found = list(find_images([tmp_path / "clip.mp4"], every=2))
+    assert [item.name for item in found] == ["clip-000000", "clip-000002", "clip-000004"]
+    assert found[2].image.size == (6, 4) and found[2].image.getpixel((0, 0)) == (4, 4, 4)
+
+
+def test_a_video_without_a_reader_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    for name in ("cv2", "imageio", "imageio.v3"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"rfdetr-hf\[video\]"):
+        list(find_images([tmp_path / "clip.mp4"]))
+
+
+def test_boxes_masks_and_keypoints_are_drawn_above_the_threshold():
+    image = Image.new("RGB", (480, 480))
+    detections = {
+        "scores": torch.tensor([0.9, 0.2]),
+        "labels": torch.tensor([0, 1]),
+        "boxes": torch.tensor([[100.0, 100.0, 200.0, 200.0], [300.0, 300.0, 400.0, 400.0]]),
+    }
+    drawn = draw_detections(image, detections, {0: "a", 1: "b"}, threshold=0.5)
+    assert drawn.getpixel((100, 150)) == (230, 25, 75)
+    assert drawn.getpixel((300, 350)) == (0, 0, 0)
+    assert image.getpixel((100, 150)) == (0, 0, 0)
+    masks = torch.zeros(2, 480, 480)
+    masks[0, 150:160, 150:160] = 1
+    keypoints = torch.tensor([[[170.0, 180.0, 1.0]], [[10.0, 10.0, 1.0]]])
+    drawn = draw_detections(image, {**detections, "masks": masks, "keypoints": keypoints}, {0: "a", 1: "b"}, 0.5)
+    assert drawn.getpixel((155, 155))[0] > 50 and drawn.getpixel((165, 155)) == (0, 0, 0)
+    assert drawn.getpixel((170, 180)) == (230, 25, 75) and drawn.getpixel((10, 10)) == (0, 0, 0)
