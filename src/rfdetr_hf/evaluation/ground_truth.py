@@ -139,7 +139,7 @@ def _annotations(row: Mapping[str, Any], num_classes: int) -> Iterator[dict[str,
             "iscrowd": int(bool(crowd)),
         }
         if segmentation:
-            annotation["segmentation"] = segmentation
+            annotation["segmentation"] = schema.coco_segmentation(segmentation, row["height"], row["width"])
         if points is not None:
             annotation |= {"keypoints": [float(p) for p in points], "num_keypoints": sum(v > 0 for v in points[2::3])}
         yield annotation

@@ -250,6 +250,7 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
     `loss_keypoints_findable`, `loss_keypoints_visible` and `loss_keypoints_nll`.
     """
 
+    task = "keypoints"
     output_class = RFDETRKeypointDetectionOutput
     backbone_class = RFDETRKeypointBackbone
     transformer_class = RFDETRKeypointTransformer

@@ -193,6 +193,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         config: Checked again here, since its fields may have been changed after construction.
     """
 
+    task = "detection"
     output_class = RFDETRObjectDetectionOutput
     backbone_class = RFDETRBackbone
     transformer_class = RFDETRTransformer

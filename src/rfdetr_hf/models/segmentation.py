@@ -115,6 +115,7 @@ class RFDETRForInstanceSegmentation(RFDETRForObjectDetection):
     un-padded image, and the loss has the terms `loss_mask_ce` and `loss_mask_dice`.
     """
 
+    task = "segmentation"
     output_class = RFDETRInstanceSegmentationOutput
 
     def _add_task(self, config: RFDETRConfig) -> None:

@@ -21,6 +21,7 @@ from .optimization import SCHEDULES as LR_SCHEDULES
 
 MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
 PARAM_GROUPS = ("default", "official")
+TASKS = ("detection", "segmentation", "keypoints")
 AUDITS = ("full", "headers", "off")
 
 
@@ -115,6 +116,7 @@ class RFDETRTrainingArguments:
     eval_delay: float = _option(0, "Epochs or steps before the first evaluation.")
     eval_on_start: bool = _option(False, "Evaluate before the first step.")
     eval_raw_weights: bool = _option(False, "With EMA: evaluate the raw weights beside the average.")
+    eval_per_class: bool = _option(False, "Log the scores of each class, and print their table.")
 
     save_strategy: str = _option("epoch", "When to write a checkpoint.", [s.value for s in SaveStrategy])
     save_steps: float = _option(500, "Steps between checkpoints (a share of all steps when below 1).")
@@ -288,6 +290,9 @@ class DataArguments:
     train_split: str | None = _option(None, "Name of the training split where it is not 'train' or the like.")
     validation_split: str | None = _option(None, "Name of the validation split, or a share of 'train' to hold out.")
     test_split: str | None = _option(None, "Name of the test split where it is not 'test' or the like.")
+    task: str = _option("detection", "What the objects need besides boxes.", TASKS)
+    label_dir: str | None = _option(None, "Label folder of a YOLO layout where it is not 'labels'.")
+    missing_masks: str = _option("error", "Objects without a mask: an error, or their box.", ("error", "box"))
 
     def load_options(self) -> dict[str, Any]:
         """The fields as arguments of [`load_detection_dataset`]."""
@@ -302,6 +307,9 @@ class DataArguments:
             "train_split": self.train_split,
             "validation_split": share,
             "test_split": self.test_split,
+            "task": self.task,
+            "label_dir": self.label_dir,
+            "missing_masks": self.missing_masks,
         }
 
 

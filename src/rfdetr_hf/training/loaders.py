@@ -9,8 +9,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
 from ..data.loader import build_eval_dataloader, build_train_dataloader
+from ..data.schema import has_keypoints, has_masks, keypoint_schema
 from ..data.transforms import build_eval_transform, build_train_transform
 from .arguments import RFDETRTrainingArguments
+
+# Masks of half the input's size: a quarter, the size of the predictions, loses much of the small objects.
+MASK_DOWNSAMPLE_RATIO = 2
 
 
 def build_train_loader(
@@ -30,6 +34,8 @@ def build_train_loader(
         horizontal_flip=args.horizontal_flip,
         augmentation=augmentation,
         square=args.square_resize,
+        mask_downsample_ratio=MASK_DOWNSAMPLE_RATIO if has_masks(dataset) else None,
+        keypoint_schema=keypoint_schema(dataset) if has_keypoints(dataset) else None,
     )
     return build_train_dataloader(
         dataset,

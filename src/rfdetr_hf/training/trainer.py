@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback
@@ -19,7 +19,6 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_de
 from ..data.audit import audit_dataset
 from ..data.collate import prepare_pixels
 from ..data.schema import class_names
-from ..evaluation.coco import CocoEvaluator
 from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
@@ -31,13 +30,14 @@ from .console import log_to_console, log_to_file, stop_logging
 from .distributed import Hosts, build_accelerator
 from .drop_path import DropPathSchedule
 from .finetuning import apply_finetuning, merge_adapters
-from .loaders import build_eval_loader, build_train_loader
+from .loaders import build_train_loader
 from .meters import LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler
 from .preemption import EXIT_CODE, Preempted, PreemptionNotice
 from .run_directory import RunDirectory
 from .saving import load_checkpoint, load_weights, save_checkpoint, save_pretrained
+from .scoring import build_evaluator, detections, score
 from .strategies import choose_strategy, compile_blocks
 from .trackers import TrackerCallback
 
@@ -103,9 +103,9 @@ class RFDETRTrainer:
             own.append(TrackerCallback(args.trackers))
         self.hub = HubUploader(args.hub_model_id or self.run.root.resolve().name, args.hub_token, args.hub_private_repo)
         if args.push_to_hub:
-            own.append(HubCallback(self.hub, notify=lambda: self._fire("on_push_begin")))
+            own.append(HubCallback(self.hub, notify=lambda: self.fire("on_push_begin")))
         self.callback_handler = CallbackHandler([*own, *(callbacks or ())], model, self.image_processor, None, None)
-        self._fire("on_init_end")
+        self.fire("on_init_end")
 
     def _check_inputs(self, callbacks: Sequence[TrainerCallback]) -> None:
         names = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
@@ -140,7 +140,8 @@ class RFDETRTrainer:
         """Add a callback to those that listen."""
         self.callback_handler.add_callback(callback)
 
-    def _fire(self, event: str, **kwargs: Any) -> None:
+    def fire(self, event: str, **kwargs: Any) -> None:
+        """Tell the callbacks of an event."""
         self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control, **kwargs)
 
     # ------------------------------------------------------------------------------------------------ the run
@@ -275,7 +276,7 @@ class RFDETRTrainer:
         )
 
     def _loop(self) -> None:
-        self._fire("on_train_begin")
+        self.fire("on_train_begin")
         if self.args.eval_on_start and self.state.global_step == 0:
             self._evaluate_and_track()
         while self.epoch < self.state.num_train_epochs and not self.control.should_training_stop:
@@ -283,7 +284,7 @@ class RFDETRTrainer:
             self.epoch, self.steps_in_epoch = self.epoch + 1, 0
 
     def _train_epoch(self) -> None:
-        self._fire("on_epoch_begin")
+        self.fire("on_epoch_begin")
         if self.due:  # a preempted run saved before it did this
             self._log_evaluate_save()
             self.due = False
@@ -292,7 +293,7 @@ class RFDETRTrainer:
             self._train_step(window)
             self._end_if_preempted()
             self._log_evaluate_save()
-        self._fire("on_epoch_end")
+        self.fire("on_epoch_end")
         self._log_evaluate_save(epoch_finished=True)
 
     def _stops(self) -> bool:
@@ -325,7 +326,7 @@ class RFDETRTrainer:
     def _train_step(self, window: list[dict[str, Any]]) -> None:
         """Forward and backward over the window's micro-batches, then one update of weights, schedule and EMA."""
         self.wrapped.train()
-        self._fire("on_step_begin")
+        self.fire("on_step_begin")
         self.model.set_drop_path_rate(self.drop_path.at(self.state.global_step))
         scale = self._step_scale()
         num_boxes = self._window_boxes(window)
@@ -334,14 +335,14 @@ class RFDETRTrainer:
             with self.strategy.micro_batch(last):
                 self._forward_backward(batch, scale, num_boxes, len(window), last)
             if not last:
-                self._fire("on_substep_end")
-        grad_norm, taken = self.strategy.step(self.losses.now[0], lambda: self._fire("on_pre_optimizer_step"))
+                self.fire("on_substep_end")
+        grad_norm, taken = self.strategy.step(self.losses.now[0], lambda: self.fire("on_pre_optimizer_step"))
         if taken:
             self._update(grad_norm)
         else:
             self._skip(window)
         self._count_step(window)
-        self._fire("on_step_end")
+        self.fire("on_step_end")
 
     def _step_scale(self) -> float | None:
         """Scale of this step as a share of the largest, which the loader's images have."""
@@ -362,13 +363,14 @@ class RFDETRTrainer:
     def _forward_backward(
         self, batch: dict[str, Any], scale: float | None, num_boxes: float, micro_batches: int, last: bool
     ) -> None:
-        inputs = self._to_device(batch, scale)
+        inputs = self.to_device(batch, scale)
         with self.strategy.autocast():
             outputs = self.wrapped(**inputs, num_boxes=num_boxes)
         self.strategy.backward(outputs.loss, last)
         self.losses.add(outputs.loss, outputs.loss_dict, micro_batches)
 
-    def _to_device(self, batch: dict[str, Any], scale: float | None = None) -> dict[str, Any]:
+    def to_device(self, batch: dict[str, Any], scale: float | None = None) -> dict[str, Any]:
+        """A batch of a loader as the arguments of the model's forward, on the device."""
         device, processor = self.accelerator.device, self.image_processor
         size = None if scale is None else self._scaled(batch["pixel_values"].shape[-2:], scale)
         pixels = batch["pixel_values"].to(device, non_blocking=True)
@@ -383,7 +385,7 @@ class RFDETRTrainer:
         return tuple(max(round(side * scale / divisor), 1) * divisor for side in size)
 
     def _update(self, grad_norm: torch.Tensor) -> None:
-        self._fire("on_optimizer_step")
+        self.fire("on_optimizer_step")
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update(self.state.global_step + 1)
@@ -419,7 +421,7 @@ class RFDETRTrainer:
         improved = self._evaluate_and_track() if self.control.should_evaluate else False
         if self.control.should_save or (improved and self.args.save_strategy == SaveStrategy.BEST):
             save_checkpoint(self, epoch_finished)
-            self._fire("on_save")
+            self.fire("on_save")
 
     def _log_training(self) -> None:
         steps = self.losses.steps
@@ -437,7 +439,7 @@ class RFDETRTrainer:
         """Give a log event to the callbacks and to `state.log_history`."""
         logs = {**logs, "epoch": self.state.epoch}
         self.state.log_history.append({**logs, "step": self.state.global_step})
-        self._fire("on_log", logs=logs)
+        self.fire("on_log", logs=logs)
 
     def _evaluate_and_track(self) -> bool:
         """Evaluate; returns whether a score is the best so far, which `best/` then holds."""
@@ -470,7 +472,7 @@ class RFDETRTrainer:
             told = f"the weights of step {self.state.global_step}"
         merge_adapters(self.model)
         logger.info("the model in memory is %s", told)
-        self._fire("on_train_end")
+        self.fire("on_train_end")
         metrics = {"train_runtime": runtime, "train_skipped_steps": self.skipped_steps}
         return TrainOutput(self.state.global_step, self._loss_sum / max(self._loss_steps, 1), metrics)
 
@@ -492,7 +494,7 @@ class RFDETRTrainer:
         save_pretrained(self, folder)
         if not self.accelerator.is_main_process:
             return None
-        self._fire("on_push_begin")
+        self.fire("on_push_begin")
         try:
             if blocking:
                 return self.hub.push(folder, commit_message)
@@ -517,64 +519,48 @@ class RFDETRTrainer:
         started = time.perf_counter()
         metrics: dict[str, float] = {}
         for prefix in self.args.evaluated_prefixes if self._in_training else ("",):
+            folder = self._eval_folder(prefix, metric_key_prefix)
             with self.ema.swap() if prefix else contextlib.nullcontext():
-                scores = self._score(dataset)
+                scores = self._score(dataset, folder)
             metrics |= {f"{metric_key_prefix}_{prefix}{name}": value for name, value in scores.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
         self.log(metrics)
-        self._fire("on_evaluate", metrics=metrics)
+        self.fire("on_evaluate", metrics=metrics)
         return metrics
 
-    def _score(self, dataset: Dataset) -> dict[str, float]:
-        evaluator = CocoEvaluator(dataset)
-        for image_ids, detections in self._detections(dataset):
-            evaluator.update(image_ids, detections)
-        return self._compute(evaluator)
+    def _eval_folder(self, prefix: str, metric_key_prefix: str) -> Path | None:
+        """Where an evaluation of a run leaves its tables and curves: `eval/<step>/ema`, `eval/<step>/raw`."""
+        if not self._in_training:
+            return None
+        weights = "ema" if prefix else "raw"
+        return self.run.root / metric_key_prefix / str(self.state.global_step) / weights
 
-    def _compute(self, evaluator: CocoEvaluator) -> dict[str, float]:
-        """The scores of all ranks' detections, computed on the main process and known to all."""
-        evaluator.gather(self.accelerator)
-        scores = [evaluator.compute() if self.accelerator.is_main_process else None]
-        return broadcast_object_list(scores)[0]
+    def _score(self, dataset: Dataset, folder: Path | None) -> dict[str, float]:
+        evaluator = build_evaluator(self, dataset)
+        for image_ids, found in detections(self, dataset):
+            evaluator.update(image_ids, found)
+        return score(self, evaluator, folder)
 
     def predict(self, dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
         """Detections of every image of a data set by the model in memory, and the COCO metrics they give.
 
         Returns:
             predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes`
-                (n, 4) xyxy in pixels, on the CPU.
+                (n, 4) xyxy in pixels, on the CPU; `masks` as run-lengths, or `keypoints`, of such a model.
         """
-        evaluator, found = CocoEvaluator(dataset), []
-        for image_ids, detections in self._detections(dataset):
-            evaluator.update(image_ids, detections)
-            for image_id, each in zip(image_ids, detections, strict=True):
-                found.append({"image_id": image_id} | {name: value.cpu() for name, value in each.items()})
+        evaluator, found = build_evaluator(self, dataset), []
+        for image_ids, batch in detections(self, dataset):
+            evaluator.update(image_ids, batch)
+            for image_id, each in zip(image_ids, batch, strict=True):
+                found.append({"image_id": image_id} | {name: _on_host(value) for name, value in each.items()})
         by_id = {each["image_id"]: each for each in gather_object(found)}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self._compute(evaluator).items()}
-        self._fire("on_predict", metrics=metrics)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in score(self, evaluator).items()}
+        self.fire("on_predict", metrics=metrics)
         return PredictionOutput([by_id[image_id] for image_id in dataset["image_id"]], metrics)
 
-    @torch.no_grad()
-    def _detections(self, dataset: Dataset) -> Iterator[tuple[list[int], list[dict[str, torch.Tensor]]]]:
-        """This rank's images of a data set, batch by batch: their ids and what the model finds on them."""
-        loader = build_eval_loader(dataset, self.args, self.model.config, self.image_processor, self.accelerator)
-        self.callback_handler.eval_dataloader = loader
-        if self.optimizer is None:
-            self.model.to(self.accelerator.device)
-        model = self.wrapped.eval()
-        for batch in self.strategy.in_step(loader, len(dataset)):
-            if batch is None:
-                model(torch.zeros(1, 3, *[self.model.config.resolution] * 2, device=self.accelerator.device))
-                continue
-            image_ids = batch["labels"].fields["image_id"].tolist()
-            inputs = self._to_device(batch)
-            sizes = torch.stack([label["orig_size"] for label in inputs.pop("labels")])
-            with self.strategy.autocast():
-                outputs = model(**inputs)
-            post_process = self.image_processor.post_process_object_detection
-            detections = post_process(outputs, threshold=-1.0, target_sizes=sizes)
-            yield image_ids, detections
-            self._fire("on_prediction_step", image_ids=image_ids, detections=detections)
+
+def _on_host(value: Any) -> Any:
+    return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
 def _processor_for(model: RFDETRForObjectDetection) -> RFDETRImageProcessor:

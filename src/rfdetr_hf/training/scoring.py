@@ -1,0 +1,97 @@
+"""What the model of a run finds on a data set, and how that scores."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+
+from ..data.schema import category_ids, has_keypoints, keypoint_schema
+from ..evaluation.coco import CocoEvaluator
+from ..evaluation.plots import plots_installed, save_plots
+from ..evaluation.report import write_results
+from ..evaluation.tables import aligned, class_cells
+from .console import LOGGER
+from .loaders import build_eval_loader
+
+if TYPE_CHECKING:
+    from .trainer import RFDETRTrainer
+
+logger = logging.getLogger(LOGGER)
+
+IOU_TYPES = {"detection": ("bbox",), "segmentation": ("bbox", "segm"), "keypoints": ("bbox", "keypoints")}
+
+Detections = list[dict[str, Any]]
+
+
+def build_evaluator(trainer: "RFDETRTrainer", dataset: Dataset) -> CocoEvaluator:
+    """An evaluator for the model's task: boxes, and masks or keypoints."""
+    sigmas = None
+    if trainer.model.task == "keypoints" and has_keypoints(dataset):
+        schema = keypoint_schema(dataset)
+        widest = max(range(len(schema.classes)), key=lambda label: schema.num_keypoints_per_class[label])
+        sigmas = schema.sigmas[widest].tolist()
+    return CocoEvaluator(dataset, iou_types=IOU_TYPES[trainer.model.task], sigmas=sigmas, backend="auto")
+
+
+def score(trainer: "RFDETRTrainer", evaluator: CocoEvaluator, folder: Path | None = None) -> dict[str, float]:
+    """The scores of all ranks' detections, computed on the main process and known to all.
+
+    Args:
+        trainer: of the run.
+        evaluator: that has seen this rank's images.
+        folder: where results, tables and curves are written; None for nowhere.
+    """
+    evaluator.gather(trainer.accelerator)
+    scores = [_scores(trainer, evaluator, folder) if trainer.accelerator.is_main_process else None]
+    return broadcast_object_list(scores)[0]
+
+
+def _scores(trainer: "RFDETRTrainer", evaluator: CocoEvaluator, folder: Path | None) -> dict[str, float]:
+    per_class = trainer.args.eval_per_class
+    analysis = evaluator.analyze()
+    if per_class:
+        logger.info("%s", aligned(class_cells(analysis.per_class())))
+    if folder is not None:
+        write_results(evaluator, folder, category_ids(trainer.eval_dataset), predictions=False)
+        if plots_installed():
+            save_plots(analysis, folder)
+    return evaluator.compute(per_class=per_class) | analysis.summary()
+
+
+@torch.no_grad()
+def detections(trainer: "RFDETRTrainer", dataset: Dataset) -> Iterator[tuple[list[int], Detections]]:
+    """This rank's images of a data set, batch by batch: their ids and what the model finds on them."""
+    config, device = trainer.model.config, trainer.accelerator.device
+    loader = build_eval_loader(dataset, trainer.args, config, trainer.image_processor, trainer.accelerator)
+    trainer.callback_handler.eval_dataloader = loader
+    if trainer.optimizer is None:
+        trainer.model.to(device)
+    model = trainer.wrapped.eval()
+    for batch in trainer.strategy.in_step(loader, len(dataset)):
+        if batch is None:
+            model(torch.zeros(1, 3, *[config.resolution] * 2, device=device))
+            continue
+        image_ids = batch["labels"].fields["image_id"].tolist()
+        inputs = trainer.to_device(batch)
+        sizes = torch.stack([label["orig_size"] for label in inputs.pop("labels")])
+        with trainer.strategy.autocast():
+            outputs = model(**inputs)
+        found = _post_process(trainer, outputs, sizes, inputs["pixel_mask"])
+        yield image_ids, found
+        trainer.fire("on_prediction_step", image_ids=image_ids, detections=found)
+
+
+def _post_process(
+    trainer: "RFDETRTrainer", outputs: Any, sizes: torch.Tensor, pixel_mask: torch.Tensor | None
+) -> Detections:
+    processor, model = trainer.image_processor, trainer.model
+    every = {"threshold": -1.0, "target_sizes": sizes}
+    if model.task == "segmentation":
+        return processor.post_process_instance_segmentation(outputs, **every, pixel_mask=pixel_mask, as_rle=True)
+    if model.task == "keypoints":
+        return processor.post_process_keypoint_detection(outputs, model.config.num_keypoints_per_class, **every)
+    return processor.post_process_object_detection(outputs, **every)
