@@ -15,10 +15,9 @@ Every option of the YAML file can be given on the command line, where it wins. C
 
 import sys
 
-from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments
-from rfdetr_hf.data.schema import class_names
+from rfdetr_hf import RFDETRTrainingArguments
 from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
-from rfdetr_hf.training.building import build_model, load_data
+from rfdetr_hf.training.building import build_trainer
 from rfdetr_hf.training.console import log_to_console
 
 
@@ -28,11 +27,7 @@ def main(argv: list[str]) -> None:
     types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
     model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py")
 
-    dataset = load_data(data_args)
-    model = build_model(model_args, class_names(dataset["train"]))
-    trainer = RFDETRTrainer(
-        model, training_args, train_dataset=dataset["train"], eval_dataset=dataset.get("validation")
-    )
+    trainer, dataset = build_trainer(model_args, data_args, training_args)
     trainer.train()
     if "test" in dataset:
         trainer.evaluate(dataset["test"], metric_key_prefix="test")

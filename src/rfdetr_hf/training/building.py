@@ -2,7 +2,8 @@
 
 from datasets import DatasetDict
 
-from ..data.schema import class_names, label_table
+from ..data.keypoints import KeypointSchema
+from ..data.schema import class_names, has_keypoints, keypoint_schema, label_table
 from ..data.sources import load_detection_dataset
 from ..models.auto import load_model, model_class
 from ..models.configuration_rfdetr import RFDETRConfig
@@ -18,10 +19,21 @@ def load_data(args: DataArguments) -> DatasetDict:
     return dataset
 
 
-def build_model(args: ModelArguments, names: list[str]) -> RFDETRPreTrainedModel:
-    """A model for the given classes: published weights with a new class head, or a variant with random weights."""
+def build_model(
+    args: ModelArguments, names: list[str], keypoints: KeypointSchema | None = None
+) -> RFDETRPreTrainedModel:
+    """A model for the given classes: published weights with a new class head, or a variant with random weights.
+
+    Args:
+        args: which model.
+        names: class names in the order of the labels.
+        keypoints: of the data, for a keypoint model.
+    """
     overrides = dict(args.config_overrides or {}) | {"id2label": dict(enumerate(names))}
     overrides |= {"label2id": {name: i for i, name in enumerate(names)}}
+    if keypoints is not None:
+        overrides["num_keypoints_per_class"] = keypoints.num_keypoints_per_class
+        overrides["keypoint_schema"] = keypoints.to_dict()
     if args.resolution is not None:
         overrides["resolution"] = args.resolution
     if args.model_name_or_path is not None:
@@ -35,8 +47,8 @@ def build_trainer(
 ) -> tuple[RFDETRTrainer, DatasetDict]:
     """The trainer of a run, and its data."""
     dataset = load_data(data_args)
-    model = build_model(model_args, class_names(dataset["train"]))
-    trainer = RFDETRTrainer(
-        model, training_args, train_dataset=dataset["train"], eval_dataset=dataset.get("validation")
-    )
+    train = dataset["train"]
+    schema = keypoint_schema(train) if has_keypoints(train) else None
+    model = build_model(model_args, class_names(train), schema)
+    trainer = RFDETRTrainer(model, training_args, train_dataset=train, eval_dataset=dataset.get("validation"))
     return trainer, dataset
