@@ -11,6 +11,7 @@ from rfdetr_hf import (
     RFDETRTrainingArguments,
     make_shapes_dataset,
 )
+from rfdetr_hf.models.backbone import resize_position_table
 from rfdetr_hf.training.finetuning import (
     adapter_state,
     add_lora,
@@ -113,6 +114,17 @@ def test_load_parts(model, tiny_config, tmp_path):
     for name, tensor in other.state_dict().items():
         expected = source[name] if part_of(name) in ("encoder", "decoder") else before[name]
         assert torch.equal(tensor, expected), name
+
+
+def test_load_parts_resizes_positions(model, tiny_config, tmp_path):
+    model.save_pretrained(tmp_path)
+    larger = RFDETRForObjectDetection(
+        tiny_config(resolution=96, backbone_config={"out_indices": [1, 2], "image_size": 96})
+    )
+    load_parts(larger, tmp_path, ["encoder"])
+    ours, theirs = (m.backbone[0].vit.embeddings.position_embeddings[0] for m in (larger, model))
+    assert torch.equal(ours[0], theirs[0])
+    torch.testing.assert_close(ours[1:], resize_position_table(theirs[1:], 12, 12))
 
 
 def test_load_parts_that_do_not_fit(model, tiny_config, tmp_path):

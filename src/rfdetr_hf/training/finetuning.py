@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..models.pretrained import read_state
-from ..models.pretrained_layouts import official_keys
+from ..models.pretrained_layouts import POSITIONS, official_keys, resize_positions
 
 logger = logging.getLogger("rfdetr_hf")
 
@@ -69,6 +69,8 @@ def freeze_encoder_blocks(model: RFDETRForObjectDetection, count: int) -> None:
 def load_parts(model: RFDETRForObjectDetection, source: str | Path, parts: Collection[str], **hub_options: Any) -> None:
     """Put some parts of a checkpoint into a model and leave the others as they are.
 
+    The position table of another resolution is resized.
+
     Args:
         model: the rest of it may differ from the checkpoint: other classes, another task.
         source: a folder or Hub id in the layout of this package or of transformers.
@@ -80,6 +82,8 @@ def load_parts(model: RFDETRForObjectDetection, source: str | Path, parts: Colle
     """
     _check_parts(parts)
     found = official_keys(read_state(source, **hub_options))
+    if POSITIONS in found:
+        found[POSITIONS] = resize_positions(found[POSITIONS], model.config.backbone_config.position_grid)
     wanted = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if part_of(name) in parts}
     for name, tensor in wanted.items():
         if name not in found:
