@@ -1,105 +1,202 @@
 """The `README.md` of a saved model."""
 
 import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import yaml
+from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedConfig
 
+from .curves import save_curves
+
 FRAMEWORKS = ("rfdetr-hf", "torch", "transformers", "accelerate", "datasets")
+METRICS = {
+    "map": "mAP", "map_50": "mAP50", "map_75": "mAP75", "map_small": "mAP small", "map_medium": "mAP medium",
+    "map_large": "mAP large", "mar_1": "mAR 1", "mar_10": "mAR 10", "mar_100": "mAR 100", "mar_small": "mAR small",
+    "mar_medium": "mAR medium", "mar_large": "mAR large",
+}  # fmt: skip
+CURVES = "curves.png"
+_SHOWN_EVALUATIONS = 20
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_DOWNLOAD = re.compile(r"hf://datasets/([^@]+)@")
 
-BODY = """
-# {title}
 
-An [RF-DETR](https://github.com/roboflow/rf-detr) object detector with {num_labels} classes,
-input {resolution} × {resolution}, trained with rfdetr_hf.
+@dataclass(frozen=True)
+class Task:
+    """What the card says of a task."""
 
-Classes: {classes}
+    name: str
+    pipeline_tag: str
+    post_process: str
+    in_transformers: bool
 
-## Use
+
+TASKS = {
+    "RFDETRForObjectDetection": Task("object detection", "object-detection", "post_process_object_detection", True),
+    "RFDETRForInstanceSegmentation": Task(
+        "instance segmentation", "image-segmentation", "post_process_instance_segmentation", False
+    ),
+    "RFDETRForKeypointDetection": Task(
+        "keypoint detection", "keypoint-detection", "post_process_keypoint_detection", False
+    ),
+}
+
+PLAIN_TRANSFORMERS = """
+With plain transformers, without rfdetr_hf (its image processor needs torchvision):
 
 ```python
-from rfdetr_hf import RFDETRForObjectDetection, RFDETRImageProcessor
 from PIL import Image
-import torch
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
-model = RFDETRForObjectDetection.from_pretrained("PATH_OR_ID").eval()
-processor = RFDETRImageProcessor.from_pretrained("PATH_OR_ID")
-image = Image.open("image.jpg")
-with torch.no_grad():
-    outputs = model(**processor(image, return_tensors="pt"))
-sizes = [(image.height, image.width)]
-detections = processor.post_process_object_detection(outputs, threshold=0.5, target_sizes=sizes)[0]
+model = AutoModelForObjectDetection.from_pretrained("$model_id")
+processor = AutoImageProcessor.from_pretrained("$model_id")
+detector = pipeline("object-detection", model=model, image_processor=processor)
+print(detector(Image.open("image.jpg").convert("RGB"), threshold=0.5))
 ```
-
-Plain `transformers.AutoModelForObjectDetection.from_pretrained` reads this folder as well.
-
-## Results
-
-{results}
-
-## Training arguments
-
-```yaml
-{arguments}```
-
-## Versions
-
-{versions}
 """
 
 
-def write_model_card(
-    folder: Path, name: str, config: PreTrainedConfig, metrics: dict[str, float], training_arguments: dict[str, Any]
-) -> None:
-    """Write `README.md` with metadata, results and how to use the model.
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card tells.
 
-    Args:
-        folder: a folder that holds the saved model.
+    Attributes:
         name: of the model.
+        model_class: name of its class.
         config: its configuration.
-        metrics: COCO metrics by their logged names (`eval_map`, `eval_ema_map`, …); runtimes are left out.
-        training_arguments: the arguments of the run, as plain values.
+        parameters: number of its parameters.
+        metrics: by their logged names (`eval_map`, `eval_ema_map`, …); runtimes are left out.
+        training_arguments: of the run, as plain values.
+        log_history: what the run logged, for the table of evaluations and the curves.
+        dataset: Hub id of the training data, if it comes from there.
+        base_model: Hub id of the model that the training started from, if any.
+        model_id: what the code of the card loads.
     """
-    scores = {k: v for k, v in metrics.items() if isinstance(v, float) and not k.endswith("_runtime")}
-    data = ModelCardData(
-        model_name=name,
-        library_name="transformers",
-        pipeline_tag="object-detection",
+
+    name: str
+    model_class: str
+    config: PreTrainedConfig
+    parameters: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    training_arguments: Mapping[str, Any] = field(default_factory=dict)
+    log_history: Sequence[Mapping[str, float]] = ()
+    dataset: str | None = None
+    base_model: str | None = None
+    model_id: str = "PATH_OR_ID"
+
+
+def write_model_card(folder: Path, facts: CardFacts) -> None:
+    """Write `README.md`: metadata, results, how to use the model; and `curves.png` if matplotlib is installed."""
+    has_curves = save_curves(facts.log_history, folder / CURVES)
+    text = f"---\n{metadata(facts).to_yaml()}\n---\n{_body(facts, has_curves)}"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def metadata(facts: CardFacts) -> ModelCardData:
+    """The card's YAML block, with the results as a `model-index`."""
+    task = TASKS[facts.model_class]
+    return ModelCardData(
+        model_name=facts.name,
+        library_name="transformers" if task.in_transformers else "rfdetr_hf",
+        pipeline_tag=task.pipeline_tag,
         license="apache-2.0",
-        tags=["object-detection", "rf-detr", "rfdetr_hf"],
-        eval_results=_eval_results(scores) or None,
+        tags=[task.pipeline_tag, "rf-detr", "rfdetr_hf", "vision"],
+        datasets=[facts.dataset] if facts.dataset else None,
+        base_model=facts.base_model,
+        metrics=["map"] if facts.metrics else None,
+        eval_results=_eval_results(facts, task) or None,
     )
-    body = BODY.format(
-        title="RF-DETR fine-tuned with rfdetr_hf",
+
+
+def hub_dataset_id(dataset: Dataset | None) -> str | None:
+    """The Hub id of a data set that `datasets.load_dataset` downloaded, else None."""
+    for url in (dataset.info.download_checksums or ()) if dataset is not None else ():
+        if match := _DOWNLOAD.match(str(url)):
+            return match[1]
+    return None
+
+
+def hub_model_id(name_or_path: str | None) -> str | None:
+    """`name_or_path` if it is a Hub id, else None."""
+    text = str(name_or_path or "")
+    return text if _HUB_ID.fullmatch(text) and not Path(text).exists() else None
+
+
+def _body(facts: CardFacts, has_curves: bool) -> str:
+    task, config = TASKS[facts.model_class], facts.config
+    plain = Template(PLAIN_TRANSFORMERS).substitute(model_id=facts.model_id) if task.in_transformers else ""
+    template = Template(files("rfdetr_hf.hub").joinpath("templates/model_card.md").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=f"{facts.name}: RF-DETR trained with rfdetr_hf",
+        task_name=task.name,
         num_labels=config.num_labels,
         resolution=config.resolution,
-        classes=", ".join(config.id2label[i] for i in range(config.num_labels)),
-        results=_table(scores) or "Not evaluated.",
-        arguments=yaml.safe_dump(training_arguments, sort_keys=False),
+        parameters=f"{facts.parameters / 1e6:.1f}",
+        trained_on=f" on [{facts.dataset}](https://huggingface.co/datasets/{facts.dataset})" if facts.dataset else "",
+        classes=", ".join(str(config.id2label[i]) for i in range(config.num_labels)),
+        model_class=facts.model_class,
+        model_id=facts.model_id,
+        post_process=task.post_process,
+        plain_transformers=plain,
+        results=_table(facts.metrics) or "Not evaluated.",
+        evaluations=_evaluations(facts.log_history) + (f"\n![Loss and mAP]({CURVES})\n" if has_curves else ""),
+        arguments=yaml.safe_dump(dict(facts.training_arguments), sort_keys=False),
         versions="\n".join(f"- {name} {version(name)}" for name in FRAMEWORKS)
         + f"\n- Python {platform.python_version()}",
     )
-    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{body}", encoding="utf-8")
 
 
-def _eval_results(scores: dict[str, float]) -> list[EvalResult]:
+def _scores(metrics: Mapping[str, float]) -> list[tuple[str, str, str, float]]:
+    """Split, weights, metric and value of each score; left out is what is no score, or has nothing to score."""
+    found = []
+    for name, value in metrics.items():
+        split, _, rest = name.partition("_")
+        weights = "average" if rest.startswith("ema_") else "raw"
+        metric = rest.removeprefix("ema_")
+        if metric in METRICS and value >= 0:
+            found.append((split, weights, metric, float(value)))
+    return found
+
+
+def _eval_results(facts: CardFacts, task: Task) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type="object-detection",
-            dataset_type="custom",
-            dataset_name="evaluation split",
-            metric_type=name,
+            task_type=task.pipeline_tag,
+            task_name=task.name,
+            dataset_type=facts.dataset or "custom",
+            dataset_name=facts.dataset or "custom data",
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=METRICS[metric] + (" (averaged weights)" if weights == "average" else ""),
             metric_value=round(value, 5),
         )
-        for name, value in scores.items()
-        if value >= 0
+        for split, weights, metric, value in _scores(facts.metrics)
     ]
 
 
-def _table(scores: dict[str, float]) -> str:
-    rows = [f"| {name} | {value:.4f} |" for name, value in scores.items()]
-    return "\n".join(["| metric | value |", "|---|---|", *rows]) if rows else ""
+def _table(metrics: Mapping[str, float]) -> str:
+    rows = [f"| {split} | {w} | {METRICS[metric]} | {value:.4f} |" for split, w, metric, value in _scores(metrics)]
+    return "\n".join(["| split | weights | metric | value |", "|---|---|---|---|", *rows]) if rows else ""
+
+
+def _evaluations(log_history: Sequence[Mapping[str, float]]) -> str:
+    """The course of the run: at most `_SHOWN_EVALUATIONS` evaluations, evenly spread, the last included."""
+    rows = []
+    for row in log_history:
+        prefix = next((p for p in ("eval_ema_", "eval_") if f"{p}map" in row), None)
+        if prefix is not None:
+            values = " | ".join(f"{row[f'{prefix}{name}']:.4f}" for name in ("map", "map_50", "map_75"))
+            rows.append(f"| {row['step']} | {row['epoch']:.2f} | {values} |")
+    if not rows:
+        return ""
+    count = min(len(rows), _SHOWN_EVALUATIONS)
+    chosen = [rows[round((i + 1) * len(rows) / count) - 1] for i in range(count)]
+    return "\n".join(["| step | epoch | mAP | mAP50 | mAP75 |", "|---|---|---|---|---|", *chosen]) + "\n"

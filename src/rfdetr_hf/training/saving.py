@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
-from ..hub.model_card import write_model_card
+from ..hub.model_card import CardFacts, hub_dataset_id, hub_model_id, write_model_card
 from .checkpointing import atomic_directory, checkpoint_path, rng_state, rotate, set_rng_state, temporary_path
 from .finetuning import adapter_state, plain_state, unmerged_state
 from .meters import mean_state
@@ -178,8 +178,30 @@ def save_pretrained(trainer: "RFDETRTrainer", path: Path, metrics: dict[str, flo
     if is_main:
         with atomic_directory(path) as folder:
             _write_model(trainer, folder, weights)
-            write_model_card(folder, path.name, trainer.model.config, metrics or {}, trainer.args.to_dict())
+            write_model_card(folder, _card_facts(trainer, metrics))
     trainer.accelerator.wait_for_everyone()
+
+
+def _card_facts(trainer: "RFDETRTrainer", metrics: dict[str, float] | None) -> CardFacts:
+    """What the model card of the present weights tells; without metrics, those of the step that the weights are of."""
+    history, state = trainer.state.log_history, trainer.state
+    if metrics is None:
+        holds_best = trainer.args.load_best_model_at_end and not trainer._in_training and state.best_global_step
+        step = state.best_global_step if holds_best else state.global_step
+        metrics = next((row for row in reversed(history) if row["step"] == step and "eval_runtime" in row), {})
+    on_hub = trainer.args.push_to_hub or trainer.args.hub_model_id is not None
+    return CardFacts(
+        name=trainer.hub.repo_id.rpartition("/")[2] if on_hub else trainer.run.root.resolve().name,
+        model_class=trainer.model_class.__name__,
+        config=trainer.model.config,
+        parameters=sum(parameter.numel() for parameter in saved_tensors(trainer.model).values()),
+        metrics=metrics,
+        training_arguments=trainer.args.to_dict(),
+        log_history=history,
+        dataset=hub_dataset_id(trainer.train_dataset),
+        base_model=hub_model_id(trainer.model.config._name_or_path),
+        model_id=trainer.hub.repo_id if on_hub else "PATH_OR_ID",
+    )
 
 
 def _write_model(trainer: "RFDETRTrainer", folder: Path, weights: dict[str, Tensor]) -> None:

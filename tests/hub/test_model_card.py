@@ -1,0 +1,120 @@
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+from datasets import DatasetInfo
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from PIL import Image
+
+from rfdetr_hf import RFDETRImageProcessor, RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
+from rfdetr_hf.hub.model_card import TASKS, CardFacts, hub_dataset_id, hub_model_id, write_model_card
+
+HISTORY = [
+    {"step": 1, "epoch": 0.5, "loss": 9.0},
+    {"step": 2, "epoch": 1.0, "loss": 8.0},
+    {"step": 2, "epoch": 1.0, "eval_ema_map": 0.1, "eval_ema_map_50": 0.2, "eval_ema_map_75": 0.05},
+    {"step": 4, "epoch": 2.0, "eval_ema_map": 0.3, "eval_ema_map_50": 0.5, "eval_ema_map_75": 0.25},
+]
+METRICS = {"eval_ema_map": 0.3, "eval_map_small": -1.0, "eval_map_50": 0.5, "eval_runtime": 3.0, "epoch": 2.0}
+
+
+@pytest.fixture
+def facts(tiny_config):
+    return CardFacts(
+        "mine", "RFDETRForObjectDetection", tiny_config(), 1_234_567, METRICS, {"learning_rate": 1e-4}, HISTORY,
+        dataset="user/data", base_model="Roboflow/rf-detr-nano",
+    )  # fmt: skip
+
+
+def test_the_metadata_is_what_the_hub_reads(tmp_path, facts):
+    write_model_card(tmp_path, facts)
+    card = ModelCard((tmp_path / "README.md").read_text())
+    data = card.data.to_dict()
+    assert data["pipeline_tag"] == "object-detection" and data["library_name"] == "transformers"
+    assert data["datasets"] == ["user/data"] and data["base_model"] == "Roboflow/rf-detr-nano"
+    assert data["license"] == "apache-2.0"
+    name, results = model_index_to_eval_results(data["model-index"])
+    assert name == "mine"
+    assert {(r.metric_type, r.metric_name, r.metric_value, r.dataset_split) for r in results} == {
+        ("map", "mAP (averaged weights)", 0.3, "eval"), ("map_50", "mAP50", 0.5, "eval"),
+    }  # fmt: skip
+    assert all(r.dataset_type == "user/data" for r in results)
+
+
+def test_the_text_has_results_evaluations_arguments_and_versions(tmp_path, facts):
+    write_model_card(tmp_path, facts)
+    text = (tmp_path / "README.md").read_text()
+    for part in ("| eval | average | mAP | 0.3000 |", "| 4 | 2.00 | 0.3000 | 0.5000 | 0.2500 |", "1.2 M parameters",
+                 "circle, square, triangle", "learning_rate: 0.0001", "- torch ", "64 × 64"):  # fmt: skip
+        assert part in text
+    assert "mAP small" not in text and "runtime" not in text
+    assert not re.search(r"\$\w", text)
+
+
+def test_curves_are_drawn_where_matplotlib_is(tmp_path, facts, monkeypatch):
+    monkeypatch.setattr("rfdetr_hf.hub.curves.find_spec", lambda name: None)
+    write_model_card(tmp_path, facts)
+    assert not (tmp_path / "curves.png").exists() and "curves.png" not in (tmp_path / "README.md").read_text()
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    write_model_card(tmp_path, facts)
+    assert "![Loss and mAP](curves.png)" in (tmp_path / "README.md").read_text()
+    assert Image.open(tmp_path / "curves.png").size == (900, 320)
+
+
+def test_long_runs_show_twenty_evaluations_and_the_last(tmp_path, facts):
+    rows = [{**HISTORY[3], "step": step, "epoch": step / 10} for step in range(1, 101)]
+    write_model_card(tmp_path, CardFacts("mine", facts.model_class, facts.config, 1, {}, {}, rows))
+    shown = re.findall(r"^\| (\d+) \| [\d.]+ \|", (tmp_path / "README.md").read_text(), re.M)
+    assert len(shown) == 20 and shown[-1] == "100"
+
+
+@pytest.mark.parametrize("model_class", TASKS)
+def test_cards_of_every_task(tmp_path, tiny_config, model_class):
+    write_model_card(tmp_path, CardFacts("mine", model_class, tiny_config(), 1))
+    text = (tmp_path / "README.md").read_text()
+    assert f"from rfdetr_hf import {model_class}" in text and "Not evaluated." in text
+    assert hasattr(RFDETRImageProcessor, re.search(r"processor\.(post_process_\w+)", text)[1])
+    assert ("AutoModelForObjectDetection" in text) == TASKS[model_class].in_transformers
+
+
+def test_ids_of_the_hub():
+    info = DatasetInfo(download_checksums={"hf://datasets/user/data@0123/train.parquet": {}})
+    data = make_shapes_dataset(1)
+    assert hub_dataset_id(None) is None and hub_dataset_id(data) is None
+    data.info.update(info)
+    assert hub_dataset_id(data) == "user/data"
+    assert hub_model_id("Roboflow/rf-detr-nano") == "Roboflow/rf-detr-nano"
+    assert hub_model_id("/a/b") is hub_model_id("tests/hub") is hub_model_id(None) is None
+
+
+def test_the_card_of_a_run_and_its_code_run_as_written(tmp_path, tiny_model):
+    shapes = make_shapes_dataset(8, image_size=64)
+    args = RFDETRTrainingArguments(
+        output_dir=str(tmp_path / "my-run"), num_train_epochs=2, per_device_train_batch_size=4, disable_tqdm=True,
+        gradient_accumulation_steps=1, dataloader_num_workers=0, audit="off", multi_scale="off", logging_steps=1,
+        save_strategy="no",
+    )  # fmt: skip
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes)
+    trainer.train()
+    for name in ("best", "last"):
+        card = ModelCard((tmp_path / "my-run" / name / "README.md").read_text())
+        assert card.data.to_dict()["model-index"][0]["name"] == "my-run"
+        assert {r.metric_type for r in card.data.eval_results} >= {"map", "map_50", "mar_100"}
+    trainer.save_model(tmp_path / "saved")
+    text = ModelCard((tmp_path / "saved" / "README.md").read_text()).text
+    assert f"{trainer.state.best_metric:.4f}" in text
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == 2
+    Image.new("RGB", (80, 60)).save(tmp_path / "image.jpg")
+    if find_spec("torchvision") is None:
+        blocks.pop()  # transformers' own image processor needs it
+    for block, forbidden in zip(blocks, ((), ("rfdetr_hf",)), strict=False):
+        code = block.replace("PATH_OR_ID", str(tmp_path / "saved")).replace("threshold=0.5", "threshold=0.0")
+        code += f"\nimport sys\nassert not {set(forbidden)!r} & set(sys.modules)\n"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "circle" in done.stdout or "square" in done.stdout or "triangle" in done.stdout
