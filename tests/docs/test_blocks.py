@@ -10,6 +10,7 @@ import yaml
 from blocks import ROOT, Block, blocks, commands, documents
 
 from rfdetr_hf import RFDETRTrainingArguments
+from rfdetr_hf.cli.main import VERBS
 from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
 
 
@@ -49,8 +50,10 @@ def check_verb(argv, monkeypatch):
     """Parse the arguments of one verb of the `rfdetr-hf` command."""
     verb, *rest = argv
     module = importlib.import_module(f"rfdetr_hf.cli.{verb}")
-    if hasattr(module, "parse_arguments"):
-        monkeypatch.setattr(module, "parse_arguments", parse_only)
+    if not hasattr(module, "add_arguments"):
+        for name in VERBS:
+            each = importlib.import_module(f"rfdetr_hf.cli.{name}")
+            monkeypatch.setattr(each, "parse_arguments", parse_only, raising=False)
         with pytest.raises(Parsed):
             module.main(rest)
     else:
@@ -65,6 +68,8 @@ def check_command(words, monkeypatch):
         words = words[1:]
     if words[0].endswith("rfdetr-hf"):
         return check_verb(words[1:], monkeypatch)
+    if "rfdetr_hf.cli" in words:
+        return check_verb(words[words.index("rfdetr_hf.cli") + 1 :], monkeypatch)
     for place, word in enumerate(words):
         if word.endswith(".py") and "/" in word:
             return check_script(word, words[place + 1 :], monkeypatch)

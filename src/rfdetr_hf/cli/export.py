@@ -9,6 +9,14 @@ from ..export.parity import TOLERANCE
 from ..models.auto import load_model
 from ..training.arguments import parse_arguments
 
+DESCRIPTION = """Write a trained model as an ONNX file or a torch.export program.
+
+  rfdetr-hf export --model_name_or_path outputs/mine/best --output model.onnx
+  rfdetr-hf export --model_name_or_path outputs/mine/best --format torch --size 384 640
+
+The batch size stays free, the image size is fixed. The file is run beside the model on random images, and kept only if
+they agree."""
+
 
 @dataclass
 class ExportArguments:
@@ -32,7 +40,7 @@ class ExportArguments:
 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf export") -> ExportReport:
     """Load, export, compare, print."""
-    (args,) = parse_arguments((ExportArguments,), argv, prog=prog)
+    (args,) = parse_arguments((ExportArguments,), argv, prog=prog, description=DESCRIPTION)
     size = None if args.size is None else (args.size[0], args.size[-1])
     report = export(
         load_model(args.model_name_or_path),
