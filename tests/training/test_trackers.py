@@ -1,0 +1,197 @@
+import importlib.util
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.tracking import GeneralTracker
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
+from rfdetr_hf.training import trackers
+from rfdetr_hf.training.trackers import TrackerCallback, check_trackers, flatten
+
+
+class Memory(GeneralTracker):
+    name = "memory"
+    requires_logging_directory = False
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.logged, self.images, self.finished = {}, [], [], 0
+
+    @property
+    def tracker(self):
+        return self
+
+    def store_init_configuration(self, values):
+        self.config = values
+
+    def log(self, values, step=None, **kwargs):
+        self.logged.append((step, values))
+
+    def log_images(self, values, step=None, **kwargs):
+        self.images.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return make_shapes_dataset(8, image_size=64, seed=1)
+
+
+def arguments(folder, **options):
+    defaults = {
+        "output_dir": str(folder), "num_train_epochs": 2, "per_device_train_batch_size": 4, "disable_tqdm": True,
+        "gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "audit": "off", "multi_scale": "off",
+        "logging_steps": 1, "save_strategy": "no", "report_images": 3,
+    }  # fmt: skip
+    return RFDETRTrainingArguments(**{**defaults, **options})
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_tracker_of_ones_own_gets_numbers_pictures_and_the_end(tmp_path, tiny_model, shapes, raw):
+    memory = Memory()
+    args = arguments(tmp_path, eval_raw_weights=raw, lr_scheduler_type="cosine_with_restarts",
+                     lr_scheduler_kwargs={"num_cycles": 1})  # fmt: skip
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes, callbacks=[TrackerCallback([memory])])
+    trainer.train()
+    assert memory.config["learning_rate"] == 1e-4 and memory.config["lr_scheduler_kwargs/num_cycles"] == 1
+    assert memory.config["model/resolution"] == 64 and memory.config["model/backbone_config/patch_size"] == 8
+    assert "hub_token" in memory.config and memory.config["hub_token"] == "None"
+    steps = [step for step, values in memory.logged if "train/loss" in values]
+    assert steps == list(range(1, trainer.state.max_steps + 1))
+    scored = [step for step, values in memory.logged if "eval/ema_map" in values]
+    assert [step for step, _ in memory.images] == scored and len(scored) == 2
+    pictures = memory.images[0][1]["eval/predictions"]
+    assert len(pictures) == 3 and all(p.shape == (480, 480, 3) and p.any() for p in pictures)
+    assert memory.finished == 1
+
+
+def test_pictures_show_the_averaged_weights(shapes):
+    memory = Memory()
+    callback = TrackerCallback([memory])
+    callback.trackers = [memory]
+    args, loader = SimpleNamespace(report_images=1), SimpleNamespace(dataset=SimpleNamespace(dataset=shapes))
+    image_id = shapes[0]["image_id"]
+
+    def step(score):
+        found = {"scores": torch.tensor([score]), "labels": torch.tensor([0]), "boxes": torch.ones(1, 4)}
+        ids = [image_id, shapes[1]["image_id"]]
+        callback.on_prediction_step(args, None, None, eval_dataloader=loader, image_ids=ids, detections=[found, found])
+
+    step(0.9)
+    first = dict(callback._found)
+    step(0.1)
+    assert list(first) == list(callback._found) == [image_id]
+    assert callback._found[image_id]["scores"].item() == pytest.approx(0.1)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard(tmp_path, tiny_model, shapes):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    args = arguments(tmp_path / "run", report_to="tensorboard", run_name="first")
+    RFDETRTrainer(tiny_model(), args, shapes, shapes).train()
+    events = EventAccumulator(str(tmp_path / "run" / "runs" / "first"), size_guidance={"images": 0})
+    events.Reload()
+    assert {"train/loss", "train/learning_rate", "eval/ema_map"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("eval/ema_map")] == [5, 10]
+    assert {e.step for tag in events.Tags()["images"] for e in events.Images(tag)} == {5, 10}
+    assert list((tmp_path / "run" / "runs" / "first").rglob("hparams.yml"))
+
+
+def test_nothing_is_reported_by_default(tmp_path, tiny_model, shapes):
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, max_steps=1), shapes, shapes)
+    assert not any(isinstance(c, TrackerCallback) for c in trainer.callback_handler.callbacks)
+    assert arguments(tmp_path, report_to=[]).trackers == arguments(tmp_path, report_to="none").trackers == ()
+    assert arguments(tmp_path, report_to=["wandb", "mlflow"]).trackers == ("wandb", "mlflow")
+    assert arguments(tmp_path, report_to="wandb, tensorboard").trackers == ("wandb", "tensorboard")
+
+
+def test_a_missing_tracker_names_the_extra_before_the_run(tmp_path, tiny_model, shapes, monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: [])
+    with pytest.raises(ImportError, match=r"report_to=wandb .* pip install 'rfdetr-hf\[trackers\]'"):
+        RFDETRTrainer(tiny_model(), arguments(tmp_path, report_to="wandb"), shapes, shapes)
+    with pytest.raises(ImportError, match="pip install aim"):
+        check_trackers(["aim"])
+
+
+def test_an_unknown_tracker_names_the_nearest():
+    with pytest.raises(ValueError, match="'tensorbord'; did you mean 'tensorboard'"):
+        check_trackers(["tensorbord"])
+
+
+def test_nested_values_become_flat():
+    assert flatten({"a": {"b": {"c": 1}, "d": None}, "e": [1, 2], "f": True}) == {
+        "a/b/c": 1, "a/d": "None", "e": "[1, 2]", "f": True,
+    }  # fmt: skip
+
+
+def test_all_events_fire_in_their_order(tmp_path, tiny_model, shapes):
+    events = []
+
+    class Recorder(TrainerCallback):
+        def __getattribute__(self, name):
+            if name.startswith("on_"):
+                return lambda *args, **kwargs: events.append((name, set(kwargs)))
+            return super().__getattribute__(name)
+
+    args = arguments(tmp_path, max_steps=1, per_device_eval_batch_size=4, save_strategy="epoch")
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes, callbacks=[Recorder()])
+    trainer.train()
+    names = [name for name, _ in events]
+    assert names == [
+        "on_init_end", "on_train_begin", "on_epoch_begin", "on_step_begin", "on_pre_optimizer_step",
+        "on_optimizer_step", "on_step_end", "on_log", "on_epoch_end", "on_prediction_step", "on_prediction_step",
+        "on_log", "on_evaluate", "on_save", "on_train_end",
+    ]  # fmt: skip
+    events.clear()
+    trainer.predict(shapes)
+    assert [name for name, _ in events] == ["on_prediction_step", "on_prediction_step", "on_predict"]
+    assert "metrics" in events[-1][1] and {"eval_dataloader", "image_ids", "detections"} <= events[0][1]
+
+
+def test_at_the_end_of_training_the_best_model_is_in_memory_and_saved(tmp_path, tiny_model, shapes):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            seen.append((model.class_embed.bias.clone(), (tmp_path / "last" / "model.safetensors").is_file()))
+
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, shapes, callbacks=[Watch()])
+    trainer.train()
+    assert seen[0][1] and torch.equal(seen[0][0], trainer.model.class_embed.bias)
+
+
+def test_the_state_of_callbacks_survives_a_resume(tmp_path, tiny_model, shapes):
+    class Counter(TrainerCallback, ExportableState):
+        def __init__(self):
+            self.steps = 0
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.steps += 1
+            if self.steps == 7:
+                raise KeyboardInterrupt
+
+        def state(self):
+            return {"args": {}, "attributes": {"steps": self.steps}}
+
+    args = arguments(tmp_path, save_strategy="steps", save_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        RFDETRTrainer(tiny_model(), args, shapes, shapes, callbacks=[Counter()]).train()
+    again = Counter()
+    again.on_step_begin = lambda *a, **k: events.append(again.steps)
+    events = []
+    with pytest.raises(KeyboardInterrupt):
+        RFDETRTrainer(tiny_model(), args, shapes, shapes, callbacks=[again]).train(resume_from_checkpoint=True)
+    assert events == [6]
+
+
+def test_pictures_are_arrays_of_one_size(shapes):
+    found = {"scores": torch.tensor([0.9]), "labels": torch.tensor([1]), "boxes": torch.tensor([[1.0, 1, 30, 30]])}
+    pictures = trackers._pictures(shapes, {row["image_id"]: found for row in shapes.select([2, 5])}, {1: "square"})
+    assert np.stack(pictures).shape == (2, 480, 480, 3)
