@@ -20,7 +20,7 @@ from rfdetr_hf.training.loaders import build_train_loader
 from rfdetr_hf.training.multi_scale import compute_scales
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
-GAP = 4
+GAP, LEAST_SIDE = 4, 320
 
 
 @dataclass
@@ -33,8 +33,9 @@ class ShowArguments:
 
 
 def draw_image(pixels: torch.Tensor, boxes: torch.Tensor, labels: list[int], names: list[str]) -> Image.Image:
-    """One image of a batch: pixels (3, H, W) uint8, boxes (n, 4) as (cx, cy, w, h) in [0, 1]."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    """One image of a batch, small ones enlarged: pixels (3, H, W) uint8, boxes (n, 4) as (cx, cy, w, h) in [0, 1]."""
+    scale = max(1, LEAST_SIDE // max(pixels.shape[1:]))
+    image = Image.fromarray(pixels.permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy())
     pen, (width, height) = ImageDraw.Draw(image), image.size
     for (x, y, w, h), label in zip(boxes.tolist(), labels, strict=True):
         colour = COLOURS[label % len(COLOURS)]

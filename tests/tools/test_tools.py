@@ -37,16 +37,16 @@ def test_show_batch(tmp_path, capsys):
         + ["--per_device_train_batch_size", "3"]
     )
     image = Image.open(output)
-    assert image.size == (3 * 96 + 2 * 4, 2 * 96 + 4)
-    assert "296 x 196 pixels" in capsys.readouterr().out
+    assert image.size == (3 * 288 + 2 * 4, 2 * 288 + 4)
+    assert "872 x 580 pixels" in capsys.readouterr().out
 
 
 def test_boxes_are_drawn_where_they_are():
-    pixels = torch.zeros(3, 40, 80, dtype=torch.uint8)
+    pixels = torch.zeros(3, 160, 320, dtype=torch.uint8)
     picture = np.asarray(load("show_batch").draw_image(pixels, torch.tensor([[0.5, 0.5, 0.5, 0.5]]), [0], [""]))
     drawn = picture.any(-1)
-    assert drawn[10, 20:60].all() and drawn[10:30, 20].all() and drawn[30, 20:60].all()
-    assert not drawn[:10].any() and not drawn[:, :20].any() and not drawn[14:27, 24:57].any()
+    assert drawn[40, 80:240].all() and drawn[40:120, 80].all() and drawn[120, 80:240].all()
+    assert not drawn[:40].any() and not drawn[:, :80].any() and not drawn[50:110, 90:230].any()
 
 
 def test_equal_curves(compare, tmp_path, capsys):
