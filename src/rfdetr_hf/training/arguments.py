@@ -273,6 +273,8 @@ class ModelArguments:
     config_overrides: dict | str | None = _option(None, "Configuration fields to change (JSON or a YAML mapping).")
     resolution: int | None = _option(None, "Side of the square input in pixels; default: the variant's.")
     revision: str | None = _option(None, "Branch, tag or commit of model_name_or_path on the Hub.")
+    class_init: str = _option("prior", "New class rows: fresh, or repeated as rfdetr does.", ("prior", "tile"))
+    init_backbone_from: str | None = _option(None, "DINOv2 of transformers to start a variant's encoder from.")
 
     def __post_init__(self) -> None:
         if isinstance(self.config_overrides, str):

@@ -5,7 +5,7 @@ from datasets import DatasetDict
 from ..data.keypoints import KeypointSchema
 from ..data.schema import class_names, has_keypoints, keypoint_schema, label_table
 from ..data.sources import load_detection_dataset
-from ..models.auto import load_model, model_class
+from ..models.auto import is_official, load_model, model_class
 from ..models.configuration_rfdetr import RFDETRConfig
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
 from .arguments import DataArguments, ModelArguments, RFDETRTrainingArguments
@@ -37,9 +37,13 @@ def build_model(
     if args.resolution is not None:
         overrides["resolution"] = args.resolution
     if args.model_name_or_path is not None:
-        return load_model(args.model_name_or_path, revision=args.revision, ignore_mismatched_sizes=True, **overrides)
+        options = {} if is_official(args.model_name_or_path) else {"revision": args.revision}
+        return load_model(args.model_name_or_path, class_init=args.class_init, **options, **overrides)
     config = RFDETRConfig.from_variant(args.variant, **overrides)
-    return model_class(RFDETRConfig.variants()[args.variant].task)(config)
+    model = model_class(RFDETRConfig.variants()[args.variant].task)(config)
+    if args.init_backbone_from is not None:
+        model.init_backbone_from(args.init_backbone_from)
+    return model
 
 
 def build_trainer(
