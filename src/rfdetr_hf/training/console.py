@@ -1,9 +1,12 @@
 """Where the messages of a run go: the console, between the progress bars, and `train.log`."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
 LOGGER = "rfdetr_hf"
 
@@ -34,3 +37,15 @@ def stop_logging(handler: logging.Handler) -> None:
     """Take a handler of `log_to_file` off and close it."""
     logging.getLogger(LOGGER).removeHandler(handler)
     handler.close()
+
+
+@contextmanager
+def no_transformers_bars() -> Iterator[None]:
+    """Keep the progress bars that transformers shows for single files out of a run's output."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 
 from ..hub.model_card import CardFacts, hub_dataset_id, hub_model_id, write_model_card
 from .checkpointing import atomic_directory, checkpoint_path, rng_state, rotate, set_rng_state, temporary_path
+from .console import no_transformers_bars
 from .finetuning import adapter_state, plain_state, unmerged_state
 from .meters import mean_state
 from .sharding import part_of, saved_tensors, whole_state, write_state
@@ -208,7 +209,8 @@ def _write_model(trainer: "RFDETRTrainer", folder: Path, weights: dict[str, Tens
     # FSDP2 gives the model a class of another name, which `save_pretrained` would not know how to write.
     with torch.device("meta"):
         skeleton = trainer.model_class(trainer.model.config).to(trainer.model.dtype)
-    skeleton.save_pretrained(folder, state_dict=plain_state(trainer.model, weights))
+    with no_transformers_bars():
+        skeleton.save_pretrained(folder, state_dict=plain_state(trainer.model, weights))
     trainer.image_processor.save_pretrained(folder)
 
 
