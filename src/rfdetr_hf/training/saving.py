@@ -1,5 +1,7 @@
 """What a run writes and reads back: checkpoints to resume from, and plain model folders."""
 
+import dataclasses
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,8 +81,9 @@ def save_checkpoint(trainer: "RFDETRTrainer", epoch_finished: bool = False, due:
 
 def _write_state(trainer: "RFDETRTrainer", folder: Path, progress: dict[str, Any]) -> None:
     callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, ExportableState)]
-    trainer.state.stateful_callbacks = {type(c).__name__: c.state() for c in [*callbacks, trainer.control]}
-    trainer.state.save_to_json(str(folder / TRAINER_STATE))
+    trainer.state.stateful_callbacks = {type(c).__name__: c.state() for c in callbacks}
+    # Its own `save_to_json` sorts the names, and so the columns of a resumed `metrics.csv`.
+    (folder / TRAINER_STATE).write_text(json.dumps(dataclasses.asdict(trainer.state), indent=2), encoding="utf-8")
     torch.save(trainer.scheduler.state_dict(), folder / SCHEDULER)
     if trainer.accelerator.scaler is not None:
         torch.save(trainer.accelerator.scaler.state_dict(), folder / SCALER)
@@ -90,7 +93,7 @@ def _write_state(trainer: "RFDETRTrainer", folder: Path, progress: dict[str, Any
 def _progress(trainer: "RFDETRTrainer", epoch_finished: bool, due: bool) -> dict[str, Any]:
     return {
         "strategy": trainer.strategy.name,
-        "due": due,
+        "due": trainer.control.state()["args"] if due else {},
         "epoch": trainer.epoch + 1 if epoch_finished else trainer.epoch,
         "steps_in_epoch": 0 if epoch_finished else trainer.steps_in_epoch,
         "steps_per_epoch": trainer.steps_per_epoch,
@@ -164,12 +167,11 @@ def _load_state(trainer: "RFDETRTrainer", folder: Path) -> None:
     saved = TrainerState.load_from_json(str(folder / TRAINER_STATE))
     for field in ("epoch", "global_step", "log_history", "best_metric", "best_global_step", "best_model_checkpoint"):
         setattr(trainer.state, field, getattr(saved, field))
-    for listener in [*trainer.callback_handler.callbacks, trainer.control]:
+    for listener in trainer.callback_handler.callbacks:
         state = saved.stateful_callbacks.get(type(listener).__name__)
         if isinstance(listener, ExportableState) and state is not None:
             for name, value in state["attributes"].items():
                 setattr(listener, name, value)
-    trainer.control.should_training_stop = False
 
 
 def save_pretrained(trainer: "RFDETRTrainer", path: Path, metrics: dict[str, float] | None = None) -> None:
