@@ -248,7 +248,8 @@ class RFDETRTrainer:
         self.losses, self.stopwatch = LossMeter(), Stopwatch()
         self.epoch = self.steps_in_epoch = 0
         self.skipped_steps = self.skipped_in_a_row = 0
-        self.due = self.preempted = False
+        self.due: dict[str, bool] = {}
+        self.preempted = False
         self._loss_sum = self._loss_steps = 0
 
     def _build_optimization(self) -> None:
@@ -285,9 +286,8 @@ class RFDETRTrainer:
 
     def _train_epoch(self) -> None:
         self.fire("on_epoch_begin")
-        if self.due:  # a preempted run saved before it did this
-            self._log_evaluate_save()
-            self.due = False
+        if self.due:
+            self._do_what_is_due()
         windows = self._windows()
         while not self._stops() and (window := next(windows, None)) is not None:
             self._train_step(window)
@@ -295,6 +295,13 @@ class RFDETRTrainer:
             self._log_evaluate_save()
         self.fire("on_epoch_end")
         self._log_evaluate_save(epoch_finished=True)
+
+    def _do_what_is_due(self) -> None:
+        """What the callbacks asked for after the step that a preempted run ended with."""
+        for name, value in self.due.items():
+            setattr(self.control, name, value)
+        self.due = {}
+        self._log_evaluate_save()
 
     def _stops(self) -> bool:
         return self.control.should_epoch_stop or self.control.should_training_stop
