@@ -88,8 +88,8 @@ rfdetr-hf convert {file} {folder} --variant {variant}
 
 ## Training data and limits
 
-The published weights were trained on Objects365 with pseudo-labels, then on COCO, and have the biases of COCO. Small objects
-suffer where the input is small; the resolution can be raised to any multiple of {divisor}.
+The published weights were trained on Objects365 with pseudo-labels, then on COCO, and have the biases of COCO. Small
+objects suffer where the input is small; the resolution can be raised to any multiple of {divisor}.
 
 ## Licence and citation
 

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
+import rfdetr_hf
 from rfdetr_hf import RFDETRImageProcessor, RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
 from rfdetr_hf.hub.model_card import TASKS, CardFacts, hub_dataset_id, hub_model_id, write_model_card
 
@@ -73,12 +74,20 @@ def test_long_runs_show_twenty_evaluations_and_the_last(tmp_path, facts):
 
 
 @pytest.mark.parametrize("model_class", TASKS)
-def test_cards_of_every_task(tmp_path, tiny_config, model_class):
-    write_model_card(tmp_path, CardFacts("mine", model_class, tiny_config(), 1))
+def test_cards_of_every_task_and_their_code(tmp_path, tiny_config, model_class, monkeypatch):
+    config = tiny_config(**({"num_keypoints_per_class": [4, 4, 4]} if "Keypoint" in model_class else {}))
+    getattr(rfdetr_hf, model_class)(config).save_pretrained(tmp_path)
+    RFDETRImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    write_model_card(tmp_path, CardFacts("mine", model_class, config, 1, model_id=str(tmp_path)))
     text = (tmp_path / "README.md").read_text()
-    assert f"from rfdetr_hf import {model_class}" in text and "Not evaluated." in text
-    assert hasattr(RFDETRImageProcessor, re.search(r"processor\.(post_process_\w+)", text)[1])
+    assert "Not evaluated." in text
     assert ("AutoModelForObjectDetection" in text) == TASKS[model_class].in_transformers
+    Image.new("RGB", (80, 60)).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1].replace("threshold=0.5", "threshold=-1.0"), names)
+    assert type(names["model"]).__name__ == model_class
+    assert len(names["found"]["boxes"]) > 0
 
 
 def test_ids_of_the_hub():

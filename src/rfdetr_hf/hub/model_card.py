@@ -37,6 +37,7 @@ class Task:
     pipeline_tag: str
     post_process: str
     in_transformers: bool
+    post_process_options: str = ""
 
 
 TASKS = {
@@ -45,7 +46,11 @@ TASKS = {
         "instance segmentation", "image-segmentation", "post_process_instance_segmentation", False
     ),
     "RFDETRForKeypointDetection": Task(
-        "keypoint detection", "keypoint-detection", "post_process_keypoint_detection", False
+        "keypoint detection",
+        "keypoint-detection",
+        "post_process_keypoint_detection",
+        False,
+        "num_keypoints_per_class=model.config.num_keypoints_per_class, ",
     ),
 }
 
@@ -145,6 +150,7 @@ def _body(facts: CardFacts, has_curves: bool) -> str:
         model_class=facts.model_class,
         model_id=facts.model_id,
         post_process=task.post_process,
+        post_process_options=task.post_process_options,
         plain_transformers=plain,
         results=_table(facts.metrics) or "Not evaluated.",
         evaluations=_evaluations(facts.log_history) + (f"\n![Loss and mAP]({CURVES})\n" if has_curves else ""),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from .images import NamedImage, find_images
 from .results import CocoResults, as_records
 
 FORMATS = ("pictures", "json", "coco")
+_KEYPOINTS = "post_process_keypoint_detection"
 _POST_PROCESS = {
     "RFDETRForInstanceSegmentation": "post_process_instance_segmentation",
-    "RFDETRForKeypointDetection": "post_process_keypoint_detection",
+    "RFDETRForKeypointDetection": _KEYPOINTS,
 }
 
 
@@ -48,22 +50,25 @@ class PredictArguments:
                 raise ValueError(f"{name}={getattr(self, name)} is not valid: it must be at least 1")
 
 
-def load_detector(name_or_path: str, device: str | None = None) -> ImageDetector:
+def load_detector(name_or_path: str, device: str | None = None, threshold: float = -1.0) -> ImageDetector:
     """The model of a folder or Hub id, of any task, with its image processor: PIL images in, detections out.
 
     Args:
         name_or_path: a model folder or Hub id.
         device: default: cuda where there is one.
+        threshold: detections of masks and keypoints below it are left out, which saves the memory of their masks.
     """
     model = load_model(name_or_path).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     processor = RFDETRImageProcessor.from_pretrained(name_or_path)
     name = _POST_PROCESS.get(type(model).__name__)
     post_process = None
     if name is not None:
-        method = getattr(processor, name)
+        counts = model.config.num_keypoints_per_class
+        options = {"num_keypoints_per_class": counts} if name == _KEYPOINTS else {}
+        method = partial(getattr(processor, name), threshold=threshold, **options)
 
         def post_process(outputs: Any, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
-            return method(outputs, threshold=-1.0, target_sizes=sizes)
+            return method(outputs, target_sizes=sizes)
 
     return ImageDetector(model, processor, model.config.size_divisor, post_process)
 
@@ -83,7 +88,7 @@ def predict(
     """
     if images is None and not args.images:
         raise ValueError("--images is missing: name image files, video files or folders")
-    detect = load_detector(args.model_name_or_path, args.device)
+    detect = load_detector(args.model_name_or_path, args.device, args.threshold)
     id2label = detect.model.config.id2label
     output, plain, coco, count = Path(args.output_dir), {}, CocoResults(id2label), 0
     output.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,63 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import rfdetr_hf
+from rfdetr_hf import RFDETRImageProcessor
+from rfdetr_hf.inference.predict import PredictArguments, load_detector, predict
+from rfdetr_hf.inference.results import CocoResults, as_records
+
+FOUND = {
+    "scores": torch.tensor([0.9, 0.4]),
+    "labels": torch.tensor([1, 0]),
+    "boxes": torch.tensor([[1.0, 2.0, 5.0, 4.0], [0.0, 0.0, 2.0, 2.0]]),
+}
+NAMES = {0: "a", 1: "b"}
+
+
+def test_records_and_coco_results_agree_on_what_is_above_the_threshold():
+    assert as_records(FOUND, NAMES, 0.5) == [{"label": "b", "score": 0.9, "box": [1.0, 2.0, 5.0, 4.0]}]
+    coco = CocoResults(NAMES)
+    coco.add("x.jpg", (10, 8), FOUND, 0.5)
+    coco.add("y.jpg", (10, 8), FOUND)
+    annotations = coco.to_dict()["annotations"]
+    assert [(a["image_id"], a["id"], a["category_id"]) for a in annotations] == [(1, 1, 1), (2, 2, 1), (2, 3, 0)]
+    assert annotations[0]["bbox"] == [1.0, 2.0, 4.0, 2.0] and annotations[0]["area"] == 8.0
+
+
+def test_a_coco_file_is_read_by_pycocotools(tmp_path):
+    from pycocotools.coco import COCO
+
+    coco = CocoResults(NAMES)
+    coco.add("x.jpg", (10, 8), FOUND)
+    (tmp_path / "coco.json").write_text(json.dumps(coco.to_dict()))
+    assert len(COCO(str(tmp_path / "coco.json")).getAnnIds(catIds=[1])) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "extra"),
+    [
+        ("RFDETRForInstanceSegmentation", {}, "masks"),
+        ("RFDETRForKeypointDetection", {"num_keypoints_per_class": [4, 4, 4]}, "keypoints"),
+    ],
+)
+def test_models_of_other_tasks(tmp_path, tiny_config, name, overrides, extra):
+    torch.manual_seed(0)
+    getattr(rfdetr_hf, name)(tiny_config(**overrides)).save_pretrained(tmp_path / "model")
+    RFDETRImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    image = Image.new("RGB", (90, 70), "white")
+    detect = load_detector(str(tmp_path / "model"))
+    assert type(detect.model).__name__ == name
+    (found,) = detect([image])
+    assert len(found[extra]) == len(found["scores"]) > 0
+    image.save(tmp_path / "image.png")
+    args = PredictArguments(
+        str(tmp_path / "model"), [str(tmp_path / "image.png")], str(tmp_path / "out"), ["pictures", "json"], 0.0
+    )
+    assert predict(args, say=lambda line: None) == 1
+    drawn = Image.open(tmp_path / "out" / "image.png")
+    assert drawn.getextrema() != ((255, 255),) * 3
+    objects = json.loads((tmp_path / "out" / "predictions.json").read_text())["image"]["objects"]
+    assert len(objects) > 0 and ("keypoints" in objects[0]) == (extra == "keypoints")
