@@ -71,7 +71,7 @@ def export(
     draft = path.with_name(f".tmp-{path.name}")
     try:
         exported = _write(detector, draft, format, opset)
-        differences = largest_differences(_runner(reference, detector), exported, detector)
+        differences = largest_differences(_runner(reference, detector), exported, detector, tolerance)
         check_differences(differences, tolerance)
         os.replace(draft, path)
     finally:
