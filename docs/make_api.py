@@ -32,6 +32,7 @@ SECTIONS = {
         "data.schema:class_names",
         "data.schema:category_ids",
         "data.schema:label_table",
+        "data.keypoints:KeypointSchema",
         "data.images:decode_image",
         "data.augmentation:adapt_augmentation",
     ],
@@ -52,7 +53,15 @@ SECTIONS = {
     ],
     "Fine-tuning": [
         f"training.finetuning:{name}"
-        for name in ("freeze_encoder_blocks", "train_only", "part_of", "load_parts", "add_lora", "merge_adapters")
+        for name in (
+            "freeze_encoder_blocks",
+            "train_only",
+            "part_of",
+            "load_parts",
+            "load_class_rows",
+            "add_lora",
+            "merge_adapters",
+        )
     ],
     "Evaluation": [
         "evaluation.coco:CocoEvaluator",

@@ -17,6 +17,7 @@ from rfdetr_hf.training.finetuning import (
     add_lora,
     freeze_encoder_blocks,
     has_adapters,
+    load_class_rows,
     load_parts,
     merge_adapters,
     part_of,
@@ -137,6 +138,21 @@ def test_load_parts_that_do_not_fit(model, tiny_config, tmp_path):
     segmentation = RFDETRForInstanceSegmentation(tiny_config(backbone_config={"out_indices": [1, 2]}))
     with pytest.raises(ValueError, match="has no segmentation_head"):
         load_parts(segmentation, tmp_path, ["heads"])
+
+
+def test_load_class_rows(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    names = {0: "star", 1: "triangle", 2: "circle"}
+    torch.manual_seed(1)
+    other = RFDETRForObjectDetection.from_pretrained(tmp_path, id2label=names)
+    fresh = other.class_embed.weight[0].clone()
+    assert load_class_rows(other, tmp_path) == ["triangle", "circle"]
+    heads = [(m.class_embed, *m.transformer.enc_out_class_embed) for m in (other, model)]
+    assert len(heads[0]) == 4
+    for ours, theirs in zip(*heads, strict=True):
+        assert torch.equal(ours.weight[[1, 2]], theirs.weight[[2, 0]])
+        assert torch.equal(ours.bias[[1, 2]], theirs.bias[[2, 0]])
+    assert torch.equal(other.class_embed.weight[0], fresh)
 
 
 # ---------------------------------------------------------------------------------------------------- adapters

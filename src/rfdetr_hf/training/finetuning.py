@@ -1,6 +1,7 @@
 """Training a part of a model: frozen blocks, single parts, low-rank adapters; and loading a part of a checkpoint."""
 
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.configuration_rfdetr import RFDETRConfig
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..models.pretrained import read_state
 from ..models.pretrained_layouts import POSITIONS, official_keys, resize_positions
@@ -16,6 +18,7 @@ logger = logging.getLogger("rfdetr_hf")
 
 ADAPTER = "default"
 _BASE, _LORA = ".base_layer.", ".lora_"
+_CLASS_HEADS = re.compile(r"(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 
 # Parts of a model by the beginnings of parameter names; what fits none of them belongs to the heads.
 _PREFIXES = {
@@ -96,6 +99,30 @@ def load_parts(model: RFDETRForObjectDetection, source: str | Path, parts: Colle
     for name, tensor in wanted.items():
         tensor.copy_(found[name])
     logger.info("%d tensors of %s come from %s", len(wanted), ", ".join(sorted(parts)), source)
+
+
+@torch.no_grad()
+def load_class_rows(model: RFDETRForObjectDetection, source: str | Path, **hub_options: Any) -> list[str]:
+    """Give the classes that a checkpoint knows by the same name the checkpoint's rows of the class heads.
+
+    `from_pretrained` with other classes starts all their rows anew; after it this brings back those of old classes.
+
+    Args:
+        model: is changed in place; its width and query groups are those of the checkpoint.
+        source: a folder or Hub id in the layout of this package or of transformers.
+        hub_options: `revision`, `token` and the like.
+
+    Returns:
+        The names of these classes.
+    """
+    rows = {name: row for row, name in RFDETRConfig.from_pretrained(source, **hub_options).id2label.items()}
+    pairs = [(row, rows[name]) for row, name in sorted(model.config.id2label.items()) if name in rows]
+    ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    found = official_keys(read_state(source, **hub_options))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if _CLASS_HEADS.match(name):
+            tensor[ours] = found[name][theirs].to(tensor)
+    return [model.config.id2label[row] for row in ours]
 
 
 # ---------------------------------------------------------------------------------------------------- adapters
