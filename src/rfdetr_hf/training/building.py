@@ -1,5 +1,6 @@
 """From the arguments of a run to its data, model and trainer; for the examples and the command line."""
 
+from accelerate.utils import set_seed
 from datasets import DatasetDict
 
 from ..data.keypoints import KeypointSchema
@@ -53,6 +54,7 @@ def build_trainer(
     dataset = load_data(data_args)
     train = dataset["train"]
     schema = keypoint_schema(train) if has_keypoints(train) else None
+    set_seed(training_args.seed)  # new weights are part of what a rerun repeats
     model = build_model(model_args, class_names(train), schema)
     trainer = RFDETRTrainer(model, training_args, train_dataset=train, eval_dataset=dataset.get("validation"))
     return trainer, dataset
