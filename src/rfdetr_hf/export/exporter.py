@@ -22,7 +22,7 @@ class ExportReport(NamedTuple):
     Attributes:
         path: the file.
         size: (height, width) of its input.
-        differences: for each output the largest absolute difference to the model.
+        differences: for each output the largest difference to the model, as `parity.largest_differences` defines it.
     """
 
     path: Path
@@ -53,7 +53,7 @@ def export(
         format: "onnx", or "torch" for a `torch.export` program that `torch.export.load` reads.
         size: (height, width) of the input in pixels; default: the model's `resolution`, square.
         opset: operator set of ONNX.
-        tolerance: largest absolute difference of any output.
+        tolerance: largest difference of any output, relative to the output's size where that is above 1.
 
     Raises:
         ValueError: for an unknown format, size or operator set.
