@@ -52,6 +52,17 @@ def start(job, world=1, kind="ddp"):
     return processes
 
 
+def launch(job, nodes, processes):
+    """Start the launchers of `nodes` machines, here all on one, with `processes` each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--nproc_per_node",
+               str(processes), "--master_addr", "127.0.0.1", "--master_port", str(free_port())]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return [
+        subprocess.Popen([*command, "--node_rank", str(node), str(WORKER), json.dumps(job)], env=environment(), **pipes)
+        for node in range(nodes)
+    ]
+
+
 def finish(processes, limit=LIMIT):
     """Wait for all; returns their exit codes and outputs."""
     deadline = time.monotonic() + limit
@@ -62,7 +73,7 @@ def finish(processes, limit=LIMIT):
     finally:
         for process in processes:
             if process.poll() is None:
-                process.kill()
+                process.terminate()  # a launcher takes its processes along, which SIGKILL would leave behind
     return [process.returncode for process in processes], outputs
 
 

@@ -1,15 +1,12 @@
 """Checkpoints taken up by the same and by other numbers of processes, notices of an early end, and failures."""
 
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from kill import differences
-from launching import WORKER, environment, finish, run, start
+from launching import finish, launch, run, start
 from safetensors.torch import load_file
 
 from rfdetr_hf.training.preemption import EXIT_CODE
@@ -17,6 +14,7 @@ from rfdetr_hf.training.preemption import EXIT_CODE
 SAVING = {"max_steps": 12, "save_strategy": "steps", "save_steps": 6, "save_total_limit": None}
 ONE = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 TWO = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+STARTUP = 60
 MIDDLE = {"signal": {"rank": 0, "step": 5, "name": "SIGUSR1"}}
 
 
@@ -26,10 +24,10 @@ def assert_close(one, other, file="checkpoint-12/ema.safetensors"):
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-5, atol=2e-6, msg=name)
 
 
-@pytest.fixture
-def whole(job):
+@pytest.fixture(scope="module")
+def whole(shared_job):
     """An undisturbed run of one process."""
-    one = job("whole", options=SAVING | ONE)
+    one = shared_job("whole", options=SAVING | ONE)
     run(one)
     return one
 
@@ -78,7 +76,7 @@ def test_a_broken_checkpoint_is_passed_over_by_name(job):
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_every_image_is_scored_once_whatever_the_tail(job, tmp_path, kind):
+def test_every_image_is_scored_once_whatever_the_tail(job, kind):
     """Three images on two processes in batches of one, then a single image: the second process has fewer, then none."""
     for images in (3, 1):
         options = {"max_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 1}
@@ -87,14 +85,11 @@ def test_every_image_is_scored_once_whatever_the_tail(job, tmp_path, kind):
 
 def test_a_process_that_fails_takes_the_others_down(job):
     """Under the launcher, as users start it."""
-    failing = job("failing", fail={"rank": 1, "step": 2}, options=TWO)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
-               str(WORKER), json.dumps(failing)]  # fmt: skip
     started = time.monotonic()
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
-    assert done.returncode != 0
-    assert "process 1 of 2 failed" in done.stderr
-    first = done.stderr.index("this process has had enough")
-    others = [done.stderr.find(text) for text in ("Connection closed by peer", "process 0 of 2 failed")]
+    codes, outputs = finish(launch(job("failing", fail={"rank": 1, "step": 2}, options=TWO), nodes=1, processes=2))
+    assert codes != [0]
+    first = outputs[0].index("this process has had enough")
+    assert outputs[0].index("process 1 of 2 failed") < first
+    others = [outputs[0].find(text) for text in ("Connection closed by peer", "process 0 of 2 failed")]
     assert all(position < 0 or position > first for position in others)
-    assert time.monotonic() - started < 150
+    assert time.monotonic() - started < 60 + STARTUP

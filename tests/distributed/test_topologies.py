@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import run
+from kill import differences
+from launching import finish, launch, run, start
 from safetensors.torch import load_file
 
 from rfdetr_hf import RFDETRForObjectDetection
+from rfdetr_hf.training.preemption import EXIT_CODE
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None or not (shutil.which("g++") and shutil.which("ninja")),
@@ -28,25 +30,71 @@ def record(job):
     return json.loads(Path(job["record"]).read_text())
 
 
-@pytest.fixture
-def reference(job, tmp_path):
+@pytest.fixture(scope="module")
+def reference(shared_job):
     """The run of one process."""
-    one = job("one", record=str(tmp_path / "one.json"), options=CURVE | ONE)
+    one = shared_job("one", options=CURVE | ONE)
+    one["record"] = one["output_dir"] + ".json"
     run(one)
     return one
+
+
+def assert_same_training(one, other):
+    """Losses, gradient norms, rates by name, weights and average of 20 steps agree to rounding."""
+    ours, theirs = record(one), record(other)
+    assert len(ours["losses"]) == 20
+    torch.testing.assert_close(torch.tensor(theirs["losses"]), torch.tensor(ours["losses"]), rtol=1e-5, atol=0)
+    assert ours["rates"] == theirs["rates"] and len(set(ours["rates"].values())) > 3
+    for file in ("checkpoint-20/ema.safetensors", "checkpoint-20/model.safetensors", "last/model.safetensors"):
+        first, second = (load_file(Path(each["output_dir"]) / file) for each in (one, other))
+        assert first.keys() == second.keys()
+        for name, tensor in first.items():
+            # Where a gradient is zero but for rounding, AdamW makes steps of it; none is larger than atol.
+            torch.testing.assert_close(second[name], tensor, rtol=1e-5, atol=1e-6, msg=f"{file} {name}")
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2", *ZERO])
 def test_two_processes_train_as_one(job, reference, tmp_path, kind):
     two = job(kind, record=str(tmp_path / "two.json"), rank_seeds=True, options=CURVE | TWO)
     run(two, world=2, kind=kind)
-    one, other = record(reference), record(two)
-    assert len(one["losses"]) == 20
-    torch.testing.assert_close(torch.tensor(other["losses"]), torch.tensor(one["losses"]), rtol=1e-5, atol=0)
-    assert one["rates"] == other["rates"] and len(set(one["rates"].values())) > 3
-    for file in ("checkpoint-20/ema.safetensors", "checkpoint-20/model.safetensors", "last/model.safetensors"):
-        ours, theirs = (load_file(Path(each["output_dir"]) / file) for each in (reference, two))
-        assert ours.keys() == theirs.keys()
-        for name, tensor in ours.items():
-            torch.testing.assert_close(theirs[name], tensor, rtol=1e-5, atol=1e-6, msg=f"{file} {name}")
+    assert_same_training(reference, two)
     RFDETRForObjectDetection.from_pretrained(Path(two["output_dir"]) / "last")
+
+
+def test_two_launchers_train_as_one_process(job, reference, tmp_path):
+    two = job("nodes", record=str(tmp_path / "two.json"), rank_seeds=True, options=CURVE | TWO)
+    codes, outputs = finish(launch(two, nodes=2, processes=1))
+    assert codes == [0, 0], outputs
+    assert_same_training(reference, two)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", *ZERO])
+def test_a_group_moves_its_own_weights_and_no_others(job, tmp_path, kind):
+    group = {"name": "encoder.layer.1.decay", "path": str(tmp_path / "moved.json")}
+    options = {"max_steps": 2} | TWO
+    run(job(kind, only_group=group, options=options), world=2, kind=kind)
+    found = json.loads((tmp_path / "moved.json").read_text())
+    assert found["moved"] == found["group"] and len(found["group"]) > 2
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_deepspeed_resumes_its_own_and_refuses_other_checkpoints(job, kind):
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "save_total_limit": None} | TWO
+    evaluated = {"held_out": 3, "options": options | {"eval_strategy": "steps", "eval_steps": 3}}
+    whole, cut = job("whole", **evaluated), job("cut", **evaluated)
+    run(whole, 2, kind)
+    codes, outputs = finish(start(cut | {"signal": {"rank": 1, "step": 3, "name": "SIGTERM"}}, 2, kind))
+    assert codes == [EXIT_CODE] * 2, outputs
+    run(cut | {"resume": True}, 2, kind)
+    assert differences(whole["output_dir"], cut["output_dir"], 6) == []
+    codes, outputs = finish(start(cut | {"resume": True}, 2, "ddp"))
+    assert "DeepSpeed's files fit the same stage and number of processes only" in outputs[0]
+
+
+@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+def test_bf16_and_compiled_blocks_run(job, tmp_path, kind):
+    options = {"max_steps": 2, "bf16": True, "torch_compile": True, "torch_compile_backend": "aot_eager"} | TWO
+    run(job(kind, record=str(tmp_path / "record.json"), options=options | {"gradient_checkpointing": True}), 2, kind)
+    assert len(json.loads((tmp_path / "record.json").read_text())["losses"]) == 2

@@ -160,7 +160,9 @@ class DeepSpeedStrategy(Strategy):
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         config = self.accelerator.state.deepspeed_plugin.deepspeed_config
-        accumulation = self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        # Stage 0 divides gradients by this number even where it is told not to; nothing else there depends on it.
+        accumulation = self.args.gradient_accumulation_steps if self.stage else 1
+        self.accelerator.gradient_accumulation_steps = accumulation
         config["train_micro_batch_size_per_gpu"] = self.args.per_device_train_batch_size
         config["gradient_accumulation_steps"] = accumulation
         config["gradient_clipping"] = self.args.max_grad_norm

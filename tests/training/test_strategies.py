@@ -1,0 +1,99 @@
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from transformers import TrainerCallback
+
+from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
+from rfdetr_hf.training import distributed
+from rfdetr_hf.training.run_directory import RunDirectory
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return make_shapes_dataset(12, image_size=64, seed=1)
+
+
+def arguments(folder, **options):
+    defaults = {
+        "output_dir": str(folder), "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
+        "dataloader_num_workers": 0, "logging_steps": 1, "disable_tqdm": True, "audit": "off", "multi_scale": "off",
+        "eval_strategy": "no", "save_strategy": "no",
+    }  # fmt: skip
+    return RFDETRTrainingArguments(**{**defaults, **options})
+
+
+def losses(trainer):
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def test_an_overflow_of_fp16_reaches_neither_schedule_nor_average(tmp_path, tiny_model, shapes):
+    """The scaler's logic, on a CPU: Accelerate sets up none there, so the test does."""
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, lr_scheduler_type="cosine"), shapes)
+    accelerator = trainer.accelerator
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+    seen = []
+
+    class Overflow(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            weight = trainer.model.class_embed.weight
+            self.hook = weight.register_hook(lambda g: g * (torch.inf if state.global_step == 1 else 1.0))
+
+        def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
+            self.hook.remove()
+            weights = trainer.model.class_embed.weight.detach().clone()
+            seen.append((trainer.ema.num_updates, lr_scheduler.last_epoch, accelerator.scaler.get_scale(), weights))
+
+    trainer.add_callback(Overflow())
+    trainer.train()
+    assert [step[:2] for step in seen] == [(1, 1), (1, 1), (2, 2), (3, 3)]
+    assert seen[1][2] == seen[0][2] / 2 == seen[3][2]
+    assert torch.equal(seen[0][3], seen[1][3]) and not torch.equal(seen[1][3], seen[2][3])
+
+
+def test_compiled_blocks_train_as_the_others(tmp_path, tiny_model, shapes):
+    runs = []
+    for compile in (False, True):
+        args = arguments(tmp_path / str(compile), torch_compile=compile, torch_compile_backend="aot_eager", max_steps=2)
+        trainer = RFDETRTrainer(tiny_model(), args, shapes)
+        trainer.train()
+        runs.append((losses(trainer), list(trainer.model.state_dict())))
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
+    assert runs[0][1] == runs[1][1]
+
+
+class Fake:
+    """What `check_backend` looks at."""
+
+    def __init__(self, kind=DistributedType.NO, processes=1, device="cpu", **plugin):
+        self.distributed_type, self.num_processes, self.device = kind, processes, torch.device(device)
+        self.state = type("State", (), {"fsdp_plugin": type("Plugin", (), plugin)})
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "environment", "options", "message"),
+    [
+        (Fake(), {"WORLD_SIZE": "2"}, {}, "started 2 processes, but Accelerate sees 1"),
+        (Fake(), {"ACCELERATE_USE_FSDP": "true"}, {}, "ACCELERATE_USE_FSDP is set, but Accelerate runs NO"),
+        (Fake(DistributedType.MEGATRON_LM), {}, {}, "MEGATRON_LM is not supported"),
+        (Fake(DistributedType.FSDP, fsdp_version=1), {}, {}, "fsdp_version: 2"),
+        (Fake(DistributedType.FSDP, fsdp_version=2, activation_checkpointing=True), {}, {}, "gradient_checkpointing"),
+        (Fake(), {}, {"fp16": True}, "fp16 has no effect on a CPU"),
+        (Fake(DistributedType.DEEPSPEED, device="cuda"), {}, {"fp16": True}, "fp16 is not supported under DeepSpeed"),
+        (Fake(), {"ACCELERATE_MIXED_PRECISION": "fp8"}, {}, "'fp8' is not supported"),
+    ],
+)
+def test_launches_that_would_not_train_are_refused(monkeypatch, tmp_path, accelerator, environment, options, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        distributed.check_backend(accelerator, arguments(tmp_path, **options))
+
+
+def test_auto_starts_where_nothing_was_saved_and_refuses_where_all_is_broken(tmp_path):
+    run = RunDirectory(tmp_path)
+    (tmp_path / "metrics.csv").write_text("step\n")
+    assert run.find_checkpoint("auto") is None
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+        run.find_checkpoint("auto")
