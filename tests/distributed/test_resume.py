@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill import differences
+from kill import differences, wait_for_training
 from launching import finish, launch, run, start
 from safetensors.torch import load_file
 
@@ -61,6 +61,18 @@ def test_a_notice_saves_at_the_end_of_the_step_and_the_rest_keeps_every_bit(job,
     assert "preempted: saved step 6; exit code 75" in outputs[0]
     run(noticed | {"resume": True}, world, kind)
     assert differences(undisturbed["output_dir"], noticed["output_dir"], 12) == []
+
+
+def test_a_launcher_passes_the_notice_on_and_loader_workers_outlive_it(job):
+    """A launcher signals whole process groups, workers of the loaders too."""
+    options = {"max_steps": 2000, "dataloader_num_workers": 1, "save_strategy": "steps", "save_steps": 2000} | TWO
+    long = job("long", options=options)
+    launchers = launch(long, nodes=1, processes=2)
+    wait_for_training(long["output_dir"], launchers)
+    launchers[0].terminate()
+    codes, outputs = finish(launchers)
+    assert codes != [0] and "preempted: saved step" in outputs[0], outputs[0][-3000:]
+    assert len(list(Path(long["output_dir"]).glob("checkpoint-*/manifest.json"))) == 1
 
 
 def test_a_broken_checkpoint_is_passed_over_by_name(job):

@@ -1,4 +1,5 @@
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -233,13 +234,23 @@ def test_resume_through_safetensors_is_exact(net, tmp_path):
     assert equal(ema.state_dict(), resumed.state_dict())
 
 
-def test_copy_to_another_model(net):
-    ema = ExponentialMovingAverage(averaged_tensors(net), decay=0.9, tau=0)
+def test_putting_it_in_place_is_for_good_and_announces_itself(net):
+    entered = []
+
+    @contextmanager
+    def writing():
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    ema = ExponentialMovingAverage(averaged_tensors(net), decay=0.9, tau=0, writing=writing)
     disturb(net, 1)
     ema.update(1)
-    other = Net()
-    ema.copy_to(other)
-    assert equal(dict(averaged_tensors(other)), ema.state_dict())
+    with ema.swap():
+        assert entered == ["in", "out"]
+    ema.put_in_place()
+    assert entered == ["in", "out"] * 3
+    assert equal(dict(averaged_tensors(net)), ema.state_dict())
 
 
 def test_wrong_layouts_are_named(net):
@@ -250,8 +261,8 @@ def test_wrong_layouts_are_named(net):
     del tensors["linear.bias"]
     with pytest.raises(ValueError, match="missing there \\['linear.bias'\\]"):
         ema.load_state_dict(tensors, 1)
-    with pytest.raises(ValueError, match="unknown here"):
-        ema.copy_to(nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="unknown here \\['other'\\]"):
+        ema.load_state_dict(dict(ema.state_dict()) | {"other": torch.zeros(1)}, 1)
 
 
 def test_local_shards_average_like_the_whole(net):

@@ -158,18 +158,6 @@ class ExponentialMovingAverage:
             if self._stored is not None:
                 self.restore()
 
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Write the averaged weights into a model with the same tensor names, in its own types.
-
-        Raises:
-            ValueError: the names or shapes differ.
-        """
-        targets = dict(averaged_tensors(model))
-        _check_same_layout(self._shadow, targets, "the model")
-        for name, target in targets.items():
-            target.copy_(self._shadow[name])
-
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The shadow under the model's names, ready for safetensors; keep `num_updates` beside it.
 

@@ -12,6 +12,7 @@ from ..data.loader import build_eval_dataloader, build_train_dataloader
 from ..data.schema import has_keypoints, has_masks, keypoint_schema
 from ..data.transforms import build_eval_transform, build_train_transform
 from .arguments import RFDETRTrainingArguments
+from .preemption import shield_workers
 
 # Masks of half the input's size: a quarter, the size of the predictions, loses much of the small objects.
 MASK_DOWNSAMPLE_RATIO = 2
@@ -37,7 +38,7 @@ def build_train_loader(
         mask_downsample_ratio=MASK_DOWNSAMPLE_RATIO if has_masks(dataset) else None,
         keypoint_schema=keypoint_schema(dataset) if has_keypoints(dataset) else None,
     )
-    return build_train_dataloader(
+    loader = build_train_dataloader(
         dataset,
         transform,
         batch_size=args.per_device_train_batch_size,
@@ -45,6 +46,7 @@ def build_train_loader(
         seed=args.seed,
         **_options(args, config, accelerator),
     )
+    return shield_workers(loader)
 
 
 def build_eval_loader(
@@ -57,7 +59,8 @@ def build_eval_loader(
     """This rank's share of a data set, every image once over all ranks."""
     transform = build_eval_transform(image_processor, square=args.square_resize)
     batch_size = args.eval_batch_size
-    return build_eval_dataloader(dataset, transform, batch_size=batch_size, **_options(args, config, accelerator))
+    options = _options(args, config, accelerator)
+    return shield_workers(build_eval_dataloader(dataset, transform, batch_size=batch_size, **options))
 
 
 def _options(args: RFDETRTrainingArguments, config: PreTrainedConfig, accelerator: Accelerator) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """Notice of an early end: SIGTERM and SIGUSR1, which schedulers send before they take a machine away."""
 
 import contextlib
-import logging
+import functools
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
-logger = logging.getLogger("rfdetr_hf")
+from torch.utils.data import DataLoader
 
 EXIT_CODE = 75
 """What a process exits with once it has saved (EX_TEMPFAIL of sysexits.h: try again later)."""
@@ -25,9 +26,8 @@ class Preempted(SystemExit):
 class PreemptionNotice(contextlib.AbstractContextManager):
     """Within the block a signal of `SIGNALS` sets `received` instead of ending the process.
 
-    Loader workers inherit the handlers, and launchers signal whole process groups. A worker that died of it would take
-    the run down before it has saved; so a worker lets the first signal pass. Outside the main thread, where Python
-    allows no handlers, nothing changes.
+    Child processes inherit the handlers and die of the signal as if they had not, but for the workers of
+    `shield_workers`. Outside the main thread, where Python allows no handlers, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -48,8 +48,29 @@ class PreemptionNotice(contextlib.AbstractContextManager):
         self._earlier = {}
 
     def _handle(self, number: int, frame: Any) -> None:
-        in_worker = os.getpid() != self._process
-        if in_worker and self.received:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.received = True
+        if os.getpid() == self._process:
+            self.received = True
+        else:
+            _die_of(number)
+
+
+def shield_workers(loader: DataLoader) -> DataLoader:
+    """Let the workers of a loader survive the first signal of `SIGNALS`; the second one ends them.
+
+    Launchers signal whole process groups. A worker that died of it would take the run down before it has saved.
+    """
+    loader.worker_init_fn = functools.partial(_init_shielded, loader.worker_init_fn)
+    return loader
+
+
+def _init_shielded(init: Callable[[int], None] | None, worker_id: int) -> None:
+    # Here and not earlier: torch gives a worker handlers of its own when it starts.
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    if init is not None:
+        init(worker_id)
+
+
+def _die_of(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

@@ -70,7 +70,8 @@ def detections(trainer: "RFDETRTrainer", dataset: Dataset) -> Iterator[tuple[lis
     trainer.callback_handler.eval_dataloader = loader
     if trainer.optimizer is None:
         trainer.model.to(device)
-    model = trainer.wrapped.eval()
+    model = trainer.wrapped
+    model.eval()
     for batch in trainer.strategy.in_step(loader, len(dataset)):
         if batch is None:
             model(torch.zeros(1, 3, *[config.resolution] * 2, device=device))
