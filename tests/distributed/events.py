@@ -73,6 +73,42 @@ class OnlyGroup(TrainerCallback):
             self.path.write_text(json.dumps({"moved": sorted(moved), "group": sorted(names)}))
 
 
+class Swap(TrainerCallback):
+    """Compares the outputs of swapped and restored weights with a plain model that has them, after the last step."""
+
+    def __init__(self, trainer, path):
+        self.trainer, self.path = trainer, Path(path)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps:
+            self._compare(state.is_world_process_zero)
+
+    def _compare(self, is_main):
+        from rfdetr_hf.training.sharding import saved_tensors, whole_state
+
+        trainer = self.trainer
+        pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        tensors = saved_tensors(trainer.model)
+        own, average = whole_state(tensors), whole_state(tensors, trainer.ema.state_dict())
+        own = {name: tensor.clone() for name, tensor in own.items()}
+        plain = trainer.model_class(trainer.model.config).eval()
+        wrapped = trainer.wrapped
+        wrapped.eval()
+        found = {"first": self._distance(wrapped, plain, own, pixels)}
+        with trainer.ema.swap():
+            found["swapped"] = self._distance(wrapped, plain, average, pixels)
+            found["far"] = self._distance(wrapped, plain, own, pixels)
+        found["restored"] = self._distance(wrapped, plain, own, pixels)
+        if is_main:
+            self.path.write_text(json.dumps(found))
+
+    @staticmethod
+    @torch.no_grad()
+    def _distance(wrapped, plain, weights, pixels):
+        plain.load_state_dict(weights)
+        return (wrapped(pixels).logits - plain(pixels).logits).abs().max().item()
+
+
 def events_of(job, trainer, rank):
     """The callbacks of a job on one rank."""
     events = []
@@ -84,4 +120,6 @@ def events_of(job, trainer, rank):
         events.append(Fail(job["fail"]["step"]))
     if "only_group" in job:
         events.append(OnlyGroup(trainer, job["only_group"]["name"], job["only_group"]["path"]))
+    if "swap" in job:
+        events.append(Swap(trainer, job["swap"]))
     return events

@@ -77,6 +77,15 @@ def test_a_group_moves_its_own_weights_and_no_others(job, tmp_path, kind):
     assert found["moved"] == found["group"] and len(found["group"]) > 2
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", *ZERO])
+def test_the_average_is_swapped_in_and_out_of_what_the_forward_pass_reads(job, tmp_path, kind):
+    path = tmp_path / "swap.json"
+    run(job(kind, swap=str(path), options={"max_steps": 3} | TWO), world=2, kind=kind)
+    found = json.loads(path.read_text())
+    assert found.pop("far") > 1e-3
+    assert all(distance < 1e-5 for distance in found.values()), found
+
+
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])
