@@ -68,8 +68,8 @@ def test_a_run_leaves_what_the_design_says(tmp_path, tiny_model, shapes, held_ou
     for folder in ("best", "last"):
         for file in ("config.json", "model.safetensors", "preprocessor_config.json", "README.md"):
             assert (tmp_path / "run" / folder / file).is_file()
-    for file in ("config.json", "model.safetensors", "ema.safetensors", "optimizer.pt", "scheduler.pt", "rank_states.pt",
-                 "trainer_state.json", "progress.pt", "preprocessor_config.json"):  # fmt: skip
+    for file in ("config.json", "model.safetensors", "ema.safetensors", "optimizer.pt", "scheduler.pt",
+                 "rank_states.pt", "trainer_state.json", "progress.pt", "preprocessor_config.json"):  # fmt: skip
         assert (tmp_path / "run" / "checkpoint-12" / file).is_file()
     trained = [n for n, p in trainer.model.named_parameters() if p.requires_grad]
     after = load_file(tmp_path / "run" / "checkpoint-12" / "model.safetensors")
