@@ -67,6 +67,8 @@ SECTIONS = {
         "evaluation.coco:CocoEvaluator",
         "evaluation.suite:evaluate_detector",
         "evaluation.detection:DetectionAnalysis",
+        "evaluation.by_image:predictions_by_image",
+        "evaluation.by_image:truth_by_image",
         "evaluation.inference:ImageDetector",
         "evaluation.inference:AugmentedDetector",
         "evaluation.inference:TiledDetector",

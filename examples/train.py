@@ -22,15 +22,12 @@ from rfdetr_hf.training.console import log_to_console
 
 
 def main(argv: list[str]) -> None:
-    """Parse, build, train, evaluate the test split."""
+    """Parse, build, train; the trainer ends with the scores of the test split, where there is one."""
     log_to_console()
     types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
     model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py")
 
-    trainer, dataset = build_trainer(model_args, data_args, training_args)
-    trainer.train()
-    if "test" in dataset:
-        trainer.evaluate(dataset["test"], metric_key_prefix="test")
+    build_trainer(model_args, data_args, training_args).train()
 
 
 if __name__ == "__main__":

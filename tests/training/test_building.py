@@ -16,7 +16,7 @@ TINY = {
 
 def build(folder, seed):
     model_args = ModelArguments(config_overrides=TINY, resolution=64)
-    trainer, _ = build_trainer(model_args, DataArguments(), RFDETRTrainingArguments(str(folder), seed=seed))
+    trainer = build_trainer(model_args, DataArguments(), RFDETRTrainingArguments(str(folder), seed=seed))
     return trainer.model.state_dict()
 
 

@@ -22,18 +22,16 @@ The data is a folder in COCO's, Roboflow's or YOLO's layout, or a Hub data set. 
 
 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
-    """Train, and evaluate the test split if there is one; returns the exit code."""
+    """Train, and evaluate the test split if there is one. Returns the exit code."""
     model_args, data_args, training_args = parse_arguments(TYPES, argv, prog=prog, description=DESCRIPTION)
     log_to_console()
-    trainer, dataset = build_trainer(model_args, data_args, training_args)
+    trainer = build_trainer(model_args, data_args, training_args)
     try:
         trainer.train()
     except KeyboardInterrupt:
         if trainer.accelerator.is_main_process:
             print(f"\n{how_to_go_on(training_args.output_dir, argv, prog)}", flush=True)
         raise
-    if "test" in dataset:
-        trainer.evaluate(dataset["test"], metric_key_prefix="test")
     return 0
 
 

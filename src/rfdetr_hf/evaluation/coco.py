@@ -132,7 +132,7 @@ class CocoEvaluator:
     @property
     def detections(self) -> np.ndarray:
         """All detections as one array of dtype `DETECTION` (label = category id, box = xyxy), ordered by image."""
-        return self._table().rows
+        return self.table.rows
 
     def run(self, iou_type: str | None = None, partial: bool = False) -> Evaluation:
         """The evaluation with its precision, recall and score arrays and the matches; kept until the next update.
@@ -157,7 +157,7 @@ class CocoEvaluator:
             limits = COCO_LIMITS[iou_type]
             self._runs[iou_type, partial] = evaluate(
                 self.ground_truth,
-                self._table(),
+                self.table,
                 self.image_ids,
                 self._seen > 0,
                 iou_type=iou_type,
@@ -197,7 +197,7 @@ class CocoEvaluator:
         Args:
             category_ids: Original category id by label; default the category ids of the ground truth.
         """
-        table = self._table()
+        table = self.table
         fields = {
             "image_id": self.image_ids[table.rows["image"]].tolist(),
             "category_id": table.rows["label"].tolist(),
@@ -213,7 +213,9 @@ class CocoEvaluator:
             fields["keypoints"] = [each.flatten().tolist() for each in table.keypoints.astype(np.float64)]
         return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
 
-    def _table(self) -> Detections:
+    @property
+    def table(self) -> Detections:
+        """All detections with their masks and keypoints, ordered by image."""
         return concatenate(self._chunks, self._empty).by_image()
 
     def _size(self, image_id: int) -> tuple[int, int]:

@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-_LOSSES, _SCORES = ("loss",), ("eval_ema_map", "eval_ema_map_50", "eval_map", "eval_map_50")
+_LOSSES = ("loss", "eval_loss", "eval_ema_loss")
+_SCORES = tuple(
+    f"eval_{weights}{task}{name}"
+    for task in ("", "segm_", "keypoint_")
+    for weights in ("ema_", "")
+    for name in ("map", "map_50")
+)
 
 
 def save_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:

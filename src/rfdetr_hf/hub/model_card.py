@@ -18,13 +18,19 @@ from transformers import PreTrainedConfig
 from .curves import save_curves
 
 FRAMEWORKS = ("rfdetr-hf", "torch", "transformers", "accelerate", "datasets")
-METRICS = {
+_BOX_METRICS = {
     "map": "mAP", "map_50": "mAP50", "map_75": "mAP75", "map_small": "mAP small", "map_medium": "mAP medium",
     "map_large": "mAP large", "mar_1": "mAR 1", "mar_10": "mAR 10", "mar_100": "mAR 100", "mar_small": "mAR small",
     "mar_medium": "mAR medium", "mar_large": "mAR large",
 }  # fmt: skip
+METRICS = (
+    _BOX_METRICS
+    | {f"segm_{name}": f"mask {title}" for name, title in _BOX_METRICS.items()}
+    | {f"keypoint_{name}": f"keypoint {title}" for name, title in (_BOX_METRICS | {"mar_20": "mAR 20"}).items()}
+)
 CURVES = "curves.png"
 _SHOWN_EVALUATIONS = 20
+_COURSE = tuple(prefix + name for prefix in ("", "segm_", "keypoint_") for name in ("map", "map_50", "map_75"))
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DOWNLOAD = re.compile(r"hf://datasets/([^@]+)@")
 
@@ -199,10 +205,12 @@ def _evaluations(log_history: Sequence[Mapping[str, float]]) -> str:
     for row in log_history:
         prefix = next((p for p in ("eval_ema_", "eval_") if f"{p}map" in row), None)
         if prefix is not None:
-            values = " | ".join(f"{row[f'{prefix}{name}']:.4f}" for name in ("map", "map_50", "map_75"))
+            shown = [name for name in _COURSE if f"{prefix}{name}" in row]
+            values = " | ".join(f"{row[prefix + name]:.4f}" for name in shown)
             rows.append(f"| {row['step']} | {row['epoch']:.2f} | {values} |")
     if not rows:
         return ""
     count = min(len(rows), _SHOWN_EVALUATIONS)
     chosen = [rows[round((i + 1) * len(rows) / count) - 1] for i in range(count)]
-    return "\n".join(["| step | epoch | mAP | mAP50 | mAP75 |", "|---|---|---|---|---|", *chosen]) + "\n"
+    columns = ["step", "epoch", *(METRICS[name] for name in shown)]
+    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *chosen]) + "\n"

@@ -116,6 +116,7 @@ class RFDETRTrainingArguments:
     eval_delay: float = _option(0, "Epochs or steps before the first evaluation.")
     eval_on_start: bool = _option(False, "Evaluate before the first step.")
     eval_raw_weights: bool = _option(False, "With EMA: evaluate the raw weights beside the average.")
+    eval_loss: bool = _option(False, "Also compute the loss of the evaluation split, term by term: eval_loss, ...")
     eval_per_class: bool = _option(False, "Log the scores of each class, and print their table.")
 
     save_strategy: str = _option("epoch", "When to write a checkpoint.", [s.value for s in SaveStrategy])
@@ -158,7 +159,7 @@ class RFDETRTrainingArguments:
         default=None,
         metadata={
             "help": "Go on from a checkpoint: a folder, user/repo on the Hub, or 'true' (the same as no value) for "
-            "the newest of output_dir that is whole.",
+            "the newest of output_dir that is whole; 'auto': likewise, or start anew where there is none.",
             "aliases": ["--resume"],
             "nargs": "?",
             "const": "true",

@@ -49,12 +49,17 @@ def build_model(
 
 def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, training_args: RFDETRTrainingArguments
-) -> tuple[RFDETRTrainer, DatasetDict]:
-    """The trainer of a run, and its data."""
+) -> RFDETRTrainer:
+    """The trainer of a run, with the training, validation and test split of its data."""
     dataset = load_data(data_args)
     train = dataset["train"]
     schema = keypoint_schema(train) if has_keypoints(train) else None
     set_seed(training_args.seed)  # new weights are part of what a rerun repeats
     model = build_model(model_args, class_names(train), schema)
-    trainer = RFDETRTrainer(model, training_args, train_dataset=train, eval_dataset=dataset.get("validation"))
-    return trainer, dataset
+    return RFDETRTrainer(
+        model,
+        training_args,
+        train_dataset=train,
+        eval_dataset=dataset.get("validation"),
+        test_dataset=dataset.get("test"),
+    )

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 TIMINGS = ("images_per_second", "data_wait", "memory_gb", "eta", "_runtime")
 
@@ -67,6 +68,31 @@ class LossMeter:
             self.names, self.steps = state["names"], state["steps"]
             for key in ("sums", "latest", "grad_norms"):
                 setattr(self, key, state[key].to(device))
+
+
+class EvalLossMeter:
+    """Loss terms over an evaluation: the sums over all images, divided by all their boxes, however they are batched."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.sums: torch.Tensor | None = None
+        self.boxes = 0
+
+    def add(self, loss: torch.Tensor, loss_dict: dict[str, torch.Tensor], boxes: int) -> None:
+        """Take a batch of `boxes` boxes, whose terms are sums (`num_boxes=1`)."""
+        terms = {name: value for name, value in loss_dict.items() if name.startswith("loss")}
+        self.names = ["loss", *terms]
+        values = torch.stack([term.float() for term in (loss, *terms.values())])
+        self.sums = values if self.sums is None else self.sums + values
+        self.boxes += boxes
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """The terms over the images of all processes; all must call it."""
+        mine = dict(zip(self.names, self.sums.tolist(), strict=True)) if self.names else {}
+        parts = gather_object([(mine, self.boxes)])
+        boxes = max(sum(part[1] for part in parts), 1)
+        names = dict.fromkeys(name for part in parts for name in part[0])
+        return {name: sum(part[0].get(name, 0.0) for part in parts) / boxes for name in names}
 
 
 def mean_state(states: list[dict[str, Any]]) -> dict[str, Any]:

@@ -192,6 +192,7 @@ def _card_facts(trainer: "RFDETRTrainer", metrics: dict[str, float] | None) -> C
         holds_best = trainer.args.load_best_model_at_end and not trainer._in_training and state.best_global_step
         step = state.best_global_step if holds_best else state.global_step
         metrics = next((row for row in reversed(history) if row["step"] == step and "eval_runtime" in row), {})
+        metrics = metrics | next((row for row in reversed(history) if "test_runtime" in row), {})
     on_hub = trainer.args.push_to_hub or trainer.args.hub_model_id is not None
     return CardFacts(
         name=trainer.hub.repo_id.rpartition("/")[2] if on_hub else trainer.run.root.resolve().name,

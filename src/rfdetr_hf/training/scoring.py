@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from transformers import EvalPrediction
 
-from ..data.schema import category_ids, has_keypoints, keypoint_schema
+from ..data.collate import PER_IMAGE
+from ..data.schema import has_keypoints, keypoint_schema
+from ..evaluation.by_image import predictions_by_image, truth_by_image
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.plots import plots_installed, save_plots
 from ..evaluation.report import write_results
 from ..evaluation.tables import aligned, class_cells
 from .console import LOGGER
 from .loaders import build_eval_loader
+from .meters import EvalLossMeter
 
 if TYPE_CHECKING:
     from .trainer import RFDETRTrainer
@@ -56,34 +60,57 @@ def _scores(trainer: "RFDETRTrainer", evaluator: CocoEvaluator, folder: Path | N
     if per_class:
         logger.info("%s", aligned(class_cells(analysis.per_class())))
     if folder is not None:
-        write_results(evaluator, folder, category_ids(trainer.eval_dataset), predictions=False)
+        write_results(evaluator, folder, predictions=False)
         if plots_installed():
             save_plots(analysis, folder)
-    return evaluator.compute(per_class=per_class) | analysis.summary()
+    scores = evaluator.compute(per_class=per_class) | analysis.summary()
+    if trainer.compute_metrics is not None:
+        pair = EvalPrediction(predictions=predictions_by_image(evaluator), label_ids=truth_by_image(evaluator))
+        scores |= {name: float(value) for name, value in trainer.compute_metrics(pair).items()}
+    return scores
 
 
 @torch.no_grad()
-def detections(trainer: "RFDETRTrainer", dataset: Dataset) -> Iterator[tuple[list[int], Detections]]:
-    """This rank's images of a data set, batch by batch: their ids and what the model finds on them."""
+def detections(
+    trainer: "RFDETRTrainer", dataset: Dataset, losses: EvalLossMeter | None = None
+) -> Iterator[tuple[list[int], Detections]]:
+    """This rank's images of a data set, batch by batch: their ids and what the model finds on them.
+
+    Args:
+        trainer: with the model.
+        dataset: its images.
+        losses: is given the loss of each batch.
+    """
     config, device = trainer.model.config, trainer.accelerator.device
     loader = build_eval_loader(dataset, trainer.args, config, trainer.image_processor, trainer.accelerator)
     trainer.callback_handler.eval_dataloader = loader
     if trainer.optimizer is None:
         trainer.model.to(device)
     model = trainer.wrapped
-    model.eval()
+    model.eval()  # a statement: DeepSpeed's returns nothing
     for batch in trainer.strategy.in_step(loader, len(dataset)):
         if batch is None:
             model(torch.zeros(1, 3, *[config.resolution] * 2, device=device))
             continue
         image_ids = batch["labels"].fields["image_id"].tolist()
         inputs = trainer.to_device(batch)
-        sizes = torch.stack([label["orig_size"] for label in inputs.pop("labels")])
+        labels = inputs.pop("labels")
+        sizes = torch.stack([label["orig_size"] for label in labels])
+        if losses is not None:
+            inputs |= {"labels": [_targets(label) for label in labels], "num_boxes": 1.0}
         with trainer.strategy.autocast():
             outputs = model(**inputs)
+        if losses is not None:
+            losses.add(outputs.loss, outputs.loss_dict, sum(len(label["boxes"]) for label in inputs["labels"]))
         found = _post_process(trainer, outputs, sizes, inputs["pixel_mask"])
         yield image_ids, found
         trainer.fire("on_prediction_step", image_ids=image_ids, detections=found)
+
+
+def _targets(label: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of an image's truth is a target of the loss: the objects that are no crowds."""
+    single = ~label["iscrowd"]
+    return {name: value if name in PER_IMAGE else value[single] for name, value in label.items()}
 
 
 def _post_process(

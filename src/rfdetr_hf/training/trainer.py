@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
@@ -31,7 +31,7 @@ from .distributed import Hosts, build_accelerator
 from .drop_path import DropPathSchedule
 from .finetuning import apply_finetuning, merge_adapters
 from .loaders import build_train_loader
-from .meters import LossMeter, Stopwatch
+from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler
 from .preemption import EXIT_CODE, Preempted, PreemptionNotice
@@ -64,6 +64,10 @@ class RFDETRTrainer:
         callbacks: `transformers.TrainerCallback`s.
         augmentation: a torchvision-v2 transform, an Albumentations pipeline or a callable `(image, target) -> (image,
             target)`, applied to training samples beside the recipe of the arguments.
+        test_dataset: likewise, evaluated once at the end of training by the model that is then in memory.
+        compute_metrics: takes an `EvalPrediction` of all images, whose `predictions` are those of
+            [`~evaluation.by_image.predictions_by_image`] and whose `label_ids` are those of
+            [`~evaluation.by_image.truth_by_image`], and returns further metrics; called on the main process.
     """
 
     def __init__(
@@ -75,10 +79,13 @@ class RFDETRTrainer:
         image_processor: RFDETRImageProcessor | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         augmentation: Callable[..., Any] | None = None,
+        test_dataset: Dataset | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
     ) -> None:
         self.args = args
         self.model = self.wrapped = model
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.train_dataset, self.eval_dataset, self.test_dataset = train_dataset, eval_dataset, test_dataset
+        self.compute_metrics = compute_metrics
         self.image_processor = image_processor or _processor_for(model)
         self.augmentation = augmentation
         self.model_class = type(model)
@@ -109,7 +116,8 @@ class RFDETRTrainer:
 
     def _check_inputs(self, callbacks: Sequence[TrainerCallback]) -> None:
         names = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
-        for split, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
+        for split in ("train_dataset", "eval_dataset", "test_dataset"):
+            dataset = getattr(self, split)
             if dataset is not None and class_names(dataset) != names:
                 raise ValueError(
                     f"the classes of {split} are {class_names(dataset)}, but the model's id2label has {names}; "
@@ -182,6 +190,7 @@ class RFDETRTrainer:
             self._in_training = True
             with self.notice:
                 self._loop()
+            self._in_training = False
             return self._finish(time.perf_counter() - started)
         except Exception:
             # At once, for the other processes are about to fail for want of this one.
@@ -211,7 +220,8 @@ class RFDETRTrainer:
 
     def _audit(self) -> None:
         if self.args.audit != "off":
-            for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
+            for name in ("train", "eval", "test"):
+                dataset = getattr(self, f"{name}_dataset")
                 if dataset is not None and self.accelerator.is_main_process:
                     logger.info("%s", audit_dataset(dataset, split=name, decode=self.args.audit == "full"))
         self.accelerator.wait_for_everyone()
@@ -479,9 +489,18 @@ class RFDETRTrainer:
             told = f"the weights of step {self.state.global_step}"
         merge_adapters(self.model)
         logger.info("the model in memory is %s", told)
-        self.fire("on_train_end")
         metrics = {"train_runtime": runtime, "train_skipped_steps": self.skipped_steps}
+        if self.test_dataset is not None:
+            metrics |= self._test()
+        self.fire("on_train_end")
         return TrainOutput(self.state.global_step, self._loss_sum / max(self._loss_steps, 1), metrics)
+
+    def _test(self) -> dict[str, float]:
+        """Evaluate the test split by the model in memory, whose card then tells the scores."""
+        metrics = self.evaluate(self.test_dataset, metric_key_prefix="test")
+        in_best = self.args.load_best_model_at_end and self.best.source is not None
+        save_pretrained(self, self.run.best if in_best else self.run.last)
+        return metrics
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
@@ -543,10 +562,11 @@ class RFDETRTrainer:
         return self.run.root / metric_key_prefix / str(self.state.global_step) / weights
 
     def _score(self, dataset: Dataset, folder: Path | None) -> dict[str, float]:
-        evaluator = build_evaluator(self, dataset)
-        for image_ids, found in detections(self, dataset):
+        evaluator, losses = build_evaluator(self, dataset), EvalLossMeter() if self.args.eval_loss else None
+        for image_ids, found in detections(self, dataset, losses):
             evaluator.update(image_ids, found)
-        return score(self, evaluator, folder)
+        scores = score(self, evaluator, folder)
+        return scores if losses is None else scores | losses.read(self.accelerator)
 
     def predict(self, dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
         """Detections of every image of a data set by the model in memory, and the COCO metrics they give.

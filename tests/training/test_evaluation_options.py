@@ -1,0 +1,119 @@
+"""The loss of the evaluation split, a user's own metrics and the test split of a run."""
+
+import csv
+
+import pytest
+import torch
+
+from rfdetr_hf import (
+    RFDETRForInstanceSegmentation,
+    RFDETRForObjectDetection,
+    RFDETRTrainer,
+    RFDETRTrainingArguments,
+    make_shapes_dataset,
+)
+from rfdetr_hf.data.images import decode_image
+from rfdetr_hf.evaluation.by_image import predictions_by_image
+from rfdetr_hf.evaluation.coco import CocoEvaluator
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return make_shapes_dataset(8, image_size=64, seed=1)
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    return make_shapes_dataset(7, image_size=64, seed=2, crowd_share=0.5)
+
+
+def arguments(folder, **options):
+    defaults = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "dataloader_num_workers": 0,
+                "max_steps": 2, "logging_steps": 1, "disable_tqdm": True, "audit": "off"}  # fmt: skip
+    return RFDETRTrainingArguments(output_dir=str(folder), **{**defaults, **options})
+
+
+def test_the_loss_of_a_split_does_not_depend_on_its_batches(tmp_path, tiny_model, crowded):
+    found = []
+    for batch_size in (1, 3):
+        args = arguments(tmp_path, per_device_eval_batch_size=batch_size, eval_loss=True)
+        trainer = RFDETRTrainer(tiny_model(), args, eval_dataset=crowded)
+        found.append({k: v for k, v in trainer.evaluate().items() if k.startswith("eval_loss")})
+    assert {"eval_loss", "eval_loss_ce", "eval_loss_bbox_0", "eval_loss_giou_enc"} <= found[0].keys()
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_the_loss_of_a_split_is_the_models_own_without_crowds(tmp_path, tiny_model, crowded):
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, eval_loss=True), eval_dataset=crowded)
+    metrics = trainer.evaluate()
+    model, labels, pixels = trainer.model.eval(), [], []
+    for row in crowded:
+        keep = [i for i, crowd in enumerate(row["objects"]["iscrowd"]) if not crowd]
+        boxes = torch.tensor([row["objects"]["bbox"][i] for i in keep]).reshape(-1, 4) / 64
+        boxes[:, :2] += boxes[:, 2:] / 2
+        labels.append({"boxes": boxes, "class_labels": torch.tensor([row["objects"]["category"][i] for i in keep])})
+        pixels.append(trainer.image_processor(decode_image(row), return_tensors="pt")["pixel_values"][0])
+    assert any(any(row["objects"]["iscrowd"]) for row in crowded)
+    with torch.no_grad():
+        expected = model(torch.stack(pixels), labels=labels)
+    assert metrics["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-4)
+    assert "eval_loss" not in RFDETRTrainer(model, arguments(tmp_path), eval_dataset=crowded).evaluate()
+
+
+def test_the_loss_of_masks(tmp_path, tiny_config):
+    dataset = make_shapes_dataset(4, image_size=64, seed=3, task="segmentation")
+    model = RFDETRForInstanceSegmentation(tiny_config())
+    metrics = RFDETRTrainer(model, arguments(tmp_path, eval_loss=True), eval_dataset=dataset).evaluate()
+    assert metrics["eval_loss_mask_dice"] > 0
+
+
+def test_the_loss_can_choose_the_best_model(tmp_path, tiny_model, shapes, crowded):
+    args = arguments(tmp_path, eval_loss=True, metric_for_best_model="loss", greater_is_better=False,
+                     eval_strategy="steps", eval_steps=1)  # fmt: skip
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, crowded)
+    trainer.train()
+    losses = [row["eval_ema_loss"] for row in trainer.state.log_history if "eval_ema_loss" in row]
+    assert len(losses) == 2 and trainer.best.score == min(losses)
+
+
+def test_a_users_own_metrics(tmp_path, tiny_model, shapes, crowded):
+    seen = []
+
+    def compute_metrics(pair):
+        seen.append(pair)
+        boxes = sum(len(each["boxes"]) for each in pair.label_ids)
+        return {"boxes": boxes, "confident": sum((each["scores"] > 0.5).sum() for each in pair.predictions)}
+
+    args = arguments(tmp_path, metric_for_best_model="boxes")
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, crowded, compute_metrics=compute_metrics)
+    trainer.train()
+    row = next(row for row in trainer.state.log_history if "eval_ema_map" in row)
+    assert row["eval_ema_boxes"] == sum(len(row["objects"]["category"]) for row in crowded) == trainer.best.score
+    assert [each["image_id"] for each in seen[0].predictions] == sorted(crowded["image_id"])
+    assert [each["image_id"] for each in seen[0].label_ids] == sorted(crowded["image_id"])
+
+
+def test_images_without_detections_have_empty_predictions(crowded):
+    evaluator = CocoEvaluator(crowded)
+    second = crowded["image_id"][1]
+    one = {"scores": torch.tensor([0.5]), "labels": torch.tensor([1]), "boxes": torch.tensor([[1.0, 2, 3, 4]])}
+    none = {"scores": torch.empty(0), "labels": torch.empty(0, dtype=torch.long), "boxes": torch.empty(0, 4)}
+    ids = crowded["image_id"]
+    evaluator.update(ids, [one if image_id == second else none for image_id in ids])
+    found = {each["image_id"]: each for each in predictions_by_image(evaluator)}
+    assert found[second]["boxes"].tolist() == [[1, 2, 3, 4]] and found[second]["labels"].tolist() == [1]
+    assert all(len(found[image_id]["scores"]) == 0 for image_id in ids if image_id != second)
+
+
+def test_the_test_split_is_scored_once_by_the_best_model(tmp_path, tiny_model, shapes, crowded):
+    held_out = make_shapes_dataset(5, image_size=64, seed=5)
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, crowded, test_dataset=held_out)
+    result = trainer.train()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["test_map"]]
+    assert len(rows) == 1 and float(rows[0]["test_map"]) == result.metrics["test_map"]
+    best = RFDETRForObjectDetection.from_pretrained(tmp_path / "best")
+    again = RFDETRTrainer(best, arguments(tmp_path / "again"), eval_dataset=held_out).evaluate()
+    assert again["eval_map"] == result.metrics["test_map"]
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert f"| test | raw | mAP | {result.metrics['test_map']:.4f} |" in card
