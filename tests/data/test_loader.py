@@ -293,7 +293,7 @@ def test_evaluation_sees_the_pixels_of_the_predict_path(dataset, num_workers):
 
 
 def test_aspect_preserving_evaluation_pads_to_the_divisor(dataset):
-    transform = build_eval_transform(RFDETRImageProcessor(size={"height": 48, "width": 48}), square=False)
+    transform = build_eval_transform(RFDETRImageProcessor(size={"shortest_edge": 48}, size_divisor=32))
     batch = next(iter(build_eval_dataloader(dataset, transform, batch_size=2, size_divisor=32, num_workers=0)))
     assert batch["pixel_values"].shape == (2, 3, 64, 64)
     assert batch["pixel_mask"].sum().item() == 2 * 48 * 64

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from rfdetr_hf import RFDETRImageProcessor
 from rfdetr_hf.data.augmentation import adapt_augmentation
 from rfdetr_hf.data.sample import Sample, View, clip_objects, pixels_from_pil
 from rfdetr_hf.data.transforms import build_eval_transform, build_train_transform, fit_shortest_edge
@@ -391,7 +392,7 @@ def test_eval_transform_takes_the_pixels_of_the_processor():
     assert torch.equal(out.image, processor(sample.image, "pt")["pixel_values"][0])
     assert out.target["boxes"].tolist() == [[16, 16, 32, 32]]
     assert out.target["area"].tolist() == [256]
-    aspect = build_eval_transform(processor, square=False, max_size=90)(sample)
+    aspect = build_eval_transform(RFDETRImageProcessor(size={"shortest_edge": 64, "longest_edge": 90}))(sample)
     assert aspect.image.shape == (3, 90, 60)
     assert out.orig_size == aspect.orig_size == (192, 128)
 

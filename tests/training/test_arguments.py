@@ -4,6 +4,7 @@ import pytest
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from rfdetr_hf import RFDETRTrainingArguments
+from rfdetr_hf.training.checks import default_metric
 from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
@@ -88,17 +89,17 @@ def test_invalid_values_are_refused_by_name(values, message):
 
 
 @pytest.mark.parametrize(
-    ("values", "prefixes", "metric"),
+    ("values", "prefixes", "task", "metric"),
     [
-        ({}, ("ema_",), "ema_map"),
-        ({"eval_raw_weights": True}, ("", "ema_"), "map"),
-        ({"use_ema": False}, ("",), "map"),
+        ({}, ("ema_",), "detection", "ema_map"),
+        ({"eval_raw_weights": True}, ("", "ema_"), "segmentation", "segm_map"),
+        ({"use_ema": False}, ("",), "keypoints", "keypoint_map"),
     ],
 )
-def test_what_is_evaluated_decides_the_metric_of_the_best_model(values, prefixes, metric):
+def test_task_and_evaluated_weights_decide_the_metric_of_the_best_model(values, prefixes, task, metric):
     args = RFDETRTrainingArguments(**values)
     assert args.evaluated_prefixes == prefixes
-    assert args.metric_for_best_model == metric
+    assert default_metric(args, task) == metric
 
 
 def test_the_arguments_survive_json():

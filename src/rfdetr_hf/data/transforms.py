@@ -31,6 +31,9 @@ def fit_shortest_edge(height: int, width: int, shortest: int, max_size: int | No
     return (shortest, longest) if height <= width else (longest, shortest)
 
 
+MAX_SIZE = 1333
+
+
 class TrainTransform:
     """The official training recipe: resize, or scale-jittered square crop and resize; mirror; a user's augmentation.
 
@@ -57,7 +60,7 @@ class TrainTransform:
         horizontal_flip: float = 0.5,
         augmentation: Any = None,
         square: bool = True,
-        max_size: int = 1333,
+        max_size: int = MAX_SIZE,
         crop_shortest_edges: Sequence[int] = (400, 500, 600),
         crop_min_side: int = 384,
         mask_size: tuple[int, int] | None = None,
@@ -137,7 +140,7 @@ def build_train_transform(
     horizontal_flip: float = 0.5,
     augmentation: Any = None,
     square: bool = True,
-    max_size: int = 1333,
+    max_size: int = MAX_SIZE,
     crop_shortest_edges: Sequence[int] = (400, 500, 600),
     crop_min_side: int = 384,
     mask_downsample_ratio: int | None = None,
@@ -205,22 +208,14 @@ class EvalTransform:
     Crowd objects and objects outside the image stay: evaluation reads the truth as it was annotated.
     """
 
-    def __init__(
-        self,
-        image_processor: Callable[..., Any],
-        *,
-        square: bool = True,
-        max_size: int = 1333,
-        mask_size: tuple[int, int] | None = None,
-    ) -> None:
+    def __init__(self, image_processor: Callable[..., Any], *, mask_size: tuple[int, int] | None = None) -> None:
         self.image_processor = image_processor
-        self.square = square
-        self.max_size = max_size
         self.mask_size = mask_size
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
         """Transform one sample; `rng` is not used."""
-        options = {} if self.square else {"size": self._aspect_preserving_size(*sample.orig_size)}
+        # The collator pads, to the shape of the batch.
+        options = {} if _has_fixed_size(self.image_processor) else {"do_pad": False}
         image = _without_exif(sample.image)
         pixels = self.image_processor(images=image, return_tensors="pt", **options)["pixel_values"][0]
         scale = np.array(pixels.shape[:-3:-1], np.float64) / np.array(sample.orig_size[::-1], np.float64)
@@ -233,11 +228,6 @@ class EvalTransform:
             target["masks"] = rasterise(segmentation, (0, 0, *sample.orig_size[::-1]), self.mask_size)
         return sample.with_image(pixels, target)
 
-    def _aspect_preserving_size(self, height: int, width: int) -> dict[str, int]:
-        shortest = min(self.image_processor.size["height"], self.image_processor.size["width"])
-        fitted_height, fitted_width = fit_shortest_edge(height, width, shortest, self.max_size)
-        return {"height": fitted_height, "width": fitted_width}
-
 
 def _without_exif(image: Image.Image) -> Image.Image:
     # The decoder has decided whether the orientation tag holds. A tag that it ignored must not be obeyed downstream.
@@ -247,26 +237,23 @@ def _without_exif(image: Image.Image) -> Image.Image:
 
 
 def build_eval_transform(
-    image_processor: Callable[..., Any],
-    *,
-    square: bool = True,
-    max_size: int = 1333,
-    mask_downsample_ratio: int | None = None,
+    image_processor: Callable[..., Any], *, mask_downsample_ratio: int | None = None
 ) -> EvalTransform:
     """The evaluation transform around an image processor.
 
     Args:
         image_processor: called as `image_processor(images=image, return_tensors="pt")`; its `pixel_values` (1, 3, H,
-            W) are taken as they are. With `square=False` it is also given `size`, a dict of `height` and `width`.
-        square: evaluate at the processor's own size; otherwise keep the aspect ratio, with the processor's size as the
-            shortest edge.
-        max_size: with `square=False`, the largest longest edge.
+            W) are taken as they are. One whose `size` is no height and width but keeps the aspect ratio is also given
+            `do_pad=False`.
         mask_downsample_ratio: make masks for a loss, this many times smaller than the processor's size; None leaves
             them out. Metrics need none, since they read the annotations.
     """
-    mask_size = None if mask_downsample_ratio is None else _mask_size(_longest(image_processor), mask_downsample_ratio)
-    return EvalTransform(image_processor, square=square, max_size=max_size, mask_size=mask_size)
+    if mask_downsample_ratio is None:
+        return EvalTransform(image_processor)
+    size = image_processor.size
+    side = max(size["height"], size["width"]) if _has_fixed_size(image_processor) else size["shortest_edge"]
+    return EvalTransform(image_processor, mask_size=_mask_size(side, mask_downsample_ratio))
 
 
-def _longest(image_processor: Callable[..., Any]) -> int:
-    return max(image_processor.size["height"], image_processor.size["width"])
+def _has_fixed_size(image_processor: Callable[..., Any]) -> bool:
+    return image_processor.size.get("height") is not None

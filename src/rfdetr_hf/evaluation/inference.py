@@ -24,9 +24,9 @@ class ImageDetector:
 
     Args:
         model: takes what the processor makes; moved nowhere, so put it on its device first.
-        image_processor: with `size` {"height", "width"} and `post_process_object_detection`.
+        image_processor: with `size` and `post_process_object_detection`.
         size_divisor: what the sides of scaled inputs must be multiples of.
-        post_process: (outputs, target_sizes) -> detections, for models that give more than boxes; default the
+        post_process: (outputs, target_sizes, pixel_mask) -> detections, for models that give more than boxes; default the
             processor's `post_process_object_detection` without a threshold.
     """
 
@@ -35,7 +35,7 @@ class ImageDetector:
         model: torch.nn.Module,
         image_processor: Any,
         size_divisor: int = 1,
-        post_process: Callable[[Any, list[tuple[int, int]]], list[Detections]] | None = None,
+        post_process: Callable[[Any, list[tuple[int, int]], Tensor | None], list[Detections]] | None = None,
     ) -> None:
         self.model = model
         self.image_processor = image_processor
@@ -45,17 +45,18 @@ class ImageDetector:
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Detections]:
         """Detections of the images, on the CPU; `scale` changes the size of the model's input."""
-        size = {side: self._scaled(self.image_processor.size[side], scale) for side in ("height", "width")}
+        size = {side: self._scaled(pixels, scale) for side, pixels in dict(self.image_processor.size).items()}
         inputs = self.image_processor(list(images), size=size, return_tensors="pt")
         parameter = next(self.model.parameters())
         outputs = self.model.eval()(**{name: value.to(parameter.device) for name, value in inputs.items()})
-        found = self.post_process(outputs, [(image.height, image.width) for image in images])
+        sizes = [(image.height, image.width) for image in images]
+        found = self.post_process(outputs, sizes, inputs.get("pixel_mask"))
         return [{name: _to_cpu(value) for name, value in each.items()} for each in found]
 
     def _scaled(self, side: int, scale: float) -> int:
         return side if scale == 1 else max(round(side * scale / self.size_divisor), 1) * self.size_divisor
 
-    def _boxes(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[Detections]:
+    def _boxes(self, outputs: Any, sizes: list[tuple[int, int]], pixel_mask: Tensor | None) -> list[Detections]:
         return self.image_processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
 
 

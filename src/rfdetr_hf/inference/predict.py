@@ -67,8 +67,8 @@ def load_detector(name_or_path: str, device: str | None = None, threshold: float
         options = {"num_keypoints_per_class": counts} if name == _KEYPOINTS else {}
         method = partial(getattr(processor, name), threshold=threshold, **options)
 
-        def post_process(outputs: Any, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
-            return method(outputs, target_sizes=sizes)
+        def post_process(outputs: Any, sizes: list[tuple[int, int]], mask: torch.Tensor | None) -> list[dict[str, Any]]:
+            return method(outputs, target_sizes=sizes, **({} if name == _KEYPOINTS else {"pixel_mask": mask}))
 
     return ImageDetector(model, processor, model.config.size_divisor, post_process)
 

@@ -90,7 +90,7 @@ class RFDETRTrainingArguments:
 
     multi_scale: str = _option("per_batch", "A scale per optimizer step, per sample, or none.", MULTI_SCALE_MODES)
     expanded_scales: bool = _option(True, "Scales from -5 to +5 blocks around the resolution instead of -3 to +4.")
-    square_resize: bool = _option(True, "Resize to a square; False keeps the aspect ratio and pads.")
+    square_resize: bool = _option(True, "Resize to a square; False keeps the aspect ratio and pads, in training and afterwards.")
     scale_jitter: bool = _option(True, "Half of the training images pass through a random resized crop.")
     horizontal_flip: float = _option(0.5, "Probability of a horizontal flip.")
 
@@ -124,7 +124,9 @@ class RFDETRTrainingArguments:
     save_total_limit: int | None = _option(2, "Checkpoints to keep; None keeps all. best/ and last/ do not count.")
     load_best_model_at_end: bool = _option(True, "After training the model in memory is the best one.")
     metric_for_best_model: str | None = _option(
-        None, "map, map_50, mar_100, ...: the best of raw and averaged weights; ema_map etc.: of the average alone."
+        None,
+        "map, map_50, mar_100, ...: the best of raw and averaged weights; ema_map etc.: of the average alone. Default: "
+        "the mAP of the model's task (map, segm_map, keypoint_map) of what is evaluated.",
     )
     greater_is_better: bool = _option(True, "Whether a larger metric is a better one.")
     skip_best_epochs: float = _option(0.0, "Evaluations before this epoch choose no best model and stop nothing.")
@@ -172,8 +174,6 @@ class RFDETRTrainingArguments:
         self.eval_strategy = IntervalStrategy(self.eval_strategy)
         self.save_strategy = SaveStrategy(self.save_strategy)
         self.logging_strategy = IntervalStrategy(self.logging_strategy)
-        if self.metric_for_best_model is None:
-            self.metric_for_best_model = "ema_map" if self.use_ema and not self.eval_raw_weights else "map"
         if not isinstance(self.report_to, str):
             self.report_to = ",".join(self.report_to or ()) or "none"
         for name in ("eval_steps", "save_steps", "logging_steps", "warmup_steps"):
@@ -226,7 +226,7 @@ class RFDETRTrainingArguments:
         if self.eval_strategy == IntervalStrategy.NO:
             if self.early_stopping_patience is not None:
                 raise ValueError("early_stopping_patience needs evaluations; set eval_strategy to 'epoch' or 'steps'")
-        if self.metric_for_best_model.removeprefix("eval_").startswith("ema_") and not self.use_ema:
+        if (self.metric_for_best_model or "").removeprefix("eval_").startswith("ema_") and not self.use_ema:
             raise ValueError(f"metric_for_best_model={self.metric_for_best_model!r} needs use_ema=True")
         if self.save_strategy == SaveStrategy.BEST and self.eval_strategy == IntervalStrategy.NO:
             raise ValueError("save_strategy='best' needs evaluations; set eval_strategy to 'epoch' or 'steps'")

@@ -58,7 +58,7 @@ def build_eval_loader(
 ) -> DataLoader:
     """This rank's share of a data set, every image once over all ranks."""
     masks = MASK_DOWNSAMPLE_RATIO if args.eval_loss and has_masks(dataset) else None
-    transform = build_eval_transform(image_processor, square=args.square_resize, mask_downsample_ratio=masks)
+    transform = build_eval_transform(image_processor, mask_downsample_ratio=masks)
     batch_size = args.eval_batch_size
     options = _options(args, config, accelerator)
     return shield_workers(build_eval_dataloader(dataset, transform, batch_size=batch_size, **options))

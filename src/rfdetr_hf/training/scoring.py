@@ -18,7 +18,6 @@ from ..evaluation.plots import plots_installed, save_plots
 from ..evaluation.report import write_results
 from ..evaluation.tables import aligned, class_cells
 from .console import LOGGER
-from .loaders import build_eval_loader
 from .meters import EvalLossMeter
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def detections(
         losses: is given the loss of each batch.
     """
     config, device = trainer.model.config, trainer.accelerator.device
-    loader = build_eval_loader(dataset, trainer.args, config, trainer.image_processor, trainer.accelerator)
+    loader = trainer.get_eval_dataloader(dataset)
     trainer.callback_handler.eval_dataloader = loader
     if trainer.optimizer is None:
         trainer.model.to(device)

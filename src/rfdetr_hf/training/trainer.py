@@ -13,31 +13,29 @@ import torch
 from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
 from ..data.audit import audit_dataset
 from ..data.collate import prepare_pixels
-from ..data.schema import class_names
+from ..data.transforms import MAX_SIZE
 from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
-from .best import BestModel
 from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
 from .checkpointing import clean_leftovers
+from .checks import check_run, default_metric
 from .console import log_to_console, log_to_file, stop_logging
 from .distributed import Hosts, build_accelerator
-from .drop_path import DropPathSchedule
 from .finetuning import apply_finetuning, merge_adapters
-from .loaders import build_train_loader
 from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
-from .optimization import build_optimizer, build_param_groups, build_scheduler
+from .parts import TrainerParts
 from .preemption import EXIT_CODE, Preempted, PreemptionNotice
 from .run_directory import RunDirectory
 from .saving import load_checkpoint, load_weights, save_checkpoint, save_pretrained
-from .scoring import build_evaluator, detections, score
+from .scoring import detections, score
 from .strategies import choose_strategy, compile_blocks
 from .trackers import TrackerCallback
 
@@ -51,7 +49,7 @@ class PredictionOutput(NamedTuple):
     metrics: dict[str, float]
 
 
-class RFDETRTrainer:
+class RFDETRTrainer(TrainerParts):
     """Trains, evaluates and saves an RF-DETR model on Accelerate.
 
     Args:
@@ -82,11 +80,13 @@ class RFDETRTrainer:
         test_dataset: Dataset | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
     ) -> None:
+        if args.metric_for_best_model is None:
+            args.metric_for_best_model = default_metric(args, model.task)
         self.args = args
         self.model = self.wrapped = model
         self.train_dataset, self.eval_dataset, self.test_dataset = train_dataset, eval_dataset, test_dataset
         self.compute_metrics = compute_metrics
-        self.image_processor = image_processor or _processor_for(model)
+        self.image_processor = image_processor or _processor_for(model, args.square_resize)
         self.augmentation = augmentation
         self.model_class = type(model)
         self.accelerator = build_accelerator(args)
@@ -102,7 +102,7 @@ class RFDETRTrainer:
         self.optimizer = self.scheduler = self.ema = None
         self.train_loader: Any = None
         self._in_training = False
-        self._check_inputs(callbacks or ())
+        check_run(self, callbacks or ())
         own = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.run.metrics)]
         if args.early_stopping_patience is not None:
             own.append(self._early_stopping())
@@ -114,26 +114,6 @@ class RFDETRTrainer:
         self.callback_handler = CallbackHandler([*own, *(callbacks or ())], model, self.image_processor, None, None)
         self.fire("on_init_end")
 
-    def _check_inputs(self, callbacks: Sequence[TrainerCallback]) -> None:
-        names = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
-        for split in ("train_dataset", "eval_dataset", "test_dataset"):
-            dataset = getattr(self, split)
-            if dataset is not None and class_names(dataset) != names:
-                raise ValueError(
-                    f"the classes of {split} are {class_names(dataset)}, but the model's id2label has {names}; "
-                    "build the model with id2label={i: name} of the data set's class names"
-                )
-        if self.eval_dataset is None and self.args.eval_strategy != "no":
-            raise ValueError(f"eval_strategy={self.args.eval_strategy.value!r} needs an eval_dataset; set it to 'no'")
-        metric = "eval_" + self.args.metric_for_best_model.removeprefix("eval_")
-        evaluated = [f"eval_{prefix}" for prefix in self.args.evaluated_prefixes]
-        stops = any(isinstance(c, EarlyStoppingCallback) or c is EarlyStoppingCallback for c in callbacks)
-        if stops and not any(metric.startswith(e) and (e != "eval_" or "ema_" not in metric) for e in evaluated):
-            raise ValueError(
-                f"EarlyStoppingCallback looks at {metric}, which is not evaluated; set metric_for_best_model to "
-                f"{evaluated[-1].removeprefix('eval_')}map, or eval_raw_weights=True"
-            )
-
     def _early_stopping(self) -> EarlyStopping:
         args = self.args
         return EarlyStopping(
@@ -143,10 +123,6 @@ class RFDETRTrainer:
             args.skip_best_epochs,
             args.greater_is_better,
         )
-
-    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Add a callback to those that listen."""
-        self.callback_handler.add_callback(callback)
 
     def fire(self, event: str, **kwargs: Any) -> None:
         """Tell the callbacks of an event."""
@@ -243,18 +219,14 @@ class RFDETRTrainer:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         backbone = config.backbone_config
         self.scales = compute_scales(config.resolution, backbone.patch_size, backbone.num_windows, args.expanded_scales)
-        self.train_loader = build_train_loader(
-            self.train_dataset, args, config, self.scales, self.accelerator, self.augmentation
-        )
+        self.train_loader = self.get_train_dataloader()
         self.steps_per_epoch = len(self.train_loader) // args.gradient_accumulation_steps
         epochs = args.num_train_epochs
         self.state.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(epochs * self.steps_per_epoch)
         self.state.num_train_epochs = math.ceil(self.state.max_steps / self.steps_per_epoch)
         self.state.compute_steps(args, self.state.max_steps)
         self._build_optimization()
-        self.best = BestModel(
-            args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
-        )
+        self.best = self.create_best_model()
         self.losses, self.stopwatch = LossMeter(), Stopwatch()
         self.epoch = self.steps_in_epoch = 0
         self.skipped_steps = self.skipped_in_a_row = 0
@@ -267,18 +239,11 @@ class RFDETRTrainer:
         self.model.to(self.accelerator.device)
         if args.torch_compile:
             compile_blocks(self.model, args.torch_compile_backend)
-        groups = build_param_groups(self.model, args)
-        optimizer = build_optimizer(groups, args, self.accelerator.device)
-        self.scheduler = build_scheduler(optimizer, args, self.state.max_steps, self.steps_per_epoch)
+        optimizer = self.create_optimizer()
+        self.scheduler = self.create_scheduler(optimizer)
         self.wrapped, self.optimizer = self.strategy.prepare(self.model, optimizer)
-        self.ema = self.strategy.average() if args.use_ema else None
-        self.drop_path = DropPathSchedule(
-            args.drop_path,
-            self.state.max_steps,
-            mode=args.drop_path_mode,
-            schedule=args.drop_path_schedule,
-            cutoff_steps=round(args.drop_path_cutoff_epochs * self.steps_per_epoch),
-        )
+        self.ema = self.create_average() if args.use_ema else None
+        self.drop_path = self.create_drop_path_schedule()
         handler = self.callback_handler
         handler.optimizer, handler.lr_scheduler, handler.train_dataloader = (
             self.optimizer,
@@ -562,7 +527,7 @@ class RFDETRTrainer:
         return self.run.root / metric_key_prefix / str(self.state.global_step) / weights
 
     def _score(self, dataset: Dataset, folder: Path | None) -> dict[str, float]:
-        evaluator, losses = build_evaluator(self, dataset), EvalLossMeter() if self.args.eval_loss else None
+        evaluator, losses = self.create_evaluator(dataset), EvalLossMeter() if self.args.eval_loss else None
         for image_ids, found in detections(self, dataset, losses):
             evaluator.update(image_ids, found)
         scores = score(self, evaluator, folder)
@@ -575,7 +540,7 @@ class RFDETRTrainer:
             predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes`
                 (n, 4) xyxy in pixels, on the CPU; `masks` as run-lengths, or `keypoints`, of such a model.
         """
-        evaluator, found = build_evaluator(self, dataset), []
+        evaluator, found = self.create_evaluator(dataset), []
         for image_ids, batch in detections(self, dataset):
             evaluator.update(image_ids, batch)
             for image_id, each in zip(image_ids, batch, strict=True):
@@ -590,6 +555,9 @@ def _on_host(value: Any) -> Any:
     return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
-def _processor_for(model: RFDETRForObjectDetection) -> RFDETRImageProcessor:
+def _processor_for(model: RFDETRForObjectDetection, square: bool) -> RFDETRImageProcessor:
     side = model.config.resolution
-    return RFDETRImageProcessor(size={"height": side, "width": side})
+    if square:
+        return RFDETRImageProcessor(size={"height": side, "width": side})
+    size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
+    return RFDETRImageProcessor(size=size, do_pad=True, size_divisor=model.config.size_divisor)
