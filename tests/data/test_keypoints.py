@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from datasets import concatenate_datasets
 
 from rfdetr_hf.data.audit import audit_dataset
@@ -17,6 +18,7 @@ from rfdetr_hf.data.keypoints import (
 from rfdetr_hf.data.schema import decode_image, has_keypoints, keypoint_schema
 from rfdetr_hf.data.sources import load_detection_dataset
 from rfdetr_hf.data.synthetic import make_shapes_dataset
+from rfdetr_hf.training.arguments import DataArguments, parse_arguments
 
 
 @pytest.mark.parametrize(
@@ -72,10 +74,16 @@ def test_faults_of_a_schema(fields, message):
 
 
 def test_faults_of_a_written_schema():
-    with pytest.raises(ValueError, match=r"label 0: has fields \['names'\]"):
-        KeypointSchema.from_dict({"classes": [{"names": []}]})
+    with pytest.raises(ValueError, match=r"label 1: has \['sigmas'\], needs names"):
+        KeypointSchema.from_dict({"classes": [{"names": []}, {"sigmas": []}]})
+    with pytest.raises(ValueError, match=r"label 0: has \['flips', 'names'\]"):
+        KeypointSchema.from_dict({"classes": [{"names": [], "flips": []}]})
+    with pytest.raises(ValueError, match="label 0: flip_pairs .* beyond the 1 keypoints"):
+        KeypointSchema.from_dict({"classes": [{"names": ["a"], "flip_pairs": [[0, 1]]}]})
     with pytest.raises(ValueError, match="classes is missing or empty"):
         KeypointSchema.from_dict({})
+    with pytest.raises(ValueError, match=r"fields \['person'\] are unknown"):
+        KeypointSchema.from_dict({"classes": [{"names": []}], "person": {}})
     with pytest.raises(ValueError, match="partners"):
         pairs_of_permutation([1, 2, 0], 3)
     assert pairs_of_permutation([0, 2, 1], 3) == ((1, 2),)
@@ -214,3 +222,38 @@ def test_coco_person(data_root):
     found = {i: k for o in train["objects"] for i, k in zip(o["id"], o["keypoints"], strict=True)}
     assert {i: [float(v) for v in a["keypoints"]] for i, a in annotations.items()} == found
     assert audit_dataset(train).keypoint_objects == sum(a["num_keypoints"] > 0 for a in annotations.values()) == 12
+
+
+# --- given on the command line
+
+GIVEN = {"classes": [{"names": []}, {"names": ["tip", "a", "b"], "flip_pairs": [[1, 2]], "sigmas": [0.05, 0.1, 0.1]}]}
+
+
+@pytest.mark.parametrize("form", ["json", "flow yaml", "file", "options"])
+def test_a_schema_of_the_command_line_reaches_the_data(coco_points, tmp_path, form):
+    (tmp_path / "schema.yaml").write_text(yaml.safe_dump(GIVEN))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"task": "keypoints", "keypoint_schema": GIVEN}))
+    words = {
+        "json": ["--task", "keypoints", "--keypoint_schema", json.dumps(GIVEN)],
+        "flow yaml": ["--task", "keypoints", "--keypoint_schema", yaml.safe_dump(GIVEN, default_flow_style=True)],
+        "file": ["--task", "keypoints", "--keypoint_schema", str(tmp_path / "schema.yaml")],
+        "options": ["--config", str(tmp_path / "run.yaml")],
+    }
+    (args,) = parse_arguments((DataArguments,), words[form])
+    options = args.load_options()
+    train = coco_points(POINTS, None, None, task=options["task"], keypoint_schema=options["keypoint_schema"])
+    tip = keypoint_schema(train).classes[1]
+    assert (tip.names, tip.flip_pairs, tip.sigmas) == (("tip", "a", "b"), ((1, 2),), (0.05, 0.1, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("schema", "task", "message"),
+    [
+        ("none.yaml", "keypoints", "'none.yaml' is neither a mapping .* nor a file"),
+        ("{classes: [", "keypoints", "neither valid JSON nor YAML"),
+        (GIVEN, "detection", "keypoint_schema is for task=keypoints, and task is detection"),
+    ],
+)
+def test_faults_of_a_schema_of_the_command_line(schema, task, message):
+    with pytest.raises(ValueError, match=message):
+        DataArguments(task=task, keypoint_schema=schema)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -131,23 +131,35 @@ class KeypointSchema:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "KeypointSchema":
-        """What `to_dict` wrote.
+        """What `to_dict` wrote, or a person, who may leave out all but the names, see `ClassKeypoints.of`.
+
+        Args:
+            content: `classes`, one entry per label with `names`, `skeleton`, `flip_pairs` and `sigmas`. A class without
+                keypoints has no names. `flip_pairs` null says that they are not known; left out they are inferred.
 
         Raises:
-            ValueError: a field is missing, unknown or does not fit the others.
+            ValueError: names are missing, a field is unknown or does not fit the others.
         """
-        fields = {"names", "skeleton", "flip_pairs", "sigmas"}
-        classes = []
-        for label, each in enumerate(content.get("classes", ())):
-            if set(each) != fields:
-                raise ValueError(f"keypoint schema, label {label}: has fields {sorted(each)}, needs {sorted(fields)}")
-            pairs = None if each["flip_pairs"] is None else _as_pairs(each["flip_pairs"])
-            classes.append(
-                ClassKeypoints(tuple(each["names"]), _as_pairs(each["skeleton"]), pairs, tuple(each["sigmas"]))
-            )
-        if not classes:
+        classes = content.get("classes")
+        if not isinstance(classes, Sequence) or not classes or isinstance(classes, str):
             raise ValueError("keypoint schema: field classes is missing or empty; give one entry per label")
-        return cls(tuple(classes))
+        if unknown := sorted(set(content) - {"classes"}):
+            raise ValueError(f"keypoint schema: fields {unknown} are unknown; it has the field classes alone")
+        return cls(tuple(_read_class(label, each) for label, each in enumerate(classes)))
+
+
+def _read_class(label: int, content: Any) -> ClassKeypoints:
+    fields = ("names", "skeleton", "flip_pairs", "sigmas")
+    if not isinstance(content, Mapping) or not {"names"} <= set(content) <= set(fields):
+        found = sorted(content) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"keypoint schema, label {label}: has {found}, needs names and may have {list(fields[1:])}")
+    names, skeleton = [str(name) for name in content["names"]], content.get("skeleton") or ()
+    try:
+        keypoints = ClassKeypoints.of(names, skeleton, content.get("flip_pairs"), content.get("sigmas"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"keypoint schema, label {label}: {error}") from error
+    unknown_pairs = "flip_pairs" in content and content["flip_pairs"] is None
+    return replace(keypoints, flip_pairs=None) if unknown_pairs else keypoints
 
 
 def infer_flip_pairs(names: Sequence[str]) -> Pairs | None:

@@ -296,6 +296,15 @@ class DataArguments:
     task: str = _option("detection", "What the objects need besides boxes.", TASKS)
     label_dir: str | None = _option(None, "Label folder of a YOLO layout where it is not 'labels'.")
     missing_masks: str = _option("error", "Objects without a mask: an error, or their box.", ("error", "box"))
+    keypoint_schema: dict | str | None = _option(
+        None, "Names, skeleton, flip_pairs and sigmas of the keypoints of each class (JSON, a YAML mapping or a file)."
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keypoint_schema, str):
+            self.keypoint_schema = _mapping_or_file("keypoint_schema", self.keypoint_schema)
+        if self.keypoint_schema is not None and self.task != "keypoints":
+            raise ValueError(f"keypoint_schema is for task=keypoints, and task is {self.task}")
 
     def load_options(self) -> dict[str, Any]:
         """The fields as arguments of [`load_detection_dataset`]."""
@@ -313,6 +322,7 @@ class DataArguments:
             "task": self.task,
             "label_dir": self.label_dir,
             "missing_masks": self.missing_masks,
+            "keypoint_schema": self.keypoint_schema,
         }
 
 
@@ -331,6 +341,20 @@ def _parse_json(name: str, text: str) -> dict:
         raise ValueError(f"{name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a JSON object, got {text!r}")
+    return value
+
+
+def _mapping_or_file(name: str, text: str) -> dict[str, Any]:
+    """A mapping written as JSON or YAML, or the file that holds it."""
+    written = text.lstrip().startswith("{")
+    if not written and not Path(text).is_file():
+        raise ValueError(f"{name}={text!r} is neither a mapping ({{...}}) nor a file")
+    try:
+        value = yaml.safe_load(text if written else Path(text).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}: {text} is neither valid JSON nor YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: {text} must hold a mapping, and holds {type(value).__name__}")
     return value
 
 
