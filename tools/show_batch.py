@@ -16,6 +16,7 @@ from rfdetr_hf import RFDETRConfig, RFDETRTrainingArguments, load_detection_data
 from rfdetr_hf.data.schema import class_names
 from rfdetr_hf.models.pretrained import override_config
 from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
+from rfdetr_hf.training.building import model_task
 from rfdetr_hf.training.loaders import build_train_loader
 from rfdetr_hf.training.multi_scale import compute_scales
 
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
     """Load, draw, save."""
     types = (ShowArguments, ModelArguments, DataArguments, RFDETRTrainingArguments)
     args, model_args, data_args, training_args = parse_arguments(types, argv, prog="show_batch.py")
-    dataset = load_detection_dataset(**data_args.load_options())["train"]
+    dataset = load_detection_dataset(**data_args.load_options(model_task(model_args)))["train"]
     config = build_config(model_args)
     training_args.dataloader_num_workers = 0
     backbone = config.backbone_config

@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..models.auto import is_official, load_model
-from ..models.image_processing_rfdetr import RFDETRImageProcessor
+from ..models.auto import is_official, load_model, load_processor
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
 
 
@@ -51,18 +50,8 @@ def convert(
         model.save_official(dst)
     else:
         model.save_pretrained(dst)
-        _image_processor(src, model.config.resolution, revision).save_pretrained(dst)
+        load_processor(src, model.config.resolution, revision).save_pretrained(dst)
     return model
-
-
-def _image_processor(src: str, resolution: int, revision: str | None) -> RFDETRImageProcessor:
-    """The processor of a folder or Hub id, or the standard one for the model's resolution."""
-    if not is_official(src):
-        try:
-            return RFDETRImageProcessor.from_pretrained(src, revision=revision)
-        except OSError:
-            pass  # A model without a processor: the standard one is right.
-    return RFDETRImageProcessor(size={"height": resolution, "width": resolution})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoints import read_official
+from .image_processing_rfdetr import RFDETRImageProcessor
 from .pretrained import HUB_OPTIONS, read_state
 from .pretrained_adapt import task_of
 from .pretrained_layouts import official_keys
@@ -31,6 +32,22 @@ def is_official(source: str | Path) -> bool:
     return Path(source).suffix in OFFICIAL_SUFFIXES
 
 
+def source_task(source: str | Path, **options: Any) -> str:
+    """The task of a checkpoint, "detection", "segmentation" or "keypoints", which the names of its tensors tell.
+
+    Args:
+        source: See `load_model`.
+        options: `use_ema` for a file of the official package; `revision` and other Hub options for the rest.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there or cannot be read.
+    """
+    if is_official(source):
+        return task_of(read_official(source, options.get("use_ema", False)).state)
+    hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
+    return task_of(official_keys(read_state(source, **hub_options)))
+
+
 def load_model(source: str | Path, **options: Any) -> "RFDETRPreTrainedModel":
     """Load any checkpoint with the class of its task, which the names of its tensors tell.
 
@@ -41,8 +58,21 @@ def load_model(source: str | Path, **options: Any) -> "RFDETRPreTrainedModel":
     Raises:
         FileNotFoundError, ValueError: as these do.
     """
-    if is_official(source):
-        state = read_official(source, options.get("use_ema", False)).state
-        return model_class(task_of(state)).from_official(source, **options)
-    state = official_keys(read_state(source, **{name: options[name] for name in HUB_OPTIONS if name in options}))
-    return model_class(task_of(state)).from_pretrained(source, **options)
+    found = model_class(source_task(source, **options))
+    return found.from_official(source, **options) if is_official(source) else found.from_pretrained(source, **options)
+
+
+def load_processor(source: str | Path, resolution: int, revision: str | None = None) -> RFDETRImageProcessor:
+    """The image processor beside a checkpoint, or where there is none the standard one.
+
+    Args:
+        source: See `load_model`. Files of the official package have none.
+        resolution: Side of the standard one's square input in pixels, `model.config.resolution`.
+        revision: Branch, tag or commit of a Hub id.
+    """
+    if not is_official(source):
+        try:
+            return RFDETRImageProcessor.from_pretrained(source, revision=revision)
+        except OSError:
+            pass  # A model without a processor: the standard one is right.
+    return RFDETRImageProcessor(size={"height": resolution, "width": resolution})

@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..hub.push import STRATEGIES as HUB_STRATEGIES
+from ..models.auto import is_official
 from .drop_path import MODES as DROP_PATH_MODES
 from .drop_path import SCHEDULES as DROP_PATH_SCHEDULES
 from .optimization import SCHEDULES as LR_SCHEDULES
@@ -267,10 +268,14 @@ class RFDETRTrainingArguments:
 
 @dataclass
 class ModelArguments:
-    """Which model the example scripts and the command line build."""
+    """Which model the example scripts and the command line build.
+
+    Raises:
+        ValueError: for an option that has no effect beside the others.
+    """
 
     model_name_or_path: str | None = _option(None, "A folder or Hub id to start from; default: random weights.")
-    variant: str = _option("nano", "Size to build when model_name_or_path is not given.")
+    variant: str | None = _option(None, "Size to build when model_name_or_path is not given; default: nano.")
     config_overrides: dict | str | None = _option(None, "Configuration fields to change (JSON or a YAML mapping).")
     resolution: int | None = _option(None, "Side of the square input in pixels; default: the variant's.")
     revision: str | None = _option(None, "Branch, tag or commit of model_name_or_path on the Hub.")
@@ -280,6 +285,18 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if isinstance(self.config_overrides, str):
             self.config_overrides = _parse_json("config_overrides", self.config_overrides)
+        if self.model_name_or_path is None:
+            self._refuse("without model_name_or_path", revision=None, class_init="prior")
+            self.variant = self.variant or "nano"
+            return
+        self._refuse("with model_name_or_path", variant=None, init_backbone_from=None)
+        if is_official(self.model_name_or_path):
+            self._refuse(f"on the file {self.model_name_or_path}", revision=None)
+
+    def _refuse(self, where: str, **unset: str | None) -> None:
+        for name, value in unset.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect {where}; leave one of them out")
 
 
 @dataclass
@@ -293,7 +310,7 @@ class DataArguments:
     train_split: str | None = _option(None, "Name of the training split where it is not 'train' or the like.")
     validation_split: str | None = _option(None, "Name of the validation split, or a share of 'train' to hold out.")
     test_split: str | None = _option(None, "Name of the test split where it is not 'test' or the like.")
-    task: str = _option("detection", "What the objects need besides boxes.", TASKS)
+    task: str | None = _option(None, "What the objects need besides boxes; default: what the model needs.", TASKS)
     label_dir: str | None = _option(None, "Label folder of a YOLO layout where it is not 'labels'.")
     missing_masks: str = _option("error", "Objects without a mask: an error, or their box.", ("error", "box"))
     keypoint_schema: dict | str | None = _option(
@@ -303,11 +320,22 @@ class DataArguments:
     def __post_init__(self) -> None:
         if isinstance(self.keypoint_schema, str):
             self.keypoint_schema = _mapping_or_file("keypoint_schema", self.keypoint_schema)
-        if self.keypoint_schema is not None and self.task != "keypoints":
+        if self.keypoint_schema is not None and self.task not in (None, "keypoints"):
             raise ValueError(f"keypoint_schema is for task=keypoints, and task is {self.task}")
 
-    def load_options(self) -> dict[str, Any]:
-        """The fields as arguments of [`load_detection_dataset`]."""
+    def load_options(self, model_task: str = "detection") -> dict[str, Any]:
+        """The fields as arguments of [`load_detection_dataset`].
+
+        Args:
+            model_task: "detection", "segmentation" or "keypoints": what the model that gets the data is for.
+
+        Raises:
+            ValueError: `task` is given and another, or `keypoint_schema` is given to another task.
+        """
+        if self.task not in (None, model_task):
+            raise ValueError(f"task={self.task!r} contradicts the model, which is for {model_task}; leave task out")
+        if self.keypoint_schema is not None and model_task != "keypoints":
+            raise ValueError(f"keypoint_schema is for keypoint models, and this one is for {model_task}; leave it out")
         share = self.validation_split
         with contextlib.suppress(TypeError, ValueError):
             share = float(share)
@@ -319,7 +347,7 @@ class DataArguments:
             "train_split": self.train_split,
             "validation_split": share,
             "test_split": self.test_split,
-            "task": self.task,
+            "task": model_task,
             "label_dir": self.label_dir,
             "missing_masks": self.missing_masks,
             "keypoint_schema": self.keypoint_schema,

@@ -6,18 +6,33 @@ from datasets import DatasetDict
 from ..data.keypoints import KeypointSchema
 from ..data.schema import class_names, has_keypoints, keypoint_schema, label_table
 from ..data.sources import load_detection_dataset
-from ..models.auto import is_official, load_model, model_class
+from ..models.auto import is_official, load_model, model_class, source_task
 from ..models.configuration_rfdetr import RFDETRConfig
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
 from .arguments import DataArguments, ModelArguments, RFDETRTrainingArguments
 from .trainer import RFDETRTrainer
 
 
-def load_data(args: DataArguments) -> DatasetDict:
-    """The splits of the data set, with the table of its classes printed."""
-    dataset = load_detection_dataset(**args.load_options())
+def load_data(args: DataArguments, model_task: str = "detection") -> DatasetDict:
+    """The splits of the data set as a model for `model_task` needs them, with the table of its classes printed."""
+    dataset = load_detection_dataset(**args.load_options(model_task))
     print(label_table(dataset["train"]))
     return dataset
+
+
+def model_task(args: ModelArguments) -> str:
+    """ "detection", "segmentation" or "keypoints": what the checkpoint or the variant is for.
+
+    Raises:
+        ValueError: there is no such variant.
+    """
+    if args.model_name_or_path is not None:
+        options = {} if is_official(args.model_name_or_path) else {"revision": args.revision}
+        return source_task(args.model_name_or_path, **options)
+    variants = RFDETRConfig.variants()
+    if args.variant not in variants:
+        raise ValueError(f"unknown variant {args.variant!r}: choose one of {', '.join(variants)}.")
+    return variants[args.variant].task
 
 
 def build_model(
@@ -41,7 +56,7 @@ def build_model(
         options = {} if is_official(args.model_name_or_path) else {"revision": args.revision}
         return load_model(args.model_name_or_path, class_init=args.class_init, **options, **overrides)
     config = RFDETRConfig.from_variant(args.variant, **overrides)
-    model = model_class(RFDETRConfig.variants()[args.variant].task)(config)
+    model = model_class(model_task(args))(config)
     if args.init_backbone_from is not None:
         model.init_backbone_from(args.init_backbone_from)
     return model
@@ -51,7 +66,7 @@ def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, training_args: RFDETRTrainingArguments
 ) -> RFDETRTrainer:
     """The trainer of a run, with the training, validation and test split of its data."""
-    dataset = load_data(data_args)
+    dataset = load_data(data_args, model_task(model_args))
     train = dataset["train"]
     schema = keypoint_schema(train) if has_keypoints(train) else None
     set_seed(training_args.seed)  # new weights are part of what a rerun repeats

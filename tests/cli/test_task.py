@@ -1,0 +1,63 @@
+"""The model says what the data must hold; options that say something else, or nothing, are errors."""
+
+import json
+
+import pytest
+import yaml
+from test_main import TINY
+
+from rfdetr_hf.cli.main import main
+from rfdetr_hf.training.arguments import DataArguments, ModelArguments
+
+SEGMENTATION = {**TINY, "variant": "seg-nano", "max_steps": 1, "save_steps": 1, "num_train_epochs": 1}
+
+
+@pytest.fixture
+def seg_yaml(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**SEGMENTATION, "output_dir": str(tmp_path / "run")}))
+    return path
+
+
+def test_the_variant_decides_what_is_read(seg_yaml, tmp_path):
+    assert main(["fit", "--config", str(seg_yaml)]) == 0
+    config = json.loads((tmp_path / "run" / "last" / "config.json").read_text())
+    assert config["architectures"] == ["RFDETRForInstanceSegmentation"]
+
+
+def test_a_checkpoint_decides_what_is_read(tiny_config, tmp_path):
+    from rfdetr_hf import RFDETRForInstanceSegmentation
+    from rfdetr_hf.training.building import model_task
+
+    RFDETRForInstanceSegmentation(tiny_config()).save_pretrained(tmp_path / "model")
+    assert model_task(ModelArguments(str(tmp_path / "model"))) == "segmentation"
+    with pytest.raises(ValueError, match="unknown variant 'tiny'"):
+        model_task(ModelArguments(variant="tiny"))
+
+
+def test_a_contradicting_task_is_an_error_before_anything_is_written(seg_yaml, tmp_path, capsys):
+    assert main(["fit", "--config", str(seg_yaml), "--task", "keypoints"]) == 1
+    assert "task='keypoints' contradicts the model, which is for segmentation" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_keypoint_schema_is_for_keypoint_models():
+    with pytest.raises(ValueError, match="keypoint_schema is for keypoint models"):
+        DataArguments(keypoint_schema={"classes": []}).load_options("detection")
+    assert DataArguments(keypoint_schema={"classes": []}).load_options("keypoints")["task"] == "keypoints"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_name_or_path": "m", "variant": "nano"}, "variant='nano' has no effect with model_name_or_path"),
+        ({"model_name_or_path": "m", "init_backbone_from": "d"}, "init_backbone_from='d' has no effect with"),
+        ({"model_name_or_path": "m.pth", "revision": "v1"}, "revision='v1' has no effect on the file m.pth"),
+        ({"revision": "v1"}, "revision='v1' has no effect without model_name_or_path"),
+        ({"class_init": "tile"}, "class_init='tile' has no effect without model_name_or_path"),
+    ],
+)
+def test_options_without_effect_are_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelArguments(**options)
+    assert ModelArguments().variant == "nano" and ModelArguments("m").variant is None
