@@ -9,6 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rfdetr_hf.losses import LayerOutput, RFDETRCriterion, pack_objects
 from rfdetr_hf.losses import masks as mask_losses
+from rfdetr_hf.losses import points as point_losses
 from rfdetr_hf.losses.masks import MaskFactors, MaskTerms
 
 CLASSES, WIDTH, ROWS, GROUPS = 4, 6, 8, 2
@@ -28,9 +29,7 @@ def generator():
 def fixed_points(monkeypatch):
     """The same points for every pair, whoever asks: the first of one long list."""
     points = torch.rand(1, 1000, 2, generator=torch.Generator().manual_seed(5))
-    monkeypatch.setattr(
-        mask_losses, "draw_points", lambda count, number, device: points[:, :number].repeat(count, 1, 1)
-    )
+    monkeypatch.setattr(point_losses, "draw_points", lambda keys, count: points[:, :count].repeat(len(keys), 1, 1))
     return points[0]
 
 
@@ -81,7 +80,7 @@ def test_cost_equals_plain_cost(generator, fixed_points):
     layers, targets = predict(generator, 3), make_targets(generator, (2, 0, 1), CLASSES)
     with_masks(targets, generator, [(9, 7), (5, 5), (31, 12)])
     terms, objects = MaskTerms(MASK_CONFIG), pack_objects(targets, layers[0].logits, 3, CLASSES)
-    cost = terms.pair_cost(layers, objects, terms.pack(targets, objects))
+    cost = terms.pair_cost(layers, objects, terms.pack(targets, objects, 0))
     assert cost.shape == (3, len(layers) * ROWS)
     points = fixed_points[: HEIGHT * SIDE // 4]
     owners = [(0, 0), (0, 1), (2, 0)]
@@ -95,10 +94,9 @@ def test_cost_equals_plain_cost(generator, fixed_points):
 
 def chosen(scores, points, count):
     """The rule of point selection for one pair, in words: nearest to zero of three times as many, and fresh ones."""
-    drawn = points[: 3 * count].tolist()
-    order = sorted(drawn, key=lambda point: abs(bilinear(scores, *point).item()))
+    order = sorted(points[: 3 * count].tolist(), key=lambda point: abs(bilinear(scores, *point).item()))
     uncertain = int(0.75 * count)
-    return torch.cat([torch.tensor(order[:uncertain]), points[: count - uncertain]])
+    return torch.cat([torch.tensor(order[:uncertain]), points[3 * count :][: count - uncertain]])
 
 
 def test_losses_equal_plain_losses(generator, fixed_points):
@@ -107,7 +105,7 @@ def test_losses_equal_plain_losses(generator, fixed_points):
     with_masks(targets, generator, [(9, 7), (5, 5), (31, 12)])
     terms, objects = MaskTerms(MASK_CONFIG), pack_objects(targets, layers[0].logits, 3, CLASSES)
     criterion = RFDETRCriterion(MASK_CONFIG, terms)
-    truth = terms.pack(targets, objects)
+    truth = terms.pack(targets, objects, 0)
     cost = terms.pair_cost(layers, objects, truth)
     matches = criterion.matcher([x.logits for x in layers], [x.boxes for x in layers], objects, GROUPS, cost)
     losses = criterion(layers, targets, GROUPS, num_boxes=1.0)
@@ -134,26 +132,45 @@ def test_names_and_weights(generator):
     assert {criterion.weight_dict[f"loss_mask_dice{suffix}"] for suffix in ("", "_0", "_1", "_enc")} == {3.0}
 
 
-def test_one_window_in_any_split(generator, fixed_points):
-    """A batch of 4 images, and 4 batches of 1 with the same normaliser, give the same loss and gradient."""
+def of_images(layer, images):
+    masks = MaskFactors(layer.masks.features[images], layer.masks.queries[images], layer.masks.bias)
+    return LayerOutput(layer.name_suffix, layer.logits[images], layer.boxes[images], masks)
+
+
+@pytest.mark.parametrize("parts", [[0, 1, 2, 3, 4], [0, 2, 4]], ids=["4 x 1", "2 x 2"])
+def test_one_window_in_any_split(generator, parts):
+    """A batch of 4 images, and its parts with the same seed and normaliser, give the same loss and gradient."""
     layers, targets = predict(generator, 4), make_targets(generator, (3, 0, 2, 1), CLASSES)
     with_masks(targets, generator, [(9, 7), (5, 5), (31, 12), (6, 6)])
+    for target, image_id in zip(targets, (3, 141, 59, 26), strict=True):
+        target["image_id"] = torch.tensor(image_id)
     criterion = RFDETRCriterion(MASK_CONFIG, MaskTerms(MASK_CONFIG))
-    whole = criterion.weighted_sum(criterion(layers, targets, GROUPS, num_boxes=6.0 * GROUPS))
-
-    def of_image(layer, i):
-        masks = MaskFactors(layer.masks.features[i : i + 1], layer.masks.queries[i : i + 1], layer.masks.bias)
-        return LayerOutput(layer.name_suffix, layer.logits[i : i + 1], layer.boxes[i : i + 1], masks)
-
-    parts = [
-        criterion.weighted_sum(criterion([of_image(x, i) for x in layers], targets[i : i + 1], GROUPS, 6.0 * GROUPS))
-        for i in range(4)
-    ]
-    torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=0)
+    whole = criterion.weighted_sum(criterion(layers, targets, GROUPS, 6.0 * GROUPS, seed=7))
+    sums = []
+    for part in map(slice, parts, parts[1:]):
+        own = [of_images(layer, part) for layer in layers]
+        sums.append(criterion.weighted_sum(criterion(own, targets[part], GROUPS, 6.0 * GROUPS, seed=7)))
+    torch.testing.assert_close(sum(sums), whole, rtol=1e-12, atol=0)
     for one, other in zip(
-        torch.autograd.grad(whole, factors(layers)), torch.autograd.grad(sum(parts), factors(layers)), strict=True
+        torch.autograd.grad(whole, factors(layers)), torch.autograd.grad(sum(sums), factors(layers)), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_points_differ_by_seed_and_image(generator):
+    """The same prediction and truth twice in a batch: other points for another image, another seed, another layer."""
+    layers, targets = predict(generator, 1), make_targets(generator, (2,), CLASSES)
+    with_masks(targets, generator, [(9, 7)])
+    twins = [layers[0], layers[0]._replace(name_suffix="_0")]
+
+    def terms_of(image_id, seed):
+        targets[0]["image_id"] = torch.tensor([image_id])
+        losses = RFDETRCriterion(MASK_CONFIG, MaskTerms(MASK_CONFIG))(twins, targets, GROUPS, seed=seed)
+        return [losses["loss_mask_ce"].item(), losses["loss_mask_ce_0"].item()]
+
+    drawn = [*terms_of(3, 0), *terms_of(4, 0), *terms_of(3, 1)]
+    assert len(set(drawn)) == 6
+    assert terms_of(3, 0) == drawn[:2]
 
 
 def mask_sum(layers, targets, config=MASK_CONFIG):
@@ -183,7 +200,7 @@ def test_padding_does_not_matter(generator, fixed_points):
         padded.append(layer._replace(masks=layer.masks._replace(features=canvas, image_share=share)))
     terms, larger = MaskTerms(MASK_CONFIG), MaskTerms(config)
     objects = pack_objects(targets, layers[0].logits, 2, CLASSES)
-    truth = terms.pack(targets, objects)
+    truth = terms.pack(targets, objects, 0)
     torch.testing.assert_close(larger.pair_cost(padded, objects, truth), terms.pair_cost(layers, objects, truth))
 
 
@@ -236,7 +253,7 @@ def test_half_precision_is_finite(generator, dtype, scale):
     assert all(part.grad.isfinite().all() and part.grad.dtype == dtype for part in factors(layers))
 
 
-def test_points_come_from_the_generator_that_checkpoints_cover(generator):
+def test_without_a_seed_the_points_come_from_the_generator_of_torch(generator):
     layers = predict(generator, 2)
     targets = with_masks(make_targets(generator, (2, 1), CLASSES), generator, [(9, 7), (5, 5)])
     state = torch.get_rng_state()

@@ -50,8 +50,11 @@ class TaskTerms(Protocol):
 
     coefficients: Mapping[str, float]
 
-    def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects) -> Any:
-        """Check what the targets hold for this task, and lay it end to end as `objects` are."""
+    def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects, seed: int) -> Any:
+        """Check what the targets hold for this task, and lay it end to end as `objects` are.
+
+        All that is random in the task's terms follows from the seed and the images themselves.
+        """
 
     def pair_cost(self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: Any) -> Tensor:
         """Cost of each object with each query of its image: (N, rows of all layers side by side)."""
@@ -142,6 +145,7 @@ class RFDETRCriterion:
         targets: Sequence[Mapping[str, Tensor]],
         num_groups: int = 1,
         num_boxes: float | Tensor | None = None,
+        seed: int | None = None,
     ) -> dict[str, Tensor]:
         """Compute every loss term, unweighted.
 
@@ -152,6 +156,9 @@ class RFDETRCriterion:
             num_groups: query groups in the rows of each layer: `group_detr` in training, 1 in evaluation.
             num_boxes: what the sums are divided by: boxes x groups of the whole accumulation window per process. By
                 default that of this batch, averaged over the processes, and at least 1.
+            seed: what random points of the task's terms derive from, together with the `image_id` of the targets (or
+                the position in the batch) and the layer: the terms of an image are then the same in any batch. By
+                default drawn from torch's generator of the CPU.
 
         Returns:
             `loss_ce`, `loss_bbox`, `loss_giou` and the task's terms of each layer (name + suffix), with gradient,
@@ -166,7 +173,7 @@ class RFDETRCriterion:
         reference = layers[0].logits
         with torch.autocast(reference.device.type, enabled=False):
             objects = pack_objects(targets, reference, reference.shape[0], reference.shape[2])
-            truth = self.task.pack(targets, objects) if self.task else None
+            truth = self.task.pack(targets, objects, _drawn(seed)) if self.task else None
             with torch.no_grad():
                 task_cost = self.task.pair_cost(layers, objects, truth) if self.task else None
             logits, boxes = [o.logits for o in layers], [o.boxes for o in layers]
@@ -227,6 +234,10 @@ class RFDETRCriterion:
     def _quality(self, scores: Tensor, iou: Tensor) -> Tensor:
         quality = scores.sigmoid() ** self.focal_alpha * iou ** (1 - self.focal_alpha)
         return quality.clamp(min=_MIN_QUALITY)
+
+
+def _drawn(seed: int | None) -> int:
+    return int(torch.randint(2**62, ())) if seed is None else seed
 
 
 @torch.no_grad()

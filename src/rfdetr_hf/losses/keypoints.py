@@ -72,13 +72,14 @@ class KeypointTerms:
         )
         self.coefficients = {name: float(weight) for name, weight in zip(TERMS, weights, strict=True)}
 
-    def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects) -> KeypointTruth:
+    def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects, seed: int = 0) -> KeypointTruth:
         """Lay the keypoints of all images end to end.
 
         Args:
             targets: per image `keypoints` (n, k, 3) of (x, y, v), x and y in [0, 1] of the un-padded image, v in {0, 1,
                 2}. k is at most the largest number of keypoints of a class; missing ones count as not labelled.
             objects: the objects of the batch.
+            seed: is not needed, nothing here is random.
 
         Raises:
             ValueError: naming the image whose field 'keypoints' is missing or of another shape or type.

@@ -5,7 +5,8 @@ latter, so the matching cost samples the feature map once for all queries, and t
 matched queries alone, which are dropped again before the next layer.
 
 Points are in the frame of the un-padded image, as boxes are: (0, 0) is its upper left corner and (1, 1) its lower right
-one, whatever the canvas and whatever the size of the masks on either side.
+one, whatever the canvas and whatever the size of the masks on either side. They are random, and each image has its own:
+they do not depend on how a step is split into batches and processes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .matcher import Matches, PackedObjects, compute_dtype, to_device
+from .points import RandomPoints
 
 if TYPE_CHECKING:
     from ..models.configuration_rfdetr import RFDETRConfig
@@ -72,32 +74,29 @@ class MaskTruth(NamedTuple):
         cells: (total,) uint8, non-zero = object.
         start: (N,) where the mask of each object begins.
         width, height: (N,).
+        points: where masks of the batch are read.
     """
 
     cells: Tensor
     start: Tensor
     width: Tensor
     height: Tensor
+    points: RandomPoints
 
     def read(self, target: Tensor, points: Tensor) -> Tensor:
-        """Whether the points (M or 1, P, 2) lie in the masks `target` (M,): 0 or 1 in the dtype of the points."""
+        """Whether the points (M, P, 2) lie in the masks `target` (M,): 0 or 1 in the dtype of the points."""
         width, height = self.width[target][:, None], self.height[target][:, None]
         column = (points[..., 0] * width).long().clamp(min=0).minimum(width - 1)
         row = (points[..., 1] * height).long().clamp(min=0).minimum(height - 1)
         return (self.cells[self.start[target][:, None] + row * width + column] != 0).to(points.dtype)
 
 
-def draw_points(count: int, points: int, device: torch.device) -> Tensor:
-    """(count, points, 2) uniform in [0, 1), from torch's own generator of the device, which checkpoints cover."""
-    return torch.rand(count, points, 2, device=device)
-
-
 class MaskTerms:
     """Matching cost and losses of masks: binary cross entropy and dice.
 
-    The cost of a pair reads `Hm * Wm / mask_point_sample_ratio` uniform points, the same for all pairs of a layer. The
-    loss reads as many (at least Hm), chosen for each pair as in PointRend (arXiv:1912.08193, section 3.1): of three
-    times as many uniform ones the 75 % whose logits are nearest to 0, and fresh uniform ones for the rest.
+    The cost of a pair reads `Hm * Wm / mask_point_sample_ratio` uniform points, the same for all pairs of an image and
+    layer. The loss reads as many (at least Hm), chosen for each pair as in PointRend (arXiv:1912.08193, section 3.1):
+    of three times as many uniform ones the 75 % whose logits are nearest to 0, and fresh uniform ones for the rest.
 
     Terms of each layer, summed over the matched pairs: `loss_mask_ce`, the mean over the points of the cross entropy;
     `loss_mask_dice`, 1 - (2 sum p t + 1) / (sum p + sum t + 1).
@@ -114,13 +113,14 @@ class MaskTerms:
         self.dice_weight = float(config.mask_dice_loss_coefficient)
         self.coefficients = {"loss_mask_ce": self.ce_weight, "loss_mask_dice": self.dice_weight}
 
-    def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects) -> MaskTruth:
+    def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects, seed: int) -> MaskTruth:
         """Lay the masks of all images end to end.
 
         Args:
             targets: per image `masks` (n, h, w), bool or uint8 (non-zero = object), in any size; they cover the
-                un-padded image.
+                un-padded image. `image_id`, one integer, see `RandomPoints`.
             objects: the objects of the batch.
+            seed: of the random points.
 
         Raises:
             ValueError: naming the image whose field 'masks' is missing or of another shape or type.
@@ -131,20 +131,22 @@ class MaskTerms:
         height, width = np.repeat(np.asarray(shapes, dtype=np.int64), objects.counts, axis=0).T.copy()
         start = np.cumsum(height * width) - height * width
         cells = torch.cat([target["masks"].to(device).view(torch.uint8).flatten() for target in targets])
-        return MaskTruth(cells, *to_device(np.stack((start, width, height)), device))
+        points = RandomPoints.of(targets, seed, device)
+        return MaskTruth(cells, *to_device(np.stack((start, width, height)), device), points)
 
     @torch.no_grad()
     def pair_cost(self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: MaskTruth) -> Tensor:
         """Weighted cost of each object with each query of its image: (N, rows of all layers side by side)."""
-        return torch.cat([self._layer_cost(layer.masks, objects, truth) for layer in layers], dim=1)
+        costs = [self._layer_cost(number, layer.masks, objects, truth) for number, layer in enumerate(layers)]
+        return torch.cat(costs, dim=1)
 
-    def _layer_cost(self, factors: MaskFactors, objects: PackedObjects, truth: MaskTruth) -> Tensor:
+    def _layer_cost(self, layer: int, factors: MaskFactors, objects: PackedObjects, truth: MaskTruth) -> Tensor:
         batch, _, height, width = factors.features.shape
         device, dtype = objects.boxes.device, objects.boxes.dtype
-        points = draw_points(1, max(height * width // self.sample_ratio, 1), device)
+        points = truth.points.for_images(layer, max(height * width // self.sample_ratio, 1))
         everything = torch.arange(len(objects.labels), device=device)
-        wanted = truth.read(everything, points).to(dtype)
-        grid = factors.canvas_grid(points.expand(batch, -1, -1), torch.arange(batch, device=device))
+        wanted = truth.read(everything, points[objects.image]).to(dtype)
+        grid = factors.canvas_grid(points, torch.arange(batch, device=device))
         features = _read_maps(factors.features.to(dtype), grid)
         costs = [
             self._image_cost(queries.to(dtype) @ read + factors.bias.to(dtype), own)
@@ -170,20 +172,20 @@ class MaskTerms:
     ) -> dict[str, Tensor]:
         """`loss_mask_ce` and `loss_mask_dice` of each layer, summed over the matched pairs."""
         losses = {}
-        for layer, batch, query, target in zip(layers, *matches.split("batch", "query", "target"), strict=True):
+        pairs = zip(*matches.split("batch", "query", "target"), strict=True)
+        for number, (layer, own) in enumerate(zip(layers, pairs, strict=True)):
             limit = layer.logits.shape[1] // num_groups
             per_image = [min(count, limit) * num_groups for count in objects.counts]
-            cross_entropy, dice = self._layer_losses(layer.masks, batch, query, target, per_image, truth)
+            cross_entropy, dice = self._layer_losses(number, layer.masks, own, per_image, truth)
             losses[f"loss_mask_ce{layer.name_suffix}"] = cross_entropy
             losses[f"loss_mask_dice{layer.name_suffix}"] = dice
         return losses
 
     def _layer_losses(
         self,
+        layer: int,
         factors: MaskFactors,
-        batch: Tensor,
-        query: Tensor,
-        target: Tensor,
+        matched: tuple[Tensor, Tensor, Tensor],
         per_image: list[int],
         truth: MaskTruth,
     ) -> tuple[Tensor, Tensor]:
@@ -193,11 +195,13 @@ class MaskTerms:
             return zero, zero
         height, width = factors.features.shape[-2:]
         count = max(height, height * width // self.sample_ratio)
+        batch, query, target = matched
         queries = factors.queries[batch, query]
         scores, points = [], []
         for images, pairs in _runs(per_image, height * width):
             mask = (queries[pairs], factors.features[images], factors.bias, per_image[images])
-            chosen = choose_points(factors, mask, batch[pairs], count)
+            drawn = truth.points.for_pairs(layer, batch[pairs], query[pairs], num_drawn(count))
+            chosen = choose_points(factors, mask, batch[pairs], drawn, count)
             grid = factors.canvas_grid(chosen, batch[pairs])
             # The masks would be the largest tensors of the step: they are built again in the backward pass.
             scores.append(checkpoint(_read_masks, mask, grid, use_reentrant=False, preserve_rng_state=False))
@@ -219,9 +223,14 @@ def point_losses(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return cross_entropy, dice.sum()
 
 
+def num_drawn(count: int) -> int:
+    """How many uniform points `choose_points` needs to choose `count`."""
+    return OVERSAMPLING * count + count - int(UNCERTAIN_SHARE * count)
+
+
 @torch.no_grad()
 def choose_points(
-    factors: MaskFactors, mask: tuple[Tensor, Tensor, Tensor, list[int]], image: Tensor, count: int
+    factors: MaskFactors, mask: tuple[Tensor, Tensor, Tensor, list[int]], image: Tensor, drawn: Tensor, count: int
 ) -> Tensor:
     """Points (M, count, 2) for M pairs, most of them where the predicted mask is undecided.
 
@@ -229,15 +238,14 @@ def choose_points(
         factors: the layer that the pairs are of.
         mask: what `_read_masks` takes.
         image: (M,) image of each pair.
+        drawn: (M, `num_drawn(count)`, 2) uniform points: those to choose from, then those that are taken in any case.
         count: points of each pair.
     """
-    pairs = len(image)
-    drawn = draw_points(pairs, OVERSAMPLING * count, image.device)
-    scores = _read_masks(mask, factors.canvas_grid(drawn, image))
-    uncertain = int(UNCERTAIN_SHARE * count)
-    nearest = scores.abs().topk(uncertain, dim=1, largest=False).indices
-    undecided = drawn.gather(1, nearest[..., None].expand(-1, -1, 2))
-    return torch.cat([undecided, draw_points(pairs, count - uncertain, image.device)], dim=1)
+    candidates, taken = drawn.split([OVERSAMPLING * count, drawn.shape[1] - OVERSAMPLING * count], dim=1)
+    scores = _read_masks(mask, factors.canvas_grid(candidates, image))
+    nearest = scores.abs().topk(count - taken.shape[1], dim=1, largest=False).indices
+    undecided = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
+    return torch.cat([undecided, taken], dim=1)
 
 
 def _runs(per_image: list[int], cells: int) -> Iterator[tuple[slice, slice]]:

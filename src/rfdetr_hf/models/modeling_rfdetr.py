@@ -12,6 +12,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
+from ..losses.points import derive_seed
 from .backbone import RFDETRViTLayer
 from .checkpoints import official_config, official_payload, read_official, without_unused_rows
 from .configuration_rfdetr import RFDETRConfig
@@ -197,6 +198,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     output_class = RFDETRObjectDetectionOutput
     backbone_class = RFDETRBackbone
     transformer_class = RFDETRTransformer
+    _step_seed: int | None = None
 
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__(config)
@@ -260,6 +262,19 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
             raise ValueError(f"the drop path rate must be in [0, 1), got {rate}.")
         self.backbone[0].vit.set_drop_path_rate(rate)
 
+    def set_step_seed(self, seed: int, step: int) -> None:
+        """Set what random points of the mask loss derive from in the next forward passes in training.
+
+        With one seed for a whole optimizer step, the loss of an image (labels with `image_id`) does not depend on how
+        the step is split into micro-batches and processes. Without this each pass draws its own from torch's generator;
+        in evaluation the points are always the same.
+
+        Args:
+            seed: Of the run.
+            step: Number of the optimizer step.
+        """
+        self._step_seed = derive_seed(seed, step)
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -273,7 +288,8 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W), normalised; H and W multiples of `config.size_divisor`.
             pixel_mask: (B, H, W), 1 at the image and 0 at padding, which is to the right and below. None: no padding.
-            labels: For each image `class_labels` (n,) int64 and `boxes` (n, 4) as (cx, cy, w, h) in [0, 1].
+            labels: For each image `class_labels` (n,) int64 and `boxes` (n, 4) as (cx, cy, w, h) in [0, 1], and what
+                the task needs; `image_id`, see `set_step_seed`.
             num_boxes: What the loss sums are divided by: boxes x groups of everything one optimizer step sees, per
                 process. By default boxes x groups of this batch, averaged over the processes, at least 1.
             return_dict: False for a tuple.
@@ -287,7 +303,8 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         layers = self._layers(states, pixel_values, pixel_mask, supervised)
         output = self._output(states, layers)
         if labels is not None:
-            output.loss_dict = self.loss_function(layers, labels, self._groups, num_boxes)
+            seed = self._step_seed if self.training else 0
+            output.loss_dict = self.loss_function(layers, labels, self._groups, num_boxes, seed)
             output.loss = self.loss_function.weighted_sum(output.loss_dict)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()

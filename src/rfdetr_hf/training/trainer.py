@@ -310,6 +310,7 @@ class RFDETRTrainer(TrainerParts):
         self.wrapped.train()
         self.fire("on_step_begin")
         self.model.set_drop_path_rate(self.drop_path.at(self.state.global_step))
+        self.model.set_step_seed(self.args.seed, self.state.global_step)
         scale = self._step_scale()
         num_boxes = self._window_boxes(window)
         for i, batch in enumerate(window):
