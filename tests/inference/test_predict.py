@@ -8,6 +8,7 @@ import rfdetr_hf
 from rfdetr_hf import RFDETRImageProcessor
 from rfdetr_hf.inference.predict import PredictArguments, load_detector, predict
 from rfdetr_hf.inference.results import CocoResults, as_records
+from rfdetr_hf.training.arguments import parse_arguments
 
 FOUND = {
     "scores": torch.tensor([0.9, 0.4]),
@@ -34,6 +35,40 @@ def test_a_coco_file_is_read_by_pycocotools(tmp_path):
     coco.add("x.jpg", (10, 8), FOUND)
     (tmp_path / "coco.json").write_text(json.dumps(coco.to_dict()))
     assert len(COCO(str(tmp_path / "coco.json")).getAnnIds(catIds=[1])) == 1
+
+
+SCHEMA = {"classes": [{"names": ["a", "b", "c", "d"], "skeleton": [[0, 1], [2, 3]]}] * 3}
+
+
+@pytest.fixture
+def keypoint_folder(tmp_path, tiny_config):
+    torch.manual_seed(0)
+    config = tiny_config(num_keypoints_per_class=[4, 4, 4], keypoint_schema=SCHEMA)
+    rfdetr_hf.RFDETRForKeypointDetection(config).save_pretrained(tmp_path / "model")
+    RFDETRImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    Image.new("RGB", (90, 70), "white").save(tmp_path / "image.png")
+    return tmp_path
+
+
+def _picture(folder, *words):
+    always = ["--model_name_or_path", str(folder / "model"), "--images", str(folder / "image.png")]
+    always += ["--output_dir", str(folder / "out"), "--threshold", "0"]
+    (args,) = parse_arguments((PredictArguments,), [*always, *words])
+    predict(args, say=lambda line: None)
+    return Image.open(folder / "out" / "image.png").convert("RGB").tobytes()
+
+
+def test_what_of_keypoints_is_drawn_is_chosen_on_the_command_line(keypoint_folder):
+    usual = _picture(keypoint_folder, "--task", "keypoints")
+    assert usual != _picture(keypoint_folder, "--ellipses", "1")
+    assert usual != _picture(keypoint_folder, "--keypoint_threshold", "0.99")
+
+
+def test_task_that_contradicts_the_model(keypoint_folder):
+    with pytest.raises(ValueError, match="--task segmentation: .*model holds a model for keypoints"):
+        _picture(keypoint_folder, "--task", "segmentation")
+    with pytest.raises(ValueError, match="keypoint threshold 2.0"):
+        _picture(keypoint_folder, "--keypoint_threshold", "2")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Detect objects on images and write what was found: pictures, JSON, COCO."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -13,11 +13,12 @@ import torch
 from ..evaluation.inference import ImageDetector
 from ..models.auto import load_model
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
-from .drawing import draw_detections
+from .drawing import DrawingStyle, draw_detections
 from .images import NamedImage, find_images
 from .results import CocoResults, as_records
 
 FORMATS = ("pictures", "json", "coco")
+TASKS = ("detection", "segmentation", "keypoints")
 _KEYPOINTS = "post_process_keypoint_detection"
 _POST_PROCESS = {
     "RFDETRForInstanceSegmentation": "post_process_instance_segmentation",
@@ -40,6 +41,14 @@ class PredictArguments:
         },
     )
     threshold: float = field(default=0.5, metadata={"help": "Least score of what is drawn and written."})
+    task: str | None = field(
+        default=None,
+        metadata={"help": "What the model must be for; default: what it is for.", "choices": list(TASKS)},
+    )
+    keypoint_threshold: float = field(default=0.3, metadata={"help": "Least confidence of keypoints in pictures."})
+    ellipses: float = field(
+        default=0.0, metadata={"help": "Draw covariance ellipses of keypoints, of so many standard deviations."}
+    )
     batch_size: int = field(default=8, metadata={"help": "Images that the model sees at once."})
     every: int = field(default=1, metadata={"help": "Take each n-th frame of videos."})
     device: str | None = field(default=None, metadata={"help": "Default: cuda where there is one."})
@@ -48,6 +57,11 @@ class PredictArguments:
         for name in ("batch_size", "every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not valid: it must be at least 1")
+        self.style()
+
+    def style(self, schema: Mapping[str, Any] | None = None) -> DrawingStyle:
+        """How keypoints of this schema are drawn."""
+        return DrawingStyle(schema, self.keypoint_threshold, self.ellipses)
 
 
 def load_detector(name_or_path: str, device: str | None = None, threshold: float = -1.0) -> ImageDetector:
@@ -89,7 +103,9 @@ def predict(
     if images is None and not args.images:
         raise ValueError("--images is missing: name image files, video files or folders")
     detect = load_detector(args.model_name_or_path, args.device, args.threshold)
-    id2label = detect.model.config.id2label
+    if args.task not in (None, detect.model.task):
+        raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {detect.model.task}")
+    id2label, style = detect.model.config.id2label, args.style(detect.model.config.keypoint_schema)
     output, plain, coco, count = Path(args.output_dir), {}, CocoResults(id2label), 0
     output.mkdir(parents=True, exist_ok=True)
     for batch in _batches(find_images(args.images, args.every) if images is None else images, args.batch_size):
@@ -101,7 +117,7 @@ def predict(
             if "pictures" in args.formats:
                 where = output / f"{item.name}.png"
                 where.parent.mkdir(parents=True, exist_ok=True)
-                draw_detections(item.image, found, id2label, args.threshold).save(where)
+                draw_detections(item.image, found, id2label, args.threshold, style).save(where)
             say(f"{where}: {len(records)} objects")
             count += 1
     for name, file, value in (("json", "predictions.json", plain), ("coco", "coco.json", coco.to_dict())):

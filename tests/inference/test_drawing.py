@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from rfdetr_hf.data.keypoints import ClassKeypoints, KeypointSchema
+from rfdetr_hf.inference.drawing import DrawingStyle, draw_detections
+from rfdetr_hf.models.post_processing import image_keypoints
+
+SIDE = 500
+BLACK, RED = (0, 0, 0), (230, 25, 75)
+# Label 0 has a skeleton a-b-c, label 1 one keypoint: two slots of its objects are not in use.
+SCHEMA = KeypointSchema((ClassKeypoints.of(["a", "b", "c"], [(0, 1), (1, 2)]), ClassKeypoints.of(["tip"]))).to_dict()
+
+
+def found(keypoints, label=0, box=(100.0, 100.0, 400.0, 400.0), **more):
+    return {
+        "scores": torch.tensor([0.9]),
+        "labels": torch.tensor([label]),
+        "boxes": torch.tensor([box]),
+        "keypoints": torch.tensor([keypoints]),
+        **more,
+    }
+
+
+def draw(detections, **style):
+    return draw_detections(
+        Image.new("RGB", (SIDE, SIDE)), detections, {0: "a", 1: "b"}, 0.5, DrawingStyle(SCHEMA, **style)
+    )
+
+
+def test_keypoints_above_their_threshold():
+    points = [[150.0, 300.0, 0.9], [250.0, 300.0, 0.001], [350.0, 300.0, 0.4]]
+    usual, all_of_them = draw(found(points)), draw(found(points), threshold=0.0)
+    assert [usual.getpixel((x, 300)) for x in (150, 250, 350)] == [RED, BLACK, RED]
+    assert [all_of_them.getpixel((x, 300)) for x in (150, 250, 350)] == [RED] * 3
+
+
+def test_slots_that_the_class_does_not_use_are_not_drawn():
+    points = [[250.0, 300.0, 0.9], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    drawn = draw(found(points, label=1), threshold=0.0)
+    assert drawn.getpixel((250, 300)) != BLACK and drawn.crop((0, 0, 50, 50)).getbbox() is None
+
+
+def test_points_without_confidence():
+    drawn = draw_detections(Image.new("RGB", (SIDE, SIDE)), found([[150.0, 300.0]]), {0: "a"})
+    assert drawn.getpixel((150, 300)) == RED
+
+
+def test_skeleton_joins_what_is_seen():
+    points = [[150.0, 300.0, 0.9], [250.0, 300.0, 0.9], [350.0, 300.0, 0.2]]
+    drawn = draw(found(points))
+    assert drawn.getpixel((200, 300)) == RED and drawn.getpixel((300, 300)) == BLACK
+    plain = draw_detections(Image.new("RGB", (SIDE, SIDE)), found(points), {0: "a"})
+    assert plain.getpixel((200, 300)) == BLACK
+
+
+def test_small_images_are_enlarged_with_their_skeleton():
+    detections = found([[15.0, 30.0, 0.9], [25.0, 30.0, 0.9], [0.0, 0.0, 0.0]], box=(10.0, 10.0, 40.0, 40.0))
+    drawn = draw_detections(Image.new("RGB", (50, 50)), detections, {0: "a"}, style=DrawingStyle(SCHEMA))
+    assert drawn.size == (500, 500) and drawn.getpixel((200, 300)) == RED
+
+
+def test_ellipse_is_where_the_likelihood_of_the_loss_falls_by_its_deviations():
+    """The density that the keypoint loss fits, at the drawn outline: exp(-k² / 2) of that at the centre."""
+    box, size, k = torch.tensor([0.5, 0.5, 0.6, 0.4]), (400, 500), 2.0  # of an image 500 wide and 400 high
+    channels = torch.tensor([0.5, 0.5, 9.0, 0.0, 1.5, 0.8, 1.1, 0.0])
+    each = image_keypoints(channels[None, None], torch.ones(1, 1, dtype=torch.bool), size)
+    corners = torch.cat([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2]) * torch.tensor([500, 400, 500, 400])
+    detections = found([[0.0, 0.0]], box=tuple(corners.tolist())) | each
+    bare, drawn = (
+        np.asarray(draw_detections(Image.new("RGB", (500, 400)), detections, {0: "a"}, 0.5, DrawingStyle(ellipses=n)))
+        for n in (0.0, k)
+    )
+    y, x = np.nonzero((bare != drawn).any(-1))
+    assert len(x) > 100
+    dx, dy = x / 500 - 0.5, y / 400 - 0.5
+    l11, l21, l22 = np.exp(1.5), 0.8, np.exp(1.1)
+    deviations = np.sqrt(((l11 * dx + l21 * dy) ** 2 + (l22 * dy) ** 2) / (0.6 * 0.4))
+    assert abs(np.median(deviations) - k) < 0.03 and np.abs(deviations - k).max() < 0.1
+
+
+def test_ellipses_of_unused_slots_and_of_overflowing_numbers_are_left_out():
+    covariance = torch.full((1, 3, 2, 2), torch.nan)
+    covariance[0, 0] = torch.eye(2) * 1e30
+    points = [[150.0, 300.0, 0.9], [250.0, 300.0, 0.9], [0.0, 0.0, 0.0]]
+    drawn = draw(found(points, keypoint_covariance=covariance), ellipses=1.0)
+    assert drawn.getpixel((150, 300)) == RED
+
+
+@pytest.mark.parametrize("form", ["dense", "run lengths", "plain run lengths"])
+def test_masks_of_every_form(form):
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[200:250, 200:300] = 1
+    coded = mask_utils.encode(np.asfortranarray(mask))
+    coded = {"size": list(coded["size"]), "counts": coded["counts"].decode("ascii")}
+    plain = {"size": [SIDE, SIDE], "counts": [200 * SIDE + 200]}
+    plain["counts"] += [50, SIDE - 50] * 99 + [50, SIDE * SIDE - 299 * SIDE - 250]
+    masks = {"dense": torch.tensor(mask)[None], "run lengths": [coded], "plain run lengths": [plain]}[form]
+    drawn = np.asarray(draw(found([[0.0, 0.0, 0.0]] * 3) | {"masks": masks}))
+    inside = drawn[120:380, 120:380].any(-1)
+    assert np.array_equal(inside, mask[120:380, 120:380].astype(bool))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"threshold": 1.0}, "keypoint threshold 1.0 is not valid"),
+        ({"threshold": -0.1}, "keypoint threshold -0.1"),
+        ({"ellipses": -1.0}, "ellipses of -1.0 standard deviations"),
+    ],
+)
+def test_numbers_out_of_range(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DrawingStyle(**fields)
