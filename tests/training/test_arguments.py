@@ -4,8 +4,8 @@ import pytest
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from rfdetr_hf import RFDETRTrainingArguments
-from rfdetr_hf.training.checks import default_metric
 from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
+from rfdetr_hf.training.checks import default_metric
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 

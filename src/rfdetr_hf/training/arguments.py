@@ -19,6 +19,7 @@ from ..models.auto import is_official
 from .drop_path import MODES as DROP_PATH_MODES
 from .drop_path import SCHEDULES as DROP_PATH_SCHEDULES
 from .optimization import SCHEDULES as LR_SCHEDULES
+from .optimization import check_schedule_options
 
 MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
 PARAM_GROUPS = ("default", "official")
@@ -91,7 +92,7 @@ class RFDETRTrainingArguments:
 
     multi_scale: str = _option("per_batch", "A scale per optimizer step, per sample, or none.", MULTI_SCALE_MODES)
     expanded_scales: bool = _option(True, "Scales from -5 to +5 blocks around the resolution instead of -3 to +4.")
-    square_resize: bool = _option(True, "Resize to a square; False keeps the aspect ratio and pads, in training and afterwards.")
+    square_resize: bool = _option(True, "Resize to a square; False keeps the aspect ratio and pads, afterwards too.")
     scale_jitter: bool = _option(True, "Half of the training images pass through a random resized crop.")
     horizontal_flip: float = _option(0.5, "Probability of a horizontal flip.")
 
@@ -118,6 +119,9 @@ class RFDETRTrainingArguments:
     eval_on_start: bool = _option(False, "Evaluate before the first step.")
     eval_raw_weights: bool = _option(False, "With EMA: evaluate the raw weights beside the average.")
     eval_loss: bool = _option(False, "Also compute the loss of the evaluation split, term by term: eval_loss, ...")
+    eval_predictions: bool = _option(
+        False, "Write what each evaluation finds as COCO results, eval/<step>/<weights>/predictions.json."
+    )
     eval_per_class: bool = _option(False, "Log the scores of each class, and print their table.")
 
     save_strategy: str = _option("epoch", "When to write a checkpoint.", [s.value for s in SaveStrategy])
@@ -231,8 +235,25 @@ class RFDETRTrainingArguments:
             raise ValueError(f"metric_for_best_model={self.metric_for_best_model!r} needs use_ema=True")
         if self.save_strategy == SaveStrategy.BEST and self.eval_strategy == IntervalStrategy.NO:
             raise ValueError("save_strategy='best' needs evaluations; set eval_strategy to 'epoch' or 'steps'")
+        self._check_schedules()
         if self.push_to_hub and "checkpoint" in self.hub_strategy and self.save_strategy == SaveStrategy.NO:
             raise ValueError(f"hub_strategy={self.hub_strategy!r} needs checkpoints; set save_strategy to 'epoch'")
+
+    def _check_schedules(self) -> None:
+        check_schedule_options(self.lr_scheduler_type, self)
+        drops = {f.name: f.default for f in dataclasses.fields(self)}["lr_drop_epochs"]
+        if self.lr_scheduler_type != "step" and self.lr_drop_epochs != drops:
+            raise ValueError(
+                f"lr_drop_epochs={self.lr_drop_epochs} has no effect with lr_scheduler_type={self.lr_scheduler_type!r}; "
+                "set that to 'step', or leave it out"
+            )
+        if self.drop_path_mode == "standard":
+            for name, idle in (("drop_path_schedule", "constant"), ("drop_path_cutoff_epochs", 0)):
+                if getattr(self, name) != idle:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} has no effect with drop_path_mode='standard'; set that to "
+                        "'early' or 'late', or leave it out"
+                    )
 
     @property
     def eval_batch_size(self) -> int:
@@ -425,10 +446,11 @@ def _parse_arguments(
     )
     parser.add_argument("--config", help="YAML file of options.")
     config_path = parser.parse_known_args(list(argv))[0].config
-    known = [f.name for cls in dataclass_types for f in dataclasses.fields(cls)]
+    fields = {f.name: f for cls in dataclass_types for f in dataclasses.fields(cls)}
+    known = list(fields)
     from_file = _read_yaml(config_path, known) if config_path else {}
     parser.set_defaults(**{key: None for key, value in from_file.items() if value is None})
-    words = [word for key, value in from_file.items() if value is not None for word in (f"--{key}", _to_word(value))]
+    words = [word for key, value in from_file.items() if value is not None for word in _to_words(fields[key], value)]
     *parsed, _, unknown = parser.parse_args_into_dataclasses(
         [*words, *argv], return_remaining_strings=True, look_for_args_file=False
     )
@@ -450,8 +472,16 @@ def _read_yaml(path: str, known: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _to_word(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+def _to_words(option: dataclasses.Field, value: Any) -> list[str]:
+    """An entry of a YAML file as words of the command line."""
+    if value is False:  # how YAML reads a bare no or off
+        value = next((word for word in ("no", "off") if word in option.metadata.get("choices", ())), value)
+    if isinstance(value, dict):
+        return [f"--{option.name}", json.dumps(value)]
+    if isinstance(value, list):
+        is_text = option.type in (str, str | None)
+        return [f"--{option.name}", *([",".join(map(str, value))] if is_text else map(str, value))]
+    return [f"--{option.name}", str(value)]
 
 
 def _unknown_option(name: str, known: Sequence[str], where: str) -> str:

@@ -299,6 +299,18 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     _sync(final.parent)
 
 
+def checksum(directory: str | Path, name: str) -> str:
+    """The SHA-256 sum that a directory's manifest has of a file.
+
+    Raises:
+        CheckpointError: there is no manifest, or the file is not in it.
+    """
+    files = _read_manifest(Path(directory))
+    if name not in files:
+        raise CheckpointError(f"{Path(directory) / MANIFEST} does not list {name}.")
+    return files[name]["sha256"]
+
+
 def _verifies(directory: Path) -> bool:
     try:
         verify(directory)

@@ -60,7 +60,8 @@ def build_eval_loader(
     masks = MASK_DOWNSAMPLE_RATIO if args.eval_loss and has_masks(dataset) else None
     transform = build_eval_transform(image_processor, mask_downsample_ratio=masks)
     batch_size = args.eval_batch_size
-    options = _options(args, config, accelerator)
+    # Made anew for each evaluation: workers that outlive theirs would pile up.
+    options = _options(args, config, accelerator) | {"persistent_workers": False}
     return shield_workers(build_eval_dataloader(dataset, transform, batch_size=batch_size, **options))
 
 

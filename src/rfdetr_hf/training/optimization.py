@@ -188,7 +188,7 @@ def build_scheduler(
             f"num_training_steps={num_training_steps} and steps_per_epoch={steps_per_epoch} must be at least 1."
         )
     kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    _check_schedule_options(kind, args)
+    check_schedule_options(kind, args)
     warmup = _warmup_steps(args, num_training_steps, steps_per_epoch)
     if warmup >= num_training_steps:
         logger.warning(
@@ -204,7 +204,12 @@ def build_scheduler(
     return scheduler
 
 
-def _check_schedule_options(kind: str, args: Any) -> None:
+def check_schedule_options(kind: str, args: Any) -> None:
+    """Whether the schedule `kind` is known and the other options of `args` mean something to it.
+
+    Raises:
+        ValueError: no; the message names the option.
+    """
     choices = ", ".join(SCHEDULES)
     if kind in _METRIC_DRIVEN:
         raise ValueError(f"lr_scheduler_type={kind!r} follows a metric instead of the step; use one of {choices}.")

@@ -23,10 +23,8 @@ class RunDirectory:
         Raises:
             FileNotFoundError: there is none, or under "auto" none that is whole.
             CheckpointError: the given folder is no whole checkpoint.
-            FileExistsError: a new run would write into the files of an earlier one.
         """
-        if resume is None or str(resume).lower() == "false":
-            self._refuse_earlier_run()
+        if is_new(resume):
             return None
         if str(resume).lower() == "auto" and not list_checkpoints(self.root):
             return None
@@ -38,10 +36,22 @@ class RunDirectory:
             raise FileNotFoundError(f"resume_from_checkpoint: no whole checkpoint in {self.root}; start without it")
         return newest
 
-    def _refuse_earlier_run(self) -> None:
+    def refuse_earlier_run(self, resume: bool | str | None) -> None:
+        """Keep a new run out of the files of an earlier one.
+
+        Raises:
+            FileExistsError: it would write into them.
+        """
+        if not is_new(resume):
+            return
         earlier = [p for p in (self.best, self.last, self.metrics) if p.exists()] + list_checkpoints(self.root)
         if earlier:
             raise FileExistsError(
                 f"output_dir {self.root} holds an earlier run ({earlier[0].name}); choose another output_dir, "
                 "or continue that run with resume_from_checkpoint=True"
             )
+
+
+def is_new(resume: bool | str | None) -> bool:
+    """Whether `resume_from_checkpoint` asks for a run from the start, whatever there is."""
+    return resume is None or str(resume).lower() == "false"

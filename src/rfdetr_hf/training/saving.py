@@ -21,6 +21,7 @@ from .checkpointing import atomic_directory, checkpoint_path, rng_state, rotate,
 from .console import no_transformers_bars
 from .finetuning import adapter_state, plain_state, unmerged_state
 from .meters import mean_state
+from .resuming import AVERAGE, check_same_run, epoch_to_go_on_with, had_stopped
 from .sharding import part_of, saved_tensors, whole_state, write_state
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("rfdetr_hf")
 
-MODEL, AVERAGE, SCHEDULER = "model.safetensors", "ema.safetensors", "scheduler.pt"
+MODEL, SCHEDULER = "model.safetensors", "scheduler.pt"
 TRAINER_STATE, PROGRESS, RANKS, SCALER = "trainer_state.json", "progress.pt", "rank_states.pt", "scaler.pt"
 ADAPTERS = "adapters.safetensors"
 
@@ -91,17 +92,18 @@ def _write_state(trainer: "RFDETRTrainer", folder: Path, progress: dict[str, Any
 
 
 def _progress(trainer: "RFDETRTrainer", epoch_finished: bool, due: bool) -> dict[str, Any]:
-    return {
-        "strategy": trainer.strategy.name,
+    return trainer.identity | {
         "due": trainer.control.state()["args"] if due else {},
-        "epoch": trainer.epoch + 1 if epoch_finished else trainer.epoch,
-        "steps_in_epoch": 0 if epoch_finished else trainer.steps_in_epoch,
-        "steps_per_epoch": trainer.steps_per_epoch,
+        "epoch": trainer.epoch,
+        "steps_in_epoch": trainer.steps_in_epoch,
+        "epoch_finished": epoch_finished,
+        "epoch_stopped": trainer.control.should_epoch_stop,
+        "stopped": trainer.control.should_training_stop and trainer.state.global_step < trainer.state.max_steps,
         "skipped_steps": trainer.skipped_steps,
         "skipped_in_a_row": trainer.skipped_in_a_row,
         "best": trainer.best.state_dict(),
+        "best_weights": trainer.best_weights,
         "ema_updates": trainer.ema.num_updates if trainer.ema is not None else 0,
-        "world_size": trainer.accelerator.num_processes,
     }
 
 
@@ -109,10 +111,10 @@ def load_checkpoint(trainer: "RFDETRTrainer", folder: Path) -> None:
     """Take up the run as `save_checkpoint` left it.
 
     Raises:
-        ValueError: the checkpoint belongs to a run of another shape (EMA, steps of an epoch).
+        ValueError: the checkpoint belongs to another run; see `check_same_run`.
     """
     progress = torch.load(folder / PROGRESS, weights_only=True)
-    _check_same_run(trainer, folder, progress)
+    check_same_run(trainer, folder, progress)
     trainer.strategy.load_optimizer(folder)
     load_weights(trainer.model, folder)
     if trainer.ema is not None:
@@ -122,10 +124,14 @@ def load_checkpoint(trainer: "RFDETRTrainer", folder: Path) -> None:
     trainer.scheduler.load_state_dict(torch.load(folder / SCHEDULER, weights_only=True))
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(torch.load(folder / SCALER, weights_only=True))
-    for name in ("epoch", "steps_in_epoch", "skipped_steps", "skipped_in_a_row", "due"):
+    for name in ("skipped_steps", "skipped_in_a_row", "due", "best_weights"):
         setattr(trainer, name, progress[name])
     trainer.best.load_state_dict(progress["best"])
     _load_state(trainer, folder)
+    trainer.epoch, trainer.steps_in_epoch = epoch_to_go_on_with(
+        progress, trainer.state.global_step, trainer.state.max_steps
+    )
+    trainer.had_stopped = had_stopped(progress, trainer.args.to_dict())
     _load_ranks(trainer, torch.load(folder / RANKS, weights_only=True))
     logger.info("resumed from %s at step %d", folder, trainer.state.global_step)
 
@@ -139,28 +145,6 @@ def _load_ranks(trainer: "RFDETRTrainer", ranks: list[dict[str, Any]]) -> None:
         trainer.losses.load_state_dict(mine["losses"], accelerator.device)
     else:
         trainer.losses.load_state_dict(mean_state([rank["losses"] for rank in ranks]), accelerator.device)
-
-
-def _check_same_run(trainer: "RFDETRTrainer", folder: Path, progress: dict[str, Any]) -> None:
-    if trainer.ema is not None and not (folder / AVERAGE).exists():
-        raise ValueError(f"use_ema=True, but {folder} holds no {AVERAGE}; resume with use_ema=False")
-    if progress["steps_per_epoch"] != trainer.steps_per_epoch:
-        raise ValueError(
-            f"{folder} was written with {progress['steps_per_epoch']} steps an epoch, this run has "
-            f"{trainer.steps_per_epoch}; resume with the same data and the same product of batch size, accumulation "
-            "and number of processes"
-        )
-    written_by, ours = progress["strategy"], trainer.strategy.name
-    if written_by != ours and "zero" in written_by + ours:
-        raise ValueError(
-            f"{folder} was written under {written_by}, this run is {ours}: DeepSpeed's files fit the same stage and "
-            "number of processes only; launch as before, or start a new run from its model.safetensors"
-        )
-    if progress["world_size"] != trainer.accelerator.num_processes:
-        logger.warning(
-            "%s was written by %d processes and is resumed by %d: random numbers will differ",
-            folder, progress["world_size"], trainer.accelerator.num_processes,
-        )  # fmt: skip
 
 
 def _load_state(trainer: "RFDETRTrainer", folder: Path) -> None:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from ..data.collate import PER_IMAGE
-from ..data.schema import has_keypoints, keypoint_schema
+from ..data.schema import category_ids, has_keypoints, keypoint_schema
 from ..evaluation.by_image import predictions_by_image, truth_by_image
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.plots import plots_installed, save_plots
@@ -40,26 +40,31 @@ def build_evaluator(trainer: "RFDETRTrainer", dataset: Dataset) -> CocoEvaluator
     return CocoEvaluator(dataset, iou_types=IOU_TYPES[trainer.model.task], sigmas=sigmas, backend="auto")
 
 
-def score(trainer: "RFDETRTrainer", evaluator: CocoEvaluator, folder: Path | None = None) -> dict[str, float]:
+def score(
+    trainer: "RFDETRTrainer", dataset: Dataset, evaluator: CocoEvaluator, folder: Path | None = None
+) -> dict[str, float]:
     """The scores of all ranks' detections, computed on the main process and known to all.
 
     Args:
         trainer: of the run.
+        dataset: that was evaluated.
         evaluator: that has seen this rank's images.
         folder: where results, tables and curves are written; None for nowhere.
     """
     evaluator.gather(trainer.accelerator)
-    scores = [_scores(trainer, evaluator, folder) if trainer.accelerator.is_main_process else None]
+    scores = [_scores(trainer, dataset, evaluator, folder) if trainer.accelerator.is_main_process else None]
     return broadcast_object_list(scores)[0]
 
 
-def _scores(trainer: "RFDETRTrainer", evaluator: CocoEvaluator, folder: Path | None) -> dict[str, float]:
+def _scores(
+    trainer: "RFDETRTrainer", dataset: Dataset, evaluator: CocoEvaluator, folder: Path | None
+) -> dict[str, float]:
     per_class = trainer.args.eval_per_class
     analysis = evaluator.analyze()
     if per_class:
         logger.info("%s", aligned(class_cells(analysis.per_class())))
     if folder is not None:
-        write_results(evaluator, folder, predictions=False)
+        write_results(evaluator, folder, category_ids(dataset), predictions=trainer.args.eval_predictions)
         if plots_installed():
             save_plots(analysis, folder)
     scores = evaluator.compute(per_class=per_class) | analysis.summary()

@@ -25,7 +25,7 @@ from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
 from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
 from .checkpointing import clean_leftovers
-from .checks import check_run, default_metric
+from .checks import check_run, check_split, default_metric
 from .console import log_to_console, log_to_file, stop_logging
 from .distributed import Hosts, build_accelerator
 from .finetuning import apply_finetuning, merge_adapters
@@ -33,6 +33,7 @@ from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .parts import TrainerParts
 from .preemption import EXIT_CODE, Preempted, PreemptionNotice
+from .resuming import identity, weights_of
 from .run_directory import RunDirectory
 from .saving import load_checkpoint, load_weights, save_checkpoint, save_pretrained
 from .scoring import detections, score
@@ -149,19 +150,14 @@ class RFDETRTrainer(TrainerParts):
         if self.train_dataset is None:
             raise ValueError("train() needs a train_dataset, given at construction")
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        if self.accelerator.is_main_process:
-            self.run.root.mkdir(parents=True, exist_ok=True)
-            clean_leftovers(self.run.root)
-        self.accelerator.wait_for_everyone()
-        checkpoint = self.run.find_checkpoint(fetch_checkpoint(resume, self.args.hub_token))
-        self.accelerator.wait_for_everyone()
+        checkpoint = self._prepare_directory(resume)
         log_file = self._open_run()
         try:
-            self._audit()
             self._build()
             if checkpoint is not None:
                 load_checkpoint(self, checkpoint)
                 self._forget_lost_best()
+            self._audit()
             started = time.perf_counter()
             self._in_training = True
             with self.notice:
@@ -175,6 +171,16 @@ class RFDETRTrainer(TrainerParts):
         finally:
             self._in_training = False
             stop_logging(log_file)
+
+    def _prepare_directory(self, resume: bool | str | None) -> Path | None:
+        """Refuse the directory of another run, tidy up in one's own, find the checkpoint to go on from."""
+        self.run.refuse_earlier_run(resume)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.run.root.mkdir(parents=True, exist_ok=True)
+            clean_leftovers(self.run.root)
+        self.accelerator.wait_for_everyone()
+        return self.run.find_checkpoint(fetch_checkpoint(resume, self.args.hub_token))
 
     def _forget_lost_best(self) -> None:
         """A checkpoint from elsewhere knows of a best model that is not here, and could not be loaded in the end."""
@@ -225,13 +231,15 @@ class RFDETRTrainer(TrainerParts):
         self.state.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(epochs * self.steps_per_epoch)
         self.state.num_train_epochs = math.ceil(self.state.max_steps / self.steps_per_epoch)
         self.state.compute_steps(args, self.state.max_steps)
+        self.identity = identity(self)
         self._build_optimization()
         self.best = self.create_best_model()
         self.losses, self.stopwatch = LossMeter(), Stopwatch()
         self.epoch = self.steps_in_epoch = 0
         self.skipped_steps = self.skipped_in_a_row = 0
         self.due: dict[str, bool] = {}
-        self.preempted = False
+        self.preempted = self.had_stopped = False
+        self.best_weights: str | None = None
         self._loss_sum = self._loss_steps = 0
 
     def _build_optimization(self) -> None:
@@ -253,6 +261,9 @@ class RFDETRTrainer(TrainerParts):
 
     def _loop(self) -> None:
         self.fire("on_train_begin")
+        if self.had_stopped:
+            logger.info("a callback had ended the run at step %d: it stays ended", self.state.global_step)
+            self.control.should_training_stop = True
         if self.args.eval_on_start and self.state.global_step == 0:
             self._evaluate_and_track()
         while self.epoch < self.state.num_train_epochs and not self.control.should_training_stop:
@@ -433,6 +444,7 @@ class RFDETRTrainer(TrainerParts):
             self.state.best_metric, self.state.best_global_step = self.best.score, self.best.step
             self.state.best_model_checkpoint = str(self.run.best)
             self._save_weights(self.run.best, average=self.best.source == "ema", metrics=metrics)
+            self.best_weights = weights_of(self.run.best)
         self.stopwatch.paused += time.perf_counter() - started
         return improved
 
@@ -443,7 +455,7 @@ class RFDETRTrainer(TrainerParts):
     def _finish(self, runtime: float) -> TrainOutput:
         self._save_weights(self.run.last, average=self.ema is not None)
         self.model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        if self.args.load_best_model_at_end and self.best.source is not None:
+        if self.args.load_best_model_at_end and self._has_best():
             merge_adapters(self.model)
             load_weights(self.model, self.run.best)
             score = f"{self.args.metric_for_best_model} {self.best.score:.4f}"
@@ -461,10 +473,23 @@ class RFDETRTrainer(TrainerParts):
         self.fire("on_train_end")
         return TrainOutput(self.state.global_step, self._loss_sum / max(self._loss_steps, 1), metrics)
 
+    def _has_best(self) -> bool:
+        """Whether there is a best model and `best/` still is that one."""
+        if self.best.source is None:
+            return False
+        same = weights_of(self.run.best) == self.best_weights
+        if not same:
+            logger.warning(
+                "%s holds other weights than the best of this run (step %d): a run that went on from a later "
+                "checkpoint wrote them; they are left as they are",
+                self.run.best, self.best.step,
+            )  # fmt: skip
+        return same
+
     def _test(self) -> dict[str, float]:
         """Evaluate the test split by the model in memory, whose card then tells the scores."""
         metrics = self.evaluate(self.test_dataset, metric_key_prefix="test")
-        in_best = self.args.load_best_model_at_end and self.best.source is not None
+        in_best = self.args.load_best_model_at_end and self._has_best()
         save_pretrained(self, self.run.best if in_best else self.run.last)
         return metrics
 
@@ -508,6 +533,7 @@ class RFDETRTrainer(TrainerParts):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("evaluate() needs an eval_dataset, here or at construction")
+        check_split(self.model, metric_key_prefix, dataset)
         started = time.perf_counter()
         metrics: dict[str, float] = {}
         for prefix in self.args.evaluated_prefixes if self._in_training else ("",):
@@ -531,7 +557,7 @@ class RFDETRTrainer(TrainerParts):
         evaluator, losses = self.create_evaluator(dataset), EvalLossMeter() if self.args.eval_loss else None
         for image_ids, found in detections(self, dataset, losses):
             evaluator.update(image_ids, found)
-        scores = score(self, evaluator, folder)
+        scores = score(self, dataset, evaluator, folder)
         return scores if losses is None else scores | losses.read(self.accelerator)
 
     def predict(self, dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
@@ -541,13 +567,14 @@ class RFDETRTrainer(TrainerParts):
             predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes`
                 (n, 4) xyxy in pixels, on the CPU; `masks` as run-lengths, or `keypoints`, of such a model.
         """
+        check_split(self.model, metric_key_prefix, dataset)
         evaluator, found = self.create_evaluator(dataset), []
         for image_ids, batch in detections(self, dataset):
             evaluator.update(image_ids, batch)
             for image_id, each in zip(image_ids, batch, strict=True):
                 found.append({"image_id": image_id} | {name: _on_host(value) for name, value in each.items()})
         by_id = {each["image_id"]: each for each in gather_object(found)}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in score(self, evaluator).items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in score(self, dataset, evaluator).items()}
         self.fire("on_predict", metrics=metrics)
         return PredictionOutput([by_id[image_id] for image_id in dataset["image_id"]], metrics)
 
