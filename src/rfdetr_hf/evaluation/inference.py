@@ -26,8 +26,8 @@ class ImageDetector:
         model: takes what the processor makes; moved nowhere, so put it on its device first.
         image_processor: with `size` and `post_process_object_detection`.
         size_divisor: what the sides of scaled inputs must be multiples of.
-        post_process: (outputs, target_sizes, pixel_mask) -> detections, for models that give more than boxes; default the
-            processor's `post_process_object_detection` without a threshold.
+        post_process: (outputs, target_sizes, pixel_mask) -> detections, for models that give more than boxes; default
+            the processor's `post_process_object_detection` without a threshold.
     """
 
     def __init__(

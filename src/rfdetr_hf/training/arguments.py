@@ -244,8 +244,8 @@ class RFDETRTrainingArguments:
         drops = {f.name: f.default for f in dataclasses.fields(self)}["lr_drop_epochs"]
         if self.lr_scheduler_type != "step" and self.lr_drop_epochs != drops:
             raise ValueError(
-                f"lr_drop_epochs={self.lr_drop_epochs} has no effect with lr_scheduler_type={self.lr_scheduler_type!r}; "
-                "set that to 'step', or leave it out"
+                f"lr_drop_epochs={self.lr_drop_epochs} has no effect with "
+                f"lr_scheduler_type={self.lr_scheduler_type!r}; set that to 'step', or leave it out"
             )
         if self.drop_path_mode == "standard":
             for name, idle in (("drop_path_schedule", "constant"), ("drop_path_cutoff_epochs", 0)):

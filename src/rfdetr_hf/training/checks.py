@@ -36,8 +36,9 @@ def check_run(trainer: "RFDETRTrainer", callbacks: Sequence[Any]) -> None:
         _check_early_stopping(trainer.args, callbacks)
     elif trainer.args.eval_strategy != "no":
         raise ValueError(
-            f"eval_strategy={trainer.args.eval_strategy.value!r} needs an eval_dataset: hold out a share of the training "
-            "split (validation_split=0.1 of load_detection_dataset and of the command line), or set eval_strategy to 'no'"
+            f"eval_strategy={trainer.args.eval_strategy.value!r} needs an eval_dataset: hold out a share of the "
+            "training split (validation_split=0.1 of load_detection_dataset and of the command line), or set "
+            "eval_strategy to 'no'"
         )
 
 
