@@ -33,7 +33,7 @@ def environment(kind="ddp", **variables):
     own = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if not kind.startswith("zero"):
         own["ACCELERATE_USE_CPU"] = "true"
-    return base | own | KINDS[kind] | variables
+    return base | own | KINDS.get(kind, {}) | variables
 
 
 def start(job, world=1, kind="ddp"):
@@ -61,6 +61,19 @@ def launch(job, nodes, processes):
         subprocess.Popen([*command, "--node_rank", str(node), str(WORKER), json.dumps(job)], env=environment(), **pipes)
         for node in range(nodes)
     ]
+
+
+def accelerate_launch(file, job, nodes=1):
+    """Start `accelerate launch` with a configuration file on `nodes` machines, here all on one; two processes in all."""
+    port, processes = str(free_port()), []
+    for node in range(nodes):
+        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file),
+                   "--num_processes", "2", "--num_machines", str(nodes), "--machine_rank", str(node),
+                   "--main_process_ip", "127.0.0.1", "--main_process_port", port]  # fmt: skip
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        env = environment("zero" if "deepspeed" in Path(file).read_text() else "ddp")
+        processes.append(subprocess.Popen([*command, str(WORKER), json.dumps(job)], env=env, **pipes))
+    return processes
 
 
 def finish(processes, limit=LIMIT):

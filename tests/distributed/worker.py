@@ -30,11 +30,12 @@ def run_fsdp_on_cpu() -> None:
 def build_model(job: dict, rank: int):
     import torch
 
-    from rfdetr_hf import RFDETRConfig, RFDETRForObjectDetection
+    from rfdetr_hf import RFDETRConfig, RFDETRForKeypointDetection, RFDETRForObjectDetection
 
+    model_class = RFDETRForKeypointDetection if job.get("task") == "keypoints" else RFDETRForObjectDetection
     # Weights that differ by rank: the trainer has to make them equal.
     torch.manual_seed(rank if job.get("rank_seeds") else 0)
-    return RFDETRForObjectDetection(RFDETRConfig.from_pretrained(job["config"]))
+    return model_class(RFDETRConfig.from_pretrained(job["config"]))
 
 
 def arguments(job: dict):
@@ -60,8 +61,9 @@ def main(job: dict) -> None:
 
     rank = int(os.environ.get("RANK", "0"))
     model = build_model(job, rank)
-    data = make_shapes_dataset(job.get("images", 40), image_size=64, seed=1)
-    held_out = make_shapes_dataset(job["held_out"], image_size=64, seed=2) if job.get("held_out") else None
+    shapes = {"image_size": 64, "task": job.get("task", "detection")}
+    data = make_shapes_dataset(job.get("images", 40), seed=1, **shapes)
+    held_out = make_shapes_dataset(job["held_out"], seed=2, **shapes) if job.get("held_out") else None
     trainer = RFDETRTrainer(model, arguments(job), data, held_out)
     for event in events_of(job, trainer, rank):
         trainer.add_callback(event)

@@ -1,0 +1,38 @@
+"""The files of examples/accelerate: Accelerate knows every key, and a training runs under each."""
+
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from launching import accelerate_launch, finish
+from test_topologies import needs_deepspeed
+
+FILES = sorted(Path(__file__).parents[2].glob("examples/accelerate/*.yaml"))
+SHORT = {"max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+
+
+def launches():
+    """Each file with a detector; the one that splits the model by its layers with another model as well."""
+    for file in FILES:
+        marks = [pytest.mark.slow, needs_deepspeed] if file.stem.startswith("zero") else []
+        for task in ("detection", "keypoints") if file.stem == "fsdp2" else ("detection",):
+            yield pytest.param(file, task, marks=marks, id=f"{file.stem}-{task}")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_key_is_one_of_the_launcher(file):
+    config = load_config_from_file(str(file))
+    known = vars(launch_command_parser().parse_args(["train.py"]))
+    unknown = [key for key in (*config.fsdp_config, *config.deepspeed_config) if key not in known]
+    assert unknown == []
+
+
+@pytest.mark.parametrize(("file", "task"), [case for case in launches() if case.values[0].stem != "single"])
+def test_two_processes_train_with_each_file(job, file, task, tmp_path, tiny_config):
+    if task == "keypoints":
+        tiny_config(num_keypoints_per_class=[1, 4, 3]).save_pretrained(tmp_path / "config")
+    short = job(task, task=task, options=SHORT, fsdp_on_cpu=file.stem == "fsdp2")
+    codes, outputs = finish(accelerate_launch(file, short, nodes=2 if file.stem == "multi_node" else 1))
+    assert set(codes) == {0}, "\n".join(outputs)[-6000:]
+    assert (tmp_path / task / "last" / "model.safetensors").is_file()
