@@ -64,7 +64,7 @@ def launch(job, nodes, processes):
 
 
 def accelerate_launch(file, job, nodes=1):
-    """Start `accelerate launch` with a configuration file on `nodes` machines, here all on one; two processes in all."""
+    """Start `accelerate launch` with a file of its own on `nodes` machines, here all on one: two processes."""
     port, processes = str(free_port()), []
     for node in range(nodes):
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file),

@@ -299,6 +299,16 @@ def test_leftovers_are_finished_or_removed(tmp_path):
     verify(tmp_path / "checkpoint-3")
 
 
+def test_only_leftovers_of_this_package_are_touched(tmp_path):
+    ours = [".del-best", ".tmp-last", ".del-push", ".tmp-.del-push", ".del-push-12-3", ".del-checkpoint-3"]
+    theirs = [".tmp-mywork", ".del-notes", ".tmp-checkpoint-old", ".tmp-bestof", ".tmp-", "checkpoint-4"]
+    for name in (*ours, *theirs):
+        (tmp_path / name).mkdir()
+    save(tmp_path / "whole").rename(tmp_path / ".tmp-whole")
+    clean_leftovers(tmp_path)
+    assert names(tmp_path) == sorted([*theirs, ".tmp-whole"])
+
+
 def test_a_stale_temporary_directory_does_not_leak_into_the_next_save(tmp_path):
     stale = temporary_path(tmp_path / "checkpoint-1")
     stale.mkdir()

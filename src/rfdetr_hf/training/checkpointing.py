@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 TEMPORARY, DELETED = ".tmp-", ".del-"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_LEFTOVER = re.compile(r"(\.tmp-|\.del-)(checkpoint-\d+|best|last|(?:\.del-)?push(?:-\d+)*)")
 _CHUNK = 1 << 20
 _FULL = 1 << 20
 
@@ -183,17 +184,17 @@ def rotate(output_dir: str | Path, limit: int | None, protect: Iterable[str | Pa
 def clean_leftovers(output_dir: str | Path) -> None:
     """Finish or undo what a killed run left half done in a directory; one process, before anything is read there.
 
-    A complete `.tmp-<name>` without a `<name>` was one rename away from it and gets it. Every other `.tmp-` and `.del-`
-    directory is removed.
+    A complete `.tmp-<name>` without a `<name>` was one rename away from it and gets it. The other `.tmp-` and `.del-`
+    directories of checkpoints, `best`, `last` and uploads are removed. Directories of other names are not ours.
     """
     root = Path(output_dir)
     if not root.is_dir():
         return
-    leftovers = sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
+    leftovers = sorted(path for path in root.iterdir() if _is_leftover(path))
     for path in leftovers:
         if path.name.startswith(TEMPORARY):
             final = path.with_name(path.name.removeprefix(TEMPORARY))
-            if final.exists() or not _verifies(path):
+            if final.exists() or final.name.startswith(DELETED) or not _verifies(path):
                 logger.info("Removing %s, the rest of an interrupted save.", path)
                 _remove(path)
             else:
@@ -203,6 +204,10 @@ def clean_leftovers(output_dir: str | Path) -> None:
     for path in leftovers:
         if path.name.startswith(DELETED):
             _remove(path)
+
+
+def _is_leftover(path: Path) -> bool:
+    return _LEFTOVER.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def rng_state() -> dict[str, Any]:
