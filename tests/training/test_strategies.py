@@ -62,6 +62,23 @@ def test_compiled_blocks_train_as_the_others(tmp_path, tiny_model, shapes):
     assert runs[0][1] == runs[1][1]
 
 
+@pytest.fixture
+def restored_precision():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.usefixtures("restored_precision")
+@pytest.mark.parametrize(("tf32", "products"), [(True, "high"), (False, "highest")])
+def test_tf32_is_switched_on_and_off_for_products_and_convolutions(tmp_path, tiny_model, shapes, tf32, products):
+    distributed.allow_tf32(not tf32)
+    RFDETRTrainer(tiny_model(), arguments(tmp_path, tf32=tf32, max_steps=1), shapes).train()
+    assert torch.get_float32_matmul_precision() == products
+    assert torch.backends.cudnn.allow_tf32 == tf32
+
+
 class Fake:
     """What `check_backend` looks at."""
 

@@ -54,6 +54,15 @@ def precision(args: RFDETRTrainingArguments) -> str:
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Let float32 products and convolutions of this process run in TF32 on GPUs that have it, or in full float32.
+
+    By themselves PyTorch's matrix products are full float32 and cuDNN's convolutions are TF32.
+    """
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def check_backend(accelerator: Accelerator, args: RFDETRTrainingArguments) -> None:
     """Refuse a launch whose processes would not train together, or in a way that this trainer does not know.
 

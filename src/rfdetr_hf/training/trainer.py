@@ -27,7 +27,7 @@ from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
 from .checkpointing import clean_leftovers
 from .checks import check_run, check_split, default_metric
 from .console import log_to_console, log_to_file, stop_logging
-from .distributed import Hosts, build_accelerator
+from .distributed import Hosts, allow_tf32, build_accelerator
 from .finetuning import apply_finetuning, merge_adapters
 from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
@@ -214,8 +214,7 @@ class RFDETRTrainer(TrainerParts):
         if args.full_determinism:
             enable_full_determinism(args.seed)
         set_seed(args.seed, device_specific=True)
-        if args.tf32:
-            torch.set_float32_matmul_precision("high")
+        allow_tf32(args.tf32)
         if args.lora_r and self.strategy.name != "replicated":
             raise ValueError(
                 f"lora_r={args.lora_r} runs on one process or data parallel, not under {self.strategy.name}"
