@@ -62,6 +62,37 @@ def test_options_of_official_files_alone(folder, tmp_path, options):
     assert not (tmp_path / "out").exists()
 
 
+def test_revision_is_no_option_of_official_files(folder, tmp_path):
+    convert(folder, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="revision is for Hub ids, not for the file"):
+        convert(tmp_path / "model.pth", tmp_path / "out", revision="main")
+    with pytest.raises(ValueError, match="holds its configuration: leave out variant='foo'"):
+        convert(tmp_path / "model.pth", tmp_path / "out", variant="foo")
+    assert not (tmp_path / "out").exists()
+
+
+def test_official_file_in_capitals(folder, tmp_path):
+    convert(folder, tmp_path / "model.PTH")
+    assert (tmp_path / "model.PTH").is_file()
+    assert convert(tmp_path / "model.PTH", tmp_path / "back.v2").config.num_labels == 3
+    assert (tmp_path / "back.v2" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("model.safetensors", "name a folder, which gets model.safetensors"),
+        ("model.onnx", "rfdetr-hf export"),
+        ("model.CKPT", "as .pth or .pt"),
+        ("model.bin", "give a folder, or a .pth"),
+    ],
+)
+def test_files_that_are_not_written(folder, tmp_path, name, remedy):
+    with pytest.raises(ValueError, match=f"{name}: .* are not written here: .*{remedy}"):
+        convert(folder, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_command_line(folder, tmp_path, capsys):
     main([str(folder), str(tmp_path / "model.pth")])
     assert "RFDETRForObjectDetection, 64 px, 3 class logits" in capsys.readouterr().out

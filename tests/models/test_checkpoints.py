@@ -6,10 +6,13 @@ import pickle
 import pytest
 import torch
 from official_files import converted_payload, legacy_payload, lightning_payload
+from safetensors.torch import save_file
 
-from rfdetr_hf.models.checkpoints import COCO_LABELS, official_labels
+from rfdetr_hf.models.checkpoints import COCO_LABELS, official_labels, official_payload, without_unused_rows
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
+from rfdetr_hf.models.keypoints import RFDETRForKeypointDetection
 from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
+from rfdetr_hf.models.pretrained import read_state
 from rfdetr_hf.models.segmentation import RFDETRForInstanceSegmentation
 
 # The encoder has the official head width of 64 channels, which official files do not state.
@@ -160,6 +163,94 @@ def test_unknown_field(make_model):
         RFDETRForObjectDetection.from_official(legacy_payload(make_model()), variant="nano", resolutoin=96)
 
 
+# --- classes of keypoint models
+
+KEYPOINT_LABELS = [
+    # rows, names in the file, schema, what each row is
+    (2, ["person"], [0, 17], {0: "N/A", 1: "person"}),
+    (2, None, [0, 17], {0: "N/A", 1: "person"}),
+    (2, ["person"], [17], {0: "person", 1: "N/A"}),
+    (2, None, [17], {0: "person", 1: "N/A"}),
+    (3, ["hand", "face"], [0, 21, 5], {0: "N/A", 1: "hand", 2: "face"}),
+    (3, ["dog", "person"], [0, 17], {0: "dog", 1: "person", 2: "N/A"}),
+    (3, ["person"], [17, 4], {0: "person", 1: "LABEL_1", 2: "N/A"}),
+    (3, None, [0, 3], {0: "N/A", 1: "LABEL_1", 2: "N/A"}),
+    (3, None, [3], {0: "LABEL_0", 1: "LABEL_1", 2: "N/A"}),
+]
+
+
+@pytest.mark.parametrize(("rows", "names", "schema", "labels"), KEYPOINT_LABELS)
+def test_labels_of_keypoint_rows(rows, names, schema, labels):
+    assert official_labels(rows, names, schema) == labels
+
+
+@pytest.mark.parametrize("names", [None, list(COCO_LABELS.values())])
+def test_rows_of_unnamed_keypoint_models_with_the_head_of_coco(names):
+    ids = official_labels(91, names, [0, 17])
+    assert ids == official_labels(91)
+    first = official_labels(91, names, [17])
+    assert first[0] == "person" and first[1] == "LABEL_1" and first[90] == "N/A"
+
+
+@pytest.fixture
+def make_keypoint_model(tiny_config):
+    def make(schema, rows, **overrides) -> RFDETRForKeypointDetection:
+        torch.manual_seed(0)
+        config = tiny_config(backbone_config=ENCODER, num_keypoints_per_class=schema, num_labels=rows, **overrides)
+        model = RFDETRForKeypointDetection(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape) * 0.1)
+        return model
+
+    return make
+
+
+def test_keypoints_go_with_their_rows(make_keypoint_model):
+    model = make_keypoint_model([0, 3], 2)
+    for head in (model.class_embed, *model.transformer.enc_out_class_embed):
+        head.bias.data[0] = -100  # So that the background chooses no proposals.
+    payload = legacy_payload(model, ["bird"])
+    payload["model"]["_kp_active_mask"] = model._kp_active_mask
+    whole = RFDETRForKeypointDetection.from_official(payload, variant="keypoint-preview").eval()
+    short = RFDETRForKeypointDetection.from_official(payload, variant="keypoint-preview", drop_unused_rows=True).eval()
+    assert whole.config.id2label == {0: "N/A", 1: "bird"} and short.config.id2label == {0: "bird"}
+    assert short.config.num_keypoints_per_class == [3]
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        long, cut = whole(pixels), short(pixels)
+    torch.testing.assert_close(cut.logits[..., 0], long.logits[..., 1])
+    torch.testing.assert_close(cut.pred_keypoints, long.pred_keypoints[:, :, 3:])
+
+
+def test_keypoints_of_a_dropped_row_are_dropped(make_keypoint_model):
+    names = {0: "a", 1: "N/A", 2: "c"}
+    classes = [{"names": [f"{k}{i}" for i in range(k)]} for k in (1, 2, 3)]
+    model = make_keypoint_model([1, 2, 3], 3, id2label=names, keypoint_schema={"classes": classes})
+    state = dict(model.state_dict())
+    config = without_unused_rows(state, model.config)
+    assert config.num_keypoints_per_class == [1, 3] and config.id2label == {0: "a", 1: "c"}
+    assert config.keypoint_schema == {"classes": [classes[0], classes[2]]}
+    table = model.transformer.decoder.keypoint_pos_embed
+    assert torch.equal(state["transformer.decoder.keypoint_pos_embed"], table[[0, 3, 4, 5]])
+    RFDETRForKeypointDetection(config).load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("schema", "names", "written", "rows"),
+    [
+        ([0, 3], {0: "N/A", 1: "bird"}, ["bird"], 2),
+        ([0, 3], {0: "nest", 1: "bird"}, ["bird"], 3),
+        ([3], {0: "bird"}, ["bird"], 2),
+        ([3, 0], {0: "bird", 1: "nest"}, ["bird", "nest"], 3),
+    ],
+)
+def test_names_that_the_official_package_gets(make_keypoint_model, schema, names, written, rows):
+    payload = official_payload(make_keypoint_model(schema, len(names), id2label=names))
+    assert payload["args"].class_names == written and payload["model"]["class_embed.bias"].shape[0] == rows
+    assert RFDETRForKeypointDetection.from_official(payload).config.id2label == names
+
+
 # --- writing
 
 
@@ -212,8 +303,6 @@ def test_coco_rows_are_written_as_they_are(make_model, tmp_path):
 
 @pytest.mark.parametrize("name", ["nano", "small", "base", "large-deprecated"])
 def test_official_class_of_a_variant(name):
-    from rfdetr_hf.models.checkpoints import official_payload
-
     model = RFDETRForObjectDetection(RFDETRConfig.from_variant(name, group_detr=1, num_queries=5))
     payload = official_payload(model)
     assert payload["model_name"].lower() == "rfdetr" + name.replace("-", "")
@@ -259,6 +348,45 @@ def test_truncated_file(make_model, tmp_path):
         RFDETRForObjectDetection.from_official(tmp_path / "none.pth")
 
 
+FOREIGN = {
+    "empty": (b"", "is an empty file"),
+    "text": (b"epoch,loss\n1,2\n", "is a text that starts with 'epoch,loss'"),
+    "short text": (b"e", "is a text that starts with 'e'"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n", "is a pointer of Git LFS"),
+    "html": (b"\n<!DOCTYPE html>\n<title>404</title>", "is a web page"),
+    "xml": (b"<?xml version='1.0'?><Error/>", "is a web page"),
+    "noise": (bytes(range(100, 256)), "is of an unknown kind"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_file_of_no_checkpoint(tmp_path, kind):
+    content, message = FOREIGN[kind]
+    (tmp_path / "model.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=f"model.pth {message}.*get the checkpoint itself"):
+        RFDETRForObjectDetection.from_official(tmp_path / "model.pth")
+
+
+def test_safetensors_called_pth(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="model.pth is a safetensors file, which from_pretrained reads"):
+        RFDETRForObjectDetection.from_official(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 15, 40, 200, 1000])
+def test_old_format_that_is_cut_off(make_model, tmp_path, length):
+    torch.save(legacy_payload(make_model()), tmp_path / "whole.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:length])
+    with pytest.raises(ValueError, match="cut.pth is no complete torch file"):
+        RFDETRForObjectDetection.from_official(tmp_path / "cut.pth")
+
+
+def test_variant_of_a_file_that_holds_its_configuration(make_model, tmp_path):
+    make_model().save_official(tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="model.pth holds its configuration: leave out variant='foo'"):
+        RFDETRForObjectDetection.from_official(tmp_path / "model.pth", variant="foo")
+
+
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
@@ -277,5 +405,31 @@ def test_file_of_another_kind(tmp_path, payload, message):
 def test_file_of_another_task(make_model):
     payload = legacy_payload(make_model())
     payload["model"]["segmentation_head.bias"] = torch.zeros(1)
-    with pytest.raises(ValueError, match="holds a model for segmentation, and the class loads detection"):
+    with pytest.raises(
+        ValueError, match="for segmentation, and RFDETRForObjectDetection is for detection: use RFDETRF"
+    ):
         RFDETRForObjectDetection.from_official(payload, variant="seg-nano")
+
+
+def test_task_is_checked_before_anything_is_built(make_model, make_keypoint_model, tmp_path):
+    make_model().save_pretrained(tmp_path / "boxes")
+    make_model().save_official(tmp_path / "boxes.pth")
+    make_keypoint_model([3], 1).save_pretrained(tmp_path / "points")
+    make_keypoint_model([3], 1).save_official(tmp_path / "points.pth")
+    for load, folder, file in (
+        (RFDETRForKeypointDetection, "boxes", "boxes.pth"),
+        (RFDETRForObjectDetection, "points", "points.pth"),
+        (RFDETRForInstanceSegmentation, "points", "points.pth"),
+    ):
+        found = "detection" if folder == "boxes" else "keypoints"
+        message = f"{{}} holds a model for {found}, and {load.__name__} is for {load.task}: use RFDETRFor"
+        with pytest.raises(ValueError, match=message.format(folder)):
+            load.from_pretrained(tmp_path / folder)
+        with pytest.raises(ValueError, match=message.format(file)):
+            load.from_official(tmp_path / file)
+
+
+def test_file_where_a_folder_is_wanted(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model.safetensors is a file: give the folder"):
+        read_state(tmp_path / "model.safetensors")

@@ -7,6 +7,13 @@ from pathlib import Path
 from ..models.auto import is_official, load_model, load_processor
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
 
+_NO_FOLDERS = {
+    ".safetensors": "name a folder, which gets model.safetensors and config.json",
+    ".onnx": "rfdetr-hf export writes such files",
+    ".ckpt": "official files are written as .pth or .pt",
+}
+_NO_FOLDERS |= dict.fromkeys((".bin", ".json", ".zip", ".h5", ".engine"), "give a folder, or a .pth for rfdetr")
+
 
 def convert(
     src: str | Path,
@@ -39,11 +46,13 @@ def convert(
     src, dst = str(src), Path(dst)
     if dst.exists():
         raise FileExistsError(f"{dst} exists: give another name or remove it.")
-    if dst.suffix == ".ckpt":
-        raise ValueError(f"{dst}: official files are written as .pth or .pt.")
+    if (suffix := dst.suffix.lower()) in _NO_FOLDERS:
+        raise ValueError(f"{dst}: {suffix} files are not written here: {_NO_FOLDERS[suffix]}.")
     official = {"variant": variant, "use_ema": use_ema, "drop_unused_rows": drop_unused_rows}
     if any(official.values()) and not is_official(src):
         raise ValueError(f"{', '.join(official)} are for official files (.pth, .pt, .ckpt), not {src}.")
+    if revision is not None and is_official(src):
+        raise ValueError(f"revision is for Hub ids, not for the file {src}.")
     model = load_model(src, **(official if is_official(src) else {"revision": revision}))
     dst.parent.mkdir(parents=True, exist_ok=True)
     if is_official(dst):

@@ -7,29 +7,24 @@ from typing import TYPE_CHECKING, Any
 from .checkpoints import read_official
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .pretrained import HUB_OPTIONS, read_state
-from .pretrained_adapt import task_of
+from .pretrained_adapt import TASK_CLASSES, task_of
 from .pretrained_layouts import official_keys
 
 if TYPE_CHECKING:
     from .modeling_rfdetr import RFDETRPreTrainedModel
 
 OFFICIAL_SUFFIXES = (".pth", ".pt", ".ckpt")
-_CLASSES = {
-    "detection": ("modeling_rfdetr", "RFDETRForObjectDetection"),
-    "segmentation": ("segmentation", "RFDETRForInstanceSegmentation"),
-    "keypoints": ("keypoints", "RFDETRForKeypointDetection"),
-}
+_MODULES = {"detection": "modeling_rfdetr", "segmentation": "segmentation", "keypoints": "keypoints"}
 
 
 def model_class(task: str) -> type["RFDETRPreTrainedModel"]:
     """The class that loads models for `task`: "detection", "segmentation" or "keypoints"."""
-    module, name = _CLASSES[task]
-    return getattr(import_module(f"rfdetr_hf.models.{module}"), name)
+    return getattr(import_module(f"rfdetr_hf.models.{_MODULES[task]}"), TASK_CLASSES[task])
 
 
 def is_official(source: str | Path) -> bool:
-    """Whether `source` is named like a file of the official package (`.pth`, `.pt`, `.ckpt`)."""
-    return Path(source).suffix in OFFICIAL_SUFFIXES
+    """Whether `source` is named like a file of the official package (`.pth`, `.pt`, `.ckpt`, in any case)."""
+    return Path(source).suffix.lower() in OFFICIAL_SUFFIXES
 
 
 def source_task(source: str | Path, **options: Any) -> str:

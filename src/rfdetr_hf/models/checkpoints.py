@@ -3,14 +3,16 @@
 Classes. The official head has a row more than classes. In a fine-tuned model the classes are the rows 0, 1, ... and the
 last row is never trained for; in the published COCO weights the row is the category id, 1 to 90, with gaps. Here every
 row is a label: the rows stay as they are, so that logits are equal, and a row without a class is called "N/A".
+In older keypoint files row 0 is the background, which has no keypoints, and the names are those of the rows behind it.
 """
 
 import argparse
 import logging
 import pickle
 import re
+import struct
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +30,7 @@ from .pretrained_adapt import (
     projector_scales,
     require_model,
     select_class_rows,
+    select_keypoint_rows,
     task_of,
 )
 from .pretrained_layouts import PATCH_KERNEL, POSITIONS
@@ -65,6 +68,11 @@ OFFICIAL_CLASSES = {
     "seg-2xlarge": "RFDETRSeg2XLarge",
     "keypoint-preview": "RFDETRKeypointPreview",
 }
+# What torch.load raises for files that are cut off or changed.
+_DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error)
+_ZIP, _PICKLE, _LFS = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
+# The keypoints of COCO's persons, the one class of the published keypoint models.
+_PERSON_KEYPOINTS = 17
 # Names of the categories 1 to 90 of COCO; 0 and the ids that are missing here have no category.
 _COCO = (
     "1 person,2 bicycle,3 car,4 motorcycle,5 airplane,6 bus,7 train,8 truck,9 boat,10 traffic light,11 fire hydrant,"
@@ -125,18 +133,46 @@ def read_official(source: str | Path | Mapping[str, Any], use_ema: bool = False)
 def _load_safely(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {path}.")
+    if other := _other_kind(path):
+        raise ValueError(f"{path} is {other}, and no file of torch.save: get the checkpoint itself.")
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        unsafe = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class|operand)[: ]+(\S+)", str(error))
-        reason = f"it would import {unsafe[1] or unsafe[2]}" if unsafe else str(error).splitlines()[0]
+        if "nsupported operand" in str(error):
+            raise ValueError(f"{path} is no complete torch file ({_first_line(error)}): get it again.") from error
+        unsafe = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class)[: ]+(\S+)", str(error))
+        reason = f"it would import {unsafe[1] or unsafe[2]}" if unsafe else _first_line(error)
         raise ValueError(
             f"{path} is not loaded, because it holds more than tensors and plain values: {reason}. Such a file can run "
             "any code. If you trust its source, load it there and save its 'model' and 'args' as plain values."
         ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no complete torch file ({str(error).splitlines()[0]}): get it again.") from error
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is no complete torch file ({_first_line(error)}): get it again.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _other_kind(path: Path) -> str | None:
+    """What a file that does not start like those of torch seems to be."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip().lower()
+    if not start:
+        return "an empty file"
+    if start.startswith((_ZIP, _PICKLE)):
+        return None
+    if start.startswith(_LFS):
+        return "a pointer of Git LFS (git lfs pull brings the file)"
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page"
+    if start[8:9] == b"{":
+        return "a safetensors file, which from_pretrained reads as model.safetensors of a folder with its config.json"
+    if b"\0" not in start and start.isascii():
+        return f"a text that starts with {start[:30].decode().splitlines()[0]!r}"
+    return "of an unknown kind"
 
 
 def _as_fields(entry: Any) -> dict[str, Any]:
@@ -191,9 +227,12 @@ def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) 
     settings in the file, and what is missing there from the published variant that fits.
 
     Raises:
-        ValueError: if no variant, or more than one, fits and `variant` is not given.
+        ValueError: if no variant, or more than one, fits and `variant` is not given; if it is given for a file that
+            `save_official` wrote.
     """
     if checkpoint.config is not None:
+        if variant is not None:
+            raise ValueError(f"{checkpoint.origin} holds its configuration: leave out variant={variant!r}.")
         own = RFDETRConfig.from_dict({**checkpoint.config, "model_type": RFDETRConfig.model_type})
         _drop_appended_row(checkpoint.state, own.num_labels)
         return own
@@ -202,6 +241,7 @@ def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) 
     fields, state = checkpoint.fields, checkpoint.state
     groups, levels = count_groups(state), projector_scales(state)
     heads = fields.get("ca_nheads", base.decoder_cross_attention_heads)
+    schema = _keypoint_schema(checkpoint, base) if task_of(state) == "keypoints" else []
     samples = state["transformer.decoder.layers.0.cross_attn.attention_weights.bias"].shape[0]
     overrides = {
         "group_detr": groups,
@@ -215,11 +255,10 @@ def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) 
         "decoder_cross_attention_heads": heads,
         "decoder_n_points": samples // (heads * len(levels)),
         "mask_downsample_ratio": fields.get("mask_downsample_ratio", base.mask_downsample_ratio),
-        "id2label": official_labels(state["class_embed.bias"].shape[0], fields.get("class_names")),
+        "id2label": official_labels(state["class_embed.bias"].shape[0], fields.get("class_names"), schema),
         "backbone_config": _encoder_fields(checkpoint, base),
+        "num_keypoints_per_class": schema,
     }
-    if task_of(state) == "keypoints":
-        overrides["num_keypoints_per_class"] = _keypoint_schema(checkpoint, base)
     return override_config(base, {**overrides, "resolution": _resolution(checkpoint, base)})
 
 
@@ -298,42 +337,75 @@ def _fitting_variants(state: Mapping[str, Tensor]) -> list[str]:
     return [name for name in same_depth if fitting[name].backbone_config.position_grid ** 2 + 1 == rows] or same_depth
 
 
-def official_labels(rows: int, class_names: Any = None) -> dict[int, str]:
-    """Names of the rows of an official class head. A row without a class is called "N/A".
+def official_labels(rows: int, class_names: Any = None, schema: Sequence[int] = ()) -> dict[int, str]:
+    """Names of the rows of an official class head. A row without a class is called "N/A"; none with keypoints is.
 
     Args:
         rows: Rows of the head.
         class_names: What the file says: a list of names, or None.
+        schema: Number of keypoints of each class. Where it starts with the background, [0, 17], as many names as there
+            are classes with keypoints are the names of these; else names go with rows from 0, as in training.
     """
     names = [class_names] if isinstance(class_names, str) else [str(name) for name in class_names or ()]
-    if rows == 91 and (not names or names == list(COCO_LABELS.values())):
+    counted = [row for row, count in enumerate(schema) if count]
+    unnamed = not names or (rows == 91 and names == list(COCO_LABELS.values()))
+    if rows == 91 and unnamed and counted in ([], [1]):
         return {row: COCO_LABELS.get(row, UNUSED_LABEL) for row in range(rows)}
-    names = names or [f"LABEL_{row}" for row in range(rows - 1)]
-    return {row: names[row] if row < len(names) else UNUSED_LABEL for row in range(rows)}
+    background_first = bool(counted) and schema[0] == 0
+    if unnamed:
+        labels = {row: f"LABEL_{row}" for row in range(int(background_first), rows - 1)}
+        if [schema[row] for row in counted] == [_PERSON_KEYPOINTS]:
+            labels[counted[0]] = "person"
+    else:
+        named = counted if background_first and len(names) == len(counted) else range(rows)
+        labels = dict(zip(named, names, strict=False))
+    labels = {row: f"LABEL_{row}" for row in counted} | labels
+    return {row: labels.get(row, UNUSED_LABEL) for row in range(rows)}
 
 
 def without_unused_rows(state: dict[str, Tensor], config: RFDETRConfig) -> RFDETRConfig:
-    """Drop the class rows that are called "N/A" from `state`, in place, and from the configuration."""
+    """Drop the class rows that are called "N/A" from `state`, in place, and from the configuration.
+
+    The keypoints of a class go with its row.
+    """
     kept = [row for row, name in sorted(config.id2label.items()) if name != UNUSED_LABEL]
     if not kept:
         raise ValueError('all class rows are called "N/A": none would be left.')
     select_class_rows(state, kept)
-    return override_config(config, {"id2label": {new: config.id2label[row] for new, row in enumerate(kept)}})
+    overrides: dict[str, Any] = {"id2label": {new: config.id2label[row] for new, row in enumerate(kept)}}
+    if counts := config.num_keypoints_per_class:
+        described, with_keypoints = config.keypoint_schema, [row for row in kept if row < len(counts)]
+        select_keypoint_rows(state, counts, with_keypoints)
+        overrides["num_keypoints_per_class"] = [counts[row] for row in with_keypoints]
+        if described:
+            overrides["keypoint_schema"] = {
+                **described,
+                "classes": [described["classes"][row] for row in with_keypoints],
+            }
+    return override_config(config, overrides)
 
 
 def official_payload(model: "RFDETRPreTrainedModel") -> dict[str, Any]:
     """What `save_official` writes: `model`, `args`, `model_name` and `model_config` as rfdetr 1.11 reads them.
 
     A class head without an "N/A" row at its end, other than COCO's, gets a row more, which the official package
-    expects; it is never selected. Our own configuration is added under `rfdetr_hf`, so that nothing is lost on the
-    way back.
+    expects; it is never selected. Where row 0 has no keypoints the official package takes the names for those of the
+    classes that have keypoints, and these are what it gets. Our own configuration is added under `rfdetr_hf`, so that
+    nothing is lost on the way back.
     """
     config, state = model.config, {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     labels = [name for _, name in sorted(config.id2label.items())]
-    if labels[-1] != UNUSED_LABEL and config.id2label != official_labels(91):
+    schema, is_coco = config.num_keypoints_per_class, config.id2label == official_labels(91)
+    background_first = schema[:1] == [0]
+    if labels[-1] != UNUSED_LABEL and not is_coco and not (background_first and labels[0] == UNUSED_LABEL):
         append_unused_row(state, UNUSED_BIAS)
+        labels.append(UNUSED_LABEL)
+    if is_coco:
+        labels = list(COCO_LABELS.values())
+    elif background_first:
+        labels = [labels[row] for row, count in enumerate(schema) if count]
     else:
-        labels = list(COCO_LABELS.values()) if config.id2label == official_labels(91) else labels[:-1]
+        labels = labels[:-1]
     state.setdefault("_kp_active_mask", torch.zeros(0, 0, dtype=torch.bool))
     fields = _official_fields(config, state)
     args = argparse.Namespace(**fields, class_names=labels, pretrain_weights=None)

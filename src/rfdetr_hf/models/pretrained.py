@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from .configuration_rfdetr import RFDETRConfig
-from .pretrained_adapt import adapt_state_dict, log_adaptations
+from .pretrained_adapt import adapt_state_dict, log_adaptations, require_model, require_task
 from .pretrained_layouts import dinov2_to_encoder, official_keys
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def read_state(source: str | Path, **hub_options: Any) -> dict[str, Tensor]:
         FileNotFoundError: if neither is there.
         ValueError: if a file cannot be read.
     """
+    if Path(source).is_file():
+        raise ValueError(f"{source} is a file: give the folder that holds {_WEIGHTS} and config.json.")
     try:
         files = [cached_file(source, _WEIGHTS, **hub_options)]
     except OSError as error:
@@ -100,6 +102,8 @@ def load_adapted(
     class_init: str,
 ) -> dict[str, Tensor]:
     """The tensors of `state` fitted to a model of `config`; what was changed is logged."""
+    require_model(state, origin)
+    require_task(state, model_class, origin)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
     adapted, done = adapt_state_dict(state, names, config, expected, origin, class_init)

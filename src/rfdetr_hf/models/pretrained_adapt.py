@@ -15,6 +15,11 @@ from .pretrained_layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positio
 logger = logging.getLogger("rfdetr_hf")
 
 CLASS_INITS = ("prior", "tile")
+TASK_CLASSES = {
+    "detection": "RFDETRForObjectDetection",
+    "segmentation": "RFDETRForInstanceSegmentation",
+    "keypoints": "RFDETRForKeypointDetection",
+}
 UNUSED_LABEL = "N/A"
 _CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
@@ -60,6 +65,20 @@ def require_model(names: Mapping[str, Any], origin: str) -> None:
     for name in _TELLING_TENSORS:
         if name not in names:
             raise ValueError(f"{origin} is no RF-DETR checkpoint: the tensor {name} is missing.")
+
+
+def require_task(names: Mapping[str, Any], model_class: type, origin: str) -> None:
+    """Check that the tensors are of a model for the task of the class.
+
+    Raises:
+        ValueError: if they are not, naming the file and both tasks.
+    """
+    found = task_of(names)
+    if found != model_class.task:
+        raise ValueError(
+            f"{origin} holds a model for {found}, and {model_class.__name__} is for {model_class.task}: "
+            f"use {TASK_CLASSES[found]}."
+        )
 
 
 def structure(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -153,11 +172,6 @@ def adapt_state_dict(
 def _check_structure(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], origin: str) -> None:
     require_model(state, origin)
     found, wanted = structure({name: tuple(tensor.shape) for name, tensor in state.items()}), structure(expected)
-    if found["task"] != wanted["task"]:
-        raise ValueError(
-            f"{origin} holds a model for {found['task']}, and the class loads {wanted['task']}: use the class of the "
-            "file's task."
-        )
     differing = [fact for fact in wanted if found[fact] != wanted[fact]]
     if differing:
         sides = "; ".join(f"{fact} {found[fact]} in the file, {wanted[fact]} here" for fact in differing)
@@ -242,6 +256,23 @@ def select_class_rows(state: dict[str, Tensor], rows: Sequence[int]) -> None:
     for name in state:
         if _CLASS_HEADS.match(name):
             state[name] = state[name][list(rows)]
+
+
+def select_keypoint_rows(state: dict[str, Tensor], counts: Sequence[int], classes: Sequence[int]) -> None:
+    """Keep the keypoints of these classes, in this order, in the tables with a row for each keypoint.
+
+    Args:
+        state: Tensors, changed in place. Buffers that repeat the schema are dropped.
+        counts: Number of keypoints of each class in `state`.
+        classes: Positions in `counts`.
+    """
+    starts = [sum(counts[:position]) for position in range(len(counts))]
+    rows = [row for each in classes for row in range(starts[each], starts[each] + counts[each])]
+    for name in [name for name in state if _SCHEMA_BUFFERS.search(name)]:
+        del state[name]
+    for name in state:
+        if _KEYPOINT_ROWS.search(name):
+            state[name] = state[name][rows]
 
 
 def append_unused_row(state: dict[str, Tensor], bias: float) -> None:
