@@ -24,7 +24,8 @@ def test_yaml_and_command_line_are_read_together_and_the_command_line_wins(tmp_p
     config.write_text(
         "learning_rate: 1e-3\nbf16: true\nnum_train_epochs: 7\neval_strategy: steps\neval_steps: 10\n"
         "save_total_limit: null\nconfig_overrides: {num_queries: 30, backbone_config: {hidden_size: 64}}\n"
-        "lr_scheduler_kwargs: {num_cycles: 2}\n"
+        "lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+        "report_to: [tensorboard, wandb]\nmulti_scale: off\nsave_strategy: no\n"
     )
     model, data, training = parse_arguments(TYPES, ["--config", str(config), "--num_train_epochs", "3"])
     assert (training.learning_rate, training.bf16, training.num_train_epochs) == (1e-3, True, 3)
@@ -32,6 +33,8 @@ def test_yaml_and_command_line_are_read_together_and_the_command_line_wins(tmp_p
     assert training.save_total_limit is None
     assert model.config_overrides == {"num_queries": 30, "backbone_config": {"hidden_size": 64}}
     assert training.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert training.trackers == ("tensorboard", "wandb")
+    assert training.multi_scale == "off" and training.save_strategy is SaveStrategy.NO
     assert data.dataset_name == "synthetic-shapes"
 
 
@@ -81,6 +84,10 @@ def test_a_broken_yaml_file_is_named(tmp_path, text, message):
         ({"eval_strategy": "no", "early_stopping_patience": 3}, "early_stopping_patience needs evaluations"),
         ({"eval_strategy": "no", "save_strategy": "best"}, "save_strategy='best' needs evaluations"),
         ({"lr_scheduler_kwargs": "{"}, "lr_scheduler_kwargs is not valid JSON"),
+        ({"lr_drop_epochs": 5}, "lr_drop_epochs=5 has no effect"),
+        ({"drop_path": 0.1, "drop_path_schedule": "linear"}, "drop_path_schedule='linear' has no effect"),
+        ({"drop_path": 0.1, "drop_path_cutoff_epochs": 2}, "drop_path_cutoff_epochs=2 has no effect"),
+        ({"min_lr_ratio": 0.1}, "min_lr_ratio=0.1 applies"),
     ],
 )
 def test_invalid_values_are_refused_by_name(values, message):
@@ -103,7 +110,12 @@ def test_task_and_evaluated_weights_decide_the_metric_of_the_best_model(values, 
 
 
 def test_the_arguments_survive_json():
-    args = RFDETRTrainingArguments(eval_strategy="steps", save_strategy="best", lr_scheduler_kwargs={"num_cycles": 2})
+    args = RFDETRTrainingArguments(
+        eval_strategy="steps",
+        save_strategy="best",
+        lr_scheduler_type="cosine_with_restarts",
+        lr_scheduler_kwargs={"num_cycles": 2},
+    )
     again = RFDETRTrainingArguments(**json.loads(args.to_json_string()))
     assert again == args
     assert again.save_strategy is SaveStrategy.BEST

@@ -8,7 +8,14 @@ from accelerate.tracking import GeneralTracker
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
+from rfdetr_hf import (
+    RFDETRForInstanceSegmentation,
+    RFDETRForKeypointDetection,
+    RFDETRTrainer,
+    RFDETRTrainingArguments,
+    make_shapes_dataset,
+)
+from rfdetr_hf.data.schema import keypoint_schema
 from rfdetr_hf.training import trackers
 from rfdetr_hf.training.trackers import TrackerCallback, check_trackers, flatten
 
@@ -50,6 +57,39 @@ def arguments(folder, **options):
         "logging_steps": 1, "save_strategy": "no", "report_images": 3,
     }  # fmt: skip
     return RFDETRTrainingArguments(**{**defaults, **options})
+
+
+@pytest.mark.parametrize("task", ["segmentation", "keypoints"])
+def test_pictures_of_masks_and_keypoints(tmp_path, tiny_config, task):
+    dataset, memory = make_shapes_dataset(3, image_size=64, seed=4, task=task), Memory()
+    if task == "keypoints":
+        schema = keypoint_schema(dataset)
+        config = tiny_config(num_keypoints_per_class=schema.num_keypoints_per_class, keypoint_schema=schema.to_dict())
+        model = RFDETRForKeypointDetection(config)
+    else:
+        model = RFDETRForInstanceSegmentation(tiny_config())
+    args = arguments(tmp_path, max_steps=1, num_train_epochs=1)
+    RFDETRTrainer(model, args, dataset, dataset, callbacks=[TrackerCallback([memory])]).train()
+    assert [np.asarray(picture).shape for picture in memory.images[0][1]["eval/predictions"]] == [(480, 480, 3)] * 3
+
+
+def test_trackers_end_with_a_run_that_fails(tmp_path, tiny_model, shapes):
+    class Broken(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise RuntimeError("boom")
+
+    memory = Memory()
+    trainer = RFDETRTrainer(
+        tiny_model(), arguments(tmp_path), shapes, shapes, callbacks=[TrackerCallback([memory]), Broken()]
+    )
+    with pytest.raises(RuntimeError, match="boom"):
+        trainer.train()
+    assert memory.finished == 1
+
+
+def test_arguments_of_a_tracker_that_is_not_used():
+    with pytest.raises(ValueError, match="tracker_kwargs names 'wandb', which is not in report_to='tensorboard'"):
+        RFDETRTrainingArguments(report_to="tensorboard", tracker_kwargs='{"wandb": {"entity": "us"}}')
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -193,5 +233,6 @@ def test_the_state_of_callbacks_survives_a_resume(tmp_path, tiny_model, shapes):
 
 def test_pictures_are_arrays_of_one_size(shapes):
     found = {"scores": torch.tensor([0.9]), "labels": torch.tensor([1]), "boxes": torch.tensor([[1.0, 1, 30, 30]])}
-    pictures = trackers._pictures(shapes, {row["image_id"]: found for row in shapes.select([2, 5])}, {1: "square"})
+    config = SimpleNamespace(id2label={1: "square"}, keypoint_schema=None)
+    pictures = trackers._pictures(shapes, {row["image_id"]: found for row in shapes.select([2, 5])}, config)
     assert np.stack(pictures).shape == (2, 480, 480, 3)

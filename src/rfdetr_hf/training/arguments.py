@@ -146,6 +146,9 @@ class RFDETRTrainingArguments:
     report_to: str = _option(
         "none", "Trackers, separated by commas: tensorboard, wandb, mlflow, trackio, ...; or none."
     )
+    tracker_kwargs: dict | str | None = _option(
+        None, 'Further arguments of trackers by name (JSON), such as {"wandb": {"entity": "us", "tags": ["a"]}}.'
+    )
     project: str = _option("rfdetr_hf", "Project (MLflow: experiment) of the trackers.")
     run_name: str | None = _option(None, "Name of the run in the trackers; default: that of output_dir.")
     report_images: int = _option(8, "Images with predictions that trackers get at each evaluation.")
@@ -174,8 +177,9 @@ class RFDETRTrainingArguments:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.lr_scheduler_kwargs, str):
-            self.lr_scheduler_kwargs = _parse_json("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
+        for name in ("lr_scheduler_kwargs", "tracker_kwargs"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, _parse_json(name, getattr(self, name)))
         self.eval_strategy = IntervalStrategy(self.eval_strategy)
         self.save_strategy = SaveStrategy(self.save_strategy)
         self.logging_strategy = IntervalStrategy(self.logging_strategy)
@@ -236,6 +240,8 @@ class RFDETRTrainingArguments:
         if self.save_strategy == SaveStrategy.BEST and self.eval_strategy == IntervalStrategy.NO:
             raise ValueError("save_strategy='best' needs evaluations; set eval_strategy to 'epoch' or 'steps'")
         self._check_schedules()
+        for name in set(self.tracker_kwargs or {}) - set(self.trackers):
+            raise ValueError(f"tracker_kwargs names {name!r}, which is not in report_to={self.report_to!r}")
         if self.push_to_hub and "checkpoint" in self.hub_strategy and self.save_strategy == SaveStrategy.NO:
             raise ValueError(f"hub_strategy={self.hub_strategy!r} needs checkpoints; set save_strategy to 'epoch'")
 

@@ -69,6 +69,7 @@ def save_checkpoint(trainer: "RFDETRTrainer", epoch_finished: bool = False, due:
         trainer.strategy.save_optimizer(folder)
         if is_main:
             _write_model(trainer, folder, weights)
+            write_model_card(folder, _card_facts(trainer, None))
             if adapters := adapter_state(weights):
                 save_file(adapters, folder / ADAPTERS, metadata={"format": "pt"})
             if average:

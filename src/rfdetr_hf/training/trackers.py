@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState
 
 from ..data.images import decode_image
-from ..inference.drawing import draw_detections
+from ..inference.drawing import DrawingStyle, draw_detections
 from .arguments import RFDETRTrainingArguments
 
 logger = logging.getLogger("rfdetr_hf")
 
 IN_EXTRA = ("tensorboard", "wandb", "mlflow", "trackio")
 _RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+_ONE_PICTURE = ("aim", "clearml")
 _SCORE = 0.3
 _SIDE = 480
 
@@ -101,7 +103,7 @@ class TrackerCallback(TrainerCallback):
         for image_id, each in zip(image_ids, detections, strict=True):
             # A second pass over the images, with the averaged weights, replaces what the first has found.
             if image_id in self._found or len(self._found) < args.report_images:
-                self._found[image_id] = {name: value.cpu() for name, value in each.items()}
+                self._found[image_id] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in each.items()}
 
     def on_evaluate(
         self,
@@ -113,12 +115,9 @@ class TrackerCallback(TrainerCallback):
     ) -> None:
         takers = [tracker for tracker in self.trackers if hasattr(tracker, "log_images")]
         if takers and self._found:
-            pictures = _pictures(self._data, self._found, model.config.id2label)
+            pictures = _pictures(self._data, self._found, model.config)
             for tracker in takers:
-                # TensorBoard wants one array; the others want a list.
-                options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                values = np.stack(pictures) if options else pictures
-                tracker.log_images({"eval/predictions": values}, step=state.global_step, **options)
+                _log_pictures(tracker, pictures, state.global_step)
         self._found, self._data = {}, None
 
     def on_predict(
@@ -129,6 +128,10 @@ class TrackerCallback(TrainerCallback):
     def on_train_end(
         self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the trackers write what they hold back, and end; of a run that failed, too."""
         for tracker in self.trackers:
             tracker.finish()
         self.trackers = []
@@ -140,6 +143,7 @@ def _started(wanted: str | GeneralTracker, args: RFDETRTrainingArguments) -> Gen
     tracker_class = LOGGER_TYPE_TO_CLASS[wanted]
     run_name = args.run_name or Path(args.output_dir).resolve().name
     options = {_RUN_NAME[wanted]: run_name} if wanted in _RUN_NAME else {}
+    options |= (args.tracker_kwargs or {}).get(wanted, {})
     if tracker_class.requires_logging_directory:
         # The name of a tracker with files is that of their folder.
         tracker = tracker_class(run_name, str(Path(args.output_dir) / "runs"), **options)
@@ -174,12 +178,23 @@ def _grouped(logs: Mapping[str, float]) -> dict[str, float]:
     return grouped
 
 
-def _pictures(data: Any, found: Mapping[int, Mapping[str, Any]], id2label: Mapping[int, str]) -> list[np.ndarray]:
+def _log_pictures(tracker: GeneralTracker, pictures: list[np.ndarray], step: int) -> None:
+    name = "eval/predictions"
+    if tracker.name == "tensorboard":
+        tracker.log_images({name: np.stack(pictures)}, step=step, dataformats="NHWC")
+    elif tracker.name in _ONE_PICTURE:
+        tracker.log_images({f"{name}/{i}": picture for i, picture in enumerate(pictures)}, step=step)
+    else:
+        tracker.log_images({name: pictures}, step=step)
+
+
+def _pictures(data: Any, found: Mapping[int, Mapping[str, Any]], config: PreTrainedConfig) -> list[np.ndarray]:
     """One square picture for each image, all of one size."""
+    style = DrawingStyle(schema=config.keypoint_schema)
     positions = {image_id: i for i, image_id in enumerate(data["image_id"])}
     pictures = []
     for image_id, detections in found.items():
-        drawn = draw_detections(decode_image(data[positions[image_id]]), detections, id2label, threshold=_SCORE)
+        drawn = draw_detections(decode_image(data[positions[image_id]]), detections, config.id2label, _SCORE, style)
         drawn.thumbnail((_SIDE, _SIDE))
         canvas = Image.new("RGB", (_SIDE, _SIDE))
         canvas.paste(drawn, ((_SIDE - drawn.width) // 2, (_SIDE - drawn.height) // 2))

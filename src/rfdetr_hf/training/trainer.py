@@ -170,6 +170,9 @@ class RFDETRTrainer(TrainerParts):
             raise
         finally:
             self._in_training = False
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, TrackerCallback):
+                    callback.close()
             stop_logging(log_file)
 
     def _prepare_directory(self, resume: bool | str | None) -> Path | None:

@@ -1,0 +1,146 @@
+"""What a run goes on from, what it refuses, and what it tells."""
+
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return make_shapes_dataset(24, image_size=64, seed=1)
+
+
+def arguments(folder, **options):
+    defaults = {
+        "output_dir": str(folder), "num_train_epochs": 3, "per_device_train_batch_size": 2, "disable_tqdm": True,
+        "gradient_accumulation_steps": 2, "dataloader_num_workers": 0, "logging_steps": 1, "audit": "off",
+        "multi_scale": "off", "save_total_limit": None,
+    }  # fmt: skip
+    return RFDETRTrainingArguments(**{**defaults, **options})
+
+
+class Stop(TrainerCallback):
+    """Ends a run, or kills it, at the evaluation or saving of a step."""
+
+    def __init__(self, stop_at=None, die_at=None, end_epoch_at=None):
+        self.stop_at, self.die_at, self.end_epoch_at = stop_at, die_at, end_epoch_at
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_epoch_stop |= state.global_step == self.end_epoch_at
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.stop_at
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.die_at:
+            raise KeyboardInterrupt
+
+
+def finish(model, args, data, resume=None, **callback):
+    trainer = RFDETRTrainer(model, args, data, data, callbacks=[Stop(**callback)])
+    try:
+        trainer.train(resume)
+    except KeyboardInterrupt:
+        assert callback["die_at"]
+    return trainer
+
+
+def test_a_run_that_a_callback_had_ended_stays_ended(tmp_path, tiny_model, shapes):
+    finish(tiny_model(), arguments(tmp_path), shapes, stop_at=6, die_at=6)
+    trainer = finish(tiny_model(), arguments(tmp_path), shapes, resume=True)
+    assert trainer.state.global_step == 6 and (tmp_path / "last").is_dir()
+
+
+def test_other_rules_of_stopping_let_an_ended_run_go_on(tmp_path, tiny_model, shapes):
+    args = {"early_stopping_patience": 1, "early_stopping_threshold": 1.0}
+    finish(tiny_model(), arguments(tmp_path, **args), shapes)
+    assert not (tmp_path / "checkpoint-18").exists()
+    patient = arguments(tmp_path, **args | {"early_stopping_patience": 9})
+    assert finish(tiny_model(), patient, shapes, resume=True).state.global_step == 18
+
+
+@pytest.mark.parametrize("cut", [8, 6, 10])
+def test_a_larger_max_steps_continues_the_epoch_that_was_cut_short(tmp_path, tiny_model, shapes, cut):
+    whole = finish(tiny_model(), arguments(tmp_path / "whole", max_steps=14), shapes)
+    finish(tiny_model(), arguments(tmp_path / "cut", max_steps=cut), shapes)
+    trainer = finish(tiny_model(), arguments(tmp_path / "cut", max_steps=14), shapes, resume=True)
+
+    def losses(of):
+        return {row["step"]: row["loss_now"] for row in of.state.log_history if "loss_now" in row}
+
+    assert losses(trainer) == losses(whole) and trainer.state.epoch == whole.state.epoch
+    first, second = (load_file(tmp_path / name / "checkpoint-14" / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_epoch_that_a_callback_ended_is_over(tmp_path, tiny_model, shapes):
+    finish(tiny_model(), arguments(tmp_path), shapes, end_epoch_at=3, die_at=3)
+    trainer = finish(tiny_model(), arguments(tmp_path), shapes, resume=True)
+    assert (trainer.epoch, trainer.state.global_step) == (3, 15)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "message"),
+    [
+        ({"seed": 7}, 24, "was written with 42 as its seed, this run has 7"),
+        ({}, 23, "24 training images, this run has 23"),
+        ({}, -24, "image ids"),
+        ({"per_device_train_batch_size": 4}, 24, "4 images in an optimizer step, this run has 8"),
+        ({"learning_rate": 1e-5}, 24, "learning_rate=0.0001, which its optimizer keeps, and this run has 1e-05"),
+        ({"weight_decay": 0.5}, 24, "weight_decay=0.0001, which its optimizer keeps"),
+    ],
+)
+def test_another_run_is_refused(tmp_path, tiny_model, shapes, options, rows, message):
+    finish(tiny_model(), arguments(tmp_path, max_steps=2), shapes)
+    data = shapes.select(range(24)[::-1]) if rows < 0 else shapes.select(range(rows))
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, **options), data, shapes)
+    with pytest.raises(ValueError, match=message):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_changed_arguments_are_told(tmp_path, tiny_model, shapes, caplog):
+    finish(tiny_model(), arguments(tmp_path, max_steps=2), shapes)
+    with caplog.at_level(logging.WARNING, logger="rfdetr_hf"):
+        finish(tiny_model(), arguments(tmp_path, max_steps=4, horizontal_flip=0.0), shapes, resume=True)
+    assert any("horizontal_flip 0.5 -> 0.0" in text and "max_steps 2 -> 4" in text for text in caplog.messages)
+
+
+class Scored(RFDETRTrainer):
+    """Evaluates to given scores."""
+
+    scores: dict[int, float] = {}
+
+    def evaluate(self, *args, **kwargs):
+        return {"eval_ema_map": self.scores[self.state.global_step], "eval_runtime": 0.0}
+
+
+def test_the_best_model_of_an_abandoned_course_is_not_taken_for_ours(tmp_path, tiny_model, shapes, caplog):
+    first = Scored(tiny_model(), arguments(tmp_path), shapes, shapes)
+    first.scores = {6: 0.5, 12: 0.6, 18: 0.4}
+    first.train()
+    of_step_12 = load_file(tmp_path / "best" / "model.safetensors")
+    for name in ("checkpoint-12", "checkpoint-18"):
+        shutil.rmtree(tmp_path / name)
+    second = Scored(tiny_model(), arguments(tmp_path, horizontal_flip=0.0), shapes, shapes)
+    second.scores = {12: 0.1, 18: 0.1}
+    with caplog.at_level(logging.INFO, logger="rfdetr_hf"):
+        second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert second.best.step == 6
+    assert any("holds other weights than the best of this run (step 6)" in text for text in caplog.messages)
+    assert any("the model in memory is the average at step 18" in text for text in caplog.messages)
+    left = load_file(tmp_path / "best" / "model.safetensors")
+    assert all(torch.equal(of_step_12[name], left[name]) for name in left)
+
+
+def test_a_second_run_is_refused_before_anything_of_the_first_is_touched(tmp_path, tiny_model, shapes):
+    finish(tiny_model(), arguments(tmp_path, max_steps=2), shapes)
+    (tmp_path / ".tmp-checkpoint-4").mkdir()
+    with pytest.raises(FileExistsError, match="holds an earlier run"):
+        finish(tiny_model(), arguments(tmp_path, max_steps=2), shapes)
+    assert (tmp_path / ".tmp-checkpoint-4").is_dir()
