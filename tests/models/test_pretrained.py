@@ -265,7 +265,7 @@ def test_missing_and_foreign_tensors(saved):
 def test_folder_of_another_task(saved, key, task):
     file = saved[1] / "model.safetensors"
     save_file({**load_file(file), key: torch.zeros(1)}, file)
-    with pytest.raises(ValueError, match=f"model for {task}, and RFDETRForObjectDetection is for detection: use RFDETRFor"):
+    with pytest.raises(ValueError, match=f"model for {task}, and RFDETRForObjectDetection is for detection"):
         load(saved[1])
 
 
