@@ -1,9 +1,12 @@
 """The loss of the evaluation split, a user's own metrics and the test split of a run."""
 
 import csv
+import json
+import multiprocessing
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from rfdetr_hf import (
     RFDETRForInstanceSegmentation,
@@ -117,3 +120,46 @@ def test_the_test_split_is_scored_once_by_the_best_model(tmp_path, tiny_model, s
     assert again["eval_map"] == result.metrics["test_map"]
     card = (tmp_path / "best" / "README.md").read_text()
     assert f"| test | raw | mAP | {result.metrics['test_map']:.4f} |" in card
+
+
+def test_a_split_of_other_classes_is_not_scored(tmp_path, tiny_model, crowded):
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path), eval_dataset=crowded)
+    other = make_shapes_dataset(3, image_size=64, classes=("triangle", "square", "circle"))
+    for call in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match=r"the classes of \w+ are \['triangle', 'square', 'circle'\]"):
+            call(other)
+
+
+@pytest.mark.parametrize(
+    ("metric", "hint"), [("mapp", "did you mean 'map'"), ("ema_segm_map", "is in no evaluation"), ("loss", "in no eval")]
+)
+def test_a_metric_that_no_evaluation_gives_is_refused_at_once(tmp_path, tiny_model, shapes, metric, hint):
+    with pytest.raises(ValueError, match=hint):
+        RFDETRTrainer(tiny_model(), arguments(tmp_path, metric_for_best_model=metric), shapes, shapes)
+
+
+def test_a_model_for_masks_needs_data_with_masks(tmp_path, tiny_config, shapes):
+    model = RFDETRForInstanceSegmentation(tiny_config())
+    with pytest.raises(ValueError, match="made for segmentation, but the objects of train_dataset have none"):
+        RFDETRTrainer(model, arguments(tmp_path), shapes, shapes)
+
+
+def test_evaluations_leave_no_workers(tmp_path, tiny_model, shapes, crowded):
+    args = arguments(tmp_path, dataloader_num_workers=1, eval_strategy="steps", eval_steps=1)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, crowded)
+    workers = []
+
+    class Count(TrainerCallback):
+        def on_evaluate(self, *args, **kwargs):
+            workers.append(len(multiprocessing.active_children()))
+
+    trainer.add_callback(Count)
+    trainer.train()
+    assert workers == [1, 1]
+
+
+def test_detections_of_each_evaluation_as_coco_results(tmp_path, tiny_model, shapes, crowded):
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, eval_predictions=True), shapes, crowded)
+    trainer.train()
+    results = json.loads((tmp_path / "eval" / "2" / "ema" / "predictions.json").read_text())
+    assert {each["image_id"] for each in results} <= set(crowded["image_id"]) and len(results[0]["bbox"]) == 4

@@ -177,36 +177,6 @@ class EpochBatchSampler:
         """Go to an epoch, and in it to the micro-batch `start_batch`; the next iteration begins there."""
         self.epoch, self.start_batch = epoch, start_batch
 
-    def state_dict(self, batches_done: int = 0) -> dict[str, int]:
-        """Where training stands.
-
-        Args:
-            batches_done: micro-batches of this epoch that were trained on, those before `start_batch` included. The
-                caller counts them: the loader has fetched more.
-        """
-        samples_done = batches_done * self.batch_size * self.world_size
-        return {"epoch": self.epoch, "samples_done": samples_done, "seed": self.seed, "num_samples": self.num_samples}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go where `state_dict` was taken. Another split into batches, accumulation and ranks is fine.
-
-        Raises:
-            ValueError: the state is of another order of the data, or stands within one of this sampler's micro-batches.
-        """
-        for name in ("seed", "num_samples"):
-            if state[name] != getattr(self, name):
-                raise ValueError(
-                    f"the checkpoint was written with {name} {state[name]}, this run has {getattr(self, name)}: "
-                    "the order of the data would differ; resume with the same data and seed"
-                )
-        start_batch, rest = divmod(state["samples_done"], self.batch_size * self.world_size)
-        if rest:
-            raise ValueError(
-                f"the checkpoint stands at sample {state['samples_done']} of its epoch, which is no multiple of "
-                f"batch size {self.batch_size} x world size {self.world_size}: resume with the same product"
-            )
-        self.epoch, self.start_batch = state["epoch"], start_batch
-
     def _order(self) -> np.ndarray:
         total = self.num_windows * self.window_size
         if not self.shuffle:

@@ -1,5 +1,7 @@
 """From the arguments of a run to its data, model and trainer; for the examples and the command line."""
 
+from typing import Any
+
 from accelerate.utils import set_seed
 from datasets import DatasetDict
 
@@ -53,12 +55,20 @@ def build_model(
     if args.resolution is not None:
         overrides["resolution"] = args.resolution
     if args.model_name_or_path is not None:
-        options = {} if is_official(args.model_name_or_path) else {"revision": args.revision}
-        return load_model(args.model_name_or_path, class_init=args.class_init, **options, **overrides)
+        return _pretrained(args, overrides)
     config = RFDETRConfig.from_variant(args.variant, **overrides)
     model = model_class(model_task(args))(config)
     if args.init_backbone_from is not None:
         model.init_backbone_from(args.init_backbone_from)
+    return model
+
+
+def _pretrained(args: ModelArguments, overrides: dict[str, Any]) -> RFDETRPreTrainedModel:
+    options = {} if is_official(args.model_name_or_path) else {"revision": args.revision}
+    model = load_model(args.model_name_or_path, class_init=args.class_init, **options, **overrides)
+    if model.task == "keypoints":
+        # As the official trainer does: precisions learnt elsewhere would make the first losses very large.
+        model.reset_keypoint_precision()
     return model
 
 

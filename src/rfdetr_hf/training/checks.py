@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from transformers.trainer_callback import EarlyStoppingCallback
 
-from ..data.schema import class_names, has_keypoints, has_masks
+from ..data.schema import class_names, has_keypoints, has_masks, keypoint_schema
 from .arguments import RFDETRTrainingArguments
 
 if TYPE_CHECKING:
@@ -50,6 +50,13 @@ def check_split(model: Any, split: str, dataset: Dataset) -> None:
     """
     _check_classes(model.config, split, dataset)
     _check_task(model.task, split, dataset)
+    if model.task == "keypoints":
+        counts, made_for = keypoint_schema(dataset).num_keypoints_per_class, model.config.num_keypoints_per_class
+        if list(counts) != list(made_for):
+            raise ValueError(
+                f"the classes of {split} have {counts} keypoints, but the model's num_keypoints_per_class is "
+                f"{made_for}; build the model with the data set's"
+            )
 
 
 def _check_classes(config: Any, split: str, dataset: Dataset) -> None:

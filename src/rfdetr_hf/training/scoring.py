@@ -34,9 +34,7 @@ def build_evaluator(trainer: "RFDETRTrainer", dataset: Dataset) -> CocoEvaluator
     """An evaluator for the model's task: boxes, and masks or keypoints."""
     sigmas = None
     if trainer.model.task == "keypoints" and has_keypoints(dataset):
-        schema = keypoint_schema(dataset)
-        widest = max(range(len(schema.classes)), key=lambda label: schema.num_keypoints_per_class[label])
-        sigmas = schema.sigmas[widest].tolist()
+        sigmas = {label: each.sigmas for label, each in enumerate(keypoint_schema(dataset).classes)}
     return CocoEvaluator(dataset, iou_types=IOU_TYPES[trainer.model.task], sigmas=sigmas, backend="auto")
 
 

@@ -18,6 +18,7 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_de
 
 from ..data.audit import audit_dataset
 from ..data.collate import prepare_pixels
+from ..data.schema import keypoint_schema
 from ..data.transforms import MAX_SIZE
 from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
@@ -37,7 +38,7 @@ from .resuming import identity, weights_of
 from .run_directory import RunDirectory
 from .saving import load_checkpoint, load_weights, save_checkpoint, save_pretrained
 from .scoring import detections, score
-from .strategies import choose_strategy, compile_blocks
+from .strategies import choose_strategy, compile_blocks, enable_checkpointing
 from .trackers import TrackerCallback
 
 logger = logging.getLogger("rfdetr_hf")
@@ -104,6 +105,8 @@ class RFDETRTrainer(TrainerParts):
         self.train_loader: Any = None
         self._in_training = False
         check_run(self, callbacks or ())
+        if model.task == "keypoints" and model.config.keypoint_schema is None and train_dataset is not None:
+            model.config.keypoint_schema = keypoint_schema(train_dataset).to_dict()
         own = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.run.metrics)]
         if args.early_stopping_patience is not None:
             own.append(self._early_stopping())
@@ -224,7 +227,7 @@ class RFDETRTrainer(TrainerParts):
             )
         apply_finetuning(self.model, args)
         if args.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_checkpointing(self.model)
         backbone = config.backbone_config
         self.scales = compute_scales(config.resolution, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.train_loader = self.get_train_dataloader()
