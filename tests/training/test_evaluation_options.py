@@ -131,7 +131,7 @@ def test_a_split_of_other_classes_is_not_scored(tmp_path, tiny_model, crowded):
 
 
 @pytest.mark.parametrize(
-    ("metric", "hint"), [("mapp", "did you mean 'map'"), ("ema_segm_map", "is in no evaluation"), ("loss", "in no eval")]
+    ("metric", "hint"), [("mapp", "did you mean 'map'"), ("ema_segm_map", "is in no evaluation"), ("loss", "is in no")]
 )
 def test_a_metric_that_no_evaluation_gives_is_refused_at_once(tmp_path, tiny_model, shapes, metric, hint):
     with pytest.raises(ValueError, match=hint):
