@@ -127,7 +127,11 @@ def results(predictions: dict[int, dict], iou_type: str) -> list[dict]:
 
 
 def pycocotools_run(
-    truth: COCO, predictions: dict[int, dict], iou_type: str, limits: list[int] | None = None
+    truth: COCO,
+    predictions: dict[int, dict],
+    iou_type: str,
+    limits: list[int] | None = None,
+    sigmas: np.ndarray = SIGMAS,
 ) -> COCOeval:
     """`COCOeval` as a user would call it, on a results list through `loadRes` (which can't read an empty one)."""
     found = results(predictions, iou_type)
@@ -135,7 +139,7 @@ def pycocotools_run(
         empty = as_coco(truth.dataset["images"], [], truth.dataset["categories"])
         evaluation = COCOeval(truth, truth.loadRes(found) if found else empty, iou_type)
         if iou_type == "keypoints":
-            evaluation.params.kpt_oks_sigmas = SIGMAS
+            evaluation.params.kpt_oks_sigmas = sigmas
         elif limits:
             evaluation.params.maxDets = limits
         evaluation.evaluate()

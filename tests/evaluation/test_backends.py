@@ -150,6 +150,79 @@ def test_truth_must_have_what_is_scored():
     assert not any(math.isnan(v) for v in scored(*random_coco(4)).compute().values())
 
 
+def of_category(truth, predictions, category, count):
+    """Objects and detections of one category, with its first keypoints alone."""
+    annotations = [
+        {**each, "keypoints": each["keypoints"][: 3 * count]}
+        for each in truth.dataset["annotations"]
+        if each["category_id"] == category
+    ]
+    found = {}
+    for image_id, prediction in predictions.items():
+        own = prediction["labels"] == category
+        found[image_id] = {name: value[own] for name, value in prediction.items()}
+        found[image_id]["keypoints"] = found[image_id]["keypoints"][:, :count]
+    return as_coco(truth.dataset["images"], annotations, [truth.cats[category]]), found
+
+
+def with_padding(truth, predictions, counts, generator):
+    """Objects lose the keypoints that their category has not; detections have anything there."""
+    for annotation in truth.dataset["annotations"]:
+        count = counts[annotation["category_id"]]
+        annotation["keypoints"][3 * count :] = [0.0] * (15 - 3 * count)
+        annotation["num_keypoints"] = sum(v > 0 for v in annotation["keypoints"][2::3])
+    for prediction in predictions.values():
+        for points, label in zip(prediction["keypoints"], prediction["labels"].tolist(), strict=True):
+            points[counts[label] :] = 1000 * torch.rand(5 - counts[label], 3, generator=generator)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sigmas_by_category_equal_a_run_of_each(backend):
+    """Arrays and matches are those of pycocotools on each category by itself, without any padding."""
+    generator, right = torch.Generator().manual_seed(0), 0
+    for seed in FAST_SEEDS:
+        truth, predictions = random_coco(seed)
+        kinds = ((0.05, 0.1, 0.03, 0.07, 0.02), (0.2, 0.01), (), (0.1, 0.1, 0.3))
+        sigmas = {category: kinds[i % 4] for i, category in enumerate(sorted(truth.cats))}
+        counts = {category: len(own) for category, own in sigmas.items()}
+        with_padding(truth, predictions, counts, generator)
+        evaluator = CocoEvaluator(truth, iou_types=["keypoints"], sigmas=sigmas, backend=backend)
+        evaluator.update(list(predictions), list(predictions.values()))
+        ours = evaluator.run()
+        for position, (category, own) in enumerate(sorted(sigmas.items())):
+            if not own:
+                assert (ours.precision[:, :, position] == -1).all() and category not in scored_labels(ours)
+                continue
+            cut = of_category(truth, predictions, category, len(own))
+            expected = pycocotools_run(*cut, "keypoints", sigmas=np.array(own))
+            np.testing.assert_array_equal(ours.precision[:, :, position], expected.eval["precision"][:, :, 0])
+            np.testing.assert_array_equal(ours.recall[:, position], expected.eval["recall"][:, 0])
+            np.testing.assert_array_equal(ours.scores[:, :, position], expected.eval["scores"][:, :, 0])
+            matched = match_ids(ours)[ours.matches.category == position][:, 1:]
+            np.testing.assert_array_equal(matched, pycocotools_matches(expected)[:, 1:])
+        right += int(ours.matches.correct.sum())
+        labels = ours.detections.rows["label"][ours.matches.row]
+        assert (labels == np.array(ours.category_ids)[ours.matches.category]).all()
+        assert set(evaluator.compute(per_class=True)) and evaluator.analyze().per_class()
+    assert right > 50
+
+
+def scored_labels(evaluation):
+    return set(evaluation.detections.rows["label"][evaluation.matches.row].tolist())
+
+
+def test_sigmas_by_category_must_fit():
+    truth, _ = random_coco(3)
+    sigmas = dict.fromkeys(truth.cats, [0.1] * 5)
+    first = min(truth.cats)
+    with pytest.raises(ValueError, match="name the categories of the ground truth, each once; see 1000"):
+        CocoEvaluator(truth, iou_types=["keypoints"], sigmas=sigmas | {1000: [0.1]})
+    with pytest.raises(ValueError, match=f"sigmas of category {first} must be up to 5 positive"):
+        CocoEvaluator(truth, iou_types=["keypoints"], sigmas=sigmas | {first: [0.1] * 6})
+    with pytest.raises(ValueError, match="no keypoint in any category"):
+        CocoEvaluator(truth, iou_types=["keypoints"], sigmas=dict.fromkeys(truth.cats, []))
+
+
 @pytest.mark.parametrize("sigmas", [[0.1] * 4, [0.1] * 4 + [0.0]])
 def test_sigmas_must_fit(sigmas):
     with pytest.raises(ValueError, match="5 positive numbers"):

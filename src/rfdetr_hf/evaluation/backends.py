@@ -2,8 +2,8 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +67,7 @@ class Evaluation:
         limits: detections per image and category, ascending.
         category_ids: sorted.
         ground_truth: the `COCO` in use.
-        sigmas: of the keypoints; None for other types.
+        sigmas: (category, K) of the keypoints, 1 where a category has no such keypoint; None for other types.
         detections: the table that was scored.
         truths: the objects of the evaluated images.
         matches: at IoU .5.
@@ -106,7 +106,7 @@ def evaluate(
     *,
     iou_type: str = "bbox",
     limits: Sequence[int] = (1, 10, 100),
-    sigmas: Sequence[float] | None = None,
+    sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None = None,
     backend: str = "pycocotools",
 ) -> Evaluation:
     """COCO's evaluation of a table of detections.
@@ -122,7 +122,8 @@ def evaluate(
         evaluated: (len(image_ids),) bool; other images are left out.
         iou_type: "bbox", "segm" or "keypoints".
         limits: detections per image and category; for keypoints COCO's standard is (20,).
-        sigmas: one per keypoint; for "keypoints" alone.
+        sigmas: one per keypoint, or by category id those of its first keypoints; for "keypoints" alone. With a mapping
+            each category is scored as if it had these keypoints alone; one without any gets -1.
         backend: "pycocotools", "ultrafast" (extra `fast-eval`), or "auto" for the second where it is installed.
 
     Raises:
@@ -134,33 +135,132 @@ def evaluate(
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r}: it must be one of {', '.join(BACKENDS)}.")
     fast = backend == "ultrafast" or (backend == "auto" and fast_backend_installed())
-    start = _start_ultrafast if fast else _start_pycocotools
-    with silenced():
-        run = start(ground_truth, detections, image_ids, iou_type)
-        run.params.imgIds = image_ids[evaluated].tolist()
-        run.params.maxDets = sorted(limits)
-        if iou_type == "keypoints":
-            run.params.kpt_oks_sigmas = np.asarray(sigmas, dtype=np.float64)
-        with _empty_arrays_allowed():
-            run.evaluate()
-            run.accumulate()
+    category_ids = sorted(ground_truth.getCatIds())
+    with silenced(), _empty_arrays_allowed():
+        runs = [
+            _run(part, image_ids, evaluated, iou_type, limits, fast)
+            for part in _parts(ground_truth, detections, category_ids, sigmas if iou_type == "keypoints" else None)
+        ]
     truths = truth_arrays(ground_truth, image_ids, evaluated, iou_type)
-    columns = _columns_ultrafast(run) if fast else _columns_pycocotools(run)
+    columns = [np.concatenate(column) for column in zip(*(run.columns for run in runs), strict=True)]
+    columns = [column[np.argsort(columns[2], kind="stable")] for column in columns]
+    params = runs[0].params
     return Evaluation(
         iou_type=iou_type,
-        precision=run.eval["precision"],
-        recall=run.eval["recall"],
-        scores=run.eval["scores"],
-        iou_thresholds=run.params.iouThrs,
-        areas=tuple(run.params.areaRngLbl),
-        limits=tuple(run.params.maxDets),
-        category_ids=tuple(run.params.catIds),
+        precision=_by_category(runs, "precision", category_ids),
+        recall=_by_category(runs, "recall", category_ids),
+        scores=_by_category(runs, "scores", category_ids),
+        iou_thresholds=params.iouThrs,
+        areas=tuple(params.areaRngLbl),
+        limits=tuple(params.maxDets),
+        category_ids=tuple(category_ids),
         ground_truth=ground_truth,
-        sigmas=np.asarray(sigmas, dtype=np.float64) if iou_type == "keypoints" else None,
+        sigmas=_sigma_table(sigmas, category_ids) if iou_type == "keypoints" else None,
         detections=detections,
         truths=truths,
-        matches=_matches(columns, detections, truths, run.params.catIds),
+        matches=_matches(columns, detections, truths, category_ids),
     )
+
+
+class _Part(NamedTuple):
+    """What one run of COCO's evaluation scores: some categories, whose keypoints have the same sigmas.
+
+    Attributes:
+        ground_truth: of these categories.
+        detections: of these categories.
+        rows: where these detections are in the whole table.
+        sigmas: of the keypoints; None for other types.
+    """
+
+    ground_truth: COCO
+    detections: Detections
+    rows: np.ndarray
+    sigmas: np.ndarray | None
+
+
+class _Run(NamedTuple):
+    """What a run gave.
+
+    Attributes:
+        arrays: `precision`, `recall` and `scores`.
+        params: of COCO's evaluation.
+        columns: detection number in the whole table, image id, category id, truth id (0: none), whether it is ignored.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    params: Any
+    columns: list[np.ndarray]
+
+
+def _parts(
+    truth: COCO,
+    detections: Detections,
+    category_ids: Sequence[int],
+    sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None,
+) -> list[_Part]:
+    """Everything in one part, or one part for each set of sigmas, without the padding of the keypoints."""
+    if not isinstance(sigmas, Mapping):
+        given = None if sigmas is None else np.asarray(sigmas, dtype=np.float64)
+        return [_Part(truth, detections, np.arange(len(detections)), given)]
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for category in category_ids:
+        groups.setdefault(tuple(sigmas[category]), []).append(category)
+    groups.pop((), None)
+    return [_cut(truth, detections, categories, own) for own, categories in groups.items()]
+
+
+def _cut(truth: COCO, detections: Detections, categories: Sequence[int], sigmas: tuple[float, ...]) -> _Part:
+    """Objects and detections of these categories with their first keypoints, one for each of the sigmas.
+
+    What pads them must go: pycocotools spans the area of a detection over all of its keypoints, and compares them all
+    with an object that has none labelled.
+    """
+    annotations = [
+        {**annotation, "keypoints": annotation["keypoints"][: 3 * len(sigmas)]}
+        for annotation in truth.dataset["annotations"]
+        if annotation["category_id"] in categories
+    ]
+    names = [category for category in truth.dataset["categories"] if category["id"] in categories]
+    rows = np.flatnonzero(np.isin(detections.rows["label"], categories))
+    own = detections.take(rows)
+    own = replace(own, keypoints=own.keypoints[:, : len(sigmas)])
+    return _Part(make_coco(truth.dataset["images"], annotations, names), own, rows, np.array(sigmas))
+
+
+def _run(
+    part: _Part, image_ids: np.ndarray, evaluated: np.ndarray, iou_type: str, limits: Sequence[int], fast: bool
+) -> _Run:
+    start = _start_ultrafast if fast else _start_pycocotools
+    run = start(part.ground_truth, part.detections, image_ids, iou_type)
+    run.params.imgIds = image_ids[evaluated].tolist()
+    run.params.maxDets = sorted(limits)
+    if part.sigmas is not None:
+        run.params.kpt_oks_sigmas = part.sigmas
+    run.evaluate()
+    run.accumulate()
+    number, *others = _columns_ultrafast(run) if fast else _columns_pycocotools(run)
+    return _Run(run.eval, run.params, [part.rows[number.astype(np.int64) - 1] + 1, *others])
+
+
+def _by_category(runs: Sequence[_Run], name: str, category_ids: Sequence[int]) -> np.ndarray:
+    """An array of all categories from those of the runs; -1 for a category that none of them scored."""
+    axis = 1 if name == "recall" else 2
+    shape = list(runs[0].arrays[name].shape)
+    shape[axis] = len(category_ids)
+    whole = np.full(shape, -1.0)
+    for run in runs:
+        place = [slice(None)] * len(shape)
+        place[axis] = np.searchsorted(category_ids, run.params.catIds)
+        whole[tuple(place)] = run.arrays[name]
+    return whole
+
+
+def _sigma_table(sigmas: Sequence[float] | Mapping[int, Sequence[float]], category_ids: Sequence[int]) -> np.ndarray:
+    rows = [sigmas[category] if isinstance(sigmas, Mapping) else sigmas for category in category_ids]
+    table = np.ones((len(rows), max(map(len, rows), default=0)))
+    for row, own in zip(table, rows, strict=True):
+        row[: len(own)] = own
+    return table
 
 
 def records(detections: Detections, ground_truth: COCO, image_ids: np.ndarray, iou_type: str) -> list[dict[str, Any]]:

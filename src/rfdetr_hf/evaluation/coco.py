@@ -21,7 +21,7 @@ __all__ = ["DETECTION", "CocoEvaluator", "coco_ground_truth", "summarize"]
 
 logger = logging.getLogger(__name__)
 
-_PREFIX = {"bbox": "", "segm": "segm_", "keypoints": "keypoint_"}
+PREFIXES = {"bbox": "", "segm": "segm_", "keypoints": "keypoint_"}
 _UNKNOWN_SIGMA = 0.05
 
 
@@ -40,8 +40,10 @@ class CocoEvaluator:
         label_map: Model label -> category id, for a model whose labels are not those of the ground truth; detections
             of labels that are not in the map are dropped. Without it a label is the category id.
         iou_types: What to score: "bbox", "segm", "keypoints". The ground truth must have it.
-        sigmas: Per-keypoint constants of the object keypoint similarity; default COCO's for 17 keypoints, and 0.05
-            each (with a warning) for another number.
+        sigmas: Per-keypoint constants of the object keypoint similarity, of all categories or by category id; default
+            COCO's for 17 keypoints, and 0.05 each (with a warning) for another number. By category there are as many
+            as it has keypoints, the first ones of its objects and detections; what pads these to the number of the
+            category with most plays no part, and a category without keypoints is not scored (-1).
         backend: "pycocotools", "ultrafast" (same bits, much faster; extra `fast-eval`) or "auto": the second where
             it is installed.
 
@@ -60,7 +62,7 @@ class CocoEvaluator:
         max_dets: int = 100,
         label_map: Mapping[int, int] | None = None,
         iou_types: Sequence[str] = ("bbox",),
-        sigmas: Sequence[float] | None = None,
+        sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None = None,
         backend: str = "pycocotools",
     ) -> None:
         self.ground_truth = ground_truth if isinstance(ground_truth, COCO) else coco_ground_truth(ground_truth)
@@ -76,11 +78,14 @@ class CocoEvaluator:
         self.max_dets = max_dets
         self.label_map = label_map
         self.backend = backend
-        self.sigmas = _sigmas(self.ground_truth, sigmas) if "keypoints" in self.iou_types else None
+        self.sigmas = points = None
+        if "keypoints" in self.iou_types:
+            count = _num_keypoints(self.ground_truth, sigmas)
+            self.sigmas = _sigmas(self.ground_truth, sigmas, count)
+            points = np.empty((0, count, 3), dtype=np.float32)
         self.image_ids = np.array(sorted(self.ground_truth.imgs), dtype=np.int64)
         self._position = {image_id: position for position, image_id in enumerate(self.image_ids.tolist())}
         self._seen = np.zeros(len(self.image_ids), dtype=np.uint8)
-        points = None if self.sigmas is None else np.empty((0, len(self.sigmas), 3), dtype=np.float32)
         self._empty = Detections(masks=[] if "segm" in self.iou_types else None, keypoints=points)
         self._chunks: list[Detections] = []
         self._runs: dict[tuple[str, bool], Evaluation] = {}
@@ -184,7 +189,7 @@ class CocoEvaluator:
         for iou_type in self.iou_types:
             evaluation = self.run(iou_type, partial)
             found = summarize(evaluation) | (class_scores(evaluation) if per_class else {})
-            scores |= {_PREFIX[iou_type] + name: value for name, value in found.items()}
+            scores |= {PREFIXES[iou_type] + name: value for name, value in found.items()}
         return scores
 
     def analyze(self, iou_type: str | None = None, partial: bool = False) -> DetectionAnalysis:
@@ -272,12 +277,41 @@ def _check_truth(truth: COCO, iou_types: Sequence[str]) -> None:
             )
 
 
-def _sigmas(truth: COCO, sigmas: Sequence[float] | None) -> np.ndarray:
-    """One per keypoint; the number of keypoints is that of the annotations."""
+def _num_keypoints(truth: COCO, sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None) -> int:
+    """That of the annotations, or without any that of the sigmas."""
     counts = {len(annotation["keypoints"]) // 3 for annotation in truth.anns.values()}
     if len(counts) > 1:
         raise ValueError(f"Annotations have {sorted(counts)} keypoints; pad them with v = 0 to one number.")
-    count = counts.pop() if counts else len(sigmas if sigmas is not None else COCO_PERSON_SIGMAS)
+    if counts:
+        return counts.pop()
+    if isinstance(sigmas, Mapping):
+        return max(map(len, sigmas.values()), default=0)
+    return len(COCO_PERSON_SIGMAS if sigmas is None else sigmas)
+
+
+def _sigmas(
+    truth: COCO, sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None, count: int
+) -> np.ndarray | dict[int, np.ndarray]:
+    if isinstance(sigmas, Mapping):
+        return _sigmas_by_category(truth, sigmas, count)
+    return _sigmas_of_all(sigmas, count)
+
+
+def _sigmas_by_category(truth: COCO, sigmas: Mapping[int, Sequence[float]], count: int) -> dict[int, np.ndarray]:
+    """One per keypoint of each category."""
+    if set(sigmas) != set(truth.cats):
+        different = set(sigmas) ^ set(truth.cats)
+        raise ValueError(f"sigmas must name the categories of the ground truth, each once; see {sample(different)}.")
+    for category, own in sigmas.items():
+        if len(own) > count or min(own, default=1) <= 0:
+            raise ValueError(f"sigmas of category {category} must be up to {count} positive numbers; got {list(own)}.")
+    if not any(map(len, sigmas.values())):
+        raise ValueError("sigmas name no keypoint in any category; leave 'keypoints' out of iou_types.")
+    return {category: np.asarray(own, dtype=np.float64) for category, own in sigmas.items()}
+
+
+def _sigmas_of_all(sigmas: Sequence[float] | None, count: int) -> np.ndarray:
+    """One per keypoint."""
     if sigmas is None and count == len(COCO_PERSON_SIGMAS):
         sigmas = COCO_PERSON_SIGMAS
     elif sigmas is None:

@@ -89,7 +89,8 @@ def _keypoint_overlap(evaluation: Evaluation, match: np.ndarray, truth: np.ndarr
     area = np.array([annotation["area"] for annotation in annotations])
     found = evaluation.detections.keypoints[evaluation.matches.row[match]].astype(np.float64)
     distance = ((found[..., :2] - points[truth][..., :2]) ** 2).sum(axis=-1)
-    error = distance / (2 * evaluation.sigmas) ** 2 / (area[truth][:, None] + np.spacing(1)) / 2
+    sigmas = evaluation.sigmas[evaluation.truths.category[truth]]
+    error = distance / (2 * sigmas) ** 2 / (area[truth][:, None] + np.spacing(1)) / 2
     labelled = points[truth][..., 2] > 0
     return (np.exp(-error) * labelled).sum(axis=1) / labelled.sum(axis=1)
 
