@@ -1,4 +1,4 @@
-"""`pipeline("object-detection")` of plain transformers on our folders; it needs torchvision."""
+"""Pipelines of plain transformers on our folders; they need torchvision."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from PIL import Image
 
 from rfdetr_hf.models.image_processing_rfdetr import RFDETRImageProcessor
 from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
+from rfdetr_hf.models.segmentation import RFDETRForInstanceSegmentation
 
 pytest.importorskip("torchvision")
 SMOOTHS_WHEN_SHRINKING = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18)
@@ -36,3 +37,31 @@ def test_pipeline_gives_our_detections(tiny_config, tmp_path):
     scores, boxes = [item["score"] for item in theirs], [list(item["box"].values()) for item in theirs]
     torch.testing.assert_close(torch.tensor(scores), ours["scores"], atol=1e-4, rtol=0)
     assert (torch.tensor(boxes) - ours["boxes"]).abs().max() <= 1.0  # Theirs are cut to whole pixels.
+
+
+@pytest.mark.skipif(SMOOTHS_WHEN_SHRINKING, reason="transformers before 5.18 resizes with antialiasing")
+def test_pipeline_gives_our_masks(tiny_config, tmp_path):
+    """As docs/checkpoints.md does it: from the name of a folder the pipeline looks for other classes."""
+    torch.manual_seed(0)
+    names = dict(enumerate("abcde"))
+    model = RFDETRForInstanceSegmentation(tiny_config(resolution=128, id2label=names)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape) * 0.05
+        model.class_embed.bias.fill_(0.0)
+    processor = RFDETRImageProcessor(size={"height": 128, "width": 128})
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (150, 200, 3)).astype("uint8"))
+    plain = transformers.AutoModelForInstanceSegmentation.from_pretrained(tmp_path)
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    found = transformers.pipeline("image-segmentation", model=plain, image_processor=theirs)(picture, threshold=0.3)
+
+    with torch.no_grad():
+        output = model(**processor(picture))
+    ours = processor.post_process_instance_segmentation(output, threshold=0.3, target_sizes=[(150, 200)])[0]
+    assert found[0]["label"] == names[ours["labels"][0].item()]
+    assert found[0]["score"] == pytest.approx(ours["scores"][0].item(), abs=1e-4)
+    # Theirs is a map in which each pixel belongs to one object of those that cover it.
+    shown = np.array(found[0]["mask"]) > 0
+    assert shown.sum() > 1000 and (shown & ~ours["masks"][0].numpy()).mean() < 0.002
