@@ -13,6 +13,7 @@ LIMIT = 600
 
 KINDS = {
     "ddp": {},
+    "device": {},
     "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
               "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
 } | {
@@ -28,12 +29,12 @@ def free_port():
 
 
 def environment(kind="ddp", **variables):
-    """What the launcher of a kind sets, for processes on a machine without accelerators."""
+    """What the launcher of a kind sets; but for DeepSpeed and "device", processes stay off accelerators."""
     base = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_", "RANK", "WORLD_SIZE"))}
     own = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if not kind.startswith("zero"):
+    if kind != "device" and not kind.startswith("zero"):
         own["ACCELERATE_USE_CPU"] = "true"
-    return base | own | KINDS.get(kind, {}) | variables
+    return base | own | KINDS[kind] | variables
 
 
 def start(job, world=1, kind="ddp"):
@@ -63,17 +64,17 @@ def launch(job, nodes, processes):
     ]
 
 
-def accelerate_launch(file, job, nodes=1):
-    """Start `accelerate launch` with a file of its own on `nodes` machines, here all on one: two processes."""
-    port, processes = str(free_port()), []
+def accelerate_launch(file, job, nodes=1, processes=2, device="cpu"):
+    """Start `accelerate launch` with a configuration file on `nodes` machines, here all on one."""
+    port, launchers = str(free_port()), []
     for node in range(nodes):
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file),
-                   "--num_processes", "2", "--num_machines", str(nodes), "--machine_rank", str(node),
+                   "--num_processes", str(processes), "--num_machines", str(nodes), "--machine_rank", str(node),
                    "--main_process_ip", "127.0.0.1", "--main_process_port", port]  # fmt: skip
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        env = environment("zero" if "deepspeed" in Path(file).read_text() else "ddp")
-        processes.append(subprocess.Popen([*command, str(WORKER), json.dumps(job)], env=env, **pipes))
-    return processes
+        env = environment("ddp" if device == "cpu" and "deepspeed" not in Path(file).read_text() else "device")
+        launchers.append(subprocess.Popen([*command, str(WORKER), json.dumps(job)], env=env, **pipes))
+    return launchers
 
 
 def finish(processes, limit=LIMIT):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from launching import accelerate_launch, finish
@@ -36,3 +37,14 @@ def test_two_processes_train_with_each_file(job, file, task, tmp_path, tiny_conf
     codes, outputs = finish(accelerate_launch(file, short, nodes=2 if file.stem == "multi_node" else 1))
     assert set(codes) == {0}, "\n".join(outputs)[-6000:]
     assert (tmp_path / task / "last" / "model.safetensors").is_file()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["fsdp2", pytest.param("zero2", marks=needs_deepspeed)])
+def test_one_gpu_trains_with_sharding(job, name, tmp_path):
+    file = next(file for file in FILES if file.stem == name)
+    options = SHORT | {"max_steps": 3, "bf16": True, "save_strategy": "steps", "save_steps": 3}
+    codes, outputs = finish(accelerate_launch(file, job("gpu", options=options), processes=1, device="cuda"))
+    assert codes == [0], outputs[0][-6000:]
+    assert (tmp_path / "gpu" / "checkpoint-3" / "manifest.json").is_file()
