@@ -245,6 +245,21 @@ def test_the_class_has_to_fit_the_configuration(tiny_config):
         RFDETRForKeypointDetection(tiny_config())
 
 
+@torch.no_grad()
+def test_classes_without_keypoints_score_half_as_the_official_package_has_it():
+    outputs = SimpleNamespace(
+        logits=torch.tensor([[[8.0, -20, -20], [-20, 2.0, -20], [-20, -20, 8.0]]]),
+        pred_boxes=torch.full((1, 3, 4), 0.25),
+        pred_keypoints=torch.zeros(1, 3, 4, 8),
+    )
+    found = RFDETRImageProcessor().post_process_keypoint_detection(outputs, [2, 0], 0.0, [(10, 10)])[0]
+    by_class = dict(zip(found["labels"].tolist(), found["scores"].tolist(), strict=True))
+    plain = torch.tensor([8.0, 2.0]).sigmoid()
+    assert by_class[1] == pytest.approx((plain[1] / (1 + plain[1])).item())
+    assert by_class[2] == pytest.approx(plain[0].item())
+    assert by_class[0] < plain[0] and by_class[1] < 0.5
+
+
 def test_post_processing_equals_the_official_one(case):
     """Scores with the keypoints' uncertainty in them, of the golden predictions that the file holds."""
     numbers, _ = case

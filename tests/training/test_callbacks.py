@@ -67,6 +67,15 @@ def test_log_lines_of_training_and_evaluation():
     assert time_left(59.9) == "0:00:59"
 
 
+def test_log_lines_show_the_terms_of_the_task():
+    state = TrainerState(global_step=5, max_steps=100)
+    speed = {"grad_norm": 3.0, "learning_rate": 1e-4, "images_per_second": 12.0, "data_wait": 0.25, "eta": 3}
+    terms = {"mask_ce": 0.25, "mask_dice": 0.75, "keypoints_l1": 1.5, "keypoints_nll": -2.0, "mask_ce_0": 9.0}
+    logs = {"loss": 2.0, "loss_now": 1.5, "loss_ce": 0.5, **{f"loss_{name}": value for name, value in terms.items()}}
+    line = log_line(state, logs | speed)
+    assert "| ce 0.5000 mask_ce 0.2500 mask_dice 0.7500 keypoints_l1 1.5000 keypoints_nll -2.0000 |" in line
+
+
 def evaluate(callback, epoch, **metrics):
     control = TrainerControl()
     callback.on_evaluate(ARGS, TrainerState(epoch=epoch), control, metrics=metrics)

@@ -108,8 +108,12 @@ def fuse_scores(
 ) -> Tensor:
     """Lower the scores of detections whose keypoints are uncertain: x / (1 + x) with x = score * T ** -alpha.
 
-    T is the mean trace of the keypoints' covariances (in units of the box area), weighted by their confidence. The rule
-    is that of the official package. Detections of a class beyond the schema keep their score.
+    T is the mean trace of the keypoints' covariances (in units of the box area), weighted by their confidence.
+    Detections of a class beyond the schema keep their score.
+
+    The rule is that of the official package (1.11.2), also where it surprises: a class of the schema without keypoints
+    has T = 1, so that its scores x / (1 + x) never exceed 0.5 and are below those of a detector. A threshold for such
+    classes must be lower, t / (1 + t) in place of t.
 
     Args:
         scores: (n,) in [0, 1].

@@ -17,7 +17,10 @@ from .meters import TIMINGS
 
 logger = logging.getLogger("rfdetr_hf")
 
-CONSOLE_TERMS = ("loss_ce", "loss_bbox", "loss_giou")
+CONSOLE_TERMS = (
+    "loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice",
+    "loss_keypoints_l1", "loss_keypoints_findable", "loss_keypoints_visible", "loss_keypoints_nll",
+)  # fmt: skip
 CONSOLE_SCORES = ("_map", "_map_50", "_map_75", "_mar_100")
 
 
