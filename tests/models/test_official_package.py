@@ -12,6 +12,7 @@ from PIL import Image
 
 from rfdetr_hf.models.checkpoints import OFFICIAL_CLASSES, official_labels
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
+from rfdetr_hf.models.keypoints import RFDETRForKeypointDetection
 from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -73,3 +74,33 @@ def test_official_file_comes_back_equal(name, picture, tmp_path):
     left, right = (side.predict(picture, threshold=0.5) for side in (first, second))
     assert len(left) > 50 and np.array_equal(left.xyxy, right.xyxy)
     assert np.array_equal(left.confidence, right.confidence) and np.array_equal(left.class_id, right.class_id)
+
+
+@pytest.mark.parametrize(
+    ("schema", "names", "classes"),
+    [([0, 17], ["person"], 1), ([0, 17], None, 90), ([17], ["person"], 1), ([0, 3], ["bird"], 1), ([17], None, 90)],
+)
+def test_keypoint_files_have_the_official_names(schema, names, classes, picture, tmp_path):
+    from rfdetr import config as official_configs
+    from rfdetr.models.lwdetr import build_model_from_config
+
+    settings = {"num_classes": classes, "num_keypoints_per_class": schema, "pretrain_weights": "unused.pth"}
+    fields = official_configs.RFDETRKeypointPreviewConfig(**settings, device="cpu")
+    network, row = golden_model(build_model_from_config(fields)).float(), len(schema) - 1
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "class_embed.bias" in name or ("enc_out_class_embed" in name and name.endswith("bias")):
+                parameter.fill_(-8)[row] = 2
+    payload = {"model": network.state_dict(), "args": {"class_names": names}, "model_name": "RFDETRKeypointPreview"}
+    torch.save({**payload, "model_config": fields.model_dump(mode="json")}, tmp_path / "first.pth")
+    RFDETRForKeypointDetection.from_official(tmp_path / "first.pth").save_official(tmp_path / "second.pth")
+    first, second = (
+        rfdetr.RFDETR.from_checkpoint(tmp_path / f"{name}.pth", device="cpu").predict(picture, threshold=0.3)
+        for name in ("first", "second")
+    )
+    assert len(first) > 50 and np.array_equal(first.class_id, second.class_id) and set(first.class_id) == {row}
+    ours = RFDETRForKeypointDetection.from_official(tmp_path / "first.pth", drop_unused_rows=True).config
+    assert ours.num_keypoints_per_class == [max(schema)]
+    (shown,) = set(second.data["class_name"])
+    # A head of COCO's size without names: the official package has no name for row 0, its only one with keypoints.
+    assert shown in ours.id2label.values() and (set(first.data["class_name"]) == {shown} or (row, names) == (0, None))
