@@ -65,6 +65,8 @@ def test_strategies(tmp_path, hub, tiny_model, shapes, strategy, commits, checkp
     assert {name.split("/")[0] for name in repo.files if "/" in name} == checkpoints
     assert commits is None or len(repo.commits) == commits
     assert repo.commits[-1][1] == "End of training"
+    on_the_way = [message for _, message, *_ in repo.commits if message.startswith("Training in progress")]
+    assert bool(on_the_way) == (strategy != "end")
     for name in checkpoints:
         assert f"{name}/manifest.json" in repo.files and f"{name}/ema.safetensors" in repo.files
     assert repo.files["model.safetensors"] == (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
