@@ -240,7 +240,7 @@ def test_a_schema_of_the_command_line_reaches_the_data(coco_points, tmp_path, fo
         "options": ["--config", str(tmp_path / "run.yaml")],
     }
     (args,) = parse_arguments((DataArguments,), words[form])
-    options = args.load_options()
+    options = args.load_options("keypoints")
     train = coco_points(POINTS, None, None, task=options["task"], keypoint_schema=options["keypoint_schema"])
     tip = keypoint_schema(train).classes[1]
     assert (tip.names, tip.flip_pairs, tip.sigmas) == (("tip", "a", "b"), ((1, 2),), (0.05, 0.1, 0.1))
