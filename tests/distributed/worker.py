@@ -30,12 +30,13 @@ def run_fsdp_on_cpu() -> None:
 def build_model(job: dict, rank: int):
     import torch
 
-    from rfdetr_hf import RFDETRConfig, RFDETRForKeypointDetection, RFDETRForObjectDetection
+    import rfdetr_hf
 
-    model_class = RFDETRForKeypointDetection if job.get("task") == "keypoints" else RFDETRForObjectDetection
+    classes = {"segmentation": "RFDETRForInstanceSegmentation", "keypoints": "RFDETRForKeypointDetection"}
+    model_class = getattr(rfdetr_hf, classes.get(job.get("task"), "RFDETRForObjectDetection"))
     # Weights that differ by rank: the trainer has to make them equal.
     torch.manual_seed(rank if job.get("rank_seeds") else 0)
-    return model_class(RFDETRConfig.from_pretrained(job["config"]))
+    return model_class(rfdetr_hf.RFDETRConfig.from_pretrained(job["config"]))
 
 
 def arguments(job: dict):
