@@ -36,7 +36,8 @@ def build_model(job: dict, rank: int):
     model_class = getattr(rfdetr_hf, classes.get(job.get("task"), "RFDETRForObjectDetection"))
     # Weights that differ by rank: the trainer has to make them equal.
     torch.manual_seed(rank if job.get("rank_seeds") else 0)
-    return model_class(rfdetr_hf.RFDETRConfig.from_pretrained(job["config"]))
+    model = model_class(rfdetr_hf.RFDETRConfig.from_pretrained(job["config"]))
+    return model.double() if job.get("double") else model
 
 
 def arguments(job: dict):
