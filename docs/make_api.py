@@ -38,6 +38,7 @@ SECTIONS = {
     ],
     "Training": [
         "training.trainer:RFDETRTrainer",
+        "training.parts:TrainerParts",
         "training.arguments:RFDETRTrainingArguments",
         "training.arguments:ModelArguments",
         "training.arguments:DataArguments",

@@ -118,6 +118,9 @@ class RFDETRTrainingArguments:
     eval_delay: float = _option(0, "Epochs or steps before the first evaluation.")
     eval_on_start: bool = _option(False, "Evaluate before the first step.")
     eval_raw_weights: bool = _option(False, "With EMA: evaluate the raw weights beside the average.")
+    eval_max_dets: int = _option(
+        100, "Another limit of detections per image and class, scored beside COCO's 100: map_at_300, ..."
+    )
     eval_loss: bool = _option(False, "Also compute the loss of the evaluation split, term by term: eval_loss, ...")
     eval_predictions: bool = _option(
         False, "Write what each evaluation finds as COCO results, eval/<step>/<weights>/predictions.json."
@@ -127,6 +130,9 @@ class RFDETRTrainingArguments:
     save_strategy: str = _option("epoch", "When to write a checkpoint.", [s.value for s in SaveStrategy])
     save_steps: float = _option(500, "Steps between checkpoints (a share of all steps when below 1).")
     save_total_limit: int | None = _option(2, "Checkpoints to keep; None keeps all. best/ and last/ do not count.")
+    async_save: bool = _option(
+        False, "Write checkpoints in the background, from a copy in host memory; not under FSDP2 or DeepSpeed."
+    )
     load_best_model_at_end: bool = _option(True, "After training the model in memory is the best one.")
     metric_for_best_model: str | None = _option(
         None,
@@ -196,7 +202,8 @@ class RFDETRTrainingArguments:
             if not ok:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not valid: it must be {rule}")
 
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "ema_update_interval"):
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "ema_update_interval",
+                     "eval_max_dets"):  # fmt: skip
             check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "learning_rate_encoder", "logging_steps", "save_steps", "adam_epsilon",
                      "ddp_timeout", "lora_alpha"):  # fmt: skip

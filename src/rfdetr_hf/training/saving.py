@@ -6,17 +6,18 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import TrainerState
+from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..hub.model_card import CardFacts, hub_dataset_id, hub_model_id, write_model_card
+from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .checkpointing import atomic_directory, checkpoint_path, rng_state, rotate, set_rng_state, temporary_path
 from .console import no_transformers_bars
 from .finetuning import adapter_state, plain_state, unmerged_state
@@ -60,36 +61,71 @@ def save_checkpoint(trainer: "RFDETRTrainer", epoch_finished: bool = False, due:
         epoch_finished: whether all of the epoch, its evaluation too, is done.
         due: whether the latest step's logging, evaluation and saving are still to be done.
     """
+    contents = checkpoint_contents(trainer, epoch_finished, due)
+    with shared_directory(checkpoint_path(trainer.run.root, trainer.state.global_step), trainer.accelerator) as folder:
+        trainer.strategy.save_optimizer(folder)
+        if contents is not None:
+            write_contents(folder, contents)
+    if contents is not None:
+        rotate(trainer.run.root, trainer.args.save_total_limit)
+    trainer.accelerator.wait_for_everyone()
+
+
+class Contents(NamedTuple):
+    """A checkpoint but for the optimizer's state.
+
+    Attributes:
+        skeleton: the model, without memory for weights.
+        weights: what `model.safetensors` holds; the live tensors where they are whole.
+        image_processor: of the model.
+        card: what the model card tells.
+        files: further files by name: texts, tensors of safetensors files, and what `torch.save` writes.
+    """
+
+    skeleton: PreTrainedModel
+    weights: dict[str, Tensor]
+    image_processor: RFDETRImageProcessor
+    card: CardFacts
+    files: dict[str, Any]
+
+
+def checkpoint_contents(trainer: "RFDETRTrainer", epoch_finished: bool, due: bool) -> Contents | None:
+    """What the main process writes; None on the others. All call it, with the arguments of `save_checkpoint`."""
     is_main = trainer.accelerator.is_main_process
     ranks = gather_object([{"generators": rng_state(), "losses": trainer.losses.state_dict()}])
     tensors = saved_tensors(trainer.model)
     weights = whole_state(tensors, keep=is_main)
     average = whole_state(tensors, trainer.ema.state_dict(), keep=is_main) if trainer.ema is not None else {}
-    with shared_directory(checkpoint_path(trainer.run.root, trainer.state.global_step), trainer.accelerator) as folder:
-        trainer.strategy.save_optimizer(folder)
-        if is_main:
-            _write_model(trainer, folder, weights)
-            write_model_card(folder, _card_facts(trainer, None))
-            if adapters := adapter_state(weights):
-                save_file(adapters, folder / ADAPTERS, metadata={"format": "pt"})
-            if average:
-                save_file(average, folder / AVERAGE, metadata={"format": "pt"})
-            _write_state(trainer, folder, _progress(trainer, epoch_finished, due))
-            torch.save(ranks, folder / RANKS)
-    if is_main:
-        rotate(trainer.run.root, trainer.args.save_total_limit)
-    trainer.accelerator.wait_for_everyone()
+    if not is_main:
+        return None
+    files = _state_files(trainer) | {PROGRESS: _progress(trainer, epoch_finished, due), RANKS: ranks}
+    files |= {name: state for name, state in ((ADAPTERS, adapter_state(weights)), (AVERAGE, average)) if state}
+    plain = plain_state(trainer.model, weights)
+    return Contents(_skeleton(trainer), plain, trainer.image_processor, _card_facts(trainer, None), files)
 
 
-def _write_state(trainer: "RFDETRTrainer", folder: Path, progress: dict[str, Any]) -> None:
+def write_contents(folder: Path, contents: Contents) -> None:
+    """Write a checkpoint but for the optimizer's state into a folder."""
+    _write_model(folder, contents.skeleton, contents.weights, contents.image_processor)
+    write_model_card(folder, contents.card)
+    for name, content in contents.files.items():
+        if isinstance(content, str):
+            (folder / name).write_text(content, encoding="utf-8")
+        elif name.endswith(".safetensors"):
+            save_file(content, folder / name, metadata={"format": "pt"})
+        else:
+            torch.save(content, folder / name)
+
+
+def _state_files(trainer: "RFDETRTrainer") -> dict[str, Any]:
     callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, ExportableState)]
     trainer.state.stateful_callbacks = {type(c).__name__: c.state() for c in callbacks}
     # Its own `save_to_json` sorts the names, and so the columns of a resumed `metrics.csv`.
-    (folder / TRAINER_STATE).write_text(json.dumps(dataclasses.asdict(trainer.state), indent=2), encoding="utf-8")
-    torch.save(trainer.scheduler.state_dict(), folder / SCHEDULER)
+    files = {TRAINER_STATE: json.dumps(dataclasses.asdict(trainer.state), indent=2)}
+    files[SCHEDULER] = trainer.scheduler.state_dict()
     if trainer.accelerator.scaler is not None:
-        torch.save(trainer.accelerator.scaler.state_dict(), folder / SCALER)
-    torch.save(progress, folder / PROGRESS)
+        files[SCALER] = trainer.accelerator.scaler.state_dict()
+    return files
 
 
 def _progress(trainer: "RFDETRTrainer", epoch_finished: bool, due: bool) -> dict[str, Any]:
@@ -165,7 +201,7 @@ def save_pretrained(trainer: "RFDETRTrainer", path: Path, metrics: dict[str, flo
     weights = whole_state(saved_tensors(trainer.model), keep=is_main)
     if is_main:
         with atomic_directory(path) as folder:
-            _write_model(trainer, folder, weights)
+            _write_model(folder, _skeleton(trainer), plain_state(trainer.model, weights), trainer.image_processor)
             write_model_card(folder, _card_facts(trainer, metrics))
     trainer.accelerator.wait_for_everyone()
 
@@ -186,20 +222,25 @@ def _card_facts(trainer: "RFDETRTrainer", metrics: dict[str, float] | None) -> C
         parameters=sum(parameter.numel() for parameter in saved_tensors(trainer.model).values()),
         metrics=metrics,
         training_arguments=trainer.args.to_dict(),
-        log_history=history,
+        log_history=list(history),
         dataset=hub_dataset_id(trainer.train_dataset),
         base_model=hub_model_id(trainer.model.config._name_or_path),
         model_id=trainer.hub.repo_id if on_hub else "PATH_OR_ID",
     )
 
 
-def _write_model(trainer: "RFDETRTrainer", folder: Path, weights: dict[str, Tensor]) -> None:
+def _skeleton(trainer: "RFDETRTrainer") -> PreTrainedModel:
     # FSDP2 gives the model a class of another name, which `save_pretrained` would not know how to write.
     with torch.device("meta"):
-        skeleton = trainer.model_class(trainer.model.config).to(trainer.model.dtype)
+        return trainer.model_class(trainer.model.config).to(trainer.model.dtype)
+
+
+def _write_model(
+    folder: Path, skeleton: PreTrainedModel, weights: dict[str, Tensor], image_processor: RFDETRImageProcessor
+) -> None:
     with no_transformers_bars():
-        skeleton.save_pretrained(folder, state_dict=plain_state(trainer.model, weights))
-    trainer.image_processor.save_pretrained(folder)
+        skeleton.save_pretrained(folder, state_dict=weights)
+    image_processor.save_pretrained(folder)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

@@ -35,7 +35,9 @@ def build_evaluator(trainer: "RFDETRTrainer", dataset: Dataset) -> CocoEvaluator
     sigmas = None
     if trainer.model.task == "keypoints" and has_keypoints(dataset):
         sigmas = {label: each.sigmas for label, each in enumerate(keypoint_schema(dataset).classes)}
-    return CocoEvaluator(dataset, iou_types=IOU_TYPES[trainer.model.task], sigmas=sigmas, backend="auto")
+    return CocoEvaluator(
+        dataset, trainer.args.eval_max_dets, iou_types=IOU_TYPES[trainer.model.task], sigmas=sigmas, backend="auto"
+    )
 
 
 def score(

@@ -24,6 +24,7 @@ from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
+from .async_saving import create_saver
 from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
 from .checkpointing import clean_leftovers
 from .checks import check_run, check_split, default_metric
@@ -93,6 +94,7 @@ class RFDETRTrainer(TrainerParts):
         self.model_class = type(model)
         self.accelerator = build_accelerator(args)
         self.strategy = choose_strategy(self.accelerator, args)
+        self.saver = create_saver(self)
         self.hosts = Hosts(self.accelerator, args.ddp_timeout)
         self.notice = PreemptionNotice()
         self.run = RunDirectory(args.output_dir)
@@ -173,6 +175,7 @@ class RFDETRTrainer(TrainerParts):
             raise
         finally:
             self._in_training = False
+            self.saver.close()
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, TrackerCallback):
                     callback.close()
@@ -299,6 +302,7 @@ class RFDETRTrainer(TrainerParts):
 
     def _end_if_preempted(self) -> None:
         if self.preempted:
+            self.saver.wait()
             save_checkpoint(self, due=True)
             logger.warning(
                 "preempted: saved step %d; exit code %d; go on with resume_from_checkpoint=True",
@@ -419,8 +423,7 @@ class RFDETRTrainer(TrainerParts):
             self._log_training()
         improved = self._evaluate_and_track() if self.control.should_evaluate else False
         if self.control.should_save or (improved and self.args.save_strategy == SaveStrategy.BEST):
-            save_checkpoint(self, epoch_finished)
-            self.fire("on_save")
+            self.saver.save(epoch_finished)
 
     def _log_training(self) -> None:
         steps = self.losses.steps
@@ -442,6 +445,7 @@ class RFDETRTrainer(TrainerParts):
 
     def _evaluate_and_track(self) -> bool:
         """Evaluate; returns whether a score is the best so far, which `best/` then holds."""
+        self.saver.wait()
         started = time.perf_counter()
         metrics = self.evaluate()
         improved = self.best.update(metrics, self.state.epoch, self.state.global_step)
@@ -458,6 +462,7 @@ class RFDETRTrainer(TrainerParts):
             save_pretrained(self, path, metrics)
 
     def _finish(self, runtime: float) -> TrainOutput:
+        self.saver.wait()
         self._save_weights(self.run.last, average=self.ema is not None)
         self.model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         if self.args.load_best_model_at_end and self._has_best():
