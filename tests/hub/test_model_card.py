@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -81,7 +82,9 @@ def test_cards_of_every_task_and_their_code(tmp_path, tiny_config, model_class, 
     write_model_card(tmp_path, CardFacts("mine", model_class, config, 1, model_id=str(tmp_path)))
     text = (tmp_path / "README.md").read_text()
     assert "Not evaluated." in text
-    assert ("AutoModelForObjectDetection" in text) == TASKS[model_class].in_transformers
+    auto_class = TASKS[model_class].auto_class
+    assert ("plain transformers" in text) == (auto_class is not None)
+    assert auto_class is None or f"model = {auto_class}.from_pretrained" in text
     Image.new("RGB", (80, 60)).save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -127,3 +130,20 @@ def test_the_card_of_a_run_and_its_code_run_as_written(tmp_path, tiny_model):
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "circle" in done.stdout or "square" in done.stdout or "triangle" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("model_class", "name", "title"),
+    [
+        ("RFDETRForInstanceSegmentation", "segm_map", "mask mAP"),
+        ("RFDETRForKeypointDetection", "keypoint_map", "keypoint mAP"),
+    ],
+)
+def test_scores_of_masks_and_keypoints_are_told(tmp_path, facts, model_class, name, title):
+    history = [{"step": 4, "epoch": 2.0, "eval_ema_map": 0.3, f"eval_ema_{name}": 0.2}]
+    write_model_card(
+        tmp_path, replace(facts, model_class=model_class, metrics=history[0], log_history=history, base_model=None)
+    )
+    text = (tmp_path / "README.md").read_text()
+    assert f"| eval | average | {title} | 0.2000 |" in text
+    assert f"| step | epoch | mAP | {title} |" in text and "| 4 | 2.00 | 0.3000 | 0.2000 |" in text

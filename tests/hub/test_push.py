@@ -49,16 +49,17 @@ MODEL_FOLDER = {"README.md", "config.json", "model.safetensors", "preprocessor_c
 
 
 @pytest.mark.parametrize(
-    ("strategy", "commits", "checkpoints"),
+    ("strategy", "async_save", "commits", "checkpoints"),
     [
-        ("end", 1, set()),
-        ("every_save", None, set()),
-        ("checkpoint", None, {"last-checkpoint"}),
-        ("all_checkpoints", 5, {"checkpoint-5", "checkpoint-10"}),
+        ("end", False, 1, set()),
+        ("every_save", False, None, set()),
+        ("checkpoint", False, None, {"last-checkpoint"}),
+        ("all_checkpoints", False, 5, {"checkpoint-5", "checkpoint-10"}),
+        ("all_checkpoints", True, 5, {"checkpoint-5", "checkpoint-10"}),
     ],
 )
-def test_strategies(tmp_path, hub, tiny_model, shapes, strategy, commits, checkpoints):
-    args = arguments(tmp_path / "run", hub_strategy=strategy, hub_model_id="mine")
+def test_strategies(tmp_path, hub, tiny_model, shapes, strategy, async_save, commits, checkpoints):
+    args = arguments(tmp_path / "run", hub_strategy=strategy, hub_model_id="mine", async_save=async_save)
     RFDETRTrainer(tiny_model(), args, shapes, shapes).train()
     repo = hub.repos[f"{USER}/mine"]
     assert {name for name in repo.files if "/" not in name} - {"curves.png"} == MODEL_FOLDER

@@ -42,20 +42,25 @@ class Task:
     name: str
     pipeline_tag: str
     post_process: str
-    in_transformers: bool
+    auto_class: str | None
     post_process_options: str = ""
 
 
 TASKS = {
-    "RFDETRForObjectDetection": Task("object detection", "object-detection", "post_process_object_detection", True),
+    "RFDETRForObjectDetection": Task(
+        "object detection", "object-detection", "post_process_object_detection", "AutoModelForObjectDetection"
+    ),
     "RFDETRForInstanceSegmentation": Task(
-        "instance segmentation", "image-segmentation", "post_process_instance_segmentation", False
+        "instance segmentation",
+        "image-segmentation",
+        "post_process_instance_segmentation",
+        "AutoModelForInstanceSegmentation",
     ),
     "RFDETRForKeypointDetection": Task(
         "keypoint detection",
         "keypoint-detection",
         "post_process_keypoint_detection",
-        False,
+        None,
         "num_keypoints_per_class=model.config.num_keypoints_per_class, ",
     ),
 }
@@ -65,11 +70,11 @@ With plain transformers, without rfdetr_hf (its image processor needs torchvisio
 
 ```python
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
+from transformers import AutoImageProcessor, $auto_class, pipeline
 
-model = AutoModelForObjectDetection.from_pretrained("$model_id")
+model = $auto_class.from_pretrained("$model_id")
 processor = AutoImageProcessor.from_pretrained("$model_id")
-detector = pipeline("object-detection", model=model, image_processor=processor)
+detector = pipeline("$pipeline_tag", model=model, image_processor=processor)
 print(detector(Image.open("image.jpg").convert("RGB"), threshold=0.5))
 ```
 """
@@ -116,7 +121,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
     task = TASKS[facts.model_class]
     return ModelCardData(
         model_name=facts.name,
-        library_name="transformers" if task.in_transformers else "rfdetr_hf",
+        library_name="transformers" if task.auto_class else "rfdetr_hf",
         pipeline_tag=task.pipeline_tag,
         license="apache-2.0",
         tags=[task.pipeline_tag, "rf-detr", "rfdetr_hf", "vision"],
@@ -143,7 +148,8 @@ def hub_model_id(name_or_path: str | None) -> str | None:
 
 def _body(facts: CardFacts, has_curves: bool) -> str:
     task, config = TASKS[facts.model_class], facts.config
-    plain = Template(PLAIN_TRANSFORMERS).substitute(model_id=facts.model_id) if task.in_transformers else ""
+    names = {"model_id": facts.model_id, "auto_class": task.auto_class, "pipeline_tag": task.pipeline_tag}
+    plain = Template(PLAIN_TRANSFORMERS).substitute(names) if task.auto_class else ""
     template = Template(files("rfdetr_hf.hub").joinpath("templates/model_card.md").read_text(encoding="utf-8"))
     return template.substitute(
         title=f"{facts.name}: RF-DETR trained with rfdetr_hf",
