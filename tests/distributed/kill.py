@@ -16,11 +16,11 @@ from launching import LIMIT, finish, run, start
 from safetensors.torch import load_file
 
 
-def job_of(folder, name, steps, **fields):
+def job_of(folder, name, steps, async_save=False, **fields):
     options = {
         "max_steps": steps, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 2, "eval_strategy": "steps",
         "eval_steps": 20, "logging_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
-        "drop_path": 0.1, "lr_scheduler_type": "cosine", "early_stopping_patience": 50,
+        "drop_path": 0.1, "lr_scheduler_type": "cosine", "early_stopping_patience": 50, "async_save": async_save,
     }  # fmt: skip
     job = {"output_dir": str(folder / name), "config": str(folder / "config"), "options": options}
     return job | {"images": 12, "held_out": 5, **fields}
@@ -85,9 +85,9 @@ def differences(one, two, steps):
     return found
 
 
-def compare(folder, world, kills, steps, kind="ddp", seed=0):
+def compare(folder, world, kills, steps, kind="ddp", seed=0, async_save=False):
     """The undisturbed run, the killed one, and what differs between them; returns figures."""
-    whole, killed = (job_of(folder, name, steps) for name in ("whole", "killed"))
+    whole, killed = job_of(folder, "whole", steps), job_of(folder, "killed", steps, async_save)
     run(whole, world, kind)
     inside = disturb(killed, world, kills, random.Random(seed), kind)
     return {"kills": kills, "in a save": inside, "different": differences(folder / "whole", folder / "killed", steps)}
