@@ -1,5 +1,6 @@
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from PIL import Image
 
 from rfdetr_hf.inference.drawing import draw_detections
-from rfdetr_hf.inference.images import find_images
+from rfdetr_hf.inference.images import find_images, unique_names
 
 
 def test_files_folders_and_upright_images(tmp_path):
@@ -30,6 +31,34 @@ def test_what_cannot_be_read_is_named(tmp_path):
     for name, error in (("a.txt", ValueError), ("empty", FileNotFoundError), ("none", FileNotFoundError)):
         with pytest.raises(error, match=name):
             list(find_images([tmp_path / name]))
+
+
+def test_names_are_unique_among_all_that_is_asked_for(tmp_path):
+    for name in ("a/1.jpg", "b/1.jpg", "c/1.png", "c/1.jpg", "c/deep/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    asked = [tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg", tmp_path / "c", tmp_path / "c" / "1.png"]
+    names = {str(item.source.relative_to(tmp_path)): item.name for item in find_images(asked)}
+    expected = {"a/1.jpg": "a/1", "b/1.jpg": "b/1", "c/1.png": "1.png", "c/1.jpg": "c/1", "c/deep/2.png": "deep/2"}
+    assert names == expected
+    again = {str(item.source.relative_to(tmp_path)): item.name for item in find_images(asked[::-1])}
+    assert again["c/1.jpg"] == "c/1" and len(set(again.values())) == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/x/clip.mp4", "/x/clip-000000.png"], ["clip.mp4", "clip-000000.png"]),
+        (["/x/clip-000000.png"], ["clip-000000"]),
+        (["/x/A.png", "/y/a.png"], ["x/A", "y/a"]),
+        (["/x/a.png", "/x/A.png"], ["x/a", "x/A"]),
+        (["/1.png", "/a/1.png", "/b/a/1.png"], ["1", "a/1", "b/a/1"]),
+    ],
+)
+def test_names_that_would_meet_grow(files, names):
+    found = unique_names({Path(file): 1 for file in files})
+    assert len(set(found.values())) == len(files)
+    assert list(found.values()) == names
 
 
 def fake_imageio(frames):

@@ -3,11 +3,14 @@ import json
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
 
 import rfdetr_hf
 from rfdetr_hf import RFDETRImageProcessor
+from rfdetr_hf.data.keypoints import ClassKeypoints
 from rfdetr_hf.inference.predict import PredictArguments, load_detector, predict
-from rfdetr_hf.inference.results import CocoResults, as_records
+from rfdetr_hf.inference.results import CocoResults, as_records, keypoints_of_classes, run_length
 from rfdetr_hf.training.arguments import parse_arguments
 
 FOUND = {
@@ -29,8 +32,6 @@ def test_records_and_coco_results_agree_on_what_is_above_the_threshold():
 
 
 def test_a_coco_file_is_read_by_pycocotools(tmp_path):
-    from pycocotools.coco import COCO
-
     coco = CocoResults(NAMES)
     coco.add("x.jpg", (10, 8), FOUND)
     (tmp_path / "coco.json").write_text(json.dumps(coco.to_dict()))
@@ -71,6 +72,41 @@ def test_task_that_contradicts_the_model(keypoint_folder):
         _picture(keypoint_folder, "--keypoint_threshold", "2")
 
 
+def test_masks_are_run_lengths_and_give_the_area():
+    masks = torch.zeros(2, 8, 10, dtype=torch.bool)
+    masks[0, 2:4, 1:5] = True
+    rles = [run_length(mask) for mask in masks]
+    for given in (masks, rles):
+        (record,) = as_records({**FOUND, "masks": given}, NAMES, 0.5)
+        assert record["mask"] == json.loads(json.dumps(rles[0])) and record["mask"]["size"] == [8, 10]
+        coco = CocoResults(NAMES)
+        coco.add("x.jpg", (10, 8), {**FOUND, "masks": given})
+        annotations = json.loads(json.dumps(coco.to_dict()))["annotations"]
+        assert [a["area"] for a in annotations] == [8, 0]
+        assert isinstance(annotations[0]["segmentation"]["counts"], str)
+        assert (mask_utils.decode(annotations[0]["segmentation"]) == masks[0].numpy()).all()
+
+
+def test_keypoints_are_visible_above_the_threshold_and_described():
+    classes = [ClassKeypoints(), ClassKeypoints.of(["head", "tail"], skeleton=[(0, 1)])]
+    coco = CocoResults(NAMES, classes, keypoint_threshold=0.3)
+    points = torch.tensor([[[1.0, 2.0, 0.9], [3.0, 4.0, 0.2]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    coco.add("x.jpg", (10, 8), {**FOUND, "keypoints": points}, 0.5)
+    found = coco.to_dict()
+    assert found["annotations"][0]["keypoints"] == [1.0, 2.0, 2, 0, 0, 0]
+    assert found["annotations"][0]["num_keypoints"] == 1
+    assert found["categories"] == [
+        {"id": 0, "name": "a"}, {"id": 1, "name": "b", "keypoints": ["head", "tail"], "skeleton": [[1, 2]]},
+    ]  # fmt: skip
+    assert as_records({**FOUND, "keypoints": points}, NAMES, 0.5)[0]["keypoints"][1] == pytest.approx([3, 4, 0.2])
+
+
+def test_keypoints_without_names_are_numbered(tiny_config):
+    (first, *_) = keypoints_of_classes(tiny_config(num_keypoints_per_class=[2, 2, 2]))
+    assert first.names == ("1", "2")
+    assert keypoints_of_classes(tiny_config()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "extra"),
     [
@@ -88,11 +124,21 @@ def test_models_of_other_tasks(tmp_path, tiny_config, name, overrides, extra):
     (found,) = detect([image])
     assert len(found[extra]) == len(found["scores"]) > 0
     image.save(tmp_path / "image.png")
+    formats = ["pictures", "json", "coco"]
     args = PredictArguments(
-        str(tmp_path / "model"), [str(tmp_path / "image.png")], str(tmp_path / "out"), ["pictures", "json"], 0.0
+        str(tmp_path / "model"), [str(tmp_path / "image.png")], str(tmp_path / "out"), formats, 0.0
     )
     assert predict(args, say=lambda line: None) == 1
     drawn = Image.open(tmp_path / "out" / "image.png")
     assert drawn.getextrema() != ((255, 255),) * 3
     objects = json.loads((tmp_path / "out" / "predictions.json").read_text())["image"]["objects"]
     assert len(objects) > 0 and ("keypoints" in objects[0]) == (extra == "keypoints")
+    assert ("mask" in objects[0]) == (extra == "masks")
+    coco = COCO(tmp_path / "out" / "coco.json")
+    annotation, category = coco.anns[1], coco.cats[0]
+    assert len(coco.anns) == len(objects)
+    if extra == "masks":
+        assert coco.annToMask(annotation).shape == (70, 90) and annotation["area"] == coco.annToMask(annotation).sum()
+    else:
+        assert category["keypoints"] == ["1", "2", "3", "4"] and len(annotation["keypoints"]) == 12
+        assert annotation["num_keypoints"] == sum(v > 0 for v in annotation["keypoints"][2::3])

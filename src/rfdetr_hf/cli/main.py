@@ -16,6 +16,7 @@ VERBS = {
     "fit": "train a model, or go on with an interrupted training",
     "validate": "COCO metrics of a trained model on the validation split",
     "test": "the same on the test split",
+    "evaluate": "tables, errors and a report of a trained model; flips, scales, tiles",
     "predict": "find objects on images, folders and videos; draw them, write JSON or COCO",
     "export": "write a trained model as ONNX or as a torch.export program",
     "convert": "turn checkpoints of the official package into folders, and back",
@@ -35,6 +36,7 @@ first steps:
   rfdetr-hf fit --variant nano --max_steps 20                a short training on synthetic shapes
   rfdetr-hf fit --config run.yaml --dataset_name my/data     train with the options of a file
   rfdetr-hf fit --config run.yaml --resume                   go on after an interruption
+  rfdetr-hf evaluate outputs/best my/data --split test       scores, classes, errors
   rfdetr-hf predict --model_name_or_path outputs/best --images photo.jpg
 
 `rfdetr-hf <verb> --help` lists the options of a verb. On several GPUs: accelerate launch -m rfdetr_hf.cli fit ...

@@ -36,8 +36,10 @@ class ImageDetector:
         image_processor: Any,
         size_divisor: int = 1,
         post_process: Callable[[Any, list[tuple[int, int]], Tensor | None], list[Detections]] | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.model = model
+        self.autocast = autocast
         self.image_processor = image_processor
         self.size_divisor = size_divisor
         self.post_process = post_process or self._boxes
@@ -47,8 +49,9 @@ class ImageDetector:
         """Detections of the images, on the CPU; `scale` changes the size of the model's input."""
         size = {side: self._scaled(pixels, scale) for side, pixels in dict(self.image_processor.size).items()}
         inputs = self.image_processor(list(images), size=size, return_tensors="pt")
-        parameter = next(self.model.parameters())
-        outputs = self.model.eval()(**{name: value.to(parameter.device) for name, value in inputs.items()})
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+            outputs = self.model.eval()(**{name: value.to(device) for name, value in inputs.items()})
         sizes = [(image.height, image.width) for image in images]
         found = self.post_process(outputs, sizes, inputs.get("pixel_mask"))
         return [{name: _to_cpu(value) for name, value in each.items()} for each in found]

@@ -2,11 +2,13 @@
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as mask_utils
 
+from .backends import run_lengths
 from .detection import DetectionAnalysis
 from .errors import KINDS
 
@@ -18,6 +20,8 @@ _BLUE, _GREY, _RED = "#2456a6", "#b8c0cc", "#c8382c"
 _LINES_WITH_NAMES = 10
 _CELLS_WITH_NUMBERS = 20
 _LARGEST_MATRIX = 60
+_MASK_OPACITY = 90
+_POINT = 4
 
 # Colours of the boxes on an image.
 FOUND, RIGHT, MISSED, WRONG = "#2e9e4f", "#2456a6", "#d4221f", "#e8890c"
@@ -32,6 +36,11 @@ LEGEND = {
 def plots_installed() -> bool:
     """Whether the extra `plots` is there."""
     return importlib.util.find_spec("matplotlib") is not None
+
+
+def overlap_name(analysis: DetectionAnalysis) -> str:
+    """What detections and objects are compared by: "IoU", or "OKS" (object keypoint similarity)."""
+    return "OKS" if analysis.evaluation.iou_type == "keypoints" else "IoU"
 
 
 def save_plots(analysis: DetectionAnalysis, folder: str | Path) -> list[Path]:
@@ -55,12 +64,12 @@ def save_plots(analysis: DetectionAnalysis, folder: str | Path) -> list[Path]:
 
 
 def pr_curves(analysis: DetectionAnalysis) -> "Figure":
-    """Precision over recall at IoU .5 as COCO interpolates it: each class, and their mean."""
+    """Precision over recall at IoU (OKS) .5 as COCO interpolates it: each class, and their mean."""
     evaluation = analysis.evaluation
     precision = evaluation.precision[0, :, :, 0, -1]
     classes = np.flatnonzero(precision[0] > -1)
     names = [f"{evaluation.class_names[k]} {precision[:, k].mean():.3f}" for k in classes]
-    figure, axes = _figure("Precision and recall at IoU .50", "recall", "precision")
+    figure, axes = _figure(f"Precision and recall at {overlap_name(analysis)} .50", "recall", "precision")
     recalls = np.linspace(0, 1, len(precision))
     mean = f"mean {precision[:, classes].mean():.3f}" if len(classes) else ""
     _lines(axes, recalls, precision[:, classes].T, names, mean)
@@ -72,7 +81,7 @@ def f1_curves(analysis: DetectionAnalysis) -> "Figure":
     curves = analysis.curves
     classes = np.flatnonzero(curves.num_truths)
     names = [f"{analysis.evaluation.class_names[k]} {curves.f1[k].max():.3f}" for k in classes]
-    figure, axes = _figure("F1 by score threshold at IoU .50", "score threshold", "F1")
+    figure, axes = _figure(f"F1 by score threshold at {overlap_name(analysis)} .50", "score threshold", "F1")
     _lines(axes, curves.thresholds, curves.f1[classes], names, f"mean {curves.macro('f1').max():.3f}")
     axes.axvline(analysis.threshold, color=_RED, linewidth=1, linestyle="--")
     axes.text(analysis.threshold, 1.02, f"{analysis.threshold:.2f}", color=_RED, ha="center", va="bottom")
@@ -84,7 +93,7 @@ def confusion_figure(analysis: DetectionAnalysis) -> "Figure":
     matrix, names = _largest_classes(analysis.confusion, [*analysis.evaluation.class_names, "background"])
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(2.5 + 0.42 * len(names), 5, 16))
-    title = f"Confusion at score {analysis.threshold:.2f}, IoU .50 (shares of the row)"
+    title = f"Confusion at score {analysis.threshold:.2f}, {overlap_name(analysis)} .50 (shares of the row)"
     figure, axes = _figure(title, "detected as", "object", (side + 1, side))
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xticks=range(len(names)), yticks=range(len(names)))
@@ -116,7 +125,7 @@ def error_costs(analysis: DetectionAnalysis) -> "Figure":
 
 
 def draw_errors(analysis: DetectionAnalysis, image: Image.Image, image_id: int, long_side: int = 900) -> Image.Image:
-    """An image with its objects, and the detections at or above the best threshold.
+    """An image with its objects, and the detections at or above the best threshold: boxes, and masks or keypoints.
 
     Args:
         analysis: of the evaluation that has the image.
@@ -126,40 +135,82 @@ def draw_errors(analysis: DetectionAnalysis, image: Image.Image, image_id: int, 
     """
     scale = long_side / max(image.size)
     canvas = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
+    shapes = _shapes(analysis, image_id)
+    for shape in shapes:
+        if shape.mask is not None:
+            _fill(canvas, shape)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
     labels = []
-    for box, text, colour in _shapes(analysis, image_id):
+    for shape in shapes:
         # PIL refuses a box whose corners are in the wrong order, which nothing keeps a detector from giving.
-        corners = [scale * v for pick in (min, max) for v in (pick(box[0], box[2]), pick(box[1], box[3]))]
-        pen.rectangle(corners, outline=colour, width=3)
-        labels += [(corners, text, colour)] if text else []
-    for (left, top, *_), text, colour in labels:
-        _, _, width, height = pen.textbbox((0, 0), text, font=font)
+        x, y = sorted(shape.box[::2]), sorted(shape.box[1::2])
+        corners = [scale * v for v in (x[0], y[0], x[1], y[1])]
+        pen.rectangle(corners, outline=shape.colour, width=3)
+        for x, y in shape.points:
+            pen.ellipse([scale * x - _POINT, scale * y - _POINT, scale * x + _POINT, scale * y + _POINT], shape.colour)
+        labels += [(corners, shape)] if shape.text else []
+    for (left, top, *_), shape in labels:
+        _, _, width, height = pen.textbbox((0, 0), shape.text, font=font)
         x = min(max(left, 0), max(canvas.width - width - 4, 0))
         y = top - height - 4 if top > height + 4 else top + 2
-        pen.rectangle((x, y, x + width + 4, y + height + 4), fill=colour)
-        pen.text((x + 2, y + 1), text, fill="white", font=font)
+        pen.rectangle((x, y, x + width + 4, y + height + 4), fill=shape.colour)
+        pen.text((x + 2, y + 1), shape.text, fill="white", font=font)
     return canvas
 
 
-def _shapes(analysis: DetectionAnalysis, image_id: int) -> list[tuple[list[float], str, str]]:
-    """Boxes xyxy with text and colour: objects first, so that detections are drawn over them."""
-    evaluation, names = analysis.evaluation, analysis.evaluation.class_names
-    matches, truths = evaluation.matches, evaluation.truths
+class _Shape(NamedTuple):
+    """What is drawn of one object or detection: box xyxy, (H, W) mask or None, points (x, y)."""
+
+    box: list[float]
+    text: str
+    colour: str
+    mask: np.ndarray | None
+    points: list[tuple[float, float]]
+
+
+def _fill(canvas: Image.Image, shape: _Shape) -> None:
+    stencil = Image.fromarray(shape.mask * np.uint8(_MASK_OPACITY)).resize(canvas.size, Image.Resampling.NEAREST)
+    canvas.paste(Image.new("RGB", canvas.size, shape.colour), mask=stencil)
+
+
+def _shapes(analysis: DetectionAnalysis, image_id: int) -> list[_Shape]:
+    """Objects first, so that detections are drawn over them."""
+    evaluation = analysis.evaluation
     position = sorted(evaluation.ground_truth.imgs).index(image_id)
+    matches, truths = evaluation.matches, evaluation.truths
     shown = (matches.image == position) & (matches.score >= np.float32(analysis.threshold)) & ~matches.ignored
     found = set(matches.truth[shown & matches.correct].tolist())
-    shapes = []
-    for t in np.flatnonzero((truths.image == position) & ~truths.ignored).tolist():
-        x, y, w, h = truths.box[t].tolist()
-        text, colour = ("", FOUND) if t in found else (f"missed {names[truths.category[t]]}", MISSED)
-        shapes.append(([x, y, x + w, y + h], text, colour))
-    for m in np.flatnonzero(shown).tolist():
-        box = evaluation.detections.rows["box"][matches.row[m]].tolist()
-        text = f"{names[matches.category[m]]} {matches.score[m]:.2f}"
-        kind = int(analysis.errors.kind[m])
-        shapes.append((box, text, RIGHT) if kind < 0 else (box, f"{text} {KINDS[kind]}", WRONG))
-    return shapes
+    there = np.flatnonzero((truths.image == position) & ~truths.ignored).tolist()
+    objects = [_object_shape(analysis, t, t in found) for t in there]
+    return objects + [_detection_shape(analysis, m) for m in np.flatnonzero(shown).tolist()]
+
+
+def _object_shape(analysis: DetectionAnalysis, truth: int, found: bool) -> _Shape:
+    evaluation = analysis.evaluation
+    x, y, w, h = evaluation.truths.box[truth].tolist()
+    annotation = evaluation.ground_truth.anns[int(evaluation.truths.id[truth])]
+    mask, points = None, []
+    if evaluation.iou_type == "segm":
+        mask = evaluation.ground_truth.annToMask(annotation)
+    elif evaluation.iou_type == "keypoints":
+        points = [(x, y) for x, y, v in np.reshape(annotation["keypoints"], (-1, 3)).tolist() if v > 0]
+    missed = f"missed {evaluation.class_names[evaluation.truths.category[truth]]}"
+    return _Shape([x, y, x + w, y + h], "" if found else missed, FOUND if found else MISSED, mask, points)
+
+
+def _detection_shape(analysis: DetectionAnalysis, match: int) -> _Shape:
+    evaluation, matches = analysis.evaluation, analysis.evaluation.matches
+    table = evaluation.detections.take(matches.row[[match]])
+    mask, points = None, []
+    if evaluation.iou_type == "segm":
+        image_ids = np.array(sorted(evaluation.ground_truth.imgs))
+        mask = mask_utils.decode(run_lengths(table, evaluation.ground_truth, image_ids)[0])
+    elif evaluation.iou_type == "keypoints":
+        points = [(x, y) for x, y, confidence in table.keypoints[0].tolist() if confidence > 0]
+    kind = int(analysis.errors.kind[match])
+    text = f"{evaluation.class_names[matches.category[match]]} {matches.score[match]:.2f}"
+    text, colour = (text, RIGHT) if kind < 0 else (f"{text} {KINDS[kind]}", WRONG)
+    return _Shape(table.rows["box"][0].tolist(), text, colour, mask, points)
 
 
 def _figure(title: str, x: str, y: str, size: tuple[float, float] = (7, 5)) -> "tuple[Figure, Axes]":

@@ -13,8 +13,10 @@ from PIL import Image
 from ..data.schema import decode_image, undecoded
 from .coco import CocoEvaluator
 from .detection import DetectionAnalysis
-from .plots import LEGEND, draw_errors, save_plots
-from .tables import aligned, class_cells, error_cells, scores_table, write_class_csv
+from .plots import LEGEND, draw_errors, overlap_name, save_plots
+from .tables import TITLES, aligned, class_cells, error_cells, scores_table, summaries, write_class_csv
+
+Analyses = Mapping[str, DetectionAnalysis]
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2430; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
@@ -28,27 +30,43 @@ figure { margin: 1.5em 0; } figure img { max-width: 100%; } figcaption, .note { 
 """
 
 
+def analyses_of(evaluator: CocoEvaluator) -> dict[str, DetectionAnalysis]:
+    """The analysis of each IoU type that the evaluator scores."""
+    return {iou_type: evaluator.analyze(iou_type) for iou_type in evaluator.iou_types}
+
+
+def folder_of(folder: str | Path, iou_type: str, analyses: Analyses) -> Path:
+    """Where the tables and curves of an IoU type go: the first one's into `folder` itself, others' into its own."""
+    return Path(folder) if iou_type == next(iter(analyses)) else Path(folder) / iou_type
+
+
 def write_results(
     evaluator: CocoEvaluator,
     folder: str | Path,
     category_ids: Sequence[int] | None = None,
     predictions: bool = True,
+    analyses: Analyses | None = None,
 ) -> dict[str, float]:
     """Writes metrics.json, per_class.csv, errors.txt and predictions.json; returns the metrics.
+
+    Of IoU types after the first per_class.csv and errors.txt go to a folder with the type's name.
 
     Args:
         evaluator: after its updates (and `gather`).
         folder: made where it is not there.
         category_ids: original category id by label, for predictions.json.
         predictions: whether to write predictions.json, about 150 bytes for each detection.
+        analyses: of `analyses_of`, where they are there already.
     """
-    folder = Path(folder)
+    folder, analyses = Path(folder), analyses or analyses_of(evaluator)
     folder.mkdir(parents=True, exist_ok=True)
-    analysis = evaluator.analyze()
-    metrics = evaluator.compute() | analysis.summary()
+    metrics = evaluator.compute() | summaries(analyses)
     _write_json(metrics, folder / "metrics.json", indent=2)
-    write_class_csv(analysis.per_class(), folder / "per_class.csv")
-    (folder / "errors.txt").write_text(aligned(error_cells(analysis)) + "\n", encoding="utf-8")
+    for iou_type, analysis in analyses.items():
+        place = folder_of(folder, iou_type, analyses)
+        place.mkdir(exist_ok=True)
+        write_class_csv(analysis.per_class(), place / "per_class.csv")
+        (place / "errors.txt").write_text(aligned(error_cells(analysis)) + "\n", encoding="utf-8")
     if predictions:
         _write_json(evaluator.predictions_json(category_ids), folder / "predictions.json")
     return metrics
@@ -60,15 +78,19 @@ def write_report(
     dataset: Dataset | None = None,
     title: str = "Evaluation",
     num_images: int = 12,
+    analyses: Analyses | None = None,
 ) -> Path:
     """Writes the curves as PNG files, the worst images as JPEG files, and report.html with all of it inside.
+
+    Each IoU type has its part of the page; curves and images of those after the first are in a folder with its name.
 
     Args:
         evaluator: after its updates (and `gather`).
         folder: made where it is not there.
         dataset: with the images; without it no images are drawn.
         title: of the page.
-        num_images: of the worst images that are drawn.
+        num_images: of the worst images that are drawn for each IoU type.
+        analyses: of `analyses_of`, where they are there already.
 
     Returns:
         Path of report.html.
@@ -76,12 +98,16 @@ def write_report(
     Raises:
         ImportError: matplotlib is not installed (extra `plots`).
     """
-    folder = Path(folder)
-    analysis = evaluator.analyze()
-    plots = save_plots(analysis, folder)
-    pictures = _draw_worst(analysis, folder, dataset, num_images) if dataset is not None else []
-    page = folder / "report.html"
-    page.write_text(_page(title, evaluator, analysis, plots, pictures), encoding="utf-8")
+    analyses = analyses or analyses_of(evaluator)
+    lines = _head(title, evaluator, analyses)
+    for iou_type, analysis in analyses.items():
+        place = folder_of(folder, iou_type, analyses)
+        plots = save_plots(analysis, place)
+        pictures = _draw_worst(analysis, place, dataset, num_images) if dataset is not None else []
+        lines += [f"<h1>{TITLES[iou_type]}</h1>"] if len(analyses) > 1 else []
+        lines += _part(analysis, plots, pictures)
+    page = Path(folder) / "report.html"
+    page.write_text("\n".join(lines) + "</html>\n", encoding="utf-8")
     return page
 
 
@@ -105,22 +131,23 @@ def _draw_worst(analysis: DetectionAnalysis, folder: Path, dataset: Dataset, lim
     return pictures
 
 
-def _page(
-    title: str,
-    evaluator: CocoEvaluator,
-    analysis: DetectionAnalysis,
-    plots: Sequence[Path],
-    pictures: Sequence[tuple[Path, str]],
-) -> str:
-    truths, best = analysis.evaluation.truths, analysis.summary()
-    images = len(evaluator.image_ids)
-    lines = [
+def _head(title: str, evaluator: CocoEvaluator, analyses: Analyses) -> list[str]:
+    evaluation = next(iter(analyses.values())).evaluation
+    return [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title><style>{_STYLE}</style>",
-        f"<h1>{escape(title)}</h1><p>{images} images, {int((~truths.ignored).sum())} objects, "
-        f"{len(analysis.evaluation.category_ids)} classes. {_advice(analysis)}</p>",
+        f"<h1>{escape(title)}</h1><p>{len(evaluator.image_ids)} images, {int((~evaluation.truths.ignored).sum())} "
+        f"objects, {len(evaluation.category_ids)} classes.</p>",
         "<h2>Scores</h2><pre>" + escape(scores_table(evaluator.compute())) + "</pre>",
-        f"<p>At the score threshold {best['score_threshold']:.2f}, which has the best mean F1: precision "
-        f"{best['precision']:.3f}, recall {best['recall']:.3f}, F1 {best['f1']:.3f} (mean over classes, IoU .50).</p>",
+    ]
+
+
+def _part(analysis: DetectionAnalysis, plots: Sequence[Path], pictures: Sequence[tuple[Path, str]]) -> list[str]:
+    """What the page says of one IoU type."""
+    best = analysis.summary()
+    lines = [
+        f"<p>{_advice(analysis)}</p><p>At the score threshold {best['score_threshold']:.2f}, which has the best mean "
+        f"F1: precision {best['precision']:.3f}, recall {best['recall']:.3f}, F1 {best['f1']:.3f} (mean over classes, "
+        f"{overlap_name(analysis)} .50).</p>",
         "<h2>Classes</h2>" + _html_table(class_cells(analysis.per_class())),
         "<h2>Errors</h2><p class='note'>What AP50 would gain if one type of error were mended alone, and how often "
         "each happens at the threshold and among all detections.</p>" + _html_table(error_cells(analysis)),
@@ -130,7 +157,7 @@ def _page(
         swatches = (f"<span class='swatch' style='background:{c}'></span>{escape(t)}" for t, c in LEGEND.items())
         lines.append(f"<h2>Worst images</h2><p class='note'>Most errors first. {''.join(swatches)}</p>")
         lines += [f"<figure>{_embedded(p)}<figcaption>{escape(text)}</figcaption></figure>" for p, text in pictures]
-    return "\n".join(lines) + "</html>\n"
+    return lines
 
 
 def _advice(analysis: DetectionAnalysis) -> str:

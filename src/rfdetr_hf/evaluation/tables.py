@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .coco import PREFIXES
 from .detection import DetectionAnalysis
 from .errors import KINDS
 
+TITLES = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
 _CLASS_COLUMNS = ("objects", "map", "map_50", "map_75", "mar", "precision", "recall", "f1", "best_threshold", "best_f1")
 
 
@@ -15,6 +17,15 @@ def scores_table(scores: Mapping[str, float]) -> str:
     """Names and values side by side; "-" where there was nothing to score."""
     width = max(map(len, scores), default=0)
     return "\n".join(f"{name:<{width}}  {_cell(value):>7}" for name, value in scores.items())
+
+
+def summaries(analyses: Mapping[str, DetectionAnalysis]) -> dict[str, float]:
+    """`precision`, `recall`, `f1` and `score_threshold` of each IoU type, named as `CocoEvaluator.compute` names."""
+    return {
+        PREFIXES[iou_type] + name: value
+        for iou_type, analysis in analyses.items()
+        for name, value in analysis.summary().items()
+    }
 
 
 def class_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:

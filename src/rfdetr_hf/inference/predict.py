@@ -3,40 +3,30 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..evaluation.inference import ImageDetector
-from ..models.auto import load_model
-from ..models.image_processing_rfdetr import RFDETRImageProcessor
+from ..training.arguments import TASKS
+from .detectors import ViewArguments, load_detector, with_views
 from .drawing import DrawingStyle, draw_detections
 from .images import NamedImage, find_images
-from .results import CocoResults, as_records
+from .results import CocoResults, as_records, keypoints_of_classes
 
 FORMATS = ("pictures", "json", "coco")
-TASKS = ("detection", "segmentation", "keypoints")
-_KEYPOINTS = "post_process_keypoint_detection"
-_POST_PROCESS = {
-    "RFDETRForInstanceSegmentation": "post_process_instance_segmentation",
-    "RFDETRForKeypointDetection": _KEYPOINTS,
-}
 
 
 @dataclass
-class PredictArguments:
+class PredictArguments(ViewArguments):
     """Which model, which images, what to write."""
 
-    model_name_or_path: str = field(metadata={"help": "A model folder or Hub id."})
+    model_name_or_path: str = field(metadata={"help": "A model folder, Hub id or official file."})
     images: list[str] = field(default_factory=list, metadata={"help": "Image files, video files and folders."})
     output_dir: str = field(default="predictions", metadata={"help": "Folder for what is written."})
     formats: list[str] = field(
         default_factory=lambda: ["pictures"],
         metadata={
-            "help": "pictures with boxes, predictions.json (a list for each image), coco.json (a COCO data set).",
+            "help": "pictures, predictions.json (a list for each image), coco.json (a COCO data set).",
             "choices": list(FORMATS),
         },
     )
@@ -45,15 +35,19 @@ class PredictArguments:
         default=None,
         metadata={"help": "What the model must be for; default: what it is for.", "choices": list(TASKS)},
     )
-    keypoint_threshold: float = field(default=0.3, metadata={"help": "Least confidence of keypoints in pictures."})
+    keypoint_threshold: float = field(
+        default=0.3, metadata={"help": "Least confidence of keypoints in pictures and coco.json."}
+    )
     ellipses: float = field(
         default=0.0, metadata={"help": "Draw covariance ellipses of keypoints, of so many standard deviations."}
     )
     batch_size: int = field(default=8, metadata={"help": "Images that the model sees at once."})
     every: int = field(default=1, metadata={"help": "Take each n-th frame of videos."})
     device: str | None = field(default=None, metadata={"help": "Default: cuda where there is one."})
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch_size", "every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not valid: it must be at least 1")
@@ -62,29 +56,6 @@ class PredictArguments:
     def style(self, schema: Mapping[str, Any] | None = None) -> DrawingStyle:
         """How keypoints of this schema are drawn."""
         return DrawingStyle(schema, self.keypoint_threshold, self.ellipses)
-
-
-def load_detector(name_or_path: str, device: str | None = None, threshold: float = -1.0) -> ImageDetector:
-    """The model of a folder or Hub id, of any task, with its image processor: PIL images in, detections out.
-
-    Args:
-        name_or_path: a model folder or Hub id.
-        device: default: cuda where there is one.
-        threshold: detections of masks and keypoints below it are left out, which saves the memory of their masks.
-    """
-    model = load_model(name_or_path).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    processor = RFDETRImageProcessor.from_pretrained(name_or_path)
-    name = _POST_PROCESS.get(type(model).__name__)
-    post_process = None
-    if name is not None:
-        counts = model.config.num_keypoints_per_class
-        options = {"num_keypoints_per_class": counts} if name == _KEYPOINTS else {}
-        method = partial(getattr(processor, name), threshold=threshold, **options)
-
-        def post_process(outputs: Any, sizes: list[tuple[int, int]], mask: torch.Tensor | None) -> list[dict[str, Any]]:
-            return method(outputs, target_sizes=sizes, **({} if name == _KEYPOINTS else {"pixel_mask": mask}))
-
-    return ImageDetector(model, processor, model.config.size_divisor, post_process)
 
 
 def predict(
@@ -99,19 +70,26 @@ def predict(
 
     Returns:
         The number of images.
+
+    Raises:
+        ValueError: no images are named, one cannot be read, or views are asked for of a model that gives more than
+            boxes.
+        FileNotFoundError: an image or the model is not there.
     """
     if images is None and not args.images:
         raise ValueError("--images is missing: name image files, video files or folders")
-    detect = load_detector(args.model_name_or_path, args.device, args.threshold)
-    if args.task not in (None, detect.model.task):
-        raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {detect.model.task}")
-    id2label, style = detect.model.config.id2label, args.style(detect.model.config.keypoint_schema)
-    output, plain, coco, count = Path(args.output_dir), {}, CocoResults(id2label), 0
+    plain = load_detector(args.model_name_or_path, args.device, args.threshold, bf16=args.bf16)
+    model, detect = plain.model, with_views(plain, args, args.batch_size)
+    if args.task not in (None, model.task):
+        raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {model.task}")
+    id2label, style = model.config.id2label, args.style(model.config.keypoint_schema)
+    output, objects, count = Path(args.output_dir), {}, 0
+    coco = CocoResults(id2label, keypoints_of_classes(model.config), args.keypoint_threshold)
     output.mkdir(parents=True, exist_ok=True)
     for batch in _batches(find_images(args.images, args.every) if images is None else images, args.batch_size):
         for item, found in zip(batch, detect([item.image for item in batch]), strict=True):
             records = as_records(found, id2label, args.threshold)
-            plain[item.name] = {"source": str(item.source), "objects": records}
+            objects[item.name] = {"source": str(item.source), "objects": records}
             coco.add(str(item.source), item.image.size, found, args.threshold)
             where = item.source
             if "pictures" in args.formats:
@@ -120,7 +98,7 @@ def predict(
                 draw_detections(item.image, found, id2label, args.threshold, style).save(where)
             say(f"{where}: {len(records)} objects")
             count += 1
-    for name, file, value in (("json", "predictions.json", plain), ("coco", "coco.json", coco.to_dict())):
+    for name, file, value in (("json", "predictions.json", objects), ("coco", "coco.json", coco.to_dict())):
         if name in args.formats:
             (output / file).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
             say(f"{output / file}: {count} images")

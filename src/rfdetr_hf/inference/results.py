@@ -1,15 +1,30 @@
 """Detections as values for files: a plain list for each image, or a COCO data set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from ..data.keypoints import ClassKeypoints, KeypointSchema
+from ..models.configuration_rfdetr import RFDETRConfig
+
+VISIBLE, NOT_LABELLED = 2, 0
 
 
-def as_records(detections: Mapping[str, Tensor], id2label: Mapping[int, str], threshold: float) -> list[dict[str, Any]]:
+def keypoints_of_classes(config: RFDETRConfig) -> list[ClassKeypoints]:
+    """Names and skeletons of the keypoints by label; names are numbers where the model does not know them."""
+    if config.keypoint_schema:
+        return list(KeypointSchema.from_dict(config.keypoint_schema).classes)
+    counts = config.num_keypoints_per_class or []
+    return [ClassKeypoints.of([str(k + 1) for k in range(count)], flip_pairs=()) for count in counts]
+
+
+def as_records(detections: Mapping[str, Any], id2label: Mapping[int, str], threshold: float) -> list[dict[str, Any]]:
     """The detections of one image above the threshold: `label`, `score` and `box` (x1, y1, x2, y2 in pixels).
 
-    Keypoints, where there are any, come as `keypoints`, (x, y) in pixels each.
+    Masks, where there are any, come as `mask`, a COCO run-length encoding with `counts` as text; keypoints as
+    `keypoints`, (x, y) in pixels and, where the model tells it, the confidence.
     """
     records = []
     for i, score in enumerate(detections["scores"].tolist()):
@@ -17,10 +32,22 @@ def as_records(detections: Mapping[str, Tensor], id2label: Mapping[int, str], th
             continue
         box = [round(value, 2) for value in detections["boxes"][i].tolist()]
         record = {"label": id2label[int(detections["labels"][i])], "score": round(score, 5), "box": box}
+        if detections.get("masks") is not None:
+            record["mask"] = run_length(detections["masks"][i])
         if detections.get("keypoints") is not None:
-            record["keypoints"] = [[round(value, 2) for value in p[:2]] for p in detections["keypoints"][i].tolist()]
+            record["keypoints"] = [[round(value, 4) for value in p] for p in detections["keypoints"][i].tolist()]
         records.append(record)
     return records
+
+
+def run_length(mask: Any) -> dict[str, Any]:
+    """A mask, (height, width) or a COCO run-length encoding, as an encoding that JSON takes: `counts` is text."""
+    if not isinstance(mask, Mapping):
+        mask = mask_utils.encode(np.asfortranarray(np.asarray(mask).astype(bool).astype(np.uint8)))
+    elif not isinstance(mask["counts"], (str, bytes)):
+        mask = mask_utils.frPyObjects(dict(mask), *mask["size"])
+    counts = mask["counts"]
+    return {"size": list(mask["size"]), "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
 
 
 class CocoResults:
@@ -28,42 +55,62 @@ class CocoResults:
 
     Args:
         id2label: names of the classes; their ids become the category ids.
+        keypoints: of the classes by label, where the model finds any; see `keypoints_of_classes`.
+        keypoint_threshold: keypoints of this confidence or less are not labelled (v = 0), others visible (v = 2).
     """
 
-    def __init__(self, id2label: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        id2label: Mapping[int, str],
+        keypoints: Sequence[ClassKeypoints] = (),
+        keypoint_threshold: float = 0.3,
+    ) -> None:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
-        self.categories = [{"id": i, "name": name} for i, name in sorted(id2label.items())]
+        self.categories: list[dict[str, Any]] = [{"id": i, "name": name} for i, name in sorted(id2label.items())]
+        self.keypoint_threshold = keypoint_threshold
+        for category, each in zip(self.categories, keypoints, strict=False):
+            # COCO counts the ends of a skeleton's lines from 1.
+            skeleton = [[a + 1, b + 1] for a, b in each.skeleton]
+            category |= {"keypoints": list(each.names), "skeleton": skeleton} if each.names else {}
 
     def add(
-        self, file_name: str, size: tuple[int, int], detections: Mapping[str, Tensor], threshold: float = 0.0
+        self, file_name: str, size: tuple[int, int], detections: Mapping[str, Any], threshold: float = 0.0
     ) -> None:
         """Add one image.
 
         Args:
             file_name: how the image is found.
             size: width and height in pixels.
-            detections: `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy in pixels.
+            detections: `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy in pixels; also `masks`, (n, height, width)
+                or n run-length encodings, and `keypoints` (n, K, 3) in pixels with their confidence.
             threshold: scores must be above it.
         """
         image_id = len(self.images) + 1
         self.images.append({"id": image_id, "file_name": file_name, "width": size[0], "height": size[1]})
         for i, score in enumerate(detections["scores"].tolist()):
-            if score <= threshold:
-                continue
-            x1, y1, x2, y2 = (round(value, 2) for value in detections["boxes"][i].tolist())
-            bbox = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
-            self.annotations.append(
-                {
-                    "id": len(self.annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": int(detections["labels"][i]),
-                    "bbox": bbox,
-                    "area": round(bbox[2] * bbox[3], 2),
-                    "iscrowd": 0,
-                    "score": round(score, 5),
-                }
-            )
+            if score > threshold:
+                head = {"id": len(self.annotations) + 1, "image_id": image_id}
+                self.annotations.append({**head, **self._annotation(detections, i), "score": round(score, 5)})
+
+    def _annotation(self, detections: Mapping[str, Any], i: int) -> dict[str, Any]:
+        x1, y1, x2, y2 = (round(value, 2) for value in detections["boxes"][i].tolist())
+        bbox = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
+        annotation: dict[str, Any] = {"category_id": int(detections["labels"][i]), "bbox": bbox}
+        annotation |= {"area": round(bbox[2] * bbox[3], 2), "iscrowd": 0}
+        if detections.get("masks") is not None:
+            rle = run_length(detections["masks"][i])
+            annotation |= {"segmentation": rle, "area": int(mask_utils.area(rle))}
+        if detections.get("keypoints") is not None:
+            annotation |= self._keypoints(detections["keypoints"][i].tolist(), annotation["category_id"])
+        return annotation
+
+    def _keypoints(self, points: Sequence[Sequence[float]], label: int) -> dict[str, Any]:
+        names, numbers = self.categories[label].get("keypoints", ()), list[float]()
+        for x, y, confidence in points[: len(names)]:
+            seen = confidence > self.keypoint_threshold
+            numbers += [round(x, 2), round(y, 2), VISIBLE] if seen else [0, 0, NOT_LABELLED]
+        return {"keypoints": numbers, "num_keypoints": sum(v > 0 for v in numbers[2::3])} if names else {}
 
     def to_dict(self) -> dict[str, Any]:
         """What a COCO file holds."""

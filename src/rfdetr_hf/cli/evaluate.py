@@ -1,0 +1,85 @@
+"""`rfdetr-hf evaluate`: how good a trained model is on a split, and what is wrong with it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tqdm.auto import tqdm
+
+from ..evaluation.backends import BACKENDS
+from ..evaluation.suite import IOU_TYPES, DetectorEvaluation, check_output, evaluate_detector, scored_sigmas
+from ..inference.detectors import ViewArguments, make_detector, with_views
+from ..models.auto import load_processor
+from ..training.arguments import DataArguments, parse_arguments
+from ..training.console import log_to_console
+from .trained import TrainedModelArguments, as_options, load_split, load_trained_model
+
+DESCRIPTION = """How good a trained model is on a split of a data set, and what is wrong with it.
+
+  rfdetr-hf evaluate MODEL DATA --split test
+  rfdetr-hf evaluate outputs/mine/best path/to/data --output_dir evaluation/mine --report
+  rfdetr-hf evaluate outputs/mine/best path/to/data --flip --scales 0.75 1 1.25
+  rfdetr-hf evaluate outputs/mine/best path/to/data --tile 640
+
+Prints COCO's numbers, a row for each class and the types of errors; for masks and keypoints those of boxes too. The
+output folder gets them as files with predictions.json (COCO results with the category ids of the source) and, with
+--report, curves, the worst images and report.html."""
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments(TrainedModelArguments, ViewArguments):
+    """Which model, which split, how to look, where to write."""
+
+    split: str = field(default="validation", metadata={"help": "Split of the data set."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for the results; new or empty."})
+    report: bool = field(default=False, metadata={"help": "Also curves, worst images and report.html."})
+    max_dets: int = field(default=100, metadata={"help": "A limit of detections beside COCO's 100."})
+    backend: str = field(default="auto", metadata={"help": "Who computes the scores.", "choices": list(BACKENDS)})
+
+    def __post_init__(self) -> None:
+        TrainedModelArguments.__post_init__(self)
+        ViewArguments.__post_init__(self)
+        if self.report and self.output_dir is None:
+            raise ValueError("report needs output_dir, the folder that it is written to")
+
+
+TYPES = (EvaluateArguments, DataArguments)
+
+
+def main(argv: Sequence[str], prog: str = "rfdetr-hf evaluate") -> int:
+    """Evaluate, print the tables; returns the exit code."""
+    args, data_args = parse_arguments(TYPES, as_options(argv, TYPES), prog=prog, description=DESCRIPTION)
+    log_to_console()
+    print(evaluate(args, data_args).tables())
+    if args.output_dir:
+        print(f"\nresults are in {args.output_dir}")
+    return 0
+
+
+def evaluate(args: EvaluateArguments, data_args: DataArguments) -> DetectorEvaluation:
+    """Load a model of any task, score it on a split, and write what is asked for.
+
+    Raises:
+        ValueError: model, data and options do not fit each other.
+        FileExistsError: the output folder has files.
+        ImportError: a report, and matplotlib is not installed.
+    """
+    check_output(args.output_dir, args.report)
+    model = load_trained_model(args.model_name_or_path)
+    processor = load_processor(args.model_name_or_path, model.config.resolution)
+    plain = make_detector(model, processor, args.device, bf16=args.bf16)
+    detect = with_views(plain, args, args.batch_size)
+    dataset = load_split(model, data_args, args.split)
+    with tqdm(total=len(dataset), desc="evaluating", leave=False, disable=None) as bar:
+        return evaluate_detector(
+            detect,
+            dataset,
+            batch_size=args.batch_size,
+            iou_types=IOU_TYPES[model.task],
+            sigmas=scored_sigmas(dataset, model.task),
+            max_dets=args.max_dets,
+            backend=args.backend,
+            output_dir=args.output_dir,
+            report=args.report,
+            title=f"{args.model_name_or_path} on {data_args.dataset_name}, {args.split}",
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
