@@ -16,6 +16,7 @@ Every option of the YAML file can be given on the command line, where it wins. C
 import sys
 
 from rfdetr_hf import RFDETRTrainingArguments
+from rfdetr_hf.cli.fit import train
 from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
 from rfdetr_hf.training.building import build_trainer
 from rfdetr_hf.training.console import log_to_console
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
     types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
     model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py")
 
-    build_trainer(model_args, data_args, training_args).train()
+    train(build_trainer(model_args, data_args, training_args), argv, ["python", sys.argv[0]])
 
 
 if __name__ == "__main__":
@@ -35,3 +36,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except (ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -15,12 +15,13 @@ from datasets import DatasetDict
 from PIL import Image
 
 from rfdetr_hf import RFDETRImageProcessor, load_detection_dataset, make_shapes_dataset
-from rfdetr_hf.cli import config, doctor, fit
+from rfdetr_hf.cli import config, doctor, fit, launching
 from rfdetr_hf.cli.main import VERBS, main
 from rfdetr_hf.data.images import decode_image
 from rfdetr_hf.training.arguments import parse_arguments
 from rfdetr_hf.training.building import build_model
 
+ROOT = Path(__file__).parents[2]
 TINY = {
     "variant": "nano", "resolution": 64, "num_train_epochs": 1,
     "config_overrides": {
@@ -214,23 +215,77 @@ def test_models_of_every_task_are_built_from_a_variant():
         assert type(model).__name__ == expected and model.config.num_labels == 2
 
 
-def test_ctrl_c_says_where_to_resume_and_resumes(run_yaml, tmp_path):
-    command = [sys.executable, "-m", "rfdetr_hf.cli", "fit", "--config", str(run_yaml), "--max_steps", "400"]
+def interrupt(command, root):
+    """Start a training, interrupt it and its launcher after the first checkpoint: exit code, output, errors."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    root, deadline = tmp_path / "run", time.monotonic() + 120
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 120
     while not list(root.glob("checkpoint-*/manifest.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    return process.returncode, out, err
+
+
+def hint(out):
+    """The checkpoint and the words of the command that go on from it."""
+    match = re.search(r"(\S+/checkpoint-\d+) is whole\. Go on from there with:\n  (.*)", out)
+    assert match is not None, out
+    return Path(match[1]), shlex.split(match[2])
+
+
+def test_ctrl_c_says_where_to_resume_and_resumes(run_yaml, tmp_path):
+    root = tmp_path / "run"
+    command = [sys.executable, "-m", "rfdetr_hf.cli", "fit", "--config", str(run_yaml), "--max_steps", "400"]
+    code, out, err = interrupt(command, root)
+    assert code == 130, err
     assert "Traceback" not in err
-    match = re.search(r"(\S+/checkpoint-(\d+)) is whole\. Go on from there with:\n  (.*)", out)
-    assert Path(match[1]).is_dir()
-    words = shlex.split(match[3])
+    checkpoint, words = hint(out)
+    assert checkpoint.is_dir()
     assert words[:2] == ["rfdetr-hf", "fit"] and words[-1] == "--resume"
-    step = int(match[2])
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
     assert main([*words[1:], "--max_steps", str(step + 2)]) == 0
-    assert f"resumed from {match[1]} at step {step}" in (root / "train.log").read_text()
+    assert f"resumed from {checkpoint} at step {step}" in (root / "train.log").read_text()
     assert (root / f"checkpoint-{step + 2}").is_dir()
+
+
+def test_ctrl_c_of_the_example_says_so_too(run_yaml, tmp_path):
+    options = ["--config", str(run_yaml), "--max_steps", "400"]
+    code, out, err = interrupt([sys.executable, "examples/train.py", *options], tmp_path / "run")
+    assert code == 130 and "Traceback" not in err, err
+    assert hint(out)[1] == ["python", "examples/train.py", *options, "--resume"]
+
+
+def test_ctrl_c_under_a_launcher_names_the_launcher(run_yaml, tmp_path):
+    launcher = ["--cpu", "--num_processes", "1", "--mixed_precision", "no"]
+    options = ["--config", str(run_yaml), "--max_steps", "400", "--resume", "auto"]
+    start = [sys.executable, str(Path(sys.executable).parent / "accelerate"), "launch", *launcher]
+    _, out, _ = interrupt([*start, "examples/train.py", *options], tmp_path / "run")
+    assert hint(out)[1] == ["accelerate", "launch", *launcher, "examples/train.py", *options[:4], "--resume"]
+
+
+@pytest.mark.parametrize(
+    ("parent", "expected"),
+    [
+        (["bash"], ["rfdetr-hf", "fit"]),
+        (["python", "/bin/accelerate", "launch", "-m", "rfdetr_hf.cli", "fit", "--bf16"],
+         ["accelerate", "launch", "-m", "rfdetr_hf.cli", "fit"]),
+        (["python", "-m", "torch.distributed.run", "train.py", "--bf16"],
+         ["python", "-m", "torch.distributed.run", "train.py"]),
+        (["torchrun", "other.py"], ["rfdetr-hf", "fit"]),
+    ],
+)  # fmt: skip
+def test_the_words_of_a_launcher_come_from_its_command_line(monkeypatch, parent, expected):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launching, "_words_of_parent", lambda: parent)
+    assert launching.started_with(["rfdetr-hf", "fit"], ["--bf16"]) == expected
+
+
+def test_without_a_command_line_the_number_of_processes_is_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(launching, "_words_of_parent", list)
+    head = ["accelerate", "launch", "--num_processes", "4"]
+    assert launching.started_with(["rfdetr-hf", "fit"], []) == [*head, "-m", "rfdetr_hf.cli", "fit"]
+    assert launching.started_with(["python", "train.py"], []) == [*head, "train.py"]

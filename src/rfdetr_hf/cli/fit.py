@@ -7,6 +7,8 @@ from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingAr
 from ..training.building import build_trainer
 from ..training.checkpointing import latest_valid_checkpoint
 from ..training.console import log_to_console
+from ..training.trainer import RFDETRTrainer
+from .launching import started_with
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 
@@ -25,23 +27,37 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
     """Train, and evaluate the test split if there is one. Returns the exit code."""
     model_args, data_args, training_args = parse_arguments(TYPES, argv, prog=prog, description=DESCRIPTION)
     log_to_console()
-    trainer = build_trainer(model_args, data_args, training_args)
+    train(build_trainer(model_args, data_args, training_args), argv, prog.split())
+    return 0
+
+
+def train(trainer: RFDETRTrainer, argv: Sequence[str], program: Sequence[str]) -> None:
+    """Train; an interruption says what to type to go on.
+
+    Args:
+        trainer: of the run.
+        argv: the options that it was made of.
+        program: how the program is started without a launcher.
+
+    Raises:
+        KeyboardInterrupt: the training was interrupted.
+    """
+    words = started_with(program, argv)
     try:
         trainer.train()
     except KeyboardInterrupt:
         if trainer.accelerator.is_main_process:
-            print(f"\n{how_to_go_on(training_args.output_dir, argv, prog)}", flush=True)
+            print(f"\n{how_to_go_on(trainer.args.output_dir, argv, words)}", flush=True)
         raise
-    return 0
 
 
-def how_to_go_on(output_dir: str, argv: Sequence[str], prog: str) -> str:
-    """What to type after an interruption."""
-    words = _without_resume(argv)
+def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -> str:
+    """What to type after an interruption: `program`, launcher included, and its options `argv`."""
     checkpoint = latest_valid_checkpoint(output_dir)
     if checkpoint is None:
         return f"No checkpoint is written yet: remove {output_dir} and start again."
-    return f"{checkpoint} is whole. Go on from there with:\n  {shlex.join([*prog.split(), *words, '--resume'])}"
+    command = shlex.join([*program, *_without_resume(argv), "--resume"])
+    return f"{checkpoint} is whole. Go on from there with:\n  {command}"
 
 
 def _without_resume(argv: Sequence[str]) -> list[str]:
