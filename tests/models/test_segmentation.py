@@ -65,19 +65,21 @@ def test_parameter_groups(case):
 
 
 @pytest.fixture
-def official_points(monkeypatch):
-    """Points of torch's generator, in the order in which the official criterion asks for them.
+def official_points(monkeypatch, case):
+    """Points of torch's generator, in the order and of the type in which the official criterion asks for them.
 
     For each layer one set for the matching of all images; then for each layer those of the pairs, ordered by image and
     query: first all that are chosen from, then all that are taken in any case.
     """
+    dtype = getattr(torch, case[0].get("train_dtype", "float32"))
 
     def for_images(self, layer, count):
-        return torch.rand(1, count, 2).expand(len(self.keys), -1, -1)
+        return torch.rand(1, count, 2, dtype=dtype).expand(len(self.keys), -1, -1)
 
     def for_pairs(self, layer, image, query, count):
         final = count * 4 // 13  # 3 n to choose from and n / 4, rounded up, of the others
-        drawn = torch.cat([torch.rand(len(image), number, 2) for number in (3 * final, count - 3 * final)], dim=1)
+        numbers = 3 * final, count - 3 * final
+        drawn = torch.cat([torch.rand(len(image), number, 2, dtype=dtype) for number in numbers], dim=1)
         order = (image * 10_000 + query).argsort()
         return torch.empty_like(drawn).index_copy_(0, order, drawn)
 
@@ -86,9 +88,10 @@ def official_points(monkeypatch):
 
 
 def test_loss_terms_and_gradients(case, official_points):
-    """At the same points. The official numbers are float32, in which a point or two are chosen differently."""
+    """At the same points. Where the official numbers are float32, queries and points that nearly tie are others."""
     numbers, model = case
     expected = numbers["train"]
+    total, term, gradient = (1e-7, 1e-6, 1e-5) if "train_dtype" in numbers else (1e-4, 5e-4, 2e-2)
     pixels, labels = golden_batch(numbers)
     model.zero_grad()
     model.set_step_seed(0, 0)
@@ -96,13 +99,12 @@ def test_loss_terms_and_gradients(case, official_points):
     output = model.train()(pixels, labels=labels)
     output.loss.backward()
     assert model.loss_function.weight_dict == expected["weights"]
-    assert output.loss.item() == pytest.approx(expected["total"], rel=1e-6)
+    assert output.loss.item() == pytest.approx(expected["total"], rel=total)
     for name in expected["weights"]:
-        bound = 2e-4 if "mask" in name else 2e-6
-        assert output.loss_dict[name].item() == pytest.approx(expected["loss_dict"][name], rel=bound), name
+        assert output.loss_dict[name].item() == pytest.approx(expected["loss_dict"][name], rel=term), name
     norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
     assert norms.keys() == expected["grads"].keys()
-    assert norms == pytest.approx(expected["grads"], rel=1e-3, abs=1e-6 * max(expected["grads"].values()))
+    assert norms == pytest.approx(expected["grads"], rel=gradient, abs=1e-6 * max(expected["grads"].values()))
 
 
 @pytest.fixture
