@@ -23,6 +23,7 @@ SECTIONS = {
         "models.keypoints:RFDETRKeypointDetectionOutput",
         "models.image_processing_rfdetr:RFDETRImageProcessor",
         "models.auto:load_model",
+        "models.auto:load_processor",
     ],
     "Losses": ["losses.criterion:RFDETRCriterion", "losses.matcher:HungarianMatcher"],
     "Data": [
@@ -70,6 +71,7 @@ SECTIONS = {
         "evaluation.detection:DetectionAnalysis",
         "evaluation.by_image:predictions_by_image",
         "evaluation.by_image:truth_by_image",
+        "inference.detectors:load_detector",
         "evaluation.inference:ImageDetector",
         "evaluation.inference:AugmentedDetector",
         "evaluation.inference:TiledDetector",
