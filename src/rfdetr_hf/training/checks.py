@@ -1,19 +1,24 @@
 """What can be known to be wrong with a run before it starts."""
 
 import difflib
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers.trainer_callback import EarlyStoppingCallback
 
+from ..data.audit import audit_dataset
 from ..data.schema import class_names, has_keypoints, has_masks, keypoint_schema
 from .arguments import RFDETRTrainingArguments
+from .console import LOGGER
 
 if TYPE_CHECKING:
     from .trainer import RFDETRTrainer
 
 METRIC_OF_TASK = {"detection": "map", "segmentation": "segm_map", "keypoints": "keypoint_map"}
+logger = logging.getLogger(LOGGER)
+
 _SPLITS = ("train_dataset", "eval_dataset", "test_dataset")
 
 
@@ -101,3 +106,17 @@ def _check_early_stopping(args: RFDETRTrainingArguments, callbacks: Sequence[Any
             f"EarlyStoppingCallback looks at {metric}, which is not evaluated; set metric_for_best_model to "
             f"{evaluated[-1].removeprefix('eval_')}map, or eval_raw_weights=True"
         )
+
+
+def audit_splits(trainer: "RFDETRTrainer") -> None:
+    """Look at the data as `args.audit` says, on the main process, and log what was seen.
+
+    Raises:
+        DetectionDataError: an image cannot be read.
+    """
+    if trainer.args.audit != "off" and trainer.accelerator.is_main_process:
+        for split in _SPLITS:
+            if (dataset := getattr(trainer, split)) is not None:
+                name = split.removesuffix("_dataset")
+                logger.info("%s", audit_dataset(dataset, split=name, decode=trainer.args.audit == "full"))
+    trainer.accelerator.wait_for_everyone()

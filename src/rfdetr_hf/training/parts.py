@@ -7,10 +7,12 @@ from datasets import Dataset
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import log_metrics, save_metrics, save_state
 
 from ..evaluation.coco import CocoEvaluator
 from .best import BestModel
+from .callbacks import EarlyStopping
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .loaders import build_eval_loader, build_train_loader
@@ -86,6 +88,17 @@ class TrainerParts:
         """What decides, after each evaluation, whether the weights are the best so far."""
         args = self.args
         return BestModel(args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha)
+
+    def create_early_stopping(self) -> TrainerCallback:
+        """The callback that stops the run; not called without `early_stopping_patience`."""
+        args = self.args
+        return EarlyStopping(
+            args.metric_for_best_model,
+            args.early_stopping_patience,
+            args.early_stopping_threshold,
+            args.skip_best_epochs,
+            args.greater_is_better,
+        )
 
     def create_evaluator(self, dataset: Dataset) -> CocoEvaluator:
         """What scores one pass over a data set."""

@@ -121,3 +121,30 @@ def weights_of(folder: Path) -> str | None:
         return checksum(folder, "model.safetensors")
     except CheckpointError:
         return None
+
+
+def forget_lost_best(trainer: "RFDETRTrainer") -> None:
+    """A checkpoint from elsewhere knows of a best model that is not here, and could not be loaded in the end."""
+    best, state = trainer.best, trainer.state
+    if best.source is None or trainer.run.best.is_dir():
+        return
+    logger.warning(
+        "the best model so far (step %d, %s %.4f) is not in %s; the best of what follows will be kept",
+        best.step, trainer.args.metric_for_best_model, best.score, trainer.run.root,
+    )  # fmt: skip
+    best.score = best.source = best.step = None
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+
+def has_best(trainer: "RFDETRTrainer") -> bool:
+    """Whether there is a best model and `best/` still is that one."""
+    if trainer.best.source is None:
+        return False
+    same = weights_of(trainer.run.best) == trainer.best_weights
+    if not same:
+        logger.warning(
+            "%s holds other weights than the best of this run (step %d): a run that went on from a later checkpoint "
+            "wrote them; they are left as they are",
+            trainer.run.best, trainer.best.step,
+        )  # fmt: skip
+    return same

@@ -16,7 +16,6 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
-from ..data.audit import audit_dataset
 from ..data.collate import prepare_pixels
 from ..data.schema import keypoint_schema
 from ..data.transforms import MAX_SIZE
@@ -25,9 +24,9 @@ from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
 from .async_saving import create_saver
-from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
+from .callbacks import MetricsCsvCallback, ProgressCallback
 from .checkpointing import clean_leftovers
-from .checks import check_run, check_split, default_metric
+from .checks import audit_splits, check_run, check_split, default_metric
 from .console import log_to_console, log_to_file, stop_logging
 from .distributed import Hosts, allow_tf32, build_accelerator
 from .finetuning import apply_finetuning, merge_adapters
@@ -35,7 +34,7 @@ from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .parts import TrainerParts
 from .preemption import EXIT_CODE, Preempted, PreemptionNotice
-from .resuming import identity, weights_of
+from .resuming import forget_lost_best, has_best, identity, weights_of
 from .run_directory import RunDirectory
 from .saving import load_checkpoint, load_weights, save_checkpoint, save_pretrained
 from .scoring import detections, score
@@ -111,7 +110,7 @@ class RFDETRTrainer(TrainerParts):
             model.config.keypoint_schema = keypoint_schema(train_dataset).to_dict()
         own = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.run.metrics)]
         if args.early_stopping_patience is not None:
-            own.append(self._early_stopping())
+            own.append(self.create_early_stopping())
         if args.trackers:
             own.append(TrackerCallback(args.trackers))
         self.hub = HubUploader(args.hub_model_id or self.run.root.resolve().name, args.hub_token, args.hub_private_repo)
@@ -119,16 +118,6 @@ class RFDETRTrainer(TrainerParts):
             own.append(HubCallback(self.hub, notify=lambda: self.fire("on_push_begin")))
         self.callback_handler = CallbackHandler([*own, *(callbacks or ())], model, self.image_processor, None, None)
         self.fire("on_init_end")
-
-    def _early_stopping(self) -> EarlyStopping:
-        args = self.args
-        return EarlyStopping(
-            args.metric_for_best_model,
-            args.early_stopping_patience,
-            args.early_stopping_threshold,
-            args.skip_best_epochs,
-            args.greater_is_better,
-        )
 
     def fire(self, event: str, **kwargs: Any) -> None:
         """Tell the callbacks of an event."""
@@ -161,8 +150,9 @@ class RFDETRTrainer(TrainerParts):
             self._build()
             if checkpoint is not None:
                 load_checkpoint(self, checkpoint)
-                self._forget_lost_best()
-            self._audit()
+                forget_lost_best(self)
+            audit_splits(self)
+            self._write_arguments()
             started = time.perf_counter()
             self._in_training = True
             with self.notice:
@@ -191,31 +181,15 @@ class RFDETRTrainer(TrainerParts):
         self.accelerator.wait_for_everyone()
         return self.run.find_checkpoint(fetch_checkpoint(resume, self.args.hub_token))
 
-    def _forget_lost_best(self) -> None:
-        """A checkpoint from elsewhere knows of a best model that is not here, and could not be loaded in the end."""
-        if self.best.source is None or self.run.best.is_dir():
-            return
-        logger.warning(
-            "the best model so far (step %d, %s %.4f) is not in %s; the best of what follows will be kept",
-            self.best.step, self.args.metric_for_best_model, self.best.score, self.run.root,
-        )  # fmt: skip
-        self.best.score = self.best.source = self.best.step = None
-        self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
-
     def _open_run(self) -> logging.Handler:
         if not self.accelerator.is_main_process:
             return logging.NullHandler()
-        self.run.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
         log_to_console()
         return log_to_file(self.run.log)
 
-    def _audit(self) -> None:
-        if self.args.audit != "off":
-            for name in ("train", "eval", "test"):
-                dataset = getattr(self, f"{name}_dataset")
-                if dataset is not None and self.accelerator.is_main_process:
-                    logger.info("%s", audit_dataset(dataset, split=name, decode=self.args.audit == "full"))
-        self.accelerator.wait_for_everyone()
+    def _write_arguments(self) -> None:
+        if self.accelerator.is_main_process:
+            self.run.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
 
     def _build(self) -> None:
         """Everything that `_loop` works with, freshly seeded."""
@@ -465,7 +439,7 @@ class RFDETRTrainer(TrainerParts):
         self.saver.wait()
         self._save_weights(self.run.last, average=self.ema is not None)
         self.model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        if self.args.load_best_model_at_end and self._has_best():
+        if self.args.load_best_model_at_end and has_best(self):
             merge_adapters(self.model)
             load_weights(self.model, self.run.best)
             score = f"{self.args.metric_for_best_model} {self.best.score:.4f}"
@@ -483,23 +457,10 @@ class RFDETRTrainer(TrainerParts):
         self.fire("on_train_end")
         return TrainOutput(self.state.global_step, self._loss_sum / max(self._loss_steps, 1), metrics)
 
-    def _has_best(self) -> bool:
-        """Whether there is a best model and `best/` still is that one."""
-        if self.best.source is None:
-            return False
-        same = weights_of(self.run.best) == self.best_weights
-        if not same:
-            logger.warning(
-                "%s holds other weights than the best of this run (step %d): a run that went on from a later "
-                "checkpoint wrote them; they are left as they are",
-                self.run.best, self.best.step,
-            )  # fmt: skip
-        return same
-
     def _test(self) -> dict[str, float]:
         """Evaluate the test split by the model in memory, whose card then tells the scores."""
         metrics = self.evaluate(self.test_dataset, metric_key_prefix="test")
-        in_best = self.args.load_best_model_at_end and self._has_best()
+        in_best = self.args.load_best_model_at_end and has_best(self)
         save_pretrained(self, self.run.best if in_best else self.run.last)
         return metrics
 
