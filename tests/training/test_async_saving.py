@@ -45,7 +45,7 @@ class Told(TrainerCallback):
         self.folder, self.steps, self.threads = folder, [], set()
 
     def on_save(self, args, state, control, **kwargs):
-        self.steps.append((state.global_step, round(state.epoch * 12)))
+        self.steps.append((state.global_step, len(state.log_history)))
         self.threads.add(threading.current_thread())
         verify(self.folder / f"checkpoint-{state.global_step}")
 

@@ -70,6 +70,7 @@ class AsyncCheckpointSaver(CheckpointSaver):
             path = checkpoint_path(trainer.run.root, trainer.state.global_step)
             self._writer.start(functools.partial(_write, path, contents, trainer.args.save_total_limit))
         self._untold = copy.copy(trainer.state)
+        self._untold.log_history = list(trainer.state.log_history)
         trainer.control.should_save = False
 
     def wait(self) -> None:
