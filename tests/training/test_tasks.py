@@ -85,6 +85,12 @@ def test_a_run_scores_the_task(tmp_path, task, build, data):
     assert_same(best.state_dict(), trainer.model.state_dict())
 
 
+def test_each_class_is_scored_with_its_own_sigmas(tmp_path, task, build, data):
+    evaluator = RFDETRTrainer(build(), arguments(tmp_path, eval_strategy="no")).create_evaluator(data[1])
+    counts = {label: len(sigmas) for label, sigmas in (evaluator.sigmas or {}).items()}
+    assert counts == (dict(enumerate(SCHEMA)) if task == "keypoints" else {})
+
+
 def test_predictions_have_masks_or_keypoints(tmp_path, task, build, data):
     output = RFDETRTrainer(build(), arguments(tmp_path, eval_strategy="no")).predict(data[1])
     assert f"test_{PREFIX[task]}map" in output.metrics

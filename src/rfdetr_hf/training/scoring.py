@@ -11,11 +11,12 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from ..data.collate import PER_IMAGE
-from ..data.schema import category_ids, has_keypoints, keypoint_schema
+from ..data.schema import category_ids
 from ..evaluation.by_image import predictions_by_image, truth_by_image
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.plots import plots_installed, save_plots
 from ..evaluation.report import write_results
+from ..evaluation.suite import scored_sigmas
 from ..evaluation.tables import aligned, class_cells
 from .console import LOGGER
 from .meters import EvalLossMeter
@@ -32,12 +33,9 @@ Detections = list[dict[str, Any]]
 
 def build_evaluator(trainer: "RFDETRTrainer", dataset: Dataset) -> CocoEvaluator:
     """An evaluator for the model's task: boxes, and masks or keypoints."""
-    sigmas = None
-    if trainer.model.task == "keypoints" and has_keypoints(dataset):
-        sigmas = {label: each.sigmas for label, each in enumerate(keypoint_schema(dataset).classes)}
-    return CocoEvaluator(
-        dataset, trainer.args.eval_max_dets, iou_types=IOU_TYPES[trainer.model.task], sigmas=sigmas, backend="auto"
-    )
+    task, limit = trainer.model.task, trainer.args.eval_max_dets
+    sigmas = scored_sigmas(dataset, task)
+    return CocoEvaluator(dataset, limit, iou_types=IOU_TYPES[task], sigmas=sigmas, backend="auto")
 
 
 def score(
