@@ -91,10 +91,10 @@ def test_an_overflow_of_fp16_reaches_neither_schedule_nor_average(tmp_path, tiny
 
 
 def test_compiled_blocks_train_as_the_others(tmp_path, tiny_model, shapes, device):
-    runs = []
+    runs, slow = [], {"learning_rate": 1e-4, "learning_rate_encoder": 1e-4}
     for compile in (False, True):
         compiled = {"torch_compile": compile, "torch_compile_backend": COMPILERS[device]}
-        args = arguments(tmp_path / str(compile), max_steps=2, tf32=False, learning_rate=1e-4, **compiled)
+        args = arguments(tmp_path / str(compile), max_steps=2, tf32=False, **slow, **compiled)
         trainer = RFDETRTrainer(tiny_model(), args, shapes)
         trainer.train()
         runs.append((logged(trainer, "loss"), list(trainer.model.state_dict())))
