@@ -195,7 +195,7 @@ class RFDETRTrainer(TrainerParts):
         """Everything that `_loop` works with, freshly seeded."""
         args, config = self.args, self.model.config
         if args.full_determinism:
-            enable_full_determinism(args.seed)
+            enable_full_determinism(args.seed, warn_only=True)
         set_seed(args.seed, device_specific=True)
         allow_tf32(args.tf32)
         if args.lora_r and self.strategy.name != "replicated":
