@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def keypoint_folder(tmp_path, tiny_config):
 
 def _picture(folder, *words):
     always = ["--model_name_or_path", str(folder / "model"), "--images", str(folder / "image.png")]
-    always += ["--output_dir", str(folder / "out"), "--threshold", "0"]
+    always += ["--output_dir", str(folder / "out"), "--threshold", "0", "--overwrite", "true"]
     (args,) = parse_arguments((PredictArguments,), [*always, *words])
     predict(args, say=lambda line: None)
     return Image.open(folder / "out" / "image.png").convert("RGB").tobytes()
@@ -142,3 +143,16 @@ def test_models_of_other_tasks(tmp_path, tiny_config, name, overrides, extra):
     else:
         assert category["keypoints"] == ["1", "2", "3", "4"] and len(annotation["keypoints"]) == 12
         assert annotation["num_keypoints"] == sum(v > 0 for v in annotation["keypoints"][2::3])
+
+
+def test_files_that_are_there_are_not_replaced_silently(keypoint_folder):
+    _picture(keypoint_folder)
+    names = [str(keypoint_folder / name) for name in ("model", "image.png", "out")]
+    again = PredictArguments(names[0], images=[names[1]], output_dir=names[2])
+    with pytest.raises(FileExistsError, match="has files: choose another, or replace them with --overwrite true"):
+        predict(again)
+    onto_itself = replace(again, output_dir=str(keypoint_folder), overwrite=True)
+    before = (keypoint_folder / "image.png").read_bytes()
+    with pytest.raises(FileExistsError, match="would replace its source"):
+        predict(onto_itself)
+    assert (keypoint_folder / "image.png").read_bytes() == before

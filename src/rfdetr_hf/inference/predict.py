@@ -22,7 +22,7 @@ class PredictArguments(ViewArguments):
 
     model_name_or_path: str = field(metadata={"help": "A model folder, Hub id or official file."})
     images: list[str] = field(default_factory=list, metadata={"help": "Image files, video files and folders."})
-    output_dir: str = field(default="predictions", metadata={"help": "Folder for what is written."})
+    output_dir: str = field(default="predictions", metadata={"help": "Folder for what is written; new or empty."})
     formats: list[str] = field(
         default_factory=lambda: ["pictures"],
         metadata={
@@ -45,6 +45,7 @@ class PredictArguments(ViewArguments):
     every: int = field(default=1, metadata={"help": "Take each n-th frame of videos."})
     device: str | None = field(default=None, metadata={"help": "Default: cuda where there is one."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16."})
+    overwrite: bool = field(default=False, metadata={"help": "Write into a folder that has files, and replace them."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,15 +76,19 @@ def predict(
         ValueError: no images are named, one cannot be read, or views are asked for of a model that gives more than
             boxes.
         FileNotFoundError: an image or the model is not there.
+        FileExistsError: the output folder has files and `overwrite` is not set, or a picture would replace its source.
     """
     if images is None and not args.images:
         raise ValueError("--images is missing: name image files, video files or folders")
+    output = Path(args.output_dir)
+    if not args.overwrite and output.is_dir() and any(output.iterdir()):
+        raise FileExistsError(f"--output_dir {output} has files: choose another, or replace them with --overwrite true")
     plain = load_detector(args.model_name_or_path, args.device, args.threshold, bf16=args.bf16)
     model, detect = plain.model, with_views(plain, args, args.batch_size)
     if args.task not in (None, model.task):
         raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {model.task}")
     id2label, style = model.config.id2label, args.style(model.config.keypoint_schema)
-    output, objects, count = Path(args.output_dir), {}, 0
+    objects, count = {}, 0
     coco = CocoResults(id2label, keypoints_of_classes(model.config), args.keypoint_threshold)
     output.mkdir(parents=True, exist_ok=True)
     for batch in _batches(find_images(args.images, args.every) if images is None else images, args.batch_size):
@@ -94,6 +99,8 @@ def predict(
             where = item.source
             if "pictures" in args.formats:
                 where = output / f"{item.name}.png"
+                if where.resolve() == item.source.resolve():
+                    raise FileExistsError(f"--output_dir {output}: the picture would replace its source {where}")
                 where.parent.mkdir(parents=True, exist_ok=True)
                 draw_detections(item.image, found, id2label, args.threshold, style).save(where)
             say(f"{where}: {len(records)} objects")

@@ -111,7 +111,9 @@ class RFDETRTrainingArguments:
     max_skipped_steps: int = _option(20, "Non-finite steps in a row after which the run ends with an error.")
     seed: int = _option(42, "Seed of data order, augmentation, scales and drop path.")
     ddp_timeout: int = _option(1800, "Seconds that a process waits for the others before it gives up.")
-    full_determinism: bool = _option(False, "Deterministic kernels (slower) where PyTorch has them; it warns of each that has none.")
+    full_determinism: bool = _option(
+        False, "Deterministic kernels (slower) where PyTorch has them; it warns of each that has none."
+    )
 
     eval_strategy: str = _option("epoch", "When to evaluate.", [s.value for s in IntervalStrategy])
     eval_steps: float | None = _option(None, "Steps between evaluations (a share of all steps when below 1).")
