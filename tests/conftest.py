@@ -1,6 +1,9 @@
 import os
 from pathlib import Path
 
+# Before torch reads it, here and in the processes that tests start: threads of several workers get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -55,20 +55,29 @@ class PreemptionNotice(contextlib.AbstractContextManager):
 
 
 def shield_workers(loader: DataLoader) -> DataLoader:
-    """Let the workers of a loader survive the first signal of `SIGNALS`; the second one ends them.
+    """Let the workers of a loader survive the first signal of `SIGNALS` that others send; the second one ends them.
 
-    Launchers signal whole process groups. A worker that died of it would take the run down before it has saved.
+    Launchers signal whole process groups. A worker that died of it would take the run down before it has saved. A signal
+    of this process, which is how torch ends workers that do not end by themselves, ends them at once. Without
+    `sigwaitinfo` (macOS) nobody can tell who sent a signal, and nothing changes.
     """
-    loader.worker_init_fn = functools.partial(_init_shielded, loader.worker_init_fn)
+    if hasattr(signal, "sigwaitinfo"):
+        loader.worker_init_fn = functools.partial(_init_shielded, os.getpid(), loader.worker_init_fn)
     return loader
 
 
-def _init_shielded(init: Callable[[int], None] | None, worker_id: int) -> None:
-    # Here and not earlier: torch gives a worker handlers of its own when it starts.
-    for number in SIGNALS:
-        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+def _init_shielded(owner: int, init: Callable[[int], None] | None, worker_id: int) -> None:
+    # Blocked in all threads, signals wait for the one that asks for them, and for who sent them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_await_signals, args=(owner,), daemon=True).start()
     if init is not None:
         init(worker_id)
+
+
+def _await_signals(owner: int) -> None:
+    if signal.sigwaitinfo(SIGNALS).si_pid != owner:
+        signal.sigwaitinfo(SIGNALS)
+    os._exit(0)
 
 
 def _die_of(number: int) -> None:
