@@ -144,7 +144,7 @@ def test_a_model_for_masks_needs_data_with_masks(tmp_path, tiny_config, shapes):
         RFDETRTrainer(model, arguments(tmp_path), shapes, shapes)
 
 
-def test_evaluations_leave_no_workers(tmp_path, tiny_model, shapes, crowded):
+def test_evaluations_and_training_leave_no_workers(tmp_path, tiny_model, shapes, crowded):
     args = arguments(tmp_path, dataloader_num_workers=1, eval_strategy="steps", eval_steps=1)
     trainer = RFDETRTrainer(tiny_model(), args, shapes, crowded)
     workers = []
@@ -155,7 +155,7 @@ def test_evaluations_leave_no_workers(tmp_path, tiny_model, shapes, crowded):
 
     trainer.add_callback(Count)
     trainer.train()
-    assert workers == [1, 1]
+    assert workers == [1, 1] and not multiprocessing.active_children()
 
 
 def test_detections_of_each_evaluation_as_coco_results(tmp_path, tiny_model, shapes, crowded):

@@ -65,6 +65,14 @@ def build_eval_loader(
     return shield_workers(build_eval_dataloader(dataset, transform, batch_size=batch_size, **options))
 
 
+def end_workers(loader: DataLoader | None) -> None:
+    """End persistent workers, which would live as long as their loader."""
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        loader._iterator = None
+        iterator._shutdown_workers()
+
+
 def _options(args: RFDETRTrainingArguments, config: PreTrainedConfig, accelerator: Accelerator) -> dict[str, Any]:
     return {
         "rank": accelerator.process_index,

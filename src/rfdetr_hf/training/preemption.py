@@ -57,8 +57,8 @@ class PreemptionNotice(contextlib.AbstractContextManager):
 def shield_workers(loader: DataLoader) -> DataLoader:
     """Let the workers of a loader survive the first signal of `SIGNALS` that others send; the second one ends them.
 
-    Launchers signal whole process groups. A worker that died of it would take the run down before it has saved. A signal
-    of this process, which is how torch ends workers that do not end by themselves, ends them at once. Without
+    Launchers signal whole process groups. A worker that died of it would take the run down before it has saved. A
+    signal of this process, which is how torch ends workers that do not end by themselves, ends them at once. Without
     `sigwaitinfo` (macOS) nobody can tell who sent a signal, and nothing changes.
     """
     if hasattr(signal, "sigwaitinfo"):

@@ -30,6 +30,7 @@ from .checks import audit_splits, check_run, check_split, default_metric
 from .console import log_to_console, log_to_file, stop_logging
 from .distributed import Hosts, allow_tf32, build_accelerator
 from .finetuning import apply_finetuning, merge_adapters
+from .loaders import end_workers
 from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .parts import TrainerParts
@@ -165,6 +166,7 @@ class RFDETRTrainer(TrainerParts):
             raise
         finally:
             self._in_training = False
+            end_workers(self.train_loader)
             self.saver.close()
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, TrackerCallback):
