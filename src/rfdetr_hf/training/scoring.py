@@ -15,9 +15,9 @@ from ..data.schema import category_ids
 from ..evaluation.by_image import predictions_by_image, truth_by_image
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.plots import plots_installed, save_plots
-from ..evaluation.report import write_results
-from ..evaluation.suite import scored_sigmas
-from ..evaluation.tables import aligned, class_cells
+from ..evaluation.report import analyses_of, folder_of, write_results
+from ..evaluation.suite import IOU_TYPES, scored_sigmas
+from ..evaluation.tables import TITLES, aligned, class_cells, summaries
 from .console import LOGGER
 from .meters import EvalLossMeter
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .trainer import RFDETRTrainer
 
 logger = logging.getLogger(LOGGER)
-
-IOU_TYPES = {"detection": ("bbox",), "segmentation": ("bbox", "segm"), "keypoints": ("bbox", "keypoints")}
 
 Detections = list[dict[str, Any]]
 
@@ -57,15 +55,15 @@ def score(
 def _scores(
     trainer: "RFDETRTrainer", dataset: Dataset, evaluator: CocoEvaluator, folder: Path | None
 ) -> dict[str, float]:
-    per_class = trainer.args.eval_per_class
-    analysis = evaluator.analyze()
-    if per_class:
-        logger.info("%s", aligned(class_cells(analysis.per_class())))
+    analyses = analyses_of(evaluator)
+    for iou_type, analysis in analyses.items():
+        if trainer.args.eval_per_class:
+            logger.info("%s\n%s", TITLES[iou_type], aligned(class_cells(analysis.per_class())))
+        if folder is not None and plots_installed():
+            save_plots(analysis, folder_of(folder, iou_type, analyses))
     if folder is not None:
-        write_results(evaluator, folder, category_ids(dataset), predictions=trainer.args.eval_predictions)
-        if plots_installed():
-            save_plots(analysis, folder)
-    scores = evaluator.compute(per_class=per_class) | analysis.summary()
+        write_results(evaluator, folder, category_ids(dataset), trainer.args.eval_predictions, analyses)
+    scores = evaluator.compute(per_class=trainer.args.eval_per_class) | summaries(analyses)
     if trainer.compute_metrics is not None:
         pair = EvalPrediction(predictions=predictions_by_image(evaluator), label_ids=truth_by_image(evaluator))
         scores |= {name: float(value) for name, value in trainer.compute_metrics(pair).items()}
