@@ -161,8 +161,10 @@ class RFDETRTrainer(TrainerParts):
             self._in_training = False
             return self._finish(time.perf_counter() - started)
         except Exception:
-            # At once, for the other processes are about to fail for want of this one.
-            logger.exception("process %d of %d failed", self.accelerator.process_index, self.accelerator.num_processes)
+            processes = self.accelerator.num_processes
+            if self._in_training or processes > 1:
+                # At once, for the other processes are about to fail for want of this one.
+                logger.exception("process %d of %d failed", self.accelerator.process_index, processes)
             raise
         finally:
             self._in_training = False
