@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from ..models.auto import is_official, load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
 from ..models.pretrained_adapt import UNUSED_LABEL
-from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingArguments, UsageError
+from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingArguments, UsageError, to_words
 
 FIT_TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 POSITIONAL = ("--model_name_or_path", "--dataset_name")
@@ -92,7 +91,7 @@ def as_options(argv: Sequence[str], types: Sequence[type]) -> list[str]:
     words = _named(list(argv))
     path = _value_of("--config", words)
     values = _read(path) if path else None
-    verb, fit = _names(types), _names(FIT_TYPES)
+    verb, fit = _fields(types), _fields(FIT_TYPES)
     foreign = [key for key in values or () if key not in verb]
     if not foreign:
         return words
@@ -104,7 +103,8 @@ def as_options(argv: Sequence[str], types: Sequence[type]) -> list[str]:
     kept = {key: value for key, value in values.items() if key in verb and key not in _OF_THE_RUN}
     if _value_of(POSITIONAL[0], words) is None:
         kept["model_name_or_path"] = _best_of(path, values)
-    return [*_as_words(kept), *_without_config(words)]
+    kept_words = [word for key, value in kept.items() if value is not None for word in to_words(verb[key], value)]
+    return [*kept_words, *_without_config(words)]
 
 
 def _named(words: list[str]) -> list[str]:
@@ -148,14 +148,5 @@ def _best_of(path: str, values: dict[str, Any]) -> str:
     return str(best)
 
 
-def _as_words(values: dict[str, Any]) -> list[str]:
-    words = []
-    for key, value in values.items():
-        if value is not None:
-            listed = map(str, value) if isinstance(value, list) else [json.dumps(value)]
-            words += [f"--{key}", *(listed if isinstance(value, (list, dict)) else [str(value)])]
-    return words
-
-
-def _names(types: Sequence[type]) -> list[str]:
-    return [each.name for cls in types for each in dataclasses.fields(cls)]
+def _fields(types: Sequence[type]) -> dict[str, dataclasses.Field]:
+    return {each.name: each for cls in types for each in dataclasses.fields(cls)}

@@ -465,7 +465,7 @@ def _parse_arguments(
     known = list(fields)
     from_file = _read_yaml(config_path, known) if config_path else {}
     parser.set_defaults(**{key: None for key, value in from_file.items() if value is None})
-    words = [word for key, value in from_file.items() if value is not None for word in _to_words(fields[key], value)]
+    words = [word for key, value in from_file.items() if value is not None for word in to_words(fields[key], value)]
     *parsed, _, unknown = parser.parse_args_into_dataclasses(
         [*words, *argv], return_remaining_strings=True, look_for_args_file=False
     )
@@ -487,7 +487,7 @@ def _read_yaml(path: str, known: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _to_words(option: dataclasses.Field, value: Any) -> list[str]:
+def to_words(option: dataclasses.Field, value: Any) -> list[str]:
     """An entry of a YAML file as words of the command line."""
     if value is False:  # how YAML reads a bare no or off
         value = next((word for word in ("no", "off") if word in option.metadata.get("choices", ())), value)

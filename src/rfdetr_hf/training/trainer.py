@@ -443,7 +443,8 @@ class RFDETRTrainer(TrainerParts):
         self.saver.wait()
         self._save_weights(self.run.last, average=self.ema is not None)
         self.model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        if self.args.load_best_model_at_end and has_best(self):
+        takes_best = self.args.load_best_model_at_end and has_best(self)
+        if takes_best:
             merge_adapters(self.model)
             load_weights(self.model, self.run.best)
             score = f"{self.args.metric_for_best_model} {self.best.score:.4f}"
@@ -457,15 +458,14 @@ class RFDETRTrainer(TrainerParts):
         logger.info("the model in memory is %s", told)
         metrics = {"train_runtime": runtime, "train_skipped_steps": self.skipped_steps}
         if self.test_dataset is not None:
-            metrics |= self._test()
+            metrics |= self._test(self.run.best if takes_best else self.run.last)
         self.fire("on_train_end")
         return TrainOutput(self.state.global_step, self._loss_sum / max(self._loss_steps, 1), metrics)
 
-    def _test(self) -> dict[str, float]:
-        """Evaluate the test split by the model in memory, whose card then tells the scores."""
+    def _test(self, folder: Path) -> dict[str, float]:
+        """Evaluate the test split by the model in memory, which `folder` holds; its card then tells the scores."""
         metrics = self.evaluate(self.test_dataset, metric_key_prefix="test")
-        in_best = self.args.load_best_model_at_end and has_best(self)
-        save_pretrained(self, self.run.best if in_best else self.run.last)
+        save_pretrained(self, folder)
         return metrics
 
     def save_model(self, output_dir: str | None = None) -> None:
