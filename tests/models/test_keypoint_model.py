@@ -1,82 +1,14 @@
-"""Keypoints: the numbers of the official model 1.11.2, and what the decoder does for several classes."""
-
-from types import SimpleNamespace
+"""Keypoints: what the head and the decoder add to the detector, for one class and several."""
 
 import pytest
 import torch
-from parity import golden_batch, golden_model, golden_wide_batch
 from safetensors.torch import load_file, save_file
 from torch.autograd.graph import saved_tensors_hooks
 
-from rfdetr_hf import (
-    RFDETRForKeypointDetection,
-    RFDETRForObjectDetection,
-    RFDETRImageProcessor,
-    build_param_groups,
-)
-from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
+from rfdetr_hf import RFDETRForKeypointDetection, RFDETRForObjectDetection, RFDETRImageProcessor
 from rfdetr_hf.models.keypoints import INSTANCE_SCALE, place_keypoints
 
 SCHEMA = [3, 0, 2]
-OFFICIAL_RATES = SimpleNamespace(
-    learning_rate=1e-4, learning_rate_encoder=1.5e-4, layer_decay=0.8, component_decay=0.7, weight_decay=1e-4,
-    param_groups="official",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def case(golden):
-    numbers = golden("keypoint")
-    config = RFDETRConfig.from_variant("keypoint-preview", num_labels=numbers["num_classes"] + 1)
-    return numbers, golden_model(RFDETRForKeypointDetection(config))
-
-
-def test_names_and_shapes(case):
-    numbers, model = case
-    official = {name: tuple(shape) for name, shape in numbers["keys"].items()}
-    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == official
-
-
-@torch.no_grad()
-def test_evaluation(case):
-    numbers, model = case
-    output = model.eval()(golden_batch(numbers)[0])
-    torch.testing.assert_close(output.logits, numbers["eval"]["pred_logits"], atol=1e-8, rtol=0)
-    torch.testing.assert_close(output.pred_boxes, numbers["eval"]["pred_boxes"], atol=1e-8, rtol=0)
-    torch.testing.assert_close(output.pred_keypoints[:, :25], numbers["eval"]["pred_keypoints"], atol=1e-8, rtol=0)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_evaluation_of_wide_padded_images(case):
-    numbers, model = case
-    output = model.eval()(*golden_wide_batch(numbers))
-    torch.testing.assert_close(output.logits, numbers["eval_wide"]["pred_logits"], atol=1e-8, rtol=0)
-    torch.testing.assert_close(output.pred_boxes, numbers["eval_wide"]["pred_boxes"], atol=1e-8, rtol=0)
-
-
-def test_parameter_groups(case):
-    numbers, model = case
-    groups = build_param_groups(model, OFFICIAL_RATES)
-    found = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["param_names"]}
-    assert found == numbers["param_groups"]
-
-
-@pytest.mark.slow
-def test_loss_terms_and_gradients(case):
-    numbers, model = case
-    expected = numbers["train"]
-    pixels, labels = golden_batch(numbers)
-    model.zero_grad()
-    output = model.train()(pixels, labels=labels)
-    output.loss.backward()
-    assert output.loss.item() == pytest.approx(expected["total"], rel=1e-7)
-    for name in expected["weights"]:
-        assert output.loss_dict[name].item() == pytest.approx(expected["loss_dict"][name], rel=1e-7), name
-    assert model.loss_function.weight_dict == expected["weights"]
-    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
-    assert norms.keys() == expected["grads"].keys()
-    assert norms == pytest.approx(expected["grads"], rel=1e-6, abs=1e-12)
 
 
 @pytest.fixture

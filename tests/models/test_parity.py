@@ -1,56 +1,122 @@
-"""The numbers of the official model, version 1.11.2, in float64."""
+"""The numbers of the official models, version 1.11.2, in float64."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from parity import golden_batch, golden_model, golden_wide_batch
 
+from rfdetr_hf import (
+    RFDETRForInstanceSegmentation,
+    RFDETRForKeypointDetection,
+    RFDETRForObjectDetection,
+    build_param_groups,
+)
+from rfdetr_hf.losses.points import RandomPoints
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
-from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
 
-# A buffer of the official model that says which keypoints are in use; it is empty for a detector.
+# A buffer that says which keypoints are in use; it is empty for other models.
 OFFICIAL_ONLY = "_kp_active_mask"
+OFFICIAL_RATES = SimpleNamespace(
+    learning_rate=1e-4, learning_rate_encoder=1.5e-4, layer_decay=0.8, component_decay=0.7, weight_decay=1e-4,
+    param_groups="official",
+)  # fmt: skip
+MODELS = {
+    "detection": RFDETRForObjectDetection,
+    "segmentation": RFDETRForInstanceSegmentation,
+    "keypoints": RFDETRForKeypointDetection,
+}
+LARGE = ["small", "medium", "large", "large-deprecated"]
+LARGE += [f"seg-{size}" for size in ("preview", "small", "medium", "large", "xlarge", "2xlarge")]
 
 
-LONG = [pytest.mark.slow, pytest.mark.timeout(1200)]
-SLOW = [pytest.param(name, marks=LONG) for name in ("small", "medium", "large", "large-deprecated")]
+def variants(quick, slow):
+    return [*quick, *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]) for name in slow)]
 
 
-@pytest.fixture(scope="module", params=["nano", "base", *SLOW])
+@pytest.fixture(scope="module", params=variants(["nano", "base", "seg-nano", "keypoint"], LARGE))
 def case(request, golden):
     numbers = golden(request.param)
-    config = RFDETRConfig.from_variant(request.param, num_labels=numbers["num_classes"] + 1)
-    return numbers, golden_model(RFDETRForObjectDetection(config))
+    variant = "keypoint-preview" if request.param == "keypoint" else request.param
+    config = RFDETRConfig.from_variant(variant, num_labels=numbers["num_classes"] + 1)
+    return numbers, golden_model(MODELS[numbers["task"]](config))
+
+
+def assert_equal(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=0)
 
 
 def test_names_and_shapes(case):
     numbers, model = case
-    official = {name: tuple(shape) for name, shape in numbers["keys"].items() if name != OFFICIAL_ONLY}
+    official = {name: tuple(shape) for name, shape in numbers["keys"].items()}
+    if numbers["task"] != "keypoints":
+        del official[OFFICIAL_ONLY]
     assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == official
 
 
 @torch.no_grad()
 def test_evaluation(case):
     numbers, model = case
+    expected = numbers["eval"]
     output = model.eval()(golden_batch(numbers)[0])
-    torch.testing.assert_close(output.logits, numbers["eval"]["pred_logits"], atol=1e-8, rtol=0)
-    torch.testing.assert_close(output.pred_boxes, numbers["eval"]["pred_boxes"], atol=1e-8, rtol=0)
+    assert_equal(output.logits, expected["pred_logits"])
+    assert_equal(output.pred_boxes, expected["pred_boxes"])
+    if numbers["task"] == "segmentation":  # of the first queries, every other or every so many rows and columns
+        queries, _, columns = expected["pred_masks"].shape[1:]
+        step = -(-output.pred_masks.shape[-1] // columns)
+        assert_equal(output.pred_masks[:, :queries, ::step, ::step], expected["pred_masks"])
+    if numbers["task"] == "keypoints":
+        assert_equal(output.pred_keypoints[:, :25], expected["pred_keypoints"])
 
 
 @torch.no_grad()
 def test_evaluation_of_wide_padded_images(case):
     numbers, model = case
     output = model.eval()(*golden_wide_batch(numbers))
-    torch.testing.assert_close(output.logits, numbers["eval_wide"]["pred_logits"], atol=1e-8, rtol=0)
-    torch.testing.assert_close(output.pred_boxes, numbers["eval_wide"]["pred_boxes"], atol=1e-8, rtol=0)
+    assert_equal(output.logits, numbers["eval_wide"]["pred_logits"])
+    assert_equal(output.pred_boxes, numbers["eval_wide"]["pred_boxes"])
 
 
-def test_loss_terms_and_gradients(case):
+def test_parameter_groups(case):
+    numbers, model = case
+    groups = build_param_groups(model, OFFICIAL_RATES)
+    found = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["param_names"]}
+    assert found == numbers["param_groups"]
+
+
+@pytest.fixture
+def official_points(monkeypatch):
+    """Points of torch's generator, in the order in which the official criterion asks for them.
+
+    For each layer one set for the matching of all images; then for each layer those of the pairs, ordered by image and
+    query: first all that are chosen from, then all that are taken in any case.
+    """
+
+    def for_images(self, layer, count):
+        return torch.rand(1, count, 2, dtype=torch.float64).expand(len(self.keys), -1, -1)
+
+    def for_pairs(self, layer, image, query, count):
+        final = count * 4 // 13  # 3 n to choose from and n / 4, rounded up, of the others
+        numbers = 3 * final, count - 3 * final
+        drawn = torch.cat([torch.rand(len(image), number, 2, dtype=torch.float64) for number in numbers], dim=1)
+        order = (image * 10_000 + query).argsort()
+        return torch.empty_like(drawn).index_copy_(0, order, drawn)
+
+    monkeypatch.setattr(RandomPoints, "for_images", for_images)
+    monkeypatch.setattr(RandomPoints, "for_pairs", for_pairs)
+
+
+@pytest.mark.parametrize("case", variants(["nano", "base", "seg-nano"], ["keypoint", *LARGE]), indirect=True)
+def test_loss_terms_and_gradients(case, official_points):
     numbers, model = case
     expected = numbers["train"]
     pixels, labels = golden_batch(numbers)
     model.zero_grad()
+    model.set_step_seed(0, 0)  # so that torch's generator is left to the points
+    torch.manual_seed(3)
     output = model.train()(pixels, labels=labels)
     output.loss.backward()
+    assert model.loss_function.weight_dict == expected["weights"]
     assert output.loss.item() == pytest.approx(expected["total"], rel=1e-7)
     for name in expected["weights"]:
         assert output.loss_dict[name].item() == pytest.approx(expected["loss_dict"][name], rel=1e-7), name

@@ -1,112 +1,11 @@
-"""Instance segmentation: the numbers of the official model 1.11.2, and what the head adds to the detector."""
+"""Instance segmentation: what the head adds to the detector."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
-from parity import golden_batch, golden_model, golden_wide_batch
 
-from rfdetr_hf import RFDETRForInstanceSegmentation, build_param_groups
-from rfdetr_hf.losses.points import RandomPoints
-from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
-
-OFFICIAL_ONLY = "_kp_active_mask"
-OFFICIAL_RATES = SimpleNamespace(
-    learning_rate=1e-4, learning_rate_encoder=1.5e-4, layer_decay=0.8, component_decay=0.7, weight_decay=1e-4,
-    param_groups="official",
-)  # fmt: skip
-
-
-LONG = [pytest.mark.slow, pytest.mark.timeout(1200)]
-SLOW = [
-    pytest.param(f"seg-{size}", marks=LONG) for size in ("preview", "small", "medium", "large", "xlarge", "2xlarge")
-]
-
-
-@pytest.fixture(scope="module", params=["seg-nano", *SLOW])
-def case(request, golden):
-    numbers = golden(request.param)
-    config = RFDETRConfig.from_variant(request.param, num_labels=numbers["num_classes"] + 1)
-    return numbers, golden_model(RFDETRForInstanceSegmentation(config))
-
-
-def test_names_and_shapes(case):
-    numbers, model = case
-    official = {name: tuple(shape) for name, shape in numbers["keys"].items() if name != OFFICIAL_ONLY}
-    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == official
-
-
-@torch.no_grad()
-def test_evaluation(case):
-    numbers, model = case
-    output = model.eval()(golden_batch(numbers)[0])
-    torch.testing.assert_close(output.logits, numbers["eval"]["pred_logits"], atol=1e-8, rtol=0)
-    torch.testing.assert_close(output.pred_boxes, numbers["eval"]["pred_boxes"], atol=1e-8, rtol=0)
-    expected = numbers["eval"]["pred_masks"]  # of the first queries, every other or every so many rows and columns
-    step = -(-output.pred_masks.shape[-1] // expected.shape[-1])
-    masks = output.pred_masks[:, : expected.shape[1], ::step, ::step]
-    torch.testing.assert_close(masks, expected, atol=1e-8, rtol=0)
-
-
-@torch.no_grad()
-def test_evaluation_of_wide_padded_images(case):
-    numbers, model = case
-    output = model.eval()(*golden_wide_batch(numbers))
-    torch.testing.assert_close(output.logits, numbers["eval_wide"]["pred_logits"], atol=1e-8, rtol=0)
-    torch.testing.assert_close(output.pred_boxes, numbers["eval_wide"]["pred_boxes"], atol=1e-8, rtol=0)
-
-
-def test_parameter_groups(case):
-    numbers, model = case
-    groups = build_param_groups(model, OFFICIAL_RATES)
-    found = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["param_names"]}
-    assert found == numbers["param_groups"]
-
-
-@pytest.fixture
-def official_points(monkeypatch, case):
-    """Points of torch's generator, in the order and of the type in which the official criterion asks for them.
-
-    For each layer one set for the matching of all images; then for each layer those of the pairs, ordered by image and
-    query: first all that are chosen from, then all that are taken in any case.
-    """
-    dtype = getattr(torch, case[0].get("train_dtype", "float32"))
-
-    def for_images(self, layer, count):
-        return torch.rand(1, count, 2, dtype=dtype).expand(len(self.keys), -1, -1)
-
-    def for_pairs(self, layer, image, query, count):
-        final = count * 4 // 13  # 3 n to choose from and n / 4, rounded up, of the others
-        numbers = 3 * final, count - 3 * final
-        drawn = torch.cat([torch.rand(len(image), number, 2, dtype=dtype) for number in numbers], dim=1)
-        order = (image * 10_000 + query).argsort()
-        return torch.empty_like(drawn).index_copy_(0, order, drawn)
-
-    monkeypatch.setattr(RandomPoints, "for_images", for_images)
-    monkeypatch.setattr(RandomPoints, "for_pairs", for_pairs)
-
-
-def test_loss_terms_and_gradients(case, official_points):
-    """At the same points. Where the official numbers are float32, queries and points that nearly tie are others."""
-    numbers, model = case
-    expected = numbers["train"]
-    total, term, gradient = (1e-7, 1e-6, 1e-5) if "train_dtype" in numbers else (1e-4, 5e-4, 2e-2)
-    if numbers["variant"] == "seg-2xlarge":
-        pytest.xfail("loss_bbox_0 is off by 3e-3: open until its official numbers are made in float64")
-    pixels, labels = golden_batch(numbers)
-    model.zero_grad()
-    model.set_step_seed(0, 0)
-    torch.manual_seed(3)
-    output = model.train()(pixels, labels=labels)
-    output.loss.backward()
-    assert model.loss_function.weight_dict == expected["weights"]
-    assert output.loss.item() == pytest.approx(expected["total"], rel=total)
-    for name in expected["weights"]:
-        assert output.loss_dict[name].item() == pytest.approx(expected["loss_dict"][name], rel=term), name
-    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
-    assert norms.keys() == expected["grads"].keys()
-    assert norms == pytest.approx(expected["grads"], rel=gradient, abs=1e-6 * max(expected["grads"].values()))
+from rfdetr_hf import RFDETRForInstanceSegmentation
 
 
 @pytest.fixture
