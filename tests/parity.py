@@ -8,8 +8,8 @@ The goldens hold outputs only. Weights and inputs come from seeded generators, b
 * a batch takes from one generator the pixels first, then for each image: centres, sizes, classes, and for keypoint
   models positions and states of the keypoints; a true mask is the inside of its box.
 
-Everything is float64. For the training numbers of the segmentation models the casts to float32 in the official criterion
-and matcher were turned into casts to float64; those in the model itself, which the evaluation has as well, were left.
+Everything is float64. For the training numbers of the segmentation models the casts to float32 in the official
+criterion and matcher were turned into casts to float64; those in the model, which are its own, were left.
 
 To keep the files small, the masks of the golden evaluation are every other row and column of the first 4 queries (of
 seg-nano; of the larger models every 4th to 6th of the first 2), and the keypoints those of the first 25.

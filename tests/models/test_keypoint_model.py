@@ -1,5 +1,7 @@
 """Keypoints: what the head and the decoder add to the detector, for one class and several."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
