@@ -51,6 +51,11 @@ def test_an_unknown_command_line_option_names_the_nearest_option(argv):
         parse_arguments(TYPES, argv)
 
 
+def test_a_word_of_no_option_says_how_to_write_several_values():
+    with pytest.raises(ValueError, match="'mlflow' on the command line belongs to no option; join several"):
+        parse_arguments(TYPES, ["--report_to", "wandb", "mlflow"])
+
+
 def test_options_can_not_be_abbreviated():
     with pytest.raises(ValueError, match="unknown option 'ema_dec'"):
         parse_arguments(TYPES, ["--ema_dec", "0.9"])

@@ -144,6 +144,40 @@ def test_tensorboard(tmp_path, tiny_model, shapes):
     assert list((tmp_path / "run" / "runs" / "first").rglob("hparams.yml"))
 
 
+def test_wandb(tmp_path, tiny_model, shapes, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    options = {"report_to": "wandb", "tracker_kwargs": {"wandb": {"tags": ["small"]}}}
+    RFDETRTrainer(tiny_model(), arguments(tmp_path / "run", **options), shapes, shapes).train()
+    pictures = (tmp_path / "wandb").glob("offline-run-*/files/media/images/eval/predictions_*.png")
+    assert sorted(path.name.split("_")[1] for path in pictures) == ["10"] * 3 + ["5"] * 3
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_mlflow(tmp_path, tiny_model, shapes, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    args = arguments(tmp_path / "run", report_to="mlflow", run_name="first", project="shapes")
+    RFDETRTrainer(tiny_model(), args, shapes, shapes).train()
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("shapes").experiment_id])
+    assert run.info.run_name == "first" and run.info.status == "FINISHED"
+    assert run.data.params["learning_rate"] == "0.0001"
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "eval/ema_map")] == [5, 10]
+
+
+def test_trackio(tmp_path, tiny_model, shapes, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when the package is imported
+    pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    args = arguments(tmp_path / "run", report_to="trackio", run_name="first", project="shapes")
+    RFDETRTrainer(tiny_model(), args, shapes, shapes).train()
+    logged = SQLiteStorage.get_logs("shapes", "first")
+    assert [entry["step"] for entry in logged if "eval/ema_map" in entry] == [5, 10]
+
+
 def test_nothing_is_reported_by_default(tmp_path, tiny_model, shapes):
     trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, max_steps=1), shapes, shapes)
     assert not any(isinstance(c, TrackerCallback) for c in trainer.callback_handler.callbacks)

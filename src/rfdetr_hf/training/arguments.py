@@ -470,6 +470,8 @@ def _parse_arguments(
         [*words, *argv], return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
+        if not unknown[0].startswith("-"):
+            raise ValueError(f"{unknown[0]!r} on the command line belongs to no option; join several values by commas")
         raise ValueError(_unknown_option(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
     return tuple(parsed)
 
