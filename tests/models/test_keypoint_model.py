@@ -193,9 +193,9 @@ def test_classes_without_keypoints_score_half_as_the_official_package_has_it():
     assert by_class[0] < plain[0] and by_class[1] < 0.5
 
 
-def test_post_processing_equals_the_official_one(case):
+def test_post_processing_equals_the_official_one(golden):
     """Scores with the keypoints' uncertainty in them, of the golden predictions that the file holds."""
-    numbers, _ = case
+    numbers = golden("keypoint")
     predicted = numbers["eval"]
     ranks = predicted["pred_logits"].sigmoid().flatten(1).sort(descending=True, stable=True).indices[:, :50] // 2
     outputs = SimpleNamespace(logits=predicted["pred_logits"], pred_boxes=predicted["pred_boxes"])
