@@ -61,6 +61,23 @@ def test_two_processes_train_as_one(job, reference, tmp_path, kind):
     RFDETRForObjectDetection.from_pretrained(Path(two["output_dir"]) / "last")
 
 
+def test_adapters_train_on_two_processes_as_on_one(job, tmp_path):
+    """The averaged weights included; the merged files are plain models."""
+    pytest.importorskip("peft")
+    lora = {"lora_r": 2, "max_steps": 4, "learning_rate": 1e-3, "learning_rate_encoder": 1e-3}
+    names = ("checkpoint-4/ema.safetensors", "last/model.safetensors", "best/model.safetensors")
+    runs = []
+    for name, spread, kwargs in (("one", ONE, {}), ("two", TWO, {"world": 2, "kind": "ddp"})):
+        options = lora | spread | {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
+        made = job(name, rank_seeds=True, double=True, held_out=3, options=options)
+        run(made, **kwargs)
+        runs.append([load_file(Path(made["output_dir"]) / file) for file in names])
+    for file, first, second in zip(names, *runs, strict=True):
+        assert first.keys() == second.keys() and (any(".lora_" in key for key in first) == file.startswith("checkpoint"))
+        for key, tensor in first.items():
+            torch.testing.assert_close(second[key], tensor, rtol=1e-6, atol=1e-8, msg=f"{file} {key}")
+
+
 def test_two_launchers_train_as_one_process(job, reference, tmp_path):
     two = job("nodes", record=str(tmp_path / "two.json"), rank_seeds=True, options=CURVE | TWO)
     codes, outputs = finish(launch(two, nodes=2, processes=1))
