@@ -276,3 +276,15 @@ def test_local_shards_average_like_the_whole(net):
         sharded.update(step)
     parts = sharded.state_dict()
     assert torch.equal(torch.cat([parts["a"], parts["b"]]), whole.state_dict()["linear.weight"])
+
+
+def test_a_shard_that_moves_to_other_memory_is_followed():
+    held = {"weight": torch.zeros(2)}
+    ema = ExponentialMovingAverage([("weight", torch.empty(4))], decay=0.5, tau=0, local=lambda whole: held["weight"])
+    held["weight"] = torch.ones(2)
+    ema.update(1)
+    assert ema.state_dict()["weight"].tolist() == [0.5, 0.5]
+    with ema.swap():
+        assert held["weight"].tolist() == [0.5, 0.5]
+        held["weight"] = torch.zeros(2)
+    assert held["weight"].tolist() == [1, 1]

@@ -27,8 +27,8 @@ class ExponentialMovingAverage:
     leaves the initial weights quickly and slows down to `decay`. `tau = 0` means `d = decay` from the start.
 
     The shadow is float32 for every floating type but float64, which stays; it never shares memory with the model.
-    Integer and boolean tensors are copied. The update works on the given tensors alone, so they may as well be the
-    local shards of a sharded model.
+    Integer and boolean tensors are copied. The update works on what this process holds of each tensor, so the model may
+    be sharded.
 
     Args:
         named_tensors: (name, live tensor) pairs, as `averaged_tensors(model)` gives them. The pairs are kept, not
@@ -37,6 +37,8 @@ class ExponentialMovingAverage:
         tau: updates in which the decay builds up, at least 0.
         update_interval: take every n-th optimizer step.
         writing: a context to enter around every change of the live tensors; sharded models need one.
+        local: what this process holds of a live tensor. It is asked anew each time: FSDP2 may move a shard to other
+            memory, in its first forward pass and when a state dict is loaded.
 
     Raises:
         ValueError: an argument is out of range.
@@ -49,6 +51,7 @@ class ExponentialMovingAverage:
         tau: float = 100.0,
         update_interval: int = 1,
         writing: Callable[[], AbstractContextManager] = nullcontext,
+        local: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach,
     ) -> None:
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"The decay of the moving average must lie in [0, 1], not {decay}.")
@@ -59,15 +62,18 @@ class ExponentialMovingAverage:
         self.decay, self.tau, self.update_interval = decay, tau, update_interval
         self._writing = writing
         self.num_updates = 0
-        self._live = dict(named_tensors)
-        self._shadow = {name: _shadow_of(tensor) for name, tensor in self._live.items()}
+        self._tensors, self._local = dict(named_tensors), local
+        self._shadow = {name: _shadow_of(part) for name, part in self._parts().items()}
         self._stored: list[torch.Tensor] | None = None
         self._same, self._cast, self._copied = self._partition()
+
+    def _parts(self) -> dict[str, torch.Tensor]:
+        return {name: self._local(tensor) for name, tensor in self._tensors.items()}
 
     def _partition(self) -> tuple[list[str], list[str], list[str]]:
         """Names to average in place, to average after a cast to the shadow's type, and to copy."""
         same, cast, copied = [], [], []
-        for name, live in self._live.items():
+        for name, live in self._parts().items():
             if not live.is_floating_point():
                 copied.append(name)
             else:
@@ -101,15 +107,15 @@ class ExponentialMovingAverage:
         if step % self.update_interval:
             return False
         self.num_updates += 1
-        weight = 1.0 - self.current_decay()
+        weight, parts = 1.0 - self.current_decay(), self._parts()
         if self._same:
-            shadows, lives = zip(*((self._shadow[name], self._live[name]) for name in self._same), strict=True)
+            shadows, lives = zip(*((self._shadow[name], parts[name]) for name in self._same), strict=True)
             torch._foreach_lerp_(shadows, lives, weight)
         for name in self._cast:
             # One at a time: a cast of the whole model would need the memory of another one.
-            self._shadow[name].lerp_(self._live[name].to(self._shadow[name].dtype), weight)
+            self._shadow[name].lerp_(parts[name].to(self._shadow[name].dtype), weight)
         for name in self._copied:
-            self._shadow[name].copy_(self._live[name])
+            self._shadow[name].copy_(parts[name])
         return True
 
     @torch.no_grad()
@@ -121,14 +127,14 @@ class ExponentialMovingAverage:
         """
         if self._stored is not None:
             raise RuntimeError("The moving average is in the model's place already.")
-        self._stored = [live.detach().clone() for live in self._live.values()]
+        self._stored = [live.clone() for live in self._parts().values()]
         self.put_in_place()
 
     @torch.no_grad()
     def put_in_place(self) -> None:
         """Write the shadow over the model's own weights."""
         with self._writing():
-            for name, live in self._live.items():
+            for name, live in self._parts().items():
                 live.copy_(self._shadow[name])
 
     @torch.no_grad()
@@ -141,7 +147,7 @@ class ExponentialMovingAverage:
         if self._stored is None:
             raise RuntimeError("The model's own weights are in place; there is nothing to restore.")
         with self._writing():
-            for live, stored in zip(self._live.values(), self._stored, strict=True):
+            for live, stored in zip(self._parts().values(), self._stored, strict=True):
                 live.copy_(stored)
         self._stored = None
 

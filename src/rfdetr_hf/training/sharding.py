@@ -41,7 +41,8 @@ def reshard(model: nn.Module) -> None:
 def local_part(tensor: Tensor) -> Tensor:
     """The memory of a live tensor that this process keeps; writing to it changes the model."""
     if isinstance(tensor, DTensor):
-        return tensor.detach().to_local()
+        with torch.no_grad():  # and so the memory itself, without a view of it
+            return tensor.to_local()
     return tensor.ds_tensor.data if is_partitioned(tensor) else tensor.detach()
 
 

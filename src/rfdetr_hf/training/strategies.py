@@ -104,11 +104,11 @@ class Strategy:
 
     def average(self) -> ExponentialMovingAverage:
         """The moving average of the prepared model, spread like it."""
-        parts = {name: local_part(tensor) for name, tensor in saved_tensors(self.model).items()}
-        args = self.args
+        tensors, args = saved_tensors(self.model), self.args
         return ExponentialMovingAverage(
-            parts.items(), args.ema_decay, args.ema_tau, args.ema_update_interval, lambda: writing(self.model)
-        )
+            tensors.items(), args.ema_decay, args.ema_tau, args.ema_update_interval,
+            writing=lambda: writing(self.model), local=local_part,
+        )  # fmt: skip
 
     def save_optimizer(self, folder: Path) -> None:
         """Write the optimizer's state into a checkpoint; all processes must call it."""
