@@ -73,7 +73,8 @@ def test_adapters_train_on_two_processes_as_on_one(job, tmp_path):
         run(made, **kwargs)
         runs.append([load_file(Path(made["output_dir"]) / file) for file in names])
     for file, first, second in zip(names, *runs, strict=True):
-        assert first.keys() == second.keys() and (any(".lora_" in key for key in first) == file.startswith("checkpoint"))
+        assert first.keys() == second.keys()
+        assert any(".lora_" in key for key in first) == file.startswith("checkpoint")
         for key, tensor in first.items():
             torch.testing.assert_close(second[key], tensor, rtol=1e-6, atol=1e-8, msg=f"{file} {key}")
 

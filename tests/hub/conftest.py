@@ -24,6 +24,7 @@ def hub(tmp_path, monkeypatch):
             for name, value in (("ENDPOINT", server.url), ("HF_HUB_CACHE", cache)):
                 with contextlib.suppress(AttributeError):
                     monkeypatch.setattr(loaded, name, value)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.url)  # which transformers before 5.17 calls
         # transformers keeps its client, which remembers the address of an earlier test's server.
         monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
