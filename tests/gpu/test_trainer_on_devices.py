@@ -1,12 +1,14 @@
 """Trainings on a GPU. Each runs on the CPU as well, as far as the device goes."""
 
 import contextlib
+from functools import partial
 
 import pytest
 import torch
+from runs import quick_arguments
 from transformers import TrainerCallback
 
-from rfdetr_hf import HungarianMatcher, RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
+from rfdetr_hf import HungarianMatcher, RFDETRTrainer, make_shapes_dataset
 
 COMPILERS = {"cpu": "aot_eager", "cuda": "inductor"}
 
@@ -24,13 +26,10 @@ def device(request, monkeypatch):
     return request.param
 
 
-def arguments(folder, **options):
-    defaults = {
-        "output_dir": str(folder), "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
-        "dataloader_num_workers": 0, "logging_steps": 1, "disable_tqdm": True, "audit": "off", "multi_scale": "off",
-        "eval_strategy": "no", "save_strategy": "no", "learning_rate": 1e-3, "learning_rate_encoder": 1e-3,
-    }  # fmt: skip
-    return RFDETRTrainingArguments(**{**defaults, **options})
+arguments = partial(
+    quick_arguments, max_steps=4, gradient_accumulation_steps=1, logging_steps=1, eval_strategy="no",
+    save_strategy="no", learning_rate=1e-3, learning_rate_encoder=1e-3,
+)  # fmt: skip
 
 
 def logged(trainer, name):

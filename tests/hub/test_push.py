@@ -1,9 +1,11 @@
 import json
 import logging
+from functools import partial
 
 import pytest
 import torch
 from huggingface_hub import HfApi
+from runs import quick_arguments
 from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection, TrainerCallback
 
@@ -11,7 +13,6 @@ from rfdetr_hf import (
     RFDETRForObjectDetection,
     RFDETRImageProcessor,
     RFDETRTrainer,
-    RFDETRTrainingArguments,
     make_shapes_dataset,
 )
 from rfdetr_hf.hub.push import HubUploader, fetch_checkpoint
@@ -24,13 +25,10 @@ def shapes():
     return make_shapes_dataset(8, image_size=64, seed=1)
 
 
-def arguments(folder, **options):
-    defaults = {
-        "output_dir": str(folder), "num_train_epochs": 2, "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "logging_steps": 2, "disable_tqdm": True,
-        "audit": "off", "multi_scale": "off", "push_to_hub": True, "hub_token": TOKEN, "save_total_limit": 1,
-    }  # fmt: skip
-    return RFDETRTrainingArguments(**{**defaults, **options})
+arguments = partial(
+    quick_arguments, num_train_epochs=2, gradient_accumulation_steps=1, logging_steps=2, push_to_hub=True,
+    hub_token=TOKEN, save_total_limit=1,
+)  # fmt: skip
 
 
 def quick(trainer):

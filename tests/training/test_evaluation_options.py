@@ -3,16 +3,17 @@
 import csv
 import json
 import multiprocessing
+from functools import partial
 
 import pytest
 import torch
+from runs import quick_arguments
 from transformers import TrainerCallback
 
 from rfdetr_hf import (
     RFDETRForInstanceSegmentation,
     RFDETRForObjectDetection,
     RFDETRTrainer,
-    RFDETRTrainingArguments,
     make_shapes_dataset,
 )
 from rfdetr_hf.data.images import decode_image
@@ -30,10 +31,7 @@ def crowded():
     return make_shapes_dataset(7, image_size=64, seed=2, crowd_share=0.5)
 
 
-def arguments(folder, **options):
-    defaults = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "dataloader_num_workers": 0,
-                "max_steps": 2, "logging_steps": 1, "disable_tqdm": True, "audit": "off"}  # fmt: skip
-    return RFDETRTrainingArguments(output_dir=str(folder), **{**defaults, **options})
+arguments = partial(quick_arguments, gradient_accumulation_steps=2, max_steps=2, logging_steps=1)
 
 
 def test_the_loss_of_a_split_does_not_depend_on_its_batches(tmp_path, tiny_model, crowded):

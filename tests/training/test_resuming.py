@@ -2,13 +2,15 @@
 
 import logging
 import shutil
+from functools import partial
 
 import pytest
 import torch
+from runs import quick_arguments
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
+from rfdetr_hf import RFDETRTrainer, make_shapes_dataset
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +18,9 @@ def shapes():
     return make_shapes_dataset(24, image_size=64, seed=1)
 
 
-def arguments(folder, **options):
-    defaults = {
-        "output_dir": str(folder), "num_train_epochs": 3, "per_device_train_batch_size": 2, "disable_tqdm": True,
-        "gradient_accumulation_steps": 2, "dataloader_num_workers": 0, "logging_steps": 1, "audit": "off",
-        "multi_scale": "off", "save_total_limit": None,
-    }  # fmt: skip
-    return RFDETRTrainingArguments(**{**defaults, **options})
+arguments = partial(
+    quick_arguments, num_train_epochs=3, gradient_accumulation_steps=2, logging_steps=1, save_total_limit=None,
+)  # fmt: skip
 
 
 class Stop(TrainerCallback):

@@ -1,8 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from accelerate.utils import DistributedType
+from runs import quick_arguments
 
-from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
+from rfdetr_hf import RFDETRTrainer, make_shapes_dataset
 from rfdetr_hf.training import distributed
 from rfdetr_hf.training.run_directory import RunDirectory
 
@@ -12,13 +15,10 @@ def shapes():
     return make_shapes_dataset(12, image_size=64, seed=1)
 
 
-def arguments(folder, **options):
-    defaults = {
-        "output_dir": str(folder), "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
-        "dataloader_num_workers": 0, "logging_steps": 1, "disable_tqdm": True, "audit": "off", "multi_scale": "off",
-        "eval_strategy": "no", "save_strategy": "no",
-    }  # fmt: skip
-    return RFDETRTrainingArguments(**{**defaults, **options})
+arguments = partial(
+    quick_arguments, max_steps=4, gradient_accumulation_steps=1, logging_steps=1, eval_strategy="no",
+    save_strategy="no",
+)  # fmt: skip
 
 
 @pytest.fixture

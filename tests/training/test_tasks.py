@@ -1,10 +1,12 @@
 """Segmentation and keypoints through the whole trainer: what it logs, splits of a step, and resuming."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from runs import quick_arguments
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -12,7 +14,6 @@ from rfdetr_hf import (
     RFDETRForInstanceSegmentation,
     RFDETRForKeypointDetection,
     RFDETRTrainer,
-    RFDETRTrainingArguments,
     make_shapes_dataset,
 )
 
@@ -47,13 +48,10 @@ def build(task, tiny_config):
     return model
 
 
-def arguments(folder, **options):
-    defaults = {
-        "output_dir": str(folder), "num_train_epochs": 2, "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2, "dataloader_num_workers": 0, "logging_steps": 2, "disable_tqdm": True,
-        "learning_rate": 1e-3, "learning_rate_encoder": 1e-3, "audit": "off", "multi_scale": "off",
-    }  # fmt: skip
-    return RFDETRTrainingArguments(**{**defaults, **options})
+arguments = partial(
+    quick_arguments, num_train_epochs=2, gradient_accumulation_steps=2, logging_steps=2, learning_rate=1e-3,
+    learning_rate_encoder=1e-3,
+)  # fmt: skip
 
 
 def rows(folder):

@@ -1,10 +1,12 @@
 import importlib.util
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from runs import quick_arguments
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -50,13 +52,10 @@ def shapes():
     return make_shapes_dataset(8, image_size=64, seed=1)
 
 
-def arguments(folder, **options):
-    defaults = {
-        "output_dir": str(folder), "num_train_epochs": 2, "per_device_train_batch_size": 4, "disable_tqdm": True,
-        "gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "audit": "off", "multi_scale": "off",
-        "logging_steps": 1, "save_strategy": "no", "report_images": 3,
-    }  # fmt: skip
-    return RFDETRTrainingArguments(**{**defaults, **options})
+arguments = partial(
+    quick_arguments, num_train_epochs=2, per_device_train_batch_size=4, gradient_accumulation_steps=1,
+    logging_steps=1, save_strategy="no", report_images=3,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("task", ["segmentation", "keypoints"])

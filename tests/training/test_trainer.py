@@ -3,10 +3,12 @@ import json
 import logging
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from runs import quick_arguments
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -14,7 +16,6 @@ from rfdetr_hf import (
     RFDETRForObjectDetection,
     RFDETRImageProcessor,
     RFDETRTrainer,
-    RFDETRTrainingArguments,
     make_shapes_dataset,
 )
 
@@ -29,14 +30,10 @@ def held_out():
     return make_shapes_dataset(6, image_size=64, seed=2)
 
 
-def arguments(folder, **options):
-    defaults = {
-        "output_dir": str(folder), "num_train_epochs": 2, "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2, "dataloader_num_workers": 0, "logging_steps": 2, "disable_tqdm": True,
-        "learning_rate": 1e-3, "learning_rate_encoder": 1e-3, "audit": "off", "multi_scale": "off",
-        "metric_for_best_model": None,
-    }  # fmt: skip
-    return RFDETRTrainingArguments(**{**defaults, **options})
+arguments = partial(
+    quick_arguments, num_train_epochs=2, gradient_accumulation_steps=2, logging_steps=2, learning_rate=1e-3,
+    learning_rate_encoder=1e-3, metric_for_best_model=None,
+)  # fmt: skip
 
 
 def weights(model):
