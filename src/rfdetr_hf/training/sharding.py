@@ -52,9 +52,9 @@ def whole(tensor: Tensor, part: Tensor) -> Tensor:
         layout = {"shape": tensor.shape, "stride": tensor.stride(), "run_check": False}
         return DTensor.from_local(part, tensor.device_mesh, tensor.placements, **layout).full_tensor()
     if is_partitioned(tensor):
-        flat = part.new_empty(part.numel() * dist.get_world_size(tensor.ds_process_group))
-        dist.all_gather_into_tensor(flat, part.contiguous(), group=tensor.ds_process_group)
-        return flat[: tensor.ds_numel].view(tensor.ds_shape)
+        parts = [torch.empty_like(part) for _ in range(dist.get_world_size(tensor.ds_process_group))]
+        dist.all_gather(parts, part.contiguous(), group=tensor.ds_process_group)
+        return torch.cat(parts)[: tensor.ds_numel].view(tensor.ds_shape)
     return part
 
 
