@@ -1,3 +1,4 @@
+import functools
 import importlib.metadata
 import json
 import os
@@ -220,7 +221,10 @@ def interrupt(command, root):
     """Start a training, interrupt it and its launcher after the first checkpoint: exit code, output, errors."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT, start_new_session=True)
+    # A shell lets what it starts in the background ignore interruptions, the tests and so their children too.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    options = {"text": True, "env": environment, "cwd": ROOT, "start_new_session": True, "preexec_fn": heed}
+    process = subprocess.Popen(command, **pipes, **options)
     deadline = time.monotonic() + 120
     while not list(root.glob("checkpoint-*/manifest.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
