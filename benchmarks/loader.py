@@ -26,10 +26,10 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from rfdetr_hf.data.collate import prepare_pixels
-from rfdetr_hf.data.loader import build_train_dataloader
+from rfdetr_hf.data.pipeline.collate import prepare_pixels
+from rfdetr_hf.data.pipeline.order import build_train_dataloader
 from rfdetr_hf.data.schema import detection_features
-from rfdetr_hf.data.transforms import build_train_transform
+from rfdetr_hf.data.pipeline.recipe import build_train_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

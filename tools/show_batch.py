@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from rfdetr_hf import RFDETRConfig, RFDETRTrainingArguments, load_detection_dataset
 from rfdetr_hf.data.schema import class_names
-from rfdetr_hf.models.pretrained import override_config
+from rfdetr_hf.models.files.pretrained import override_config
 from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
 from rfdetr_hf.training.building import model_task
 from rfdetr_hf.training.loaders import build_train_loader

@@ -10,7 +10,7 @@ _EXPORTS = {
     "RFDETRForObjectDetection": "models.modeling_rfdetr",
     "RFDETRForInstanceSegmentation": "models.segmentation",
     "RFDETRForKeypointDetection": "models.keypoints",
-    "load_model": "models.auto",
+    "load_model": "models.files.auto",
     "RFDETRImageProcessor": "models.image_processing_rfdetr",
     "RFDETRCriterion": "losses.criterion",
     "HungarianMatcher": "losses.matcher",

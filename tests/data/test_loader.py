@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 
 from rfdetr_hf.data.errors import DetectionDataError
-from rfdetr_hf.data.loader import (
+from rfdetr_hf.data.pipeline.order import (
     DetectionDataset,
     EpochBatchSampler,
     EvalBatchSampler,
@@ -17,7 +17,7 @@ from rfdetr_hf.data.loader import (
     build_train_dataloader,
 )
 from rfdetr_hf.data.schema import detection_features
-from rfdetr_hf.data.transforms import build_eval_transform, build_train_transform
+from rfdetr_hf.data.pipeline.recipe import build_eval_transform, build_train_transform
 from rfdetr_hf.models.image_processing_rfdetr import RFDETRImageProcessor
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from rfdetr_hf.data.augmentation import adapt_augmentation
-from rfdetr_hf.data.collate import DetectionCollator
+from rfdetr_hf.data.pipeline.augmentation import adapt_augmentation
+from rfdetr_hf.data.pipeline.collate import DetectionCollator
 from rfdetr_hf.data.keypoints import ClassKeypoints, KeypointSchema
-from rfdetr_hf.data.loader import build_eval_dataloader, build_train_dataloader
+from rfdetr_hf.data.pipeline.order import build_eval_dataloader, build_train_dataloader
 from rfdetr_hf.data.masks import mask_column, rasterise
-from rfdetr_hf.data.sample import Sample, View
+from rfdetr_hf.data.pipeline.view import Sample, View
 from rfdetr_hf.data.sources import load_detection_dataset
-from rfdetr_hf.data.transforms import build_eval_transform, build_train_transform
+from rfdetr_hf.data.pipeline.recipe import build_eval_transform, build_train_transform
 
 WIDTH, HEIGHT = 320, 240
 COLOURS = ((255, 0, 0), (0, 255, 0))

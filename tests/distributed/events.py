@@ -55,7 +55,7 @@ class OnlyGroup(TrainerCallback):
         self.trainer, self.group, self.path = trainer, group, Path(path)
 
     def _weights(self):
-        from rfdetr_hf.training.sharding import saved_tensors, whole_state
+        from rfdetr_hf.training.checkpoint.sharded import saved_tensors, whole_state
 
         return {name: tensor.clone() for name, tensor in whole_state(saved_tensors(self.trainer.model)).items()}
 
@@ -85,7 +85,7 @@ class Swap(TrainerCallback):
             self._compare(state.is_world_process_zero)
 
     def _compare(self, is_main):
-        from rfdetr_hf.training.sharding import saved_tensors, whole_state
+        from rfdetr_hf.training.checkpoint.sharded import saved_tensors, whole_state
 
         trainer = self.trainer
         pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

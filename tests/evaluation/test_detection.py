@@ -5,7 +5,7 @@ from coco_cases import IOU_TYPES, SIGMAS, as_coco, random_coco
 
 from rfdetr_hf.evaluation.coco import CocoEvaluator
 from rfdetr_hf.evaluation.detection import DetectionAnalysis, confusion_matrix, operating_curves, worst_images
-from rfdetr_hf.evaluation.errors import KINDS, error_types
+from rfdetr_hf.evaluation.error_types import KINDS, error_types
 from rfdetr_hf.evaluation.similarity import overlaps
 
 CAT, DOG, COW = range(3)

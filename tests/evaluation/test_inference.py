@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rfdetr_hf.evaluation.inference import (
+from rfdetr_hf.inference.views import (
     AugmentedDetector,
     ImageDetector,
     TiledDetector,

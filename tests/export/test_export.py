@@ -9,7 +9,7 @@ from rfdetr_hf.cli import export as command
 from rfdetr_hf.export import exporter
 from rfdetr_hf.export.exporter import export
 from rfdetr_hf.export.parity import ParityError, check_differences, largest_differences
-from rfdetr_hf.export.program import FixedSizeDetector
+from rfdetr_hf.export.wrapper import FixedSizeDetector
 
 # Two of three blocks in use, positions of another size.
 SMALL = {"image_size": 40, "out_indices": [1, 2]}

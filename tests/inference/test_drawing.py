@@ -5,7 +5,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from rfdetr_hf.data.keypoints import ClassKeypoints, KeypointSchema
-from rfdetr_hf.inference.drawing import DrawingStyle, draw_detections
+from rfdetr_hf.drawing import DrawingStyle, draw_detections
 from rfdetr_hf.models.post_processing import image_keypoints
 
 SIDE = 500

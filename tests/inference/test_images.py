@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rfdetr_hf.inference.drawing import draw_detections
+from rfdetr_hf.drawing import draw_detections
 from rfdetr_hf.inference.images import find_images, unique_names
 
 

@@ -10,7 +10,7 @@ import torch
 from parity import golden_model
 from PIL import Image
 
-from rfdetr_hf.models.checkpoints import OFFICIAL_CLASSES, official_labels
+from rfdetr_hf.models.files.official import OFFICIAL_CLASSES, official_labels
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
 from rfdetr_hf.models.keypoints import RFDETRForKeypointDetection
 from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection

@@ -10,8 +10,8 @@ import time
 import traceback
 from pathlib import Path
 
-from rfdetr_hf.training import checkpointing
-from rfdetr_hf.training.checkpointing import atomic_directory, checkpoint_path
+from rfdetr_hf.training.checkpoint import directory as checkpointing
+from rfdetr_hf.training.checkpoint.directory import atomic_directory, checkpoint_path
 
 DISK_CALLS = ("rename", "fsync", "open", "mkdir", "unlink", "rmdir")
 

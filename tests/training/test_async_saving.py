@@ -6,9 +6,9 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
-from rfdetr_hf.training import async_saving
-from rfdetr_hf.training.async_saving import AsyncCheckpointSaver, host_copy
-from rfdetr_hf.training.checkpointing import verify
+from rfdetr_hf.training.checkpoint import background as async_saving
+from rfdetr_hf.training.checkpoint.background import AsyncCheckpointSaver, host_copy
+from rfdetr_hf.training.checkpoint.directory import verify
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_save_that_is_due_survives_the_news_of_the_one_before(train):
 
 
 def test_sharded_runs_are_refused(train, monkeypatch):
-    monkeypatch.setattr("rfdetr_hf.training.strategies.Strategy.name", "fsdp2")
+    monkeypatch.setattr("rfdetr_hf.training.parallel.Strategy.name", "fsdp2")
     with pytest.raises(ValueError, match="async_save=True runs on one process or data parallel, not under fsdp2"):
         train("run")
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from rfdetr_hf.training import checkpointing
-from rfdetr_hf.training.checkpointing import (
+from rfdetr_hf.training.checkpoint import directory as checkpointing
+from rfdetr_hf.training.checkpoint.directory import (
     MANIFEST,
     CheckpointError,
     atomic_directory,

@@ -7,7 +7,7 @@ from runs import quick_arguments
 
 from rfdetr_hf import RFDETRTrainer, make_shapes_dataset
 from rfdetr_hf.training import distributed
-from rfdetr_hf.training.run_directory import RunDirectory
+from rfdetr_hf.training.checkpoint.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..models.auto import is_official, load_model, load_processor
+from ..models.files.auto import is_official, load_model, load_processor
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
 
 _NO_FOLDERS = {

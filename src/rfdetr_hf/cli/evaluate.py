@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from ..evaluation.backends import BACKENDS
 from ..evaluation.suite import IOU_TYPES, DetectorEvaluation, check_output, evaluate_detector, scored_sigmas
 from ..inference.detectors import ViewArguments, make_detector, with_views
-from ..models.auto import load_processor
+from ..models.files.auto import load_processor
 from ..training.arguments import DataArguments, parse_arguments
 from ..training.console import log_to_console
 from .trained import TrainedModelArguments, as_options, load_split, load_trained_model

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ..export.exporter import FORMATS, ExportReport, export
 from ..export.onnx import OPSET
 from ..export.parity import TOLERANCE
-from ..models.auto import load_model
+from ..models.files.auto import load_model
 from ..training.arguments import parse_arguments
 
 DESCRIPTION = """Write a trained model as an ONNX file or a torch.export program.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
 from ..training.building import build_trainer
-from ..training.checkpointing import latest_valid_checkpoint
+from ..training.checkpoint.directory import latest_valid_checkpoint
 from ..training.console import log_to_console
 from ..training.trainer import RFDETRTrainer
 from .launching import started_with

@@ -12,10 +12,10 @@ import yaml
 from datasets import Dataset
 
 from ..data.sources import load_detection_dataset
-from ..models.auto import is_official, load_model, load_processor
+from ..models.files.auto import is_official, load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
-from ..models.pretrained_adapt import UNUSED_LABEL
+from ..models.files.adapt import UNUSED_LABEL
 from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingArguments, UsageError, to_words
 
 FIT_TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)

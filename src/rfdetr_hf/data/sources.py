@@ -10,14 +10,14 @@ import numpy as np
 from datasets import Dataset, DatasetDict, NamedSplit, load_dataset, load_from_disk
 
 from .annotations import MissingMasks, Wanted
-from .coco import find_coco, find_roboflow, load_coco, locate
-from .columns import BoxFormat, normalise_splits
+from .formats.coco import find_coco, find_roboflow, load_coco, locate
+from .formats.columns import BoxFormat, normalise_splits
 from .errors import DetectionDataError
 from .keypoints import KeypointSchema
 from .schema import Task
 from .splits import SPLIT_NAMES, choose_splits
 from .synthetic import SYNTHETIC_NAME, make_shapes_splits
-from .yolo import find_yolo, load_yolo
+from .formats.yolo import find_yolo, load_yolo
 
 logger = logging.getLogger(__name__)
 

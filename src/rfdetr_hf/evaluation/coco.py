@@ -15,7 +15,7 @@ from .backends import BACKENDS, COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evalu
 from .detection import DetectionAnalysis
 from .detections import DETECTION, Detections, concatenate, gather, pack, sample
 from .ground_truth import coco_ground_truth, repeated
-from .scores import COCO_LIMITS, class_scores, summarize
+from .metrics import COCO_LIMITS, class_scores, summarize
 
 __all__ = ["DETECTION", "CocoEvaluator", "coco_ground_truth", "summarize"]
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .backends import Evaluation
-from .errors import ErrorTypes, error_types
-from .scores import class_table
+from .error_types import ErrorTypes, error_types
+from .metrics import class_table
 from .similarity import overlaps
 
 SCORE_THRESHOLDS = np.linspace(0, 1, 101)

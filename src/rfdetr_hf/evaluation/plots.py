@@ -10,7 +10,7 @@ from pycocotools import mask as mask_utils
 
 from .backends import run_lengths
 from .detection import DetectionAnalysis
-from .errors import KINDS
+from .error_types import KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from datasets import Dataset
 from ..data.schema import category_ids, decode_image, has_keypoints, keypoint_schema, undecoded
 from .coco import CocoEvaluator
 from .detection import DetectionAnalysis
-from .inference import Detector
+from ..inference.views import Detector
 from .plots import plots_installed
 from .report import Analyses, analyses_of, write_report, write_results
 from .tables import TITLES, aligned, class_cells, error_cells, scores_table, summaries

@@ -7,7 +7,7 @@ from typing import Any
 
 from .coco import PREFIXES
 from .detection import DetectionAnalysis
-from .errors import KINDS
+from .error_types import KINDS
 
 TITLES = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
 _CLASS_COLUMNS = ("objects", "map", "map_50", "map_75", "mar", "precision", "recall", "f1", "best_threshold", "best_f1")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .onnx import OPSET, onnx_runner, write_onnx
 from .parity import TOLERANCE, Runner, check_differences, largest_differences
-from .program import FixedSizeDetector, check_size, export_program
+from .wrapper import FixedSizeDetector, check_size, export_program
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .parity import Runner
-from .program import FixedSizeDetector, export_program
+from .wrapper import FixedSizeDetector, export_program
 
 # The lowest operator set of PyTorch's exporter.
 OPSET = 18

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .program import FixedSizeDetector
+from .wrapper import FixedSizeDetector
 
 Runner = Callable[[Tensor], Sequence[Tensor]]
 

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import torch
 
-from ..evaluation.inference import AugmentedDetector, Detector, ImageDetector, TiledDetector
-from ..models.auto import load_model, load_processor
+from .views import AugmentedDetector, Detector, ImageDetector, TiledDetector
+from ..models.files.auto import load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
 

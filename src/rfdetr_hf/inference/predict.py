@@ -9,7 +9,7 @@ from typing import Any
 
 from ..training.arguments import TASKS
 from .detectors import ViewArguments, load_detector, with_views
-from .drawing import DrawingStyle, draw_detections
+from ..drawing import DrawingStyle, draw_detections
 from .images import NamedImage, find_images
 from .results import CocoResults, as_records, keypoints_of_classes
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
-from .plain_config import complete_plain_config
+from .files.native_config import complete_plain_config
 
 MODEL_TYPE = "rf_detr"
 # Plain transformers knows `rf_detr` with the level P4 alone. A model with other levels says another type, so that a

@@ -14,12 +14,12 @@ from transformers.utils import ModelOutput
 from ..losses.criterion import LayerOutput, RFDETRCriterion
 from ..losses.points import derive_seed
 from .backbone import RFDETRViTLayer
-from .checkpoints import official_config, official_payload, read_official, without_unused_rows
+from .files.official import official_config, official_payload, read_official, without_unused_rows
 from .configuration_rfdetr import RFDETRConfig
 from .decoder import Memory, Proposals, RFDETRDecoderLayer, RFDETRTransformer, box_head, class_head, flatten_levels
 from .geometry import refine_boxes
 from .initialization import init_standard_normal, init_zeros, with_init
-from .pretrained import load_adapted, load_dinov2, load_pretrained, override_config
+from .files.pretrained import load_adapted, load_dinov2, load_pretrained, override_config
 from .projector import RFDETRBackbone
 
 

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..hub.push import STRATEGIES as HUB_STRATEGIES
-from ..models.auto import is_official
+from ..models.files.auto import is_official
 from .drop_path import MODES as DROP_PATH_MODES
 from .drop_path import SCHEDULES as DROP_PATH_SCHEDULES
 from .optimization import SCHEDULES as LR_SCHEDULES

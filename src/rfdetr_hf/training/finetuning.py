@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..models.configuration_rfdetr import RFDETRConfig
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
-from ..models.pretrained import read_state
-from ..models.pretrained_layouts import POSITIONS, official_keys, resize_positions
+from ..models.files.pretrained import read_state
+from ..models.files.layouts import POSITIONS, official_keys, resize_positions
 
 logger = logging.getLogger("rfdetr_hf")
 

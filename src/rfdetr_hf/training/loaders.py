@@ -8,9 +8,9 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
-from ..data.loader import build_eval_dataloader, build_train_dataloader
+from ..data.pipeline.order import build_eval_dataloader, build_train_dataloader
 from ..data.schema import has_keypoints, has_masks, keypoint_schema
-from ..data.transforms import build_eval_transform, build_train_transform
+from ..data.pipeline.recipe import build_eval_transform, build_train_transform
 from .arguments import RFDETRTrainingArguments
 from .preemption import shield_workers
 

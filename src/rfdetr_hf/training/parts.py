@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers.trainer_callback import CallbackHandler
 
     from .arguments import RFDETRTrainingArguments
-    from .strategies import Strategy
+    from .parallel import Strategy
 
 
 class TrainerParts:

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import EvalPrediction
 
-from ..data.collate import PER_IMAGE
+from ..data.pipeline.collate import PER_IMAGE
 from ..data.schema import category_ids
 from ..evaluation.by_image import predictions_by_image, truth_by_image
 from ..evaluation.coco import CocoEvaluator

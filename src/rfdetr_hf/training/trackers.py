@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState
 
 from ..data.images import decode_image
-from ..inference.drawing import DrawingStyle, draw_detections
+from ..drawing import DrawingStyle, draw_detections
 from .arguments import RFDETRTrainingArguments
 
 logger = logging.getLogger("rfdetr_hf")

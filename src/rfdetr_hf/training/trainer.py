@@ -16,16 +16,16 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
-from ..data.collate import prepare_pixels
+from ..data.pipeline.collate import prepare_pixels
 from ..data.schema import keypoint_schema
-from ..data.transforms import MAX_SIZE
+from ..data.pipeline.recipe import MAX_SIZE
 from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
-from .async_saving import create_saver
+from .checkpoint.background import create_saver
 from .callbacks import MetricsCsvCallback, ProgressCallback
-from .checkpointing import clean_leftovers
+from .checkpoint.directory import clean_leftovers
 from .checks import audit_splits, check_run, check_split, default_metric
 from .console import log_to_console, log_to_file, stop_logging
 from .distributed import Hosts, allow_tf32, build_accelerator
@@ -35,11 +35,11 @@ from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .parts import TrainerParts
 from .preemption import EXIT_CODE, Preempted, PreemptionNotice
-from .resuming import forget_lost_best, has_best, identity, weights_of
-from .run_directory import RunDirectory
-from .saving import load_checkpoint, load_weights, save_checkpoint, save_pretrained
+from .state import forget_lost_best, has_best, identity, weights_of
+from .checkpoint.run_directory import RunDirectory
+from .checkpoint.contents import load_checkpoint, load_weights, save_checkpoint, save_pretrained
 from .scoring import detections, score
-from .strategies import choose_strategy, compile_blocks, enable_checkpointing
+from .parallel import choose_strategy, compile_blocks, enable_checkpointing
 from .trackers import TrackerCallback
 
 logger = logging.getLogger("rfdetr_hf")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image
 
-from .annotations import (
+from ..annotations import (
     Annotations,
     Boxes,
     Labels,
@@ -30,10 +30,10 @@ from .annotations import (
     settle_missing_masks,
 )
 from .coco_keypoints import fit_keypoints
-from .errors import DetectionDataError, Problems
-from .images import image_size
-from .keypoints import ClassKeypoints
-from .schema import ids_of_class_label, schema_of_keypoints, undecoded
+from ..errors import DetectionDataError, Problems
+from ..images import image_size
+from ..keypoints import ClassKeypoints
+from ..schema import ids_of_class_label, schema_of_keypoints, undecoded
 
 logger = logging.getLogger(__name__)
 

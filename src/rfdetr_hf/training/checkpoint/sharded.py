@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .ema import averaged_tensors
+from ..ema import averaged_tensors
 
 
 def is_partitioned(tensor: Tensor) -> bool:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .configuration_rfdetr import RFDETRConfig
+from ..configuration_rfdetr import RFDETRConfig
 from .pretrained import override_config
-from .pretrained_adapt import (
+from .adapt import (
     UNUSED_LABEL,
     append_unused_row,
     count_decoder_layers,
@@ -33,10 +33,10 @@ from .pretrained_adapt import (
     select_keypoint_rows,
     task_of,
 )
-from .pretrained_layouts import PATCH_KERNEL, POSITIONS
+from .layouts import PATCH_KERNEL, POSITIONS
 
 if TYPE_CHECKING:
-    from .modeling_rfdetr import RFDETRPreTrainedModel
+    from ..modeling_rfdetr import RFDETRPreTrainedModel
 
 logger = logging.getLogger("rfdetr_hf")
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .configuration_rfdetr import RFDETRConfig
-from .initialization import init_class_head
-from .pretrained_layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
+from ..configuration_rfdetr import RFDETRConfig
+from ..initialization import init_class_head
+from .layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
 
 logger = logging.getLogger("rfdetr_hf")
 

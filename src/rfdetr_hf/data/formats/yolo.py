@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from datasets import Dataset
 
-from .annotations import (
+from ..annotations import (
     Annotations,
     Boxes,
     Labels,
@@ -31,9 +31,9 @@ from .annotations import (
     repair_boxes,
     settle_missing_masks,
 )
-from .errors import DetectionDataError, Problems
-from .images import IMAGE_SUFFIXES, ImageFolder, image_size
-from .keypoints import COCO_KEYPOINTS, ClassKeypoints, pairs_of_permutation
+from ..errors import DetectionDataError, Problems
+from ..images import IMAGE_SUFFIXES, ImageFolder, image_size
+from ..keypoints import COCO_KEYPOINTS, ClassKeypoints, pairs_of_permutation
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .sample import Sample, clip_objects, pil_from_pixels, pixels_from_pil, select_objects
+from .view import Sample, clip_objects, pil_from_pixels, pixels_from_pil, select_objects
 
 __all__ = ["Augmentation", "adapt_augmentation", "seeded_globals"]
 

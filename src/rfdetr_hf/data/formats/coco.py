@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from .annotations import (
+from ..annotations import (
     Annotations,
     Boxes,
     Labels,
@@ -29,12 +29,12 @@ from .annotations import (
     settle_missing_masks,
 )
 from .coco_keypoints import class_keypoints, fit_keypoints, keypoint_array
-from .errors import DetectionDataError, Problems
-from .images import ImageFolder, image_size
-from .keypoints import ClassKeypoints
-from .masks import packed_mask
-from .schema import Task
-from .splits import SPLIT_NAMES, canonical_split
+from ..errors import DetectionDataError, Problems
+from ..images import ImageFolder, image_size
+from ..keypoints import ClassKeypoints
+from ..masks import packed_mask
+from ..schema import Task
+from ..splits import SPLIT_NAMES, canonical_split
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from .augmentation import adapt_augmentation
-from .keypoints import KeypointSchema
-from .masks import rasterise
-from .sample import Sample, View, pil_from_pixels
+from ..keypoints import KeypointSchema
+from ..masks import rasterise
+from .view import Sample, View, pil_from_pixels
 
 __all__ = ["EvalTransform", "Sample", "TrainTransform", "build_eval_transform", "build_train_transform"]
 
@@ -157,7 +157,7 @@ def build_train_transform(
         scale_jitter: half of the samples see a random square crop.
         horizontal_flip: probability of a mirrored image.
         augmentation: an Albumentations or torchvision-v2 transform, or a function (image, target) -> (image, target);
-            see `rfdetr_hf.data.augmentation.adapt_augmentation`.
+            see `rfdetr_hf.data.pipeline.augmentation.adapt_augmentation`.
         square: resize to a square; otherwise keep the aspect ratio.
         max_size: with `square=False`, the largest longest edge.
         crop_shortest_edges: see `TrainTransform`.

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from ..hub.model_card import CardFacts, hub_dataset_id, hub_model_id, write_model_card
-from ..models.image_processing_rfdetr import RFDETRImageProcessor
-from .checkpointing import atomic_directory, checkpoint_path, rng_state, rotate, set_rng_state, temporary_path
-from .console import no_transformers_bars
-from .finetuning import adapter_state, plain_state, unmerged_state
-from .meters import mean_state
-from .resuming import AVERAGE, check_same_run, epoch_to_go_on_with, had_stopped
-from .sharding import part_of, saved_tensors, whole_state, write_state
+from ...hub.model_card import CardFacts, hub_dataset_id, hub_model_id, write_model_card
+from ...models.image_processing_rfdetr import RFDETRImageProcessor
+from .directory import atomic_directory, checkpoint_path, rng_state, rotate, set_rng_state, temporary_path
+from ..console import no_transformers_bars
+from ..finetuning import adapter_state, plain_state, unmerged_state
+from ..meters import mean_state
+from ..state import AVERAGE, check_same_run, epoch_to_go_on_with, had_stopped
+from .sharded import part_of, saved_tensors, whole_state, write_state
 
 if TYPE_CHECKING:
-    from .trainer import RFDETRTrainer
+    from ..trainer import RFDETRTrainer
 
 logger = logging.getLogger("rfdetr_hf")
 

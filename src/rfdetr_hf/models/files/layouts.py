@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbone import resize_position_table
+from ..backbone import resize_position_table
 
 ENCODER = "backbone.0.encoder.encoder."
 POSITIONS = f"{ENCODER}embeddings.position_embeddings"

@@ -4,14 +4,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoints import read_official
-from .image_processing_rfdetr import RFDETRImageProcessor
+from .official import read_official
+from ..image_processing_rfdetr import RFDETRImageProcessor
 from .pretrained import HUB_OPTIONS, read_state
-from .pretrained_adapt import TASK_CLASSES, task_of
-from .pretrained_layouts import official_keys
+from .adapt import TASK_CLASSES, task_of
+from .layouts import official_keys
 
 if TYPE_CHECKING:
-    from .modeling_rfdetr import RFDETRPreTrainedModel
+    from ..modeling_rfdetr import RFDETRPreTrainedModel
 
 OFFICIAL_SUFFIXES = (".pth", ".pt", ".ckpt")
 _MODULES = {"detection": "modeling_rfdetr", "segmentation": "segmentation", "keypoints": "keypoints"}

@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .collate import DetectionCollator
-from .errors import DetectionDataError
-from .images import open_image
-from .masks import mask_column
-from .sample import Sample, select_objects
-from .schema import undecoded
+from ..errors import DetectionDataError
+from ..images import open_image
+from ..masks import mask_column
+from .view import Sample, select_objects
+from ..schema import undecoded
 
 __all__ = [
     "DetectionDataset",

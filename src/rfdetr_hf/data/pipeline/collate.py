@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .sample import Sample
+from .view import Sample
 
 __all__ = ["DetectionCollator", "PackedTargets", "prepare_pixels"]
 

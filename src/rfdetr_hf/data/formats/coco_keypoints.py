@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from .annotations import Boxes
-from .errors import Problems
-from .keypoints import ClassKeypoints
+from ..annotations import Boxes
+from ..errors import Problems
+from ..keypoints import ClassKeypoints
 
 _REMEDY = "write keypoints as x, y, v in a row, v being 0, 1 or 2, one triple for each name in the category"
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from .arguments import RFDETRTrainingArguments
 from .distributed import precision, sum_over_ranks
 from .ema import ExponentialMovingAverage
-from .optimizer_state import load_optimizer, save_optimizer, save_optimizer_shards
-from .sharding import local_part, saved_tensors, writing
+from .checkpoint.optimizer import load_optimizer, save_optimizer, save_optimizer_shards
+from .checkpoint.sharded import local_part, saved_tensors, writing
 
 
 class StepResult(NamedTuple):

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from ..data.keypoints import KeypointSchema, Pairs
+from .data.keypoints import KeypointSchema, Pairs
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 _SMALLEST_SIDE = 480

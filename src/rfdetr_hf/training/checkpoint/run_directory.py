@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .checkpointing import latest_valid_checkpoint, list_checkpoints, verify
+from .directory import latest_valid_checkpoint, list_checkpoints, verify
 
 
 class RunDirectory:

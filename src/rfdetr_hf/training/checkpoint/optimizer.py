@@ -11,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from .sharding import part_of
+from .sharded import part_of
 
 FILE, SHARDS, GROUPS = "optimizer.pt", "optimizer", "groups.pt"
 

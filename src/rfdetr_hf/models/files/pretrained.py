@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
 
-from .configuration_rfdetr import RFDETRConfig
-from .pretrained_adapt import adapt_state_dict, log_adaptations, require_model, require_task
-from .pretrained_layouts import dinov2_to_encoder, official_keys
+from ..configuration_rfdetr import RFDETRConfig
+from .adapt import adapt_state_dict, log_adaptations, require_model, require_task
+from .layouts import dinov2_to_encoder, official_keys
 
 if TYPE_CHECKING:
-    from .modeling_rfdetr import RFDETRPreTrainedModel
+    from ..modeling_rfdetr import RFDETRPreTrainedModel
 
 logger = logging.getLogger("rfdetr_hf")
 

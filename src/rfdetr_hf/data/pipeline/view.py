@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from .masks import rasterise, resample_masks
+from ..masks import rasterise, resample_masks
 
 __all__ = ["Sample", "View", "clip_objects", "pil_from_pixels", "pixels_from_pil", "select_objects"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checkpointing import CheckpointError, checksum
+from .checkpoint.directory import CheckpointError, checksum
 
 if TYPE_CHECKING:
     from .trainer import RFDETRTrainer

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import TrainerState
 
-from .checkpointing import atomic_directory, checkpoint_path, rotate
-from .optimizer_state import FILE as OPTIMIZER
-from .saving import Contents, checkpoint_contents, save_checkpoint, write_contents
+from .directory import atomic_directory, checkpoint_path, rotate
+from .optimizer import FILE as OPTIMIZER
+from .contents import Contents, checkpoint_contents, save_checkpoint, write_contents
 
 if TYPE_CHECKING:
-    from .trainer import RFDETRTrainer
+    from ..trainer import RFDETRTrainer
 
 logger = logging.getLogger("rfdetr_hf")
 

@@ -1,0 +1,1 @@
+"""Checkpoints of all layouts, read and written."""
