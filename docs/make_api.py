@@ -72,9 +72,9 @@ SECTIONS = {
         "evaluation.by_image:predictions_by_image",
         "evaluation.by_image:truth_by_image",
         "inference.detector:load_detector",
-        "evaluation.inference:ImageDetector",
-        "evaluation.inference:AugmentedDetector",
-        "evaluation.inference:TiledDetector",
+        "inference.detector:ImageDetector",
+        "inference.views:AugmentedDetector",
+        "inference.views:TiledDetector",
     ],
     "Export": ["export.exporter:export", "export.exporter:ExportReport"],
 }

@@ -7,7 +7,8 @@ from tqdm.auto import tqdm
 
 from ..evaluation.backends import BACKENDS
 from ..evaluation.run import DetectorEvaluation, check_output, evaluate_detector
-from ..inference.detector import ViewArguments, make_detector, with_views
+from ..inference.detector import make_detector
+from ..inference.views import ViewArguments, with_views
 from ..models.files.auto import load_processor
 from ..tasks import TASKS
 from ..training.arguments import DataArguments, parse_arguments

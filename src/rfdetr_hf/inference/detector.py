@@ -1,59 +1,60 @@
-"""From a checkpoint of any task to a detector of PIL images, with views and tiles where they are asked for."""
+"""A model of any task as a plain function: PIL images in, detections out."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 
+from ..evaluation.run import Found
 from ..models.files.auto import load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
-from .views import AugmentedDetector, Detector, ImageDetector, TiledDetector
-
-LEAST_TILE, LARGEST_OVERLAP = 32, 0.9
 
 
-@dataclass(kw_only=True)
-class ViewArguments:
-    """How a model looks at images.
+class ImageDetector:
+    """A model and its image processor as a detector.
 
-    Raises:
-        ValueError: for a value out of its range.
+    Args:
+        model: takes what the processor makes; moved nowhere, so put it on its device first.
+        image_processor: with `size` and `post_process_object_detection`.
+        size_divisor: what the sides of scaled inputs must be multiples of.
+        post_process: (outputs, target_sizes, pixel_mask) -> detections, for models that give more than boxes; default
+            the processor's `post_process_object_detection` without a threshold.
     """
 
-    flip: bool = field(default=False, metadata={"help": "Fuse the boxes with those of the mirrored image."})
-    scales: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"help": "Fuse the boxes of these input sizes: 0.75 1 1.5, say."}
-    )
-    tile: int = field(default=0, metadata={"help": "Side of the tiles of large images in pixels; 0: no tiles."})
-    tile_overlap: float = field(default=0.2, metadata={"help": "Share of a tile that its neighbour covers too."})
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        image_processor: Any,
+        size_divisor: int = 1,
+        post_process: Callable[[Any, list[tuple[int, int]], Tensor | None], list[Found]] | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model = model
+        self.autocast = autocast
+        self.image_processor = image_processor
+        self.size_divisor = size_divisor
+        self.post_process = post_process or self._boxes
 
-    def __post_init__(self) -> None:
-        self.scales = [float(scale) for scale in self.scales]
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales={self.scales} is not valid: give one or more positive numbers")
-        if self.tile and self.tile < LEAST_TILE:
-            raise ValueError(f"tile={self.tile} is not valid: it must be {LEAST_TILE} or more, or 0 for no tiles")
-        if not 0 <= self.tile_overlap <= LARGEST_OVERLAP:
-            raise ValueError(f"tile_overlap={self.tile_overlap} is not valid: it must be in [0, {LARGEST_OVERLAP}]")
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Found]:
+        """Detections of the images, on the CPU; `scale` changes the size of the model's input."""
+        size = {side: self._scaled(pixels, scale) for side, pixels in dict(self.image_processor.size).items()}
+        inputs = self.image_processor(list(images), size=size, return_tensors="pt")
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+            outputs = self.model.eval()(**{name: value.to(device) for name, value in inputs.items()})
+        sizes = [(image.height, image.width) for image in images]
+        found = self.post_process(outputs, sizes, inputs.get("pixel_mask"))
+        return [{name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()} for each in found]
 
-    @property
-    def fuses(self) -> bool:
-        """Whether boxes of several views are fused."""
-        return self.flip or self.scales != [1.0]
+    def _scaled(self, side: int, scale: float) -> int:
+        return side if scale == 1 else max(round(side * scale / self.size_divisor), 1) * self.size_divisor
 
-    def check_task(self, task: str) -> None:
-        """Whether a model for `task` ("detection", "segmentation", "keypoints") can look so.
-
-        Raises:
-            ValueError: views and tiles merge boxes alone, and the model gives more.
-        """
-        given = {"flip": self.flip, "scales": self.scales != [1.0], "tile": bool(self.tile)}
-        asked = ", ".join(f"--{name}" for name, is_given in given.items() if is_given)
-        if asked and task != "detection":
-            extra = "masks" if task == "segmentation" else "keypoints"
-            raise ValueError(f"{asked}: only boxes are merged, and this model gives {extra}; leave it out")
+    def _boxes(self, outputs: Any, sizes: list[tuple[int, int]], pixel_mask: Tensor | None) -> list[Found]:
+        return self.image_processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
 
 
 def load_detector(
@@ -99,26 +100,6 @@ def make_detector(
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     post_process = _post_process(model, processor, threshold)
     return ImageDetector(model, processor, model.config.size_divisor, post_process, torch.bfloat16 if bf16 else None)
-
-
-def with_views(detect: ImageDetector, args: ViewArguments, batch_size: int = 8) -> Detector:
-    """A detector that looks as `args` say.
-
-    Args:
-        detect: of a model.
-        args: flip, scales, tiles.
-        batch_size: tiles that the model gets at once.
-
-    Raises:
-        ValueError: the model gives masks or keypoints, and `args` ask for more than a plain look.
-    """
-    args.check_task(detect.model.task)
-    top_k, found = detect.model.config.num_queries, cast(Detector, detect)
-    if args.fuses:
-        found = AugmentedDetector(found, args.flip, args.scales, top_k=top_k)
-    if args.tile:
-        found = TiledDetector(found, args.tile, args.tile_overlap, top_k=top_k, batch_size=batch_size)
-    return found
 
 
 def _post_process(

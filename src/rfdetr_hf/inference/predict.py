@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..drawing import DrawingStyle, draw_detections
-from ..training.arguments import TASKS
-from .detector import ViewArguments, load_detector, with_views
+from ..tasks import TASKS
+from .detector import load_detector
 from .images import NamedImage, find_images
 from .results import CocoResults, as_records, keypoints_of_classes
+from .views import ViewArguments, with_views
 
 FORMATS = ("pictures", "json", "coco")
 

@@ -74,9 +74,7 @@ class CocoResults:
             skeleton = [[a + 1, b + 1] for a, b in each.skeleton]
             category |= {"keypoints": list(each.names), "skeleton": skeleton} if each.names else {}
 
-    def add(
-        self, file_name: str, size: tuple[int, int], detections: Mapping[str, Any], threshold: float = 0.0
-    ) -> None:
+    def add(self, file_name: str, size: tuple[int, int], detections: Mapping[str, Any], threshold: float = 0.0) -> None:
         """Add one image.
 
         Args:
