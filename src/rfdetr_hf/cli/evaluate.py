@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 
 from ..evaluation.backends import BACKENDS
 from ..evaluation.run import DetectorEvaluation, check_output, evaluate_detector
-from ..inference.detector import make_detector
+from ..inference.detector import ImageDetector
 from ..inference.views import ViewArguments, with_views
 from ..models.files.auto import load_processor
 from ..tasks import TASKS
@@ -68,7 +68,7 @@ def evaluate(args: EvaluateArguments, data_args: DataArguments) -> DetectorEvalu
     check_output(args.output_dir, args.report)
     model = load_trained_model(args.model_name_or_path)
     processor = load_processor(args.model_name_or_path, model.config.resolution)
-    plain = make_detector(model, processor, args.device, bf16=args.bf16)
+    plain = ImageDetector(model, processor, args.device, bf16=args.bf16)
     detect = with_views(plain, args, args.batch_size)
     dataset = load_split(model, data_args, args.split)
     with tqdm(total=len(dataset), desc="evaluating", leave=False, disable=None) as bar:
