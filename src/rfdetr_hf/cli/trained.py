@@ -12,10 +12,9 @@ import yaml
 from datasets import Dataset
 
 from ..data.sources import load_detection_dataset
-from ..models.files.auto import is_official, load_model, load_processor
+from ..models.files.auto import load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
-from ..models.modeling_rfdetr import RFDETRPreTrainedModel
-from ..models.files.adapt import UNUSED_LABEL
+from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingArguments, UsageError, to_words
 
 FIT_TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
@@ -41,21 +40,12 @@ class TrainedModelArguments:
 class Subject(NamedTuple):
     """A model, its image processor, and the images to score it on."""
 
-    model: RFDETRPreTrainedModel
+    model: RFDETRForObjectDetection
     processor: RFDETRImageProcessor
     dataset: Dataset
 
 
-def load_trained_model(source: str) -> RFDETRPreTrainedModel:
-    """A model whose class rows all have a class: rows that are called "N/A" are left out, which no data set has."""
-    if is_official(source):
-        return load_model(source, drop_unused_rows=True)
-    model = load_model(source)
-    used = [name for _, name in sorted(model.config.id2label.items()) if name != UNUSED_LABEL]
-    return model if len(used) == model.config.num_labels else load_model(source, id2label=dict(enumerate(used)))
-
-
-def load_split(model: RFDETRPreTrainedModel, data_args: DataArguments, split: str) -> Dataset:
+def load_split(model: RFDETRForObjectDetection, data_args: DataArguments, split: str) -> Dataset:
     """A split with the labels of the model and what its task needs.
 
     Raises:
@@ -70,7 +60,8 @@ def load_split(model: RFDETRPreTrainedModel, data_args: DataArguments, split: st
 
 def load_subject(source: str, data_args: DataArguments, split: str) -> Subject:
     """The model of a folder, Hub id or official file, and a split of its data."""
-    model = load_trained_model(source)
+    # No data set has the classes of the rows that are called "N/A".
+    model = load_model(source, drop_unused_rows=True)
     processor = load_processor(source, model.config.resolution)
     return Subject(model, processor, load_split(model, data_args, split))
 
