@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,19 +137,20 @@ def evaluate(
     category_ids = sorted(ground_truth.getCatIds())
     # pycocotools divides by the number of keypoints of an object without any, whose result it then ignores.
     with silenced(), np.errstate(divide="ignore", invalid="ignore"):
-        runs = [
-            _run(part, image_ids, evaluated, iou_type, limits, fast)
-            for part in _parts(ground_truth, detections, category_ids, sigmas if iou_type == "keypoints" else None)
-        ]
+        parts = _parts(ground_truth, detections, category_ids, sigmas if iou_type == "keypoints" else None)
+        runs = [_run(part, image_ids, evaluated, iou_type, limits, fast) for part in parts]
     truths = truth_arrays(ground_truth, image_ids, evaluated, iou_type)
-    columns = [np.concatenate(column) for column in zip(*(run.columns for run in runs), strict=True)]
+    columns = [np.concatenate(column) for column in zip(*(columns for _, columns in runs), strict=True)]
     columns = [column[np.argsort(columns[2], kind="stable")] for column in columns]
-    params = runs[0].params
+    number, _, category, truth_id, ignored = columns
+    rows = detections.rows[number - 1]
+    truth = np.where(truth_id == 0, -1, np.searchsorted(truths.id, truth_id))
+    finished, params = [run for run, _ in runs], runs[0][0].params
     return Evaluation(
         iou_type=iou_type,
-        precision=_by_category(runs, "precision", category_ids),
-        recall=_by_category(runs, "recall", category_ids),
-        scores=_by_category(runs, "scores", category_ids),
+        precision=_by_category(finished, "precision", category_ids),
+        recall=_by_category(finished, "recall", category_ids),
+        scores=_by_category(finished, "scores", category_ids),
         iou_thresholds=params.iouThrs,
         areas=tuple(params.areaRngLbl),
         limits=tuple(params.maxDets),
@@ -158,7 +159,14 @@ def evaluate(
         sigmas=_sigma_table(sigmas, category_ids) if sigmas is not None and iou_type == "keypoints" else None,
         detections=detections,
         truths=truths,
-        matches=_matches(columns, detections, truths, category_ids),
+        matches=CocoMatches(
+            row=number - 1,
+            image=rows["image"],
+            category=np.searchsorted(category_ids, category),
+            score=rows["score"].astype(np.float64),
+            truth=truth,
+            ignored=ignored.astype(bool),
+        ),
     )
 
 
@@ -178,20 +186,6 @@ class _Part(NamedTuple):
     sigmas: np.ndarray | None
 
 
-class _Run(NamedTuple):
-    """What a run gave.
-
-    Attributes:
-        arrays: `precision`, `recall` and `scores`.
-        params: of COCO's evaluation.
-        columns: detection number in the whole table, image id, category id, truth id (0: none), whether it is ignored.
-    """
-
-    arrays: Any
-    params: Any
-    columns: list[np.ndarray]
-
-
 def _parts(
     truth: COCO,
     detections: DetectionTable,
@@ -206,32 +200,30 @@ def _parts(
     for category in category_ids:
         groups.setdefault(tuple(sigmas[category]), []).append(category)
     groups.pop((), None)
-    return [_cut(truth, detections, categories, own) for own, categories in groups.items()]
-
-
-def _cut(truth: COCO, detections: DetectionTable, categories: Sequence[int], sigmas: tuple[float, ...]) -> _Part:
-    """Objects and detections of these categories with their first keypoints, one for each of the sigmas.
-
-    What pads them must go: pycocotools spans the area of a detection over all of its keypoints, and compares them all
-    with an object that has none labelled.
-    """
     content: Any = truth.dataset
-    annotations = [
-        {**annotation, "keypoints": annotation["keypoints"][: 3 * len(sigmas)]}
-        for annotation in content["annotations"]
-        if annotation["category_id"] in categories
-    ]
-    names = [category for category in content["categories"] if category["id"] in categories]
-    rows = np.flatnonzero(np.isin(detections.rows["label"], categories))
-    own = detections.take(rows)
-    if own.keypoints is not None:
-        own = replace(own, keypoints=own.keypoints[:, : len(sigmas)])
-    return _Part(make_coco(content["images"], annotations, names), own, rows, np.array(sigmas))
+    parts = []
+    for own, categories in groups.items():
+        # What pads the keypoints must go: pycocotools spans the area of a detection over all of its keypoints, and
+        # compares them all with an object that has none labelled.
+        annotations = [
+            {**annotation, "keypoints": annotation["keypoints"][: 3 * len(own)]}
+            for annotation in content["annotations"]
+            if annotation["category_id"] in categories
+        ]
+        names = [category for category in content["categories"] if category["id"] in categories]
+        rows = np.flatnonzero(np.isin(detections.rows["label"], categories))
+        table = detections.take(rows)
+        if table.keypoints is not None:
+            table.keypoints = table.keypoints[:, : len(own)]
+        parts.append(_Part(make_coco(content["images"], annotations, names), table, rows, np.array(own)))
+    return parts
 
 
 def _run(
     part: _Part, image_ids: np.ndarray, evaluated: np.ndarray, iou_type: str, limits: Sequence[int], fast: bool
-) -> _Run:
+) -> tuple[Any, list[np.ndarray]]:
+    """The finished run of COCO's evaluation, and of each match the detection's number in the complete table, image id,
+    category id, truth id (0: none) and whether it is ignored."""
     start = _start_ultrafast if fast else _start_pycocotools
     run: Any = start(part.ground_truth, part.detections, image_ids, iou_type)
     run.params.imgIds = image_ids[evaluated].tolist()
@@ -241,19 +233,19 @@ def _run(
     run.evaluate()
     run.accumulate()
     number, *others = _columns_ultrafast(run) if fast else _columns_pycocotools(run)
-    return _Run(run.eval, run.params, [part.rows[number.astype(np.int64) - 1] + 1, *others])
+    return run, [part.rows[number.astype(np.int64) - 1] + 1, *others]
 
 
-def _by_category(runs: Sequence[_Run], name: str, category_ids: Sequence[int]) -> np.ndarray:
+def _by_category(runs: Sequence[Any], name: str, category_ids: Sequence[int]) -> np.ndarray:
     """An array of all categories from those of the runs; -1 for a category that none of them scored."""
     axis = 1 if name == "recall" else 2
-    shape = list(runs[0].arrays[name].shape)
+    shape = list(runs[0].eval[name].shape)
     shape[axis] = len(category_ids)
     whole = np.full(shape, -1.0)
     for run in runs:
         place = [slice(None)] * len(shape)
         place[axis] = np.searchsorted(category_ids, run.params.catIds)
-        whole[tuple(place)] = run.arrays[name]
+        whole[tuple(place)] = run.eval[name]
     return whole
 
 
@@ -351,21 +343,3 @@ def _columns_ultrafast(run: Any) -> list[np.ndarray]:
     columns = [found["dt_id"], found["image_id"], found["category_id"], np.maximum(found["gt_id"], 0), found["ignore"]]
     order = np.lexsort([-found["score"], found["image_id"], found["category_id"]])
     return [column[order] for column in columns]
-
-
-def _matches(
-    columns: list[np.ndarray], detections: DetectionTable, truths: Truths, category_ids: Sequence[int]
-) -> CocoMatches:
-    number, _, category, truth_id, ignored = columns
-    row = number.astype(np.int64) - 1
-    truth = np.searchsorted(truths.id, truth_id)
-    truth[truth_id == 0] = -1
-    rows = detections.rows[row]
-    return CocoMatches(
-        row=row,
-        image=rows["image"],
-        category=np.searchsorted(category_ids, category),
-        score=rows["score"].astype(np.float64),
-        truth=truth,
-        ignored=ignored.astype(bool),
-    )

@@ -83,8 +83,7 @@ class CocoEvaluator:
         if "keypoints" in self.iou_types:
             if sigmas is None and isinstance(ground_truth, Dataset):
                 sigmas = keypoint_sigmas(ground_truth)
-            count = _num_keypoints(self.ground_truth, sigmas)
-            self.sigmas = _sigmas(self.ground_truth, sigmas, count)
+            self.sigmas, count = _keypoint_sigmas(self.ground_truth, sigmas)
             points = np.empty((0, count, 3), dtype=np.float32)
         self.image_ids = np.array(sorted(self.ground_truth.imgs), dtype=np.int64)
         self._position = {image_id: position for position, image_id in enumerate(self.image_ids.tolist())}
@@ -114,7 +113,12 @@ class CocoEvaluator:
             raise ValueError(f"{len(ids)} image ids but {len(predictions)} predictions.")
         positions = self._positions(ids)
         if ids:
-            table = pack(ids, positions, predictions, [self._size(image_id) for image_id in ids], self._empty)
+            # Only masks need the sizes, which a ground truth of boxes may lack.
+            sizes = [(0, 0)] * len(ids)
+            if self._empty.masks is not None:
+                images = [self.ground_truth.imgs[image_id] for image_id in ids]
+                sizes = [(image["height"], image["width"]) for image in images]
+            table = pack(ids, positions, predictions, sizes, self._empty)
             self._chunks.append(self._categorised(table))
         self._seen[positions] = 1
         self._analyses.clear()
@@ -233,10 +237,6 @@ class CocoEvaluator:
         """All detections with their masks and keypoints, ordered by image."""
         return concatenate(self._chunks, self._empty).by_image()
 
-    def _size(self, image_id: int) -> tuple[int, int]:
-        image = self.ground_truth.imgs[image_id]
-        return (image["height"], image["width"]) if self._empty.masks is not None else (0, 0)
-
     def _require_open(self, action: str) -> None:
         if self._gathered:
             raise RuntimeError(f"{action}() after gather(): use a new CocoEvaluator for each pass over the data.")
@@ -287,42 +287,29 @@ def _check_truth(truth: COCO, iou_types: Sequence[str]) -> None:
             )
 
 
-def _num_keypoints(truth: COCO, sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None) -> int:
-    """That of the annotations, or without any that of the sigmas."""
+def _keypoint_sigmas(
+    truth: COCO, sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None
+) -> tuple[np.ndarray | dict[int, np.ndarray], int]:
+    """Sigmas as arrays, by category where they are given so, and how many keypoints the objects have."""
     annotations: Any = truth.anns.values()
     counts = {len(annotation["keypoints"]) // 3 for annotation in annotations}
     if len(counts) > 1:
         raise ValueError(f"Annotations have {sorted(counts)} keypoints; pad them with v = 0 to one number.")
-    if counts:
-        return counts.pop()
     if isinstance(sigmas, Mapping):
-        return max(map(len, sigmas.values()), default=0)
-    return len(COCO_PERSON_SIGMAS if sigmas is None else sigmas)
-
-
-def _sigmas(
-    truth: COCO, sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None, count: int
-) -> np.ndarray | dict[int, np.ndarray]:
-    if isinstance(sigmas, Mapping):
-        return _sigmas_by_category(truth, sigmas, count)
-    return _sigmas_of_all(sigmas, count)
-
-
-def _sigmas_by_category(truth: COCO, sigmas: Mapping[int, Sequence[float]], count: int) -> dict[int, np.ndarray]:
-    """One per keypoint of each category."""
-    if set(sigmas) != set(truth.cats):
-        different = set(sigmas) ^ set(truth.cats)
-        raise ValueError(f"sigmas must name the categories of the ground truth, each once; see {first_few(different)}.")
-    for category, own in sigmas.items():
-        if len(own) > count or min(own, default=1) <= 0:
-            raise ValueError(f"sigmas of category {category} must be up to {count} positive numbers; got {list(own)}.")
-    if not any(map(len, sigmas.values())):
-        raise ValueError("sigmas name no keypoint in any category; leave 'keypoints' out of iou_types.")
-    return {category: np.asarray(own, dtype=np.float64) for category, own in sigmas.items()}
-
-
-def _sigmas_of_all(sigmas: Sequence[float] | None, count: int) -> np.ndarray:
-    """One per keypoint."""
+        count = max(counts or map(len, sigmas.values()), default=0)
+        if different := set(sigmas) ^ set(truth.cats):
+            raise ValueError(
+                f"sigmas must name the categories of the ground truth, each once; see {first_few(different)}."
+            )
+        for category, own in sigmas.items():
+            if len(own) > count or min(own, default=1) <= 0:
+                raise ValueError(
+                    f"sigmas of category {category} must be up to {count} positive numbers; got {list(own)}."
+                )
+        if not any(map(len, sigmas.values())):
+            raise ValueError("sigmas name no keypoint in any category; leave 'keypoints' out of iou_types.")
+        return {category: np.asarray(own, dtype=np.float64) for category, own in sigmas.items()}, count
+    count = max(counts, default=len(COCO_PERSON_SIGMAS if sigmas is None else sigmas))
     if sigmas is None and count == len(COCO_PERSON_SIGMAS):
         sigmas = COCO_PERSON_SIGMAS
     elif sigmas is None:
@@ -330,4 +317,4 @@ def _sigmas_of_all(sigmas: Sequence[float] | None, count: int) -> np.ndarray:
         sigmas = [DEFAULT_SIGMA] * count
     if len(sigmas) != count or min(sigmas, default=1) <= 0:
         raise ValueError(f"sigmas must be {count} positive numbers, one per keypoint; got {list(sigmas)}.")
-    return np.asarray(sigmas, dtype=np.float64)
+    return np.asarray(sigmas, dtype=np.float64), count

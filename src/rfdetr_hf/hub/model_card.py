@@ -127,7 +127,6 @@ def _body(facts: CardFacts, has_curves: bool) -> str:
     names_of_labels: Any = config.id2label
     names = {"model_id": facts.model_id, "auto_class": task.auto_class, "pipeline_tag": task.pipeline_tag}
     plain = Template(PLAIN_TRANSFORMERS).substitute(names) if task.auto_class else ""
-    options = "num_keypoints_per_class=model.config.num_keypoints_per_class, "
     template = Template(files("rfdetr_hf.hub").joinpath("templates/model_card.md").read_text(encoding="utf-8"))
     return template.substitute(
         title=f"{facts.name}: RF-DETR trained with rfdetr_hf",
@@ -139,8 +138,6 @@ def _body(facts: CardFacts, has_curves: bool) -> str:
         classes=", ".join(str(name) for _, name in sorted(names_of_labels.items())),
         model_class=facts.model_class,
         model_id=facts.model_id,
-        post_process=f"post_process_{task.title.replace(' ', '_')}",
-        post_process_options=options if task.object_field == "keypoints" else "",
         plain_transformers=plain,
         results=_table(facts.metrics) or "Not evaluated.",
         evaluations=_evaluations(facts.log_history) + (f"\n![Loss and mAP]({CURVES})\n" if has_curves else ""),

@@ -1,7 +1,7 @@
 """A model of any task as a plain function: PIL images in, detections out."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -73,6 +73,7 @@ def load_detector(
         device, threshold, bf16: see `ImageDetector`.
         revision: branch, tag or commit of a Hub id.
     """
-    model = load_model(name_or_path, **({} if revision is None else {"revision": revision}))
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
+    model = load_model(name_or_path, **options)
     processor = load_processor(name_or_path, model.config.resolution, revision)
     return ImageDetector(model, processor, device, threshold, bf16=bf16)
