@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..training.arguments import TASKS
+from ..tasks import TASKS
 from .detectors import ViewArguments, load_detector, with_views
 from ..drawing import DrawingStyle, draw_detections
 from .images import NamedImage, find_images
