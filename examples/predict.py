@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rfdetr_hf import load_detection_dataset
-from rfdetr_hf.data.images import decode_image
+from rfdetr_hf.data.pipeline.pixels import decode_image
 from rfdetr_hf.inference.images import NamedImage
 from rfdetr_hf.inference.predict import PredictArguments, predict
 from rfdetr_hf.training.arguments import parse_arguments

@@ -19,7 +19,7 @@ from PIL import Image
 from rfdetr_hf import RFDETRImageProcessor, load_detection_dataset, make_shapes_dataset
 from rfdetr_hf.cli import config, doctor, fit, launching
 from rfdetr_hf.cli.main import VERBS, main
-from rfdetr_hf.data.images import decode_image
+from rfdetr_hf.data.pipeline.pixels import decode_image
 from rfdetr_hf.training.arguments import parse_arguments
 from rfdetr_hf.training.building import build_model
 

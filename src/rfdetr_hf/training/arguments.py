@@ -16,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..hub.push import STRATEGIES as HUB_STRATEGIES
 from ..models.files.auto import is_official
+from ..tasks import TASKS
 from .drop_path import MODES as DROP_PATH_MODES
 from .drop_path import SCHEDULES as DROP_PATH_SCHEDULES
 from .optimization import SCHEDULES as LR_SCHEDULES
@@ -23,7 +24,6 @@ from .optimization import check_schedule_options
 
 MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
 PARAM_GROUPS = ("default", "official")
-TASKS = ("detection", "segmentation", "keypoints")
 AUDITS = ("full", "headers", "off")
 
 
@@ -346,7 +346,7 @@ class DataArguments:
     train_split: str | None = _option(None, "Name of the training split where it is not 'train' or the like.")
     validation_split: str | None = _option(None, "Name of the validation split, or a share of 'train' to hold out.")
     test_split: str | None = _option(None, "Name of the test split where it is not 'test' or the like.")
-    task: str | None = _option(None, "What the objects need besides boxes; default: what the model needs.", TASKS)
+    task: str | None = _option(None, "What the objects need besides boxes; default: what the model needs.", tuple(TASKS))
     label_dir: str | None = _option(None, "Label folder of a YOLO layout where it is not 'labels'.")
     missing_masks: str = _option("error", "Objects without a mask: an error, or their box.", ("error", "box"))
     keypoint_schema: dict | str | None = _option(
