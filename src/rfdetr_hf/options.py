@@ -50,6 +50,13 @@ AT_LEAST_ONE, POSITIVE, NOT_NEGATIVE = Range(1), Range(0, brackets="(]"), Range(
 PROBABILITY, BELOW_ONE, FACTOR = Range(0, 1), Range(0, 1, "[)"), Range(0, 1, "(]")
 
 
+class _Metadata(dict[str, Any]):
+    """Of a field. What copies it is an `HfArgumentParser`, which gives all it finds to `add_argument`."""
+
+    def copy(self) -> dict[str, Any]:
+        return {name: value for name, value in self.items() if name != "range"}
+
+
 def option(
     default: Any = dataclasses.MISSING,
     help: str = "",
@@ -66,12 +73,11 @@ def option(
         range: of a number, where the option is not None.
         metadata: further words for the parser: aliases, nargs, const.
     """
-    metadata["help"] = f"{help.removesuffix('.')}; {range}." if range else help
-    metadata |= {"choices": list(choices)} if choices else {}
-    metadata |= {"range": range} if range else {}
-    return field(default_factory=default, metadata=metadata) if callable(default) else field(
-        default=default, metadata=metadata
-    )  # fmt: skip
+    words = _Metadata(help=f"{help.removesuffix('.')}; {range}." if range else help, **metadata)
+    words |= {"choices": list(choices)} if choices else {}
+    words |= {"range": range} if range else {}
+    default = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**default, metadata=words)
 
 
 def settle_options(options: Any) -> None:
@@ -186,7 +192,7 @@ def _parse_arguments(
         if not unknown[0].startswith("-"):
             raise ValueError(f"{unknown[0]!r} on the command line belongs to no option; join several values by commas")
         name = unknown[0].lstrip("-").split("=")[0]
-        raise ValueError(unknown_option(name, list(fields), "on the command line"))
+        raise ValueError(_unknown_option(name, list(fields), "on the command line"))
     return tuple(parsed)
 
 
@@ -194,17 +200,17 @@ def read_options(path: str, known: Sequence[str]) -> dict[str, Any]:
     """The options of a YAML file.
 
     Raises:
-        ValueError: it is no YAML, no mapping, or has a key that is not among `known`.
+        UsageError: it is no YAML, no mapping, or has a key that is not among `known`.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of option names to values")
+        raise UsageError(f"{path} must hold a mapping of option names to values")
     for key in values:
         if key not in known:
-            raise ValueError(unknown_option(str(key), known, f"in {path}"))
+            raise UsageError(_unknown_option(str(key), known, f"in {path}"))
     return values
 
 
@@ -220,7 +226,7 @@ def to_words(option: dataclasses.Field, value: Any) -> list[str]:
     return [f"--{option.name}", str(value)]
 
 
-def unknown_option(name: str, known: Sequence[str], where: str) -> str:
+def _unknown_option(name: str, known: Sequence[str], where: str) -> str:
     """The message for an option that does not exist, with the nearest that does."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"unknown option {name!r} {where}" + (f"; did you mean {near[0]!r}?" if near else "")

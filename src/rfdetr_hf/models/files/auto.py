@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .official import read_official
+from ..configuration_rfdetr import RFDETRConfig
 from ..image_processing_rfdetr import RFDETRImageProcessor
 from .pretrained import HUB_OPTIONS, read_state
-from .adapt import TASK_CLASSES, task_of
+from .adapt import TASK_CLASSES, UNUSED_LABEL, task_of
 from .layouts import official_keys
 
 if TYPE_CHECKING:
@@ -48,13 +49,20 @@ def load_model(source: str | Path, **options: Any) -> "RFDETRPreTrainedModel":
 
     Args:
         source: A file of the official package, a folder of this package or of plain transformers, or a Hub id.
-        options: As in `from_official` or `from_pretrained` of the models.
+        options: As in `from_official` or `from_pretrained` of the models; `drop_unused_rows` for all of them.
 
     Raises:
         FileNotFoundError, ValueError: as these do.
     """
     found = model_class(source_task(source, **options))
-    return found.from_official(source, **options) if is_official(source) else found.from_pretrained(source, **options)
+    if is_official(source):
+        return found.from_official(source, **options)
+    if options.pop("drop_unused_rows", False):
+        hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
+        names = RFDETRConfig.from_pretrained(source, **hub_options).id2label
+        used = [names[row] for row in sorted(names) if names[row] != UNUSED_LABEL]
+        options |= {"id2label": dict(enumerate(used))} if len(used) < len(names) else {}
+    return found.from_pretrained(source, **options)
 
 
 def load_processor(source: str | Path, resolution: int, revision: str | None = None) -> RFDETRImageProcessor:
