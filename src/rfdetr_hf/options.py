@@ -50,11 +50,10 @@ AT_LEAST_ONE, POSITIVE, NOT_NEGATIVE = Range(1), Range(0, brackets="(]"), Range(
 PROBABILITY, BELOW_ONE, FACTOR = Range(0, 1), Range(0, 1, "[)"), Range(0, 1, "(]")
 
 
-class _Metadata(dict[str, Any]):
-    """Of a field. What copies it is an `HfArgumentParser`, which gives all it finds to `add_argument`."""
+class _HelpText(str):
+    """What a field is for, with its range; all other metadata of a field goes to `ArgumentParser.add_argument`."""
 
-    def copy(self) -> dict[str, Any]:
-        return {name: value for name, value in self.items() if name != "range"}
+    range: Range | None = None
 
 
 def option(
@@ -73,11 +72,11 @@ def option(
         range: of a number, where the option is not None.
         metadata: further words for the parser: aliases, nargs, const.
     """
-    words = _Metadata(help=f"{help.removesuffix('.')}; {range}." if range else help, **metadata)
-    words |= {"choices": list(choices)} if choices else {}
-    words |= {"range": range} if range else {}
+    text = _HelpText(f"{help.removesuffix('.')}; {range}." if range else help)
+    text.range = range
+    metadata |= {"help": text} | ({"choices": list(choices)} if choices else {})
     default = {"default_factory": default} if callable(default) else {"default": default}
-    return field(**default, metadata=words)
+    return field(**default, metadata=metadata)
 
 
 def settle_options(options: Any) -> None:
@@ -96,7 +95,7 @@ def settle_options(options: Any) -> None:
         setattr(options, each.name, value)
         if value is None and NoneType in kinds:
             continue
-        limits, choices = each.metadata.get("range"), each.metadata.get("choices")
+        limits, choices = getattr(each.metadata.get("help"), "range", None), each.metadata.get("choices")
         if not any(_is_a(value, kind) for kind in kinds) or limits and value not in limits:
             rule = _in_words(kinds) + (f", {limits}" if limits else "")
             raise ValueError(f"{each.name}={value!r} is not valid: it must be {rule}")
