@@ -41,8 +41,8 @@ PUBLIC_NAMES = {
     "evaluation.run": ("evaluate_detector",),
     "evaluation.analysis": ("DetectionAnalysis",),
     "evaluation.by_image": ("predictions_by_image", "truth_by_image"),
-    "inference.detector": ("ViewArguments", "load_detector", "with_views"),
-    "inference.views": ("AugmentedDetector", "ImageDetector", "TiledDetector"),
+    "inference.detector": ("ImageDetector", "load_detector"),
+    "inference.views": ("AugmentedDetector", "TiledDetector", "ViewArguments", "with_views"),
     "inference.images": ("NamedImage", "find_images"),
     "inference.predict": ("PredictArguments", "predict"),
     "export.exporter": ("ExportReport", "export_model"),
@@ -95,10 +95,9 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .evaluation.run import evaluate_detector as evaluate_detector
     from .evaluation.analysis import DetectionAnalysis as DetectionAnalysis
     from .evaluation.by_image import predictions_by_image as predictions_by_image, truth_by_image as truth_by_image
-    from .inference.detector import ViewArguments as ViewArguments, load_detector as load_detector
-    from .inference.detector import with_views as with_views
-    from .inference.views import AugmentedDetector as AugmentedDetector, ImageDetector as ImageDetector
-    from .inference.views import TiledDetector as TiledDetector
+    from .inference.detector import ImageDetector as ImageDetector, load_detector as load_detector
+    from .inference.views import AugmentedDetector as AugmentedDetector, TiledDetector as TiledDetector
+    from .inference.views import ViewArguments as ViewArguments, with_views as with_views
     from .inference.images import NamedImage as NamedImage, find_images as find_images
     from .inference.predict import PredictArguments as PredictArguments, predict as predict
     from .export.exporter import ExportReport as ExportReport, export_model as export_model

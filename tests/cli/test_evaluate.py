@@ -93,7 +93,11 @@ def test_official_files_need_no_processor_and_no_rows_without_a_class(untrained,
     RFDETRForObjectDetection(tiny_config(names)).save_pretrained(tmp_path / "rows")
     assert main(["convert", str(tmp_path / "rows"), str(tmp_path / "model.pth")]) == 0
     for source in (tmp_path / "model.pth", tmp_path / "rows"):
-        assert list(load_model(source, drop_unused_rows=True).config.id2label.values()) == ["circle", "square", "triangle"]
+        assert list(load_model(str(source), drop_unused_rows=True).config.id2label.values()) == [
+            "circle",
+            "square",
+            "triangle",
+        ]
         for verb in ("evaluate", "validate"):
             assert main([verb, str(source), data, "--device", "cpu"]) == 0
     images = tmp_path / "images"

@@ -125,9 +125,7 @@ def test_models_of_other_tasks(tmp_path, tiny_config, name, overrides, extra):
     assert len(found[extra]) == len(found["scores"]) > 0
     image.save(tmp_path / "image.png")
     formats = ["pictures", "json", "coco"]
-    args = PredictArguments(
-        str(tmp_path / "model"), [str(tmp_path / "image.png")], str(tmp_path / "out"), formats, 0.0
-    )
+    args = PredictArguments(str(tmp_path / "model"), [str(tmp_path / "image.png")], str(tmp_path / "out"), formats, 0.0)
     assert predict(args, say=lambda line: None) == 1
     drawn = Image.open(tmp_path / "out" / "image.png")
     assert drawn.getextrema() != ((255, 255),) * 3

@@ -13,8 +13,8 @@ from .. import (
     DataArguments,
     ModelArguments,
     Range,
+    RFDETRForObjectDetection,
     RFDETRImageProcessor,
-    RFDETRPreTrainedModel,
     RFDETRTrainingArguments,
     UsageError,
     load_detection_dataset,
@@ -48,12 +48,12 @@ class TrainedModelArguments:
 class Subject(NamedTuple):
     """A model, its image processor, and the images to score it on."""
 
-    model: RFDETRPreTrainedModel
+    model: RFDETRForObjectDetection
     processor: RFDETRImageProcessor
     dataset: Dataset
 
 
-def load_split(model: RFDETRPreTrainedModel, data_args: DataArguments, split: str) -> Dataset:
+def load_split(model: RFDETRForObjectDetection, data_args: DataArguments, split: str) -> Dataset:
     """A split with the labels of the model and what its task needs.
 
     Raises:
@@ -68,6 +68,7 @@ def load_split(model: RFDETRPreTrainedModel, data_args: DataArguments, split: st
 
 def load_subject(source: str, data_args: DataArguments, split: str) -> Subject:
     """The model of a folder, Hub id or official file, and a split of its data."""
+    # No data set has the classes of the rows that are called "N/A".
     model = load_model(source, drop_unused_rows=True)
     processor = load_processor(source, model.config.resolution)
     return Subject(model, processor, load_split(model, data_args, split))
