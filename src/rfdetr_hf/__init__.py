@@ -21,7 +21,7 @@ PUBLIC_NAMES = {
     "data.audit": ("audit_dataset",),
     "data.schema": ("category_ids", "class_names", "label_table"),
     "data.keypoints": ("KeypointSchema",),
-    "data.images": ("decode_image",),
+    "data.pipeline.pixels": ("decode_image",),
     "data.pipeline.augmentation": ("adapt_augmentation",),
     "training.trainer": ("RFDETRTrainer",),
     "training.parts": ("TrainerParts",),
@@ -73,7 +73,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .data.audit import audit_dataset as audit_dataset
     from .data.schema import category_ids as category_ids, class_names as class_names, label_table as label_table
     from .data.keypoints import KeypointSchema as KeypointSchema
-    from .data.images import decode_image as decode_image
+    from .data.pipeline.pixels import decode_image as decode_image
     from .data.pipeline.augmentation import adapt_augmentation as adapt_augmentation
     from .training.trainer import RFDETRTrainer as RFDETRTrainer
     from .training.parts import TrainerParts as TrainerParts

@@ -16,7 +16,7 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
-from ..data.pipeline.collate import prepare_pixels
+from ..data.pipeline.pixels import prepare_pixels
 from ..data.schema import keypoint_schema
 from ..data.pipeline.recipe import MAX_SIZE
 from ..losses.points import derive_seed
