@@ -1,7 +1,6 @@
 """Write docs/api.md from the docstrings of the public names: python docs/make_api.py"""
 
 import dataclasses
-import importlib
 import inspect
 import re
 import sys
@@ -9,81 +8,31 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import rfdetr_hf
+
 PAGE = Path(__file__).with_name("api.md")
 
-SECTIONS = {
-    "Models": [
-        "models.configuration_rfdetr:RFDETRConfig",
-        "models.configuration_rfdetr:RFDETRBackboneConfig",
-        "models.modeling_rfdetr:RFDETRForObjectDetection",
-        "models.modeling_rfdetr:RFDETRObjectDetectionOutput",
-        "models.segmentation:RFDETRForInstanceSegmentation",
-        "models.segmentation:RFDETRInstanceSegmentationOutput",
-        "models.keypoints:RFDETRForKeypointDetection",
-        "models.keypoints:RFDETRKeypointDetectionOutput",
-        "models.image_processing_rfdetr:RFDETRImageProcessor",
-        "models.auto:load_model",
-        "models.auto:load_processor",
-    ],
-    "Losses": ["losses.criterion:RFDETRCriterion", "losses.matcher:HungarianMatcher"],
-    "Data": [
-        "data.sources:load_detection_dataset",
-        "data.synthetic:make_shapes_dataset",
-        "data.audit:audit_dataset",
-        "data.schema:class_names",
-        "data.schema:category_ids",
-        "data.schema:label_table",
-        "data.keypoints:KeypointSchema",
-        "data.images:decode_image",
-        "data.augmentation:adapt_augmentation",
-    ],
-    "Training": [
-        "training.trainer:RFDETRTrainer",
-        "training.parts:TrainerParts",
-        "training.arguments:RFDETRTrainingArguments",
-        "training.arguments:ModelArguments",
-        "training.arguments:DataArguments",
-        "training.arguments:parse_arguments",
-        "training.callbacks:EarlyStopping",
-        "training.best:BestModel",
-        "training.ema:ExponentialMovingAverage",
-        "training.drop_path:DropPathSchedule",
-        "training.optimization:build_param_groups",
-        "training.optimization:build_optimizer",
-        "training.optimization:build_scheduler",
-        "training.multi_scale:compute_scales",
-    ],
-    "Fine-tuning": [
-        f"training.finetuning:{name}"
-        for name in (
-            "freeze_encoder_blocks",
-            "train_only",
-            "part_of",
-            "load_parts",
-            "load_class_rows",
-            "add_lora",
-            "merge_adapters",
-        )
-    ],
-    "Evaluation": [
-        "evaluation.evaluator:CocoEvaluator",
-        "evaluation.run:evaluate_detector",
-        "evaluation.analysis:DetectionAnalysis",
-        "evaluation.by_image:predictions_by_image",
-        "evaluation.by_image:truth_by_image",
-        "inference.detector:load_detector",
-        "inference.detector:ImageDetector",
-        "inference.views:AugmentedDetector",
-        "inference.views:TiledDetector",
-    ],
-    "Export": ["export.exporter:export", "export.exporter:ExportReport"],
+# Titles by the folder of a name.
+TITLES = {
+    "models": "Models",
+    "losses": "Losses",
+    "data": "Data",
+    "training": "Training",
+    "evaluation": "Evaluation",
+    "inference": "Inference",
+    "drawing": "Inference",
+    "export": "Export",
+    "options": "Options and tasks",
+    "tasks": "Options and tasks",
 }
 
 
-def load(entry: str) -> tuple[str, Any]:
-    """The dotted name and the object of "module:name"."""
-    module, name = entry.split(":")
-    return f"rfdetr_hf.{module}.{name}", getattr(importlib.import_module(f"rfdetr_hf.{module}"), name)
+def sections() -> dict[str, list[str]]:
+    """The public names by title, in the order of the package's list."""
+    found: dict[str, list[str]] = {title: [] for title in TITLES.values()}
+    for module, names in rfdetr_hf.PUBLIC_NAMES.items():
+        found[TITLES[module.split(".")[0]]] += names
+    return found
 
 
 def text_of(target: Any) -> str:
@@ -127,12 +76,14 @@ def methods_of(cls: type) -> list[tuple[str, Any]]:
     return found
 
 
-def entry_lines(dotted: str, target: Any) -> list[str]:
+def entry_lines(name: str, target: Any) -> list[str]:
     """One class or function."""
+    if not callable(target):
+        return [f"### `{name}`", "", f"A `{type(target).__name__}`: {', '.join(f'`{each}`' for each in target)}.", ""]
     fields = dataclasses.is_dataclass(target) and all("help" in f.metadata for f in dataclasses.fields(target))
     plain = inspect.isfunction(target) or "__init__" in vars(target) and not dataclasses.is_dataclass(target)
-    heading = f"{target.__name__}{signature_of(target)}" if plain else target.__name__
-    lines = [f"### `{heading}`", "", f"`{dotted}`", "", text_of(target)]
+    heading = f"{name}{signature_of(target)}" if plain else name
+    lines = [f"### `{heading}`", "", text_of(target)]
     if fields:
         return lines + options_of(target) + [""]
     if inspect.isclass(target):
@@ -143,11 +94,11 @@ def entry_lines(dotted: str, target: Any) -> list[str]:
 
 def make() -> str:
     """The page."""
-    lines = ["# API reference", "", "Made from the docstrings by `python docs/make_api.py`.", ""]
-    for section, entries in SECTIONS.items():
+    lines = ["# API reference", "", "Every public name is imported from `rfdetr_hf`. Made by `python docs/make_api.py`.", ""]
+    for section, names in sections().items():
         lines += [f"## {section}", ""]
-        for entry in entries:
-            lines += entry_lines(*load(entry))
+        for name in names:
+            lines += entry_lines(name, getattr(rfdetr_hf, name))
     return "\n".join(lines).rstrip() + "\n"
 
 

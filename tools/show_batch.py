@@ -12,12 +12,17 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from rfdetr_hf import RFDETRConfig, RFDETRTrainingArguments, load_detection_dataset
-from rfdetr_hf.data.schema import class_names
+from rfdetr_hf import (
+    DataArguments,
+    ModelArguments,
+    RFDETRConfig,
+    RFDETRTrainingArguments,
+    class_names,
+    load_detection_dataset,
+    parse_arguments,
+)
 from rfdetr_hf.drawing import COLOURS, Shape, draw_shapes
 from rfdetr_hf.models.files.pretrained import override_config
-from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
-from rfdetr_hf.training.building import model_task
 from rfdetr_hf.training.loaders import build_train_loader
 from rfdetr_hf.training.multi_scale import compute_scales
 
@@ -71,19 +76,17 @@ def stack(rows: list[Image.Image]) -> Image.Image:
 
 def build_config(args: ModelArguments) -> RFDETRConfig:
     """The configuration that the run would train."""
-    overrides = dict(args.config_overrides or {})
-    if args.resolution is not None:
-        overrides["resolution"] = args.resolution
     if args.model_name_or_path is None:
-        return RFDETRConfig.from_variant(args.variant, **overrides)
-    return override_config(RFDETRConfig.from_pretrained(args.model_name_or_path, revision=args.revision), overrides)
+        return RFDETRConfig.from_variant(args.variant, **args.config_fields())
+    stored = RFDETRConfig.from_pretrained(args.model_name_or_path, revision=args.revision)
+    return override_config(stored, args.config_fields())
 
 
 def main(argv: list[str]) -> None:
     """Load, draw, save."""
     types = (ShowArguments, ModelArguments, DataArguments, RFDETRTrainingArguments)
     args, model_args, data_args, training_args = parse_arguments(types, argv, prog="show_batch.py")
-    dataset = load_detection_dataset(**data_args.load_options(model_task(model_args)))["train"]
+    dataset = load_detection_dataset(**data_args.load_options(model_args.task))["train"]
     config = build_config(model_args)
     training_args.dataloader_num_workers = 0
     backbone = config.backbone_config

@@ -6,13 +6,11 @@ import torch
 import yaml
 from PIL import Image
 
-from rfdetr_hf import RFDETRForObjectDetection
+from rfdetr_hf import RFDETRForObjectDetection, UsageError, load_model
 from rfdetr_hf.cli import validate
 from rfdetr_hf.cli.evaluate import TYPES
 from rfdetr_hf.cli.main import main
 from rfdetr_hf.cli.trained import as_options
-from rfdetr_hf.models.files.auto import load_model
-from rfdetr_hf.training.arguments import UsageError
 
 OTHER = {"segmentation": ("segm", "segm_"), "keypoints": ("keypoints", "keypoint_")}
 

@@ -9,9 +9,8 @@ import pytest
 import yaml
 from blocks import ROOT, Block, blocks, commands, documents
 
-from rfdetr_hf import RFDETRTrainingArguments
+from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
 from rfdetr_hf.cli.main import VERBS
-from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
 
 
 class Parsed(Exception):

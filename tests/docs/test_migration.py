@@ -9,8 +9,8 @@ import transformers
 from blocks import ROOT
 
 import rfdetr_hf
+from rfdetr_hf import DataArguments, ModelArguments
 from rfdetr_hf.models.configuration_rfdetr import RFDETRBackboneConfig
-from rfdetr_hf.training.arguments import DataArguments, ModelArguments
 
 PAGE = (ROOT / "docs" / "from_rfdetr.md").read_text(encoding="utf-8")
 OWNERS = {

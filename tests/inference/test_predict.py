@@ -8,11 +8,10 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 import rfdetr_hf
-from rfdetr_hf import RFDETRImageProcessor
+from rfdetr_hf import RFDETRImageProcessor, parse_arguments
 from rfdetr_hf.data.keypoints import ClassKeypoints
 from rfdetr_hf.inference.predict import PredictArguments, load_detector, predict
 from rfdetr_hf.inference.results import CocoResults, as_records, keypoints_of_classes, run_length
-from rfdetr_hf.training.arguments import parse_arguments
 
 FOUND = {
     "scores": torch.tensor([0.9, 0.4]),
