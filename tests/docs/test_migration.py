@@ -6,13 +6,13 @@ import re
 
 import pytest
 import transformers
-from blocks import ROOT
+from helpers.scripts import ROOT
 
 import rfdetr_hf
 from rfdetr_hf.models.configuration_rfdetr import RFDETRBackboneConfig
 from rfdetr_hf.training.arguments import DataArguments, ModelArguments
 
-PAGE = (ROOT / "docs" / "from_rfdetr.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "migration" / "from_rfdetr.md").read_text(encoding="utf-8")
 OWNERS = {
     "args": rfdetr_hf.RFDETRTrainingArguments,
     "data_args": DataArguments,
