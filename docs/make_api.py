@@ -22,18 +22,19 @@ TITLES = {
     "inference": "Prediction",
     "export": "Export",
     "hub": "The Hub",
+    "drawing": "Drawing",
+    "tasks": "Tasks",
+    "options": "Options",
 }
 
 
 def sections() -> dict[str, list[tuple[str, Any]]]:
     """The public names of the package and what they name, under the title of the folder that defines them."""
     found: dict[str, list[tuple[str, Any]]] = {title: [] for title in TITLES.values()}
-    for name in rfdetr_hf.__all__:
-        if not name.startswith("_"):
-            target = getattr(rfdetr_hf, name)
-            module = target.__module__.removeprefix("rfdetr_hf.")
-            folder = module.split(".")[0]
-            found.setdefault(TITLES.get(module) or TITLES.get(folder) or folder.capitalize(), []).append((name, target))
+    for module, names in rfdetr_hf.PUBLIC_NAMES.items():
+        folder = module.split(".")[0]
+        entries = found.setdefault(TITLES.get(module) or TITLES.get(folder) or folder.capitalize(), [])
+        entries += [(name, getattr(rfdetr_hf, name)) for name in names]
     return {title: entries for title, entries in found.items() if entries}
 
 
@@ -80,6 +81,8 @@ def methods_of(cls: type) -> list[tuple[str, Any]]:
 
 def entry_lines(name: str, target: Any) -> list[str]:
     """One class or function."""
+    if not inspect.isclass(target) and not inspect.isfunction(target):
+        return [f"### `{name}`", "", f"A constant of type `{type(target).__name__}`.", ""]
     fields = dataclasses.is_dataclass(target) and all("help" in f.metadata for f in dataclasses.fields(target))
     plain = inspect.isfunction(target) or "__init__" in vars(target) and not dataclasses.is_dataclass(target)
     heading = f"{name}{signature_of(target)}" if plain else name

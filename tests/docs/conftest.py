@@ -13,9 +13,10 @@ from rfdetr_hf import (
     RFDETRForObjectDetection,
     RFDETRImageProcessor,
     RFDETRTrainingArguments,
+    class_names,
+    decode_image,
     make_shapes_dataset,
 )
-from rfdetr_hf.data.schema import class_names, decode_image
 
 TINY_BACKBONE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "out_indices": [1, 2, 3]}
 TINY_BACKBONE |= {"patch_size": 8, "num_windows": 2}

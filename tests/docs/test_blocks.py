@@ -10,9 +10,8 @@ import yaml
 from helpers.documents import Block, blocks, commands, documents
 from helpers.scripts import ROOT, load_script
 
-from rfdetr_hf import RFDETRTrainingArguments
+from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
 from rfdetr_hf.cli.main import VERBS
-from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
 
 
 class Parsed(Exception):

@@ -10,7 +10,6 @@ from transformers.trainer_callback import EarlyStoppingCallback
 
 from ..data.audit import audit_dataset
 from ..data.schema import class_names, has_keypoints, has_masks, keypoint_schema
-from ..evaluation.report import analyses_of
 from ..evaluation.tables import summaries
 from .arguments import RFDETRTrainingArguments
 from .console import LOGGER
@@ -89,7 +88,7 @@ def _check_metric(trainer: "RFDETRTrainer") -> None:
     if trainer.compute_metrics is not None:
         return
     evaluator = trainer.create_evaluator(trainer.eval_dataset.select(range(0)))
-    known = [*evaluator.compute(per_class=trainer.args.eval_per_class), *summaries(analyses_of(evaluator))]
+    known = [*evaluator.compute(per_class=trainer.args.eval_per_class), *summaries(evaluator.analyses)]
     known = [f"{prefix}{name}" for name in known for prefix in ("", *trainer.args.evaluated_prefixes)]
     asked = trainer.args.metric_for_best_model.removeprefix("eval_")
     is_loss = trainer.args.eval_loss and asked.removeprefix("ema_").startswith("loss")

@@ -10,14 +10,14 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import log_metrics, save_metrics, save_state
 
-from ..evaluation.coco import CocoEvaluator
+from ..evaluation.evaluator import CocoEvaluator
+from ..tasks import TASKS
 from .best import BestModel
 from .callbacks import EarlyStopping
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .loaders import build_eval_loader, build_train_loader
 from .optimization import build_optimizer, build_param_groups, build_scheduler
-from .scoring import build_evaluator
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -102,7 +102,8 @@ class TrainerParts:
 
     def create_evaluator(self, dataset: Dataset) -> CocoEvaluator:
         """What scores one pass over a data set."""
-        return build_evaluator(self, dataset)
+        iou_types = TASKS[self.model.task].iou_types
+        return CocoEvaluator(dataset, self.args.eval_max_dets, iou_types=iou_types, backend="auto")
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback, or an instance of a callback class, to those that listen."""

@@ -1,6 +1,5 @@
 """What the model of a run finds on a data set, and how that scores."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,32 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import EvalPrediction
 
 from ..data.pipeline.collate import PER_IMAGE
-from ..data.schema import category_ids
-from ..evaluation.by_image import predictions_by_image, truth_by_image
-from ..evaluation.coco import CocoEvaluator
-from ..evaluation.plots import plots_installed, save_plots
-from ..evaluation.report import analyses_of, folder_of, write_results
-from ..evaluation.suite import IOU_TYPES, scored_sigmas
-from ..evaluation.tables import TITLES, aligned, class_cells, summaries
-from .console import LOGGER
+from ..evaluation.evaluator import CocoEvaluator
+from ..evaluation.run import score_evaluation
 from .meters import EvalLossMeter
 
 if TYPE_CHECKING:
     from .trainer import RFDETRTrainer
 
-logger = logging.getLogger(LOGGER)
-
 Detections = list[dict[str, Any]]
-
-
-def build_evaluator(trainer: "RFDETRTrainer", dataset: Dataset) -> CocoEvaluator:
-    """An evaluator for the model's task: boxes, and masks or keypoints."""
-    task, limit = trainer.model.task, trainer.args.eval_max_dets
-    sigmas = scored_sigmas(dataset, task)
-    return CocoEvaluator(dataset, limit, iou_types=IOU_TYPES[task], sigmas=sigmas, backend="auto")
 
 
 def score(
@@ -48,26 +31,18 @@ def score(
         folder: where results, tables and curves are written; None for nowhere.
     """
     evaluator.gather(trainer.accelerator)
-    scores = [_scores(trainer, dataset, evaluator, folder) if trainer.accelerator.is_main_process else None]
+    scores: list[Any] = [None]
+    if trainer.accelerator.is_main_process:
+        scores[0] = score_evaluation(
+            evaluator,
+            dataset,
+            folder,
+            per_class=trainer.args.eval_per_class,
+            predictions=trainer.args.eval_predictions,
+            plots=True,
+            compute_metrics=trainer.compute_metrics,
+        )
     return broadcast_object_list(scores)[0]
-
-
-def _scores(
-    trainer: "RFDETRTrainer", dataset: Dataset, evaluator: CocoEvaluator, folder: Path | None
-) -> dict[str, float]:
-    analyses = analyses_of(evaluator)
-    for iou_type, analysis in analyses.items():
-        if trainer.args.eval_per_class:
-            logger.info("%s\n%s", TITLES[iou_type], aligned(class_cells(analysis.per_class())))
-        if folder is not None and plots_installed():
-            save_plots(analysis, folder_of(folder, iou_type, analyses))
-    if folder is not None:
-        write_results(evaluator, folder, category_ids(dataset), trainer.args.eval_predictions, analyses)
-    scores = evaluator.compute(per_class=trainer.args.eval_per_class) | summaries(analyses)
-    if trainer.compute_metrics is not None:
-        pair = EvalPrediction(predictions=predictions_by_image(evaluator), label_ids=truth_by_image(evaluator))
-        scores |= {name: float(value) for name, value in trainer.compute_metrics(pair).items()}
-    return scores
 
 
 @torch.no_grad()
