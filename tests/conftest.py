@@ -35,7 +35,8 @@ def golden():
 
 
 @pytest.fixture
-def generator() -> torch.Generator:
+def rng() -> torch.Generator:
+    """Random numbers of a seed."""
     return torch.Generator().manual_seed(0)
 
 

@@ -29,7 +29,7 @@ def tiny_model(seed: int = 0, **overrides: Any) -> RFDETRForObjectDetection:
     return RFDETRForObjectDetection(tiny_config(**overrides))
 
 
-def unused_block_config(backbone_config: dict[str, Any] | None = None, **overrides: Any) -> RFDETRConfig:
+def deep_config(backbone_config: dict[str, Any] | None = None, **overrides: Any) -> RFDETRConfig:
     """4 blocks, the last of which nothing reads, 6 queries, 3 groups and 5 classes; patches and windows of nano."""
     backbone = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 4, "out_indices": [1, 3]}
     fields = {
