@@ -1,4 +1,4 @@
-"""Write docs/api.md from the docstrings of the public names: python docs/make_api.py"""
+"""Write docs/reference/api.md from the docstrings of the public names: python docs/make_api.py"""
 
 import dataclasses
 import inspect
@@ -10,29 +10,32 @@ from typing import Any
 
 import rfdetr_hf
 
-PAGE = Path(__file__).with_name("api.md")
+PAGE = Path(__file__).parent / "reference" / "api.md"
 
-# Titles by the folder of a name.
 TITLES = {
     "models": "Models",
     "losses": "Losses",
     "data": "Data",
     "training": "Training",
+    "training.finetuning": "Fine-tuning",
     "evaluation": "Evaluation",
-    "inference": "Inference",
-    "drawing": "Inference",
+    "inference": "Prediction",
     "export": "Export",
-    "options": "Options and tasks",
-    "tasks": "Options and tasks",
+    "hub": "The Hub",
+    "drawing": "Drawing",
+    "tasks": "Tasks",
+    "options": "Options",
 }
 
 
-def sections() -> dict[str, list[str]]:
-    """The public names by title, in the order of the package's list."""
-    found: dict[str, list[str]] = {title: [] for title in TITLES.values()}
+def sections() -> dict[str, list[tuple[str, Any]]]:
+    """The public names of the package and what they name, under the title of the folder that defines them."""
+    found: dict[str, list[tuple[str, Any]]] = {title: [] for title in TITLES.values()}
     for module, names in rfdetr_hf.PUBLIC_NAMES.items():
-        found[TITLES[module.split(".")[0]]] += names
-    return found
+        folder = module.split(".")[0]
+        entries = found.setdefault(TITLES.get(module) or TITLES.get(folder) or folder.capitalize(), [])
+        entries += [(name, getattr(rfdetr_hf, name)) for name in names]
+    return {title: entries for title, entries in found.items() if entries}
 
 
 def text_of(target: Any) -> str:
@@ -78,8 +81,8 @@ def methods_of(cls: type) -> list[tuple[str, Any]]:
 
 def entry_lines(name: str, target: Any) -> list[str]:
     """One class or function."""
-    if not callable(target):
-        return [f"### `{name}`", "", f"A `{type(target).__name__}`: {', '.join(f'`{each}`' for each in target)}.", ""]
+    if not inspect.isclass(target) and not inspect.isfunction(target):
+        return [f"### `{name}`", "", f"A constant of type `{type(target).__name__}`.", ""]
     fields = dataclasses.is_dataclass(target) and all("help" in f.metadata for f in dataclasses.fields(target))
     plain = inspect.isfunction(target) or "__init__" in vars(target) and not dataclasses.is_dataclass(target)
     heading = f"{name}{signature_of(target)}" if plain else name
@@ -87,18 +90,19 @@ def entry_lines(name: str, target: Any) -> list[str]:
     if fields:
         return lines + options_of(target) + [""]
     if inspect.isclass(target):
-        for name, method in methods_of(target):
-            lines += ["", f"#### `{name}{signature_of(method)}`", "", text_of(method)]
+        for method_name, method in methods_of(target):
+            lines += ["", f"#### `{method_name}{signature_of(method)}`", "", text_of(method)]
     return [*lines, ""]
 
 
 def make() -> str:
     """The page."""
-    lines = ["# API reference", "", "Every public name is imported from `rfdetr_hf`. Made by `python docs/make_api.py`.", ""]
-    for section, names in sections().items():
-        lines += [f"## {section}", ""]
-        for name in names:
-            lines += entry_lines(name, getattr(rfdetr_hf, name))
+    origin = "Import every name from `rfdetr_hf`. `python docs/make_api.py` writes this page from the docstrings."
+    lines = ["# API reference", "", origin, ""]
+    for title, entries in sections().items():
+        lines += [f"## {title}", ""]
+        for name, target in entries:
+            lines += entry_lines(name, target)
     return "\n".join(lines).rstrip() + "\n"
 
 

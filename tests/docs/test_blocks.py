@@ -7,7 +7,8 @@ import importlib.util
 
 import pytest
 import yaml
-from blocks import ROOT, Block, blocks, commands, documents
+from helpers.documents import Block, blocks, commands, documents
+from helpers.scripts import ROOT, load_script
 
 from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
 from rfdetr_hf.cli.main import VERBS
@@ -20,14 +21,6 @@ class Parsed(Exception):
 def parse_only(*args, **kwargs):
     parse_arguments(*args, **kwargs)
     raise Parsed
-
-
-def load_script(path):
-    assert (ROOT / path).is_file(), f"{path} does not exist"
-    spec = importlib.util.spec_from_file_location("documented_script", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def check_script(path, argv, monkeypatch):
