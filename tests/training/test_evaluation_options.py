@@ -18,7 +18,7 @@ from rfdetr_hf import (
 )
 from rfdetr_hf.data.images import decode_image
 from rfdetr_hf.evaluation.by_image import predictions_by_image
-from rfdetr_hf.evaluation.coco import CocoEvaluator
+from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 
 
 @pytest.fixture(scope="module")

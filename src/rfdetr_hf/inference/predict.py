@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..training.arguments import TASKS
-from .detectors import ViewArguments, load_detector, with_views
 from ..drawing import DrawingStyle, draw_detections
+from ..training.arguments import TASKS
+from .detector import ViewArguments, load_detector, with_views
 from .images import NamedImage, find_images
 from .results import CocoResults, as_records, keypoints_of_classes
 

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import torch
 
-from .views import AugmentedDetector, Detector, ImageDetector, TiledDetector
 from ..models.files.auto import load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
+from .views import AugmentedDetector, Detector, ImageDetector, TiledDetector
 
 LEAST_TILE, LARGEST_OVERLAP = 32, 0.9
 
