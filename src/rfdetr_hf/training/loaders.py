@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
 from ..data.pipeline.order import build_eval_dataloader, build_train_dataloader
-from ..data.schema import has_keypoints, has_masks, keypoint_schema
 from ..data.pipeline.recipe import MAX_SIZE, build_eval_transform, build_train_transform
+from ..data.schema import has_keypoints, has_masks, keypoint_schema
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .arguments import RFDETRTrainingArguments
 from .preemption import shield_workers

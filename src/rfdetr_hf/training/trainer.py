@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
 from torch import Tensor
@@ -385,7 +384,8 @@ class RFDETRTrainer(TransformersMethods):
         boxes = sum(batch["labels"].num_boxes for batch in window)
         boxes, notices = parallel.sum_on_hosts(boxes, self.notice.received)
         num_boxes = max(boxes * self.model.config.group_detr, 1) / self.accelerator.num_processes
-        shared = {"num_boxes": num_boxes, "drop_path_rate": self.drop_path.at(step), "seed": derive_seed(args.seed, step)}
+        shared = {"num_boxes": num_boxes, "seed": derive_seed(args.seed, step)}
+        shared["drop_path_rate"] = self.drop_path.at(step)
         scale = None
         if args.multi_scale == "per_batch":  # the loader's images have the largest size
             scale = scale_for_step(self.scales, args.seed, step) / max(self.scales)
