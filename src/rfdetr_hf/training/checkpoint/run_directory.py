@@ -47,13 +47,12 @@ class RunDirectory:
             FileNotFoundError: there is none, or under "auto" none that is valid.
             CheckpointError: the given folder is no valid checkpoint.
         """
-        if is_new(resume):
+        asked = str(resume)
+        if is_new(resume) or (asked.lower() == "auto" and not list_checkpoints(self.root)):
             return None
-        if str(resume).lower() == "auto" and not list_checkpoints(self.root):
-            return None
-        if str(resume).lower() not in ("true", "auto"):
-            verify(resume)
-            return Path(resume)
+        if asked.lower() not in ("true", "auto"):
+            verify(asked)
+            return Path(asked)
         newest = latest_valid_checkpoint(self.root)
         if newest is None:
             raise FileNotFoundError(f"resume_from_checkpoint: no whole checkpoint in {self.root}; start without it")
