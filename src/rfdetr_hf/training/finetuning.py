@@ -167,13 +167,8 @@ def add_lora(
     known = {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
     if not target_modules or set(target_modules) - known:
         raise ValueError(f"target modules {sorted(target_modules)}: choose among {', '.join(sorted(known))}")
-    config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=cast(int, alpha),
-        lora_dropout=dropout,
-        target_modules=list(target_modules),
-        use_dora=use_dora,
-    )
+    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_dora": use_dora}
+    config = peft.LoraConfig(target_modules=list(target_modules), **options)
     model.freeze_backbone()
     peft.inject_adapter_in_model(config, blocks, ADAPTER)
 
