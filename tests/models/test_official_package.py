@@ -10,8 +10,8 @@ import torch
 from parity import golden_model
 from PIL import Image
 
-from rfdetr_hf.models.files.official import OFFICIAL_CLASSES, official_labels
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
+from rfdetr_hf.models.files.official import OFFICIAL_CLASSES, official_labels
 from rfdetr_hf.models.keypoints import RFDETRForKeypointDetection
 from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
 from rfdetr_hf.models.segmentation import RFDETRForInstanceSegmentation

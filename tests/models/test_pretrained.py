@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from rfdetr_hf.models.backbone import resize_position_table
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
-from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
 from rfdetr_hf.models.files.layouts import POSITIONS, resample_patch_kernel
+from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
 
 PRIOR = -4.59512
 

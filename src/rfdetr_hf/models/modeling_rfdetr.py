@@ -13,13 +13,13 @@ from transformers.utils import ModelOutput
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
 from .backbone import RFDETRViTLayer
-from .files.official import official_config, official_payload, read_official, without_unused_rows
 from .configuration_rfdetr import RFDETRConfig
 from .decoder import Memory, Proposals, RFDETRDecoderLayer, RFDETRTransformer, box_head, class_head, flatten_levels
+from .files.official import official_config, official_payload, read_official, without_unused_rows
+from .files.pretrained import load_adapted, load_dinov2, load_pretrained, override_config
 from .geometry import refine_boxes
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_standard_normal, init_zeros, with_init
-from .files.pretrained import load_adapted, load_dinov2, load_pretrained, override_config
 from .projector import RFDETRBackbone
 
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..configuration_rfdetr import RFDETRConfig
-from .pretrained import override_config
 from .adapt import (
     UNUSED_LABEL,
     append_unused_row,
@@ -34,6 +33,7 @@ from .adapt import (
     task_of,
 )
 from .layouts import PATCH_KERNEL, POSITIONS
+from .pretrained import override_config
 
 if TYPE_CHECKING:
     from ..modeling_rfdetr import RFDETRPreTrainedModel
