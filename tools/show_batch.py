@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw
 
 from rfdetr_hf import RFDETRConfig, RFDETRTrainingArguments, load_detection_dataset
 from rfdetr_hf.data.schema import class_names
-from rfdetr_hf.models.files.pretrained import override_config
 from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
 from rfdetr_hf.training.building import model_task
 from rfdetr_hf.training.loaders import build_train_loader
@@ -79,7 +78,7 @@ def build_config(args: ModelArguments) -> RFDETRConfig:
         overrides["resolution"] = args.resolution
     if args.model_name_or_path is None:
         return RFDETRConfig.from_variant(args.variant, **overrides)
-    return override_config(RFDETRConfig.from_pretrained(args.model_name_or_path, revision=args.revision), overrides)
+    return RFDETRConfig.from_pretrained(args.model_name_or_path, revision=args.revision).with_fields(**overrides)
 
 
 def main(argv: list[str]) -> None:

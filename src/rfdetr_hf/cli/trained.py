@@ -12,10 +12,9 @@ import yaml
 from datasets import Dataset
 
 from ..data.sources import load_detection_dataset
-from ..models.files.auto import is_official, load_model, load_processor
+from ..models.files.auto import load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
-from ..models.files.adapt import UNUSED_LABEL
 from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingArguments, UsageError, to_words
 
 FIT_TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
@@ -48,11 +47,7 @@ class Subject(NamedTuple):
 
 def load_trained_model(source: str) -> RFDETRPreTrainedModel:
     """A model whose class rows all have a class: rows that are called "N/A" are left out, which no data set has."""
-    if is_official(source):
-        return load_model(source, drop_unused_rows=True)
-    model = load_model(source)
-    used = [name for _, name in sorted(model.config.id2label.items()) if name != UNUSED_LABEL]
-    return model if len(used) == model.config.num_labels else load_model(source, id2label=dict(enumerate(used)))
+    return load_model(source, drop_unused_rows=True)
 
 
 def load_split(model: RFDETRPreTrainedModel, data_args: DataArguments, split: str) -> Dataset:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .matcher import PAIRS_AT_ONCE, Matches, PackedObjects, compute_dtype, to_device
-
-if TYPE_CHECKING:
-    from ..models.configuration_rfdetr import RFDETRConfig
-    from .criterion import LayerOutput
+from .matcher import PAIRS_AT_ONCE
+from .types import LayerOutput, LossConfig, PackedObjects, QueryMatches, compute_dtype, to_device
 
 KEYPOINT_CHANNELS = 8
 TERMS = ("loss_keypoints_l1", "loss_keypoints_findable", "loss_keypoints_visible", "loss_keypoints_nll")
@@ -62,8 +59,8 @@ class KeypointTerms:
         config: read for num_keypoints_per_class and the four keypoint_*_loss_coefficient.
     """
 
-    def __init__(self, config: RFDETRConfig) -> None:
-        self.schema = list(config.num_keypoints_per_class)
+    def __init__(self, config: LossConfig) -> None:
+        self.schema = list(config.num_keypoints_per_class or [])
         weights = (
             config.keypoint_l1_loss_coefficient,
             config.keypoint_findable_loss_coefficient,
@@ -124,7 +121,7 @@ class KeypointTerms:
         layers: Sequence[LayerOutput],
         objects: PackedObjects,
         truth: KeypointTruth,
-        matches: Matches,
+        matches: QueryMatches,
         num_groups: int,
     ) -> dict[str, Tensor]:
         """The four terms of each layer, summed over the matched pairs."""

@@ -12,7 +12,7 @@ they do not depend on how a step is split into batches and processes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,51 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .matcher import Matches, PackedObjects, compute_dtype, to_device
 from .points import RandomPoints
-
-if TYPE_CHECKING:
-    from ..models.configuration_rfdetr import RFDETRConfig
-    from .criterion import LayerOutput
+from .types import LayerOutput, LossConfig, MaskFactors, PackedObjects, QueryMatches, compute_dtype, to_device
 
 OVERSAMPLING = 3
 UNCERTAIN_SHARE = 0.75
 
 # Cells of matched masks that exist at a time (unless one image has more), 256 MB in float32.
 _CELLS_AT_ONCE = 2**26
-
-
-class MaskFactors(NamedTuple):
-    """Masks of one layer as a product: mask = queries . features + bias.
-
-    Attributes:
-        features: (B, C, Hm, Wm), of the whole canvas.
-        queries: (B, G*q, C).
-        bias: (1,).
-        image_share: (B, 2) share of the canvas' (width, height) that is image; None where nothing is padded.
-    """
-
-    features: Tensor
-    queries: Tensor
-    bias: Tensor
-    image_share: Tensor | None = None
-
-    def dense(self) -> Tensor:
-        """All masks, (B, G*q, Hm, Wm)."""
-        return torch.einsum("bchw,bnc->bnhw", self.features, self.queries) + self.bias
-
-    def canvas_grid(self, points: Tensor, image: Tensor) -> Tensor:
-        """Points (M, P, 2) of the images `image` (M,) as `grid_sample` wants them.
-
-        Points in the outer half of a border cell read that cell alone: past the image's border there is nothing, even
-        where the canvas goes on.
-        """
-        points = points.to(compute_dtype(self.features))
-        if self.image_share is None:
-            return 2 * points - 1
-        share = self.image_share.to(points.dtype)[image][:, None]
-        size = torch.stack([torch.full_like(share[..., 0], side) for side in self.features.shape[:1:-1]], -1)
-        return 2 * (points * share).minimum(share - 0.5 / size) - 1
 
 
 class MaskTruth(NamedTuple):
@@ -107,7 +70,7 @@ class MaskTerms:
         config: read for mask_point_sample_ratio, mask_class_loss_coefficient and mask_dice_loss_coefficient.
     """
 
-    def __init__(self, config: RFDETRConfig) -> None:
+    def __init__(self, config: LossConfig) -> None:
         self.sample_ratio = config.mask_point_sample_ratio
         self.ce_weight = float(config.mask_class_loss_coefficient)
         self.dice_weight = float(config.mask_dice_loss_coefficient)
@@ -167,7 +130,7 @@ class MaskTerms:
         layers: Sequence[LayerOutput],
         objects: PackedObjects,
         truth: MaskTruth,
-        matches: Matches,
+        matches: QueryMatches,
         num_groups: int,
     ) -> dict[str, Tensor]:
         """`loss_mask_ce` and `loss_mask_dice` of each layer, summed over the matched pairs."""
