@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .boxes import cxcywh_to_xyxy, iou_and_giou
@@ -23,7 +24,7 @@ class _QualityFocalLoss(torch.autograd.Function):
     # copies of them until the backward pass. This keeps the logits as they came and computes the rest twice.
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, index: Tensor, quality: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, index: Tensor, quality: Tensor) -> Tensor:
         ctx.save_for_backward(logits, index, quality)
         scores = logits.flatten().to(quality.dtype)
         matched = scores[index]
@@ -33,7 +34,7 @@ class _QualityFocalLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, index, quality = ctx.saved_tensors
         scores = logits.flatten().to(quality.dtype)
         probability = scores.sigmoid()
@@ -88,9 +89,8 @@ class RFDETRCriterion:
             **(task.coefficients if task else {}),
         }
         auxiliary = [f"_{layer}" for layer in range(config.decoder_layers - 1)] if config.auxiliary_loss else []
-        self.weight_dict = {
-            f"{name}{suffix}": weight for suffix in ("", *auxiliary, "_enc") for name, weight in self.coefficients.items()
-        }
+        suffixes, terms = ("", *auxiliary, "_enc"), self.coefficients.items()
+        self.weight_dict = {f"{name}{suffix}": weight for suffix in suffixes for name, weight in terms}
 
     def __call__(
         self,

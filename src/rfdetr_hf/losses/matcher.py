@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
@@ -167,8 +168,7 @@ def solve_batched(cost: Tensor, objects: PackedObjects, queries: Sequence[int], 
     Returns:
         (layers, N, G) int64 on the device of `cost`: the query within its group.
     """
-    from torch_linear_assignment import batch_linear_assignment
-
+    solve = import_module("torch_linear_assignment").batch_linear_assignment
     counts = objects.counts
     # The solver compiles one kernel per shape: powers of two keep the number of shapes small.
     slots = min(1 << (max(counts) - 1).bit_length(), min(queries))
@@ -178,7 +178,7 @@ def solve_batched(cost: Tensor, objects: PackedObjects, queries: Sequence[int], 
     for layer, block in enumerate(cost.split([q * num_groups for q in queries], dim=1)):
         padded[objects.image, slot, layer, :, : queries[layer]] = block.view(len(cost), num_groups, -1)
     problems = padded.permute(0, 2, 3, 1, 4).reshape(-1, slots, max(queries))  # (B * layers * G, slots, q)
-    solved = batch_linear_assignment(problems).view(len(counts), len(queries), num_groups, slots)
+    solved = solve(problems).view(len(counts), len(queries), num_groups, slots)
     # One row for each object, (N, layers, G), then the layers first.
     return solved[objects.image, :, :, slot].transpose(0, 1)
 

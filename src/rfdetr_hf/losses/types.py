@@ -25,7 +25,7 @@ class LossConfig(Protocol):
     mask_point_sample_ratio: int
     mask_class_loss_coefficient: float
     mask_dice_loss_coefficient: float
-    num_keypoints_per_class: list[int] | None
+    num_keypoints_per_class: list[int]
     keypoint_l1_loss_coefficient: float
     keypoint_findable_loss_coefficient: float
     keypoint_visible_loss_coefficient: float

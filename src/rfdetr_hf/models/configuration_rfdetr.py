@@ -1,7 +1,7 @@
 """The configuration of RF-DETR models and the table of published variants."""
 
 import copy
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
@@ -36,6 +36,10 @@ _FIXED_DETECTOR = {
     "attention_bias": True,
     "segmentation_head_activation_function": "gelu",
 }
+
+
+# The default of fields that have a value as soon as the configuration is made.
+_DERIVED: Any = None
 
 
 def _require(condition: bool, message: str) -> None:
@@ -93,7 +97,7 @@ class RFDETRBackboneConfig(PreTrainedConfig):
     reshape_hidden_states: bool = True
     use_mask_token: bool = True
     num_windows: int = 2
-    out_indices: list[int] | None = None
+    out_indices: list[int] = _DERIVED
 
     def __post_init__(self, **kwargs: Any) -> None:
         features = kwargs.pop("out_features", None)
@@ -196,9 +200,9 @@ class RFDETRConfig(PreTrainedConfig):
     model_type = MODEL_TYPE
 
     backbone_config: Any = None
-    resolution: int | None = None
-    projector_scales: list[str] | None = None
-    num_feature_levels: int | None = None
+    resolution: int = _DERIVED
+    projector_scales: list[str] = _DERIVED
+    num_feature_levels: int = _DERIVED
     hidden_expansion: float = 0.5
     c2f_num_blocks: int = 3
     activation_function: str = "silu"
@@ -225,17 +229,23 @@ class RFDETRConfig(PreTrainedConfig):
     focal_alpha: float = 0.25
     auxiliary_loss: bool = True
     mask_downsample_ratio: int = 4
-    intermediate_size: int | None = None
+    intermediate_size: int = _DERIVED
     segmentation_head_activation_function: str = "gelu"
     mask_point_sample_ratio: int = 16
     mask_class_loss_coefficient: float = 5
     mask_dice_loss_coefficient: float = 5
-    num_keypoints_per_class: list[int] | None = None
+    num_keypoints_per_class: list[int] = _DERIVED
     keypoint_l1_loss_coefficient: float = 1
     keypoint_findable_loss_coefficient: float = 1
     keypoint_visible_loss_coefficient: float = 1
     keypoint_nll_loss_coefficient: float = 1
     keypoint_schema: dict[str, Any] | None = None
+
+    if TYPE_CHECKING:
+        id2label: dict[int, str] = _DERIVED
+
+        @property
+        def num_labels(self) -> int: ...
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = _as_backbone_config(self.backbone_config)
@@ -394,11 +404,11 @@ class RFDETRConfig(PreTrainedConfig):
         """
         _require(name in _VARIANTS, f"unknown variant {name!r}: choose one of {', '.join(_VARIANTS)}.")
         row = _VARIANTS[name]
-        fields = copy.deepcopy(row.fields)
+        fields: dict[str, Any] = {**copy.deepcopy(row.fields), "resolution": row.resolution, "num_labels": 91}
         fields["backbone_config"].setdefault("image_size", row.resolution)
         if row.task != "detection":
             fields["architectures"] = [TASKS[row.task].model_class]
-        config = cls(**fields, resolution=row.resolution, num_labels=91)
+        config = cls(**fields)
         return config.with_fields(**overrides) if overrides else config
 
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
-from .backbone import RFDETRViTLayer
+from .backbone import RFDETRViTLayer, WindowedDinov2
 from .configuration_rfdetr import RFDETRConfig
 from .decoder import Memory, Proposals, RFDETRDecoderLayer, RFDETRTransformer, box_head, class_head, flatten_levels
 from .files.pretrained import RFDETRPreTrainedModel
@@ -74,6 +74,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         config: Checked again here, since its fields may have been changed after construction.
     """
 
+    config: RFDETRConfig
     task = "detection"
     _no_split_modules = [RFDETRViTLayer.__name__, RFDETRDecoderLayer.__name__]
     output_class = RFDETRObjectDetectionOutput
@@ -117,9 +118,14 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
             (transformer.enc_out_bbox_embed, self.bbox_embed),
         ]
 
+    @property
+    def vit(self) -> WindowedDinov2:
+        """The encoder."""
+        return cast(RFDETRBackbone, self.backbone[0]).vit
+
     def unused_parameter_names(self) -> set[str]:
         """Parameters that the files have and no output depends on: the mask token and blocks after the last tap."""
-        vit = self.backbone[0].vit
+        vit = self.vit
         unused = {id(vit.embeddings.mask_token)}
         unused |= {id(parameter) for layer in vit.unused_layers for parameter in layer.parameters()}
         return {name for name, parameter in self.named_parameters() if id(parameter) in unused}
@@ -130,7 +136,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
 
     def freeze_backbone(self) -> None:
         """Take the encoder out of training; the projector stays in it."""
-        self.backbone[0].vit.requires_grad_(False)
+        self.vit.requires_grad_(False)
 
     @property
     def loss_terms(self) -> tuple[str, ...]:
@@ -242,10 +248,10 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     ) -> list[LayerOutput]:
         """Predictions of the last decoder layer, and if `supervised` those of the earlier ones and of the encoder."""
         logits, boxes = self.class_embed(states.hidden_states), self._boxes(states)
-        layers = [LayerOutput("", logits[-1], boxes[-1])]
+        layers = [LayerOutput("", logits[-1], boxes[-1])]  # of (n, B, Q, C) and (n, B, Q, 4)
         if supervised:
-            earlier = enumerate(zip(logits[:-1], boxes[:-1], strict=True))
-            layers += [LayerOutput(f"_{index}", *predicted) for index, predicted in earlier]
+            for index in range(len(logits) - 1):
+                layers.append(LayerOutput(f"_{index}", logits[index], boxes[index]))
             layers.append(LayerOutput("_enc", states.proposals.logits, states.proposals.boxes))
         return layers
 

@@ -96,8 +96,8 @@ def structure(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     return facts
 
 
-def projector_scales(shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    """The levels, told by how the encoder's maps are resampled for each."""
+def projector_scales(shapes: Mapping[str, Any]) -> list[str]:
+    """The levels, which the names tell by how the encoder's maps are resampled for each."""
     scales = []
     for level in range(_count(shapes, r"^backbone\.0\.projector\.stages\.(\d+)\.1\.weight$")):
         prefix = f"backbone.0.projector.stages_sampling.{level}.0.0."
@@ -214,8 +214,8 @@ def _adapt_queries(state: dict[str, Tensor], config: RFDETRConfig, done: list[Ad
 
 
 def _adapt_group_heads(state: dict[str, Tensor], groups: int, wanted: int) -> None:
-    for name in [name for name in state if _GROUP_HEADS.match(name)]:
-        head, group, rest = _GROUP_HEADS.match(name).groups()
+    for name, match in [(name, match) for name in state if (match := _GROUP_HEADS.match(name))]:
+        head, group, rest = match.groups()
         for copy in range(int(group) + groups, wanted, groups):
             state[f"{head}.{copy}.{rest}"] = state[name].clone()
         if int(group) >= wanted:

@@ -68,7 +68,7 @@ def load_processor(source: str | Path, resolution: int, revision: str | None = N
     """
     if not is_official(source):
         try:
-            return RFDETRImageProcessor.from_pretrained(source, revision=revision)
+            return RFDETRImageProcessor.from_pretrained(str(source), revision=revision or "main")
         except OSError:
             pass  # A model without a processor: the standard one is right.
     return RFDETRImageProcessor(size={"height": resolution, "width": resolution})

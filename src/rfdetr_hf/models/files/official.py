@@ -302,7 +302,8 @@ def _fitting_variants(state: Mapping[str, Tensor]) -> list[str]:
 
     Of these the ones with as many decoder layers, if there are any, and of these the ones with the same position table.
     """
-    facts = (*state[PATCH_KERNEL].shape[::3], state["query_feat.weight"].shape[1], projector_scales(state))
+    width, _, _, patch = state[PATCH_KERNEL].shape
+    facts = (width, patch, state["query_feat.weight"].shape[1], projector_scales(state))
     fitting = {}
     for name, variant in RFDETRConfig.variants().items():
         config = RFDETRConfig.from_variant(name)

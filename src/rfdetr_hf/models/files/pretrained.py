@@ -4,14 +4,14 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from ..configuration_rfdetr import RFDETRConfig
 from .adapt import adapt_state_dict, log_adaptations, require_model, require_task, without_unused_rows
@@ -61,17 +61,21 @@ def _weight_files(source: str | Path, hub_options: Mapping[str, Any]) -> list[st
     if Path(source).is_file():
         raise ValueError(f"{source} is a file: give the folder that holds {_WEIGHTS} and config.json.")
     try:
-        return [cached_file(source, _WEIGHTS, **hub_options)]
+        return [_cached(source, _WEIGHTS, hub_options)]
     except OSError as error:
         try:
-            index = cached_file(source, _INDEX, **hub_options)
+            index = _cached(source, _INDEX, hub_options)
         except OSError:
             raise FileNotFoundError(
                 f"{source} has neither {_WEIGHTS} nor {_INDEX}. Files of the official package (.pth, .ckpt) are read "
                 f"by from_official. ({error})"
             ) from error
         shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-        return [cached_file(source, name, **hub_options) for name in sorted(set(shards))]
+        return [_cached(source, name, hub_options) for name in sorted(set(shards))]
+
+
+def _cached(source: str | Path, name: str, hub_options: Mapping[str, Any]) -> str:
+    return cast(str, cached_file(str(source), name, **hub_options))
 
 
 def _refuse_damaged(file: str, error: SafetensorError) -> NoReturn:
@@ -81,10 +85,11 @@ def _refuse_damaged(file: str, error: SafetensorError) -> NoReturn:
 class RFDETRPreTrainedModel(PreTrainedModel):
     """What all RF-DETR models share: configuration class, initialisation, capabilities."""
 
+    config: RFDETRConfig
     config_class = RFDETRConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     task: str
