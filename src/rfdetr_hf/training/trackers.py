@@ -9,7 +9,7 @@ import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..data.pipeline.pixels import decode_image
 from ..drawing import DrawingStyle, draw_detections
