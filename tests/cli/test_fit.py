@@ -10,6 +10,7 @@ from rfdetr_hf import (
     DataArguments,
     KeypointSchema,
     ModelArguments,
+    RFDETRConfig,
     RFDETRForKeypointDetection,
     RFDETRTrainer,
     RFDETRTrainingArguments,

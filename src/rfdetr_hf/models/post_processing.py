@@ -72,7 +72,7 @@ def _canvas_axis(side: int, share: Tensor, cells: int, like: Tensor) -> Tensor:
 def _run_lengths(masks: Tensor) -> list[dict[str, Any]]:
     # pycocotools wants (H, W, n) in column-major order: that is the memory of a contiguous (n, W, H).
     array = masks.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy().transpose(2, 1, 0)
-    encoded = mask_utils.encode(np.asfortranarray(array))
+    encoded: list[Any] = list(mask_utils.encode(np.asfortranarray(array)))
     return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in encoded]
 
 

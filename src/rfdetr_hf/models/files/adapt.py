@@ -2,12 +2,13 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...tasks import TASKS
 from ..configuration_rfdetr import RFDETRConfig
 from ..initialization import init_class_head
 from .layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
@@ -15,11 +16,6 @@ from .layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
 logger = logging.getLogger("rfdetr_hf")
 
 CLASS_INITS = ("prior", "tile")
-TASK_CLASSES = {
-    "detection": "RFDETRForObjectDetection",
-    "segmentation": "RFDETRForInstanceSegmentation",
-    "keypoints": "RFDETRForKeypointDetection",
-}
 UNUSED_LABEL = "N/A"
 _CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
@@ -49,8 +45,8 @@ class Adaptation(NamedTuple):
     how: str
 
 
-def task_of(names: Mapping[str, Any]) -> str:
-    """ "detection", "segmentation" or "keypoints", told by the names of the tensors."""
+def task_of(names: Collection[str]) -> str:
+    """ "detection", "segmentation" or "keypoints", by the names of the tensors."""
     if any(name.startswith("segmentation_head.") for name in names):
         return "segmentation"
     return "keypoints" if any(name.startswith("keypoint_embed.") for name in names) else "detection"
@@ -77,7 +73,7 @@ def require_task(names: Mapping[str, Any], model_class: type, origin: str) -> No
     if found != model_class.task:
         raise ValueError(
             f"{origin} holds a model for {found}, and {model_class.__name__} is for {model_class.task}: "
-            f"use {TASK_CLASSES[found]}."
+            f"use {TASKS[found].model_class}."
         )
 
 
@@ -100,8 +96,8 @@ def structure(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     return facts
 
 
-def projector_scales(shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    """The levels, told by how the encoder's maps are resampled for each."""
+def projector_scales(shapes: Mapping[str, Any]) -> list[str]:
+    """The levels, which the names tell by how the encoder's maps are resampled for each."""
     scales = []
     for level in range(_count(shapes, r"^backbone\.0\.projector\.stages\.(\d+)\.1\.weight$")):
         prefix = f"backbone.0.projector.stages_sampling.{level}.0.0."
@@ -218,8 +214,8 @@ def _adapt_queries(state: dict[str, Tensor], config: RFDETRConfig, done: list[Ad
 
 
 def _adapt_group_heads(state: dict[str, Tensor], groups: int, wanted: int) -> None:
-    for name in [name for name in state if _GROUP_HEADS.match(name)]:
-        head, group, rest = _GROUP_HEADS.match(name).groups()
+    for name, match in [(name, match) for name in state if (match := _GROUP_HEADS.match(name))]:
+        head, group, rest = match.groups()
         for copy in range(int(group) + groups, wanted, groups):
             state[f"{head}.{copy}.{rest}"] = state[name].clone()
         if int(group) >= wanted:
@@ -273,6 +269,28 @@ def select_keypoint_rows(state: dict[str, Tensor], counts: Sequence[int], classe
     for name in state:
         if _KEYPOINT_ROWS.search(name):
             state[name] = state[name][rows]
+
+
+def without_unused_rows(state: dict[str, Tensor], config: RFDETRConfig) -> RFDETRConfig:
+    """Drop the class rows that are called "N/A" from `state`, in place, and from the configuration.
+
+    The keypoints of a class go with its row.
+    """
+    kept = [row for row, name in sorted(config.id2label.items()) if name != UNUSED_LABEL]
+    if not kept:
+        raise ValueError('all class rows are called "N/A": none would be left.')
+    select_class_rows(state, kept)
+    overrides: dict[str, Any] = {"id2label": {new: config.id2label[row] for new, row in enumerate(kept)}}
+    if counts := config.num_keypoints_per_class:
+        described, with_keypoints = config.keypoint_schema, [row for row in kept if row < len(counts)]
+        select_keypoint_rows(state, counts, with_keypoints)
+        overrides["num_keypoints_per_class"] = [counts[row] for row in with_keypoints]
+        if described:
+            overrides["keypoint_schema"] = {
+                **described,
+                "classes": [described["classes"][row] for row in with_keypoints],
+            }
+    return config.with_fields(**overrides)
 
 
 def append_unused_row(state: dict[str, Tensor], bias: float) -> None:
