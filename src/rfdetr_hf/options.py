@@ -50,6 +50,12 @@ AT_LEAST_ONE, POSITIVE, NOT_NEGATIVE = Range(1), Range(0, brackets="(]"), Range(
 PROBABILITY, BELOW_ONE, FACTOR = Range(0, 1), Range(0, 1, "[)"), Range(0, 1, "(]")
 
 
+class _HelpText(str):
+    """What a field is for, with its range; all other metadata of a field goes to `ArgumentParser.add_argument`."""
+
+    range: Range | None = None
+
+
 def option(
     default: Any = dataclasses.MISSING,
     help: str = "",
@@ -66,12 +72,11 @@ def option(
         range: of a number, where the option is not None.
         metadata: further words for the parser: aliases, nargs, const.
     """
-    metadata["help"] = f"{help.removesuffix('.')}; {range}." if range else help
-    metadata |= {"choices": list(choices)} if choices else {}
-    metadata |= {"range": range} if range else {}
-    return field(default_factory=default, metadata=metadata) if callable(default) else field(
-        default=default, metadata=metadata
-    )  # fmt: skip
+    text = _HelpText(f"{help.removesuffix('.')}; {range}." if range else help)
+    text.range = range
+    metadata |= {"help": text} | ({"choices": list(choices)} if choices else {})
+    default = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**default, metadata=metadata)
 
 
 def settle_options(options: Any) -> None:
@@ -90,7 +95,7 @@ def settle_options(options: Any) -> None:
         setattr(options, each.name, value)
         if value is None and NoneType in kinds:
             continue
-        limits, choices = each.metadata.get("range"), each.metadata.get("choices")
+        limits, choices = getattr(each.metadata.get("help"), "range", None), each.metadata.get("choices")
         if not any(_is_a(value, kind) for kind in kinds) or limits and value not in limits:
             rule = _in_words(kinds) + (f", {limits}" if limits else "")
             raise ValueError(f"{each.name}={value!r} is not valid: it must be {rule}")
@@ -186,7 +191,7 @@ def _parse_arguments(
         if not unknown[0].startswith("-"):
             raise ValueError(f"{unknown[0]!r} on the command line belongs to no option; join several values by commas")
         name = unknown[0].lstrip("-").split("=")[0]
-        raise ValueError(unknown_option(name, list(fields), "on the command line"))
+        raise ValueError(_unknown_option(name, list(fields), "on the command line"))
     return tuple(parsed)
 
 
@@ -194,17 +199,17 @@ def read_options(path: str, known: Sequence[str]) -> dict[str, Any]:
     """The options of a YAML file.
 
     Raises:
-        ValueError: it is no YAML, no mapping, or has a key that is not among `known`.
+        UsageError: it is no YAML, no mapping, or has a key that is not among `known`.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of option names to values")
+        raise UsageError(f"{path} must hold a mapping of option names to values")
     for key in values:
         if key not in known:
-            raise ValueError(unknown_option(str(key), known, f"in {path}"))
+            raise UsageError(_unknown_option(str(key), known, f"in {path}"))
     return values
 
 
@@ -220,7 +225,7 @@ def to_words(option: dataclasses.Field, value: Any) -> list[str]:
     return [f"--{option.name}", str(value)]
 
 
-def unknown_option(name: str, known: Sequence[str], where: str) -> str:
+def _unknown_option(name: str, known: Sequence[str], where: str) -> str:
     """The message for an option that does not exist, with the nearest that does."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"unknown option {name!r} {where}" + (f"; did you mean {near[0]!r}?" if near else "")

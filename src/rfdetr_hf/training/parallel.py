@@ -218,12 +218,6 @@ def choose_strategy(accelerator: Accelerator, args: RFDETRTrainingArguments) -> 
     return kinds.get(accelerator.distributed_type, Strategy)(accelerator, args)
 
 
-def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute the encoder's blocks in the backward pass; transformers renames the method in version 6."""
-    name = "activation_checkpointing_enable"
-    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
-
-
 def compile_blocks(model: PreTrainedModel, backend: str) -> None:
     """Compile the encoder's and the decoder's blocks where they are, which changes no name; call it before `prepare`.
 

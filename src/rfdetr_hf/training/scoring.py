@@ -77,7 +77,8 @@ def detections(
             outputs = model(**inputs)
         if losses is not None:
             losses.add(outputs.loss, outputs.loss_dict, sum(len(label["boxes"]) for label in inputs["labels"]))
-        found = _post_process(trainer, outputs, sizes, inputs["pixel_mask"])
+        options = {"pixel_mask": inputs["pixel_mask"], "as_rle": True}
+        found = trainer.model.detect(outputs, trainer.image_processor, -1.0, sizes, **options)
         yield image_ids, found
         trainer.fire("on_prediction_step", image_ids=image_ids, detections=found)
 
@@ -86,15 +87,3 @@ def _targets(label: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What of an image's truth is a target of the loss: the objects that are no crowds."""
     single = ~label["iscrowd"]
     return {name: value if name in PER_IMAGE else value[single] for name, value in label.items()}
-
-
-def _post_process(
-    trainer: "RFDETRTrainer", outputs: Any, sizes: torch.Tensor, pixel_mask: torch.Tensor | None
-) -> Detections:
-    processor, model = trainer.image_processor, trainer.model
-    every = {"threshold": -1.0, "target_sizes": sizes}
-    if model.task == "segmentation":
-        return processor.post_process_instance_segmentation(outputs, **every, pixel_mask=pixel_mask, as_rle=True)
-    if model.task == "keypoints":
-        return processor.post_process_keypoint_detection(outputs, model.config.num_keypoints_per_class, **every)
-    return processor.post_process_object_detection(outputs, **every)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState
 
-from ..data.images import decode_image
+from ..data.pipeline.pixels import decode_image
 from ..drawing import DrawingStyle, draw_detections
 from .arguments import RFDETRTrainingArguments
 

@@ -16,9 +16,10 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
-from ..data.pipeline.collate import prepare_pixels
+from ..data.pipeline.pixels import prepare_pixels
 from ..data.schema import keypoint_schema
 from ..data.pipeline.recipe import MAX_SIZE
+from ..losses.points import derive_seed
 from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
@@ -39,7 +40,7 @@ from .state import forget_lost_best, has_best, identity, weights_of
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.contents import load_checkpoint, load_weights, save_checkpoint, save_pretrained
 from .scoring import detections, score
-from .parallel import choose_strategy, compile_blocks, enable_checkpointing
+from .parallel import choose_strategy, compile_blocks
 from .trackers import TrackerCallback
 
 logger = logging.getLogger("rfdetr_hf")
@@ -208,7 +209,7 @@ class RFDETRTrainer(TrainerParts):
             )
         apply_finetuning(self.model, args)
         if args.gradient_checkpointing:
-            enable_checkpointing(self.model)
+            self.model.enable_activation_checkpointing()
         backbone = config.backbone_config
         self.scales = compute_scales(config.resolution, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.train_loader = self.get_train_dataloader()
@@ -307,8 +308,6 @@ class RFDETRTrainer(TrainerParts):
         """Forward and backward over the window's micro-batches, then one update of weights, schedule and EMA."""
         self.wrapped.train()
         self.fire("on_step_begin")
-        self.model.set_drop_path_rate(self.drop_path.at(self.state.global_step))
-        self.model.set_step_seed(self.args.seed, self.state.global_step)
         scale = self._step_scale()
         num_boxes = self._window_boxes(window)
         for i, batch in enumerate(window):
@@ -346,7 +345,9 @@ class RFDETRTrainer(TrainerParts):
     ) -> None:
         inputs = self.to_device(batch, scale)
         with self.strategy.autocast():
-            outputs = self.wrapped(**inputs, num_boxes=num_boxes)
+            step = self.state.global_step
+            seed, rate = derive_seed(self.args.seed, step), self.drop_path.at(step)
+            outputs = self.wrapped(**inputs, num_boxes=num_boxes, drop_path_rate=rate, seed=seed)
         self.strategy.backward(outputs.loss, last)
         self.losses.add(outputs.loss, outputs.loss_dict, micro_batches)
 
