@@ -50,9 +50,10 @@ def text_of(target: Any) -> str:
 
 
 def signature_of(target: Any) -> str:
-    """The signature without annotations, which the text repeats in words."""
+    """The signature without annotations, which the text repeats in words, and without addresses of objects."""
     parameters = [p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(target).parameters.values()]
-    return str(inspect.Signature([p for p in parameters if p.name != "self"]))
+    signature = str(inspect.Signature([p for p in parameters if p.name != "self"]))
+    return re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "…", signature)
 
 
 def options_of(arguments: type) -> list[str]:
