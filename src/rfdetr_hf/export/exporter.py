@@ -47,7 +47,7 @@ def export_model(
     The file is read back, run beside the model on random images, and moved to `path` only if they agree.
 
     Args:
-        model: is left as it is.
+        model: stays unchanged.
         path: a new file; the suffix of the format is added where it is missing.
         format: "onnx", or "torch" for a `torch.export` program that `torch.export.load` reads.
         size: (height, width) of the input in pixels; default: the model's `resolution`, square.

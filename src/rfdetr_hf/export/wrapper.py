@@ -17,7 +17,7 @@ class FixedSizeDetector(nn.Module):
     encoder blocks after the last tap.
 
     Args:
-        model: of any task; it is left as it is.
+        model: of any task; it stays unchanged.
         size: (height, width) in pixels, multiples of `config.size_divisor`.
 
     Raises:
@@ -91,6 +91,6 @@ def export_program(detector: FixedSizeDetector) -> torch.export.ExportedProgram:
     # A batch of two: torch.export takes the sizes 0 and 1 for constants.
     program = torch.export.export(detector, (detector.example(2),), dynamic_shapes=shapes)
     for node in program.graph.nodes:
-        # The files would tell the paths of this machine.
+        # The files would show the paths of this machine.
         node.meta.pop("stack_trace", None)
     return program

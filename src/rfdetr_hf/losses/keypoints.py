@@ -185,11 +185,11 @@ def _squared_distance(offset: Tensor, log_l11: Tensor, l21: Tensor, log_l22: Ten
     return (log_l11.exp() * dx + l21 * dy).square() + (log_l22.exp() * dy).square()
 
 
-def _binary_cross_entropy(logits: Tensor, wanted: Tensor, active: Tensor) -> Tensor:
+def _binary_cross_entropy(logits: Tensor, truth: Tensor, active: Tensor) -> Tensor:
     usable = active & logits.isfinite()
     logits = torch.where(usable, logits, 0)
-    wanted = wanted.to(logits.dtype).expand_as(logits)
-    return _mean(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), usable)
+    truth = truth.to(logits.dtype).expand_as(logits)
+    return _mean(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), usable)
 
 
 def _mean(values: Tensor, usable: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ def choose_points(
         factors: the layer that the pairs are of.
         mask: what `_read_masks` takes.
         image: (M,) image of each pair.
-        uniform: (M, `num_uniform(count)`, 2) uniform points: those to choose from, then those that are taken in any case.
+        uniform: (M, `num_uniform(count)`, 2) uniform points: those to choose from, then those that are always taken.
         count: points of each pair.
     """
     candidates, taken = uniform.split([OVERSAMPLING * count, uniform.shape[1] - OVERSAMPLING * count], dim=1)

@@ -329,7 +329,7 @@ class RFDETRConfig(PreTrainedConfig):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields; `model_type` tells models that plain transformers cannot represent apart."""
+        """All fields; models that plain transformers cannot represent have a `model_type` of their own."""
         model_type = MODEL_TYPE if self.projector_scales == ["P4"] else MULTI_LEVEL_MODEL_TYPE
         if self.num_keypoints_per_class:
             model_type = KEYPOINT_MODEL_TYPE

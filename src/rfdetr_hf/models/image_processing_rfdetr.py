@@ -44,7 +44,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
     (with torchvision) reads it; files written by that class are read here.
 
     A Pillow picture with an EXIF orientation is turned upright first. Boxes then refer to the upright picture: pass its
-    (height, width), not the stored one, as `target_sizes`. Arrays and tensors carry no EXIF and are taken as they are.
+    (height, width), not the stored one, as `target_sizes`. Arrays and tensors carry no EXIF and stay unturned.
 
     Args:
         size: `{"height", "width"}` for an exact size; `{"shortest_edge"[, "longest_edge"]}`, `{"longest_edge"}` or
@@ -217,7 +217,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
     ) -> list[dict[str, Tensor]]:
         """Raw outputs -> detections per image, highest score first, as the official package makes them.
 
-        There is no suppression of overlaps, and a query may appear with several labels. The whole batch is ranked at
+        There is no suppression of overlaps, and a query may appear with several labels. The batch is ranked at
         once; the host waits for the device a single time, and not at all with a negative threshold.
 
         Args:

@@ -160,7 +160,7 @@ class RFDETRKeypointDecoder(RFDETRDecoder):
         schema = config.num_keypoints_per_class
         self.keypoint_pos_embed = nn.Parameter(torch.empty(sum(schema), config.d_model))
         self.several_classes = sum(count > 0 for count in schema) > 1
-        # True = blocked. The official files have it, although the schema tells it.
+        # True = blocked. The official files have it, although the schema implies it.
         self.register_buffer("keypoint_class_mask", _blocked(schema))
         with_init(self, RFDETRKeypointDecoder._initialize, schema=list(schema))
 
@@ -333,7 +333,8 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
     def _with_keypoints(self, layer: LayerOutput, keypoints: Tensor) -> LayerOutput:
         parts = keypoints.split(self.config.num_keypoints_per_class, dim=2)  # of (B, Q, N, 8)
         slots = max(self.config.num_keypoints_per_class)
-        padded = torch.cat([F.pad(part, (0, 0, 0, slots - part.shape[2])) for part in parts], 2)  # (B, Q, classes * K, 8)
+        # (B, Q, classes * K, 8)
+        padded = torch.cat([F.pad(part, (0, 0, 0, slots - part.shape[2])) for part in parts], 2)
         boost = padded.unflatten(2, (len(parts), slots))[..., _CLASS_CHANNEL].sum(-1)  # (B, Q, classes)
         boost = F.pad(boost, (0, layer.logits.shape[-1] - len(parts)))
         return layer._replace(logits=layer.logits + boost, keypoints=padded)

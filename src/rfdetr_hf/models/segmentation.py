@@ -25,7 +25,7 @@ class RFDETRInstanceSegmentationOutput(RFDETRObjectDetectionOutput):
     """Output of `RFDETRForInstanceSegmentation`: that of the detector, and the masks.
 
     Attributes:
-        pred_masks: (B, Q, H // r, W // r) logits with r = `mask_downsample_ratio`, of the whole canvas, padding
+        pred_masks: (B, Q, H // r, W // r) logits with r = `mask_downsample_ratio`, of the complete canvas, padding
             included; only in evaluation. In training the loss works on the factors of the masks, which are never
             multiplied out for all queries and groups.
     """
@@ -160,4 +160,5 @@ class RFDETRForInstanceSegmentation(RFDETRForObjectDetection):
 def _image_share(pixel_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, 2) share of (width, height) of a padded batch that is image."""
     height, width = pixel_mask.shape[1:]
-    return (valid_sizes(pixel_mask == 0) / full_sizes(len(pixel_mask), (height, width), pixel_mask.device)).to(geometry_dtype(dtype))
+    complete = full_sizes(len(pixel_mask), (height, width), pixel_mask.device)
+    return (valid_sizes(pixel_mask == 0) / complete).to(geometry_dtype(dtype))

@@ -19,7 +19,7 @@ CLASS_INITS = ("prior", "tile")
 UNUSED_LABEL = "N/A"
 _CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
-_TELLING_TENSORS = (
+_SHOWING_SIZES = (
     PATCH_KERNEL,
     POSITIONS,
     "backbone.0.projector.stages.0.0.cv1.conv.weight",
@@ -37,11 +37,11 @@ _SCHEMA_BUFFERS = re.compile(r"(^_kp_active_mask|\.keypoint_class_mask)$")
 
 
 class Adaptation(NamedTuple):
-    """One line of the table of what was changed: `what` was `found` in the file, is `wanted`, and `how` it got so."""
+    """One line of the table of what was changed: `what` was `found` in the file and is `needed` here."""
 
     what: str
     found: str
-    wanted: str
+    needed: str
     how: str
 
 
@@ -53,12 +53,12 @@ def task_of(names: Collection[str]) -> str:
 
 
 def require_model(names: Mapping[str, Any], origin: str) -> None:
-    """Check that the tensors are there which every RF-DETR model has and which tell its sizes.
+    """Check that the tensors are there which every RF-DETR model has and which show its sizes.
 
     Raises:
         ValueError: if one is missing.
     """
-    for name in _TELLING_TENSORS:
+    for name in _SHOWING_SIZES:
         if name not in names:
             raise ValueError(f"{origin} is no RF-DETR checkpoint: the tensor {name} is missing.")
 
@@ -78,7 +78,7 @@ def require_task(names: Mapping[str, Any], model_class: type, origin: str) -> No
 
 
 def structure(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """What the shapes of a model's tensors tell about it. Facts that the tensors do not hold are left out.
+    """What the shapes of a model's tensors say about it. Facts that the tensors do not hold are left out.
 
     Args:
         shapes: Official names and shapes.
@@ -97,7 +97,7 @@ def structure(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def projector_scales(shapes: Mapping[str, Any]) -> list[str]:
-    """The levels, which the names tell by how the encoder's maps are resampled for each."""
+    """The levels, by how the encoder's maps are resampled for each."""
     scales = []
     for level in range(_count(shapes, r"^backbone\.0\.projector\.stages\.(\d+)\.1\.weight$")):
         prefix = f"backbone.0.projector.stages_sampling.{level}.0.0."
@@ -167,10 +167,10 @@ def adapt_state_dict(
 
 def _check_structure(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], origin: str) -> None:
     require_model(state, origin)
-    found, wanted = structure({name: tuple(tensor.shape) for name, tensor in state.items()}), structure(expected)
-    differing = [fact for fact in wanted if found[fact] != wanted[fact]]
+    found, needed = structure({name: tuple(tensor.shape) for name, tensor in state.items()}), structure(expected)
+    differing = [fact for fact in needed if found[fact] != needed[fact]]
     if differing:
-        sides = "; ".join(f"{fact} {found[fact]} in the file, {wanted[fact]} here" for fact in differing)
+        sides = "; ".join(f"{fact} {found[fact]} in the file, {needed[fact]} here" for fact in differing)
         raise ValueError(f"{origin} does not fit the configuration, and this cannot be adapted: {sides}.")
 
 
@@ -213,34 +213,34 @@ def _adapt_queries(state: dict[str, Tensor], config: RFDETRConfig, done: list[Ad
         state[name] = torch.cat([rows, new.to(rows.dtype)]).flatten(0, 1)
 
 
-def _adapt_group_heads(state: dict[str, Tensor], groups: int, wanted: int) -> None:
+def _adapt_group_heads(state: dict[str, Tensor], groups: int, needed: int) -> None:
     for name, match in [(name, match) for name in state if (match := _GROUP_HEADS.match(name))]:
         head, group, rest = match.groups()
-        for copy in range(int(group) + groups, wanted, groups):
+        for copy in range(int(group) + groups, needed, groups):
             state[f"{head}.{copy}.{rest}"] = state[name].clone()
-        if int(group) >= wanted:
+        if int(group) >= needed:
             del state[name]
 
 
 def _adapt_classes(
     state: dict[str, Tensor], names: Mapping[int, str], config: RFDETRConfig, class_init: str, done: list[Adaptation]
 ) -> None:
-    found, wanted = state["class_embed.bias"].shape[0], config.num_labels
+    found, needed = state["class_embed.bias"].shape[0], config.num_labels
     used = [row for row, name in sorted(names.items()) if name != UNUSED_LABEL]
     unnamed = all(re.fullmatch(r"LABEL_\d+", names[row]) for row in used)
-    if found == wanted and (unnamed or dict(names) == config.id2label):
+    if found == needed and (unnamed or dict(names) == config.id2label):
         return
-    line = Adaptation("classes", _named(found, names), _named(wanted, config.id2label), "rows new, prior bias")
-    if [names[row] for row in used] == list(config.id2label.values()) or (unnamed and len(used) == wanted):
+    line = Adaptation("classes", _named(found, names), _named(needed, config.id2label), "rows new, prior bias")
+    if [names[row] for row in used] == list(config.id2label.values()) or (unnamed and len(used) == needed):
         done.append(line._replace(how="rows without a class left out"))
         select_class_rows(state, used)
         return
     if class_init == "tile":
         done.append(line._replace(how="rows repeated"))
-        select_class_rows(state, [row % found for row in range(wanted)])
+        select_class_rows(state, [row % found for row in range(needed)])
         return
     done.append(line)
-    head = nn.Linear(state["class_embed.weight"].shape[1], wanted)
+    head = nn.Linear(state["class_embed.weight"].shape[1], needed)
     init_class_head(head)
     for name in state:
         if match := _CLASS_HEADS.match(name):
@@ -318,11 +318,11 @@ def _adapt_positions(state: dict[str, Tensor], config: RFDETRConfig, done: list[
 def _adapt_keypoints(state: dict[str, Tensor], expected: Mapping[str, Sequence[int]], done: list[Adaptation]) -> None:
     """Rows of keypoint k from old row k modulo their number, as the official package does."""
     for name in [name for name in state if _KEYPOINT_ROWS.search(name)]:
-        found, wanted = state[name].shape[0], expected[name][0]
-        if found != wanted:
-            state[name] = state[name][[row % found for row in range(wanted)]]
+        found, needed = state[name].shape[0], expected[name][0]
+        if found != needed:
+            state[name] = state[name][[row % found for row in range(needed)]]
             if name.endswith("keypoint_pos_embed"):
-                done.append(Adaptation("keypoints", str(found), str(wanted), "rows repeated"))
+                done.append(Adaptation("keypoints", str(found), str(needed), "rows repeated"))
 
 
 def log_adaptations(origin: str, done: Sequence[Adaptation]) -> None:

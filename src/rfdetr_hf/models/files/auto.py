@@ -27,7 +27,7 @@ def is_official(source: str | Path) -> bool:
 
 
 def source_task(source: str | Path, **options: Any) -> str:
-    """The task of a checkpoint, "detection", "segmentation" or "keypoints", which the names of its tensors tell.
+    """The task of a checkpoint, "detection", "segmentation" or "keypoints", by the names of its tensors.
 
     Args:
         source: See `load_model`.
@@ -43,7 +43,7 @@ def source_task(source: str | Path, **options: Any) -> str:
 
 
 def load_model(source: str | Path, **options: Any) -> RFDETRForObjectDetection:
-    """Load any checkpoint with the class of its task, which the names of its tensors tell.
+    """Load any checkpoint with the class of its task, which the names of its tensors show.
 
     Args:
         source: A file of the official package, a folder of this package or of plain transformers, or a Hub id.
@@ -63,7 +63,7 @@ def load_processor(source: str | Path, resolution: int, revision: str | None = N
 
     Args:
         source: See `load_model`. Files of the official package have none.
-        resolution: Side of the standard one's square input in pixels, `model.config.resolution`.
+        resolution: Side of the standard processor's square input in pixels, `model.config.resolution`.
         revision: Branch, tag or commit of a Hub id.
     """
     if not is_official(source):

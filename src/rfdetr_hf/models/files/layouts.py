@@ -61,7 +61,7 @@ def official_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def official_names(names: Iterable[str]) -> dict[str, str]:
-    """The official name for each name in any of the known layouts, with separate projections as they are."""
+    """The official name for each name in any of the known layouts; separate projections stay separate."""
     found = {name: re.sub(r"^(model\.)+", "", name) for name in names}
     if any(short != name for name, short in found.items()):
         for pattern, replacement in _RENAMES:

@@ -2,7 +2,7 @@
 
 Classes. The official head has a row more than classes. In a fine-tuned model the classes are the rows 0, 1, ... and the
 last row is never trained for; in the published COCO weights the row is the category id, 1 to 90, with gaps. Here every
-row is a label: the rows stay as they are, so that logits are equal, and a row without a class is called "N/A".
+row is a label: the rows stay unchanged, so that logits are equal, and a row without a class is called "N/A".
 In older keypoint files row 0 is the background, which has no keypoints, and the names are those of the rows behind it.
 """
 
@@ -72,7 +72,7 @@ class OfficialCheckpoint(NamedTuple):
     Attributes:
         state: Tensors under their official names.
         fields: What the file says about model and training, from `args`, `hyper_parameters` and `model_config`.
-        model_name: Name of the official model class, if the file tells.
+        model_name: Name of the official model class, if the file has it.
         config: Our own configuration, if `save_official` wrote the file.
         origin: The file's name, for messages.
     """
@@ -206,7 +206,7 @@ def _clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) -> RFDETRConfig:
     """The configuration of the model in an official file, without any adaptation.
 
-    What tensors tell is taken from the tensors, what they cannot tell (windows, heads, taps, resolution) from the
+    Sizes are taken from the tensors; what leaves no trace in them (windows, heads, taps, resolution) from the
     settings in the file, and what is missing there from the published variant that fits.
 
     Raises:
