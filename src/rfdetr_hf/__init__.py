@@ -25,7 +25,6 @@ PUBLIC_NAMES = {
     "data.pipeline.pixels": ("decode_image",),
     "data.pipeline.augmentation": ("adapt_augmentation",),
     "training.trainer": ("RFDETRTrainer",),
-    "training.parts": ("TrainerParts",),
     "training.arguments": ("DataArguments", "ModelArguments", "RFDETRTrainingArguments"),
     "training.callbacks": ("EarlyStopping",),
     "training.best": ("BestModel",),
@@ -77,7 +76,6 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .data.pipeline.pixels import decode_image as decode_image
     from .data.pipeline.augmentation import adapt_augmentation as adapt_augmentation
     from .training.trainer import RFDETRTrainer as RFDETRTrainer
-    from .training.parts import TrainerParts as TrainerParts
     from .training.arguments import DataArguments as DataArguments, ModelArguments as ModelArguments
     from .training.arguments import RFDETRTrainingArguments as RFDETRTrainingArguments
     from .training.callbacks import EarlyStopping as EarlyStopping

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,7 @@ HOUSE = {
 
 
 def test_the_measures_of_the_house_find_what_they_look_for(tmp_path):
-    house = load("house")
+    house = load_script("tools/house.py")
     files = {"__init__.py": "", **HOUSE}
     files |= {f"{Path(name).parent}/__init__.py": "" for name in HOUSE}
     for name, text in files.items():
@@ -104,7 +106,7 @@ def test_the_measures_of_the_house_find_what_they_look_for(tmp_path):
 
 
 def test_imports_in_a_circle_are_found_by_all_their_ways(tmp_path):
-    house = load("house")
+    house = load_script("tools/house.py")
     for name, text in {
         "__init__.py": "", "data/__init__.py": "", "evaluation/__init__.py": "",
         "data/a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .b import x\n",
