@@ -21,7 +21,7 @@ from datasets import Dataset
 from pycocotools import mask as mask_utils
 from torch.nn import functional as F
 
-from rfdetr_hf.data.pipeline.order import DetectionDataset
+from rfdetr_hf.data.pipeline.loader import DetectionDataset
 from rfdetr_hf.data.masks import mask_column
 from rfdetr_hf.data.pipeline.view import Sample, View
 from rfdetr_hf.data.sources import load_detection_dataset

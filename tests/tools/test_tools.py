@@ -1,26 +1,13 @@
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from helpers.scripts import ROOT, load_script
 from PIL import Image
-
-ROOT = Path(__file__).parents[2]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
 def compare():
-    return load("compare_losses")
+    return load_script("tools/compare_losses.py")
 
 
 def write_metrics(folder, *rows):
@@ -32,7 +19,7 @@ def write_metrics(folder, *rows):
 
 def test_show_batch(tmp_path, capsys):
     output = tmp_path / "batch.png"
-    load("show_batch").main(
+    load_script("tools/show_batch.py").main(
         ["--config", str(ROOT / "examples/configs/quickstart.yaml"), "--batches", "2", "--output", str(output)]
         + ["--per_device_train_batch_size", "3"]
     )
@@ -43,7 +30,8 @@ def test_show_batch(tmp_path, capsys):
 
 def test_boxes_are_drawn_where_they_are():
     pixels = torch.zeros(3, 160, 320, dtype=torch.uint8)
-    picture = np.asarray(load("show_batch").draw_image(pixels, torch.tensor([[0.5, 0.5, 0.5, 0.5]]), [0], [""]))
+    draw_image = load_script("tools/show_batch.py").draw_image
+    picture = np.asarray(draw_image(pixels, torch.tensor([[0.5, 0.5, 0.5, 0.5]]), [0], [""]))
     drawn = picture.any(-1)
     assert drawn[40, 80:240].all() and drawn[40:120, 80].all() and drawn[120, 80:240].all()
     assert not drawn[:40].any() and not drawn[:, :80].any() and not drawn[50:110, 90:230].any()

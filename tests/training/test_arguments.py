@@ -3,8 +3,7 @@ import json
 import pytest
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from rfdetr_hf import RFDETRTrainingArguments
-from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
+from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
 from rfdetr_hf.training.checks import default_metric
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
@@ -88,7 +87,7 @@ def test_a_broken_yaml_file_is_named(tmp_path, text, message):
         ({"use_ema": False, "metric_for_best_model": "ema_map"}, "needs use_ema=True"),
         ({"eval_strategy": "no", "early_stopping_patience": 3}, "early_stopping_patience needs evaluations"),
         ({"eval_strategy": "no", "save_strategy": "best"}, "save_strategy='best' needs evaluations"),
-        ({"lr_scheduler_kwargs": "{"}, "lr_scheduler_kwargs is not valid JSON"),
+        ({"lr_scheduler_kwargs": "{"}, "lr_scheduler_kwargs is not valid JSON or YAML"),
         ({"lr_drop_epochs": 5}, "lr_drop_epochs=5 has no effect"),
         ({"drop_path": 0.1, "drop_path_schedule": "linear"}, "drop_path_schedule='linear' has no effect"),
         ({"drop_path": 0.1, "drop_path_cutoff_epochs": 2}, "drop_path_cutoff_epochs=2 has no effect"),

@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..models.files.auto import is_official, load_model, load_processor
-from ..models.modeling_rfdetr import RFDETRPreTrainedModel
+from .. import RFDETRPreTrainedModel, is_official, load_model, load_processor
 
 _NO_FOLDERS = {
     ".safetensors": "name a folder, which gets model.safetensors and config.json",
@@ -84,7 +83,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(1, f"error: {error}\n")
     config = model.config
     print(f"{arguments['dst']}: {type(model).__name__}, {config.resolution} px, {config.num_labels} class logits")
-
-
-if __name__ == "__main__":
-    main()

@@ -48,20 +48,19 @@ def _required() -> tuple[list[str], bool]:
         found = _installed(requirement.name)
         fits = found is not None and requirement.specifier.contains(found, prereleases=True)
         complete &= fits
-        lines.append(
-            f"{requirement.name} {found or 'missing'}" + ("" if fits else f": pip install '{_plain(requirement)}'")
-        )
+        remedy = "" if fits else f": pip install '{requirement.name}{requirement.specifier}'"
+        lines.append(f"{requirement.name} {found or 'missing'}{remedy}")
     return lines, complete
 
 
 def _extras() -> list[str]:
-    wanted: dict[str, list[str]] = {}
+    extras: dict[str, list[str]] = {}
     for text in requires(PACKAGE) or ():
         match = re.search(r"""extra\s*==\s*["']([\w-]+)["']""", text)
         if match and match[1] not in _DEVELOPMENT:
-            wanted.setdefault(match[1], []).append(Requirement(text).name)
+            extras.setdefault(match[1], []).append(Requirement(text).name)
     lines = []
-    for extra, names in wanted.items():
+    for extra, names in extras.items():
         missing = [name for name in names if _installed(name) is None]
         state = "installed" if not missing else f"without {', '.join(missing)}: pip install '{PACKAGE}[{extra}]'"
         lines.append(f"{extra}: {state}")
@@ -92,7 +91,3 @@ def _installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _plain(requirement: Requirement) -> str:
-    return f"{requirement.name}{requirement.specifier}"

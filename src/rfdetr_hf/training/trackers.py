@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 
-from ..data.images import decode_image
+from ..data.pipeline.pixels import decode_image
 from ..data.schema import has_keypoints, keypoint_schema
 from ..drawing import DrawingStyle, draw_detections
 from .arguments import RFDETRTrainingArguments as Args

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
@@ -25,8 +25,13 @@ HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "revision", "l
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def read_state(source: str | Path, **hub_options: Any) -> dict[str, Tensor]:
+def read_state(source: str | Path, names_only: bool = False, **hub_options: Any) -> dict[str, Tensor]:
     """The tensors of a folder or Hub repository, from `model.safetensors` or its shards.
+
+    Args:
+        source: Folder or Hub id.
+        names_only: Read the files' headers alone; the tensors are on the device "meta", without sizes.
+        hub_options: Of `cached_file`.
 
     Raises:
         FileNotFoundError: if neither is there.
@@ -49,7 +54,11 @@ def read_state(source: str | Path, **hub_options: Any) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in files:
         try:
-            state.update(load_file(file))
+            if names_only:
+                with safe_open(file, "pt") as header:
+                    state.update(dict.fromkeys(header.keys(), torch.empty(0, device="meta")))
+            else:
+                state.update(load_file(file))
         except SafetensorError as error:
             raise ValueError(f"{file} is no complete safetensors file ({error}): download or save it again.") from error
     return state
