@@ -186,7 +186,8 @@ class EarlyStopping(TrainerCallback, ExportableState):
         if not values or state.epoch < self.skip_epochs:
             return
         value = max(values) if self.greater_is_better else min(values)
-        if self.best is None or self._gain(value, self.best) > self.threshold:
+        sign = 1 if self.greater_is_better else -1
+        if self.best is None or sign * (value - self.best) > self.threshold:
             self.best, self.evaluations_without_improvement = value, 0
         else:
             self.evaluations_without_improvement += 1
@@ -195,9 +196,6 @@ class EarlyStopping(TrainerCallback, ExportableState):
                 "early stopping: no better %s than %.4f for %d evaluations", self.metric, self.best, self.patience
             )
             control.should_training_stop = True
-
-    def _gain(self, value: float, best: float) -> float:
-        return value - best if self.greater_is_better else best - value
 
     def state(self) -> dict[str, dict[str, Any]]:
         names = ("metric", "patience", "threshold", "skip_epochs", "greater_is_better")

@@ -196,7 +196,8 @@ def build_scheduler(
         )
     last = num_training_steps - 1
     if kind in _OWN_SCHEDULES:
-        factor = _with_warmup(_own_factor(kind, args, warmup, last, steps_per_epoch), warmup)
+        after = _own_factor(kind, args, warmup, last, steps_per_epoch)
+        factor = lambda step: (step + 1) / warmup if step < warmup else after(step)  # noqa: E731
         return LambdaLR(optimizer, _clamped(factor, last))
     # transformers reaches the end of its schedules at step `num_training_steps`, one after the last that is taken.
     scheduler: Any = get_scheduler(kind, optimizer, warmup, max(last, 1), dict(args.lr_scheduler_kwargs or {}))
@@ -255,10 +256,6 @@ def _own_factor(kind: str, args: Any, warmup: int, last: int, steps_per_epoch: i
         return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return cosine
-
-
-def _with_warmup(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
-    return lambda step: (step + 1) / warmup if step < warmup else factor(step)
 
 
 def _clamped(factor: Callable[[int], float], last: int) -> Callable[[int], float]:

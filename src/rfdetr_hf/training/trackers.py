@@ -10,7 +10,7 @@ import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedConfig, TrainerCallback
+from transformers import TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 
@@ -69,7 +69,8 @@ class TrackerCallback(TrainerCallback):
     def on_train_begin(self, args: Args, state: State, control: Control, model: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        values = flatten({**args.to_dict(), "model": _hyper_parameters(model.config)})
+        config = {k: v for k, v in model.config.to_dict().items() if k not in ("id2label", "label2id")}
+        values = flatten({**args.to_dict(), "model": config})
         self.trackers = [_started(wanted, args) for wanted in self.wanted]
         for tracker in self.trackers:
             tracker.store_init_configuration(values)
@@ -131,10 +132,6 @@ def _started(wanted: str | GeneralTracker, args: Args) -> GeneralTracker:
         tracker = tracker_class(args.project, **options)
     tracker.start()
     return tracker
-
-
-def _hyper_parameters(config: PreTrainedConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name not in ("id2label", "label2id")}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

@@ -26,7 +26,8 @@ def save_optimizer_shards(optimizer: Any, folder: Path, is_main: bool) -> None:
     named = {_key(name, field): value for name, _, state in _states(optimizer) for field, value in state.items()}
     dcp.state_dict_saver.save(named, checkpoint_id=folder / SHARDS)
     if is_main:
-        torch.save(_without_parameters(optimizer.param_groups), folder / SHARDS / GROUPS)
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        torch.save(groups, folder / SHARDS / GROUPS)
 
 
 def load_optimizer(optimizer: Any, folder: Path) -> None:
@@ -53,7 +54,10 @@ def load_optimizer(optimizer: Any, folder: Path) -> None:
             f"{folder} holds no optimizer that fits this launch; resume with the launch that wrote it, or start a new "
             "run from its model.safetensors"
         )
-    _put(optimizer, states, groups)
+    # Through the optimizer's own `load_state_dict`, which knows where each tensor has to be.
+    indices = [group["params"] for group in optimizer.state_dict()["param_groups"]]
+    filled = [{**group, "params": params} for group, params in zip(groups, indices, strict=True)]
+    optimizer.load_state_dict({"state": states, "param_groups": filled})
 
 
 def _states(optimizer: Any) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
@@ -67,10 +71,6 @@ def _states(optimizer: Any) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
 
 def _key(name: str, field: str) -> str:
     return f"{name}:{field}"
-
-
-def _without_parameters(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
 
 
 def _check_names(optimizer: Any, groups: list[dict[str, Any]], folder: Path) -> None:
@@ -103,11 +103,3 @@ def _read_shards(optimizer: Any, folder: Path) -> dict[int, dict[str, Tensor]]:
             wanted[_key(name, field)] = states.setdefault(index, {})[field] = empty
     dcp.state_dict_loader.load(wanted, checkpoint_id=folder)
     return states
-
-
-def _put(optimizer: Any, states: dict[int, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
-    """Through the optimizer's own `load_state_dict`, which knows where each tensor has to be."""
-    state = optimizer.state_dict()
-    indices = [group["params"] for group in state["param_groups"]]
-    filled = [{**group, "params": params} for group, params in zip(groups, indices, strict=True)]
-    optimizer.load_state_dict({"state": states, "param_groups": filled})
