@@ -61,7 +61,7 @@ class TrackerCallback(TrainerCallback):
 
     def __init__(self, trackers: Sequence[str | GeneralTracker]) -> None:
         check_trackers([t for t in trackers if isinstance(t, str)])
-        self.wanted = list(trackers)
+        self.chosen = list(trackers)
         self.trackers: list[GeneralTracker] = []
         self._found: dict[int, Mapping[str, Any]] = {}
         self._data: Any = None
@@ -71,7 +71,7 @@ class TrackerCallback(TrainerCallback):
             return
         config = {k: v for k, v in model.config.to_dict().items() if k not in ("id2label", "label2id")}
         values = flatten({**args.to_dict(), "model": config})
-        self.trackers = [_started(wanted, args) for wanted in self.wanted]
+        self.trackers = [_started(tracker, args) for tracker in self.chosen]
         for tracker in self.trackers:
             tracker.store_init_configuration(values)
 
@@ -118,13 +118,13 @@ class TrackerCallback(TrainerCallback):
         self.trackers = []
 
 
-def _started(wanted: str | GeneralTracker, args: Args) -> GeneralTracker:
-    if isinstance(wanted, GeneralTracker):
-        return wanted
-    tracker_class = LOGGER_TYPE_TO_CLASS[wanted]
+def _started(chosen: str | GeneralTracker, args: Args) -> GeneralTracker:
+    if isinstance(chosen, GeneralTracker):
+        return chosen
+    tracker_class = LOGGER_TYPE_TO_CLASS[chosen]
     run_name = args.run_name or Path(args.output_dir).resolve().name
-    options = {_RUN_NAME[wanted]: run_name} if wanted in _RUN_NAME else {}
-    options |= cast(dict, args.tracker_kwargs or {}).get(wanted, {})
+    options = {_RUN_NAME[chosen]: run_name} if chosen in _RUN_NAME else {}
+    options |= cast(dict, args.tracker_kwargs or {}).get(chosen, {})
     if tracker_class.requires_logging_directory:
         # The name of a tracker with files is that of their folder.
         tracker = tracker_class(run_name, str(Path(args.output_dir) / "runs"), **options)
@@ -167,15 +167,15 @@ def _log_pictures(tracker: Any, pictures: list[np.ndarray], step: int) -> None:
 
 def _pictures(data: Any, found: Mapping[int, Mapping[str, Any]], config: Any) -> list[np.ndarray]:
     """One square picture for each image, all of one size."""
-    # The trainer leaves the configuration of the model in memory as it is, so the data may know more.
+    # The trainer leaves the configuration of the model in memory unchanged, so the data may know more.
     schema = keypoint_schema(data).to_dict() if has_keypoints(data) else config.keypoint_schema
     style = DrawingStyle(schema=schema)
     positions = {image_id: i for i, image_id in enumerate(data["image_id"])}
     pictures = []
     for image_id, detections in found.items():
-        drawn = draw_detections(decode_image(data[positions[image_id]]), detections, config.id2label, _SCORE, style)
-        drawn.thumbnail((_SIDE, _SIDE))
+        picture = draw_detections(decode_image(data[positions[image_id]]), detections, config.id2label, _SCORE, style)
+        picture.thumbnail((_SIDE, _SIDE))
         canvas = Image.new("RGB", (_SIDE, _SIDE))
-        canvas.paste(drawn, ((_SIDE - drawn.width) // 2, (_SIDE - drawn.height) // 2))
+        canvas.paste(picture, ((_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2))
         pictures.append(np.asarray(canvas))
     return pictures

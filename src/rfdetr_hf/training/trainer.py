@@ -136,7 +136,7 @@ class RFDETRTrainer(TransformersMethods):
         named = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "test_dataset": test_dataset}
         self.splits = {name: dataset for name, dataset in named.items() if dataset is not None}
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
-        self.notice = PreemptionNotice()
+        self.preemption = PreemptionNotice()
         self.hub = HubUploader(args.hub_model_id or self.directory.root.resolve().name, args.hub_token,
                                args.hub_private_repo)  # fmt: skip
         ours = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.directory.metrics)]
@@ -235,7 +235,7 @@ class RFDETRTrainer(TransformersMethods):
                 self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
             started = time.perf_counter()
             self._in_training = True
-            with self.notice:
+            with self.preemption:
                 self._run_epochs()
             self._in_training = False
             return self._finish(time.perf_counter() - started)
@@ -349,7 +349,7 @@ class RFDETRTrainer(TransformersMethods):
         # Every loss term is a sum over boxes and query groups, divided by those of the window on all ranks; gradients
         # are averaged over the ranks. The same message says whether a rank is to end early: all end at the same step.
         boxes = sum(batch["labels"].num_boxes for batch in window)
-        boxes, notices = parallel.sum_on_hosts(boxes, self.notice.received)
+        boxes, notices = parallel.sum_on_hosts(boxes, self.preemption.received)
         num_boxes = max(boxes * self.model.config.group_detr, 1) / self.accelerator.num_processes
         shared = {"num_boxes": num_boxes, "seed": derive_seed(args.seed, step)}
         shared["drop_path_rate"] = self.drop_path.at(step)

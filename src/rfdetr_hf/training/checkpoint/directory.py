@@ -7,9 +7,9 @@ makes of it:
 | killed | left behind | afterwards |
 |---|---|---|
 | before the manifest is complete | the previous one, a broken `.tmp-<name>` | the previous one |
-| before the rename, `<name>` existed | the previous one, a whole `.tmp-<name>` | the previous one |
-| before the rename, `<name>` is new | a whole `.tmp-<name>` | the new one |
-| between the two renames of a replacement | the previous one as `.del-<name>`, a whole `.tmp-<name>` | the new one |
+| before the rename, `<name>` existed | the previous one, a valid `.tmp-<name>` | the previous one |
+| before the rename, `<name>` is new | a valid `.tmp-<name>` | the new one |
+| between the two renames of a replacement | the previous one as `.del-<name>`, a valid `.tmp-<name>` | the new one |
 | while deleting | a part of `.del-<name>` | nothing of it |
 """
 
@@ -50,7 +50,7 @@ def checkpoint_path(output_dir: str | Path, step: int) -> Path:
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The directories named `checkpoint-<step>`, oldest step first, whole or broken."""
+    """The directories named `checkpoint-<step>`, oldest step first, valid or broken."""
     root = Path(output_dir)
     matches = [(_CHECKPOINT.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
     found = [(int(match[1]), path) for match, path in matches if match and path.is_dir()]

@@ -11,13 +11,13 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from .sharded import part_of
+from .sharded import shard_of
 
 FILE, SHARDS, GROUPS = "optimizer.pt", "optimizer", "groups.pt"
 
 
 def save_optimizer(optimizer: Any, folder: Path) -> None:
-    """Write the whole state to `optimizer.pt`."""
+    """Write the unsharded state to `optimizer.pt`."""
     torch.save(optimizer.state_dict(), folder / FILE)
 
 
@@ -83,23 +83,23 @@ def _check_names(optimizer: Any, groups: list[dict[str, Any]], folder: Path) -> 
 
 
 def _as_parameter(parameter: Tensor, value: Any) -> Any:
-    """A whole state tensor in the parameter's layout; numbers (the step) stay what they are."""
+    """An unsharded state tensor in the parameter's layout; numbers (the step) stay what they are."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
-    part = part_of(parameter, value)
+    part = shard_of(parameter, value)
     layout = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
     return DTensor.from_local(part, parameter.device_mesh, parameter.placements, **layout)
 
 
 def _read_shards(optimizer: Any, folder: Path) -> dict[int, dict[str, Tensor]]:
     saved: Any = dcp.filesystem.FileSystemReader(folder).read_metadata().state_dict_metadata
-    wanted: dict[str, Tensor] = {}
+    loaded: dict[str, Tensor] = {}
     states: dict[int, dict[str, Tensor]] = {}
     for index, (name, parameter, _) in enumerate(_states(optimizer)):
         fields = [key.removeprefix(f"{name}:") for key in saved if key.startswith(f"{name}:")]
         for field in fields:
-            whole = tuple(saved[_key(name, field)].size) == tuple(parameter.shape)
-            empty = torch.zeros_like(parameter) if whole else torch.zeros(())
-            wanted[_key(name, field)] = states.setdefault(index, {})[field] = empty
-    dcp.state_dict_loader.load(wanted, checkpoint_id=folder)
+            per_weight = tuple(saved[_key(name, field)].size) == tuple(parameter.shape)
+            empty = torch.zeros_like(parameter) if per_weight else torch.zeros(())
+            loaded[_key(name, field)] = states.setdefault(index, {})[field] = empty
+    dcp.state_dict_loader.load(loaded, checkpoint_id=folder)
     return states
