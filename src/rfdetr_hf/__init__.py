@@ -9,7 +9,8 @@ __version__ = "0.1.0"
 # Where each public name comes from; modules are imported when one of their names is first used.
 PUBLIC_NAMES = {
     "models.configuration_rfdetr": ("RFDETRBackboneConfig", "RFDETRConfig"),
-    "models.modeling_rfdetr": ("RFDETRForObjectDetection", "RFDETRObjectDetectionOutput", "RFDETRPreTrainedModel"),
+    "models.modeling_rfdetr": ("RFDETRForObjectDetection", "RFDETRObjectDetectionOutput"),
+    "models.files.pretrained": ("RFDETRPreTrainedModel",),
     "models.segmentation": ("RFDETRForInstanceSegmentation", "RFDETRInstanceSegmentationOutput"),
     "models.keypoints": ("RFDETRForKeypointDetection", "RFDETRKeypointDetectionOutput"),
     "models.image_processing_rfdetr": ("RFDETRImageProcessor",),
@@ -24,7 +25,6 @@ PUBLIC_NAMES = {
     "data.pipeline.pixels": ("decode_image",),
     "data.pipeline.augmentation": ("adapt_augmentation",),
     "training.trainer": ("RFDETRTrainer",),
-    "training.parts": ("TrainerParts",),
     "training.arguments": ("DataArguments", "ModelArguments", "RFDETRTrainingArguments"),
     "training.callbacks": ("EarlyStopping",),
     "training.best": ("BestModel",),
@@ -58,7 +58,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .models.configuration_rfdetr import RFDETRBackboneConfig as RFDETRBackboneConfig, RFDETRConfig as RFDETRConfig
     from .models.modeling_rfdetr import RFDETRForObjectDetection as RFDETRForObjectDetection
     from .models.modeling_rfdetr import RFDETRObjectDetectionOutput as RFDETRObjectDetectionOutput
-    from .models.modeling_rfdetr import RFDETRPreTrainedModel as RFDETRPreTrainedModel
+    from .models.files.pretrained import RFDETRPreTrainedModel as RFDETRPreTrainedModel
     from .models.segmentation import RFDETRForInstanceSegmentation as RFDETRForInstanceSegmentation
     from .models.segmentation import RFDETRInstanceSegmentationOutput as RFDETRInstanceSegmentationOutput
     from .models.keypoints import RFDETRForKeypointDetection as RFDETRForKeypointDetection
@@ -76,7 +76,6 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .data.pipeline.pixels import decode_image as decode_image
     from .data.pipeline.augmentation import adapt_augmentation as adapt_augmentation
     from .training.trainer import RFDETRTrainer as RFDETRTrainer
-    from .training.parts import TrainerParts as TrainerParts
     from .training.arguments import DataArguments as DataArguments, ModelArguments as ModelArguments
     from .training.arguments import RFDETRTrainingArguments as RFDETRTrainingArguments
     from .training.callbacks import EarlyStopping as EarlyStopping

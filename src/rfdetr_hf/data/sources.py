@@ -37,7 +37,7 @@ def load_detection_dataset(
     keypoint_schema: KeypointSchema | Mapping[str, Any] | None = None,
     **load_options: Any,
 ) -> DatasetDict:
-    """Load a detection data set from anywhere, in the schema of `rfdetr_hf.data.schema`.
+    """Load a detection data set from anywhere: rows of an image and its `objects`, named as on the Hub.
 
     Labels are contiguous, 0-based, and the same on all splits: the categories of the training split, by ascending id.
     Boxes that reach out of their image are clamped, and those of which nothing is left are dropped; both are counted in
