@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...data.schema import keypoint_schema
 from ...hub.model_card import CardFacts, write_model_card
 from ...models.image_processing_rfdetr import RFDETRImageProcessor
 from ..console import no_transformers_bars
@@ -48,28 +50,28 @@ class Weights:
     Args:
         model: its present weights are meant, sharded or not.
         image_processor: saved with it.
-        keypoint_schema: saved in the configuration of a model that has none.
+        dataset: of the training, if there is one; a keypoint model without a schema is saved with its schema.
 
     Attributes:
         average: the moving average, once there is one.
     """
 
     def __init__(
-        self, model: PreTrainedModel, image_processor: RFDETRImageProcessor, keypoint_schema: dict[str, Any] | None
+        self, model: PreTrainedModel, image_processor: RFDETRImageProcessor, dataset: Dataset | None = None
     ) -> None:
         self.model = model
         self.image_processor = image_processor
         self.average: Any = None
         # FSDP2 gives the model a class of another name, which `save_pretrained` would not know how to write.
         self.model_class = type(model)
-        self._keypoint_schema = keypoint_schema
+        self._dataset = dataset
 
     @property
     def config(self) -> Any:
         """A copy of the configuration, with what is saved besides."""
         config = copy.deepcopy(self.model.config)
-        if self._keypoint_schema is not None:
-            config.keypoint_schema = self._keypoint_schema
+        if self._dataset is not None and self.model.task == "keypoints" and config.keypoint_schema is None:
+            config.keypoint_schema = keypoint_schema(self._dataset).to_dict()
         return config
 
     @property
