@@ -104,9 +104,8 @@ class RFDETRTrainer(TransformersMethods):
         self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
         self.augmentation = augmentation
         self.image_processor = image_processor or default_processor(model.config, args.square_resize)
-        backbone = model.config.backbone_config
-        block = backbone.patch_size, backbone.num_windows
-        self.scales = compute_scales(model.config.resolution, *block, args.expanded_scales)
+        side, backbone = model.config.resolution, model.config.backbone_config
+        self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
@@ -149,8 +148,12 @@ class RFDETRTrainer(TransformersMethods):
         return self.weights.average
 
     def _own_callbacks(self) -> list[TrainerCallback]:
-        args = self.args
-        ours = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.directory.metrics)]
+        args: Any = self.args
+        ours: list[TrainerCallback] = [
+            DefaultFlowCallback(),
+            ProgressCallback(),
+            MetricsCsvCallback(self.directory.metrics),
+        ]
         if args.early_stopping_patience is not None:
             rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
             ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
