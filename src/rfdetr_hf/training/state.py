@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,10 +19,10 @@ from .best import BestModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Version of what a checkpoint holds; a checkpoint without one has this first one."""
+FORMAT = 2
+"""Version of what a checkpoint holds; a checkpoint without one has the first. The first is read as well."""
 ORDER = 1
-"""Version of the order of samples (`data.pipeline.order`) and of their random draws; likewise."""
+"""Version of the order of samples (`data.pipeline.order`) and of their random draws."""
 
 # What the optimizer's state holds, so that another value would have no effect.
 _OF_THE_OPTIMIZER = (
@@ -104,7 +105,7 @@ class RunState(TrainerState):
             "images_per_step": images_per_step,
             "num_images": len(ids),
             "image_ids": hashlib.sha256(ids.tobytes()).hexdigest(),
-            "arguments": args.to_dict(),
+            "arguments": json.loads(args.to_json_string()),  # as a checkpoint gives them back
         }
 
     @property
@@ -198,7 +199,7 @@ class RunState(TrainerState):
             ValueError: its format, the data, their order, the step or the optimizer's settings are others.
         """
         ours = self.identity
-        if written.get("format", 1) != FORMAT or written.get("order", 1) != ORDER:
+        if written.get("format", 1) > FORMAT or written.get("order", 1) != ORDER:
             raise ValueError(
                 f"{folder} has format {written.get('format', 1)} and sample order {written.get('order', 1)}, this "
                 f"version resumes format {FORMAT} and order {ORDER}; resume with the version that wrote it, or start a "
@@ -210,12 +211,6 @@ class RunState(TrainerState):
                     f"{folder} was written with {written[name]} {meaning}, this run has {ours[name]}; {remedy}"
                 )
         self._check_arguments(folder, written["arguments"])
-        if written["strategy"] != ours["strategy"] and "zero" in written["strategy"] + ours["strategy"]:
-            raise ValueError(
-                f"{folder} was written under {written['strategy']}, this run is {ours['strategy']}: DeepSpeed's files "
-                "fit the same stage and number of processes only; launch as before, or start a new run from its "
-                "model.safetensors"
-            )
         if written["world_size"] != ours["world_size"]:
             logger.warning(
                 "%s was written by %d processes and is resumed by %d: random numbers will differ",
