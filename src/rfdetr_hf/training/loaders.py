@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
 from ..data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
-from ..data.pipeline.recipe import build_eval_transform, build_train_transform
+from ..data.pipeline.recipe import MAX_SIZE, build_eval_transform, build_train_transform
 from ..data.schema import has_keypoints, has_masks, keypoint_schema
+from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .arguments import RFDETRTrainingArguments
 from .preemption import shield_workers
 
@@ -63,6 +64,15 @@ def build_eval_loader(
         _options(args, config, accelerator), batch_size=args.eval_batch_size, persistent_workers=False
     )  # fmt: skip
     return shield_workers(build_eval_dataloader(dataset, transform, options))
+
+
+def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProcessor:
+    """The image processor of a model: to a square of its resolution, or its shorter side to it and padding."""
+    side = config.resolution
+    if square:
+        return RFDETRImageProcessor(size={"height": side, "width": side})
+    size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
+    return RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
 
 
 def end_workers(loader: DataLoader | None) -> None:
