@@ -17,7 +17,7 @@ from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
 from ..finetuning import adapter_state, plain_state, unmerged_state
 from .directory import atomic_directory
-from .sharded import part_of, saved_tensors, whole_state, write_state
+from .sharded import local_part, part_of, saved_tensors, whole_state, write_state, writing
 
 MODEL, ADAPTERS = "model.safetensors", "adapters.safetensors"
 
@@ -59,7 +59,7 @@ class Weights:
     ) -> None:
         self.model = model
         self.image_processor = image_processor
-        self.average: ExponentialMovingAverage | None = None
+        self.average: Any = None
         # FSDP2 gives the model a class of another name, which `save_pretrained` would not know how to write.
         self.model_class = type(model)
         self._keypoint_schema = keypoint_schema
@@ -77,6 +77,13 @@ class Weights:
         """Numbers that a model file holds."""
         return sum(tensor.numel() for tensor in saved_tensors(self.model).values())
 
+    def start_average(self, decay: float, tau: float, update_interval: int) -> None:
+        """Begin a moving average of the weights as they are now; the model is prepared by then."""
+        self.average = ExponentialMovingAverage(
+            saved_tensors(self.model).items(), decay, tau, update_interval,
+            writing=lambda: writing(self.model), local=local_part,
+        )  # fmt: skip
+
     def averaged(self, swapped: bool = True) -> contextlib.AbstractContextManager:
         """Within the block the model has the averaged weights, if `swapped`."""
         return self.average.swap() if swapped and self.average is not None else contextlib.nullcontext()
@@ -93,7 +100,8 @@ class Weights:
 
     def _folder(self, weights: dict[str, Tensor]) -> ModelFolder:
         with torch.device("meta"):
-            skeleton = self.model_class(self.config).to(self.model.dtype)
+            skeleton: Any = self.model_class(self.config)
+            skeleton.to(self.model.dtype)
         return ModelFolder(skeleton, plain_state(self.model, weights), self.image_processor)
 
     def save_pretrained(self, path: Path, card: CardFacts, accelerator: Accelerator) -> None:
