@@ -116,6 +116,7 @@ class RunLock:
         self._held = False
         self._lost: LockLost | None = None
         self._confirmed = 0.0
+        self._beating = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -198,17 +199,18 @@ class RunLock:
 
     def _confirm(self) -> None:
         """One beat; remembers a loss."""
-        owner = self._present()
-        if owner is None and self._create():
-            logger.warning("%s had been removed while this run lives; it is there again", self.path)
-        elif owner != self._owner:
-            self._lost = LockLost(
-                f"{self.path} was taken over by another run ({self._present()}), while this process "
-                f"(pid {os.getpid()}) gave no sign of life for {time.time() - self._confirmed:.0f} s; it writes nothing more and ends"
-            )
-            return
-        os.utime(self.path)
-        self._confirmed = time.time()
+        with self._beating:
+            if self._present() is None and self._create():
+                logger.warning("%s had been removed while this run lives; it is there again", self.path)
+            if (owner := self._present()) == self._owner:
+                os.utime(self.path)
+                self._confirmed = time.time()
+            else:
+                silent = time.time() - self._confirmed
+                self._lost = LockLost(
+                    f"{self.path} was taken over by another run ({owner}), while this process (pid {os.getpid()}) "
+                    f"gave no sign of life for {silent:.0f} s; it writes nothing more and ends"
+                )
 
     def _create(self) -> bool:
         """Put the lock in place if there is none."""
