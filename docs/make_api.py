@@ -66,12 +66,12 @@ SECTIONS = {
         )
     ],
     "Evaluation": [
-        "evaluation.coco:CocoEvaluator",
-        "evaluation.suite:evaluate_detector",
-        "evaluation.detection:DetectionAnalysis",
+        "evaluation.evaluator:CocoEvaluator",
+        "evaluation.run:evaluate_detector",
+        "evaluation.analysis:DetectionAnalysis",
         "evaluation.by_image:predictions_by_image",
         "evaluation.by_image:truth_by_image",
-        "inference.detectors:load_detector",
+        "inference.detector:load_detector",
         "evaluation.inference:ImageDetector",
         "evaluation.inference:AugmentedDetector",
         "evaluation.inference:TiledDetector",

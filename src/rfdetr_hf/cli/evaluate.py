@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from tqdm.auto import tqdm
 
 from ..evaluation.backends import BACKENDS
-from ..evaluation.suite import IOU_TYPES, DetectorEvaluation, check_output, evaluate_detector, scored_sigmas
-from ..inference.detectors import ViewArguments, make_detector, with_views
+from ..evaluation.run import DetectorEvaluation, check_output, evaluate_detector
+from ..inference.detector import ViewArguments, make_detector, with_views
 from ..models.files.auto import load_processor
+from ..tasks import TASKS
 from ..training.arguments import DataArguments, parse_arguments
 from ..training.console import log_to_console
 from .trained import TrainedModelArguments, as_options, load_split, load_trained_model
@@ -74,8 +75,7 @@ def evaluate(args: EvaluateArguments, data_args: DataArguments) -> DetectorEvalu
             detect,
             dataset,
             batch_size=args.batch_size,
-            iou_types=IOU_TYPES[model.task],
-            sigmas=scored_sigmas(dataset, model.task),
+            iou_types=TASKS[model.task].iou_types,
             max_dets=args.max_dets,
             backend=args.backend,
             output_dir=args.output_dir,

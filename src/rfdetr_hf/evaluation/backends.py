@@ -11,7 +11,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from .detections import Detections
+from .detection_table import Detections
 from .ground_truth import Truths, make_coco, silenced, truth_arrays
 
 BACKENDS = ("pycocotools", "ultrafast", "auto")

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .coco import CocoEvaluator
+from .evaluator import CocoEvaluator
 
 
 def predictions_by_image(evaluator: CocoEvaluator) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from pycocotools.coco import COCO
 
 from ..data import schema
-from .detections import sample
+from .detection_table import sample
 
 _LARGEST_AREA = 1e10  # of COCO's area range "all"
 
@@ -47,6 +47,12 @@ def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None
         raise ValueError(f"image_id appears more than once: {sample(repeated(ids))}.")
     categories = [{"id": label, "name": name} for label, name in enumerate(names)]
     return make_coco(images, annotations, categories)
+
+
+def keypoint_sigmas(dataset: Dataset) -> dict[int, Sequence[float]] | None:
+    """The sigmas of a data set's keypoints by label; None where the data set does not describe its keypoints."""
+    found = schema.schema_of_keypoints(dataset.features["objects"].get("keypoints"))
+    return None if found is None else {label: each.sigmas for label, each in enumerate(found.classes)}
 
 
 class Truths(NamedTuple):

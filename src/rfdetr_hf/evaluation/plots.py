@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_utils
 
+from .analysis import DetectionAnalysis
 from .backends import run_lengths
-from .detection import DetectionAnalysis
 from .error_types import KINDS
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from datasets import Dataset
 from PIL import Image
 
 from ..data.schema import decode_image, undecoded
-from .coco import CocoEvaluator
-from .detection import DetectionAnalysis
+from .analysis import DetectionAnalysis
+from .evaluator import CocoEvaluator
 from .plots import LEGEND, draw_errors, overlap_name, save_plots
 from .tables import TITLES, aligned, class_cells, error_cells, scores_table, summaries, write_class_csv
 
@@ -30,11 +30,6 @@ figure { margin: 1.5em 0; } figure img { max-width: 100%; } figcaption, .note { 
 """
 
 
-def analyses_of(evaluator: CocoEvaluator) -> dict[str, DetectionAnalysis]:
-    """The analysis of each IoU type that the evaluator scores."""
-    return {iou_type: evaluator.analyze(iou_type) for iou_type in evaluator.iou_types}
-
-
 def folder_of(folder: str | Path, iou_type: str, analyses: Analyses) -> Path:
     """Where the tables and curves of an IoU type go: the first one's into `folder` itself, others' into its own."""
     return Path(folder) if iou_type == next(iter(analyses)) else Path(folder) / iou_type
@@ -45,7 +40,6 @@ def write_results(
     folder: str | Path,
     category_ids: Sequence[int] | None = None,
     predictions: bool = True,
-    analyses: Analyses | None = None,
 ) -> dict[str, float]:
     """Writes metrics.json, per_class.csv, errors.txt and predictions.json; returns the metrics.
 
@@ -56,9 +50,8 @@ def write_results(
         folder: made where it is not there.
         category_ids: original category id by label, for predictions.json.
         predictions: whether to write predictions.json, about 150 bytes for each detection.
-        analyses: of `analyses_of`, where they are there already.
     """
-    folder, analyses = Path(folder), analyses or analyses_of(evaluator)
+    folder, analyses = Path(folder), evaluator.analyses
     folder.mkdir(parents=True, exist_ok=True)
     metrics = evaluator.compute() | summaries(analyses)
     _write_json(metrics, folder / "metrics.json", indent=2)
@@ -78,7 +71,6 @@ def write_report(
     dataset: Dataset | None = None,
     title: str = "Evaluation",
     num_images: int = 12,
-    analyses: Analyses | None = None,
 ) -> Path:
     """Writes the curves as PNG files, the worst images as JPEG files, and report.html with all of it inside.
 
@@ -90,7 +82,6 @@ def write_report(
         dataset: with the images; without it no images are drawn.
         title: of the page.
         num_images: of the worst images that are drawn for each IoU type.
-        analyses: of `analyses_of`, where they are there already.
 
     Returns:
         Path of report.html.
@@ -98,7 +89,7 @@ def write_report(
     Raises:
         ImportError: matplotlib is not installed (extra `plots`).
     """
-    analyses = analyses or analyses_of(evaluator)
+    analyses = evaluator.analyses
     lines = _head(title, evaluator, analyses)
     for iou_type, analysis in analyses.items():
         place = folder_of(folder, iou_type, analyses)

@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..training.arguments import TASKS
-from .detectors import ViewArguments, load_detector, with_views
 from ..drawing import DrawingStyle, draw_detections
+from ..training.arguments import TASKS
+from .detector import ViewArguments, load_detector, with_views
 from .images import NamedImage, find_images
 from .results import CocoResults, as_records, keypoints_of_classes
 
@@ -83,7 +83,9 @@ def predict(
     output = Path(args.output_dir)
     if not args.overwrite and output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"--output_dir {output} has files: choose another, or replace them with --overwrite true")
-    plain = load_detector(args.model_name_or_path, args.device, args.threshold, bf16=args.bf16)
+    # Boxes of several views are fused before they are cut.
+    threshold = -1.0 if args.fuses or args.tile else args.threshold
+    plain = load_detector(args.model_name_or_path, args.device, threshold, bf16=args.bf16)
     model, detect = plain.model, with_views(plain, args, args.batch_size)
     if args.task not in (None, model.task):
         raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {model.task}")

@@ -128,7 +128,7 @@ class RFDETRCriterion:
         self.task = task
         self.focal_alpha = config.focal_alpha
         self.matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost, config.focal_alpha)
-        coefficients = {
+        self.coefficients = {
             "loss_ce": float(config.class_loss_coefficient),
             "loss_bbox": float(config.bbox_loss_coefficient),
             "loss_giou": float(config.giou_loss_coefficient),
@@ -136,7 +136,7 @@ class RFDETRCriterion:
         }
         auxiliary = [f"_{layer}" for layer in range(config.decoder_layers - 1)] if config.auxiliary_loss else []
         self.weight_dict = {
-            f"{name}{suffix}": weight for suffix in ("", *auxiliary, "_enc") for name, weight in coefficients.items()
+            f"{name}{suffix}": weight for suffix in ("", *auxiliary, "_enc") for name, weight in self.coefficients.items()
         }
 
     def __call__(

@@ -32,6 +32,7 @@ from .decoder import (
     stacked,
 )
 from .geometry import geometry_dtype
+from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_norm, init_torch_default, init_xavier, init_xavier_zero_bias, init_zeros, with_init
 from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection, RFDETRObjectDetectionOutput
 from .projector import MultiScaleProjector, RFDETRBackbone
@@ -235,10 +236,12 @@ class RFDETRKeypointBackbone(RFDETRBackbone):
         super().__init__(config)
         self.cross_attn_projector = MultiScaleProjector(config)
 
-    def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(
+        self, pixel_values: Tensor, drop_path_rate: float | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """(B, 3, H, W) -> the levels of both projectors, (B, d_model, h_l, w_l) each."""
         self._check(pixel_values)
-        taps = self.vit(pixel_values)
+        taps = self.vit(pixel_values, drop_path_rate)
         return self.projector(taps), self.cross_attn_projector(taps)
 
 
@@ -274,6 +277,20 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
     def _proposal_head_sources(self) -> list[tuple[nn.ModuleList, nn.Module]]:
         return [*super()._proposal_head_sources(), (self.transformer.enc_out_keypoint_embed, self.keypoint_embed)]
 
+    def detect(
+        self,
+        outputs: Any,
+        processor: RFDETRImageProcessor,
+        threshold: float = 0.5,
+        target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        *,
+        pixel_mask: Tensor | None = None,
+        as_rle: bool = False,
+    ) -> list[dict[str, Any]]:
+        """See `RFDETRForObjectDetection.detect`; each image has `keypoints` and their precision besides."""
+        schema = self.config.num_keypoints_per_class
+        return processor.post_process_keypoint_detection(outputs, schema, threshold, target_sizes)
+
     @torch.no_grad()
     def reset_keypoint_precision(self) -> None:
         """Set the predicted precision of all keypoints to 1, as the official trainer does before fine-tuning."""
@@ -281,8 +298,10 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
             head.layers[-1].weight[4:7] = 0
             head.layers[-1].bias[4:7] = 0
 
-    def _detect(self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool) -> DetectorStates:
-        maps, keypoint_maps = self.backbone[0](pixel_values)
+    def _decode(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool, drop_path_rate: float | None = None
+    ) -> DetectorStates:
+        maps, keypoint_maps = self.backbone[0](pixel_values, drop_path_rate)
         memory = flatten_levels(maps, pixel_mask)
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in keypoint_maps], 1)
         proposals, references, queries = self._queries(memory)

@@ -12,12 +12,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
-from ..losses.points import derive_seed
 from .backbone import RFDETRViTLayer
 from .files.official import official_config, official_payload, read_official, without_unused_rows
 from .configuration_rfdetr import RFDETRConfig
 from .decoder import Memory, Proposals, RFDETRDecoderLayer, RFDETRTransformer, box_head, class_head, flatten_levels
 from .geometry import refine_boxes
+from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_standard_normal, init_zeros, with_init
 from .files.pretrained import load_adapted, load_dinov2, load_pretrained, override_config
 from .projector import RFDETRBackbone
@@ -198,7 +198,6 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     output_class = RFDETRObjectDetectionOutput
     backbone_class = RFDETRBackbone
     transformer_class = RFDETRTransformer
-    _step_seed: int | None = None
 
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__(config)
@@ -252,28 +251,41 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         """Take the encoder out of training; the projector stays in it."""
         self.backbone[0].vit.requires_grad_(False)
 
-    def set_drop_path_rate(self, rate: float) -> None:
-        """Set stochastic depth for the next steps: 0 at the first encoder block, linear to `rate` at the last.
+    @property
+    def loss_terms(self) -> tuple[str, ...]:
+        """Names of the loss terms of the last layer, as in `loss_dict`."""
+        return tuple(self.loss_function.coefficients)
 
-        Raises:
-            ValueError: if `rate` is not in [0, 1).
-        """
-        if not 0 <= rate < 1:
-            raise ValueError(f"the drop path rate must be in [0, 1), got {rate}.")
-        self.backbone[0].vit.set_drop_path_rate(rate)
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute the encoder's blocks, and the decoder's where they have keypoints, in the backward pass."""
+        # Transformers renames the method in version 6.
+        name = "activation_checkpointing_enable"
+        getattr(self, name if hasattr(self, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
 
-    def set_step_seed(self, seed: int, step: int) -> None:
-        """Set what random points of the mask loss derive from in the next forward passes in training.
-
-        With one seed for a whole optimizer step, the loss of an image (labels with `image_id`) does not depend on how
-        the step is split into micro-batches and processes. Without this each pass draws its own from torch's generator;
-        in evaluation the points are always the same.
+    def detect(
+        self,
+        outputs: Any,
+        processor: RFDETRImageProcessor,
+        threshold: float = 0.5,
+        target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        *,
+        pixel_mask: Tensor | None = None,
+        as_rle: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Turn the outputs of `forward` into what the task finds, with the image processor's function for the task.
 
         Args:
-            seed: Of the run.
-            step: Number of the optimizer step.
+            outputs: What `forward` returned.
+            processor: Of the model.
+            threshold: Detections with a higher score are kept; a negative one keeps all.
+            target_sizes: (B, 2) height and width of the images; without it boxes are in [0, 1].
+            pixel_mask: (B, H, W) that `forward` got, if it got one; masks need it.
+            as_rle: Masks as COCO run-lengths.
+
+        Returns:
+            Per image `scores`, `labels`, `boxes`, and what the task has besides.
         """
-        self._step_seed = derive_seed(seed, step)
+        return processor.post_process_object_detection(outputs, threshold, target_sizes)
 
     def forward(
         self,
@@ -281,6 +293,8 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         pixel_mask: Tensor | None = None,
         labels: Sequence[dict[str, Tensor]] | None = None,
         num_boxes: Tensor | float | None = None,
+        drop_path_rate: float | None = None,
+        seed: int | None = None,
         return_dict: bool | None = None,
     ) -> RFDETRObjectDetectionOutput | tuple:
         """Detect objects, and compute the loss if there are labels.
@@ -289,21 +303,28 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
             pixel_values: (B, 3, H, W), normalised; H and W multiples of `config.size_divisor`.
             pixel_mask: (B, H, W), 1 at the image and 0 at padding, which is to the right and below. None: no padding.
             labels: For each image `class_labels` (n,) int64 and `boxes` (n, 4) as (cx, cy, w, h) in [0, 1], and what
-                the task needs; `image_id`, see `set_step_seed`.
+                the task needs; `image_id`, see `seed`.
             num_boxes: What the loss sums are divided by: boxes x groups of everything one optimizer step sees, per
                 process. By default boxes x groups of this batch, averaged over the processes, at least 1.
+            drop_path_rate: Probability to drop a residual branch in training: 0 at the first encoder block, linear to
+                this at the last. By default that of the configuration.
+            seed: What random points of the mask loss derive from in training. With one seed for a complete optimizer
+                step, the loss of an image (labels with `image_id`) does not depend on how the step is split into
+                micro-batches and processes. By default each pass draws its own from torch's generator. In evaluation
+                the points are always the same.
             return_dict: False for a tuple.
 
         Raises:
-            ValueError: for shapes that do not fit together.
+            ValueError: for shapes that do not fit together, or a rate that is not in [0, 1).
         """
         _check_batch(pixel_values, pixel_mask, labels)
         supervised = self.training or labels is not None
-        states = self._detect(pixel_values, pixel_mask, every_layer=supervised and self.config.auxiliary_loss)
+        every_layer = supervised and self.config.auxiliary_loss
+        states = self._decode(pixel_values, pixel_mask, every_layer, drop_path_rate)
         layers = self._layers(states, pixel_values, pixel_mask, supervised)
         output = self._output(states, layers)
         if labels is not None:
-            seed = self._step_seed if self.training else 0
+            seed = seed if self.training else 0
             output.loss_dict = self.loss_function(layers, labels, self._groups, num_boxes, seed)
             output.loss = self.loss_function.weighted_sum(output.loss_dict)
         as_dict = self.config.return_dict if return_dict is None else return_dict
@@ -314,8 +335,10 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         """Query groups in use: all in training, the first in evaluation."""
         return self.config.group_detr if self.training else 1
 
-    def _detect(self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool) -> DetectorStates:
-        maps = self.backbone[0](pixel_values)
+    def _decode(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool, drop_path_rate: float | None = None
+    ) -> DetectorStates:
+        maps = self.backbone[0](pixel_values, drop_path_rate)
         memory = flatten_levels(maps, pixel_mask)
         proposals, references, queries = self._queries(memory)
         decoder = self.transformer.decoder

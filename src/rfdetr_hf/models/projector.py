@@ -116,14 +116,14 @@ class RFDETRBackbone(nn.Module):
         """The encoder itself."""
         return self.encoder["encoder"]
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+    def forward(self, pixel_values: Tensor, drop_path_rate: float | None = None) -> list[Tensor]:
         """(B, 3, H, W) -> one map (B, d_model, h_l, w_l) for each level.
 
         Raises:
             ValueError: if the input is no batch of images or its sides are not multiples of `size_divisor`.
         """
         self._check(pixel_values)
-        return self.projector(self.vit(pixel_values))
+        return self.projector(self.vit(pixel_values, drop_path_rate))
 
     def _check(self, pixel_values: Tensor) -> None:
         shape = tuple(pixel_values.shape)

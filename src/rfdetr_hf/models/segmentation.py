@@ -1,5 +1,6 @@
 """RF-DETR for instance segmentation: the detector, and a head that makes masks of its states."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..losses.masks import MaskFactors, MaskTerms
 from .configuration_rfdetr import RFDETRConfig
 from .decoder import DECODER_NORM_EPS
 from .geometry import full_sizes, geometry_dtype, valid_sizes
+from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_norm, init_torch_default, init_zeros, with_init
 from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection, RFDETRObjectDetectionOutput
 
@@ -122,6 +124,21 @@ class RFDETRForInstanceSegmentation(RFDETRForObjectDetection):
         super()._add_task(config)
         self.segmentation_head = SegmentationHead(config)
         self.loss_function = RFDETRCriterion(config, MaskTerms(config))
+
+    def detect(
+        self,
+        outputs: Any,
+        processor: RFDETRImageProcessor,
+        threshold: float = 0.5,
+        target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        *,
+        pixel_mask: Tensor | None = None,
+        as_rle: bool = False,
+    ) -> list[dict[str, Any]]:
+        """See `RFDETRForObjectDetection.detect`; each image has `masks` besides."""
+        return processor.post_process_instance_segmentation(
+            outputs, threshold, target_sizes, pixel_mask=pixel_mask, as_rle=as_rle
+        )
 
     def _layers(
         self, states: DetectorStates, pixel_values: Tensor, pixel_mask: Tensor | None, supervised: bool

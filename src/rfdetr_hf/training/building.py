@@ -8,8 +8,8 @@ from datasets import DatasetDict
 from ..data.keypoints import KeypointSchema
 from ..data.schema import class_names, has_keypoints, keypoint_schema, label_table
 from ..data.sources import load_detection_dataset
-from ..models.files.auto import is_official, load_model, model_class, source_task
 from ..models.configuration_rfdetr import RFDETRConfig
+from ..models.files.auto import is_official, load_model, model_class, source_task
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
 from .arguments import DataArguments, ModelArguments, RFDETRTrainingArguments
 from .trainer import RFDETRTrainer

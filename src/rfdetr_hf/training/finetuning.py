@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models.configuration_rfdetr import RFDETRConfig
-from ..models.modeling_rfdetr import RFDETRForObjectDetection
-from ..models.files.pretrained import read_state
 from ..models.files.layouts import POSITIONS, official_keys, resize_positions
+from ..models.files.pretrained import read_state
+from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
 logger = logging.getLogger("rfdetr_hf")
 

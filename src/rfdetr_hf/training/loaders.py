@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
 from ..data.pipeline.order import build_eval_dataloader, build_train_dataloader
+from ..data.pipeline.recipe import MAX_SIZE, build_eval_transform, build_train_transform
 from ..data.schema import has_keypoints, has_masks, keypoint_schema
-from ..data.pipeline.recipe import build_eval_transform, build_train_transform
+from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .arguments import RFDETRTrainingArguments
 from .preemption import shield_workers
 
@@ -63,6 +64,15 @@ def build_eval_loader(
     # Made anew for each evaluation: workers that outlive theirs would pile up.
     options = _options(args, config, accelerator) | {"persistent_workers": False}
     return shield_workers(build_eval_dataloader(dataset, transform, batch_size=batch_size, **options))
+
+
+def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProcessor:
+    """The image processor of a model: to a square of its resolution, or its shorter side to it and padding."""
+    side = config.resolution
+    if square:
+        return RFDETRImageProcessor(size={"height": side, "width": side})
+    size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
+    return RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
 
 
 def end_workers(loader: DataLoader | None) -> None:

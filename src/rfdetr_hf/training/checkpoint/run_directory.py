@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .directory import latest_valid_checkpoint, list_checkpoints, verify
+from .directory import checkpoint_path, latest_valid_checkpoint, list_checkpoints, rotate, verify
 
 
 class RunDirectory:
@@ -16,13 +16,21 @@ class RunDirectory:
         self.log = self.root / "train.log"
         self.arguments = self.root / "training_args.json"
 
+    def checkpoint(self, step: int) -> Path:
+        """`checkpoint-<step>`."""
+        return checkpoint_path(self.root, step)
+
+    def rotate(self, keep: int | None) -> None:
+        """Delete the oldest checkpoints but for `keep`, the newest and the newest that verifies."""
+        rotate(self.root, keep)
+
     def find_checkpoint(self, resume: bool | str | None) -> Path | None:
-        """The checkpoint to resume from: True or "true" for the newest whole one, "auto" likewise if one was ever
+        """The checkpoint to resume from: True or "true" for the newest valid one, "auto" likewise if one was ever
         written and else a new start, or a folder.
 
         Raises:
-            FileNotFoundError: there is none, or under "auto" none that is whole.
-            CheckpointError: the given folder is no whole checkpoint.
+            FileNotFoundError: there is none, or under "auto" none that is valid.
+            CheckpointError: the given folder is no valid checkpoint.
         """
         if is_new(resume):
             return None

@@ -1,15 +1,14 @@
 """From a checkpoint of any task to a detector of PIL images, with views and tiles where they are asked for."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 
-from .views import AugmentedDetector, Detector, ImageDetector, TiledDetector
 from ..models.files.auto import load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRPreTrainedModel
+from .views import AugmentedDetector, Detector, ImageDetector, TiledDetector
 
 LEAST_TILE, LARGEST_OVERLAP = 32, 0.9
 
@@ -69,7 +68,7 @@ def load_detector(
     Args:
         name_or_path: what `load_model` takes.
         device: default: cuda where there is one.
-        threshold: detections of masks and keypoints of this score or less are left out; boxes are all there.
+        threshold: detections of this score or less are left out.
         revision: branch, tag or commit of a Hub id.
         bf16: compute in bfloat16.
 
@@ -97,7 +96,10 @@ def make_detector(
         device, threshold, bf16: see `load_detector`.
     """
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    post_process = _post_process(model, processor, threshold)
+
+    def post_process(outputs: Any, sizes: list[tuple[int, int]], mask: torch.Tensor | None) -> list[dict[str, Any]]:
+        return model.detect(outputs, processor, threshold, sizes, pixel_mask=mask, as_rle=True)
+
     return ImageDetector(model, processor, model.config.size_divisor, post_process, torch.bfloat16 if bf16 else None)
 
 
@@ -119,19 +121,3 @@ def with_views(detect: ImageDetector, args: ViewArguments, batch_size: int = 8) 
     if args.tile:
         found = TiledDetector(found, args.tile, args.tile_overlap, top_k=top_k, batch_size=batch_size)
     return found
-
-
-def _post_process(
-    model: RFDETRPreTrainedModel, processor: RFDETRImageProcessor, threshold: float
-) -> Callable[..., list[dict[str, Any]]] | None:
-    """What turns outputs into detections; None for the default, boxes."""
-
-    def masks(outputs: Any, sizes: list[tuple[int, int]], mask: torch.Tensor | None) -> list[dict[str, Any]]:
-        options: dict[str, Any] = {"target_sizes": sizes, "pixel_mask": mask, "as_rle": True}
-        return processor.post_process_instance_segmentation(outputs, threshold, **options)
-
-    def keypoints(outputs: Any, sizes: list[tuple[int, int]], mask: torch.Tensor | None) -> list[dict[str, Any]]:
-        counts = model.config.num_keypoints_per_class
-        return processor.post_process_keypoint_detection(outputs, counts, threshold, target_sizes=sizes)
-
-    return {"segmentation": masks, "keypoints": keypoints}.get(model.task)

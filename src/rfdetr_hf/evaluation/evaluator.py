@@ -11,10 +11,11 @@ from datasets import Dataset
 from pycocotools.coco import COCO
 from torch import Tensor
 
+from ..data.keypoints import DEFAULT_SIGMA
+from .analysis import DetectionAnalysis
 from .backends import BACKENDS, COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evaluate, run_lengths
-from .detection import DetectionAnalysis
-from .detections import DETECTION, Detections, concatenate, gather, pack, sample
-from .ground_truth import coco_ground_truth, repeated
+from .detection_table import DETECTION, Detections, concatenate, gather, pack, sample
+from .ground_truth import coco_ground_truth, keypoint_sigmas, repeated
 from .metrics import COCO_LIMITS, class_scores, summarize
 
 __all__ = ["DETECTION", "CocoEvaluator", "coco_ground_truth", "summarize"]
@@ -22,7 +23,6 @@ __all__ = ["DETECTION", "CocoEvaluator", "coco_ground_truth", "summarize"]
 logger = logging.getLogger(__name__)
 
 PREFIXES = {"bbox": "", "segm": "segm_", "keypoints": "keypoint_"}
-_UNKNOWN_SIGMA = 0.05
 
 
 class CocoEvaluator:
@@ -41,7 +41,8 @@ class CocoEvaluator:
             of labels that are not in the map are dropped. Without it a label is the category id.
         iou_types: What to score: "bbox", "segm", "keypoints". The ground truth must have it.
         sigmas: Per-keypoint constants of the object keypoint similarity, of all categories or by category id; default
-            COCO's for 17 keypoints, and 0.05 each (with a warning) for another number. By category there are as many
+            those that the data set describes, else COCO's for 17 keypoints, else `DEFAULT_SIGMA` each (with a
+            warning). By category there are as many
             as it has keypoints, the first ones of its objects and detections; what pads these to the number of the
             category with most plays no part, and a category without keypoints is not scored (-1).
         backend: "pycocotools", "ultrafast" (same bits, much faster; extra `fast-eval`) or "auto": the second where
@@ -80,6 +81,8 @@ class CocoEvaluator:
         self.backend = backend
         self.sigmas = points = None
         if "keypoints" in self.iou_types:
+            if sigmas is None and isinstance(ground_truth, Dataset):
+                sigmas = keypoint_sigmas(ground_truth)
             count = _num_keypoints(self.ground_truth, sigmas)
             self.sigmas = _sigmas(self.ground_truth, sigmas, count)
             points = np.empty((0, count, 3), dtype=np.float32)
@@ -88,7 +91,7 @@ class CocoEvaluator:
         self._seen = np.zeros(len(self.image_ids), dtype=np.uint8)
         self._empty = Detections(masks=[] if "segm" in self.iou_types else None, keypoints=points)
         self._chunks: list[Detections] = []
-        self._runs: dict[tuple[str, bool], Evaluation] = {}
+        self._analyses: dict[tuple[str, bool], DetectionAnalysis] = {}
         self._gathered = False
 
     def update(self, image_ids: Sequence[int] | Tensor, predictions: Sequence[Mapping[str, Any]]) -> None:
@@ -114,7 +117,7 @@ class CocoEvaluator:
             table = pack(ids, positions, predictions, [self._size(image_id) for image_id in ids], self._empty)
             self._chunks.append(self._categorised(table))
         self._seen[positions] = 1
-        self._runs.clear()
+        self._analyses.clear()
 
     def gather(self, accelerator: Accelerator) -> None:
         """Merges the detections of all processes into every one of them; all must call it, once, after the updates.
@@ -132,7 +135,7 @@ class CocoEvaluator:
             raise ValueError(f"Scored by more than one process: images {sample(self.image_ids[seen > 1])}.")
         self._seen = seen.astype(np.uint8)
         self._chunks = [merged]
-        self._runs.clear()
+        self._analyses.clear()
 
     @property
     def detections(self) -> np.ndarray:
@@ -140,7 +143,11 @@ class CocoEvaluator:
         return self.table.rows
 
     def run(self, iou_type: str | None = None, partial: bool = False) -> Evaluation:
-        """The evaluation with its precision, recall and score arrays and the matches; kept until the next update.
+        """The evaluation with its precision, recall and score arrays and the matches; see `analyze`."""
+        return self.analyze(iou_type, partial).evaluation
+
+    def analyze(self, iou_type: str | None = None, partial: bool = False) -> DetectionAnalysis:
+        """The evaluation, and what its matches say of scores, confusions and errors; kept until the next update.
 
         Args:
             iou_type: One of `iou_types`; default the first.
@@ -158,9 +165,9 @@ class CocoEvaluator:
                 f"{len(missing)} of {len(self.image_ids)} images were not evaluated: {sample(missing)}. Update with "
                 "each image, call gather(accelerator) under several processes, or pass partial=True to leave them out."
             )
-        if (iou_type, partial) not in self._runs:
+        if (iou_type, partial) not in self._analyses:
             limits = COCO_LIMITS[iou_type]
-            self._runs[iou_type, partial] = evaluate(
+            found = evaluate(
                 self.ground_truth,
                 self.table,
                 self.image_ids,
@@ -170,7 +177,13 @@ class CocoEvaluator:
                 sigmas=self.sigmas,
                 backend=self.backend,
             )
-        return self._runs[iou_type, partial]
+            self._analyses[iou_type, partial] = DetectionAnalysis(found)
+        return self._analyses[iou_type, partial]
+
+    @property
+    def analyses(self) -> dict[str, DetectionAnalysis]:
+        """That of each IoU type, of all images."""
+        return {iou_type: self.analyze(iou_type) for iou_type in self.iou_types}
 
     def compute(self, per_class: bool = False, partial: bool = False) -> dict[str, float]:
         """The COCO numbers in [0, 1], or -1 where there is nothing to score.
@@ -191,10 +204,6 @@ class CocoEvaluator:
             found = summarize(evaluation) | (class_scores(evaluation) if per_class else {})
             scores |= {PREFIXES[iou_type] + name: value for name, value in found.items()}
         return scores
-
-    def analyze(self, iou_type: str | None = None, partial: bool = False) -> DetectionAnalysis:
-        """Precision, recall and F1 over the scores, confusion and errors, from the matches of `run`."""
-        return DetectionAnalysis(self.run(iou_type, partial))
 
     def predictions_json(self, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """The detections in COCO's results format, for `json.dump`, with masks and keypoints where there are any.
@@ -315,8 +324,8 @@ def _sigmas_of_all(sigmas: Sequence[float] | None, count: int) -> np.ndarray:
     if sigmas is None and count == len(COCO_PERSON_SIGMAS):
         sigmas = COCO_PERSON_SIGMAS
     elif sigmas is None:
-        logger.warning("no sigmas for %d keypoints: %s for each of them", count, _UNKNOWN_SIGMA)
-        sigmas = [_UNKNOWN_SIGMA] * count
+        logger.warning("no sigmas for %d keypoints: %s for each of them", count, DEFAULT_SIGMA)
+        sigmas = [DEFAULT_SIGMA] * count
     if len(sigmas) != count or min(sigmas, default=1) <= 0:
         raise ValueError(f"sigmas must be {count} positive numbers, one per keypoint; got {list(sigmas)}.")
     return np.asarray(sigmas, dtype=np.float64)

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rfdetr_hf.data.schema import detection_features
-from rfdetr_hf.evaluation.coco import CocoEvaluator, coco_ground_truth
+from rfdetr_hf.evaluation.evaluator import CocoEvaluator, coco_ground_truth
 
 NAMES = ("circle", "square", "triangle", "never")
 KEYS = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large"]

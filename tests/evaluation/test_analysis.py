@@ -3,9 +3,9 @@ import pytest
 import torch
 from coco_cases import IOU_TYPES, SIGMAS, as_coco, random_coco
 
-from rfdetr_hf.evaluation.coco import CocoEvaluator
-from rfdetr_hf.evaluation.detection import DetectionAnalysis, confusion_matrix, operating_curves, worst_images
+from rfdetr_hf.evaluation.analysis import DetectionAnalysis, confusion_matrix, operating_curves, worst_images
 from rfdetr_hf.evaluation.error_types import KINDS, error_types
+from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.evaluation.similarity import overlaps
 
 CAT, DOG, COW = range(3)
