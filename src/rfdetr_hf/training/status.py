@@ -11,6 +11,7 @@ from typing import Any
 from .checkpoint.lock import read_lock
 
 FILE = "status.json"
+_TIME = "%Y-%m-%d %H:%M:%S"
 RUNNING, FINISHED, PREEMPTED, FAILED = "running", "finished", "preempted", "failed"
 
 
@@ -25,6 +26,19 @@ class RunStatus:
         self.path = Path(root) / FILE
         self.fields: dict[str, Any] = {}
 
+    def read(self) -> dict[str, Any]:
+        """The fields of the file; none where there is none, or it cannot be read."""
+        try:
+            fields = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return fields if isinstance(fields, dict) else {}
+
+    def begin(self, **fields: Any) -> None:
+        """`write` for a run that starts: nothing of the file stays."""
+        self.fields = {"started": time.strftime(_TIME)}
+        self.write(**fields)
+
     def write(self, **fields: Any) -> None:
         """Change some fields and replace the file in one move.
 
@@ -35,7 +49,7 @@ class RunStatus:
         Raises:
             OSError: it cannot be written.
         """
-        self.fields |= {"updated": time.strftime("%Y-%m-%d %H:%M:%S"), "host": socket.gethostname(), "pid": os.getpid()}
+        self.fields |= {"updated": time.strftime(_TIME), "host": socket.gethostname(), "pid": os.getpid()}
         self.fields |= fields
         temporary = self.path.with_name(f".{FILE}.tmp")
         with temporary.open("w", encoding="utf-8") as file:
