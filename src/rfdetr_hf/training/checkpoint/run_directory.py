@@ -141,7 +141,7 @@ class RunDirectory:
         return _on_main(prepare, accelerator)
 
     def begin(self, accelerator: Accelerator) -> None:
-        """The run fits the checkpoint and begins: set aside what is not on the way to it. All processes must call it."""
+        """The run fits its checkpoint: set aside what is not on the way to it. All processes must call it."""
 
         def begin() -> None:
             fresh = self._step == 0 and self.line is not None and self.line.segments[0][1] == 0
