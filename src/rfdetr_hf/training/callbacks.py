@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
 from transformers.trainer_callback import ExportableState
 
-from .arguments import RFDETRTrainingArguments
+from .arguments import RFDETRTrainingArguments as Args
 from .best import candidate_scores
 from .meters import TIMINGS
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
+
+Logs = dict[str, float] | None
 
 CONSOLE_TERMS = (
     "loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice",
@@ -31,25 +35,21 @@ class ProgressCallback(TrainerCallback):
         self.bar: tqdm | None = None
         self.prediction_bar: tqdm | None = None
 
-    def on_train_begin(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.bar = tqdm(
                 total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=args.disable_tqdm
             )
 
-    def on_step_end(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
     def on_prediction_step(
         self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
+        args: Args,
+        state: State,
+        control: Control,
         eval_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -59,35 +59,24 @@ class ProgressCallback(TrainerCallback):
             self.prediction_bar = tqdm(total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True)
         self.prediction_bar.update(1)
 
-    def on_evaluate(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         if self.prediction_bar is not None:
             self.prediction_bar.close()
             self.prediction_bar = None
 
     on_predict = on_evaluate
 
-    def on_log(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Args, state: State, control: Control, logs: Logs = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
             logger.info(log_line(state, logs))
 
-    def on_train_end(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
 
-def log_line(state: TrainerState, logs: dict[str, float]) -> str:
+def log_line(state: State, logs: dict[str, float]) -> str:
     """One readable line of a log event: training terms and speed, or the main scores of an evaluation."""
     head = f"step {state.global_step}/{state.max_steps} epoch {logs.get('epoch', state.epoch or 0):.2f}"
     if "loss" not in logs:
@@ -126,9 +115,7 @@ class MetricsCsvCallback(TrainerCallback):
         self.rows: list[dict[str, str]] = []
         self.in_run = False
 
-    def on_train_begin(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         self.in_run = state.is_world_process_zero
         if not self.in_run:
             return
@@ -136,14 +123,7 @@ class MetricsCsvCallback(TrainerCallback):
         if self.rows or self.path.exists():
             self._rewrite()
 
-    def on_log(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Args, state: State, control: Control, logs: Logs = None, **kwargs: Any) -> None:
         if not self.in_run or not logs:
             return
         row = _row({"step": state.global_step, **logs})
@@ -201,14 +181,7 @@ class EarlyStopping(TrainerCallback, ExportableState):
         self.best: float | None = None
         self.evaluations_without_improvement = 0
 
-    def on_evaluate(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Args, state: State, control: Control, metrics: Logs = None, **kwargs: Any) -> None:
         values = list(candidate_scores(metrics or {}, self.metric).values())
         if not values or state.epoch < self.skip_epochs:
             return

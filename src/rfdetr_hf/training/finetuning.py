@@ -14,7 +14,7 @@ from ..models.files.layouts import POSITIONS, official_keys, resize_positions
 from ..models.files.pretrained import read_state
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 ADAPTER = "default"
 _BASE, _LORA = ".base_layer.", ".lora_"

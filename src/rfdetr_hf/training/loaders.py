@@ -1,13 +1,15 @@
 """The loaders of a run, as its arguments describe them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
+from ..data.pipeline.collate import prepare_pixels
 from ..data.pipeline.order import build_eval_dataloader, build_train_dataloader
 from ..data.pipeline.recipe import MAX_SIZE, build_eval_transform, build_train_transform
 from ..data.schema import has_keypoints, has_masks, keypoint_schema
@@ -73,6 +75,34 @@ def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProc
         return RFDETRImageProcessor(size={"height": side, "width": side})
     size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
     return RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
+
+
+def batch_to_device(
+    batch: Mapping[str, Any],
+    device: torch.device,
+    processor: RFDETRImageProcessor,
+    config: PreTrainedConfig,
+    scale: float | None = None,
+) -> dict[str, Any]:
+    """A batch of a loader as arguments of the model's forward.
+
+    Args:
+        batch: `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) where there is padding, packed `labels`.
+        device: of the model.
+        processor: has the mean and the deviation of the colours.
+        config: of the model; sides stay multiples of its `size_divisor`.
+        scale: resize to this share of H and W.
+    """
+    size = None
+    if scale is not None:
+        divisor = config.size_divisor
+        size = tuple(max(round(side * scale / divisor), 1) * divisor for side in batch["pixel_values"].shape[-2:])
+    pixels = batch["pixel_values"].to(device, non_blocking=True)
+    mask = batch.get("pixel_mask")
+    mask = mask.to(device, non_blocking=True) if mask is not None else None
+    pixels, mask = prepare_pixels(pixels, mask, processor.image_mean, processor.image_std, size)
+    labels = batch["labels"].to(device, non_blocking=True).unpack()
+    return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
 
 
 def end_workers(loader: DataLoader | None) -> None:

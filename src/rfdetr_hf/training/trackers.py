@@ -10,13 +10,18 @@ import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedConfig, TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
 
 from ..data.images import decode_image
+from ..data.schema import has_keypoints, keypoint_schema
 from ..drawing import DrawingStyle, draw_detections
-from .arguments import RFDETRTrainingArguments
+from .arguments import RFDETRTrainingArguments as Args
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
+
+Logs = dict[str, float] | None
 
 IN_EXTRA = ("tensorboard", "wandb", "mlflow", "trackio")
 _RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
@@ -61,14 +66,7 @@ class TrackerCallback(TrainerCallback):
         self._found: dict[int, Mapping[str, Any]] = {}
         self._data: Any = None
 
-    def on_train_begin(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, model: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         values = flatten({**args.to_dict(), "model": _hyper_parameters(model.config)})
@@ -76,22 +74,15 @@ class TrackerCallback(TrainerCallback):
         for tracker in self.trackers:
             tracker.store_init_configuration(values)
 
-    def on_log(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Args, state: State, control: Control, logs: Logs = None, **kwargs: Any) -> None:
         for tracker in self.trackers:
             tracker.log(_grouped(logs or {}), step=state.global_step)
 
     def on_prediction_step(
         self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
+        args: Args,
+        state: State,
+        control: Control,
         eval_dataloader: Any = None,
         image_ids: Sequence[int] = (),
         detections: Sequence[Mapping[str, Any]] = (),
@@ -105,14 +96,7 @@ class TrackerCallback(TrainerCallback):
             if image_id in self._found or len(self._found) < args.report_images:
                 self._found[image_id] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in each.items()}
 
-    def on_evaluate(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Args, state: State, control: Control, model: Any = None, **kwargs: Any) -> None:
         takers = [tracker for tracker in self.trackers if hasattr(tracker, "log_images")]
         if takers and self._found:
             pictures = _pictures(self._data, self._found, model.config)
@@ -120,14 +104,10 @@ class TrackerCallback(TrainerCallback):
                 _log_pictures(tracker, pictures, state.global_step)
         self._found, self._data = {}, None
 
-    def on_predict(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_predict(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         self._found, self._data = {}, None
 
-    def on_train_end(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         self.close()
 
     def close(self) -> None:
@@ -137,7 +117,7 @@ class TrackerCallback(TrainerCallback):
         self.trackers = []
 
 
-def _started(wanted: str | GeneralTracker, args: RFDETRTrainingArguments) -> GeneralTracker:
+def _started(wanted: str | GeneralTracker, args: Args) -> GeneralTracker:
     if isinstance(wanted, GeneralTracker):
         return wanted
     tracker_class = LOGGER_TYPE_TO_CLASS[wanted]
@@ -190,7 +170,9 @@ def _log_pictures(tracker: GeneralTracker, pictures: list[np.ndarray], step: int
 
 def _pictures(data: Any, found: Mapping[int, Mapping[str, Any]], config: PreTrainedConfig) -> list[np.ndarray]:
     """One square picture for each image, all of one size."""
-    style = DrawingStyle(schema=config.keypoint_schema)
+    # The trainer leaves the configuration of the model in memory as it is, so the data may know more.
+    schema = keypoint_schema(data).to_dict() if has_keypoints(data) else config.keypoint_schema
+    style = DrawingStyle(schema=schema)
     positions = {image_id: i for i, image_id in enumerate(data["image_id"])}
     pictures = []
     for image_id, detections in found.items():

@@ -17,7 +17,7 @@ from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
 from ..finetuning import adapter_state, plain_state, unmerged_state
 from .directory import atomic_directory
-from .sharded import part_of, saved_tensors, whole_state, write_state
+from .sharded import local_part, part_of, saved_tensors, whole_state, write_state, writing
 
 MODEL, ADAPTERS = "model.safetensors", "adapters.safetensors"
 
@@ -76,6 +76,13 @@ class Weights:
     def num_parameters(self) -> int:
         """Numbers that a model file holds."""
         return sum(tensor.numel() for tensor in saved_tensors(self.model).values())
+
+    def start_average(self, decay: float, tau: float, update_interval: int) -> None:
+        """Begin a moving average of the weights as they are now; the model is prepared by then."""
+        self.average = ExponentialMovingAverage(
+            saved_tensors(self.model).items(), decay, tau, update_interval,
+            writing=lambda: writing(self.model), local=local_part,
+        )  # fmt: skip
 
     def averaged(self, swapped: bool = True) -> contextlib.AbstractContextManager:
         """Within the block the model has the averaged weights, if `swapped`."""
