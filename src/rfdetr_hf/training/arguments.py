@@ -100,6 +100,9 @@ class RFDETRTrainingArguments:
     dataloader_pin_memory: bool = _option(True, "Pin batches when the device is a GPU.")
     dataloader_persistent_workers: bool = _option(True, "Keep the workers from epoch to epoch.")
     dataloader_prefetch_factor: int | None = _option(None, "Batches that each worker loads ahead.")
+    dataloader_timeout: float = _option(
+        600, "Seconds after which a batch that the workers do not give ends the run; 0 for never."
+    )
     audit: str = _option("full", "Decode every image before the first step, read headers only, or neither.", AUDITS)
 
     bf16: bool = _option(False, "bfloat16 autocast.")
@@ -211,7 +214,8 @@ class RFDETRTrainingArguments:
                      "ddp_timeout", "lora_alpha"):  # fmt: skip
             check(name, getattr(self, name) > 0, "positive")
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "warmup_epochs", "ema_tau", "eval_delay",
-                     "drop_path_cutoff_epochs", "dataloader_num_workers", "skip_best_epochs", "lr_drop_epochs",
+                     "drop_path_cutoff_epochs", "dataloader_num_workers", "dataloader_timeout", "skip_best_epochs",
+                     "lr_drop_epochs",
                      "early_stopping_threshold", "max_skipped_steps", "freeze_encoder_blocks",
                      "lora_r", "report_images"):  # fmt: skip
             check(name, getattr(self, name) >= 0, "zero or more")

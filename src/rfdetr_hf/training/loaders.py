@@ -49,7 +49,7 @@ def build_train_loader(
         seed=args.seed,
         **_options(args, config, accelerator),
     )
-    return shield_workers(loader)
+    return _with_workers(loader, args)
 
 
 def build_eval_loader(
@@ -65,7 +65,7 @@ def build_eval_loader(
     batch_size = args.eval_batch_size
     # Made anew for each evaluation: workers that outlive theirs would pile up.
     options = _options(args, config, accelerator) | {"persistent_workers": False}
-    return shield_workers(build_eval_dataloader(dataset, transform, batch_size=batch_size, **options))
+    return _with_workers(build_eval_dataloader(dataset, transform, batch_size=batch_size, **options), args)
 
 
 def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProcessor:
@@ -103,6 +103,11 @@ def batch_to_device(
     pixels, mask = prepare_pixels(pixels, mask, processor.image_mean, processor.image_std, size)
     labels = batch["labels"].to(device, non_blocking=True).unpack()
     return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+
+
+def _with_workers(loader: DataLoader, args: RFDETRTrainingArguments) -> DataLoader:
+    loader.timeout = args.dataloader_timeout if loader.num_workers else 0
+    return shield_workers(loader)
 
 
 def end_workers(loader: DataLoader | None) -> None:

@@ -106,6 +106,9 @@ class RunLock:
     Args:
         root: the run directory; it is made if needed.
         beat: seconds between beats.
+
+    Attributes:
+        held: whether this process has taken the lock and not released it.
     """
 
     def __init__(self, root: str | Path, beat: float = BEAT) -> None:
@@ -113,7 +116,7 @@ class RunLock:
         self.path = self.root / FILE
         self.beat = beat
         self._owner = Owner()
-        self._held = False
+        self.held = False
         self._lost: LockLost | None = None
         self._confirmed = 0.0
         self._beating = threading.Lock()
@@ -152,7 +155,7 @@ class RunLock:
                 )
             time.sleep(min(1.0, self.beat / 4))
         self._clean()
-        self._held, self._lost, self._confirmed = True, None, time.time()
+        self.held, self._lost, self._confirmed = True, None, time.time()
         self._ended.clear()
         self._thread = threading.Thread(target=self._keep, name="run-lock", daemon=True)
         self._thread.start()
@@ -167,7 +170,7 @@ class RunLock:
             LockLost: another process has taken it over.
             OSError: before writing: the file cannot be read.
         """
-        if not self._held:
+        if not self.held:
             return
         if self._lost is None and (before_writing or not 0 <= time.time() - self._confirmed <= 2 * self.beat):
             with contextlib.nullcontext() if before_writing else contextlib.suppress(OSError):
@@ -177,9 +180,9 @@ class RunLock:
 
     def release(self) -> None:
         """Remove the lock if it still is this process's; nothing happens where it is not held."""
-        if not self._held:
+        if not self.held:
             return
-        self._held = False
+        self.held = False
         self._ended.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()

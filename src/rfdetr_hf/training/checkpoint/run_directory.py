@@ -6,20 +6,23 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from ..console import log_to_file, stop_logging
+from ..status import FAILED, FINISHED, RUNNING, RunStatus
 from ..status import FILE as STATUS
-from ..status import FINISHED, RUNNING, RunStatus
 from .directory import (
     MANIFEST,
     SET_ASIDE,
     about,
     aside_folder,
+    atomic_directory,
     check_replaceable,
     checkpoint_path,
     clean_leftovers,
@@ -31,7 +34,7 @@ from .directory import (
     time_line_of,
     verify,
 )
-from .lock import RunLock
+from .lock import LockLost, RunLock
 from .timeline import TimeLine
 
 logger = logging.getLogger(__name__)
@@ -56,7 +59,7 @@ class RunDirectory:
         self.status = RunStatus(self.root)
         self.lock = RunLock(self.root)
         self.line: TimeLine | None = None
-        self._step, self._by_name = 0, False
+        self._step, self._is_new, self._by_name = 0, True, False
 
     def checkpoint(self, step: int) -> Path:
         """`checkpoint-<step>`."""
@@ -65,6 +68,18 @@ class RunDirectory:
     def about(self, step: int | None) -> dict[str, Any]:
         """What the manifest of a checkpoint or of a model of a step says of the run."""
         return {"step": step, "time_line": self.line.to_json()} if self.line is not None else {}
+
+    @contextmanager
+    def replacing(self, path: Path, step: int | None) -> Iterator[Path]:
+        """`atomic_directory` for a checkpoint or model of a step, as long as no other run has taken the directory over.
+
+        Raises:
+            LockLost: one has; nothing is put in place.
+        """
+        self.lock.check(before_writing=True)
+        with atomic_directory(path, self.about(step)) as folder:
+            yield folder
+            self.lock.check(before_writing=True)
 
     def rotate(self, keep: int | None) -> None:
         """Delete the oldest checkpoints of the time line but for `keep`, the newest and the newest that verifies."""
@@ -75,6 +90,39 @@ class RunDirectory:
         return latest_valid_checkpoint(self.root, self.line or self._recorded_line())
 
     # ------------------------------------------------------------------------------------------------ the start
+
+    @contextmanager
+    def session(self, resume: bool | str | None, accelerator: Accelerator) -> Iterator[None]:
+        """Within the block this run is the only one that writes here, and logs to `train.log`. All processes enter it.
+
+        An error that ends the block is the status of the run that `begin` began.
+
+        Args, Raises: see `claim`.
+        """
+        self.claim(resume, accelerator)
+        log = log_to_file(self.log) if accelerator.is_main_process else None
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, LockLost) and log is not None:
+                stop_logging(log)  # it is another run's now
+            elif self.status.fields.get("state") == RUNNING:
+                self.set_status(state=FAILED, message=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.release()
+            if log is not None:
+                stop_logging(log)
+
+    def set_status(self, **fields: Any) -> None:
+        """Write fields of `status.json`, on the process that holds the lock.
+
+        Raises:
+            LockLost: another run has taken the directory over.
+        """
+        if self.lock.held:
+            self.lock.check(before_writing=True)
+            self.status.write(**fields)
 
     def claim(self, resume: bool | str | None, accelerator: Accelerator) -> None:
         """Make this run the only one that writes here. All processes must call it.
@@ -129,6 +177,7 @@ class RunDirectory:
             self._check_files()
             recorded = self._recorded_line()
             checkpoint = self._find(resume, recorded)
+            self._is_new = checkpoint is None
             self._by_name = checkpoint is not None and str(resume).lower() not in ("true", "auto")
             if checkpoint is None and self._earlier():
                 self._check_same_arguments(arguments)
@@ -140,14 +189,19 @@ class RunDirectory:
 
         return _on_main(prepare, accelerator)
 
-    def begin(self, accelerator: Accelerator) -> None:
-        """The run fits its checkpoint: set aside what is not on the way to it. All processes must call it."""
+    def begin(self, accelerator: Accelerator, checkpoint: int = 0, model: int = 0, keep: int | None = 1) -> None:
+        """The run fits its checkpoint: set aside what is not on the way to it. All processes must call it.
+
+        Args:
+            accelerator: of the run.
+            checkpoint, model, keep: see `check_space`.
+        """
 
         def begin() -> None:
-            fresh = self._step == 0 and self.line is not None and self.line.segments[0][1] == 0
+            self.check_space(checkpoint, model, keep)
             # Before anything is moved: a kill between leaves no doubt which checkpoints count.
             self.status.begin(state=RUNNING, step=self._step, time_line=self.line and self.line.to_json())
-            if fresh and self._earlier():
+            if self._is_new and self._earlier():
                 names = ("best", "last", "metrics.csv", "eval", "test")
                 set_aside(self.root, [self.root / n for n in names if os.path.lexists(self.root / n)], "started-over")
             self._set_aside_others()
