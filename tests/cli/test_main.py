@@ -203,10 +203,11 @@ def test_export_and_convert_are_reached(saved_model, tmp_path):
         (["--config", "a.yaml", "--resume"], ["--config", "a.yaml"]),
         (["--resume", "true", "--bf16"], ["--bf16"]),
         (["--resume_from_checkpoint=out/checkpoint-3", "--bf16", "true"], ["--bf16", "true"]),
+        (["--hub_token", "hf_x", "--bf16"], ["--bf16"]),
     ],
 )
 def test_the_hint_of_an_interrupted_run_leaves_out_earlier_resumes(given, left):
-    assert fit._without_resume(given) == left
+    assert fit._to_repeat(given) == left
 
 
 def test_models_of_every_task_are_built_from_a_variant():
@@ -245,7 +246,7 @@ def test_ctrl_c_says_where_to_resume_and_resumes(run_yaml, tmp_path):
     root = tmp_path / "run"
     command = [sys.executable, "-m", "rfdetr_hf.cli", "fit", "--config", str(run_yaml), "--max_steps", "400"]
     code, out, err = interrupt(command, root)
-    assert code == 130, err
+    assert code == 75, err
     assert "Traceback" not in err
     checkpoint, words = hint(out)
     assert checkpoint.is_dir()
@@ -259,7 +260,7 @@ def test_ctrl_c_says_where_to_resume_and_resumes(run_yaml, tmp_path):
 def test_ctrl_c_of_the_example_says_so_too(run_yaml, tmp_path):
     options = ["--config", str(run_yaml), "--max_steps", "400"]
     code, out, err = interrupt([sys.executable, "examples/train.py", *options], tmp_path / "run")
-    assert code == 130 and "Traceback" not in err, err
+    assert code == 75 and "Traceback" not in err, err
     assert hint(out)[1] == ["python", "examples/train.py", *options, "--resume"]
 
 
@@ -284,13 +285,13 @@ def test_ctrl_c_under_a_launcher_names_the_launcher(run_yaml, tmp_path):
 )  # fmt: skip
 def test_the_words_of_a_launcher_come_from_its_command_line(monkeypatch, parent, expected):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr(launching, "_words_of_parent", lambda: parent)
+    monkeypatch.setattr(launching, "words_of", lambda pid: parent)
     assert launching.started_with(["rfdetr-hf", "fit"], ["--bf16"]) == expected
 
 
 def test_without_a_command_line_the_number_of_processes_is_told(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setattr(launching, "_words_of_parent", list)
+    monkeypatch.setattr(launching, "words_of", lambda pid: [])
     head = ["accelerate", "launch", "--num_processes", "4"]
     assert launching.started_with(["rfdetr-hf", "fit"], []) == [*head, "-m", "rfdetr_hf.cli", "fit"]
     assert launching.started_with(["python", "train.py"], []) == [*head, "train.py"]

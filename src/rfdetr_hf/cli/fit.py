@@ -1,12 +1,14 @@
 """`rfdetr-hf fit`: train."""
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 
 from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
 from ..training.building import build_trainer
-from ..training.checkpoint.directory import latest_valid_checkpoint
+from ..training.checkpoint.run_directory import RunDirectory
 from ..training.console import log_to_console
+from ..training.preemption import Preempted
 from ..training.trainer import RFDETRTrainer
 from .launching import started_with
 
@@ -40,28 +42,31 @@ def train(trainer: RFDETRTrainer, argv: Sequence[str], program: Sequence[str]) -
         program: how the program is started without a launcher.
 
     Raises:
-        KeyboardInterrupt: the training was interrupted.
+        Preempted: the training was asked to end, by Ctrl-C for example, and has saved.
+        KeyboardInterrupt: it was interrupted twice, or before it could save.
     """
     words = started_with(program, argv)
     try:
         trainer.train()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Preempted):
         if trainer.accelerator.is_main_process:
-            print(f"\n{how_to_go_on(trainer.args.output_dir, argv, words)}", flush=True)
+            with contextlib.suppress(OSError):  # a pipe to a program that the same Ctrl-C has ended
+                print(f"\n{how_to_go_on(trainer.args.output_dir, argv, words)}", flush=True)
         raise
 
 
 def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -> str:
     """What to type after an interruption: `program`, launcher included, and its options `argv`."""
-    checkpoint = latest_valid_checkpoint(output_dir)
+    checkpoint = RunDirectory(output_dir).newest()
     if checkpoint is None:
         return f"No checkpoint is written yet: remove {output_dir} and start again."
-    command = shlex.join([*program, *_without_resume(argv), "--resume"])
+    command = shlex.join([*program, *_to_repeat(argv), "--resume"])
     return f"{checkpoint} is whole. Go on from there with:\n  {command}"
 
 
-def _without_resume(argv: Sequence[str]) -> list[str]:
-    words, names = [], ("--resume", "--resume_from_checkpoint")
+def _to_repeat(argv: Sequence[str]) -> list[str]:
+    """The options without those of resuming, and without the secret one."""
+    words, names = [], ("--resume", "--resume_from_checkpoint", "--hub_token")
     follows = False
     for word in argv:
         is_option = word.startswith("--")

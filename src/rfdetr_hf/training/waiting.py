@@ -58,9 +58,9 @@ class Batches:
         """The error that ends the run."""
         where = "this process" if self.stuck else "another process"
         return LoaderStuck(
-            f"the {self.loader.num_workers} workers of a loader of {where} gave no batch for "
-            f"{self.loader.timeout:.0f} s (dataloader_timeout): look at the disk or server that the images are on, and at "
-            "a transform of your own that may wait for something; a checkpoint is written"
+            f"the {self.loader.num_workers} workers of a loader of {where} gave no batch for {self.loader.timeout:.0f} "
+            "s (dataloader_timeout): look at the disk or server that the images are on, and at a transform of your own "
+            "that may wait for something; a checkpoint is written"
         )
 
 

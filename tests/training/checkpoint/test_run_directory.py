@@ -212,6 +212,13 @@ def test_auto_does_not_start_over_another_run(tmp_path, arguments, message):
     assert (tmp_path / "metrics.csv").exists()
 
 
+def test_auto_refuses_where_all_is_broken(tmp_path):
+    start(tmp_path, 3)
+    (tmp_path / "checkpoint-3" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no valid checkpoint"):
+        start(tmp_path, resume="auto")
+
+
 def test_a_refusal_leaves_the_lock_and_the_status_as_they_were(tmp_path):
     run = Run(tmp_path).save(2)
     status = (tmp_path / "status.json").read_bytes()

@@ -19,6 +19,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger("rfdetr_hf")
 
@@ -93,7 +94,7 @@ def read_lock(root: str | Path) -> Held | None:
 
 
 def _parse(text: str) -> Owner:
-    known = {field.name: type(field.default) for field in fields(Owner)}
+    known: dict[str, Any] = {field.name: type(field.default) for field in fields(Owner)}
     try:
         return Owner(**{name: known[name](value) for name, value in json.loads(text).items() if name in known})
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):

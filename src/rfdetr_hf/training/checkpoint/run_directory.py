@@ -314,7 +314,7 @@ class RunDirectory:
 
     def _set_aside_others(self) -> None:
         """Move away what is on another time line than the present one, or stands in the way of a later save."""
-        line, others, rewinds = self.line, [], False
+        line, others, rewinds = self.line or TimeLine.begin(), [], False
         for path in self._checkpoints():
             mark, step = time_line_of(path), step_of(path)
             off = mark is not None and not line.leads_from(mark, step)
