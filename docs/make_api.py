@@ -39,7 +39,6 @@ SECTIONS = {
     ],
     "Training": [
         "training.trainer:RFDETRTrainer",
-        "training.parts:TrainerParts",
         "training.arguments:RFDETRTrainingArguments",
         "training.arguments:ModelArguments",
         "training.arguments:DataArguments",

@@ -47,7 +47,8 @@ def build_model(
         names: class names in the order of the labels.
         keypoints: of the data, for a keypoint model.
     """
-    overrides = dict(args.config_overrides or {}) | {"id2label": dict(enumerate(names))}
+    given: Any = args.config_overrides
+    overrides: dict[str, Any] = dict(given or {}) | {"id2label": dict(enumerate(names))}
     overrides |= {"label2id": {name: i for i, name in enumerate(names)}}
     if keypoints is not None:
         overrides["num_keypoints_per_class"] = keypoints.num_keypoints_per_class
@@ -56,7 +57,7 @@ def build_model(
         overrides["resolution"] = args.resolution
     if args.model_name_or_path is not None:
         return _pretrained(args, overrides)
-    config = RFDETRConfig.from_variant(args.variant, **overrides)
+    config = RFDETRConfig.from_variant(str(args.variant), **overrides)
     model = model_class(model_task(args))(config)
     if args.init_backbone_from is not None:
         model.init_backbone_from(args.init_backbone_from)
@@ -64,8 +65,9 @@ def build_model(
 
 
 def _pretrained(args: ModelArguments, overrides: dict[str, Any]) -> RFDETRPreTrainedModel:
-    options = {} if is_official(args.model_name_or_path) else {"revision": args.revision}
-    model = load_model(args.model_name_or_path, class_init=args.class_init, **options, **overrides)
+    source = str(args.model_name_or_path)
+    options = {} if is_official(source) else {"revision": args.revision}
+    model: Any = load_model(source, class_init=args.class_init, **options, **overrides)
     if model.task == "keypoints":
         # As the official trainer does: precisions learnt elsewhere would make the first losses very large.
         model.reset_keypoint_precision()
@@ -80,7 +82,7 @@ def build_trainer(
     train = dataset["train"]
     schema = keypoint_schema(train) if has_keypoints(train) else None
     set_seed(training_args.seed)  # new weights are part of what a rerun repeats
-    model = build_model(model_args, class_names(train), schema)
+    model: Any = build_model(model_args, class_names(train), schema)
     return RFDETRTrainer(
         model,
         training_args,

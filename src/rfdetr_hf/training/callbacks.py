@@ -83,7 +83,7 @@ class ProgressCallback(TrainerCallback):
             self.prediction_bar.close()
             self.prediction_bar = None
 
-    on_predict = on_evaluate
+    on_predict: Any = on_evaluate
 
     def on_log(self, args: Args, state: State, control: Control, logs: Logs = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
@@ -233,7 +233,7 @@ class EarlyStopping(TrainerCallback, ExportableState):
         if not values or state.epoch < self.skip_epochs:
             return
         value = max(values) if self.greater_is_better else min(values)
-        if self.best is None or self._gain(value) > self.threshold:
+        if self.best is None or self._gain(value, self.best) > self.threshold:
             self.best, self.evaluations_without_improvement = value, 0
         else:
             self.evaluations_without_improvement += 1
@@ -243,8 +243,8 @@ class EarlyStopping(TrainerCallback, ExportableState):
             )
             control.should_training_stop = True
 
-    def _gain(self, value: float) -> float:
-        return value - self.best if self.greater_is_better else self.best - value
+    def _gain(self, value: float, best: float) -> float:
+        return value - best if self.greater_is_better else best - value
 
     def state(self) -> dict[str, dict[str, Any]]:
         names = ("metric", "patience", "threshold", "skip_epochs", "greater_is_better")

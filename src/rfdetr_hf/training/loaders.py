@@ -1,7 +1,7 @@
 """The loaders of a run, as its arguments describe them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +33,7 @@ def build_train_loader(
     transform = build_train_transform(
         config.resolution,
         scales,
-        multi_scale=args.multi_scale,
+        multi_scale=cast(Any, args.multi_scale),
         scale_jitter=args.scale_jitter,
         horizontal_flip=args.horizontal_flip,
         augmentation=augmentation,
@@ -110,7 +110,7 @@ def _with_workers(loader: DataLoader, args: RFDETRTrainingArguments) -> DataLoad
     return shield_workers(loader)
 
 
-def end_workers(loader: DataLoader | None) -> None:
+def end_workers(loader: Any) -> None:
     """End persistent workers, which would live as long as their loader."""
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:

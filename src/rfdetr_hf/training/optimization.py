@@ -30,7 +30,7 @@ SCHEDULES = tuple(
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
 
 
-def build_param_groups(model: nn.Module, args: Any) -> list[dict[str, Any]]:
+def build_param_groups(model: Any, args: Any) -> list[dict[str, Any]]:
     """Sort the trainable parameters into named groups with their learning rate and weight decay.
 
     With `L` the last tapped stage of the backbone plus one, and layer ids 0 (embeddings), i + 1 (block i), L + 1 (final
@@ -94,7 +94,7 @@ def build_param_groups(model: nn.Module, args: Any) -> list[dict[str, Any]]:
     return [{key: value for key, value in group.items() if key != "order"} for group in ordered]
 
 
-def _optimized_parameters(model: nn.Module, official: bool) -> list[tuple[str, nn.Parameter]]:
+def _optimized_parameters(model: Any, official: bool) -> list[tuple[str, nn.Parameter]]:
     named = list(model.named_parameters())
     if not official:
         return [(name, parameter) for name, parameter in named if parameter.requires_grad]
@@ -199,7 +199,7 @@ def build_scheduler(
         factor = _with_warmup(_own_factor(kind, args, warmup, last, steps_per_epoch), warmup)
         return LambdaLR(optimizer, _clamped(factor, last))
     # transformers reaches the end of its schedules at step `num_training_steps`, one after the last that is taken.
-    scheduler = get_scheduler(kind, optimizer, warmup, max(last, 1), dict(args.lr_scheduler_kwargs or {}))
+    scheduler: Any = get_scheduler(kind, optimizer, warmup, max(last, 1), dict(args.lr_scheduler_kwargs or {}))
     scheduler.lr_lambdas = [_clamped(factor, last) for factor in scheduler.lr_lambdas]
     return scheduler
 

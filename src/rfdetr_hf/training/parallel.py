@@ -48,7 +48,7 @@ class Parallel:
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         return self.optimizer
 
-    def sum(self, value: Tensor) -> Tensor:
+    def sum(self, value: Tensor) -> Any:
         """The sum of a tensor over all processes, on the device."""
         return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, reduction="sum")
 

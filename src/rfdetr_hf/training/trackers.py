@@ -4,7 +4,7 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
@@ -123,7 +123,7 @@ def _started(wanted: str | GeneralTracker, args: Args) -> GeneralTracker:
     tracker_class = LOGGER_TYPE_TO_CLASS[wanted]
     run_name = args.run_name or Path(args.output_dir).resolve().name
     options = {_RUN_NAME[wanted]: run_name} if wanted in _RUN_NAME else {}
-    options |= (args.tracker_kwargs or {}).get(wanted, {})
+    options |= cast(dict, args.tracker_kwargs or {}).get(wanted, {})
     if tracker_class.requires_logging_directory:
         # The name of a tracker with files is that of their folder.
         tracker = tracker_class(run_name, str(Path(args.output_dir) / "runs"), **options)
@@ -158,7 +158,7 @@ def _grouped(logs: Mapping[str, float]) -> dict[str, float]:
     return grouped
 
 
-def _log_pictures(tracker: GeneralTracker, pictures: list[np.ndarray], step: int) -> None:
+def _log_pictures(tracker: Any, pictures: list[np.ndarray], step: int) -> None:
     name = "eval/predictions"
     if tracker.name == "tensorboard":
         tracker.log_images({name: np.stack(pictures)}, step=step, dataformats="NHWC")
@@ -168,7 +168,7 @@ def _log_pictures(tracker: GeneralTracker, pictures: list[np.ndarray], step: int
         tracker.log_images({name: pictures}, step=step)
 
 
-def _pictures(data: Any, found: Mapping[int, Mapping[str, Any]], config: PreTrainedConfig) -> list[np.ndarray]:
+def _pictures(data: Any, found: Mapping[int, Mapping[str, Any]], config: Any) -> list[np.ndarray]:
     """One square picture for each image, all of one size."""
     # The trainer leaves the configuration of the model in memory as it is, so the data may know more.
     schema = keypoint_schema(data).to_dict() if has_keypoints(data) else config.keypoint_schema

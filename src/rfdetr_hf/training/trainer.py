@@ -31,7 +31,7 @@ from .arguments import RFDETRTrainingArguments
 from .best import BestModel
 from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback, StatusCallback
 from .card import card_facts
-from .checkpoint.checkpointer import Checkpointer, Stateful
+from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.directory import atomic_directory
 from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
@@ -124,7 +124,7 @@ class RFDETRTrainer(TransformersMethods):
         )
         self.control = TrainerControl()
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
-        self.stateful: dict[str, Stateful] = {"losses": self.losses}
+        self.stateful: dict[str, Any] = {"losses": self.losses}
         # Made when a training begins, for they depend on its data and on the launch.
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
@@ -514,7 +514,7 @@ class RFDETRTrainer(TransformersMethods):
             last = self.directory.replacing(self.directory.last, state.global_step)
             self.weights.save_pretrained(last, self._card(), self.accelerator)
         # Accelerate's wrapper of `forward` comes off the model.
-        self.model = self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
+        self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
         takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
         if takes_best:
             merge_adapters(self.model)

@@ -30,6 +30,7 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """The state: numbers, strings, tensors, and lists and dicts of them."""
+        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the state up."""

@@ -301,10 +301,11 @@ def _is_leftover(path: Path) -> bool:
 def rng_state() -> dict[str, Any]:
     """The state of Python's, NumPy's, PyTorch's and the current CUDA device's generator: numbers, lists and tensors."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numbers = np.asarray(keys, np.int64)
+    state: dict[str, Any] = {
         "python": [version, list(internal), gauss],
-        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [str(name), torch.from_numpy(numbers), int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -58,7 +58,7 @@ class Weights:
     ) -> None:
         self.model = model
         self.image_processor = image_processor
-        self.average: ExponentialMovingAverage | None = None
+        self.average: Any = None
         # FSDP2 gives the model a class of another name, which `save_pretrained` would not know how to write.
         self.model_class = type(model)
         self._keypoint_schema = keypoint_schema
@@ -105,7 +105,8 @@ class Weights:
 
     def _folder(self, weights: dict[str, Tensor]) -> ModelFolder:
         with torch.device("meta"):
-            skeleton = self.model_class(self.config).to(self.model.dtype)
+            skeleton: Any = self.model_class(self.config)
+            skeleton.to(self.model.dtype)
         return ModelFolder(skeleton, plain_state(self.model, weights), self.image_processor)
 
     def save_pretrained(
