@@ -4,9 +4,9 @@
 
 A run that is never disturbed comes first. Its twin is started under a launcher or alone, ended, resumed, ended again…:
 SIGKILL at a random instant, within a save, within a rename; the launcher alone; Ctrl-C to the foreground group; a
-second writer beside it; a start from an older checkpoint. Its disk is slow, so that saves take their time, and a diary
-says what of the disk was being changed at the end. At last weights, average, optimizer and `metrics.csv` of both have to
-be the same, bit for bit. Takes about half a minute a kill on two cores.
+second writer beside it; a start from an older checkpoint. Its disk is slow, so saves take their time; a diary tells
+what of the disk was being changed at the end. At last weights, average, optimizer and `metrics.csv` of both have to be
+the same, bit for bit. Takes about half a minute a kill on two cores.
 """
 
 import argparse
