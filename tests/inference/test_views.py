@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
+from rfdetr_hf.inference.detector import ImageDetector
 from rfdetr_hf.inference.views import (
     AugmentedDetector,
-    ImageDetector,
     TiledDetector,
     fuse_views,
     merge_tiles,
@@ -126,7 +126,7 @@ def test_a_model_as_a_detector(tiny_model):
     from rfdetr_hf import RFDETRImageProcessor
 
     model = tiny_model()
-    detect = ImageDetector(model, RFDETRImageProcessor(size={"height": 64, "width": 64}), model.config.size_divisor)
+    detect = ImageDetector(model, RFDETRImageProcessor(size={"height": 64, "width": 64}))
     image = picture((10, 20, 50, 60))
     plain, larger = detect([image])[0], detect([image], scale=1.5)[0]
     assert plain["boxes"].shape == (10, 4) and not torch.equal(plain["boxes"], larger["boxes"])

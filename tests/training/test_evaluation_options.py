@@ -16,7 +16,7 @@ from rfdetr_hf import (
     RFDETRTrainer,
     make_shapes_dataset,
 )
-from rfdetr_hf.data.images import decode_image
+from rfdetr_hf.data.pipeline.pixels import decode_image
 from rfdetr_hf.evaluation.by_image import predictions_by_image
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 

@@ -16,7 +16,7 @@ _WORDS = DETECTION.itemsize // 4
 
 
 @dataclass
-class Detections:
+class DetectionTable:
     """A table of detections.
 
     Attributes:
@@ -32,12 +32,12 @@ class Detections:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, index: np.ndarray) -> "Detections":
+    def take(self, index: np.ndarray) -> "DetectionTable":
         """The rows at these positions, in this order."""
         masks = None if self.masks is None else [self.masks[i] for i in index.tolist()]
-        return Detections(self.rows[index], masks, None if self.keypoints is None else self.keypoints[index])
+        return DetectionTable(self.rows[index], masks, None if self.keypoints is None else self.keypoints[index])
 
-    def by_image(self) -> "Detections":
+    def by_image(self) -> "DetectionTable":
         """Ordered by image; within an image the order stays."""
         return self.take(np.argsort(self.rows["image"], kind="stable"))
 
@@ -49,12 +49,13 @@ class Detections:
         return boxes
 
 
-def concatenate(tables: Sequence[Detections], like: Detections) -> Detections:
+def concatenate(tables: Sequence[DetectionTable], like: DetectionTable) -> DetectionTable:
     """One table of several; `like` is an empty table that says which columns there are."""
     rows = np.concatenate([like.rows, *(table.rows for table in tables)])
-    masks = None if like.masks is None else [counts for table in tables for counts in table.masks]
-    points = None if like.keypoints is None else np.concatenate([like.keypoints, *(t.keypoints for t in tables)])
-    return Detections(rows, masks, points)
+    masks = None if like.masks is None else [counts for table in tables for counts in table.masks or ()]
+    found = [table.keypoints for table in (like, *tables) if table.keypoints is not None]
+    points = None if like.keypoints is None else np.concatenate(found)
+    return DetectionTable(rows, masks, points)
 
 
 def pack(
@@ -62,8 +63,8 @@ def pack(
     positions: Sequence[int],
     predictions: Sequence[Mapping[str, Any]],
     sizes: Sequence[tuple[int, int]],
-    like: Detections,
-) -> Detections:
+    like: DetectionTable,
+) -> DetectionTable:
     """The predictions of some images as a table.
 
     Args:
@@ -103,7 +104,7 @@ def pack(
     return table
 
 
-def gather(table: Detections, like: Detections, accelerator: Accelerator) -> Detections:
+def gather(table: DetectionTable, like: DetectionTable, accelerator: Accelerator) -> DetectionTable:
     """The rows of all processes, on each of them, in the order of the ranks; plain arrays travel, no pickles."""
     words = _to_words(table)
     lengths = [len(counts) for counts in table.masks or [b""] * len(table)]
@@ -114,7 +115,7 @@ def gather(table: Detections, like: Detections, accelerator: Accelerator) -> Det
     kept = gathered[gathered[:, 0] >= 0]
     masks = None
     if like.masks is not None:
-        blob = np.frombuffer(b"\0" + b"".join(table.masks), dtype=np.uint8)
+        blob = np.frombuffer(b"\0" + b"".join(table.masks or []), dtype=np.uint8)
         blobs = _gather_padded(blob, accelerator).reshape(accelerator.num_processes, -1)
         rank_rows = gathered.reshape(accelerator.num_processes, -1, gathered.shape[1])
         masks = [
@@ -129,7 +130,8 @@ def _gather_padded(values: np.ndarray, accelerator: Accelerator) -> np.ndarray:
     """Equally long blocks, one per process, padded with -1 (of the type of the values)."""
     tensor = torch.from_numpy(values.copy()).to(accelerator.device)
     pad = -1 if values.dtype == np.int32 else 0
-    return accelerator.gather(accelerator.pad_across_processes(tensor, dim=0, pad_index=pad)).cpu().numpy()
+    gathered: Any = accelerator.gather(accelerator.pad_across_processes(tensor, dim=0, pad_index=pad))
+    return gathered.cpu().numpy()
 
 
 def _split(blob: np.ndarray, lengths: np.ndarray) -> Iterator[bytes]:
@@ -139,7 +141,7 @@ def _split(blob: np.ndarray, lengths: np.ndarray) -> Iterator[bytes]:
         yield data[start:end]
 
 
-def _to_words(table: Detections) -> np.ndarray:
+def _to_words(table: DetectionTable) -> np.ndarray:
     words = np.ascontiguousarray(table.rows).view(np.int32).reshape(-1, _WORDS)
     if table.keypoints is None:
         return words
@@ -147,12 +149,12 @@ def _to_words(table: Detections) -> np.ndarray:
     return np.concatenate([words, points], axis=1)
 
 
-def _from_words(words: np.ndarray, masks: list[bytes], like: Detections) -> Detections:
+def _from_words(words: np.ndarray, masks: list[bytes], like: DetectionTable) -> DetectionTable:
     rows = np.ascontiguousarray(words[:, :_WORDS]).view(DETECTION).reshape(-1)
     points = None
     if like.keypoints is not None:
         points = np.ascontiguousarray(words[:, _WORDS:]).view(np.float32).reshape(len(rows), *like.keypoints.shape[1:])
-    return Detections(rows, masks if like.masks is not None else None, points)
+    return DetectionTable(rows, masks if like.masks is not None else None, points)
 
 
 def _field(prediction: Mapping[str, Any], key: str, image_id: int) -> Any:
@@ -189,30 +191,30 @@ def _encode(masks: Any, image_id: int, count: int, size: tuple[int, int]) -> lis
             f"Image {image_id}: {len(masks)} masks{f' of size {wrong[0]}' if wrong else ''} do not fit; "
             f"expected {count} of size {tuple(size)}, the image's."
         )
-    return [_compressed(mask) for mask in masks]
+    return [compressed(mask)["counts"] for mask in masks]
 
 
-def _compressed(mask: Mapping[str, Any]) -> bytes:
-    counts = mask["counts"]
-    if isinstance(counts, str):
-        return counts.encode()
-    if not isinstance(counts, bytes):
-        return mask_utils.frPyObjects({"size": list(mask["size"]), "counts": list(counts)}, *mask["size"])["counts"]
-    return counts
+def compressed(mask: Mapping[str, Any]) -> dict[str, Any]:
+    """A COCO run-length encoding with its counts as compressed bytes, whatever form they have."""
+    size, counts = list(mask["size"]), mask["counts"]
+    if not isinstance(counts, (str, bytes)):
+        plain: Any = {"size": size, "counts": list(counts)}
+        counts = mask_utils.frPyObjects(plain, *size)["counts"]
+    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
-def _require_finite(table: Detections, ids: Sequence[int], positions: Sequence[int]) -> None:
+def _require_finite(table: DetectionTable, ids: Sequence[int], positions: Sequence[int]) -> None:
     finite = np.isfinite(table.rows["score"]) & np.isfinite(table.rows["box"]).all(axis=1)
     if table.keypoints is not None:
         finite &= np.isfinite(table.keypoints).all(axis=(1, 2))
     if not finite.all():
         images = sorted({ids[positions.index(position)] for position in table.rows["image"][~finite].tolist()})
         raise ValueError(
-            f"Scores, boxes or keypoints of images {sample(images)} are NaN or infinite: the model has diverged."
+            f"Scores, boxes or keypoints of images {first_few(images)} are NaN or infinite: the model has diverged."
         )
 
 
-def sample(items: Any, limit: int = 10) -> str:
+def first_few(items: Any, limit: int = 10) -> str:
     """The first few items, sorted, for an error message."""
     ordered = sorted(items)
     return ", ".join(map(str, ordered[:limit])) + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.keypoints import DEFAULT_SIGMA
 from .analysis import DetectionAnalysis
 from .backends import BACKENDS, COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evaluate, run_lengths
-from .detection_table import DETECTION, Detections, concatenate, gather, pack, sample
+from .detection_table import DETECTION, DetectionTable, concatenate, first_few, gather, pack
 from .ground_truth import coco_ground_truth, keypoint_sigmas, repeated
 from .metrics import COCO_LIMITS, class_scores, summarize
 
@@ -75,7 +75,7 @@ class CocoEvaluator:
             raise ValueError(f"backend {backend!r}: it must be one of {', '.join(BACKENDS)}.")
         unknown = set(label_map.values()) - set(self.ground_truth.cats) if label_map else set()
         if unknown:
-            raise ValueError(f"label_map leads to category ids that the ground truth has not: {sample(unknown)}.")
+            raise ValueError(f"label_map leads to category ids that the ground truth has not: {first_few(unknown)}.")
         self.max_dets = max_dets
         self.label_map = label_map
         self.backend = backend
@@ -83,14 +83,13 @@ class CocoEvaluator:
         if "keypoints" in self.iou_types:
             if sigmas is None and isinstance(ground_truth, Dataset):
                 sigmas = keypoint_sigmas(ground_truth)
-            count = _num_keypoints(self.ground_truth, sigmas)
-            self.sigmas = _sigmas(self.ground_truth, sigmas, count)
+            self.sigmas, count = _keypoint_sigmas(self.ground_truth, sigmas)
             points = np.empty((0, count, 3), dtype=np.float32)
         self.image_ids = np.array(sorted(self.ground_truth.imgs), dtype=np.int64)
         self._position = {image_id: position for position, image_id in enumerate(self.image_ids.tolist())}
         self._seen = np.zeros(len(self.image_ids), dtype=np.uint8)
-        self._empty = Detections(masks=[] if "segm" in self.iou_types else None, keypoints=points)
-        self._chunks: list[Detections] = []
+        self._empty = DetectionTable(masks=[] if "segm" in self.iou_types else None, keypoints=points)
+        self._chunks: list[DetectionTable] = []
         self._analyses: dict[tuple[str, bool], DetectionAnalysis] = {}
         self._gathered = False
 
@@ -114,7 +113,12 @@ class CocoEvaluator:
             raise ValueError(f"{len(ids)} image ids but {len(predictions)} predictions.")
         positions = self._positions(ids)
         if ids:
-            table = pack(ids, positions, predictions, [self._size(image_id) for image_id in ids], self._empty)
+            # Only masks need the sizes, which a ground truth of boxes may lack.
+            sizes = [(0, 0)] * len(ids)
+            if self._empty.masks is not None:
+                images = [self.ground_truth.imgs[image_id] for image_id in ids]
+                sizes = [(image["height"], image["width"]) for image in images]
+            table = pack(ids, positions, predictions, sizes, self._empty)
             self._chunks.append(self._categorised(table))
         self._seen[positions] = 1
         self._analyses.clear()
@@ -130,9 +134,10 @@ class CocoEvaluator:
         if accelerator.num_processes == 1:
             return
         merged = gather(concatenate(self._chunks, self._empty), self._empty, accelerator)
-        seen = accelerator.gather(torch.from_numpy(self._seen)[None].to(accelerator.device)).sum(0).cpu().numpy()
+        every: Any = accelerator.gather(torch.from_numpy(self._seen)[None].to(accelerator.device))
+        seen = every.sum(0).cpu().numpy()
         if (seen > 1).any():
-            raise ValueError(f"Scored by more than one process: images {sample(self.image_ids[seen > 1])}.")
+            raise ValueError(f"Scored by more than one process: images {first_few(self.image_ids[seen > 1])}.")
         self._seen = seen.astype(np.uint8)
         self._chunks = [merged]
         self._analyses.clear()
@@ -162,7 +167,7 @@ class CocoEvaluator:
         missing = self.image_ids[self._seen == 0]
         if len(missing) and not partial:
             raise ValueError(
-                f"{len(missing)} of {len(self.image_ids)} images were not evaluated: {sample(missing)}. Update with "
+                f"{len(missing)} of {len(self.image_ids)} images were not evaluated: {first_few(missing)}. Update with "
                 "each image, call gather(accelerator) under several processes, or pass partial=True to leave them out."
             )
         if (iou_type, partial) not in self._analyses:
@@ -173,7 +178,7 @@ class CocoEvaluator:
                 self.image_ids,
                 self._seen > 0,
                 iou_type=iou_type,
-                limits=limits if iou_type == "keypoints" else {*limits, self.max_dets},
+                limits=limits if iou_type == "keypoints" else sorted({*limits, self.max_dets}),
                 sigmas=self.sigmas,
                 backend=self.backend,
             )
@@ -228,13 +233,9 @@ class CocoEvaluator:
         return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
 
     @property
-    def table(self) -> Detections:
+    def table(self) -> DetectionTable:
         """All detections with their masks and keypoints, ordered by image."""
         return concatenate(self._chunks, self._empty).by_image()
-
-    def _size(self, image_id: int) -> tuple[int, int]:
-        image = self.ground_truth.imgs[image_id]
-        return (image["height"], image["width"]) if self._empty.masks is not None else (0, 0)
 
     def _require_open(self, action: str) -> None:
         if self._gathered:
@@ -243,22 +244,22 @@ class CocoEvaluator:
     def _positions(self, ids: Sequence[int]) -> list[int]:
         unknown = [image_id for image_id in ids if image_id not in self._position]
         if unknown:
-            raise ValueError(f"Images {sample(unknown)} are not in the ground truth.")
+            raise ValueError(f"Images {first_few(unknown)} are not in the ground truth.")
         positions = [self._position[image_id] for image_id in ids]
         scored = [image_id for image_id, position in zip(ids, positions, strict=True) if self._seen[position]]
         scored += repeated(ids)
         if scored:
-            raise ValueError(f"Images {sample(scored)} were scored already; each image counts once.")
+            raise ValueError(f"Images {first_few(scored)} were scored already; each image counts once.")
         return positions
 
-    def _categorised(self, table: Detections) -> Detections:
+    def _categorised(self, table: DetectionTable) -> DetectionTable:
         """Detections with category ids for labels."""
         labels, inverse = np.unique(table.rows["label"], return_inverse=True)
         if self.label_map is None:
             unknown = set(labels.tolist()) - set(self.ground_truth.cats)
             if unknown:
                 raise ValueError(
-                    f"Predicted labels {sample(unknown)} are not categories of the ground truth; pass label_map to "
+                    f"Predicted labels {first_few(unknown)} are not categories of the ground truth; pass label_map to "
                     "say what the labels of the model mean."
                 )
             return table
@@ -282,45 +283,33 @@ def _check_truth(truth: COCO, iou_types: Sequence[str]) -> None:
         if iou_type in iou_types and without:
             raise ValueError(
                 f"iou_types has {iou_type!r}, but {len(without)} of {len(truth.anns)} annotations have no {key}: "
-                f"ids {sample(without)}; add it, or leave {iou_type!r} out."
+                f"ids {first_few(without)}; add it, or leave {iou_type!r} out."
             )
 
 
-def _num_keypoints(truth: COCO, sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None) -> int:
-    """That of the annotations, or without any that of the sigmas."""
-    counts = {len(annotation["keypoints"]) // 3 for annotation in truth.anns.values()}
+def _keypoint_sigmas(
+    truth: COCO, sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None
+) -> tuple[np.ndarray | dict[int, np.ndarray], int]:
+    """Sigmas as arrays, by category where they are given so, and how many keypoints the objects have."""
+    annotations: Any = truth.anns.values()
+    counts = {len(annotation["keypoints"]) // 3 for annotation in annotations}
     if len(counts) > 1:
         raise ValueError(f"Annotations have {sorted(counts)} keypoints; pad them with v = 0 to one number.")
-    if counts:
-        return counts.pop()
     if isinstance(sigmas, Mapping):
-        return max(map(len, sigmas.values()), default=0)
-    return len(COCO_PERSON_SIGMAS if sigmas is None else sigmas)
-
-
-def _sigmas(
-    truth: COCO, sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None, count: int
-) -> np.ndarray | dict[int, np.ndarray]:
-    if isinstance(sigmas, Mapping):
-        return _sigmas_by_category(truth, sigmas, count)
-    return _sigmas_of_all(sigmas, count)
-
-
-def _sigmas_by_category(truth: COCO, sigmas: Mapping[int, Sequence[float]], count: int) -> dict[int, np.ndarray]:
-    """One per keypoint of each category."""
-    if set(sigmas) != set(truth.cats):
-        different = set(sigmas) ^ set(truth.cats)
-        raise ValueError(f"sigmas must name the categories of the ground truth, each once; see {sample(different)}.")
-    for category, own in sigmas.items():
-        if len(own) > count or min(own, default=1) <= 0:
-            raise ValueError(f"sigmas of category {category} must be up to {count} positive numbers; got {list(own)}.")
-    if not any(map(len, sigmas.values())):
-        raise ValueError("sigmas name no keypoint in any category; leave 'keypoints' out of iou_types.")
-    return {category: np.asarray(own, dtype=np.float64) for category, own in sigmas.items()}
-
-
-def _sigmas_of_all(sigmas: Sequence[float] | None, count: int) -> np.ndarray:
-    """One per keypoint."""
+        count = max(counts or map(len, sigmas.values()), default=0)
+        if different := set(sigmas) ^ set(truth.cats):
+            raise ValueError(
+                f"sigmas must name the categories of the ground truth, each once; see {first_few(different)}."
+            )
+        for category, own in sigmas.items():
+            if len(own) > count or min(own, default=1) <= 0:
+                raise ValueError(
+                    f"sigmas of category {category} must be up to {count} positive numbers; got {list(own)}."
+                )
+        if not any(map(len, sigmas.values())):
+            raise ValueError("sigmas name no keypoint in any category; leave 'keypoints' out of iou_types.")
+        return {category: np.asarray(own, dtype=np.float64) for category, own in sigmas.items()}, count
+    count = max(counts, default=len(COCO_PERSON_SIGMAS if sigmas is None else sigmas))
     if sigmas is None and count == len(COCO_PERSON_SIGMAS):
         sigmas = COCO_PERSON_SIGMAS
     elif sigmas is None:
@@ -328,4 +317,4 @@ def _sigmas_of_all(sigmas: Sequence[float] | None, count: int) -> np.ndarray:
         sigmas = [DEFAULT_SIGMA] * count
     if len(sigmas) != count or min(sigmas, default=1) <= 0:
         raise ValueError(f"sigmas must be {count} positive numbers, one per keypoint; got {list(sigmas)}.")
-    return np.asarray(sigmas, dtype=np.float64)
+    return np.asarray(sigmas, dtype=np.float64), count

@@ -2,13 +2,11 @@
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
-from PIL import Image
 
 from ..data.schema import decode_image, undecoded
 from .analysis import DetectionAnalysis
@@ -54,14 +52,15 @@ def write_results(
     folder, analyses = Path(folder), evaluator.analyses
     folder.mkdir(parents=True, exist_ok=True)
     metrics = evaluator.compute() | summaries(analyses)
-    _write_json(metrics, folder / "metrics.json", indent=2)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     for iou_type, analysis in analyses.items():
         place = folder_of(folder, iou_type, analyses)
         place.mkdir(exist_ok=True)
         write_class_csv(analysis.per_class(), place / "per_class.csv")
         (place / "errors.txt").write_text(aligned(error_cells(analysis)) + "\n", encoding="utf-8")
     if predictions:
-        _write_json(evaluator.predictions_json(category_ids), folder / "predictions.json")
+        text = json.dumps(evaluator.predictions_json(category_ids))
+        (folder / "predictions.json").write_text(text + "\n", encoding="utf-8")
     return metrics
 
 
@@ -102,21 +101,14 @@ def write_report(
     return page
 
 
-def image_reader(dataset: Dataset) -> Callable[[int], Image.Image]:
-    """Reads the upright image of an image id."""
-    rows, row_of = undecoded(dataset.with_format(None)), {}
-    for row, image_id in enumerate(dataset.with_format(None)["image_id"]):
-        row_of[image_id] = row
-    return lambda image_id: decode_image(rows[row_of[image_id]])
-
-
 def _draw_worst(analysis: DetectionAnalysis, folder: Path, dataset: Dataset, limit: int) -> list[tuple[Path, str]]:
     """Paths of the pictures and captions."""
-    read, pictures = image_reader(dataset), []
+    rows, pictures = undecoded(dataset.with_format(None)), []
+    row_of = {image_id: row for row, image_id in enumerate(rows["image_id"])}
     (folder / "worst_images").mkdir(exist_ok=True)
     for rank, errors in enumerate(analysis.worst_images(limit), start=1):
         path = folder / "worst_images" / f"{rank:02d}_image_{errors.image_id}.jpg"
-        draw_errors(analysis, read(errors.image_id), errors.image_id).save(path, quality=88)
+        draw_errors(analysis, decode_image(rows[row_of[errors.image_id]]), errors.image_id).save(path, quality=88)
         right, wrong, missed = errors[1:]
         pictures.append((path, f"Image {errors.image_id}: {right} right, {wrong} wrong, {missed} missed"))
     return pictures
@@ -175,7 +167,3 @@ def _embedded(path: Path) -> str:
     kind = "png" if path.suffix == ".png" else "jpeg"
     data = base64.b64encode(path.read_bytes()).decode()
     return f"<img alt='{escape(path.stem)}' src='data:image/{kind};base64,{data}'>"
-
-
-def _write_json(value: Mapping[str, Any] | Sequence[Any], path: Path, indent: int | None = None) -> None:
-    path.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")

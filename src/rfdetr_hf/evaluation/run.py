@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from datasets import Dataset
-from PIL import Image
 from transformers import EvalPrediction
 
 from ..data.schema import category_ids, decode_image, undecoded
@@ -20,12 +19,14 @@ from .tables import TITLES, aligned, class_cells, error_cells, scores_table, sum
 logger = logging.getLogger("rfdetr_hf")
 
 Batch = TypeVar("Batch")
-Found = Sequence[Mapping[str, Any]]
-Detector = Callable[[Sequence[Image.Image]], Found]
+Found = dict[str, Any]  # what a detector finds on one image
+Detector = Callable[..., Sequence[Found]]
 
 
 def run_evaluation(
-    detect: Callable[[Batch], tuple[Sequence[Any], Found] | None], batches: Iterable[Batch], evaluator: CocoEvaluator
+    detect: Callable[[Batch], tuple[Sequence[Any], Sequence[Mapping[str, Any]]] | None],
+    batches: Iterable[Batch],
+    evaluator: CocoEvaluator,
 ) -> None:
     """Gives an evaluator what a detector finds on all batches.
 
@@ -82,8 +83,9 @@ def score_evaluation(
         write_results(evaluator, folder, category_ids(dataset), predictions)
     scores = evaluator.compute(per_class=per_class) | summaries(analyses)
     if compute_metrics is not None:
-        pair = EvalPrediction(predictions=predictions_by_image(evaluator), label_ids=truth_by_image(evaluator))
-        scores |= {name: float(value) for name, value in compute_metrics(pair).items()}
+        found: Any = predictions_by_image(evaluator)
+        truth: Any = truth_by_image(evaluator)
+        scores |= {name: float(value) for name, value in compute_metrics(EvalPrediction(found, truth)).items()}
     return scores
 
 
@@ -150,7 +152,7 @@ def evaluate_detector(
 
     Args:
         detect: PIL images -> detections in pixels of each image, with the labels of the data set; see `inference`.
-        dataset: one split in the schema of `rfdetr_hf.data.schema`.
+        dataset: one split as `load_detection_dataset` gives it.
         batch_size: images given to `detect` at once.
         iou_types: "bbox", "segm", "keypoints".
         sigmas: of the keypoints, by label where classes differ; see `CocoEvaluator`.
@@ -170,7 +172,7 @@ def evaluate_detector(
     rows = undecoded(dataset.with_format(None))
     evaluator = CocoEvaluator(dataset, max_dets, iou_types=iou_types, sigmas=sigmas, backend=backend)
 
-    def detect_rows(start: int) -> tuple[list[Any], Found]:
+    def detect_rows(start: int) -> tuple[list[Any], Sequence[Found]]:
         batch = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
         found = detect([decode_image(row) for row in batch])
         if progress is not None:

@@ -1,58 +1,61 @@
-"""From a checkpoint of any task to a detector of PIL images, with views and tiles where they are asked for."""
+"""A model of any task as a plain function: PIL images in, detections out."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from PIL import Image
+from torch import Tensor
 
+from ..evaluation.run import Found
 from ..models.files.auto import load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
-from ..models.modeling_rfdetr import RFDETRPreTrainedModel
-from .views import AugmentedDetector, Detector, ImageDetector, TiledDetector
-
-LEAST_TILE, LARGEST_OVERLAP = 32, 0.9
+from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
 
-@dataclass(kw_only=True)
-class ViewArguments:
-    """How a model looks at images.
+class ImageDetector:
+    """A model of any task and its image processor as a detector.
 
-    Raises:
-        ValueError: for a value out of its range.
+    Args:
+        model: is moved to `device`, and put into evaluation mode.
+        image_processor: of the model.
+        device: default: cuda where there is one.
+        threshold: detections of this score or less are left out.
+        bf16: compute in bfloat16.
     """
 
-    flip: bool = field(default=False, metadata={"help": "Fuse the boxes with those of the mirrored image."})
-    scales: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"help": "Fuse the boxes of these input sizes: 0.75 1 1.5, say."}
-    )
-    tile: int = field(default=0, metadata={"help": "Side of the tiles of large images in pixels; 0: no tiles."})
-    tile_overlap: float = field(default=0.2, metadata={"help": "Share of a tile that its neighbour covers too."})
+    def __init__(
+        self,
+        model: RFDETRForObjectDetection,
+        image_processor: RFDETRImageProcessor,
+        device: str | None = None,
+        threshold: float = -1.0,
+        *,
+        bf16: bool = False,
+    ) -> None:
+        cast(torch.nn.Module, model).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model, self.image_processor = model.eval(), image_processor
+        self.threshold, self.bf16 = threshold, bf16
 
-    def __post_init__(self) -> None:
-        self.scales = [float(scale) for scale in self.scales]
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales={self.scales} is not valid: give one or more positive numbers")
-        if self.tile and self.tile < LEAST_TILE:
-            raise ValueError(f"tile={self.tile} is not valid: it must be {LEAST_TILE} or more, or 0 for no tiles")
-        if not 0 <= self.tile_overlap <= LARGEST_OVERLAP:
-            raise ValueError(f"tile_overlap={self.tile_overlap} is not valid: it must be in [0, {LARGEST_OVERLAP}]")
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Found]:
+        """Detections of the images, on the CPU; masks are COCO run lengths, which take little memory.
 
-    @property
-    def fuses(self) -> bool:
-        """Whether boxes of several views are fused."""
-        return self.flip or self.scales != [1.0]
-
-    def check_task(self, task: str) -> None:
-        """Whether a model for `task` ("detection", "segmentation", "keypoints") can look so.
-
-        Raises:
-            ValueError: views and tiles merge boxes alone, and the model gives more.
+        Args:
+            images: upright, RGB.
+            scale: of the size of the model's input; the sides are rounded to what the model takes.
         """
-        given = {"flip": self.flip, "scales": self.scales != [1.0], "tile": bool(self.tile)}
-        asked = ", ".join(f"--{name}" for name, is_given in given.items() if is_given)
-        if asked and task != "detection":
-            extra = "masks" if task == "segmentation" else "keypoints"
-            raise ValueError(f"{asked}: only boxes are merged, and this model gives {extra}; leave it out")
+        size, divisor = dict(self.image_processor.size), self.model.config.size_divisor
+        if scale != 1:
+            size = {side: max(round(pixels * scale / divisor), 1) * divisor for side, pixels in size.items()}
+        inputs = self.image_processor(list(images), size=size, return_tensors="pt")
+        device = self.model.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            outputs = self.model(**{name: value.to(device) for name, value in inputs.items()})
+        sizes = [(image.height, image.width) for image in images]
+        options = {"pixel_mask": inputs.get("pixel_mask"), "as_rle": True}
+        found = self.model.detect(outputs, self.image_processor, self.threshold, sizes, **options)
+        return [{name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()} for each in found]
 
 
 def load_detector(
@@ -67,57 +70,10 @@ def load_detector(
 
     Args:
         name_or_path: what `load_model` takes.
-        device: default: cuda where there is one.
-        threshold: detections of this score or less are left out.
+        device, threshold, bf16: see `ImageDetector`.
         revision: branch, tag or commit of a Hub id.
-        bf16: compute in bfloat16.
-
-    Returns:
-        PIL images in, detections out; `masks` are COCO run lengths, which take little memory.
     """
-    model = load_model(name_or_path, **({} if revision is None else {"revision": revision}))
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
+    model = load_model(name_or_path, **options)
     processor = load_processor(name_or_path, model.config.resolution, revision)
-    return make_detector(model, processor, device, threshold, bf16=bf16)
-
-
-def make_detector(
-    model: RFDETRPreTrainedModel,
-    processor: RFDETRImageProcessor,
-    device: str | None = None,
-    threshold: float = -1.0,
-    *,
-    bf16: bool = False,
-) -> ImageDetector:
-    """A model of any task, moved to its device, and its image processor as a detector.
-
-    Args:
-        model: the model.
-        processor: its image processor.
-        device, threshold, bf16: see `load_detector`.
-    """
-    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-
-    def post_process(outputs: Any, sizes: list[tuple[int, int]], mask: torch.Tensor | None) -> list[dict[str, Any]]:
-        return model.detect(outputs, processor, threshold, sizes, pixel_mask=mask, as_rle=True)
-
-    return ImageDetector(model, processor, model.config.size_divisor, post_process, torch.bfloat16 if bf16 else None)
-
-
-def with_views(detect: ImageDetector, args: ViewArguments, batch_size: int = 8) -> Detector:
-    """A detector that looks as `args` say.
-
-    Args:
-        detect: of a model.
-        args: flip, scales, tiles.
-        batch_size: tiles that the model gets at once.
-
-    Raises:
-        ValueError: the model gives masks or keypoints, and `args` ask for more than a plain look.
-    """
-    args.check_task(detect.model.task)
-    top_k, found = detect.model.config.num_queries, cast(Detector, detect)
-    if args.fuses:
-        found = AugmentedDetector(found, args.flip, args.scales, top_k=top_k)
-    if args.tile:
-        found = TiledDetector(found, args.tile, args.tile_overlap, top_k=top_k, batch_size=batch_size)
-    return found
+    return ImageDetector(model, processor, device, threshold, bf16=bf16)

@@ -9,19 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
-from transformers import TrainerControl as Control
-from transformers import TrainerState as State
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from .arguments import RFDETRTrainingArguments as Args
 from .best import candidate_scores
 from .meters import TIMINGS
 from .status import RUNNING, RunStatus
 
 logger = logging.getLogger(__name__)
 
-Logs = dict[str, float] | None
+Numbers = dict[str, float]
 
 CONSOLE_TERMS = (
     "loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice",
@@ -54,23 +51,18 @@ class ProgressCallback(TrainerCallback):
         self.bar: tqdm | None = None
         self.prediction_bar: tqdm | None = None
 
-    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.bar = _Bar(
                 total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=args.disable_tqdm
             )
 
-    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
     def on_prediction_step(
-        self,
-        args: Args,
-        state: State,
-        control: Control,
-        eval_dataloader: Any = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
         if not state.is_world_process_zero or args.disable_tqdm or eval_dataloader is None:
             return
@@ -78,24 +70,28 @@ class ProgressCallback(TrainerCallback):
             self.prediction_bar = _Bar(total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True)
         self.prediction_bar.update(1)
 
-    def on_evaluate(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Numbers | None = None, **kwargs: Any
+    ) -> None:
         if self.prediction_bar is not None:
             self.prediction_bar.close()
             self.prediction_bar = None
 
-    on_predict: Any = on_evaluate
+    on_predict = on_evaluate
 
-    def on_log(self, args: Args, state: State, control: Control, logs: Logs = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: Numbers | None = None, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero and logs:
             logger.info(log_line(state, logs))
 
-    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
 
-def log_line(state: State, logs: dict[str, float]) -> str:
+def log_line(state: TrainerState, logs: dict[str, float]) -> str:
     """One readable line of a log event: training terms and speed, or the main scores of an evaluation."""
     head = f"step {state.global_step}/{state.max_steps} epoch {logs.get('epoch', state.epoch or 0):.2f}"
     if "loss" not in logs:
@@ -133,20 +129,27 @@ class StatusCallback(TrainerCallback):
         self.status = status
         self._written = 0.0
 
-    def _write(self, state: State, now: bool = True, **fields: Any) -> None:
+    def _write(self, state: TrainerState, now: bool = True, **fields: Any) -> None:
         running = state.is_world_process_zero and self.status.fields.get("state") == RUNNING
         if running and (now or time.monotonic() - self._written >= _STATUS_INTERVAL):
             self._written = time.monotonic()
             fields |= {"step": state.global_step, "max_steps": state.max_steps, "score": state.best_metric}
             self.status.write(epoch=state.epoch, **fields)
 
-    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._write(state, metric=args.metric_for_best_model)
 
-    def on_log(self, args: Args, state: State, control: Control, logs: Logs = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Numbers | None = None,
+        **kwargs: Any,
+    ) -> None:
         self._write(state, now=False, **({"eta_seconds": logs["eta"]} if logs and "eta" in logs else {}))
 
-    def on_save(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._write(state, last_checkpoint=f"checkpoint-{state.global_step}")
 
 
@@ -162,7 +165,7 @@ class MetricsCsvCallback(TrainerCallback):
         self.rows: list[dict[str, str]] = []
         self.in_run = False
 
-    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.in_run = state.is_world_process_zero
         if not self.in_run:
             return
@@ -170,7 +173,9 @@ class MetricsCsvCallback(TrainerCallback):
         if self.rows or self.path.exists():
             self._rewrite()
 
-    def on_log(self, args: Args, state: State, control: Control, logs: Logs = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: Numbers | None = None, **kwargs: Any
+    ) -> None:
         if not self.in_run or not logs:
             return
         row = _row({"step": state.global_step, **logs})
@@ -228,12 +233,15 @@ class EarlyStopping(TrainerCallback, ExportableState):
         self.best: float | None = None
         self.evaluations_without_improvement = 0
 
-    def on_evaluate(self, args: Args, state: State, control: Control, metrics: Logs = None, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Numbers | None = None, **kwargs: Any
+    ) -> None:
         values = list(candidate_scores(metrics or {}, self.metric).values())
         if not values or state.epoch < self.skip_epochs:
             return
         value = max(values) if self.greater_is_better else min(values)
-        if self.best is None or self._gain(value, self.best) > self.threshold:
+        gain = math.inf if self.best is None else value - self.best if self.greater_is_better else self.best - value
+        if gain > self.threshold:
             self.best, self.evaluations_without_improvement = value, 0
         else:
             self.evaluations_without_improvement += 1
@@ -242,9 +250,6 @@ class EarlyStopping(TrainerCallback, ExportableState):
                 "early stopping: no better %s than %.4f for %d evaluations", self.metric, self.best, self.patience
             )
             control.should_training_stop = True
-
-    def _gain(self, value: float, best: float) -> float:
-        return value - best if self.greater_is_better else best - value
 
     def state(self) -> dict[str, dict[str, Any]]:
         names = ("metric", "patience", "threshold", "skip_epochs", "greater_is_better")

@@ -1,6 +1,7 @@
 """The loaders of a run, as its arguments describe them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -9,8 +10,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
-from ..data.pipeline.collate import prepare_pixels
-from ..data.pipeline.order import build_eval_dataloader, build_train_dataloader
+from ..data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
+from ..data.pipeline.pixels import prepare_pixels
 from ..data.pipeline.recipe import MAX_SIZE, build_eval_transform, build_train_transform
 from ..data.schema import has_keypoints, has_masks, keypoint_schema
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
@@ -41,15 +42,13 @@ def build_train_loader(
         mask_downsample_ratio=MASK_DOWNSAMPLE_RATIO if has_masks(dataset) else None,
         keypoint_schema=keypoint_schema(dataset) if has_keypoints(dataset) else None,
     )
-    loader = build_train_dataloader(
-        dataset,
-        transform,
+    options = replace(
+        _options(args, config, accelerator),
         batch_size=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
-        **_options(args, config, accelerator),
     )
-    return _with_workers(loader, args)
+    return _with_workers(build_train_dataloader(dataset, transform, options), args)
 
 
 def build_eval_loader(
@@ -62,10 +61,11 @@ def build_eval_loader(
     """This rank's share of a data set, every image once over all ranks."""
     masks = MASK_DOWNSAMPLE_RATIO if args.eval_loss and has_masks(dataset) else None
     transform = build_eval_transform(image_processor, mask_downsample_ratio=masks)
-    batch_size = args.eval_batch_size
-    # Made anew for each evaluation: workers that outlive theirs would pile up.
-    options = _options(args, config, accelerator) | {"persistent_workers": False}
-    return _with_workers(build_eval_dataloader(dataset, transform, batch_size=batch_size, **options), args)
+    # Each evaluation makes its loader: workers that outlive theirs would pile up.
+    options = replace(
+        _options(args, config, accelerator), batch_size=args.eval_batch_size, persistent_workers=False
+    )  # fmt: skip
+    return _with_workers(build_eval_dataloader(dataset, transform, options), args)
 
 
 def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProcessor:
@@ -118,13 +118,14 @@ def end_workers(loader: Any) -> None:
         iterator._shutdown_workers()
 
 
-def _options(args: RFDETRTrainingArguments, config: PreTrainedConfig, accelerator: Accelerator) -> dict[str, Any]:
-    return {
-        "rank": accelerator.process_index,
-        "world_size": accelerator.num_processes,
-        "size_divisor": config.size_divisor,
-        "num_workers": args.dataloader_num_workers,
-        "pin_memory": args.dataloader_pin_memory and accelerator.device.type == "cuda",
-        "persistent_workers": args.dataloader_persistent_workers,
-        "prefetch_factor": args.dataloader_prefetch_factor,
-    }
+def _options(args: RFDETRTrainingArguments, config: PreTrainedConfig, accelerator: Accelerator) -> LoaderOptions:
+    return LoaderOptions(
+        batch_size=1,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        size_divisor=config.size_divisor,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory and accelerator.device.type == "cuda",
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )

@@ -2,11 +2,9 @@
 
 import copy
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -20,7 +18,6 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
-from ..data.schema import keypoint_schema
 from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
 from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
@@ -32,13 +29,11 @@ from .best import BestModel
 from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback, StatusCallback
 from .card import card_facts
 from .checkpoint.checkpointer import Checkpointer
-from .checkpoint.directory import atomic_directory
 from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import Weights
 from .checks import audit_splits, check_run, check_split, default_metric
 from .compatibility import TransformersMethods
-from .console import log_to_console
 from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
@@ -110,9 +105,8 @@ class RFDETRTrainer(TransformersMethods):
         self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
         self.augmentation = augmentation
         self.image_processor = image_processor or default_processor(model.config, args.square_resize)
-        backbone = model.config.backbone_config
-        block = backbone.patch_size, backbone.num_windows
-        self.scales = compute_scales(model.config.resolution, *block, args.expanded_scales)
+        side, backbone = model.config.resolution, model.config.backbone_config
+        self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
@@ -130,7 +124,7 @@ class RFDETRTrainer(TransformersMethods):
         self.lr_scheduler: Any = None
         self.drop_path: Any = drop_path
         self.train_loader: Any = None
-        self.weights = Weights(model, self.image_processor, _schema_of(model, train_dataset))
+        self.weights = Weights(model, self.image_processor, train_dataset)
         self.checkpointer = Checkpointer(
             self.directory, self.accelerator, self.parallel, self.weights, self.stateful,
             keep=args.save_total_limit, background=args.async_save,
@@ -141,19 +135,11 @@ class RFDETRTrainer(TransformersMethods):
         named = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "test_dataset": test_dataset}
         self.splits = {name: dataset for name, dataset in named.items() if dataset is not None}
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
-        self.notice = PreemptionNotice()
+        self.preemption = PreemptionNotice()
         self.hub = HubUploader(args.hub_model_id or self.directory.root.resolve().name, args.hub_token,
                                args.hub_private_repo)  # fmt: skip
-        ours = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.directory.metrics),
-                StatusCallback(self.directory.status)]  # fmt: skip
-        if args.early_stopping_patience is not None:
-            rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
-            ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
-        ours += [TrackerCallback(args.trackers)] if args.trackers else []
-        ours += [HubCallback(self.hub, notify=lambda: self._fire("on_push_begin"))] if args.push_to_hub else []
-        self.callback_handler: Any = CallbackHandler(
-            [*ours, *(callbacks or ())], model, self.image_processor, None, None
-        )
+        listeners = [*self._own_callbacks(), *(callbacks or ())]
+        self.callback_handler: Any = CallbackHandler(listeners, model, self.image_processor, None, None)
         self._in_training = False
         self._fire("on_init_end")
 
@@ -161,6 +147,19 @@ class RFDETRTrainer(TransformersMethods):
     def ema(self) -> ExponentialMovingAverage | None:
         """The moving average of the weights, once a run with `use_ema` has begun."""
         return self.weights.average
+
+    def _own_callbacks(self) -> list[TrainerCallback]:
+        args: Any = self.args
+        written = MetricsCsvCallback(self.directory.metrics), StatusCallback(self.directory.status)
+        ours: list[TrainerCallback] = [DefaultFlowCallback(), ProgressCallback(), *written]
+        if args.early_stopping_patience is not None:
+            rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
+            ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
+        if args.trackers:
+            ours.append(TrackerCallback(args.trackers))
+        if args.push_to_hub:
+            ours.append(HubCallback(self.hub, notify=lambda: self._fire("on_push_begin")))
+        return ours
 
     def _fire(self, event: str, **kwargs: Any) -> None:
         """Call the callbacks' method for an event."""
@@ -225,8 +224,6 @@ class RFDETRTrainer(TransformersMethods):
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         resume = fetch_checkpoint(resume, self.args.hub_token)
         with ExitStack() as stack:
-            if self.accelerator.is_main_process:
-                log_to_console()
             stack.enter_context(self.directory.session(resume, self.accelerator))
             stack.enter_context(self.watchdog)
             for close in [c.close for c in self.callback_handler.callbacks if hasattr(c, "close")]:
@@ -247,7 +244,7 @@ class RFDETRTrainer(TransformersMethods):
                 self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
             started = time.perf_counter()
             self._in_training = True
-            with self.notice:
+            with self.preemption:
                 self._run_epochs()
                 self._in_training = False
                 output = self._finish(time.perf_counter() - started)
@@ -336,7 +333,7 @@ class RFDETRTrainer(TransformersMethods):
                 self._log_evaluate_save()
             self._fire("on_epoch_end")
             self._log_evaluate_save(epoch_finished=True)
-            if self.parallel.sum_on_hosts(self.notice.received)[0]:
+            if self.parallel.sum_on_hosts(self.preemption.received)[0]:
                 self._save_and_leave(epoch_finished=True)
             state.end_epoch()
 
@@ -344,7 +341,7 @@ class RFDETRTrainer(TransformersMethods):
         """The micro-batches of each optimizer step that is left of this epoch."""
         accumulation, state = self.args.gradient_accumulation_steps, self.state
         self.train_loader.batch_sampler.set_epoch(state.epochs_done, start_batch=state.steps_in_epoch * accumulation)
-        batches = Batches(self.train_loader, self.notice)
+        batches = Batches(self.train_loader, self.preemption)
         for _ in range(state.steps_left_in_epoch):
             started = time.perf_counter()
             self.watchdog.at("loading data")
@@ -372,7 +369,7 @@ class RFDETRTrainer(TransformersMethods):
         # Every loss term is a sum over boxes and query groups, divided by those of the window on all ranks; gradients
         # are averaged over the ranks. The same message says whether a rank is to end early: all end at the same step.
         boxes = sum(batch["labels"].num_boxes for batch in window)
-        boxes, notices = parallel.sum_on_hosts(boxes, self.notice.received)
+        boxes, notices = parallel.sum_on_hosts(boxes, self.preemption.received)
         num_boxes = max(boxes * self.model.config.group_detr, 1) / self.accelerator.num_processes
         shared = {"num_boxes": num_boxes, "seed": derive_seed(args.seed, step)}
         shared["drop_path_rate"] = self.drop_path.at(step)
@@ -450,17 +447,14 @@ class RFDETRTrainer(TransformersMethods):
     def _evaluate_and_track(self, due: bool) -> bool:
         """Evaluate; returns whether a score is the best so far, which `best/` then holds.
 
-        Args:
-            due: whether a run that has to end meanwhile needs to be told that this is still to be done.
+        `due`: whether a run that has to end meanwhile must note that this is still to be done.
         """
         self._announce_saved()
         started = time.perf_counter()
         try:
             metrics = self.evaluate()
-        except Noticed:
-            self._save_and_leave(due=due)
-        except LoaderStuck as error:
-            self._save_and_leave(due=due, error=error)
+        except (Noticed, LoaderStuck) as reason:
+            self._save_and_leave(due=due, error=reason if isinstance(reason, LoaderStuck) else None)
         improved = self.validation.keep_best(metrics, self.state, self._card(metrics))
         self.stopwatch.paused += time.perf_counter() - started
         return improved
@@ -486,19 +480,15 @@ class RFDETRTrainer(TransformersMethods):
         # A save that is due by now stays due.
         self.control.should_save = self.control.should_save or due
 
-    def _save_and_leave(
-        self, epoch_finished: bool = False, due: bool = False, error: LoaderStuck | None = None
-    ) -> NoReturn:
+    def _save_and_leave(self, epoch_finished: bool = False, due: bool = False, error: Any = None) -> NoReturn:
         self._announce_saved()
         self._save(epoch_finished, due)
         self.checkpointer.wait()
-        self.notice.acted = True
+        self.preemption.acted = True
         if error is not None:
             raise error
         step = self.state.global_step
-        logger.warning(
-            "preempted: saved step %d; exit code %d; go on with resume_from_checkpoint=True", step, EXIT_CODE
-        )
+        logger.warning("preempted: saved step %d; exit code %d; resume_from_checkpoint=True goes on", step, EXIT_CODE)
         self.directory.set_status(state=PREEMPTED, step=step, last_checkpoint=f"checkpoint-{step}")
         self.directory.release()
         # A launcher ends the other processes when the first one has ended.
@@ -536,34 +526,6 @@ class RFDETRTrainer(TransformersMethods):
             self.weights.save_pretrained(self.directory.replacing(*chosen), self._card(), self.accelerator)
         self._fire("on_train_end")
         return TrainOutput(state.global_step, state.loss_total / max(state.loss_steps, 1), metrics)
-
-    def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
-        folder = Path(output_dir) if output_dir else self.directory.last
-        target = self.directory.replacing(folder, self.state.global_step)
-        self.weights.save_pretrained(target, self._card(), self.accelerator)
-
-    def push_to_hub(self, commit_message: str = "End of training", blocking: bool = True) -> str | None:
-        """Upload the model in memory, with image processor and model card, to `hub_model_id`.
-
-        Args:
-            commit_message: of the commit.
-            blocking: wait, and raise what goes wrong; else upload in the background and report it.
-
-        Returns:
-            The address of the commit on the main process when blocking, else None.
-        """
-        folder = self.directory.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
-        self.weights.save_pretrained(atomic_directory(folder), self._card(), self.accelerator)
-        if not self.accelerator.is_main_process:
-            return None
-        self._fire("on_push_begin")
-        try:
-            if blocking:
-                return self.hub.push(folder, commit_message)
-            return self.hub.submit(folder, commit_message)
-        finally:
-            shutil.rmtree(folder)
 
     def _card(self, metrics: Mapping[str, float] | None = None) -> CardFacts:
         """What the model card of the present weights says; without metrics, those of the weights' step."""
@@ -628,15 +590,8 @@ class RFDETRTrainer(TransformersMethods):
 
     def _score(self, dataset: Dataset, on_batch: Callable[[list[int], Found], None], *options: Any) -> dict[str, float]:
         loader = self.callback_handler.eval_dataloader = self.get_eval_dataloader(dataset)
-        batches = Batches(loader, self.notice if self._in_training else None)
+        batches = Batches(loader, self.preemption if self._in_training else None)
         return self.validation.score(dataset, batches, self.to_device, on_batch, *options)
 
     def _after_batch(self, image_ids: list[int], found: Found) -> None:
         self._fire("on_prediction_step", image_ids=image_ids, detections=found)
-
-
-def _schema_of(model: RFDETRForObjectDetection, dataset: Dataset | None) -> dict[str, Any] | None:
-    """The keypoint schema of the data, for a keypoint model that has none."""
-    if model.task != "keypoints" or model.config.keypoint_schema is not None or dataset is None:
-        return None
-    return keypoint_schema(dataset).to_dict()

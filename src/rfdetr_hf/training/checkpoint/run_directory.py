@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..console import log_to_file, stop_logging
+from ..console import log_to_console, log_to_file, stop_logging
 from ..status import FAILED, FINISHED, RUNNING, RunStatus
 from ..status import FILE as STATUS
 from .directory import (
@@ -99,6 +99,8 @@ class RunDirectory:
 
         Args, Raises: see `claim`.
         """
+        if accelerator.is_main_process:
+            log_to_console()
         self.claim(resume, accelerator)
         log = log_to_file(self.log) if accelerator.is_main_process else None
         try:

@@ -9,15 +9,15 @@ from datasets import Dataset
 from PIL import Image
 
 from rfdetr_hf.data.errors import DetectionDataError
-from rfdetr_hf.data.pipeline.order import (
+from rfdetr_hf.data.pipeline.loader import (
     DetectionDataset,
-    EpochBatchSampler,
-    EvalBatchSampler,
+    LoaderOptions,
     build_eval_dataloader,
     build_train_dataloader,
 )
-from rfdetr_hf.data.schema import detection_features
+from rfdetr_hf.data.pipeline.order import EpochBatchSampler, EvalBatchSampler
 from rfdetr_hf.data.pipeline.recipe import build_eval_transform, build_train_transform
+from rfdetr_hf.data.schema import detection_features
 from rfdetr_hf.models.image_processing_rfdetr import RFDETRImageProcessor
 
 
@@ -67,7 +67,7 @@ def noisy(image, target):
 def train_loader(dataset, num_workers=0, **options):
     transform = build_train_transform(48, [32, 48], multi_scale="per_sample", augmentation=noisy)
     options = {"batch_size": 2, "seed": 5, "size_divisor": 16, **options}
-    return build_train_dataloader(dataset, transform, num_workers=num_workers, **options)
+    return build_train_dataloader(dataset, transform, LoaderOptions(num_workers=num_workers, **options))
 
 
 def as_bytes(batch):
@@ -118,7 +118,9 @@ def test_errors_in_a_worker_name_the_image(dataset, num_workers):
         raise KeyError("brightness")
 
     transform = build_train_transform(32, multi_scale="off", augmentation=fail)
-    loader = build_train_dataloader(dataset, transform, batch_size=4, num_workers=num_workers, shuffle=False)
+    loader = build_train_dataloader(
+        dataset, transform, LoaderOptions(batch_size=4, num_workers=num_workers, shuffle=False)
+    )
     with pytest.raises(RuntimeError, match=r"image 100 \(file 0.jpg, row 0.*KeyError.*brightness"):
         next(iter(loader))
 
@@ -127,7 +129,7 @@ def test_errors_in_a_worker_name_the_image(dataset, num_workers):
 def test_a_truncated_file_is_named(num_workers):
     transform = build_train_transform(32, multi_scale="off")
     loader = build_train_dataloader(
-        make_dataset(8, broken=2), transform, batch_size=4, num_workers=num_workers, shuffle=False
+        make_dataset(8, broken=2), transform, LoaderOptions(batch_size=4, num_workers=num_workers, shuffle=False)
     )
     with pytest.raises(DetectionDataError, match="2.jpg.*cannot be decoded"):
         next(iter(loader))
@@ -268,7 +270,9 @@ def test_evaluation_sees_the_pixels_of_the_predict_path(dataset, num_workers):
     seen = []
     for rank in range(2):
         loader = build_eval_dataloader(
-            dataset, build_eval_transform(processor), batch_size=4, rank=rank, world_size=2, num_workers=num_workers
+            dataset,
+            build_eval_transform(processor),
+            LoaderOptions(batch_size=4, rank=rank, world_size=2, num_workers=num_workers),
         )
         for batch in loader:
             for pixels, target in zip(batch["pixel_values"], batch["labels"].unpack(), strict=True):
@@ -283,7 +287,9 @@ def test_evaluation_sees_the_pixels_of_the_predict_path(dataset, num_workers):
 
 def test_aspect_preserving_evaluation_pads_to_the_divisor(dataset):
     transform = build_eval_transform(RFDETRImageProcessor(size={"shortest_edge": 48}, size_divisor=32))
-    batch = next(iter(build_eval_dataloader(dataset, transform, batch_size=2, size_divisor=32, num_workers=0)))
+    batch = next(
+        iter(build_eval_dataloader(dataset, transform, LoaderOptions(batch_size=2, size_divisor=32, num_workers=0)))
+    )
     assert batch["pixel_values"].shape == (2, 3, 64, 64)
     assert batch["pixel_mask"].sum().item() == 2 * 48 * 64
     assert batch["labels"].fields["boxes"][1].tolist() == [0.5, 0.5, 1, 1]

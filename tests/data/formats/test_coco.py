@@ -4,8 +4,8 @@ import logging
 import numpy as np
 import pytest
 
-from rfdetr_hf.data.formats.coco import find_coco, find_roboflow
 from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.formats.coco import find_coco, find_roboflow
 from rfdetr_hf.data.schema import category_ids, class_names, decode_image
 from rfdetr_hf.data.sources import load_detection_dataset
 

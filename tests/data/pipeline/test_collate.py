@@ -6,7 +6,8 @@ import torch
 from accelerate.utils import send_to_device
 from torch.nn import functional as F
 
-from rfdetr_hf.data.pipeline.collate import DetectionCollator, PackedTargets, prepare_pixels
+from rfdetr_hf.data.pipeline.collate import DetectionCollator, PackedTargets
+from rfdetr_hf.data.pipeline.pixels import prepare_pixels
 from rfdetr_hf.data.pipeline.view import Sample
 from rfdetr_hf.models.image_processing_rfdetr import RFDETRImageProcessor
 

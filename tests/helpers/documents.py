@@ -1,11 +1,11 @@
-"""The fenced blocks of a Markdown file."""
+"""The documents of the repository and their fenced blocks."""
 
 import re
 import shlex
-from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from .scripts import ROOT
+
 _FENCE = re.compile(r"(?:<!-- needs: (?P<needs>[\w, ]+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.S | re.M)
 
 
@@ -19,9 +19,9 @@ class Block(NamedTuple):
 
 
 def documents() -> list[str]:
-    """README and the pages of docs/ whose blocks are checked, as paths from the root. api.md is generated."""
-    pages = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-    return ["README.md", "CONTRIBUTING.md", *(page for page in pages if page != "docs/api.md")]
+    """README and the pages of docs/ whose blocks are checked, as paths from the root. The API page is generated."""
+    pages = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+    return ["README.md", "CONTRIBUTING.md", *(page for page in pages if page != "docs/reference/api.md")]
 
 
 def blocks(document: str, *languages: str) -> list[Block]:

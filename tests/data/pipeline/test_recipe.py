@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw
 
 from rfdetr_hf import RFDETRImageProcessor
 from rfdetr_hf.data.pipeline.augmentation import adapt_augmentation
-from rfdetr_hf.data.pipeline.view import Sample, View, clip_objects, pixels_from_pil
+from rfdetr_hf.data.pipeline.pixels import pixels_from_pil
 from rfdetr_hf.data.pipeline.recipe import build_eval_transform, build_train_transform, fit_shortest_edge
+from rfdetr_hf.data.pipeline.view import Sample, View, clip_objects
 
 
 def make_sample(width=320, height=200, boxes=((40, 30, 120, 150),), area=None):

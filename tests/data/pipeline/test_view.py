@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from rfdetr_hf.data.keypoints import ClassKeypoints, KeypointSchema
+from rfdetr_hf.data.masks import mask_column, rasterise
 from rfdetr_hf.data.pipeline.augmentation import adapt_augmentation
 from rfdetr_hf.data.pipeline.collate import DetectionCollator
-from rfdetr_hf.data.keypoints import ClassKeypoints, KeypointSchema
-from rfdetr_hf.data.pipeline.order import build_eval_dataloader, build_train_dataloader
-from rfdetr_hf.data.masks import mask_column, rasterise
+from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
+from rfdetr_hf.data.pipeline.recipe import build_eval_transform, build_train_transform
 from rfdetr_hf.data.pipeline.view import Sample, View
 from rfdetr_hf.data.sources import load_detection_dataset
-from rfdetr_hf.data.pipeline.recipe import build_eval_transform, build_train_transform
 
 WIDTH, HEIGHT = 320, 240
 COLOURS = ((255, 0, 0), (0, 255, 0))
@@ -336,13 +336,15 @@ def test_loaders_of_both_tasks(workers):
     options = {"num_images": 12, "num_eval_images": 4, "crowd_share": 0.5, "image_size": 64}
     transform = build_train_transform(64, multi_scale="off", mask_downsample_ratio=2)
     masks = load_detection_dataset("synthetic-shapes", task="segmentation", **options)
-    loader = build_train_dataloader(masks["train"], transform, batch_size=4, num_workers=workers)
+    loader = build_train_dataloader(masks["train"], transform, LoaderOptions(batch_size=4, num_workers=workers))
     for batch in loader:
         labels = batch["labels"]
         assert labels.fields["masks"].shape == (labels.num_boxes, 32, 32) and labels.fields["masks"].any((1, 2)).all()
         assert not labels.fields["iscrowd"].any(), "crowds are no targets"
     points = load_detection_dataset("synthetic-shapes", task="keypoints", **options)
-    loader = build_eval_dataloader(points["test"], build_eval_transform(Processor()), batch_size=3, num_workers=workers)
+    loader = build_eval_dataloader(
+        points["test"], build_eval_transform(Processor()), LoaderOptions(batch_size=3, num_workers=workers)
+    )
     for batch in loader:
         keypoints = batch["labels"].fields["keypoints"]
         assert keypoints.shape == (batch["labels"].num_boxes, 4, 3) and keypoints[..., :2].max() <= 1
