@@ -39,14 +39,15 @@ class Signal(TrainerCallback):
 
 
 class SlowEvaluation(TrainerCallback):
-    """Takes its time after each batch of an evaluation, and tells that it goes on."""
+    """Takes its time after each batch of the evaluation of a step, and tells that it has begun."""
 
-    def __init__(self, seconds, path):
-        self.seconds, self.path = seconds, Path(path)
+    def __init__(self, path, step, seconds):
+        self.path, self.step, self.seconds = Path(path), step, seconds
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        self.path.write_text(str(state.global_step))
-        time.sleep(self.seconds)
+        if state.global_step == self.step:
+            self.path.touch()
+            time.sleep(self.seconds)
 
 
 class Fail(TrainerCallback):
@@ -142,7 +143,7 @@ def events_of(job, trainer, rank):
     if "signal" in job and rank == job["signal"]["rank"]:
         events.append(Signal(job["signal"]["step"], job["signal"]["name"]))
     if "slow_evaluation" in job:
-        events.append(SlowEvaluation(job["slow_evaluation"], f"{job['output_dir']}.evaluating"))
+        events.append(SlowEvaluation(**job["slow_evaluation"]))
     if "fail" in job and rank == job["fail"]["rank"]:
         events.append(Fail(job["fail"]["step"]))
     if "only_group" in job:
