@@ -110,14 +110,6 @@ def _with_workers(loader: DataLoader, args: RFDETRTrainingArguments) -> DataLoad
     return shield_workers(loader)
 
 
-def end_workers(loader: Any) -> None:
-    """End persistent workers, which would live as long as their loader."""
-    iterator = getattr(loader, "_iterator", None)
-    if iterator is not None:
-        loader._iterator = None
-        iterator._shutdown_workers()
-
-
 def _options(args: RFDETRTrainingArguments, config: PreTrainedConfig, accelerator: Accelerator) -> LoaderOptions:
     return LoaderOptions(
         batch_size=1,

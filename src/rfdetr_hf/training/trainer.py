@@ -38,7 +38,7 @@ from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .finetuning import apply_finetuning, merge_adapters
-from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor, end_workers
+from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor
 from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler
@@ -49,7 +49,7 @@ from .status import FINISHED, PREEMPTED
 from .trackers import TrackerCallback
 from .update import StepResult, update_weights
 from .validation import Found, PredictionOutput, Validation
-from .waiting import Batches, LoaderStuck
+from .waiting import Batches, LoaderStuck, end_workers
 from .watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class RFDETRTrainer(TransformersMethods):
             for close in [c.close for c in self.callback_handler.callbacks if hasattr(c, "close")]:
                 stack.callback(close)  # trackers write what they hold back
             stack.callback(self.checkpointer.close)
-            stack.callback(lambda: end_workers(self.train_loader))
+            stack.callback(lambda: end_workers(getattr(self.train_loader, "_iterator", None)))
             stack.push(self._end_training)
             checkpoint = self.directory.prepare(resume, self.args.to_dict(), self.accelerator)
             self._build()
@@ -327,7 +327,6 @@ class RFDETRTrainer(TransformersMethods):
                 window = next(windows, None)
                 if window is None:
                     break
-                self.directory.lock.check()
                 if self.training_step(window, state).preempted:
                     self._save_and_leave(due=True)
                 self._log_evaluate_save()
@@ -440,6 +439,7 @@ class RFDETRTrainer(TransformersMethods):
 
     def log(self, logs: dict[str, float]) -> None:
         """Give a log event to the callbacks and to `state.log_history`."""
+        self.directory.lock.check()
         logs = {**logs, "epoch": self.state.epoch}
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._fire("on_log", logs=logs)

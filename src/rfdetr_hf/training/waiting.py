@@ -49,8 +49,7 @@ class Batches:
             if "DataLoader timed out" not in str(error):
                 raise
             self.stuck = True
-            for worker in getattr(self._batches, "_workers", ()):
-                worker.kill()  # one that hangs would not end by itself, and the process would wait for it
+            end_workers(self._batches)
             return None
         return taken
 
@@ -62,6 +61,15 @@ class Batches:
             "s (dataloader_timeout): look at the disk or server that the images are on, and at a transform of your own "
             "that may wait for something; a checkpoint is written"
         )
+
+
+def end_workers(batches: Any) -> None:
+    """End the workers of an iteration over a loader, also those that hang, which the process would wait for."""
+    if hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
+        for worker in batches._workers:
+            if worker.is_alive():
+                worker.kill()
 
 
 def in_step(batches: Batches, parallel: Parallel, watch: Callable[[str], None]) -> Iterator[Any]:

@@ -328,14 +328,14 @@ def test_a_file_in_place_of_a_folder_is_refused(tmp_path, name):
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=str(tmp_path / "file")):
+    with pytest.raises(OSError, match="output_dir .*file/run cannot be written"):
         start(tmp_path / "file" / "run")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not stop this user")
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError, match=str(tmp_path)):
+    with pytest.raises(PermissionError, match="cannot be written"):
         start(tmp_path)
 
 

@@ -110,6 +110,7 @@ class RunLock:
 
     Attributes:
         held: whether this process has taken the lock and not released it.
+        taken_over: whose lock was replaced and why, for the log; None if there was none.
     """
 
     def __init__(self, root: str | Path, beat: float = BEAT) -> None:
@@ -118,6 +119,7 @@ class RunLock:
         self.beat = beat
         self._owner = Owner()
         self.held = False
+        self.taken_over: str | None = None
         self._lost: LockLost | None = None
         self._confirmed = 0.0
         self._beating = threading.Lock()
@@ -135,7 +137,7 @@ class RunLock:
             OSError: the directory cannot be made or written.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        self._owner = this_process(self.beat)
+        self._owner, self.taken_over = this_process(self.beat), None
         seen, since = None, (begun := time.monotonic())
         while not self._create():
             held, now = read_lock(self.root), time.monotonic()
@@ -146,7 +148,7 @@ class RunLock:
             seen, limit = held, MISSED * held.owner.beat
             over = held.over() or (f"no beat seen for {limit:.0f} s" if now - since > limit else None)
             if over is not None and self._succeed(held.owner):
-                logger.warning("%s of %s is taken over: %s", self.path, held.owner, over)
+                self.taken_over = f"{self.path} of {held.owner} is taken over: {over}"
                 break
             if over is None and (not wait or now - begun > limit + held.owner.beat):
                 raise RunInUse(
@@ -173,11 +175,16 @@ class RunLock:
         """
         if not self.held:
             return
-        if self._lost is None and (before_writing or not 0 <= time.time() - self._confirmed <= 2 * self.beat):
+        if self._lost is None and (before_writing or self.stale):
             with contextlib.nullcontext() if before_writing else contextlib.suppress(OSError):
                 self._confirm()
         if self._lost is not None:
             raise self._lost
+
+    @property
+    def stale(self) -> bool:
+        """Whether the lock may be another process's by now: the last two beats were missed, or it is known."""
+        return self.held and (self._lost is not None or not 0 <= time.time() - self._confirmed <= 2 * self.beat)
 
     def release(self) -> None:
         """Remove the lock if it still is this process's; nothing happens where it is not held."""

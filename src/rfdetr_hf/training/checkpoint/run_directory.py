@@ -102,14 +102,20 @@ class RunDirectory:
         if accelerator.is_main_process:
             log_to_console()
         self.claim(resume, accelerator)
-        log = log_to_file(self.log) if accelerator.is_main_process else None
+        log = None
+        if accelerator.is_main_process:
+            log = log_to_file(self.log)
+            log.addFilter(lambda record: not self.lock.stale)  # the file may be another run's then
+            if self.lock.taken_over is not None:
+                logger.warning("%s", self.lock.taken_over)
         try:
             yield
         except BaseException as error:
-            if isinstance(error, LockLost) and log is not None:
-                stop_logging(log)  # it is another run's now
-            elif self.status.fields.get("state") == RUNNING:
-                self.set_status(state=FAILED, message=f"{type(error).__name__}: {error}")
+            if self.status.fields.get("state") == RUNNING and not isinstance(error, LockLost):
+                try:
+                    self.set_status(state=FAILED, message=f"{type(error).__name__}: {error}")
+                except (OSError, LockLost) as further:
+                    logger.warning("the status cannot be written: %s", further)
             raise
         finally:
             self.release()
@@ -141,7 +147,12 @@ class RunDirectory:
 
         def claim() -> None:
             try:
-                self.lock.acquire(wait=str(resume).lower() == "auto")
+                try:
+                    self.lock.acquire(wait=str(resume).lower() == "auto")
+                except OSError as error:
+                    why = f"output_dir {self.root} cannot be written ({error.strerror}); choose another, or change this"
+                    raise OSError(error.errno, why, error.filename) from error
+                self._check_files()
                 earlier = self._earlier()
                 if is_new(resume) and earlier:
                     raise FileExistsError(
@@ -176,7 +187,6 @@ class RunDirectory:
 
         def prepare() -> Path | None:
             clean_leftovers(self.root)
-            self._check_files()
             recorded = self._recorded_line()
             checkpoint = self._find(resume, recorded)
             self._is_new = checkpoint is None
