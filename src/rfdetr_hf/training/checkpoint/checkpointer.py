@@ -15,7 +15,7 @@ from ..parallel import Parallel
 from ..state import RunState
 from . import contents as files
 from .background import BackgroundWriter, host_copy
-from .directory import atomic_directory, rng_state, set_rng_state, temporary_path
+from .directory import rng_state, set_rng_state, temporary_path
 from .previous import open_optimizer
 from .run_directory import RunDirectory
 from .weights import Weights
@@ -87,17 +87,17 @@ class Checkpointer:
             Exception: what writing the one before failed with.
         """
         self._writer.wait()
-        path = self.directory.checkpoint(state.global_step)
+        step = state.global_step
         contents = self._gather(state, card)
         if not self.background:
-            with self._shared_directory(path) as folder:
+            with self._shared_directory(step) as folder:
                 files.write_contents(folder, contents)
             if self.accelerator.is_main_process:
                 self.directory.rotate(self.keep)
             self.accelerator.wait_for_everyone()
         elif self.accelerator.is_main_process:
             kept = host_copy(contents)
-            self._writer.start(lambda: self._write(path, kept))
+            self._writer.start(lambda: self._write(step, kept))
         self._saved = state.snapshot() if self.background else None
 
     def wait(self) -> RunState | None:
@@ -171,17 +171,17 @@ class Checkpointer:
         contents |= {files.AVERAGE: average} if average else {}
         return contents | {FILE_OF_PART[n]: self.parts[n].state_dict() for n in FILE_OF_PART if n in self.parts}
 
-    def _write(self, path: Path, contents: Mapping[str, Any]) -> None:
-        with atomic_directory(path) as folder:
+    def _write(self, step: int, contents: Mapping[str, Any]) -> None:
+        with self.directory.replacing(self.directory.checkpoint(step), step) as folder:
             files.write_contents(folder, contents)
         self.directory.rotate(self.keep)
 
     @contextmanager
-    def _shared_directory(self, path: Path) -> Iterator[Path]:
-        """`atomic_directory` for all processes at once, on a file system that all see: the main one commits it."""
-        wait = self.accelerator.wait_for_everyone
+    def _shared_directory(self, step: int) -> Iterator[Path]:
+        """A checkpoint's folder for all processes at once, on a file system that all see: the main one commits it."""
+        wait, path = self.accelerator.wait_for_everyone, self.directory.checkpoint(step)
         if self.accelerator.is_main_process:
-            with atomic_directory(path) as folder:
+            with self.directory.replacing(path, step) as folder:
                 wait()
                 yield folder
                 wait()

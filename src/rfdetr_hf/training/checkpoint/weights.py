@@ -18,7 +18,6 @@ from ...models.image_processing_rfdetr import RFDETRImageProcessor
 from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
 from ..finetuning import adapter_state, plain_state, unmerged_state
-from .directory import atomic_directory
 from .sharded import local_part, saved_tensors, shard_of, unsharded_state, write_state, writing
 
 MODEL, ADAPTERS = "model.safetensors", "adapters.safetensors"
@@ -86,6 +85,12 @@ class Weights:
             writing=lambda: writing(self.model), local=local_part,
         )  # fmt: skip
 
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of a checkpoint with AdamW's state, and of a model folder, roughly."""
+        model = sum(tensor.numel() * tensor.element_size() for tensor in saved_tensors(self.model).values())
+        trained = sum(each.numel() * 4 for each in self.model.parameters() if each.requires_grad)
+        return model * (1 if self.average is None else 2) + 2 * trained, model
+
     def averaged(self, swapped: bool = True) -> contextlib.AbstractContextManager:
         """Within the block the model has the averaged weights, if `swapped`."""
         return self.average.swap() if swapped and self.average is not None else contextlib.nullcontext()
@@ -106,11 +111,19 @@ class Weights:
             skeleton.to(self.model.dtype)
         return ModelFolder(skeleton, plain_state(self.model, weights), self.image_processor)
 
-    def save_pretrained(self, path: Path, card: CardFacts, accelerator: Accelerator) -> None:
-        """Write the present weights as a `from_pretrained` folder with model card; all processes must call it."""
+    def save_pretrained(
+        self, target: contextlib.AbstractContextManager[Path], card: CardFacts, accelerator: Accelerator
+    ) -> None:
+        """Write the present weights as a `from_pretrained` folder with model card; all processes must call it.
+
+        Args:
+            target: gives the main process the folder to write into, such as `atomic_directory(path)`.
+            card: what the model card says.
+            accelerator: of the run.
+        """
         weights = unsharded_state(saved_tensors(self.model), keep=accelerator.is_main_process)
         if accelerator.is_main_process:
-            with atomic_directory(path) as folder:
+            with target as folder:
                 self._folder(weights).write(folder)
                 write_model_card(folder, card)
         accelerator.wait_for_everyone()
