@@ -131,6 +131,7 @@ class Checkpointer:
         Raises:
             ValueError: the checkpoint belongs to another run; see `RunState.check_same_run`.
         """
+        files.check_contents(folder)
         progress = files.read_content(folder, files.PROGRESS)
         state.check_same_run(folder, progress)
         average = self.weights.average

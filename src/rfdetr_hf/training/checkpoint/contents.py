@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ...hub.model_card import CURVES, write_model_card
 from . import previous
-from .directory import MANIFEST, CheckpointError
+from .directory import MANIFEST, CheckpointError, check_listed
 from .optimizer import FOLDER as OPTIMIZER
 from .optimizer import write_optimizer
-from .tree import load_tree, save_tree
+from .tree import load_tree, read_tensors, require_finite, save_tree
 from .weights import ADAPTERS, MODEL
 
 AVERAGE, SCHEDULER, SCALER = "ema.safetensors", "scheduler.json", "scaler.json"
@@ -28,6 +27,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_tensors(path: Path, value: Any) -> None:
+    require_finite(value, path.name)
     save_file(value, path, metadata={"format": "pt"})
 
 
@@ -71,6 +71,16 @@ TABLE = (
 _ROWS = {entry.file: entry for entry in TABLE}
 
 
+def check_contents(folder: Path) -> None:
+    """Make sure that every file of the table that is there, under its present or its earlier name, was saved.
+
+    Raises:
+        CheckpointError: one is not in the manifest.
+    """
+    names = [name for entry in TABLE for name in (entry.file, *entry.beside) if name != MANIFEST]
+    check_listed(folder, [*names, *(Path(name).with_suffix(".pt").name for name in names)])
+
+
 def write_contents(folder: Path, contents: Mapping[str, Any]) -> None:
     """Write values by file name, each as its row says."""
     for name, value in contents.items():
@@ -86,11 +96,11 @@ def read_content(folder: Path, name: str) -> Any:
     path = folder / name
     if not path.exists() and path.with_suffix(".pt").exists():
         return previous.load(path.with_suffix(".pt"))
-    if name == PROCESSES:
-        return load_tree(path)
+    if path.suffix == ".safetensors":
+        return load_tree(path) if name == PROCESSES else read_tensors(path)
     try:
-        return load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}") from error

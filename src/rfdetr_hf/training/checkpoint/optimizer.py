@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from .directory import CheckpointError
+from .tree import require_finite
 
 FOLDER, INDEX, FORMAT = "optimizer", "index.json", 1
 
@@ -68,6 +69,7 @@ def write_optimizer(target: Path, part: OptimizerPart) -> None:
     for name, field, start, values in part.pieces:
         key = f"{name}:{field}"
         tensors[key], starts[key] = values.detach().reshape(-1).cpu().contiguous(), start
+    require_finite(tensors, "the optimizer")
     save_file(tensors, target / f"rank-{part.rank}.safetensors", metadata={"starts": json.dumps(starts)})
     if part.index is not None:
         content = {"format": FORMAT, "files": part.files, **part.index._asdict()}

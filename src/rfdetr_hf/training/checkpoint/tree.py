@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .directory import CheckpointError
@@ -14,6 +15,36 @@ from .directory import CheckpointError
 _TREE = "tree"
 # Marks of what JSON has no form for.
 _TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
+
+
+def require_finite(tensors: Mapping[str, Tensor], what: object) -> None:
+    """Check that no number is NaN or infinite; one wait for the device.
+
+    Raises:
+        CheckpointError: some are; the message names the first tensors that hold them.
+    """
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    if not floats or torch.stack([torch.isfinite(tensor).all() for tensor in floats.values()]).all():
+        return
+    broken = [name for name, tensor in floats.items() if not torch.isfinite(tensor).all()]
+    more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+    raise CheckpointError(f"{what}: NaN or infinite numbers in {', '.join(broken[:5])}{more}; nothing is made of them")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file of finite numbers into host memory.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds NaN or infinite numbers.
+    """
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    require_finite(tensors, path)
+    return tensors
 
 
 def save_tree(path: Path, tree: Any) -> None:
