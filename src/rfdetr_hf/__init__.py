@@ -38,7 +38,8 @@ PUBLIC_NAMES = {
     "training.console": ("log_to_console",),
     "training.launching": ("resume_hint",),
     "evaluation.evaluator": ("CocoEvaluator",),
-    "evaluation.run": ("evaluate_detector",),
+    "evaluation.run": ("DetectorEvaluation", "check_output", "evaluate_detector"),
+    "evaluation.backends": ("BACKENDS",),
     "evaluation.analysis": ("DetectionAnalysis",),
     "evaluation.by_image": ("predictions_by_image", "truth_by_image"),
     "inference.detector": ("ImageDetector", "load_detector"),
@@ -91,7 +92,9 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.console import log_to_console as log_to_console
     from .training.launching import resume_hint as resume_hint
     from .evaluation.evaluator import CocoEvaluator as CocoEvaluator
+    from .evaluation.run import DetectorEvaluation as DetectorEvaluation, check_output as check_output
     from .evaluation.run import evaluate_detector as evaluate_detector
+    from .evaluation.backends import BACKENDS as BACKENDS
     from .evaluation.analysis import DetectionAnalysis as DetectionAnalysis
     from .evaluation.by_image import predictions_by_image as predictions_by_image, truth_by_image as truth_by_image
     from .inference.detector import ImageDetector as ImageDetector, load_detector as load_detector

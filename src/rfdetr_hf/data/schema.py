@@ -23,10 +23,11 @@ Boxes and areas keep the precision of the source, because COCO metrics compare t
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
+from ..tasks import TaskName
 from .errors import DetectionDataError
 from .keypoints import KeypointSchema
 from .masks import coco_segmentation, mask_feature
@@ -45,9 +46,6 @@ __all__ = [
     "label_table",
     "undecoded",
 ]
-
-# The rows of `rfdetr_hf.tasks`, for type checkers.
-TaskName = Literal["detection", "segmentation", "keypoints"]
 
 # The `id` of a feature is the one free field that every operation of `datasets` carries along: select, map, casts,
 # save_to_disk, Parquet files and Hub cards. `DatasetInfo.description` is lost in Parquet files.

@@ -16,8 +16,6 @@ from .arguments import RFDETRTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-_PRESENT = {"segmentation": has_masks, "keypoints": has_keypoints}
-
 
 def default_metric(args: RFDETRTrainingArguments, task: str) -> str:
     """The metric of the best model where none is named: the mAP of the task, of the average alone or of both."""
@@ -71,7 +69,8 @@ def check_split(model: Any, split: str, dataset: Dataset) -> None:
             f"the classes of {split} are {class_names(dataset)}, but the model's id2label has {names}; "
             "build the model with id2label={i: name} of the data set's class names"
         )
-    if model.task in _PRESENT and not _PRESENT[model.task](dataset):
+    needed = TASKS[model.task].object_field
+    if needed is not None and not (has_masks if needed == "segmentation" else has_keypoints)(dataset):
         raise ValueError(
             f"the model is made for {model.task}, but the objects of {split} have none; "
             f"load the data with load_detection_dataset(…, task={model.task!r})"
