@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-TIMINGS = ("images_per_second", "data_wait", "memory_gb", "eta", "_runtime")
+TIMINGS = ("_per_second", "data_wait", "memory_gb", "eta", "_runtime")
 
 
 class LossMeter:
