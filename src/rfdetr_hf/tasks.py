@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+# The names of the rows below, for type checkers.
 TaskName = Literal["detection", "segmentation", "keypoints"]
-"""The names of the rows below, for type checkers."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ from .masks import coco_segmentation, mask_feature
 from .pipeline.pixels import decode_image
 
 __all__ = [
-    "TaskName",
     "category_ids",
     "class_names",
     "coco_segmentation",
@@ -42,6 +41,7 @@ __all__ = [
     "detection_features",
     "has_keypoints",
     "has_masks",
+    "has_object_field",
     "keypoint_schema",
     "label_table",
     "undecoded",
@@ -118,6 +118,11 @@ def ids_of_class_label(category: ClassLabel) -> list[int]:
         return list(range(len(category.names)))
     digits = category.id.removeprefix(_IDS_PREFIX)
     return [int(i) for i in digits.split(",")] if digits else []
+
+
+def has_object_field(dataset: AnyDataset, name: str) -> bool:
+    """Whether the objects have a field besides their boxes, as `Task.object_field` names it."""
+    return name in _objects_feature(dataset)
 
 
 def has_masks(dataset: AnyDataset) -> bool:
