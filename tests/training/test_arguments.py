@@ -4,7 +4,7 @@ import pytest
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
-from rfdetr_hf.training.checks import default_metric
+from rfdetr_hf.training.optimization import encoder_rate
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 
@@ -12,7 +12,7 @@ TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 def test_the_defaults_are_the_published_recipe():
     args = RFDETRTrainingArguments()
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 16
-    assert (args.learning_rate, args.learning_rate_encoder, args.layer_decay, args.component_decay) == (
+    assert (args.learning_rate, encoder_rate(args), args.layer_decay, args.component_decay) == (
         1e-4, 1.5e-4, 0.8, 0.7,
     )  # fmt: skip
     assert (args.max_grad_norm, args.ema_decay, args.ema_tau, args.weight_decay) == (0.1, 0.993, 100.0, 1e-4)
@@ -117,7 +117,7 @@ def test_invalid_values_are_refused_by_name(values, message):
 def test_task_and_evaluated_weights_decide_the_metric_of_the_best_model(values, prefixes, task, metric):
     args = RFDETRTrainingArguments(**values)
     assert args.evaluated_prefixes == prefixes
-    assert default_metric(args, task) == metric
+    assert args.for_run(task).metric_for_best_model == metric
 
 
 def test_the_arguments_survive_json():

@@ -27,7 +27,6 @@ from typing import Any, TypeAlias
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
-from ..tasks import TaskName
 from .errors import DetectionDataError
 from .keypoints import KeypointSchema
 from .masks import coco_segmentation, mask_feature

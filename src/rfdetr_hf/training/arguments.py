@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ from .drop_path import MODES as DROP_PATH_MODES
 from .drop_path import SCHEDULES as DROP_PATH_SCHEDULES
 from .optimization import SCHEDULES as LR_SCHEDULES
 from .optimization import check_schedule_options, encoder_rate
+from .runtime import RuntimeFacts
 
 MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
 PARAM_GROUPS = ("default", "official")
@@ -39,7 +41,7 @@ AUDITS = ("full", "headers", "off")
 
 
 @dataclass
-class RFDETRTrainingArguments:
+class RFDETRTrainingArguments(RuntimeFacts):
     """All options of a training. Names are those of `transformers.TrainingArguments` where it has one.
 
     The defaults are the published fine-tuning recipe: AdamW at 1e-4 (encoder 1.5e-4, decayed by layer), effective
@@ -278,11 +280,16 @@ class RFDETRTrainingArguments:
         names = tuple(name.strip() for name in self.report_to.split(","))
         return tuple(name for name in names if name not in ("", "none"))
 
-    def for_model(self, task: str) -> "RFDETRTrainingArguments":
-        """A copy with a value for each option whose default depends on others, or on the task of the model."""
-        metric = self.metric_for_best_model or (
-            ("ema_" if self.evaluated_prefixes == ("ema_",) else "") + TASKS[task].best_metric
-        )
+    def for_run(self, task: str, evaluated: Any = None) -> "RFDETRTrainingArguments":
+        """A copy with a value for each option whose default depends on others, on the model's task or on the data.
+
+        Args:
+            task: of the model.
+            evaluated: the evaluation data; of a mapping of data sets the first one chooses the best model.
+        """
+        start = f"{next(iter(evaluated))}_" if isinstance(evaluated, Mapping) and evaluated else ""
+        start += "ema_" if self.evaluated_prefixes == ("ema_",) else ""
+        metric = self.metric_for_best_model or start + TASKS[task].best_metric
         larger = larger_wins(metric) if self.greater_is_better is None else self.greater_is_better
         resolved = copy.deepcopy(self)
         resolved.metric_for_best_model, resolved.greater_is_better = metric, larger

@@ -71,9 +71,8 @@ def is_skipped(epoch: float, skip_epochs: float) -> bool:
 
 def candidate_scores(metrics: dict[str, float], metric: str) -> dict[str, float]:
     """The evaluated values of a metric by source, raw weights first: {"raw": eval_map, "ema": eval_ema_map}."""
-    metric = metric.removeprefix("eval_")
-    if metric.startswith("ema_"):
-        names = {"ema": f"eval_{metric}"}
-    else:
-        names = {"raw": f"eval_{metric}", "ema": f"eval_ema_{metric}"}
+    raw = "eval_" + metric.removeprefix("eval_")
+    # "ema_" stands before the score, behind the name of the data set where there are several.
+    average = next((name for name in metrics if "_ema_" in name and name.replace("_ema_", "_", 1) == raw), "")
+    names = {"ema": raw} if "_ema_" in raw else {"raw": raw, "ema": average}
     return {source: metrics[name] for source, name in names.items() if name in metrics}

@@ -10,6 +10,12 @@ from accelerate.utils import gather_object
 TIMINGS = ("_per_second", "data_wait", "memory_gb", "eta", "_runtime")
 
 
+def speeds(prefix: str, runtime: float, images: int, steps: int) -> dict[str, float]:
+    """What Transformers reports of a training or an evaluation: seconds, images and steps per second."""
+    names = ("runtime", "samples_per_second", "steps_per_second")
+    return {f"{prefix}_{n}": v for n, v in zip(names, (runtime, images / runtime, steps / runtime), strict=True)}
+
+
 class LossMeter:
     """Sums of the loss terms since the last log event; they stay on the device until they are read.
 

@@ -1,12 +1,10 @@
 """The training loop."""
 
-import copy
 import logging
-import shutil
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +31,7 @@ from .card import card_facts
 from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import Weights
-from .checks import audit_splits, check_run, check_split, default_metric
+from .checks import audit_splits, check_kinds, check_run, check_split, named_splits
 from .compatibility import TransformersMethods
 from .console import log_to_console, log_to_file, stop_logging
 from .distributed import allow_tf32, build_accelerator
@@ -41,9 +39,9 @@ from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .finetuning import apply_finetuning, merge_adapters
 from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor, end_workers
-from .meters import EvalLossMeter, LossMeter, Stopwatch
+from .meters import EvalLossMeter, LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
-from .optimization import build_optimizer, build_param_groups, build_scheduler
+from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
 from .parallel import choose_parallel, compile_blocks
 from .preemption import EXIT_CODE, Preempted, PreemptionNotice
 from .state import RunState
@@ -66,7 +64,7 @@ class RFDETRTrainer(TransformersMethods):
         model: the model to train; its `id2label` must name the classes of the data.
         args: see [`RFDETRTrainingArguments`]; the trainer works on a copy.
         train_dataset: a `datasets.Dataset` in the schema of [`load_detection_dataset`].
-        eval_dataset: likewise, for evaluation during training.
+        eval_dataset: likewise, for evaluation during training; or several by name, whose scores are `eval_<name>_map`…
         image_processor: the pre-processing of evaluation and prediction, saved with the model; default: a square resize
             to the model's resolution.
         callbacks: `transformers.TrainerCallback`s.
@@ -76,6 +74,9 @@ class RFDETRTrainer(TransformersMethods):
         compute_metrics: takes an `EvalPrediction` of all images, whose `predictions` are those of
             [`~evaluation.by_image.predictions_by_image`] and whose `label_ids` are those of
             [`~evaluation.by_image.truth_by_image`], and returns further metrics; called on the main process.
+        processing_class: another name of `image_processor`.
+        optimizers: an optimizer of the model's parameters and its schedule, each or None; default: by the arguments.
+        model_init: makes the model, after the seed of the arguments is set; in place of `model`.
         best_model: decides, after each evaluation, whether the weights are the best so far; default: by the arguments.
         drop_path: the drop path rate by optimizer step; default: by the arguments.
         evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
@@ -83,60 +84,60 @@ class RFDETRTrainer(TransformersMethods):
 
     def __init__(
         self,
-        model: RFDETRForObjectDetection,
-        args: RFDETRTrainingArguments,
+        model: RFDETRForObjectDetection | None = None,
+        args: RFDETRTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         image_processor: RFDETRImageProcessor | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         augmentation: Callable[..., Any] | None = None,
         test_dataset: Dataset | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         *,
+        processing_class: RFDETRImageProcessor | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        model_init: Callable[[], RFDETRForObjectDetection] | None = None,
         best_model: BestModel | None = None,
         drop_path: DropPathSchedule | None = None,
         evaluator: Callable[[Dataset], CocoEvaluator] | None = None,
     ) -> None:
-        self.args = args = copy.deepcopy(args)
-        args.metric_for_best_model = args.metric_for_best_model or default_metric(args, model.task)
-        self.model: RFDETRForObjectDetection = model
+        self.splits = named_splits(train_dataset, eval_dataset, test_dataset)
+        processor = image_processor or processing_class
+        model, args = check_kinds(model, args, self.splits, processor, model_init)
+        self.args = args = args.for_run(model.task, eval_dataset)
+        self.model, self.augmentation = model, augmentation
         self.train_dataset: Any = train_dataset
         self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
-        self.augmentation = augmentation
-        self.image_processor = image_processor or default_processor(model.config, args.square_resize)
+        self.image_processor = processor or default_processor(model.config, args.square_resize)
         side, backbone = model.config.resolution, model.config.backbone_config
         self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
+        rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
         self.state = RunState(
             is_local_process_zero=self.accelerator.is_local_main_process,
             is_world_process_zero=self.accelerator.is_main_process,
-            best=best_model
-            or BestModel(args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha),
+            best=best_model or BestModel(*rules),
         )
         self.control = TrainerControl()
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
         self.stateful: dict[str, Any] = {"losses": self.losses}
+        self.given_optimizer, self.given_scheduler = optimizers
         # Made when a training begins, for they depend on its data and on the launch.
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
         self.drop_path: Any = drop_path
         self.train_loader: Any = None
         self.weights = Weights(model, self.image_processor, train_dataset)
-        self.checkpointer = Checkpointer(
-            self.directory, self.accelerator, self.parallel, self.weights, self.stateful,
-            keep=args.save_total_limit, background=args.async_save,
-        )  # fmt: skip
-        self.validation = Validation(
-            args, self.directory, self.accelerator, self.parallel, self.weights, compute_metrics, evaluator
-        )
-        named = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "test_dataset": test_dataset}
-        self.splits = {name: dataset for name, dataset in named.items() if dataset is not None}
+        of_the_run = self.directory, self.accelerator, self.parallel, self.weights
+        keep = {"keep": args.save_total_limit, "background": args.async_save}
+        self.checkpointer = Checkpointer(*of_the_run, self.stateful, **keep)
+        self.validation = Validation(args, *of_the_run, compute_metrics, evaluator)
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
         self.preemption = PreemptionNotice()
-        self.hub = HubUploader(args.hub_model_id or self.directory.root.resolve().name, args.hub_token,
-                               args.hub_private_repo)  # fmt: skip
+        repository = args.hub_model_id or self.directory.root.resolve().name
+        self.hub = HubUploader(repository, args.hub_token, args.hub_private_repo)
         listeners = [*self._own_callbacks(), *(callbacks or ())]
         self.callback_handler: Any = CallbackHandler(listeners, model, self.image_processor, None, None)
         self._in_training = False
@@ -175,17 +176,29 @@ class RFDETRTrainer(TransformersMethods):
             self.train_dataset, self.args, self.model.config, self.scales, self.accelerator, self.augmentation
         )
 
-    def get_eval_dataloader(self, dataset: Dataset) -> DataLoader:
-        """This rank's share of a data set, every image once over all ranks."""
+    def get_eval_dataloader(self, dataset: Dataset | str | None = None) -> DataLoader:
+        """This rank's share of a data set, every image once over all ranks.
+
+        Args:
+            dataset: or the name of one, where several were given at construction; default: the one of construction.
+        """
+        if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping):
+            dataset = self.eval_dataset[dataset]
+        dataset = self.splits.get("eval_dataset") if dataset is None else dataset
+        if not isinstance(dataset, Dataset):
+            raise ValueError(f"get_eval_dataloader() needs a data set, and none is {dataset!r}")
         return build_eval_loader(dataset, self.args, self.model.config, self.image_processor, self.accelerator)
 
     def create_optimizer(self) -> Optimizer:
-        """The optimizer, of the model before it is sharded."""
+        """The optimizer, of the model before it is sharded; the one given at construction, if any."""
+        if self.given_optimizer is not None:
+            return self.given_optimizer
         return build_optimizer(build_param_groups(self.model, self.args), self.args, self.accelerator.device)
 
     def create_scheduler(self, optimizer: Optimizer) -> LRScheduler:
-        """The schedule of the learning rates, stepped once after each optimizer step."""
-        return build_scheduler(optimizer, self.args, self.state.max_steps, self.state.steps_per_epoch)
+        """The schedule of the learning rates, stepped once after each optimizer step; the one given, if any."""
+        steps = self.state.max_steps, self.state.steps_per_epoch
+        return self.given_scheduler or build_scheduler(optimizer, self.args, *steps)
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: float | None = None
@@ -240,12 +253,12 @@ class RFDETRTrainer(TransformersMethods):
             audit_splits(self.splits, self.args.audit, self.accelerator)
             if self.accelerator.is_main_process:
                 self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
-            started = time.perf_counter()
+            started, first_step = time.perf_counter(), self.state.global_step
             self._in_training = True
             with self.preemption:
                 self._run_epochs()
             self._in_training = False
-            return self._finish(time.perf_counter() - started)
+            return self._finish(time.perf_counter() - started, self.state.global_step - first_step)
 
     def _end_training(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         processes = self.accelerator.num_processes
@@ -418,7 +431,7 @@ class RFDETRTrainer(TransformersMethods):
         if not logs:
             return
         state.loss_total, state.loss_steps = state.loss_total + logs["loss"] * steps, state.loss_steps + steps
-        logs["learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
+        logs["learning_rate"] = present_rate(self.optimizer, self.args)
         logs["skipped_steps"] = state.skipped_steps
         logs |= self.stopwatch.read(self.accelerator.device, state.max_steps - state.global_step)
         self.losses.reset()
@@ -472,7 +485,7 @@ class RFDETRTrainer(TransformersMethods):
 
     # ------------------------------------------------------------------------------------------------ the end
 
-    def _finish(self, runtime: float) -> TrainOutput:
+    def _finish(self, runtime: float, steps: int) -> TrainOutput:
         state = self.state
         self._announce_saved()
         with self.weights.averaged():
@@ -492,41 +505,18 @@ class RFDETRTrainer(TransformersMethods):
             source = f"the weights of step {state.global_step}"
         merge_adapters(self.model)
         logger.info("the model in memory is %s", source)
-        metrics = {"train_runtime": runtime, "train_skipped_steps": state.skipped_steps}
+        metrics = {"train_loss": state.loss_total / max(state.loss_steps, 1)}
+        metrics |= speeds("train", runtime, steps * state.identity["images_per_step"], steps)
+        metrics["train_skipped_steps"] = state.skipped_steps
+        self.log(metrics)
+        metrics["epoch"] = state.epoch or 0.0
         if self.test_dataset is not None:
             metrics |= self.evaluate(self.test_dataset, metric_key_prefix="test")
             # Once more, with the scores in the card.
             folder = self.directory.best if takes_best else self.directory.last
             self.weights.save_pretrained(folder, self._card(), self.accelerator)
         self._fire("on_train_end")
-        return TrainOutput(state.global_step, state.loss_total / max(state.loss_steps, 1), metrics)
-
-    def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
-        folder = Path(output_dir) if output_dir else self.directory.last
-        self.weights.save_pretrained(folder, self._card(), self.accelerator)
-
-    def push_to_hub(self, commit_message: str = "End of training", blocking: bool = True) -> str | None:
-        """Upload the model in memory, with image processor and model card, to `hub_model_id`.
-
-        Args:
-            commit_message: of the commit.
-            blocking: wait, and raise what goes wrong; else upload in the background and report it.
-
-        Returns:
-            The address of the commit on the main process when blocking, else None.
-        """
-        folder = self.directory.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
-        self.weights.save_pretrained(folder, self._card(), self.accelerator)
-        if not self.accelerator.is_main_process:
-            return None
-        self._fire("on_push_begin")
-        try:
-            if blocking:
-                return self.hub.push(folder, commit_message)
-            return self.hub.submit(folder, commit_message)
-        finally:
-            shutil.rmtree(folder)
+        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
     def _card(self, metrics: Mapping[str, float] | None = None) -> CardFacts:
         """What the model card of the present weights says; without metrics, those of the weights' step."""
@@ -538,22 +528,29 @@ class RFDETRTrainer(TransformersMethods):
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
-    def evaluate(self, eval_dataset: Dataset | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Dataset | Mapping[str, Dataset] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """COCO metrics of the weights that the arguments name: `eval_map`…, and `eval_ema_map`… for the average.
 
         Outside of training the model in memory is evaluated, under the plain names.
 
         Args:
-            eval_dataset: default: the one given at construction.
+            eval_dataset: default: the one given at construction. Of several, each has its name behind the prefix.
             metric_key_prefix: first part of each name.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("evaluate() needs an eval_dataset, here or at construction")
+        if isinstance(dataset, Mapping):
+            parts = [self.evaluate(each, f"{metric_key_prefix}_{name}") for name, each in dataset.items()]
+            return {name: value for part in parts for name, value in part.items()}
+        check_kinds(self.model, self.args, {"eval_dataset": dataset}, None)
         check_split(self.model, metric_key_prefix, dataset)
         started = time.perf_counter()
         metrics: dict[str, float] = {}
-        for prefix in self.args.evaluated_prefixes if self._in_training else ("",):
+        prefixes = self.args.evaluated_prefixes if self._in_training else ("",)
+        for prefix in prefixes:
             folder = None
             if self._in_training:
                 step = str(self.state.global_step)
@@ -562,7 +559,9 @@ class RFDETRTrainer(TransformersMethods):
             with self.weights.averaged(bool(prefix)):
                 scores = self._score(dataset, self._after_batch, folder, losses)
             metrics |= {f"{metric_key_prefix}_{prefix}{name}": value for name, value in scores.items()}
-        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
+        batches = math.ceil(len(dataset) / (self.args.eval_batch_size * self.accelerator.num_processes))
+        passes = len(prefixes)
+        metrics |= speeds(metric_key_prefix, time.perf_counter() - started, passes * len(dataset), passes * batches)
         self.log(metrics)
         self._fire("on_evaluate", metrics=metrics)
         return metrics
