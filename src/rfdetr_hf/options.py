@@ -287,15 +287,11 @@ def _as_written(hint: Any, value: Any, text: Any) -> Any:
         return ",".join(
             str(text).lower() if isinstance(v, bool) else str(text) for v, text in zip(items, texts, strict=True)
         )
+    # Numbers from their texts as well: YAML takes 12:30 for 750 and 010 for 8.
     for kind, read in ((bool, string_to_bool), (int, int), (float, float)):
-        if (
-            kind in kinds
-            and scalar
-            and isinstance(value, (str, int, float))
-            and isinstance(value, bool) <= (kind is bool)
-        ):
+        if kind in kinds and scalar and not isinstance(text, list):
             try:
-                return read(value) if isinstance(value, str) else value
+                return read(str(text))
             except (ValueError, argparse.ArgumentTypeError):
                 continue
     raise ValueError("must be " + " or ".join(_IN_WORDS[kind] for kind in kinds))

@@ -61,13 +61,15 @@ class RFDETRTrainingArguments(RuntimeFacts):
     )
     gradient_accumulation_steps: int = option(4, "Micro-batches of one optimizer step.", FROM_1)
 
-    learning_rate: float = option(1e-4, "Rate of projector, heads and queries.", POSITIVE)
+    learning_rate: float = option(1e-4, "Rate of projector, heads and queries.", Range(0, 10, "(]"))
     learning_rate_encoder: float | None = option(
-        None, "Rate of the encoder, before layer and component decay; default: 1.5 times learning_rate.", POSITIVE
+        None,
+        "Rate of the encoder, before layer and component decay; default: 1.5 times learning_rate.",
+        Range(0, 10, "(]"),
     )
     layer_decay: float = option(0.8, "Factor on the encoder's rate for each layer away from its output.", FACTOR)
     component_decay: float = option(0.7, "Factor on the decoder's rate; squared on the encoder's.", FACTOR)
-    weight_decay: float = option(1e-4, "AdamW's weight decay.", FROM_0)
+    weight_decay: float = option(1e-4, "AdamW's weight decay.", Range(0, 10))
     param_groups: str = option(
         "default",
         "'default' decays no bias, norm, LayerScale or embedding; 'official' is the table of the rfdetr package.",
@@ -214,7 +216,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
         for name in ("eval_steps", "save_steps", "logging_steps", "warmup_steps"):
             value = getattr(self, name)
             if value is not None and value >= 1:
-                if value != int(value):
+                if value != int(value) or value >= 2**63:
                     raise ValueError(f"{name}={value!r} is not valid: from 1 on it counts steps, in full numbers")
                 setattr(self, name, int(value))
         if self.eval_strategy == IntervalStrategy.STEPS and self.eval_steps is None:
