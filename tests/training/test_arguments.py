@@ -107,7 +107,7 @@ def test_a_value_of_a_file_is_what_is_written(tmp_path, line, name, value):
         ("learning_rate: {a: 1}", r"run\.yaml: learning_rate: .* must be a number"),
         ("learning_rate: 1e400", r"run\.yaml: learning_rate=inf is not valid: it must be a number, in \(0, 10\]"),
         ("learning_rate: .nan", r"run\.yaml: learning_rate: '\.nan' must be a number"),
-        ("gradient_accumulation_steps: 12:30", r"run\.yaml: gradient_accumulation_steps: '12:30' must be a whole number"),
+        ("lora_r: 12:30", r"run\.yaml: lora_r: '12:30' must be a whole number"),
         ("max_steps: 3.5", r"run\.yaml: max_steps: '3\.5' must be a whole number"),
         ("max_steps: 99999999999999999999", r"run\.yaml: max_steps=99999999999999999999 is not valid"),
         ("seed: -1", r"run\.yaml: seed=-1 is not valid: it must be a whole number, in \[0, 4\.29497e\+09\]"),
