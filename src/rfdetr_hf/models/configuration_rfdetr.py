@@ -1,7 +1,8 @@
 """The configuration of RF-DETR models and the table of published variants."""
 
 import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from transformers import PreTrainedConfig
 
@@ -15,6 +16,8 @@ MULTI_LEVEL_MODEL_TYPE = "rf_detr_multi_level"
 # It would read a keypoint model as a detector whose class logits lack the keypoints' part.
 KEYPOINT_MODEL_TYPE = "rf_detr_keypoint"
 _MODEL_TYPES = (MODEL_TYPE, MULTI_LEVEL_MODEL_TYPE, KEYPOINT_MODEL_TYPE)
+# The name of a row of the class head that no class has.
+UNUSED_LABEL = "N/A"
 PROJECTOR_SCALES = ("P3", "P4", "P5")
 
 # Fields of the transformers configurations that have a single value in RF-DETR. They are written to the file, because
@@ -58,6 +61,26 @@ def _require_positive(config: PreTrainedConfig, *fields: str) -> None:
         value = getattr(config, field)
         is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         _require(is_count, f"{field} must be a positive integer, got {value!r}.")
+
+
+def _class_names(id2label: Any) -> dict[int, str]:
+    """`id2label` with integers as ids.
+
+    Raises:
+        ValueError: if the ids are not 0, 1, ..., n - 1, or a name stands twice; only "N/A", a row without a class, may.
+    """
+    _require(isinstance(id2label, Mapping), f"id2label must be a dict of ids and names, got {id2label!r:.80}.")
+    ids = [str(id_) for id_ in id2label]
+    names = [str(id2label[id_]) for id_ in id2label]
+    listed = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    _require(
+        sorted(ids) == sorted(map(str, range(len(ids)))),
+        f"id2label has the ids {listed}: they must be 0 to {len(ids) - 1} without gaps, since row i of the class head "
+        f"is class i. Count the classes from 0: {dict(enumerate(names[:3]))}{' ...' if len(ids) > 3 else ''}",
+    )
+    twice = sorted({name for name in names if name != UNUSED_LABEL and names.count(name) > 1})
+    _require(not twice, f"id2label has the names {twice[:3]} twice: each class needs a name of its own.")
+    return dict(sorted((int(id_), name) for id_, name in zip(ids, names, strict=True)))
 
 
 class RFDETRBackboneConfig(PreTrainedConfig):
@@ -198,6 +221,7 @@ class RFDETRConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
+    sub_configs: ClassVar[Any] = {"backbone_config": RFDETRBackboneConfig}
 
     backbone_config: Any = None
     resolution: int = _DERIVED
@@ -258,6 +282,17 @@ class RFDETRConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.d_model
         self.num_keypoints_per_class = list(self.num_keypoints_per_class or [])
+        given: Any = self.label2id
+        if self.id2label is None and given:
+            self.id2label = {id_: name for name, id_ in given.items()}
+        if self.id2label is not None:
+            self.id2label = _class_names(self.id2label)
+            count, names = kwargs.pop("num_labels", None), len(self.id2label)
+            _require(count in (None, names), f"num_labels is {count}, but id2label has {names} names: give id2label alone.")
+            self.label2id = {name: id_ for id_, name in self.id2label.items()}
+            differing = [name for name, id_ in (given or {}).items() if str(self.label2id.get(name)) != str(id_)]
+            unknown = [name for name in differing if name != UNUSED_LABEL]
+            _require(not unknown, f"label2id and id2label name different ids for {unknown[:3]}: give id2label alone.")
         super().__post_init__(**kwargs)
         self.validate()
 
@@ -285,6 +320,7 @@ class RFDETRConfig(PreTrainedConfig):
         for field in ("dropout", "attention_dropout", "activation_dropout"):
             _require(0 <= getattr(self, field) < 1, f"{field} must be in [0, 1), got {getattr(self, field)!r}.")
         _require(self.num_labels >= 1, f"num_labels must be at least 1, got {self.num_labels}: set id2label.")
+        _class_names(self.id2label)
 
     def _validate_sizes(self) -> None:
         patch, windows = self.backbone_config.patch_size, self.backbone_config.num_windows
@@ -336,6 +372,21 @@ class RFDETRConfig(PreTrainedConfig):
         return {**super().to_dict(), "model_type": model_type}
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "RFDETRConfig":
+        """Read the `config.json` of a folder or Hub repository, ours or that of plain transformers.
+
+        Raises:
+            OSError: if there is none, or it is no JSON.
+            ValueError: naming the file and the field that is missing or wrong.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            if str(pretrained_model_name_or_path) in str(error):
+                raise
+            raise ValueError(f"{pretrained_model_name_or_path}: config.json: {error}") from error
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict]:
         """Read `config.json`, ours or that of plain transformers (see `complete_plain_config`).
 
@@ -356,7 +407,8 @@ class RFDETRConfig(PreTrainedConfig):
         """This configuration with some fields changed.
 
         A dict `backbone_config` is merged. Where the position table fits the resolution, a new `resolution` brings a
-        table of its own size, unless `backbone_config` gives an `image_size`. `id2label` implies `label2id`.
+        table of its own size, unless `backbone_config` gives an `image_size`. One of `id2label` and `label2id`
+        implies the other.
 
         Raises:
             ValueError: for a name that is no field, or fields that do not fit together.
@@ -371,10 +423,7 @@ class RFDETRConfig(PreTrainedConfig):
         merged = {**fields["backbone_config"], **encoder}
         if "out_indices" in encoder:
             merged = {name: merged[name] for name in merged if name not in ("out_features", "window_block_indexes")}
-        if "id2label" in overrides:
-            overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
-            overrides.setdefault("label2id", {name: key for key, name in overrides["id2label"].items()})
-        elif overrides.get("num_labels", self.num_labels) != self.num_labels:
+        if {"id2label", "label2id"} & set(overrides) or overrides.get("num_labels", self.num_labels) != self.num_labels:
             fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
         fields |= {**overrides, "backbone_config": merged, "model_type": MODEL_TYPE}
         return type(self)(**fields)

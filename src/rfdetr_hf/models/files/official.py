@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..configuration_rfdetr import RFDETRConfig
+from ..configuration_rfdetr import UNUSED_LABEL, RFDETRConfig
 from .adapt import (
-    UNUSED_LABEL,
     append_unused_row,
     count_decoder_layers,
     count_encoder_blocks,
