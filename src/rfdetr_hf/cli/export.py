@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ..export.exporter import FORMATS, ExportReport, export
 from ..export.onnx import OPSET
 from ..export.parity import TOLERANCE
-from ..models.files.auto import load_model
+from ..models.files.auto import load_model, load_processor
 from ..training.arguments import parse_arguments
 
 DESCRIPTION = """Write a trained model as an ONNX file or a torch.export program.
@@ -42,13 +42,15 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf export") -> ExportReport:
     """Load, export, compare, print."""
     (args,) = parse_arguments((ExportArguments,), argv, prog=prog, description=DESCRIPTION)
     size = None if args.size is None else (args.size[0], args.size[-1])
+    model = load_model(args.model_name_or_path)
     report = export(
-        load_model(args.model_name_or_path),
+        model,
         args.output,
         args.format,
         size=size,
         opset=args.opset,
         tolerance=args.tolerance,
+        processor=load_processor(args.model_name_or_path, model.config.resolution),
     )
     print(report)
     return report

@@ -207,7 +207,8 @@ class RFDETRConfig(PreTrainedConfig):
         layer_norm_eps: Epsilon of the projector norms (decoder norms have 1e-5).
         class_cost, bbox_cost, giou_cost: Weights of the matching cost.
         class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: Weights of the loss terms.
-        auxiliary_loss: Whether decoder layers before the last are supervised too.
+        auxiliary_loss: Whether decoder layers before the last are supervised too. The proposals of the encoder always
+            are; the official package leaves them untrained without it.
         mask_downsample_ratio: Masks have height and width of the input divided by this (segmentation).
         intermediate_size: Hidden width of the query block of the segmentation head, 4 * d_model; derived.
         mask_point_sample_ratio: Mask losses and costs read one point for each so many cells of a mask.
@@ -288,7 +289,7 @@ class RFDETRConfig(PreTrainedConfig):
         if self.id2label is not None:
             self.id2label = _class_names(self.id2label)
             count, names = kwargs.pop("num_labels", None), len(self.id2label)
-            _require(count in (None, names), f"num_labels is {count}, but id2label has {names} names: give id2label alone.")
+            _require(count in (None, names), f"num_labels is {count}, but id2label has {names} names: give one.")
             self.label2id = {name: id_ for id_, name in self.id2label.items()}
             differing = [name for name, id_ in (given or {}).items() if str(self.label2id.get(name)) != str(id_)]
             unknown = [name for name in differing if name != UNUSED_LABEL]

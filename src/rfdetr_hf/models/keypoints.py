@@ -38,6 +38,7 @@ from .geometry import LevelShapes, geometry_dtype
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_torch_default, init_xavier, init_xavier_zero_bias, init_zeros, with_init
 from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection
+from .post_processing import DEFAULT_THRESHOLD, Threshold
 from .projector import MultiScaleProjector, RFDETRBackbone
 
 INSTANCE_SCALE = 1e-6
@@ -308,13 +309,13 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
         self,
         outputs: Any,
         processor: RFDETRImageProcessor,
-        threshold: float = 0.5,
+        threshold: Threshold = DEFAULT_THRESHOLD,
         target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         **options: Any,
     ) -> list[dict[str, Any]]:
         """See `RFDETRForObjectDetection.detect`; each image has `keypoints` and their precision besides."""
         schema = self.config.num_keypoints_per_class
-        return processor.post_process_keypoint_detection(outputs, schema, threshold, target_sizes)
+        return processor.post_process_keypoint_detection(outputs, schema, self.thresholds(threshold), target_sizes)
 
     @torch.no_grad()
     def reset_keypoint_precision(self) -> None:

@@ -26,6 +26,7 @@ from .files.pretrained import RFDETRPreTrainedModel
 from .geometry import refine_boxes
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_standard_normal, init_zeros, with_init
+from .post_processing import DEFAULT_THRESHOLD, Threshold, class_thresholds
 from .projector import RFDETRBackbone
 
 
@@ -168,7 +169,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         self,
         outputs: Any,
         processor: RFDETRImageProcessor,
-        threshold: float = 0.5,
+        threshold: Threshold = DEFAULT_THRESHOLD,
         target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         *,
         pixel_mask: Tensor | None = None,
@@ -179,7 +180,8 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         Args:
             outputs: What `forward` returned.
             processor: Of the model.
-            threshold: Detections with a higher score are kept; a negative one keeps all.
+            threshold: Detections with a higher score are kept; a negative one keeps all. Also one for each class, as a
+                sequence or as a dict of names or ids, in which a class that is left out has 0.5.
             target_sizes: (B, 2) height and width of the images; without it boxes are in [0, 1].
             pixel_mask: (B, H, W) that `forward` got, if it got one; masks need it.
             as_rle: Masks as COCO run-lengths.
@@ -187,7 +189,11 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         Returns:
             Per image `scores`, `labels`, `boxes`, and what the task has besides.
         """
-        return processor.post_process_object_detection(outputs, threshold, target_sizes)
+        return processor.post_process_object_detection(outputs, self.thresholds(threshold), target_sizes)
+
+    def thresholds(self, threshold: Threshold) -> float | Tensor:
+        """`threshold` with a value for each class, from a dict of class names or ids; see `class_thresholds`."""
+        return class_thresholds(threshold, self.config.num_labels, self.config.id2label)
 
     def forward(
         self,

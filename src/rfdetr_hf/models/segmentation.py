@@ -17,6 +17,7 @@ from .geometry import full_sizes, geometry_dtype, valid_sizes
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_norm, init_torch_default, init_zeros, with_init
 from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection
+from .post_processing import DEFAULT_THRESHOLD, Threshold
 
 MASK_BLOCK_NORM_EPS = 1e-6
 
@@ -144,12 +145,14 @@ class RFDETRForInstanceSegmentation(RFDETRForObjectDetection):
         self,
         outputs: Any,
         processor: RFDETRImageProcessor,
-        threshold: float = 0.5,
+        threshold: Threshold = DEFAULT_THRESHOLD,
         target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         **options: Any,
     ) -> list[dict[str, Any]]:
         """See `RFDETRForObjectDetection.detect`; each image has `masks` besides."""
-        return processor.post_process_instance_segmentation(outputs, threshold, target_sizes, **options)
+        return processor.post_process_instance_segmentation(
+            outputs, self.thresholds(threshold), target_sizes, **options
+        )
 
     def _layers(
         self, states: DetectorStates, pixel_values: Tensor, pixel_mask: Tensor | None, supervised: bool

@@ -72,7 +72,10 @@ def require_finite(state: Mapping[str, Tensor], origin: str) -> None:
     wrong = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise ValueError(f"{origin}: NaN or infinite values in {len(wrong)} tensors: {shown}. Take an earlier checkpoint.")
+        raise ValueError(
+            f"{origin}: NaN or infinite values in {len(wrong)} of {len(state)} tensors: {shown}. Take an earlier "
+            "checkpoint."
+        )
 
 
 def require_task(names: Mapping[str, Any], model_class: type, origin: str) -> None:
