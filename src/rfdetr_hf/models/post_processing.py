@@ -61,21 +61,48 @@ def class_thresholds(
 
 
 def image_masks(
-    logits: Tensor, size: tuple[int, int], image_share: Tensor | None = None, as_rle: bool = False
+    logits: Tensor,
+    size: tuple[int, int],
+    image_share: Tensor | None = None,
+    as_rle: bool = False,
+    threshold: float = 0.0,
 ) -> Tensor | list[dict[str, Any]]:
-    """Binary masks of one image: bilinear to its size, object where the logit is above 0, not cut at the box.
+    """Binary masks of one image: bilinear to its size, object where the logit is high, not cut at the box.
 
     Args:
         logits: (n, h, w) of the complete canvas.
         size: (height, width) of the masks.
         image_share: (2,) share of the canvas' (width, height) that is image; None where nothing is padded.
+        threshold: Logits above it are object.
         as_rle: Encode each chunk as COCO run-lengths and drop it, so that never more than 32 masks exist.
 
     Returns:
         (n, height, width) bool, or n dicts of `size` and `counts` (text, so that they can be written as JSON).
     """
-    chunks = (_resize(chunk, size, image_share) > 0 for chunk in logits.split(_MASKS_AT_ONCE))
+    chunks = (_resize(chunk, size, image_share) > threshold for chunk in logits.split(_MASKS_AT_ONCE))
     return [rle for chunk in chunks for rle in _run_lengths(chunk)] if as_rle else torch.cat(list(chunks))
+
+
+def as_segments(found: Mapping[str, Any], overlapping: bool) -> dict[str, Any]:
+    """The detections of one image in the form of transformers.
+
+    Args:
+        found: `scores`, `labels` and `masks` (n, H, W), best first.
+        overlapping: Keep masks apart; else a pixel belongs to the first object whose mask has it.
+
+    Returns:
+        `segmentation`: (n, H, W) bool, or (H, W) int32 of ids with -1 for none; `segments_info`: for each object `id`,
+        `label_id` and `score`. Objects without a pixel of their own are left out.
+    """
+    masks, segments, kept = found["masks"], [], []
+    map_of_ids = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
+    for index, (score, label) in enumerate(zip(found["scores"].tolist(), found["labels"].tolist(), strict=True)):
+        pixels = masks[index] if overlapping else masks[index] & (map_of_ids == -1)
+        if pixels.any():
+            kept.append(index)
+            map_of_ids[pixels] = len(kept)
+            segments.append({"id": len(kept), "label_id": label, "was_fused": False, "score": score})
+    return {"segmentation": masks[kept] if overlapping else map_of_ids, "segments_info": segments}
 
 
 def image_shares(pixel_mask: Tensor | None, batch: int) -> Sequence[Tensor | None]:
