@@ -13,8 +13,8 @@ from rfdetr_hf.models.files import official
 MODEL_CONFIG = """
     amp backbone_lora bbox_reparam ca_nheads compile cuda_graphs dec_layers dec_n_points device dual_projector
     dual_projector_kp_only encoder freeze_encoder fused_optimizer gradient_checkpointing group_detr
-    grouppose_keypoint_dim_downscale hidden_dim ia_bce_loss inter_instance_kp_attn keypoint_cross_attn layer_norm license
-    lite_refpoint_refine mask_downsample_ratio model_name num_channels num_classes num_decoder_registers
+    grouppose_keypoint_dim_downscale hidden_dim ia_bce_loss inter_instance_kp_attn keypoint_cross_attn layer_norm
+    license lite_refpoint_refine mask_downsample_ratio model_name num_channels num_classes num_decoder_registers
     num_keypoints_per_class num_queries num_select num_windows out_feature_indexes patch_size positional_encoding_size
     postprocess_trace_alpha pretrain_weights projector_scale resolution sa_nheads segmentation_head two_stage
     use_grouppose_keypoints

@@ -23,17 +23,16 @@ Boxes and areas keep the precision of the source, because COCO metrics compare t
 
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, TypeAlias
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from .errors import DetectionDataError
-from .images import decode_image
 from .keypoints import KeypointSchema
 from .masks import coco_segmentation, mask_feature
+from .pipeline.pixels import decode_image
 
 __all__ = [
-    "Task",
     "category_ids",
     "class_names",
     "coco_segmentation",
@@ -41,20 +40,18 @@ __all__ = [
     "detection_features",
     "has_keypoints",
     "has_masks",
+    "has_object_field",
     "keypoint_schema",
     "label_table",
     "undecoded",
 ]
-
-Task = Literal["detection", "segmentation", "keypoints"]
-TASKS = ("detection", "segmentation", "keypoints")
 
 # The `id` of a feature is the one free field that every operation of `datasets` carries along: select, map, casts,
 # save_to_disk, Parquet files and Hub cards. `DatasetInfo.description` is lost in Parquet files.
 _IDS_PREFIX = "category_ids:"
 _KEYPOINTS_PREFIX = "keypoints:"
 
-AnyDataset = Dataset | DatasetDict
+AnyDataset: TypeAlias = Dataset | DatasetDict
 
 
 def detection_features(
@@ -111,8 +108,7 @@ def class_names(dataset: AnyDataset) -> list[str]:
 
 def category_ids(dataset: AnyDataset) -> list[int]:
     """For each label the id that the source gives this class: 0, 1, 2… where the source has no ids of its own."""
-    category = _category_feature(dataset)
-    return ids_of_class_label(category)
+    return ids_of_class_label(_category_feature(dataset))
 
 
 def ids_of_class_label(category: ClassLabel) -> list[int]:
@@ -121,6 +117,11 @@ def ids_of_class_label(category: ClassLabel) -> list[int]:
         return list(range(len(category.names)))
     digits = category.id.removeprefix(_IDS_PREFIX)
     return [int(i) for i in digits.split(",")] if digits else []
+
+
+def has_object_field(dataset: AnyDataset, name: str) -> bool:
+    """Whether the objects have a field besides their boxes, as `Task.object_field` names it."""
+    return name in _objects_feature(dataset)
 
 
 def has_masks(dataset: AnyDataset) -> bool:
@@ -149,7 +150,7 @@ def keypoint_schema(dataset: AnyDataset) -> KeypointSchema:
     return found
 
 
-def schema_of_keypoints(feature: object) -> KeypointSchema | None:
+def schema_of_keypoints(feature: Any) -> KeypointSchema | None:
     """The schema that the feature of ``objects.keypoints`` carries, if any."""
     while isinstance(feature, List):
         feature = feature.feature

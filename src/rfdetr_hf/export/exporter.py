@@ -39,7 +39,7 @@ class ExportReport(NamedTuple):
         return f"{self.path}: {self.size[0]} x {self.size[1]} pixels; largest difference to the model: {outputs}"
 
 
-def export(
+def export_model(
     model: RFDETRForObjectDetection,
     path: str | Path,
     format: str = "onnx",

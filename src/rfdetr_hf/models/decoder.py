@@ -125,43 +125,40 @@ class Proposals(NamedTuple):
     boxes: Tensor
 
 
-def stacked(modules: Iterable[Any], groups: int) -> tuple[Tensor, Tensor]:
-    """Weights and biases of the first `groups` modules, which are alike, with a leading group dimension."""
-    modules = list(modules)[:groups]
-    return torch.stack([module.weight for module in modules]), torch.stack([module.bias for module in modules])
-
-
-def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(G, N, in) with a weight (G, out, in) and a bias (G, out) for each group -> (G, N, out)."""
-    return torch.baddbmm(bias[:, None].to(x.dtype), x, weight.transpose(1, 2).to(x.dtype))
+def grouped_linear(modules: Iterable[Any], groups: int) -> Callable[[Tensor], Tensor]:
+    """The same linear layer of the first `groups` groups as one function, (G, N, in) -> (G, N, out)."""
+    first, *others = list(modules)[:groups]
+    if not others:
+        # The module itself, since it may be a quantised one, which has no weight to be read.
+        return first
+    weight = torch.stack([module.weight for module in (first, *others)])  # (G, out, in)
+    bias = torch.stack([module.bias for module in (first, *others)])  # (G, out)
+    return lambda x: torch.baddbmm(bias[:, None].to(x.dtype), x, weight.transpose(1, 2).to(x.dtype))
 
 
 class _ProposalHeads:
-    """The heads of several groups stacked, so that each operation runs once for all of them."""
+    """The heads of several groups as one, so that each operation runs once for all of them."""
 
     def __init__(self, transformer: "RFDETRTransformer", groups: int) -> None:
-        boxes = [head.layers for head in list(transformer.enc_out_bbox_embed)[:groups]]
-        self.output = stacked(transformer.enc_output, groups)
-        self.norm = stacked(transformer.enc_output_norm, groups)
-        self.classes = stacked(transformer.enc_out_class_embed, groups)
-        self.boxes = [stacked(layers, groups) for layers in zip(*boxes, strict=True)]
+        norms: list[Any] = list(transformer.enc_output_norm)[:groups]
+        boxes: list[Any] = list(transformer.enc_out_bbox_embed)[:groups]
+        self.output = grouped_linear(transformer.enc_output, groups)
+        self.norm = [torch.stack(parts)[:, None] for parts in zip(*((n.weight, n.bias) for n in norms), strict=True)]
+        self.logits = grouped_linear(transformer.enc_out_class_embed, groups)  # (G, N, C) -> (G, N, K)
+        self.boxes = [grouped_linear(layers, groups) for layers in zip(*(head.layers for head in boxes), strict=True)]
 
     def features(self, tokens: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, C)."""
-        x = grouped_linear(tokens, *self.output)
-        weight, bias = self.norm
-        x = F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS)
-        return x * weight[:, None] + bias[:, None]
-
-    def logits(self, features: Tensor) -> Tensor:
-        """(G, N, C) -> (G, N, K)."""
-        return grouped_linear(features, *self.classes)
+        x = self.output(tokens)
+        weight, bias = self.norm  # (G, 1, C)
+        return F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS) * weight + bias
 
     def deltas(self, features: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, 4)."""
-        for layer in self.boxes[:-1]:
-            features = F.relu(grouped_linear(features, *layer))
-        return grouped_linear(features, *self.boxes[-1])
+        *hidden, last = self.boxes
+        for layer in hidden:
+            features = F.relu(layer(features))
+        return last(features)
 
 
 def _gather_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -261,8 +261,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
     ) -> list[dict[str, Any]]:
         """Raw outputs -> detections with masks per image, see `post_process_object_detection`.
 
-        With one of the last two arguments the result has the form of transformers, which its pipeline and other tools
-        read.
+        With one of the last two arguments the result has besides what transformers' pipeline and other tools read.
 
         Args:
             outputs: Has `pred_masks` (B, Q, h, w) as well.
@@ -270,14 +269,14 @@ class RFDETRImageProcessor(BaseImageProcessor):
             pixel_mask: (B, H, W) that the model got, if it got one: the masks of padded images are cut to the image.
             as_rle: Masks as COCO run-lengths. They are encoded in chunks, so that the memory stays small.
             mask_threshold: Probability above which a pixel belongs to the object.
-            overlap_mask_area_threshold: Given by transformers' pipeline: each pixel belongs to the best object alone. An
-                object that keeps no pixel is left out; the value itself has no effect.
+            overlap_mask_area_threshold: Given by transformers' pipeline: each pixel belongs to the best object alone.
+                An object that keeps no pixel is left out; the value itself has no effect.
             return_binary_maps: Masks of transformers' form that may overlap.
 
         Returns:
-            Per image `scores`, `labels`, `boxes`, and `masks`: (n, H, W) bool, or n dicts of `size` and `counts`. In
-            the form of transformers `segments_info`, for each object a dict of `id`, `label_id` and `score`, and
-            `segmentation`: (H, W) int32 of these ids, -1 where there is none, or (n, H, W) bool.
+            Per image `scores`, `labels`, `boxes`, and `masks`: (n, H, W) bool, or n dicts of `size` and `counts`. For
+            other tools `segments_info`, for each object a dict of `id`, `label_id` and `score`, and `segmentation`:
+            (H, W) int32 of these ids, -1 where there is none, or (n, H, W) bool.
         """
         if not 0 < mask_threshold < 1:
             raise ValueError(f"mask_threshold={mask_threshold}: it is a probability between 0 and 1.")
@@ -291,7 +290,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
         if overlap_mask_area_threshold is not None or return_binary_maps:
             if as_rle:
                 raise ValueError("as_rle gives run-lengths in our own form: leave it out, or the other arguments.")
-            return [as_segments(each, return_binary_maps) for each in found]
+            return [each | as_segments(each, return_binary_maps) for each in found]
         return found
 
     @torch.no_grad()

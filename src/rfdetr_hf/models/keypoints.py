@@ -32,7 +32,6 @@ from .decoder import (
     flatten_levels,
     grouped_linear,
     layer_norm,
-    stacked,
 )
 from .geometry import LevelShapes, geometry_dtype
 from .image_processing_rfdetr import RFDETRImageProcessor
@@ -248,10 +247,10 @@ class RFDETRKeypointTransformer(RFDETRTransformer):
         count = x.shape[2]
         x = x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 3)  # (G, B * T * N, C)
         heads: list[Any] = list(self.enc_out_keypoint_embed)[:groups]
-        *hidden, last = [stacked(layers, groups) for layers in zip(*(head.layers for head in heads), strict=True)]
+        *hidden, last = [grouped_linear(layers, groups) for layers in zip(*(h.layers for h in heads), strict=True)]
         for layer in hidden:
-            x = F.relu(grouped_linear(x, *layer))
-        x = grouped_linear(x, *last)
+            x = F.relu(layer(x))
+        x = last(x)
         return x.unflatten(1, (batch, -1, count)).transpose(0, 1).flatten(1, 2)  # (G, B, T, N, 8) -> (B, G*T, N, 8)
 
 

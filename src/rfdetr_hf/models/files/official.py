@@ -109,17 +109,21 @@ class OfficialCheckpoint(NamedTuple):
     origin: str
 
 
-def read_official(source: str | Path | Mapping[str, Any], use_ema: bool = False) -> OfficialCheckpoint:
+def read_official(
+    source: "str | Path | Mapping[str, Any] | OfficialCheckpoint", use_ema: bool = False
+) -> OfficialCheckpoint:
     """Read a checkpoint of the official package. Nothing in the file is executed.
 
     Args:
-        source: A `.pth`, `.pt` or `.ckpt` file, or the dictionary that such a file holds.
+        source: A `.pth`, `.pt` or `.ckpt` file, or the dictionary that such a file holds, or what was read of it.
         use_ema: Take the averaged weights that the file holds beside the others.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for an unsafe or damaged file, an unknown layout, or no averaged weights where they are asked for.
     """
+    if isinstance(source, OfficialCheckpoint):
+        return source
     origin = "the dictionary" if isinstance(source, Mapping) else str(source)
     payload = source if isinstance(source, Mapping) else _load_safely(Path(source))
     if not isinstance(payload, Mapping):
