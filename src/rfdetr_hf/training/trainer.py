@@ -39,7 +39,7 @@ from .console import log_to_console, log_to_file, stop_logging
 from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
-from .finetuning import apply_finetuning, merge_adapters
+from .finetuning import apply_finetuning, in_float32, merge_adapters
 from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor, end_workers
 from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
@@ -99,7 +99,7 @@ class RFDETRTrainer(TransformersMethods):
     ) -> None:
         self.args = args = copy.deepcopy(args)
         args.metric_for_best_model = args.metric_for_best_model or default_metric(args, model.task)
-        self.model: RFDETRForObjectDetection = model
+        self.model: RFDETRForObjectDetection = in_float32(model)
         self.train_dataset: Any = train_dataset
         self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
         self.augmentation = augmentation
