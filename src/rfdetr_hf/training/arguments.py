@@ -305,7 +305,8 @@ class ModelArguments:
         where = "with model_name_or_path"
         if self.model_name_or_path is None:
             self.variant = self.variant or "nano"
-            where, idle = "without model_name_or_path", {"revision": None, "class_init": "prior", "rename_classes": None}
+            where = "without model_name_or_path"
+            idle = {"revision": None, "class_init": "prior", "rename_classes": None}
         elif is_official(self.model_name_or_path) and self.revision is not None:
             where, idle = f"on the file {self.model_name_or_path}", {"revision": None}
         for name, value in idle.items():

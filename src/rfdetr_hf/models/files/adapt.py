@@ -400,19 +400,18 @@ def _adapt_keypoints(
     counts, needed = stored.num_keypoints_per_class, config.num_keypoints_per_class
     if not needed or (counts == needed and list(rows[: len(needed)]) == list(range(len(needed)))):
         return
-    taken: list[int] = []
+    taken, how = list[int](), "rows repeated"
     for index, count in enumerate(needed):
         row = rows[index]
         if row is not None and row < len(counts) and counts[row] == count:
             start = sum(counts[:row])
-            taken += range(start, start + count)
+            taken, how = [*taken, *range(start, start + count)], "those of kept classes, others repeated"
         else:
             taken += [(len(taken) + k) % sum(counts) for k in range(count)]
     if taken == list(range(sum(counts))):
         return
     for name in [name for name in state if _KEYPOINT_ROWS.search(name)]:
         state[name] = state[name][taken]
-    how = "those of kept classes, others repeated" if any(row is not None for row in rows) else "rows repeated"
     done.append(Adaptation("keypoints", str(sum(counts)), str(sum(needed)), how))
 
 

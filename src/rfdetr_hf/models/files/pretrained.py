@@ -254,8 +254,9 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         """Write `config.json` and `model.safetensors`, see transformers.
 
         Raises:
-            ValueError: if a weight is NaN or infinite, before anything is written.
+            ValueError: if a weight is NaN or infinite, or the configuration cannot be read again; nothing is written.
         """
+        self.config.validate()
         require_finite(self.state_dict() if state_dict is None else state_dict, f"the model for {save_directory}")
         super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
