@@ -111,32 +111,38 @@ def test_configuration_that_is_damaged(folder, text):
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "named"),
     [
-        {"id2label": {"0": "a", "2": "b"}},
-        {"id2label": ["a"]},
-        {"id2label": 5},
-        {"num_queries": "many"},
-        {"num_queries": -1},
-        {"decoder_layers": None},
-        {"backbone_config": []},
-        {"backbone_config": "small"},
-        {"backbone_config": {"out_indices": "3"}},
-        {"backbone_config": {"hidden_size": "wide"}},
-        {"projector_scales": 4},
-        {"projector_scales": ["P9"]},
-        {"d_model": 33},
-        {"resolution": 65},
-        {"dropout": "no"},
-        {"num_keypoints_per_class": 3},
-        {"dtype": "float33"},
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label"),
+        ({"id2label": ["a"]}, "id2label"),
+        ({"id2label": 5}, "id2label"),
+        ({"num_queries": "many"}, "num_queries"),
+        ({"num_queries": -1}, "num_queries"),
+        ({"num_queries": True}, "num_queries"),
+        ({"decoder_layers": None}, "decoder_layers"),
+        ({"backbone_config": []}, "backbone_config"),
+        ({"backbone_config": "small"}, "backbone_config"),
+        ({"backbone_config": {"out_indices": "3"}}, "out_indices"),
+        ({"backbone_config": {"out_indices": ["3"]}}, "out_indices"),
+        ({"backbone_config": {"hidden_size": "wide"}}, "hidden_size"),
+        ({"backbone_config": {"drop_path_rate": "no"}}, "drop_path_rate"),
+        ({"projector_scales": 4}, "projector_scales"),
+        ({"projector_scales": ["P9"]}, "projector_scales"),
+        ({"d_model": 33}, "d_model"),
+        ({"resolution": 65}, "resolution"),
+        ({"resolution": "large"}, "resolution"),
+        ({"dropout": "no"}, "dropout"),
+        ({"focal_alpha": None}, "focal_alpha"),
+        ({"class_cost": float("nan")}, "class_cost"),
+        ({"num_keypoints_per_class": 3}, "num_keypoints_per_class"),
+        ({"dtype": "float33"}, "float33"),
     ],
 )
-def test_fields_that_are_wrong_are_named_with_the_file(folder, fields):
+def test_fields_that_are_wrong_are_named_with_the_file(folder, fields, named):
     change_config(folder, **fields)
-    with pytest.raises(ValueError, match=f"{folder.name}.*") as caught:
+    with pytest.raises(ValueError) as caught:
         load_model(folder)
-    assert str(folder) in str(caught.value)
+    assert str(folder) in str(caught.value) and named in str(caught.value)
 
 
 def test_tensor_of_another_shape_or_kind(folder):

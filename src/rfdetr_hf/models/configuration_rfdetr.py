@@ -1,6 +1,7 @@
 """The configuration of RF-DETR models and the table of published variants."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -61,6 +62,19 @@ def _require_positive(config: PreTrainedConfig, *fields: str) -> None:
         value = getattr(config, field)
         is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         _require(is_count, f"{field} must be a positive integer, got {value!r}.")
+
+
+def _require_numbers(config: PreTrainedConfig) -> None:
+    for name, declared in config.__dataclass_fields__.items():
+        if declared.type is float:
+            value = getattr(config, name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            _require(is_number, f"{name} must be a number, got {value!r}.")
+
+
+def _as_list(name: str, value: Any) -> list[Any]:
+    _require(isinstance(value, (list, tuple)), f"{name} must be a list, got {value!r}.")
+    return list(value)
 
 
 def _class_names(id2label: Any) -> dict[int, str]:
@@ -130,7 +144,7 @@ class RFDETRBackboneConfig(PreTrainedConfig):
         _require(registers == 0, f"num_register_tokens is {registers}, and encoders with registers are not supported.")
         if self.out_indices is None and features is not None:
             self.out_indices = [int(name.removeprefix("stage")) for name in features]
-        self.out_indices = [3, 6, 9, 12] if self.out_indices is None else list(self.out_indices)
+        self.out_indices = [3, 6, 9, 12] if self.out_indices is None else _as_list("out_indices", self.out_indices)
         super().__post_init__(**kwargs)
         self.validate()
         _require(
@@ -164,6 +178,7 @@ class RFDETRBackboneConfig(PreTrainedConfig):
             ValueError: naming the fields and what to change.
         """
         _require_fixed(self, _FIXED_BACKBONE)
+        _require_numbers(self)
         _require_positive(
             self, "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "image_size", "patch_size",
             "num_channels", "num_windows",
@@ -177,8 +192,9 @@ class RFDETRBackboneConfig(PreTrainedConfig):
             f"image_size {self.image_size} is smaller than patch_size {self.patch_size}: the position table is empty.",
         )
         taps, blocks = self.out_indices, self.num_hidden_layers
+        are_numbers = bool(taps) and all(isinstance(tap, int) for tap in taps)
         _require(
-            bool(taps) and list(taps) == sorted(set(taps)) and 1 <= taps[0] and taps[-1] <= blocks,
+            are_numbers and list(taps) == sorted(set(taps)) and 1 <= taps[0] and taps[-1] <= blocks,
             f"out_indices {taps} must be ascending, distinct and within 1..num_hidden_layers ({blocks}).",
         )
         _require(0 <= self.drop_path_rate < 1, f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}.")
@@ -274,7 +290,8 @@ class RFDETRConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = _as_backbone_config(self.backbone_config)
-        self.projector_scales = ["P4"] if self.projector_scales is None else list(self.projector_scales)
+        scales = ["P4"] if self.projector_scales is None else self.projector_scales
+        self.projector_scales = _as_list("projector_scales", scales)
         if self.num_feature_levels is None:
             self.num_feature_levels = len(self.projector_scales)
         if self.resolution is None:
@@ -282,7 +299,7 @@ class RFDETRConfig(PreTrainedConfig):
             self.resolution = blocks * self.size_divisor
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.d_model
-        self.num_keypoints_per_class = list(self.num_keypoints_per_class or [])
+        self.num_keypoints_per_class = _as_list("num_keypoints_per_class", self.num_keypoints_per_class or [])
         given: Any = self.label2id
         if self.id2label is None and given:
             self.id2label = {id_: name for name, id_ in given.items()}
@@ -310,6 +327,7 @@ class RFDETRConfig(PreTrainedConfig):
         """
         self.backbone_config.validate()
         _require_fixed(self, _FIXED_DETECTOR)
+        _require_numbers(self)
         _require_positive(
             self, "resolution", "d_model", "decoder_layers", "decoder_self_attention_heads", "c2f_num_blocks",
             "decoder_cross_attention_heads", "decoder_n_points", "decoder_ffn_dim", "num_queries", "group_detr",
@@ -491,6 +509,9 @@ def _as_dict(config: Any) -> dict[str, Any]:
 def _as_backbone_config(config: Any) -> RFDETRBackboneConfig:
     if isinstance(config, RFDETRBackboneConfig):
         return config
+    _require(
+        isinstance(config, (dict, PreTrainedConfig, type(None))), f"backbone_config must be a dict, got {config!r:.80}."
+    )
     fields = _as_dict(config)
     found = fields.pop("model_type", RFDETRBackboneConfig.model_type)
     _require(
