@@ -29,6 +29,6 @@ def test_narrow_weights_are_widened_with_a_line(tiny_model, tmp_path, caplog, dt
 
 
 def test_weights_of_float32_need_no_line(tiny_model, tmp_path, caplog):
-    args = RFDETRTrainingArguments(output_dir=str(tmp_path / "run"), multi_scale="off", audit="off")
+    args = RFDETRTrainingArguments(output_dir=str(tmp_path / "run"), eval_strategy="no")
     RFDETRTrainer(tiny_model(), args, make_shapes_dataset(4))
     assert "float32" not in caplog.text

@@ -200,8 +200,8 @@ class RFDETRBackboneConfig(PreTrainedConfig):
         _require(0 <= self.drop_path_rate < 1, f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, with `out_features` beside `out_indices` as transformers stores them."""
-        return {**super().to_dict(), "out_features": self.out_features}
+        """All fields, with `out_features` beside `out_indices` as transformers stores them; the type is the model's."""
+        return {**super().to_dict(), "out_features": self.out_features, "dtype": None}
 
 
 class RFDETRConfig(PreTrainedConfig):

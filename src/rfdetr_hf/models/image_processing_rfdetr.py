@@ -154,10 +154,16 @@ class RFDETRImageProcessor(BaseImageProcessor):
         """One picture of any supported kind -> float32 (C, H, W), values as given."""
         if isinstance(image, Image.Image):
             image, input_data_format = _array_from_pil(image, bool(do_convert_rgb)), ChannelDimension.LAST
+        if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] in (1, 3, 4):
+            # NumPy has pixels last wherever that is possible: three rows of pixels are no three channels.
+            input_data_format = input_data_format or ChannelDimension.LAST
         pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
         if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
             raise TypeError(f"An image has dtype {pixels.dtype}; pass uint8 (0-255) or floating point.")
         pixels = _channels_first(pixels, input_data_format).to(device)
+        if not pixels.numel() or (pixels.is_floating_point() and not pixels.isfinite().all()):
+            what = "holds NaN or infinity" if pixels.numel() else "has no pixels"
+            raise ValueError(f"An image of the shape {tuple(pixels.shape)} {what}: leave it out.")
         if do_rescale and pixels.is_floating_point() and pixels.numel() and pixels.max() <= 1:
             logger.warning_once(
                 "A floating-point image with values up to 1 is about to be multiplied by rescale_factor; "

@@ -174,6 +174,7 @@ def adapt_state_dict(
     _check_structure(state, expected, origin)
     done: list[Adaptation] = []
     _adapt_queries(state, config, done, origin)
+    _check_class_heads(state, stored, origin)
     rows = _adapt_classes(state, stored, config, class_init, done)
     _adapt_positions(state, config, done)
     _adapt_keypoints(state, stored, config, rows, done)
@@ -236,6 +237,16 @@ def _adapt_group_heads(state: dict[str, Tensor], groups: int, needed: int) -> No
             state[f"{head}.{copy}.{rest}"] = state[name].clone()
         if int(group) >= needed:
             del state[name]
+
+
+def _check_class_heads(state: Mapping[str, Tensor], stored: RFDETRConfig, origin: str) -> None:
+    """The heads have a row for each class that the file names."""
+    for name, tensor in state.items():
+        if _CLASS_HEADS.match(name) and tensor.shape[:1] != (stored.num_labels,):
+            raise ValueError(
+                f"{origin}: {name} is {tuple(tensor.shape)}, but the file names {stored.num_labels} classes "
+                f"({_named(stored.num_labels, stored.id2label)}): weights and configuration do not belong together."
+            )
 
 
 def _adapt_classes(
