@@ -14,6 +14,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ..data.schema import class_names, has_keypoints, keypoint_schema
 from ..hub.push import STRATEGIES as HUB_STRATEGIES
 from ..models.configuration_rfdetr import RFDETRConfig
+from ..models.files.adapt import CLASS_INITS
 from ..models.files.auto import is_official, source_task
 from ..options import (
     BELOW_1,
@@ -332,7 +333,12 @@ class ModelArguments:
     )
     resolution: int | None = option(None, "Side of the square input in pixels; default: the variant's.", FROM_1)
     revision: str | None = option(None, "Branch, tag or commit of model_name_or_path on the Hub.")
-    class_init: str = option("prior", "New class rows: fresh, or repeated as rfdetr does.", ("prior", "tile"))
+    class_init: str = option(
+        "prior", "Class rows: kept by name and else new, all new, or repeated as rfdetr does.", CLASS_INITS
+    )
+    rename_classes: dict | str | None = option(
+        None, "Classes of model_name_or_path that have another name in the data, {old: new} (JSON or a YAML mapping)."
+    )
     init_backbone_from: str | None = option(None, "DINOv2 of transformers to start a variant's encoder from.")
 
     def __post_init__(self) -> None:
@@ -341,7 +347,8 @@ class ModelArguments:
         where = "with model_name_or_path"
         if self.model_name_or_path is None:
             self.variant = self.variant or "nano"
-            where, idle = "without model_name_or_path", {"revision": None, "class_init": "prior"}
+            where = "without model_name_or_path"
+            idle = {"revision": None, "class_init": "prior", "rename_classes": None}
         elif is_official(self.model_name_or_path) and self.revision is not None:
             where, idle = f"on the file {self.model_name_or_path}", {"revision": None}
         for name, value in idle.items():
@@ -359,6 +366,11 @@ class ModelArguments:
             options = {} if self.revision is None else {"revision": self.revision}
             return source_task(self.model_name_or_path, **options)
         return RFDETRConfig.variants()[str(self.variant)].task
+
+    @property
+    def class_options(self) -> dict[str, Any]:
+        """What `from_pretrained` and `from_official` do with the class rows of the checkpoint."""
+        return {"class_init": self.class_init, "rename_classes": self.rename_classes}
 
     def config_fields(self, dataset: Dataset | None = None) -> dict[str, Any]:
         """The fields of the model's configuration that these options and the data decide.
