@@ -22,6 +22,19 @@ from ..errors import DetectionDataError
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _ORIENTATION_TAG = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_LIMIT_VARIABLE = "RFDETR_HF_MAX_IMAGE_PIXELS"
+
+
+def set_max_image_pixels(count: int) -> None:
+    """Let images have up to so many pixels, in this process and in those that it starts from now on.
+
+    Raises:
+        ValueError: the count is not positive.
+    """
+    if count < 1:
+        raise ValueError(f"max_image_pixels={count}: give a number of pixels of at least 1")
+    # Workers that are spawned know the environment alone.
+    os.environ[_LIMIT_VARIABLE] = str(count)
 
 
 def decode_image(example: Mapping[str, Any]) -> Image.Image:
@@ -103,6 +116,10 @@ def check_image(example: Mapping[str, Any], *, decode: bool) -> None:
 
 @contextmanager
 def _opened(value: Any, name: str) -> Iterator[Image.Image]:
+    limit = os.environ.get(_LIMIT_VARIABLE)
+    if limit is not None:
+        # Pillow warns at its limit and raises at twice that.
+        Image.MAX_IMAGE_PIXELS = max(1, (int(limit) + 1) // 2)
     with _named_faults(name):
         image = Image.open(_source(value, name))
     with image:
@@ -119,6 +136,11 @@ def _named_faults(name: str, kinds: tuple[type[BaseException], ...] = DECODE_ERR
     except FileNotFoundError as error:
         raise DetectionDataError(
             f"{name}: the image file is missing; restore it or take the image out of the annotations"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise DetectionDataError(
+            f"{name}: the image has too many pixels ({error}); pass max_image_pixels=… to load_detection_dataset, or "
+            "make the image smaller"
         ) from error
     except kinds as error:
         raise DetectionDataError(

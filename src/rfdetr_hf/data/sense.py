@@ -1,0 +1,82 @@
+"""What splits say about each other, and whether there is anything to learn and to score."""
+
+import logging
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from .errors import DetectionDataError
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLES = 3
+
+
+def check_sense(splits: Mapping[str, Dataset], source: str, *, need_train: bool) -> None:
+    """Warn of splits without objects and of images that two splits share.
+
+    Args:
+        splits: in the schema, as they were read.
+        source: for messages.
+        need_train: a training split without objects is an error, not a warning.
+
+    Raises:
+        DetectionDataError: nothing to train on, or a file in two splits with different boxes.
+    """
+    for name, split in splits.items():
+        crowd = _objects(split).field("iscrowd").flatten().to_numpy(zero_copy_only=False).astype(bool)
+        if len(crowd) and not crowd.all():
+            continue
+        fault = "all objects are crowds (field iscrowd)" if len(crowd) else "there is no object"
+        if name == "train" and need_train:
+            raise DetectionDataError(
+                f"{source}: training split: {fault} in {len(split)} images, so there is nothing to learn; check the "
+                "annotations and that images and annotations belong together"
+            )
+        logger.warning("%s: %s split: %s in %d images, so no score can be given", source, name, fault, len(split))
+    files = {name: _files(split) for name, split in splits.items()}
+    names = list(splits)
+    for index, first in enumerate(names):
+        for second in names[index + 1 :]:
+            shared = sorted(files[first].keys() & files[second].keys())
+            if shared:
+                _report_shared(splits, source, first, second, [(files[first][f], files[second][f], f) for f in shared])
+
+
+def _report_shared(
+    splits: Mapping[str, Dataset], source: str, first: str, second: str, shared: list[tuple[int, int, str]]
+) -> None:
+    rows, others, paths = zip(*shared, strict=True)
+    mine, theirs = (_objects(splits[name]).take(pa.array(at)) for name, at in ((first, rows), (second, others)))
+    for a, b, path in zip(mine.to_pylist(), theirs.to_pylist(), paths, strict=True):
+        boxes = [sorted(zip(each["category"], np.round(each["bbox"], 3).tolist(), strict=True)) for each in (a, b)]
+        if boxes[0] != boxes[1]:
+            raise DetectionDataError(
+                f"{source}: {path} is in the splits {first} and {second} with different boxes; leave it in one of them"
+            )
+    logger.warning(
+        "%s: %d images are in the splits %s and %s, such as %s: scores on %s are of images that were seen",
+        source, len(shared), first, second, ", ".join(paths[:_EXAMPLES]), second,
+    )  # fmt: skip
+
+
+def _objects(split: Dataset) -> pa.StructArray:
+    return split.data.column("objects").combine_chunks()
+
+
+def _files(split: Dataset) -> dict[str, int]:
+    """Row of each image that is a file on this machine."""
+    images = split.data.column("image").combine_chunks()
+    paths, inline = images.field("path").to_pylist(), images.field("bytes").is_valid().to_pylist()
+    folders: dict[str, str] = {}
+    found = {}
+    for row, (path, here) in enumerate(zip(paths, inline, strict=True)):
+        if path and not here:
+            folder, name = os.path.split(path)
+            real = folders.setdefault(folder, os.path.realpath(folder))
+            file = os.path.join(real, name)
+            found[os.path.realpath(file) if os.path.islink(file) else file] = row
+    return found
