@@ -5,6 +5,7 @@ No Python object per image or box outlives the reader: arrays go into Arrow colu
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np

@@ -71,7 +71,7 @@ def check_convention(
     examples = ", ".join(
         f"{name(i)} {[round(v, 4) for v in values[i].tolist()]}" for i in np.flatnonzero(speak_for)[:_EXAMPLES].tolist()
     )
-    scale = "shares of the image" if other.endswith("n") else "pixels"
+    scale = "between 0 and 1" if other.endswith("n") else "pixels"
     text = (
         f"field bbox: {count} of {total} boxes make sense only as {other!r} ({_MEANING[other.rstrip('n')]}, {scale}), "
         f"{against} only as {written!r}, such as {examples}"

@@ -68,7 +68,8 @@ def parse_mask(value: Any, height: int, width: int) -> Polygons | str | None:
     if value is None:
         return None
     if not isinstance(value, (list, tuple, np.ndarray)):
-        raise ValueError(f"is {shown(value)}, neither polygons nor a run-length encoding")
+        kind = "the text " if isinstance(value, str) else ""
+        raise ValueError(f"is {kind}{shown(value)}, neither polygons nor a run-length encoding")
     if not len(value):
         return None
     if any(isinstance(part, Mapping) for part in value):
@@ -126,8 +127,8 @@ def _compressed(rle: Mapping[str, Any], height: int, width: int) -> str:
 def _checked_counts(counts: Any, height: int, width: int) -> str:
     """Compressed counts whose runs fill the image; the decoder would write beyond its memory for others.
 
-    Each run is written in digits of five bits, lowest first, with a flag for "more" (32) and, in the last digit, one for
-    the sign (16), all 48 higher; from the third run on it is the difference to the run before the last.
+    Each run is written in digits of five bits, lowest first, with a flag for "more" (32) and, in the last digit, one
+    for the sign (16), all 48 higher; from the fourth run on it is the difference to the run before the last.
     """
     text = counts.decode("ascii", "replace") if isinstance(counts, bytes) else counts
     if not isinstance(text, str) or not text.isascii():

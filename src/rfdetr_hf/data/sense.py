@@ -68,15 +68,18 @@ def _objects(split: Dataset) -> pa.StructArray:
 
 
 def _files(split: Dataset) -> dict[str, int]:
-    """Row of each image that is a file on this machine."""
+    """Row of each image that is a file on this machine and stands in one row (tables may have many rows of a file)."""
     images = split.data.column("image").combine_chunks()
     paths, inline = images.field("path").to_pylist(), images.field("bytes").is_valid().to_pylist()
     folders: dict[str, str] = {}
-    found = {}
+    found: dict[str, int] = {}
+    often = set()
     for row, (path, here) in enumerate(zip(paths, inline, strict=True)):
         if path and not here:
             folder, name = os.path.split(path)
             real = folders.setdefault(folder, os.path.realpath(folder))
             file = os.path.join(real, name)
-            found[os.path.realpath(file) if os.path.islink(file) else file] = row
-    return found
+            file = os.path.realpath(file) if os.path.islink(file) else file
+            if found.setdefault(file, row) != row:
+                often.add(file)
+    return {file: row for file, row in found.items() if file not in often}

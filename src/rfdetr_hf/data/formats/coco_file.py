@@ -79,7 +79,7 @@ def _load_json(path: Path, task: TaskName) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         reason = "its lists are nested without end" if isinstance(error, RecursionError) else error
         raise DetectionDataError(f"{path}: cannot be read as JSON ({reason}); export the annotations again") from error
-    for part in ("images", "categories", "annotations"):
+    for part in ("images", "annotations", "categories"):
         records = content.get(part) if isinstance(content, dict) else None
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             # What lists images and classes alone is a test set whose annotations are kept back.

@@ -349,7 +349,7 @@ def _refuse_missing_categories(categories: Categories, annotations: Annotations,
     """Objects without a category are faults: a class for them would move the labels of all others."""
     problems.add_all(
         (
-            f"{name_box(annotations, i)}: field category is empty, null or below 0"
+            f"{name_box(annotations, i)}: field category is {int(categories.values[i])} (or null), no category"
             for i in np.flatnonzero(categories.values < 0).tolist()
         ),
         "give each object a category, or delete it",
@@ -402,9 +402,8 @@ def _to_labels(categories: Categories, labels: Labels) -> np.ndarray:
 def _image_ids(dataset: Dataset, source: str) -> np.ndarray:
     if "image_id" in dataset.column_names:
         values = pa.concat_arrays(_column(dataset, "image_id").chunks)
-        numbers = [as_integer(value) for value in values.to_pylist()]
-        if None not in numbers:
-            return np.array(numbers, dtype=np.int64)
+        if pa.types.is_integer(values.type) and not values.null_count:
+            return pc.cast(values, pa.int64()).to_numpy(zero_copy_only=False)
         logger.warning("%s: column image_id is not made of integers; images are numbered by row", source)
     return np.arange(len(dataset))
 

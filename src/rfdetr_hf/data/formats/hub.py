@@ -43,10 +43,9 @@ def find(root: Any, options: ReadOptions) -> Found | None:
         options.refuse(source, "is loaded already, and", "load")
         loaded = _load(source, load_from_disk, root) if isinstance(root, str) else root
     else:
-        for option, remedy in (
-            ("split", "use train_split, validation_split, test_split"),
-            ("streaming", "leave it out"),
-        ):
+        remedies = {"split": "use train_split, validation_split, test_split", "streaming": "leave it out"}
+        remedies = {"split": "use train_split, validation_split, test_split", "streaming": "leave it out"}
+        for option, remedy in remedies.items():
             if option in options.load:
                 raise TypeError(f"load_detection_dataset has no option {option!r}: {remedy}")
         loaded = _load(source, load_dataset, root, **options.load)
@@ -86,6 +85,6 @@ def _load(source: str, load: Any, root: str, **options: Any) -> Any:
             raise
         cause = error.__cause__ or error
         raise DetectionDataError(
-            f"{source}: cannot be loaded ({type(cause).__name__}: {str(cause)[:300]}); it may be a Hub id, a folder or a "
-            "file that exists, or 'synthetic-shapes'; a disk that is full or read-only needs another HF_DATASETS_CACHE"
+            f"{source}: cannot be loaded ({type(cause).__name__}: {str(cause)[:300]}); it may be a Hub id, a folder or "
+            "a file that exists, or 'synthetic-shapes'; with a full or read-only disk set another HF_DATASETS_CACHE"
         ) from error

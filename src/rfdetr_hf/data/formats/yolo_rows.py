@@ -10,7 +10,6 @@ import numpy as np
 from ..annotations import Annotations, Boxes, Labels, ReadOptions, map_ids
 from ..conventions import check_convention, to_xywh
 from ..errors import Problems
-from ..values import shown
 from .yolo_yaml import YoloConfig
 
 # How the boxes of rows are written.
@@ -65,7 +64,7 @@ class RowReader:
         numbers = [_number(part) for part in parts]
         category = int(numbers[0])
         if category != numbers[0] or category not in self.config.names:
-            raise ValueError(f"class {shown(parts[0])} is not among the names of {self.config.file.name}")
+            raise ValueError(f"class {parts[0][:40]} is not among the names of {self.config.file.name}")
         box, polygon, points = self._split_row(numbers[1:])
         if self.options.task == "segmentation" and polygon is None and self.options.missing_masks == "error":
             raise ValueError("a box without a polygon (missing_masks='box' uses the box as mask)")
@@ -158,7 +157,7 @@ def _number(text: str) -> float:
         number = float(text)
     except ValueError:
         hint = "; write blanks between numbers, and points in them" if "," in text else ""
-        raise ValueError(f"{shown(text)} is not a number{hint}") from None
+        raise ValueError(f"could not convert string to float: {text[:40]!r}{hint}") from None
     if not math.isfinite(number):
         raise ValueError("a number is not finite")
     return number
