@@ -55,15 +55,15 @@ class OnlyGroup(TrainerCallback):
         self.trainer, self.group, self.path = trainer, group, Path(path)
 
     def _weights(self):
-        from rfdetr_hf.training.checkpoint.sharded import saved_tensors, whole_state
+        from rfdetr_hf.training.checkpoint.sharded import saved_tensors, unsharded_state
 
-        return {name: tensor.clone() for name, tensor in whole_state(saved_tensors(self.trainer.model)).items()}
+        return {name: tensor.clone() for name, tensor in unsharded_state(saved_tensors(self.trainer.model)).items()}
 
     def on_train_begin(self, args, state, control, **kwargs):
         for group in self.trainer.optimizer.param_groups:
             group["lr"] = group["initial_lr"] = group["lr"] if group["name"] == self.group else 0.0
             group["weight_decay"] = 0.0
-        self.trainer.scheduler.base_lrs = [group["lr"] for group in self.trainer.optimizer.param_groups]
+        self.trainer.lr_scheduler.base_lrs = [group["lr"] for group in self.trainer.optimizer.param_groups]
         self.before = self._weights()
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -85,15 +85,15 @@ class Swap(TrainerCallback):
             self._compare(state.is_world_process_zero)
 
     def _compare(self, is_main):
-        from rfdetr_hf.training.checkpoint.sharded import saved_tensors, whole_state
+        from rfdetr_hf.training.checkpoint.sharded import saved_tensors, unsharded_state
 
         trainer = self.trainer
         pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         tensors = saved_tensors(trainer.model)
-        own, average = whole_state(tensors), whole_state(tensors, trainer.ema.state_dict())
+        own, average = unsharded_state(tensors), unsharded_state(tensors, trainer.ema.state_dict())
         own = {name: tensor.clone() for name, tensor in own.items()}
-        plain = trainer.model_class(trainer.model.config).eval()
-        wrapped = trainer.wrapped
+        plain = trainer.weights.model_class(trainer.model.config).eval()
+        wrapped = trainer.parallel.wrapped
         wrapped.eval()
         found = {"first": self._distance(wrapped, plain, own, pixels)}
         with trainer.ema.swap():
@@ -117,7 +117,7 @@ class SumAndDivide(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        for module in self.trainer.wrapped.modules():
+        for module in self.trainer.parallel.wrapped.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
 

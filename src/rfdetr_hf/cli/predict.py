@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..inference.predict import PredictArguments, predict
-from ..training.arguments import UsageError, parse_arguments
+from .. import PredictArguments, UsageError, parse_arguments, predict
 
 DESCRIPTION = """Find objects on images, in folders and in videos.
 

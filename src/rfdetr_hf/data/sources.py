@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, NamedSplit
 
+from ..tasks import TaskName
 from .annotations import MissingMasks, ReadOptions
 from .conventions import BoxFormat
 from .errors import DetectionDataError
@@ -16,7 +17,6 @@ from .formats import Found, coco, hub, shapes, yolo
 from .images import is_hidden
 from .keypoints import KeypointSchema
 from .pipeline.pixels import set_max_image_pixels
-from .schema import TaskName
 from .sense import check_sense
 from .splits import SPLIT_NAMES, canonical_split, choose_splits
 
@@ -53,7 +53,7 @@ def load_detection_dataset(
     keypoint_schema: KeypointSchema | Mapping[str, Any] | None = None,
     **load_options: Any,
 ) -> DatasetDict:
-    """Load a detection data set from anywhere, in the schema of `rfdetr_hf.data.schema`.
+    """Load a detection data set from anywhere: rows of an image and its `objects`, named as on the Hub.
 
     Labels are contiguous, 0-based, and the same on all splits: the categories of the training split, by ascending id.
     Boxes that reach out of their image are clamped, and those of which nothing is left are dropped; both are counted in

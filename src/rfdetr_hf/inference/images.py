@@ -141,7 +141,7 @@ def _frames(file: Path) -> Iterator[tuple[int, Image.Image]]:
 
 def _frames_of_imageio(file: Path) -> Iterator[tuple[int, Image.Image]]:
     try:
-        import imageio.v3 as imageio
+        import imageio.v3 as imageio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(f"{file}: videos need OpenCV or imageio: pip install 'rfdetr-hf[video]'") from error
     frames: Iterator[Any] = imageio.imiter(file)

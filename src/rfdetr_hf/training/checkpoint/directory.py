@@ -7,9 +7,9 @@ makes of it:
 | killed | left behind | afterwards |
 |---|---|---|
 | before the manifest is complete | the previous one, a broken `.tmp-<name>` | the previous one |
-| before the rename, `<name>` existed | the previous one, a whole `.tmp-<name>` | the previous one |
-| before the rename, `<name>` is new | a whole `.tmp-<name>` | the new one |
-| between the two renames of a replacement | the previous one as `.del-<name>`, a whole `.tmp-<name>` | the new one |
+| before the rename, `<name>` existed | the previous one, a valid `.tmp-<name>` | the previous one |
+| before the rename, `<name>` is new | a valid `.tmp-<name>` | the new one |
+| between the two renames of a replacement | the previous one as `.del-<name>`, a valid `.tmp-<name>` | the new one |
 | while deleting | a part of `.del-<name>` | nothing of it |
 """
 
@@ -18,11 +18,10 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import random
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def checkpoint_path(output_dir: str | Path, step: int) -> Path:
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The directories named `checkpoint-<step>`, oldest step first, whole or broken."""
+    """The directories named `checkpoint-<step>`, oldest step first, valid or broken."""
     root = Path(output_dir)
     matches = [(_CHECKPOINT.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
     found = [(int(match[1]), path) for match, path in matches if match and path.is_dir()]
@@ -82,7 +81,7 @@ def atomic_directory(final_path: str | Path) -> Iterator[Path]:
         OSError: writing failed. If the disk is full, the message says so and what to do.
     """
     final = Path(final_path)
-    if final.exists() and not (final / MANIFEST).is_file() and not _is_empty_directory(final):
+    if final.exists() and not (final / MANIFEST).is_file() and not (final.is_dir() and not any(final.iterdir())):
         raise FileExistsError(f"{final} exists and is no checkpoint of this trainer (no {MANIFEST}); move it away.")
     temporary = temporary_path(final)
     if temporary.exists():
@@ -145,16 +144,14 @@ def latest_valid_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
-def rotate(output_dir: str | Path, limit: int | None, protect: Iterable[str | Path] = ()) -> list[Path]:
+def rotate(output_dir: str | Path, limit: int | None) -> list[Path]:
     """Delete the oldest checkpoints until `limit` are left.
 
-    Never deleted: the protected ones (the best, say), the newest, and the newest that verifies. They count, so more
-    than `limit` may remain.
+    Never deleted: the newest, and the newest that verifies. They count, so more than `limit` may remain.
 
     Args:
         output_dir: the run directory.
         limit: how many to keep, at least 1; None keeps all.
-        protect: checkpoint directories that stay.
 
     Returns:
         The deleted directories.
@@ -167,11 +164,8 @@ def rotate(output_dir: str | Path, limit: int | None, protect: Iterable[str | Pa
     excess = len(checkpoints) - limit
     if excess <= 0:
         return []
-    kept = {Path(path).resolve() for path in (*protect, checkpoints[-1])}
-    valid = latest_valid_checkpoint(output_dir)
-    if valid is not None:
-        kept.add(valid.resolve())
-    victims = [path for path in checkpoints if path.resolve() not in kept][:excess]
+    kept = (checkpoints[-1], latest_valid_checkpoint(output_dir))
+    victims = [path for path in checkpoints if path not in kept][:excess]
     for path in victims:
         # A name of its own first: a deletion that is cut short never looks like a checkpoint.
         doomed = path.with_name(DELETED + path.name)
@@ -190,7 +184,8 @@ def clean_leftovers(output_dir: str | Path) -> None:
     root = Path(output_dir)
     if not root.is_dir():
         return
-    leftovers = sorted(path for path in root.iterdir() if _is_leftover(path))
+    named = (path for path in root.iterdir() if _LEFTOVER.fullmatch(path.name))
+    leftovers = sorted(path for path in named if path.is_dir() and not path.is_symlink())
     for path in leftovers:
         if path.name.startswith(TEMPORARY):
             final = path.with_name(path.name.removeprefix(TEMPORARY))
@@ -206,17 +201,14 @@ def clean_leftovers(output_dir: str | Path) -> None:
             _remove(path)
 
 
-def _is_leftover(path: Path) -> bool:
-    return _LEFTOVER.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
-
-
 def rng_state() -> dict[str, Any]:
     """The state of Python's, NumPy's, PyTorch's and the current CUDA device's generator: numbers, lists and tensors."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numbers = np.asarray(keys, np.int64)
+    state: dict[str, Any] = {
         "python": [version, list(internal), gauss],
-        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [str(name), torch.from_numpy(numbers), int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -237,26 +229,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
         )
     elif "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def save_rng_state(path: str | Path) -> None:
-    """Write `rng_state()` to a file that `torch.load(..., weights_only=True)` reads; each rank needs one of its own."""
-    torch.save(rng_state(), path)
-
-
-def load_rng_state(path: str | Path) -> None:
-    """Continue the generators from a file of `save_rng_state`.
-
-    Raises:
-        CheckpointError: the file is missing or cannot be read.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path} is missing: without it the resumed run would draw other random numbers.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        set_rng_state(state)
-    except (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is no random state: {error}") from error
 
 
 def _write_manifest(root: Path) -> None:
@@ -329,10 +301,6 @@ def _is_for_lack_of_space(error: Exception, directory: Path) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return directory.exists() and shutil.disk_usage(directory).free < _FULL
-
-
-def _is_empty_directory(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _remove(directory: Path) -> None:
