@@ -6,13 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, List, Value
 
 from .errors import DetectionDataError
+from .pipeline.pixels import find_value_range
 
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 3
+# Headers of so many pictures say whether there are deep ones; their numbers give the range.
+_LOOKED_AT = 64
 
 
 def check_sense(splits: Mapping[str, Dataset], source: str, *, need_train: bool) -> None:
@@ -44,6 +47,28 @@ def check_sense(splits: Mapping[str, Dataset], source: str, *, need_train: bool)
             shared = sorted(files[first].keys() & files[second].keys())
             if shared:
                 _report_shared(splits, source, first, second, [(files[first][f], files[second][f], f) for f in shared])
+
+
+def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Dataset]:
+    """The splits with the range of their pictures of more than 8 bits, decided by the first split, where there are any.
+
+    Raises:
+        DetectionDataError: a picture that is looked at cannot be decoded, or holds numbers that are not finite.
+    """
+    first = next(iter(splits.values()))
+    rows = np.unique(np.linspace(0, len(first) - 1, min(_LOOKED_AT, len(first)), dtype=int)) if len(first) else []
+    columns = [name for name in ("image", "image_id", "file_name") if name in first.column_names]
+    found = find_value_range(first.select_columns(columns).select(rows)) if len(rows) else None
+    if found is None:
+        return dict(splits)
+    logger.warning(
+        "%s: pictures have more than 8 bits; their values %g to %g become 0 to 255, in training and in prediction",
+        source, *found,
+    )  # fmt: skip
+    return {
+        name: split.add_column("value_range", [list(found)] * len(split), List(Value("float64"), length=2))
+        for name, split in splits.items()
+    }
 
 
 def _report_shared(

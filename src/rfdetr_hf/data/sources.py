@@ -17,7 +17,7 @@ from .formats import Found, coco, hub, shapes, yolo
 from .images import is_hidden
 from .keypoints import KeypointSchema
 from .pipeline.pixels import set_max_image_pixels
-from .sense import check_sense
+from .sense import check_sense, with_value_range
 from .splits import SPLIT_NAMES, canonical_split, choose_splits
 
 logger = logging.getLogger(__name__)
@@ -138,6 +138,7 @@ def load_detection_dataset(
     noun = "split" if len(splits) == 1 else "splits"
     logger.info("%s: %s, %d %s: %s", found.source, found.kind, len(splits), noun, counts)
     check_sense(splits, found.source, need_train=need_train)
+    splits = with_value_range(splits, found.source)
     splits = splits if share is None else hold_out(splits, share, split_seed)
     return DatasetDict({name: splits[name] for name in SPLIT_NAMES if name in splits})
 

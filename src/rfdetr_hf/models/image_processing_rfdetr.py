@@ -22,6 +22,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..bit_depth import is_deep, to_bytes
 from .post_processing import class_slots, fuse_scores, image_keypoints, image_masks, image_shares
 
 logger = logging.get_logger(__name__)
@@ -57,6 +58,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
         size_divisor: The padded height and width are rounded up to a multiple of this. The model needs
             `config.size_divisor` (patch size x windows) wherever `size` does not fix the shape.
         resample: Bilinear (default) or bicubic.
+        value_range: (low, high) of Pillow pictures with more than 8 bits, which become 0 to 255, as the training data
+            had it; by default each picture's own range.
         do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std, do_convert_rgb: As in every
             image processor. Floating-point pictures are rescaled too, so pass `do_rescale=False` for values in [0, 1].
     """
@@ -78,12 +81,14 @@ class RFDETRImageProcessor(BaseImageProcessor):
     size_divisor = None
 
     def __init__(self, **kwargs: Any) -> None:
+        self.value_range: Sequence[float] | None = kwargs.pop("value_range", None)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the processor, under the class name that transformers knows."""
-        return {**super().to_dict(), "image_processor_type": "RfDetrImageProcessor"}
+        fields = {**super().to_dict(), "image_processor_type": "RfDetrImageProcessor"}
+        return fields if fields.get("value_range") else {k: v for k, v in fields.items() if k != "value_range"}
 
     def preprocess(
         self,
@@ -140,7 +145,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
     ) -> Tensor:
         """One picture of any supported kind -> float32 (C, H, W), values as given."""
         if isinstance(image, Image.Image):
-            image, input_data_format = _array_from_pil(image, bool(do_convert_rgb)), ChannelDimension.LAST
+            image, input_data_format = _array_from_pil(image, bool(do_convert_rgb), self.value_range), ChannelDimension.LAST
         pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
         if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
             raise TypeError(f"An image has dtype {pixels.dtype}; pass uint8 (0-255) or floating point.")
@@ -377,13 +382,13 @@ def _flatten(images: Any) -> list[Any]:
     return [images]
 
 
-def _array_from_pil(image: Image.Image, convert_to_rgb: bool) -> np.ndarray:
+def _array_from_pil(
+    image: Image.Image, convert_to_rgb: bool, value_range: Sequence[float] | None = None
+) -> np.ndarray:
     """An upright (H, W[, C]) uint8 array."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        raise ValueError(
-            f"A Pillow image has mode {image.mode!r}, which has no fixed range: scale it to 8 bits (mode 'L') first."
-        )
     image = ImageOps.exif_transpose(image)
+    if is_deep(image):
+        image = Image.fromarray(to_bytes(np.asarray(image), value_range))
     if convert_to_rgb and image.mode != "RGB":
         # Pillow warns about palettes with transparency unless they pass through RGBA.
         image = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")

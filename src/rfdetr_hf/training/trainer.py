@@ -103,7 +103,8 @@ class RFDETRTrainer(TransformersMethods):
         self.train_dataset: Any = train_dataset
         self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
         self.augmentation = augmentation
-        self.image_processor = image_processor or default_processor(model.config, args.square_resize)
+        processor = image_processor or default_processor(model.config, args.square_resize)
+        self.image_processor = with_value_range(processor, train_dataset)
         side, backbone = model.config.resolution, model.config.backbone_config
         self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)

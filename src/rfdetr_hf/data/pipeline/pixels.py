@@ -6,7 +6,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
+from ...bit_depth import find_range, is_deep, to_bytes
 from ..errors import DetectionDataError
 
 # What Pillow's decoders raise on damaged files, as seen in its plugins.
@@ -49,7 +50,8 @@ def decode_image(example: Mapping[str, Any]) -> Image.Image:
             ``height`` of the annotation; without them the tag is obeyed.
 
     Returns:
-        An RGB image of size (width, height). 16-bit grey images keep their upper 8 bits.
+        An RGB image of size (width, height). Of pictures with more than 8 bits the upper 8 bits of ``value_range``
+        stay, or of their own range where the row has none.
 
     Raises:
         DetectionDataError: the file is missing, damaged or truncated, or has another size than the annotation.
@@ -69,14 +71,14 @@ def open_image(example: Mapping[str, Any]) -> Iterator[Image.Image]:
     value, frame, name = example["image"], _frame(example), _name(example["image"], example)
     if isinstance(value, Image.Image):
         with _named_faults(name):
-            image = _to_rgb(_turned(value, frame, name))
+            image = _to_rgb(_turned(value, frame, name), example.get("value_range"))
         yield image
         return
     with _opened(value, name) as image:
         with _named_faults(name):
             if _orientation_before_load(image) != 1 or image.format != "JPEG" or image.mode != "RGB":
                 image.load()
-                image = _to_rgb(_turned(image, frame, name))
+                image = _to_rgb(_turned(image, frame, name), example.get("value_range"))
             else:
                 _must_turn(image.size, 1, frame, name)
         # Only errors of the file: others that the block raises are its own.
@@ -207,13 +209,29 @@ def _turned(image: Image.Image, frame: tuple[int, int] | None, name: str) -> Ima
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):
-        # Pillow's own conversion cuts 16-bit values off at 255, which leaves a white image.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+def _to_rgb(image: Image.Image, value_range: Sequence[float] | None = None) -> Image.Image:
+    if is_deep(image):
+        # Pillow's own conversion cuts values off at 255, which leaves a white image.
+        image = Image.fromarray(to_bytes(np.asarray(image), value_range))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def find_value_range(images: Iterable[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """The range of the numbers in the pictures of more than 8 bits among some, None where there are none.
+
+    Args:
+        images: examples as for `decode_image`.
+    """
+    deep: list[np.ndarray] = []
+    name = ""
+    for example in images:
+        value = example["image"]
+        name = _name(value, example)
+        with _opened(value, name) as image, _named_faults(name):
+            if is_deep(image):
+                deep.append(np.asarray(image))
+    with _named_faults(name):
+        return find_range(deep) if deep else None
 
 
 def resample(image: Image.Image, box: tuple[float, float, float, float], width: int, height: int) -> torch.Tensor:

@@ -1,0 +1,54 @@
+"""Pictures of more than 8 bits a channel: their real range, and their pixels in it.
+
+Files of 16 bits hold what a camera of 10, 12 or 14 bits saw, floats lie between 0 and 1 or 0 and 255: the range is in
+the numbers, not in the file's type. It is the smallest usual range that holds them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# Largest values of the usual ranges: 8, 10, 12, 14, 16, 24 and 32 bits.
+_TOPS = (255.0, 1023.0, 4095.0, 16383.0, 65535.0, 2.0**24 - 1, 2.0**32 - 1)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether a picture has more than 8 bits a channel."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def find_range(images: Any) -> tuple[float, float]:
+    """The range (low, high) of the numbers of deep pictures, all together.
+
+    Args:
+        images: arrays of any shape.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    low, high, floating = 0.0, 0.0, True
+    for pixels in images:
+        if not np.isfinite(pixels).all():
+            raise ValueError("holds values that are not finite")
+        low, high = min(low, float(pixels.min(initial=0))), max(high, float(pixels.max(initial=0)))
+        floating = floating and pixels.dtype.kind == "f"
+    if floating and high <= 1.0 and low >= -1.0:
+        return (-1.0 if low < 0 else 0.0), 1.0
+    return low, next((top for top in _TOPS if high <= top), high)
+
+
+def to_bytes(pixels: np.ndarray, value_range: Sequence[float] | None = None) -> np.ndarray:
+    """Numbers of a deep picture as uint8: the upper 8 bits of its range; what lies beyond it is cut off.
+
+    Args:
+        pixels: (H, W).
+        value_range: (low, high); None takes the picture's own.
+    """
+    low, high = find_range([pixels]) if value_range is None else value_range
+    shifted = pixels.astype(np.float64) - low
+    span = high - low
+    # Integers of k bits lose the lower k - 8, as a shift would; floats are rounded.
+    scaled = np.round(shifted * (255 / span)) if span <= 2 else np.floor(shifted * (256 / (span + 1)))
+    return scaled.clip(0, 255).astype(np.uint8)
