@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 # Largest values of the usual ranges: 8, 10, 12, 14, 16, 24 and 32 bits.
 _TOPS = (255.0, 1023.0, 4095.0, 16383.0, 65535.0, 2.0**24 - 1, 2.0**32 - 1)
@@ -52,3 +52,17 @@ def to_bytes(pixels: np.ndarray, value_range: Sequence[float] | None = None) -> 
     # Integers of k bits lose the lower k - 8, as a shift would; floats are rounded.
     scaled = np.round(shifted * (255 / span)) if span <= 2 else np.floor(shifted * (256 / (span + 1)))
     return scaled.clip(0, 255).astype(np.uint8)
+
+
+def upright_rgb(image: Image.Image, value_range: Sequence[float] | None = None) -> Image.Image:
+    """A picture of any depth as people see it: turned as its EXIF tag says, RGB of 8 bits.
+
+    Args:
+        image: of any mode.
+        value_range: as for `to_bytes`, where the picture has more than 8 bits.
+    """
+    image = ImageOps.exif_transpose(image)
+    if is_deep(image):
+        image = Image.fromarray(to_bytes(np.asarray(image), value_range))
+    # Pillow warns about palettes with transparency unless they pass through RGBA.
+    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")

@@ -114,6 +114,8 @@ def drop_repeated_images(annotations: Annotations, files: Sequence[str], problem
     first: dict[str, int] = {}
     keep = np.ones(len(files), bool)
     repeated = [row for row, file in enumerate(files) if file and first.setdefault(file, row) != row]
+    # An id used twice is a fault of its own.
+    repeated = [row for row in repeated if annotations.image_id[row] != annotations.image_id[first[files[row]]]]
     if not repeated:
         return keep
     boxes, counts = annotations.boxes, Counter(files)
@@ -230,7 +232,7 @@ def _settle_odd_masks(annotations: Annotations, missing: MissingMasks, problems:
     extent, visible = mask_extents(boxes.masks, size)
     given = boxes.masks.is_valid().to_numpy(zero_copy_only=False)
     share = np.abs(extent).max(axis=1, initial=0)
-    normalised = given & ~visible & (share <= 1.0) & (size > 8).all(axis=1)
+    normalised = given & ~visible & (share > 0) & (share <= 1.0) & (size > 8).all(axis=1)
     if normalised.sum() >= max(1, 0.5 * (given & ~visible).sum()) and normalised.sum() > _ODD_MASKS_SHARE * given.sum():
         problems.add(
             f"{name_box(annotations, int(np.flatnonzero(normalised)[0]))}: field segmentation of {normalised.sum()} "

@@ -174,5 +174,5 @@ def _difference(name: str, found: str) -> str:
         "with accents composed differently": unicodedata.normalize("NFC", name),
     }
     target = unicodedata.normalize("NFC", found)
-    single = [words for words, changed in changes.items() if os.path.normpath(changed) in (found, target)]
+    single = [words for words, to in changes.items() if to != name and os.path.normpath(to) in (found, target)]
     return single[0] if single else "after several repairs"

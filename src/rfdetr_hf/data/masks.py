@@ -84,10 +84,13 @@ def parse_mask(value: Any, height: int, width: int) -> Polygons | str | None:
 
 def packed_mask(value: Any) -> Any:
     """The same mask with its polygons as arrays, a fraction of the memory; other values stay as they are."""
+    if not isinstance(value, list) or not all(isinstance(part, list) for part in value):
+        return value
     try:
-        return [np.array(polygon, np.float64) for polygon in value] if isinstance(value, list) else value
+        packed = [np.array(polygon) for polygon in value]
     except (TypeError, ValueError):
         return value
+    return packed if all(each.dtype.kind in "iuf" for each in packed) else value
 
 
 def _polygon(numbers: Any) -> np.ndarray:

@@ -145,7 +145,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
     ) -> Tensor:
         """One picture of any supported kind -> float32 (C, H, W), values as given."""
         if isinstance(image, Image.Image):
-            image, input_data_format = _array_from_pil(image, bool(do_convert_rgb), self.value_range), ChannelDimension.LAST
+            image = _array_from_pil(image, bool(do_convert_rgb), self.value_range)
+            input_data_format = ChannelDimension.LAST
         pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
         if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
             raise TypeError(f"An image has dtype {pixels.dtype}; pass uint8 (0-255) or floating point.")

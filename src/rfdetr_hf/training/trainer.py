@@ -40,7 +40,14 @@ from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .finetuning import apply_finetuning, merge_adapters
-from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor, end_workers
+from .loaders import (
+    batch_to_device,
+    build_eval_loader,
+    build_train_loader,
+    default_processor,
+    end_workers,
+    with_value_range,
+)
 from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler

@@ -208,8 +208,11 @@ def _image_folder(
             break
     if not ranked or (probes and min(ranked)[0] == len(probes)):
         looked = ", ".join(str(path) for path in candidates)
+        others = [folders[path].of_same_name(names[0]) for path in present[-1:] if names and path in folders]
+        hint = f" (a file of this name is {others[0]})" if others and others[0] else ""
+        first = names[0] if names else "it lists none"
         raise SplitMissingError(
-            f"{annotations.source}: none of its images ({names[0] if names else 'it lists none'}, …) is in {looked}; "
+            f"{annotations.source}: none of its images ({first}, …) is in {looked}{hint}; "
             "name the folder with image_dir=…"
         )
     folder = folders[present[min(ranked)[2]]]
@@ -239,6 +242,8 @@ def _finish(
         size[row] = image_size(paths[row], {}) if paths[row] else 1
     annotations = replace(file.annotations, size=size)
     label = map_ids(boxes.category, labels.ids)
+    if not file.names and len(boxes.category):
+        logger.warning("%s: lists no categories; its ids are read as %s", annotations.source, labels.names)
 
     def named(i: int) -> str:
         return f" ({file.names[i]!r})" if i in file.names else ""
