@@ -114,7 +114,7 @@ def test_decode_image_takes_rows_bytes_paths_and_pil(dataset, write_image, tmp_p
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
-        (np.full((4, 4), 513, dtype=np.uint16), (2, 2, 2)),
+        (np.pad([[65535]], (0, 3), constant_values=513).astype(np.uint16), (2, 2, 2)),
         (np.full((4, 4), 7, dtype=np.uint8), (7, 7, 7)),
         (np.full((4, 4, 4), 9, dtype=np.uint8), (9, 9, 9)),
     ],

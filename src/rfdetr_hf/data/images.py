@@ -171,8 +171,8 @@ def _difference(name: str, found: str) -> str:
         "without blanks around it": name.strip(),
         "with %20 and its like decoded": unquote(name),
         "with its suffix in another case": os.path.splitext(name)[0] + os.path.splitext(found)[1],
-        "with accents composed differently": unicodedata.normalize("NFC", name),
     }
-    target = unicodedata.normalize("NFC", found)
-    single = [words for words, to in changes.items() if to != name and os.path.normpath(to) in (found, target)]
+    if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", found):
+        return "with accents composed differently"
+    single = [words for words, to in changes.items() if to != name and os.path.normpath(to) == found]
     return single[0] if single else "after several repairs"

@@ -171,6 +171,8 @@ def _with_labels(
 ) -> Pictures:
     folders = _LabelFolders()
     labels = {path: folders.find(label) for path, label in expected.items()}
+    for path in _no_scenes(labels, source):
+        del labels[path]
     elsewhere = {path: _elsewhere(path, config, label_dir, folders) for path, label in labels.items() if label is None}
     elsewhere = {path: label for path, label in elsewhere.items() if label is not None}
     if elsewhere and len(elsewhere) == sum(label is None for label in labels.values()) == len(labels):
@@ -196,8 +198,6 @@ def _with_labels(
     repaired = sum(label is not None and label != expected[path] for path, label in labels.items())
     if repaired and not elsewhere:
         logger.warning("%s: found %d label files under a name in another case or composition", source, repaired)
-    for path in _no_scenes(labels, source):
-        del labels[path]
     _report_orphans(labels, source, folders)
     return Pictures(list(labels), list(labels.values()))
 
@@ -219,6 +219,8 @@ def _elsewhere(path: str, config: YoloConfig, label_dir: str, folders: _LabelFol
 def _no_scenes(labels: dict[str, str | None], source: str) -> list[str]:
     """Pictures without rows that show annotations: masks and their like. Others without rows are background."""
     stems = {os.path.splitext(os.path.basename(path))[0] for path, label in labels.items() if label is not None}
+    if not stems:
+        return []
     by_folder: dict[str, list[str]] = {}
     for path in labels:
         by_folder.setdefault(os.path.dirname(path), []).append(path)

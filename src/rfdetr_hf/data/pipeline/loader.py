@@ -158,7 +158,7 @@ def _dataloader(
             pickle.dumps(samples.transform)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(
-                f"the augmentation cannot be handed to the loader's worker processes, which are no forks here ({error}); "
+                f"the augmentation cannot be handed to worker processes, which are no forks here ({error}); "
                 "define it at the top of a module instead of in a function or as a lambda, or load with "
                 "dataloader_num_workers=0"
             ) from error
