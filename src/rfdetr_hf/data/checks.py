@@ -248,7 +248,7 @@ def _settle_odd_masks(annotations: Annotations, missing: MissingMasks, problems:
     hollow = given & ~visible
     if missing == "box" and hollow.any():
         _report(annotations, "used the box of", "their mask covers no pixel", hollow, "objects")
-        keep = pa.array(np.where(hollow, None, np.arange(len(hollow))).tolist(), pa.int64())
+        keep = pa.array([None if empty else i for i, empty in enumerate(hollow.tolist())], pa.int64())
         boxes, hollow = replace(boxes, masks=boxes.masks.take(keep)), np.zeros_like(hollow)
     odd = apart | hollow
     if odd.sum() > _ODD_MASKS_SHARE * given.sum():
@@ -308,7 +308,7 @@ def _settle_keypoints(annotations: Annotations, problems: Problems) -> Annotatio
         return annotations
     outside = labelled & ((points[..., :2] < 0) | (points[..., :2] > size)).any(axis=-1)
     _report(
-        annotations, "took as not labelled", "they lie outside their image", outside.any(axis=1), "objects' keypoints"
+        annotations, "took as not labelled", "they lie outside their image", np.any(outside, axis=1), "objects' keypoints"
     )
     flat = np.where(outside[..., None], 0.0, points).reshape(boxes.keypoints.shape)
     return replace(annotations, boxes=replace(boxes, keypoints=flat))

@@ -58,7 +58,7 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
     first = next(iter(splits.values()))
     rows = np.unique(np.linspace(0, len(first) - 1, min(_LOOKED_AT, len(first)), dtype=int)) if len(first) else []
     columns = [name for name in ("image", "image_id", "file_name") if name in first.column_names]
-    found = find_value_range(first.select_columns(columns).select(rows)) if len(rows) else None
+    found = find_value_range(iter(first.select_columns(columns).select(rows))) if len(rows) else None
     if found is None:
         return dict(splits)
     logger.warning(
@@ -66,7 +66,7 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
         source, *found,
     )  # fmt: skip
     return {
-        name: split.add_column("value_range", [list(found)] * len(split), List(Value("float64"), length=2))
+        name: split.add_column("value_range", [list(found)] * len(split), feature=List(Value("float64"), length=2))
         for name, split in splits.items()
     }
 
@@ -77,8 +77,7 @@ def _report_shared(
     rows, others, paths = zip(*shared, strict=True)
     mine, theirs = (_objects(splits[name]).take(pa.array(at)) for name, at in ((first, rows), (second, others)))
     for a, b, path in zip(mine.to_pylist(), theirs.to_pylist(), paths, strict=True):
-        boxes = [sorted(zip(each["category"], np.round(each["bbox"], 3).tolist(), strict=True)) for each in (a, b)]
-        if boxes[0] != boxes[1]:
+        if sorted(np.round(a["bbox"], 3).tolist()) != sorted(np.round(b["bbox"], 3).tolist()):
             raise DetectionDataError(
                 f"{source}: {path} is in the splits {first} and {second} with different boxes; leave it in one of them"
             )

@@ -26,7 +26,7 @@ def as_flag(value: Any) -> bool | None:
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, (int, float)):
-        return {0: False, -1: False, 1: True}.get(value)
+        return True if value == 1 else False if value in (0, -1) else None
     word = value.strip().lower() if isinstance(value, str) else None
     return True if word in _YES else False if word in _NO else None
 

@@ -251,7 +251,7 @@ def _finish(
     problems.add_all(
         (
             f"{name_box(annotations, i)}: field category_id is {boxes.category[i]}"
-            f"{named(boxes.category[i])}, not in the label table {dict(zip(labels.ids, labels.names, strict=True))}"
+            f"{named(int(boxes.category[i]))}, not in the label table {dict(zip(labels.ids, labels.names, strict=True))}"
             for i in np.flatnonzero(label < 0).tolist()
         ),
         "the label table is that of the training split: list the category there, or correct the annotation",

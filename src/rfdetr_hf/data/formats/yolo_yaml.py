@@ -85,7 +85,7 @@ def read_yaml(file: Path) -> YoloConfig:
     splits: dict[str, list[str]] = {}
     for name in _SPLITS:
         value = content.get(name)
-        entries = value if isinstance(value, list) else [value]
+        entries: list[Any] = value if isinstance(value, list) else [value]
         if _is_null(value):
             continue
         if not all(isinstance(entry, str) and entry for entry in entries):
@@ -164,7 +164,7 @@ def _keypoints(
     given = {str(i): given for i in names} if isinstance(given, list) else given
     if not isinstance(given, dict) or not all(isinstance(each, list) for each in given.values()):
         raise DetectionDataError(f"{file}: field kpt_names is {shown(given)}; write a list of names for each class")
-    flip = content.get("flip_idx")
+    flip: Any = content.get("flip_idx")
     flip = [as_integer(i) for i in flip] if isinstance(flip, list) else flip
     # Without names, 17 keypoints of persons are COCO's.
     people = count == len(COCO_KEYPOINTS) and list(names.values()) == ["person"]

@@ -216,7 +216,7 @@ def _to_rgb(image: Image.Image, value_range: Sequence[float] | None = None) -> I
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def find_value_range(images: Iterable[Mapping[str, Any]]) -> tuple[float, float] | None:
+def find_value_range(images: Iterable[Any]) -> tuple[float, float] | None:
     """The range of the numbers in the pictures of more than 8 bits among some, None where there are none.
 
     Args:
