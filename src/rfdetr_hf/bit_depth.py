@@ -5,7 +5,6 @@ the numbers, not in the file's type. It is the smallest usual range that holds t
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,22 +18,16 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I")
 
 
-def find_range(images: Any) -> tuple[float, float]:
-    """The range (low, high) of the numbers of deep pictures, all together.
-
-    Args:
-        images: arrays of any shape.
+def find_range(pixels: np.ndarray) -> tuple[float, float]:
+    """The range (low, high) of the numbers of a deep picture.
 
     Raises:
         ValueError: a number is not finite.
     """
-    low, high, floating = 0.0, 0.0, True
-    for pixels in images:
-        if not np.isfinite(pixels).all():
-            raise ValueError("holds values that are not finite")
-        low, high = min(low, float(pixels.min(initial=0))), max(high, float(pixels.max(initial=0)))
-        floating = floating and pixels.dtype.kind == "f"
-    if floating and high <= 1.0 and low >= -1.0:
+    if not np.isfinite(pixels).all():
+        raise ValueError("it holds values that are not finite")
+    low, high = min(0.0, float(pixels.min(initial=0))), float(pixels.max(initial=0))
+    if pixels.dtype.kind == "f" and high <= 1.0 and low >= -1.0:
         return (-1.0 if low < 0 else 0.0), 1.0
     return low, next((top for top in _TOPS if high <= top), high)
 
@@ -46,7 +39,7 @@ def to_bytes(pixels: np.ndarray, value_range: Sequence[float] | None = None) -> 
         pixels: (H, W).
         value_range: (low, high); None takes the picture's own.
     """
-    low, high = find_range([pixels]) if value_range is None else value_range
+    low, high = find_range(pixels) if value_range is None else value_range
     shifted = pixels.astype(np.float64) - low
     span = high - low
     # Integers of k bits lose the lower k - 8, as a shift would; floats are rounded.

@@ -308,7 +308,11 @@ def _settle_keypoints(annotations: Annotations, problems: Problems) -> Annotatio
         return annotations
     outside = labelled & ((points[..., :2] < 0) | (points[..., :2] > size)).any(axis=-1)
     _report(
-        annotations, "took as not labelled", "they lie outside their image", np.any(outside, axis=1), "objects' keypoints"
+        annotations,
+        "took as not labelled",
+        "they lie outside their image",
+        np.any(outside, axis=1),
+        "objects' keypoints",
     )
     flat = np.where(outside[..., None], 0.0, points).reshape(boxes.keypoints.shape)
     return replace(annotations, boxes=replace(boxes, keypoints=flat))

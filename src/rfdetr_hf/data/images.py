@@ -65,24 +65,32 @@ def walk_files(root: str | os.PathLike[str]) -> Iterator[tuple[str, str, bool]]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 ordered = sorted(entries, key=lambda entry: entry.name)
-            folders = [(e, e.is_dir()) for e in ordered if not is_hidden(e.name)]
+            kinds = [(entry, *_kind(entry)) for entry in ordered if not is_hidden(entry.name)]
         except OSError as error:
             raise DetectionDataError(
                 f"{folder}: cannot be read ({error.strerror or error}); make it readable, or take it out of the data"
             ) from error
         barren += 1
-        for entry, is_dir in folders:
+        for entry, is_dir, is_file in kinds:
             relative = f"{prefix}{entry.name}"
             if is_dir:
                 stack.append((f"{relative}/", entry.path))
                 continue
             if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 barren = 0
-            yield relative, entry.path, entry.is_file()
+            yield relative, entry.path, is_file
         if barren > _MAX_BARREN_FOLDERS:
             raise DetectionDataError(
                 f"{os.fspath(root)}: {barren} folders in a row hold no image; give the folder of the data set itself"
             )
+
+
+def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    try:
+        return entry.is_dir(), entry.is_file()
+    except OSError:
+        # A link in a circle is neither; whoever lists it is told that it is no file.
+        return False, False
 
 
 class ImageFolder:

@@ -19,6 +19,7 @@ from .keypoints import KeypointSchema
 from .pipeline.pixels import set_max_image_pixels
 from .sense import check_sense, with_value_range
 from .splits import SPLIT_NAMES, canonical_split, choose_splits
+from .values import shown
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ _HELP = (
 )
 _LAYOUTS = {"COCO or Roboflow COCO": coco, "YOLO": yolo, "what datasets loads": hub}
 _MAX_CHILDREN = 50
+_LONGEST_NAME = 2000
 # Asked in this order; the last one takes everything.
 FORMATS = (shapes, coco, yolo, hub)
 
@@ -156,8 +158,8 @@ def _root(name_or_path: Any) -> Any:
             f"a data set is a name, a path, a datasets.Dataset or DatasetDict, not {type(name_or_path).__name__}"
         )
     root = os.path.expanduser(os.fspath(name_or_path))
-    if not root.strip() or "\0" in root:
-        raise DetectionDataError(f"the name of the data set is {root!r}; give a Hub id or a path ({_HELP})")
+    if not root.strip() or "\0" in root or len(root) > _LONGEST_NAME:
+        raise DetectionDataError(f"the name of the data set is {shown(root)}; give a Hub id or a path ({_HELP})")
     looks_local = root.startswith((".", os.sep)) or root.count("/") > 1
     if looks_local and not os.path.exists(root):
         raise DetectionDataError(f"{root}: no such folder; {_HELP}")

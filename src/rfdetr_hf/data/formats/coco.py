@@ -106,10 +106,13 @@ def _json_files(folder: Path) -> list[Path]:
 
 def _looks_like_coco(file: Path) -> bool:
     # Searched, not parsed: the lists may come in any order, and files may be large.
-    if not file.stat().st_size:
-        return False
-    with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        parts = [re.search(rb'"%s"\s*:\s*\[' % part, text) for part in (b"images", b"annotations", b"categories")]
+    try:
+        if not file.stat().st_size:
+            return False
+        with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            parts = [re.search(rb'"%s"\s*:\s*\[' % part, text) for part in (b"images", b"annotations", b"categories")]
+    except OSError as error:
+        raise DetectionDataError(f"{file}: cannot be read ({error.strerror or error}); make it readable") from error
     return bool(parts[0] and (parts[1] or parts[2]))
 
 
@@ -245,13 +248,15 @@ def _finish(
     if not file.names and len(boxes.category):
         logger.warning("%s: lists no categories; its ids are read as %s", annotations.source, labels.names)
 
+    table = dict(zip(labels.ids, labels.names, strict=True))
+
     def named(i: int) -> str:
         return f" ({file.names[i]!r})" if i in file.names else ""
 
     problems.add_all(
         (
             f"{name_box(annotations, i)}: field category_id is {boxes.category[i]}"
-            f"{named(int(boxes.category[i]))}, not in the label table {dict(zip(labels.ids, labels.names, strict=True))}"
+            f"{named(int(boxes.category[i]))}, not in the label table {table}"
             for i in np.flatnonzero(label < 0).tolist()
         ),
         "the label table is that of the training split: list the category there, or correct the annotation",

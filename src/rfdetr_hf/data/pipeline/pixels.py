@@ -7,7 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -222,16 +222,17 @@ def find_value_range(images: Iterable[Any]) -> tuple[float, float] | None:
     Args:
         images: examples as for `decode_image`.
     """
-    deep: list[np.ndarray] = []
-    name = ""
+    ranges: list[tuple[float, float]] = []
     for example in images:
-        value = example["image"]
+        value, pixels = example["image"], None
         name = _name(value, example)
-        with _opened(value, name) as image, _named_faults(name):
-            if is_deep(image):
-                deep.append(np.asarray(image))
-    with _named_faults(name):
-        return find_range(deep) if deep else None
+        # The audit names files that cannot be decoded.
+        with suppress(DetectionDataError), _opened(value, name) as image, _named_faults(name):
+            pixels = np.asarray(image) if is_deep(image) else None
+        if pixels is not None:
+            with _named_faults(name):
+                ranges.append(find_range(pixels))
+    return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
 
 
 def resample(image: Image.Image, box: tuple[float, float, float, float], width: int, height: int) -> torch.Tensor:
