@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from ..annotations import Annotations, Labels, ReadOptions, build_dataset, class_table, map_ids, name_box, path_array
 from ..checks import drop_repeated_images, settle
-from ..errors import Problems, SplitMissingError
+from ..errors import DetectionDataError, Problems, SplitMissingError
 from ..images import ImageFolder, Resolved, is_hidden
 from ..keypoints import ClassKeypoints
 from ..pipeline.pixels import image_size
