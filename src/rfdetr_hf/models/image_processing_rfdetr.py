@@ -110,7 +110,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
             `pixel_values` float32 (B, 3, H, W); `pixel_mask` int64 (B, H, W) when there is padding; `labels` when
             there are annotations: per picture `class_labels` (n,), `boxes` (n, 4) cxcywh in [0, 1] of the picture
             without its padding, `area` in pixels after the resize, `iscrowd`, `image_id` (1,), `orig_size` and
-            `size` (height, width).
+            `size` (height, width). The attribute `original_sizes` holds height and width of each upright picture, the
+            `target_sizes` of the post-processing; it is no field, so that `model(**inputs)` does not get it.
 
         Raises:
             ValueError: Unusable pictures or annotations (the message names which), different sizes without `do_pad`,
@@ -179,6 +180,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
         sizes = [_size(image) for image in images]
         data = _stack(images, _padded_size(sizes, pad_size, size_divisor) if do_pad else None)
         features = BatchFeature(data, tensor_type=return_tensors)
+        # Beside the data, so that the model is not given it: a photograph may have been turned.
+        features.original_sizes = original_sizes
         if annotations is not None:
             features["labels"] = [
                 BatchFeature(_coco_labels(*item), tensor_type=return_tensors)
