@@ -83,6 +83,6 @@ def test_the_largest_picture_is_an_option(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "2000")
     with pytest.raises(DetectionDataError, match=r"0.png.*max_image_pixels"):
-        folder("png", [RAMP.astype(np.uint8)])
+        decode_image(folder("png", [RAMP.astype(np.uint8)])[0])
     monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "100000")
     assert decode_image(folder("png", [RAMP.astype(np.uint8)])[0]).size == (64, 48)

@@ -117,7 +117,7 @@ def test_one_fault_of_a_category_is_one_fault(load, category, faults):
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("bbox", [2**70, 1, 2, 3]), ("bbox", [1e400, 1, 2, 3]), ("bbox", [10**400, 1, 2, 3]), ("bbox", [True, 1, 2, 3]),
+    ("bbox", [1e400, 1, 2, 3]), ("bbox", [10**400, 1, 2, 3]), ("bbox", [True, 1, 2, 3]),
     ("bbox", [[1], 1, 2, 3]), ("area", 10**400), ("area", True), ("id", 2**63), ("category_id", 2**70),
     ("image_id", 1e300), ("category_id", None), ("bbox", {"x": 1}),
 ])  # fmt: skip

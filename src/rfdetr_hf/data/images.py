@@ -65,7 +65,8 @@ def walk_files(root: str | os.PathLike[str]) -> Iterator[tuple[str, str, bool]]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 ordered = sorted(entries, key=lambda entry: entry.name)
-            kinds = [(entry, *_kind(entry)) for entry in ordered if not is_hidden(entry.name)]
+            # By path, not by entry: of a link in a circle they say no, where an entry raises.
+            kinds = [(e, os.path.isdir(e.path), os.path.isfile(e.path)) for e in ordered if not is_hidden(e.name)]
         except OSError as error:
             raise DetectionDataError(
                 f"{folder}: cannot be read ({error.strerror or error}); make it readable, or take it out of the data"
@@ -83,14 +84,6 @@ def walk_files(root: str | os.PathLike[str]) -> Iterator[tuple[str, str, bool]]:
             raise DetectionDataError(
                 f"{os.fspath(root)}: {barren} folders in a row hold no image; give the folder of the data set itself"
             )
-
-
-def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
-    try:
-        return entry.is_dir(), entry.is_file()
-    except OSError:
-        # A link in a circle is neither; whoever lists it is told that it is no file.
-        return False, False
 
 
 class ImageFolder:

@@ -1,5 +1,6 @@
 """The one door to data: `load_detection_dataset`."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -195,17 +196,11 @@ def _recognise(root: Any, options: ReadOptions) -> tuple[Found, Any]:
     lines = [f"  - {kind}: {each.near(folder)}" for kind, each in _LAYOUTS.items()]
     for child in sorted(folder.iterdir())[:_MAX_CHILDREN] if folder.is_dir() else ():
         if child.is_dir() and not is_hidden(child.name):
-            inner = next((found for each in (coco, yolo) if (found := _quietly(each, child, options))), None)
-            if inner is not None:
-                lines.append(f"  - its folder {child.name} is {inner.kind}: give {child}")
+            for each in (coco, yolo):
+                with contextlib.suppress(DetectionDataError, TypeError):
+                    inner = each.find(str(child), options)
+                    lines += [f"  - its folder {child.name} is {inner.kind}: give {child}"] if inner else []
     raise DetectionDataError("\n".join([f"{root}: no data set is recognised there. Looked for:", *lines]))
-
-
-def _quietly(reader: Any, folder: Path, options: ReadOptions) -> Found | None:
-    try:
-        return reader.find(str(folder), options)
-    except (DetectionDataError, TypeError):
-        return None
 
 
 def hold_out(splits: Mapping[str, Dataset], share: float, seed: int) -> dict[str, Dataset]:

@@ -78,8 +78,11 @@ def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProc
     return RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
 
 
-def with_value_range(processor: RFDETRImageProcessor, dataset: Any) -> RFDETRImageProcessor:
-    """The processor that reads pictures of more than 8 bits as the training data does; the given one is not changed."""
+def choose_processor(
+    given: RFDETRImageProcessor | None, config: PreTrainedConfig, square: bool, dataset: Any
+) -> RFDETRImageProcessor:
+    """The given processor or the default one, which reads pictures of more than 8 bits as the training data does."""
+    processor = given or default_processor(config, square)
     found = value_range(dataset) if isinstance(dataset, Dataset) else None
     if found is None or getattr(processor, "value_range", None):
         return processor

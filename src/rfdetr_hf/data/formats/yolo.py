@@ -83,9 +83,15 @@ def _read_split(reader: RowReader, theirs: str, split: str) -> Dataset:
     problems.raise_if_any()
     texts = _in_threads(_read_text, pictures.label_paths)
     pictures, texts = _labelled(config, pictures, texts, source)
-    sizes = _in_threads(_size, pictures.paths)
-    for fault in (size for size in sizes if isinstance(size, DetectionDataError)):
-        problems.add(str(fault))
+
+    def size(path: str) -> tuple[int, int]:
+        try:
+            return image_size(path, {})
+        except DetectionDataError as error:
+            problems.add(str(error))
+            return 0, 0
+
+    sizes = _in_threads(size, pictures.paths)
     rows = Rows()
     for image, (path, text) in enumerate(zip(pictures.label_paths, texts, strict=True)):
         reader.read(rows, image, path or "", text or "", problems)
@@ -114,13 +120,6 @@ def _labelled(
     )  # fmt: skip
     kept = Pictures([pictures.paths[i] for i in keep], [pictures.label_paths[i] for i in keep])
     return kept, [texts[i] for i in keep]
-
-
-def _size(path: str) -> tuple[int, int] | DetectionDataError:
-    try:
-        return image_size(path, {})
-    except DetectionDataError as error:
-        return error
 
 
 def _read_text(path: str | None) -> str | None:
