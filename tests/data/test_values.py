@@ -65,7 +65,7 @@ def test_a_category_below_zero_moves_no_label(load):
 
 
 def test_one_id_with_two_names(load):
-    with pytest.raises(DetectionDataError, match="category id 3: has two names, 'cat' and 'cow'"):
+    with pytest.raises(DetectionDataError, match="category id 3: field name: has two names, 'cat' and 'cow'"):
         load(lambda content: content["categories"].append({"id": 3, "name": "cow"}))
     again = load(lambda content: content["categories"].append({"id": 3, "name": "cat"}))
     assert class_names(again) == ["cat", "dog"]

@@ -44,6 +44,7 @@ __all__ = [
     "has_object_field",
     "keypoint_schema",
     "label_table",
+    "max_objects",
     "undecoded",
     "value_range",
 ]
@@ -169,6 +170,13 @@ def value_range(dataset: AnyDataset) -> tuple[float, float] | None:
         return None
     low, high = split.select_columns(["value_range"])[0]["value_range"]
     return float(low), float(high)
+
+
+def max_objects(dataset: Dataset) -> int:
+    """The most objects of an image, crowds left out."""
+    column = dataset.select_columns(["objects"]).with_format("arrow")[:]["objects"]
+    lists = [flags for chunk in column.chunks for flags in chunk.field("iscrowd").to_pylist()]
+    return max((flags.count(False) for flags in lists), default=0)
 
 
 def label_table(dataset: AnyDataset) -> str:

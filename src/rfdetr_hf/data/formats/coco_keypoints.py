@@ -30,8 +30,9 @@ def class_keypoints(
     for category in categories:
         number = as_integer(category["id"]) or 0
         names = category.get("keypoints") or [f"keypoint_{k}" for k in range(longest.get(number, 0))]
-        if not isinstance(names, list):
-            problems.add(f"category id {category['id']}: field keypoints is {shown(names)}, no list", _REMEDY)
+        plain = isinstance(names, list) and all(isinstance(name, (str, int)) and name is not True for name in names)
+        if not plain:
+            problems.add(f"category id {category['id']}: field keypoints is {shown(names)}, no list of names", _REMEDY)
             continue
         try:
             skeleton = [[a - 1, b - 1] for a, b in category.get("skeleton") or ()]
