@@ -136,7 +136,8 @@ def _category_names(
         text = str(i if name is None else name)
         if names.setdefault(i, text) != text:
             problems.add(
-                f"category id {i}: field name: has two names, {names[i]!r} and {text!r}", "give each category an id of its own"
+                f"category id {i}: field name: has two names, {names[i]!r} and {text!r}",
+                "give each category an id of its own",
             )
     return names
 
