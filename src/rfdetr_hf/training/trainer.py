@@ -2,12 +2,10 @@
 
 import copy
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import gather_object, set_seed
@@ -28,28 +26,32 @@ from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
 from .best import BestModel
-from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
+from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback, StatusCallback
 from .card import card_facts
 from .checkpoint.checkpointer import Checkpointer
+from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
+from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
 from .checks import audit_splits, check_run, check_split, default_metric
 from .compatibility import TransformersMethods
-from .console import log_to_console, log_to_file, stop_logging
 from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .finetuning import apply_finetuning, merge_adapters
-from .loaders import batch_to_device, build_eval_loader, build_train_loader, choose_processor, end_workers
+from .loaders import batch_to_device, build_eval_loader, build_train_loader, choose_processor
 from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler
 from .parallel import choose_parallel, compile_blocks
-from .preemption import EXIT_CODE, Preempted, PreemptionNotice
+from .preemption import EXIT_CODE, Noticed, Preempted, PreemptionNotice
 from .state import RunState
+from .status import FINISHED, PREEMPTED
 from .trackers import TrackerCallback
 from .update import StepResult, update_weights
 from .validation import Found, PredictionOutput, Validation
+from .waiting import Batches, LoaderStuck, end_workers
+from .watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +130,9 @@ class RFDETRTrainer(TransformersMethods):
             self.directory, self.accelerator, self.parallel, self.weights, self.stateful,
             keep=args.save_total_limit, background=args.async_save,
         )  # fmt: skip
-        self.validation = Validation(
-            args, self.directory, self.accelerator, self.parallel, self.weights, compute_metrics, evaluator
-        )
+        self.watchdog = Watchdog(who=f"process {self.accelerator.process_index}")
+        ours = self.directory, self.accelerator, self.parallel, self.weights, self.watchdog
+        self.validation = Validation(args, *ours, compute_metrics, evaluator)
         named = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "test_dataset": test_dataset}
         self.splits = {name: dataset for name, dataset in named.items() if dataset is not None}
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
@@ -149,11 +151,8 @@ class RFDETRTrainer(TransformersMethods):
 
     def _own_callbacks(self) -> list[TrainerCallback]:
         args: Any = self.args
-        ours: list[TrainerCallback] = [
-            DefaultFlowCallback(),
-            ProgressCallback(),
-            MetricsCsvCallback(self.directory.metrics),
-        ]
+        written = MetricsCsvCallback(self.directory.metrics), StatusCallback(self.directory.status)
+        ours: list[TrainerCallback] = [DefaultFlowCallback(), ProgressCallback(), *written]
         if args.early_stopping_patience is not None:
             rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
             ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
@@ -216,40 +215,47 @@ class RFDETRTrainer(TransformersMethods):
             FileExistsError: `output_dir` holds an earlier run that this one would write into.
             DetectionDataError: the audit found images that can't be read.
             RuntimeError: `max_skipped_steps` steps in a row had a non-finite loss or gradient.
-            Preempted: the process got SIGTERM or SIGUSR1, and a checkpoint of the step it was in is written. A
-                `SystemExit` with the code `preemption.EXIT_CODE`.
+            RunInUse, LockLost: another process trains into `output_dir`.
+            LoaderStuck: the workers of a loader gave no batch for `dataloader_timeout` seconds; it is saved before.
+            Preempted: a process of the run got SIGTERM, SIGUSR1, SIGHUP or SIGINT (Ctrl-C), or its launcher ended, and
+                a checkpoint is written. A `SystemExit` with the code `preemption.EXIT_CODE`.
         """
         if self.train_dataset is None:
             raise ValueError("train() needs a train_dataset, given at construction")
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        checkpoint = self.directory.prepare(fetch_checkpoint(resume, self.args.hub_token), self.accelerator)
+        resume = fetch_checkpoint(resume, self.args.hub_token)
         with ExitStack() as stack:
-            if self.accelerator.is_main_process:
-                log_to_console()
-                stack.callback(stop_logging, log_to_file(self.directory.log))
+            stack.enter_context(self.directory.session(resume, self.accelerator))
+            stack.enter_context(self.watchdog)
             for close in [c.close for c in self.callback_handler.callbacks if hasattr(c, "close")]:
                 stack.callback(close)  # trackers write what they hold back
             stack.callback(self.checkpointer.close)
-            stack.callback(lambda: end_workers(self.train_loader))
+            stack.callback(lambda: end_workers(getattr(self.train_loader, "_iterator", None)))
             stack.push(self._end_training)
+            checkpoint = self.directory.prepare(resume, self.args.to_dict(), self.accelerator)
             self._build()
             if checkpoint is not None:
                 self.checkpointer.load(checkpoint, self.state)
                 self.state.restore_callbacks(self.callback_handler.callbacks)
-                self.validation.forget_lost_best(self.state)
-            audit_splits(self.splits, self.args.audit, self.accelerator)
+            self.directory.begin(self.accelerator, *self.weights.sizes(), self.args.save_total_limit)
+            self.validation.forget_lost_best(self.state)
+            with self.watchdog.during("audit of the data"):
+                audit_splits(self.splits, self.args.audit, self.accelerator)
             if self.accelerator.is_main_process:
                 self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
             started = time.perf_counter()
             self._in_training = True
             with self.preemption:
                 self._run_epochs()
-            self._in_training = False
-            return self._finish(time.perf_counter() - started)
+                self._in_training = False
+                output = self._finish(time.perf_counter() - started)
+                self.directory.set_status(state=FINISHED, step=self.state.global_step)
+            return output
 
     def _end_training(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         processes = self.accelerator.num_processes
-        if isinstance(error, Exception) and (self._in_training or processes > 1):
+        is_failure = isinstance(error, Exception) and not isinstance(error, LockLost)  # the log is another run's then
+        if is_failure and (self._in_training or processes > 1):
             # At once: the other processes are about to fail for want of this one.
             index = self.accelerator.process_index
             logger.error("process %d of %d failed", index, processes, exc_info=error)
@@ -277,6 +283,7 @@ class RFDETRTrainer(TransformersMethods):
             world_size=self.accelerator.num_processes,
         )
         self.model.to(self.accelerator.device)
+        require_finite(self.model.state_dict(), "the model to train")
         if args.torch_compile:
             compile_blocks(self.model, args.torch_compile_backend)
         optimizer = self.create_optimizer()
@@ -308,7 +315,7 @@ class RFDETRTrainer(TransformersMethods):
             logger.info("a callback had ended the run at step %d: it stays ended", state.global_step)
             self.control.should_training_stop = True
         if self.args.eval_on_start and state.global_step == 0:
-            self._evaluate_and_track()
+            self._evaluate_and_track(due=False)
         while state.epochs_done < state.num_train_epochs and not self.control.should_training_stop:
             self._fire("on_epoch_begin")
             if state.due:
@@ -323,22 +330,29 @@ class RFDETRTrainer(TransformersMethods):
                 if window is None:
                     break
                 if self.training_step(window, state).preempted:
-                    self._save_and_leave()
+                    self._save_and_leave(due=True)
                 self._log_evaluate_save()
             self._fire("on_epoch_end")
             self._log_evaluate_save(epoch_finished=True)
+            if self.parallel.sum_on_hosts(self.preemption.received)[0]:
+                self._save_and_leave(epoch_finished=True)
             state.end_epoch()
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The micro-batches of each optimizer step that is left of this epoch."""
         accumulation, state = self.args.gradient_accumulation_steps, self.state
         self.train_loader.batch_sampler.set_epoch(state.epochs_done, start_batch=state.steps_in_epoch * accumulation)
-        batches = iter(self.train_loader)
+        batches = Batches(self.train_loader, self.preemption)
         for _ in range(state.steps_left_in_epoch):
             started = time.perf_counter()
-            window = [next(batches) for _ in range(accumulation)]
+            self.watchdog.at("loading data")
+            window = batches.take(accumulation)
+            self.watchdog.at("waiting for the other processes")
+            without, stuck = self.parallel.sum_on_hosts(window is None, batches.stuck)
+            if without:  # no process takes a step that one has no data for
+                self._save_and_leave(error=batches.why_stuck() if stuck else None)
             self.stopwatch.waited += time.perf_counter() - started
-            yield window
+            yield window or []
 
     def training_step(self, window: list[Batch], state: RunState) -> StepResult:
         """One optimizer step: forward and backward over the window's micro-batches, then one update of all.
@@ -403,7 +417,7 @@ class RFDETRTrainer(TransformersMethods):
     def _log_evaluate_save(self, epoch_finished: bool = False) -> None:
         if self.control.should_log or self.state.global_step == self.state.max_steps:
             self._log_training()
-        improved = self._evaluate_and_track() if self.control.should_evaluate else False
+        improved = self._evaluate_and_track(due=not epoch_finished) if self.control.should_evaluate else False
         if self.control.should_save or (improved and self.args.save_strategy == SaveStrategy.BEST):
             self._announce_saved()
             self._save(epoch_finished)
@@ -427,15 +441,29 @@ class RFDETRTrainer(TransformersMethods):
 
     def log(self, logs: dict[str, float]) -> None:
         """Give a log event to the callbacks and to `state.log_history`."""
+        self.directory.lock.check()
         logs = {**logs, "epoch": self.state.epoch}
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._fire("on_log", logs=logs)
 
-    def _evaluate_and_track(self) -> bool:
-        """Evaluate; returns whether a score is the best so far, which `best/` then holds."""
+    def _evaluate_and_track(self, due: bool) -> bool:
+        """Evaluate; returns whether a score is the best so far, which `best/` then holds.
+
+        `due`: whether a run that has to end meanwhile must note that this is still to be done.
+        """
         self._announce_saved()
         started = time.perf_counter()
-        metrics = self.evaluate()
+        try:
+            metrics = self.evaluate()
+        except (Noticed, LoaderStuck) as reason:
+            self._save_and_leave(due=due, error=reason if isinstance(reason, LoaderStuck) else None)
+        except Exception:
+            # All processes get here if the scoring failed; what a forward pass of one of them raised ends the others.
+            if self._in_training and (self.accelerator.num_processes == 1 or self.validation.scoring_failed):
+                logger.error("the evaluation of step %d failed; its checkpoint is written", self.state.global_step)
+                self._save(due=due)
+                self.checkpointer.wait()
+            raise
         improved = self.validation.keep_best(metrics, self.state, self._card(metrics))
         self.stopwatch.paused += time.perf_counter() - started
         return improved
@@ -444,7 +472,8 @@ class RFDETRTrainer(TransformersMethods):
         """Write a checkpoint; `due`: the latest step's logging, evaluation and saving are still to be done."""
         self.state.mark(self.control, epoch_finished, due)
         self.state.keep_callbacks(self.callback_handler.callbacks)
-        self.checkpointer.save(self.state, self._card())
+        with self.watchdog.during("saving a checkpoint"):
+            self.checkpointer.save(self.state, self._card())
 
     def _announce_saved(self) -> None:
         """Fire `on_save` for a checkpoint from the background as it would have been at its step."""
@@ -460,14 +489,19 @@ class RFDETRTrainer(TransformersMethods):
         # A save that is due by now stays due.
         self.control.should_save = self.control.should_save or due
 
-    def _save_and_leave(self) -> None:
+    def _save_and_leave(self, epoch_finished: bool = False, due: bool = False, error: Any = None) -> NoReturn:
         self._announce_saved()
-        self._save(due=True)
+        self._save(epoch_finished, due)
         self.checkpointer.wait()
-        logger.warning(
-            "preempted: saved step %d; exit code %d; go on with resume_from_checkpoint=True",
-            self.state.global_step, EXIT_CODE,
-        )  # fmt: skip
+        self.preemption.acted = True
+        if error is not None:
+            raise error
+        step = self.state.global_step
+        logger.warning("preempted: saved step %d; exit code %d; resume_from_checkpoint=True goes on", step, EXIT_CODE)
+        self.directory.set_status(state=PREEMPTED, step=step, last_checkpoint=f"checkpoint-{step}")
+        self.directory.release()
+        # A launcher ends the other processes when the first one has ended.
+        self.accelerator.wait_for_everyone()
         raise Preempted
 
     # ------------------------------------------------------------------------------------------------ the end
@@ -476,7 +510,8 @@ class RFDETRTrainer(TransformersMethods):
         state = self.state
         self._announce_saved()
         with self.weights.averaged():
-            self.weights.save_pretrained(self.directory.last, self._card(), self.accelerator)
+            last = self.directory.replacing(self.directory.last, state.global_step)
+            self.weights.save_pretrained(last, self._card(), self.accelerator)
         # Accelerate's wrapper of `forward` comes off the model.
         self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
         takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
@@ -496,37 +531,10 @@ class RFDETRTrainer(TransformersMethods):
         if self.test_dataset is not None:
             metrics |= self.evaluate(self.test_dataset, metric_key_prefix="test")
             # Once more, with the scores in the card.
-            folder = self.directory.best if takes_best else self.directory.last
-            self.weights.save_pretrained(folder, self._card(), self.accelerator)
+            chosen = (self.directory.best, state.best.step) if takes_best else (self.directory.last, state.global_step)
+            self.weights.save_pretrained(self.directory.replacing(*chosen), self._card(), self.accelerator)
         self._fire("on_train_end")
         return TrainOutput(state.global_step, state.loss_total / max(state.loss_steps, 1), metrics)
-
-    def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
-        folder = Path(output_dir) if output_dir else self.directory.last
-        self.weights.save_pretrained(folder, self._card(), self.accelerator)
-
-    def push_to_hub(self, commit_message: str = "End of training", blocking: bool = True) -> str | None:
-        """Upload the model in memory, with image processor and model card, to `hub_model_id`.
-
-        Args:
-            commit_message: of the commit.
-            blocking: wait, and raise what goes wrong; else upload in the background and report it.
-
-        Returns:
-            The address of the commit on the main process when blocking, else None.
-        """
-        folder = self.directory.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
-        self.weights.save_pretrained(folder, self._card(), self.accelerator)
-        if not self.accelerator.is_main_process:
-            return None
-        self._fire("on_push_begin")
-        try:
-            if blocking:
-                return self.hub.push(folder, commit_message)
-            return self.hub.submit(folder, commit_message)
-        finally:
-            shutil.rmtree(folder)
 
     def _card(self, metrics: Mapping[str, float] | None = None) -> CardFacts:
         """What the model card of the present weights says; without metrics, those of the weights' step."""
@@ -591,7 +599,8 @@ class RFDETRTrainer(TransformersMethods):
 
     def _score(self, dataset: Dataset, on_batch: Callable[[list[int], Found], None], *options: Any) -> dict[str, float]:
         loader = self.callback_handler.eval_dataloader = self.get_eval_dataloader(dataset)
-        return self.validation.score(dataset, loader, self.to_device, on_batch, *options)
+        batches = Batches(loader, self.preemption if self._in_training else None)
+        return self.validation.score(dataset, batches, self.to_device, on_batch, *options)
 
     def _after_batch(self, image_ids: list[int], found: Found) -> None:
         self._fire("on_prediction_step", image_ids=image_ids, detections=found)
