@@ -11,6 +11,7 @@ from typing import Any, cast
 from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..data.conventions import BOX_FORMATS
 from ..data.schema import class_names, has_keypoints, keypoint_schema
 from ..hub.push import STRATEGIES as HUB_STRATEGIES
 from ..models.configuration_rfdetr import RFDETRConfig
@@ -403,6 +404,8 @@ class DataArguments:
     test_split: str | None = option(None, "Name of the test split where it is not 'test' or the like.")
     task: str | None = option(None, "What the objects need besides boxes; default: what the model needs.", tuple(TASKS))
     label_dir: str | None = option(None, "Label folder of a YOLO layout where it is not 'labels'.")
+    bbox_format: str | None = option(None, "How boxes are written, where it is not as usual.", BOX_FORMATS)
+    max_image_pixels: int | None = option(None, "Most pixels of an image; default: Pillow's limit.", FROM_1)
     missing_masks: str = option("error", "Objects without a mask: an error, or their box.", ("error", "box"))
     keypoint_schema: dict | str | None = option(
         None, "Names, skeleton, flip_pairs and sigmas of the keypoints of each class (JSON, a YAML mapping or a file)."
@@ -441,6 +444,8 @@ class DataArguments:
             "test_split": self.test_split,
             "task": model_task,
             "label_dir": self.label_dir,
+            "bbox_format": self.bbox_format,
+            "max_image_pixels": self.max_image_pixels,
             "missing_masks": self.missing_masks,
             "keypoint_schema": self.keypoint_schema,
         }

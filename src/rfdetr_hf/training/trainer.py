@@ -38,7 +38,7 @@ from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .finetuning import apply_finetuning, in_float32, merge_adapters
-from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor
+from .loaders import batch_to_device, build_eval_loader, build_train_loader, choose_processor
 from .meters import EvalLossMeter, LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
@@ -110,7 +110,7 @@ class RFDETRTrainer(TransformersMethods):
         self.model, self.augmentation = in_float32(model), augmentation
         self.train_dataset: Any = train_dataset
         self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
-        self.image_processor = processor = processor or default_processor(model.config, args.square_resize)
+        self.image_processor = processor = choose_processor(processor, model.config, args.square_resize, train_dataset)
         side, backbone = model.config.resolution, model.config.backbone_config
         self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
