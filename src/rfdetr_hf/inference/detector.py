@@ -1,8 +1,10 @@
 """A model of any task as a plain function: PIL images in, detections out."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,6 +15,43 @@ from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
 
+def class_thresholds(
+    thresholds: float | Sequence[float] | Mapping[str, float], id2label: Mapping[int, str], default: float = 0.5
+) -> list[float]:
+    """Least scores by label.
+
+    Args:
+        thresholds: one for all classes, one for each label, or by class name.
+        id2label: names of the classes.
+        default: of the classes that a mapping does not name.
+
+    Raises:
+        ValueError: an unknown class, another number of thresholds than classes, or one that is no number.
+    """
+    if isinstance(thresholds, Mapping):
+        for name in thresholds:
+            if name not in id2label.values():
+                near = difflib.get_close_matches(str(name), list(id2label.values()), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(id2label.values())}"
+                raise ValueError(f"thresholds: the model has no class {name!r}; {hint}")
+        values = [thresholds.get(id2label[label], default) for label in range(len(id2label))]
+    else:
+        values = [thresholds] * len(id2label) if isinstance(thresholds, (int, float)) else list(thresholds)
+    if len(values) != len(id2label):
+        raise ValueError(f"thresholds: {len(values)} are given for {len(id2label)} classes")
+    for label, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            raise ValueError(f"thresholds: that of {id2label[label]!r} is {value!r}; it must be a number")
+    return [float(value) for value in values]
+
+
+def above(found: Found, thresholds: Sequence[float]) -> Found:
+    """What scores more than the threshold of its label."""
+    least = np.array(thresholds)[np.asarray(found["labels"])]
+    kept = np.flatnonzero(np.asarray(found["scores"], dtype=np.float64) > least).tolist()
+    return {name: [v[i] for i in kept] if isinstance(v, list) else v[kept] for name, v in found.items()}
+
+
 class ImageDetector:
     """A model of any task and its image processor as a detector.
 
@@ -20,7 +59,7 @@ class ImageDetector:
         model: is moved to `device`, and put into evaluation mode.
         image_processor: of the model.
         device: default: cuda where there is one.
-        threshold: detections of this score or less are left out.
+        threshold: detections of this score or less are left out; by class as for `class_thresholds`.
         bf16: compute in bfloat16.
     """
 
@@ -29,13 +68,14 @@ class ImageDetector:
         model: RFDETRForObjectDetection,
         image_processor: RFDETRImageProcessor,
         device: str | None = None,
-        threshold: float = -1.0,
+        threshold: float | Sequence[float] | Mapping[str, float] = -1.0,
         *,
         bf16: bool = False,
     ) -> None:
         cast(torch.nn.Module, model).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.image_processor = model.eval(), image_processor
-        self.threshold, self.bf16 = threshold, bf16
+        names: Any = model.config.id2label
+        self.thresholds, self.bf16 = class_thresholds(threshold, names), bf16
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Found]:
@@ -54,14 +94,15 @@ class ImageDetector:
             outputs = self.model(**{name: value.to(device) for name, value in inputs.items()})
         sizes = [(image.height, image.width) for image in images]
         options = {"pixel_mask": inputs.get("pixel_mask"), "as_rle": True}
-        found = self.model.detect(outputs, self.image_processor, self.threshold, sizes, **options)
-        return [{name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()} for each in found]
+        found = self.model.detect(outputs, self.image_processor, min(self.thresholds), sizes, **options)
+        found = [{name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()} for each in found]
+        return [above(each, self.thresholds) for each in found]
 
 
 def load_detector(
     name_or_path: str,
     device: str | None = None,
-    threshold: float = -1.0,
+    threshold: float | Sequence[float] | Mapping[str, float] = -1.0,
     *,
     revision: str | None = None,
     bf16: bool = False,
