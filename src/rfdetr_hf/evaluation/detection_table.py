@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-# One detection, 48 bytes; `image` is the position of the image id among the sorted ids of the ground truth.
-DETECTION = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f8"), ("box", "f8", (4,))])
+# One detection, 64 bytes; `image` is the position of the image id among the sorted ids of the ground truth, `size` is
+# width and height of the box, which are not always what its corners give to the last bit.
+DETECTION = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f8"), ("box", "f8", (4,)), ("size", "f8", (2,))])
 _WORDS = DETECTION.itemsize // 4
 
 
@@ -44,9 +45,7 @@ class DetectionTable:
     @property
     def boxes_xywh(self) -> np.ndarray:
         """(n, 4) float64 x, y, width, height: what COCO's arithmetic works on."""
-        boxes = self.rows["box"].copy()
-        boxes[:, 2:] -= boxes[:, :2]
-        return boxes
+        return np.concatenate([self.rows["box"][:, :2], self.rows["size"]], axis=1)
 
 
 def concatenate(tables: Sequence[DetectionTable], like: DetectionTable) -> DetectionTable:
@@ -70,7 +69,7 @@ def pack(
     Args:
         ids: image ids, for error messages.
         positions: of these images among all.
-        predictions: per image `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy; where `like` has the columns also
+        predictions: per image `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy or `boxes_xywh`; where `like` has the columns also
             `masks` ((n, H, W) bool or n RLE dicts) and `keypoints` (n, K, 3).
         sizes: (height, width) of the images, which the masks must have; read only when there are masks.
         like: an empty table that says which columns there are.
@@ -78,9 +77,11 @@ def pack(
     Raises:
         ValueError: sizes do not fit, a field is missing, or a number is not finite.
     """
-    numbers, labels, counts, masks = [], [], [], []
+    numbers, labels, counts, sized, masks = [], [], [], [], []
     for image_id, prediction, size in zip(ids, predictions, sizes, strict=True):
-        fields = (_field(prediction, key, image_id) for key in ("scores", "labels", "boxes"))
+        exact_size = "boxes_xywh" in prediction
+        names = ("scores", "labels", "boxes_xywh" if exact_size else "boxes")
+        fields = (_field(prediction, key, image_id) for key in names)
         score, label, box = map(torch.as_tensor, fields)
         box = box.reshape(0, 4) if box.numel() == 0 else box
         if score.ndim != 1 or score.shape != label.shape or box.shape != (len(score), 4):
@@ -98,6 +99,7 @@ def pack(
         numbers.append(torch.cat([column.double() if exact else column.float() for column in columns], dim=1))
         labels.append(label.to(torch.int32))
         counts.append(len(score))
+        sized.append(exact_size)
     # One tensor, one copy to the host: the bits of the labels travel as a number of the same width.
     values, every = torch.cat(numbers), torch.cat(labels)
     bits = every.double() if values.dtype == torch.float64 else every.view(torch.float32)
@@ -107,6 +109,10 @@ def pack(
     first = np.ascontiguousarray(copied[:, 0])
     rows["label"] = first if copied.dtype == np.float64 else first.view(np.int32)
     rows["score"], rows["box"] = copied[:, 1], copied[:, 2:6]
+    given = np.repeat(sized, counts)[:, None]
+    corner, last = rows["box"][:, :2].copy(), rows["box"][:, 2:].copy()
+    rows["size"] = np.where(given, last, last - corner)
+    rows["box"][:, 2:] = np.where(given, corner + last, last)
     points = None
     if like.keypoints is not None:
         points = copied[:, 6:].astype(np.float64).reshape(len(rows), *like.keypoints.shape[1:])

@@ -28,7 +28,7 @@ PREFIXES = {"bbox": "", "segm": "segm_", "keypoints": "keypoint_"}
 class CocoEvaluator:
     """Scores one pass over a split: `update` per batch, `gather` where there are several processes, `compute`.
 
-    Every detection given is kept, in float64: 48 bytes each, and its run lengths or keypoints. Only the best of an
+    Every detection given is kept, in float64: 64 bytes each, and its run lengths or keypoints. Only the best of an
     image *and category* count for the scores (100 by COCO's standard), so nothing that pycocotools would look at gets
     lost: give it all that the model's post-processing returns. Images that an evaluator never saw are an error, not
     images without detections.
@@ -101,7 +101,7 @@ class CocoEvaluator:
         Args:
             image_ids: One id for each prediction.
             predictions: Per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) xyxy in pixels of the original
-                image; for "segm" also `masks`, (n, H, W) bool at the size of the image or n RLE dicts, for
+                image, or `boxes_xywh`, (x, y, width, height) as COCO's files have them; for "segm" also `masks`, (n, H, W) bool at the size of the image or n RLE dicts, for
                 "keypoints" `keypoints` (n, K, 3): x, y in pixels, and a confidence that COCO does not look at.
                 Equal scores rank in the order given.
 

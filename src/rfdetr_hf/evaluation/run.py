@@ -59,8 +59,7 @@ def score_evaluation(
         evaluator: of `dataset`.
         dataset: that was evaluated.
         folder: for metrics.json, per_class.csv, thresholds.json, errors.txt and predictions.json with the original
-            category ids; tables
-            of IoU types other than the first in a folder with their name. None writes nothing.
+            category ids; tables of IoU types other than the first in a folder with their name. None writes nothing.
         per_class: the scores of each class too, and a line of the log for each.
         predictions: whether predictions.json is written.
         plots: curves and confusion matrix in `folder`, where matplotlib is installed.

@@ -56,8 +56,7 @@ def overlaps(evaluation: Evaluation, matches: np.ndarray, truths: np.ndarray) ->
 
 def _box_overlap(evaluation: Evaluation, match: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Intersection over union in pycocotools' order of operations."""
-    x1, y1, x2, y2 = evaluation.detections.rows["box"][evaluation.matches.row[match]].T
-    w, h = x2 - x1, y2 - y1
+    x1, y1, w, h = evaluation.detections.boxes_xywh[evaluation.matches.row[match]].T
     left, top, width, height = evaluation.truths.box[truth].T
     across = np.minimum(w + x1, width + left) - np.maximum(x1, left)
     down = np.minimum(h + y1, height + top) - np.maximum(y1, top)

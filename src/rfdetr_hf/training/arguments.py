@@ -202,6 +202,7 @@ class RFDETRTrainingArguments:
         "Upload the model at the end, also at every save, also the last checkpoint, or also all checkpoints.",
         HUB_STRATEGIES,
     )
+    hub_license: str = option("apache-2.0", "Licence of the model, as the Hub names licences; for its card.")
     hub_private_repo: bool | None = option(None, "Whether a new repository is private; default: the account's setting.")
     hub_token: str | None = option(None, "Token of the Hub; default: the login of this machine. Never saved.")
 

@@ -588,6 +588,7 @@ class RFDETRTrainer(TransformersMethods):
             log_history=list(history),
             dataset=hub_dataset_id(self.train_dataset),
             base_model=hub_model_id(config._name_or_path),
+            license=args.hub_license,
             model_id=self.hub.repo_id if on_hub else "PATH_OR_ID",
         )
 
