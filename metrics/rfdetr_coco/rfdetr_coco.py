@@ -26,13 +26,14 @@ _CITATION = """
 """
 
 _NO_IMAGES = (
-    "rfdetr_coco has no images to score: add(prediction=…, reference=…) or add_batch(predictions=…, references=…) gives "
-    "it some, also images without detections, for which the lists are empty"
+    "rfdetr_coco has no images to score: add(prediction=…, reference=…) or add_batch(predictions=…, references=…) "
+    "gives it some, also images without detections, for which the lists are empty"
 )
 
 _INPUTS = """
 Args:
-    predictions: one dict per image, with or without an id: `boxes` (n lists of x1, y1, x2, y2 in pixels), `scores` (n), `labels` (n).
+    predictions: one dict per image, with or without an id: `boxes` (n lists of x1, y1, x2, y2 in pixels), `scores` (n),
+        `labels` (n).
     references: one dict per image, in the same order: `boxes` (m lists of x1, y1, x2, y2), `labels` (m), and where
         there are any `area` (m, default width x height) and `iscrowd` (m, default 0).
     class_names: names by label; adds `map_class_<name>` and `mar_100_class_<name>`.

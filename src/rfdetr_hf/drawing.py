@@ -140,7 +140,7 @@ def _font_for(characters: frozenset[str], size: int) -> Any:
     """A font with glyphs for these characters, or None."""
     for name in ("", *_FONTS):
         try:
-            font = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
+            font: Any = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
         except OSError:
             continue  # this system has no such font
         # A character that no font has shows how a missing one looks.

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -294,9 +294,9 @@ def records(
 
 def run_lengths(detections: DetectionTable, ground_truth: COCO, image_ids: np.ndarray) -> list[dict[str, Any]]:
     """The masks as RLE dicts with the sizes of their images."""
-    sizes = {}
+    sizes, known = {}, cast(Any, ground_truth.imgs)
     for position in np.unique(detections.rows["image"]).tolist():
-        image = ground_truth.imgs[image_ids[position]]
+        image = known[image_ids[position]]
         sizes[position] = [image["height"], image["width"]]
     images = detections.rows["image"].tolist()
     return [{"size": sizes[i], "counts": counts} for i, counts in zip(images, detections.masks or (), strict=True)]

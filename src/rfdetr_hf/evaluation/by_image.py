@@ -44,7 +44,8 @@ def truth_by_image(evaluator: CocoEvaluator) -> list[dict[str, Any]]:
 
 
 def _truth(evaluator: CocoEvaluator, image_id: int | str) -> dict[str, Any]:
-    objects: Any = evaluator.ground_truth.imgToAnns.get(image_id, [])
+    index: Any = evaluator.ground_truth.imgToAnns
+    objects = index.get(image_id, [])
     boxes = np.array([each["bbox"] for each in objects], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     truth = {

@@ -69,8 +69,8 @@ def pack(
     Args:
         ids: image ids, for error messages.
         positions: of these images among all.
-        predictions: per image `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy or `boxes_xywh`; where `like` has the columns also
-            `masks` ((n, H, W) bool or n RLE dicts) and `keypoints` (n, K, 3).
+        predictions: per image `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy or `boxes_xywh`; where `like` has the
+            columns also `masks` ((n, H, W) bool or n RLE dicts) and `keypoints` (n, K, 3).
         sizes: (height, width) of the images, which the masks must have; read only when there are masks.
         like: an empty table that says which columns there are.
 

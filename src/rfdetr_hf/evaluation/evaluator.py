@@ -101,8 +101,8 @@ class CocoEvaluator:
         Args:
             image_ids: One id for each prediction.
             predictions: Per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) xyxy in pixels of the original
-                image, or `boxes_xywh`, (x, y, width, height) as COCO's files have them; for "segm" also `masks`, (n, H, W) bool at the size of the image or n RLE dicts, for
-                "keypoints" `keypoints` (n, K, 3): x, y in pixels, and a confidence that COCO does not look at.
+                image, or `boxes_xywh`, (x, y, width, height) as COCO's files have them; for "segm" also `masks`,
+                (n, H, W) bool at the size of the image or n RLE dicts, for "keypoints" `keypoints` (n, K, 3): x, y in pixels, and a confidence that COCO does not look at.
                 Equal scores rank in the order given.
 
         Raises:
@@ -119,7 +119,8 @@ class CocoEvaluator:
             # Only masks need the sizes, which a ground truth of boxes may lack.
             sizes = [(0, 0)] * len(ids)
             if self._empty.masks is not None:
-                images = [self.ground_truth.imgs[image_id] for image_id in ids]
+                known: Any = self.ground_truth.imgs
+                images = [known[image_id] for image_id in ids]
                 sizes = [(image["height"], image["width"]) for image in images]
             table = pack(ids, positions, predictions, sizes, self._empty)
             self._chunks.append(self._categorised(table))

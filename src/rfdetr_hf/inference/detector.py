@@ -16,27 +16,34 @@ from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
 
 def class_thresholds(
-    thresholds: float | Sequence[float] | Mapping[str, float], id2label: Mapping[int, str], default: float = 0.5
+    thresholds: float | Sequence[float] | Mapping[str, float], config: Any, default: float = 0.5
 ) -> list[float]:
     """Least scores by label.
 
+    A keypoint model's scores x of classes without keypoints come as x / (1 + x), never above 0.5 (see `fuse_scores`): a
+    threshold t that is meant for all classes is t / (1 + t) for these.
+
     Args:
         thresholds: one for all classes, one for each label, or by class name.
-        id2label: names of the classes.
+        config: of the model, with the names of the classes.
         default: of the classes that a mapping does not name.
 
     Raises:
         ValueError: an unknown class, another number of thresholds than classes, or one that is no number.
     """
+    id2label, counts = config.id2label, config.num_keypoints_per_class or [1] * config.num_labels
+    common = thresholds if isinstance(thresholds, (int, float)) else default
+    lowered = [common / (1 + common) if count == 0 and common > 0 else common for count in counts]
+    lowered += [common] * (len(id2label) - len(lowered))
     if isinstance(thresholds, Mapping):
         for name in thresholds:
             if name not in id2label.values():
                 near = difflib.get_close_matches(str(name), list(id2label.values()), n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(id2label.values())}"
                 raise ValueError(f"thresholds: the model has no class {name!r}; {hint}")
-        values = [thresholds.get(id2label[label], default) for label in range(len(id2label))]
+        values = [thresholds.get(id2label[label], lowered[label]) for label in range(len(id2label))]
     else:
-        values = [thresholds] * len(id2label) if isinstance(thresholds, (int, float)) else list(thresholds)
+        values = lowered if isinstance(thresholds, (int, float)) else list(thresholds)
     if len(values) != len(id2label):
         raise ValueError(f"thresholds: {len(values)} are given for {len(id2label)} classes")
     for label, value in enumerate(values):
@@ -74,8 +81,7 @@ class ImageDetector:
     ) -> None:
         cast(torch.nn.Module, model).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.image_processor = model.eval(), image_processor
-        names: Any = model.config.id2label
-        self.thresholds, self.bf16 = class_thresholds(threshold, names), bf16
+        self.thresholds, self.bf16 = class_thresholds(threshold, model.config), bf16
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Found]:

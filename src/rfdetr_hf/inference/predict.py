@@ -43,7 +43,9 @@ class PredictArguments(ViewArguments):
         "pictures, predictions.json (a list for each image), coco.json (a COCO data set).",
         FORMATS,
     )
-    threshold: float = option(0.5, "Least score of what is drawn and written.")
+    threshold: float = option(
+        0.5, "Least score of what is drawn and written; t / (1 + t) for classes without keypoints of a keypoint model."
+    )
     thresholds: dict | str | None = option(
         None, "Least scores by class name (JSON, or thresholds.json of evaluate); other classes have threshold."
     )
@@ -102,7 +104,8 @@ def predict(
         raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {model.task}")
     config: Any = model.config
     id2label, style = config.id2label, args.style(config.keypoint_schema)
-    thresholds = class_thresholds(args.thresholds or {}, id2label, args.threshold)
+    by_class: Any = args.thresholds or {}
+    thresholds = class_thresholds(by_class, config, args.threshold)
     if detect is plain:  # Boxes of several views are fused before they are cut.
         plain.thresholds = thresholds
     coco = CocoResults(id2label, keypoints_of_classes(config), args.keypoint_threshold)

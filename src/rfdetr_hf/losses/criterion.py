@@ -136,7 +136,9 @@ class RFDETRCriterion:
         }
         auxiliary = [f"_{layer}" for layer in range(config.decoder_layers - 1)] if config.auxiliary_loss else []
         self.weight_dict = {
-            f"{name}{suffix}": weight for suffix in ("", *auxiliary, "_enc") for name, weight in self.coefficients.items()
+            f"{name}{suffix}": weight
+            for suffix in ("", *auxiliary, "_enc")
+            for name, weight in self.coefficients.items()
         }
 
     def __call__(
