@@ -23,8 +23,8 @@ TITLES = {
     "export": "Export",
     "hub": "The Hub",
     "drawing": "Drawing",
-    "tasks": "Tasks",
-    "options": "Options",
+    "options": "Options and tasks",
+    "tasks": "Options and tasks",
 }
 
 
@@ -50,9 +50,10 @@ def text_of(target: Any) -> str:
 
 
 def signature_of(target: Any) -> str:
-    """The signature without annotations, which the text repeats in words."""
+    """The signature without annotations, which the text repeats in words, and without addresses of objects."""
     parameters = [p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(target).parameters.values()]
-    return str(inspect.Signature([p for p in parameters if p.name != "self"]))
+    signature = str(inspect.Signature([p for p in parameters if p.name != "self"]))
+    return re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "…", signature)
 
 
 def options_of(arguments: type) -> list[str]:
@@ -81,8 +82,8 @@ def methods_of(cls: type) -> list[tuple[str, Any]]:
 
 def entry_lines(name: str, target: Any) -> list[str]:
     """One class or function."""
-    if not inspect.isclass(target) and not inspect.isfunction(target):
-        return [f"### `{name}`", "", f"A constant of type `{type(target).__name__}`.", ""]
+    if not callable(target):
+        return [f"### `{name}`", "", f"A `{type(target).__name__}`: {', '.join(f'`{each}`' for each in target)}.", ""]
     fields = dataclasses.is_dataclass(target) and all("help" in f.metadata for f in dataclasses.fields(target))
     plain = inspect.isfunction(target) or "__init__" in vars(target) and not dataclasses.is_dataclass(target)
     heading = f"{name}{signature_of(target)}" if plain else name

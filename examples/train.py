@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     fields = model_args.config_fields(dataset["train"])
     source = model_args.model_name_or_path
     if source is None:
-        model = model_class(task)(RFDETRConfig.from_variant(model_args.variant, **fields))
+        model = model_class(task)(RFDETRConfig.from_variant(model_args.variant or "nano", **fields))
         if model_args.init_backbone_from is not None:
             model.init_backbone_from(model_args.init_backbone_from)
     elif is_official(source):

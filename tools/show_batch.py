@@ -22,7 +22,6 @@ from rfdetr_hf import (
     parse_arguments,
 )
 from rfdetr_hf.drawing import COLOURS, Shape, draw_shapes
-from rfdetr_hf.models.files.pretrained import override_config
 from rfdetr_hf.training.loaders import build_train_loader
 from rfdetr_hf.training.multi_scale import compute_scales
 
@@ -79,7 +78,7 @@ def build_config(args: ModelArguments) -> RFDETRConfig:
     if args.model_name_or_path is None:
         return RFDETRConfig.from_variant(args.variant, **args.config_fields())
     stored = RFDETRConfig.from_pretrained(args.model_name_or_path, revision=args.revision)
-    return override_config(stored, args.config_fields())
+    return stored.with_fields(**args.config_fields())
 
 
 def main(argv: list[str]) -> None:

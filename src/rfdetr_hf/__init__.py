@@ -9,7 +9,8 @@ __version__ = "0.1.0"
 # Where each public name comes from; modules are imported when one of their names is first used.
 PUBLIC_NAMES = {
     "models.configuration_rfdetr": ("RFDETRBackboneConfig", "RFDETRConfig"),
-    "models.modeling_rfdetr": ("RFDETRForObjectDetection", "RFDETRObjectDetectionOutput", "RFDETRPreTrainedModel"),
+    "models.modeling_rfdetr": ("RFDETRForObjectDetection", "RFDETRObjectDetectionOutput"),
+    "models.files.pretrained": ("RFDETRPreTrainedModel",),
     "models.segmentation": ("RFDETRForInstanceSegmentation", "RFDETRInstanceSegmentationOutput"),
     "models.keypoints": ("RFDETRForKeypointDetection", "RFDETRKeypointDetectionOutput"),
     "models.image_processing_rfdetr": ("RFDETRImageProcessor",),
@@ -24,7 +25,6 @@ PUBLIC_NAMES = {
     "data.pipeline.pixels": ("decode_image",),
     "data.pipeline.augmentation": ("adapt_augmentation",),
     "training.trainer": ("RFDETRTrainer",),
-    "training.parts": ("TrainerParts",),
     "training.arguments": ("DataArguments", "ModelArguments", "RFDETRTrainingArguments"),
     "training.callbacks": ("EarlyStopping",),
     "training.best": ("BestModel",),
@@ -38,7 +38,8 @@ PUBLIC_NAMES = {
     "training.console": ("log_to_console",),
     "training.launching": ("resume_hint",),
     "evaluation.evaluator": ("CocoEvaluator",),
-    "evaluation.run": ("evaluate_detector",),
+    "evaluation.backends": ("BACKENDS",),
+    "evaluation.run": ("DetectorEvaluation", "check_output", "evaluate_detector"),
     "evaluation.analysis": ("DetectionAnalysis",),
     "evaluation.by_image": ("predictions_by_image", "truth_by_image"),
     "inference.detector": ("ImageDetector", "load_detector"),
@@ -48,7 +49,7 @@ PUBLIC_NAMES = {
     "export.exporter": ("ExportReport", "export_model"),
     "drawing": ("DrawingStyle", "draw_detections"),
     "options": ("Range", "UsageError", "option", "parse_arguments", "read_options", "settle_options", "to_words"),
-    "tasks": ("TASKS", "Task"),
+    "tasks": ("TASKS", "Task", "TaskName"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in PUBLIC_NAMES.items() for name in names}
 
@@ -58,7 +59,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .models.configuration_rfdetr import RFDETRBackboneConfig as RFDETRBackboneConfig, RFDETRConfig as RFDETRConfig
     from .models.modeling_rfdetr import RFDETRForObjectDetection as RFDETRForObjectDetection
     from .models.modeling_rfdetr import RFDETRObjectDetectionOutput as RFDETRObjectDetectionOutput
-    from .models.modeling_rfdetr import RFDETRPreTrainedModel as RFDETRPreTrainedModel
+    from .models.files.pretrained import RFDETRPreTrainedModel as RFDETRPreTrainedModel
     from .models.segmentation import RFDETRForInstanceSegmentation as RFDETRForInstanceSegmentation
     from .models.segmentation import RFDETRInstanceSegmentationOutput as RFDETRInstanceSegmentationOutput
     from .models.keypoints import RFDETRForKeypointDetection as RFDETRForKeypointDetection
@@ -76,7 +77,6 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .data.pipeline.pixels import decode_image as decode_image
     from .data.pipeline.augmentation import adapt_augmentation as adapt_augmentation
     from .training.trainer import RFDETRTrainer as RFDETRTrainer
-    from .training.parts import TrainerParts as TrainerParts
     from .training.arguments import DataArguments as DataArguments, ModelArguments as ModelArguments
     from .training.arguments import RFDETRTrainingArguments as RFDETRTrainingArguments
     from .training.callbacks import EarlyStopping as EarlyStopping
@@ -92,6 +92,8 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.console import log_to_console as log_to_console
     from .training.launching import resume_hint as resume_hint
     from .evaluation.evaluator import CocoEvaluator as CocoEvaluator
+    from .evaluation.backends import BACKENDS as BACKENDS
+    from .evaluation.run import DetectorEvaluation as DetectorEvaluation, check_output as check_output
     from .evaluation.run import evaluate_detector as evaluate_detector
     from .evaluation.analysis import DetectionAnalysis as DetectionAnalysis
     from .evaluation.by_image import predictions_by_image as predictions_by_image, truth_by_image as truth_by_image
@@ -104,7 +106,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .drawing import DrawingStyle as DrawingStyle, draw_detections as draw_detections
     from .options import Range as Range, UsageError as UsageError, option as option, parse_arguments as parse_arguments
     from .options import read_options as read_options, settle_options as settle_options, to_words as to_words
-    from .tasks import TASKS as TASKS, Task as Task
+    from .tasks import TASKS as TASKS, Task as Task, TaskName as TaskName
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -46,8 +46,8 @@ class Range:
         return f"at least {self.low:g}"
 
 
-AT_LEAST_ONE, POSITIVE, NOT_NEGATIVE = Range(1), Range(0, brackets="(]"), Range(0)
-PROBABILITY, BELOW_ONE, FACTOR = Range(0, 1), Range(0, 1, "[)"), Range(0, 1, "(]")
+FROM_0, FROM_1, POSITIVE = Range(0), Range(1), Range(0, brackets="(]")
+PROBABILITY, BELOW_1, FACTOR = Range(0, 1), Range(0, 1, "[)"), Range(0, 1, "(]")
 
 
 class _HelpText(str):
@@ -57,26 +57,31 @@ class _HelpText(str):
 
 
 def option(
-    default: Any = dataclasses.MISSING,
-    help: str = "",
-    choices: Sequence[str] | None = None,
-    range: Range | None = None,
-    **metadata: Any,
+    default: Any = ..., help: str = "", allowed: Range | Sequence[str] | None = None, **metadata: Any
 ) -> Any:
     """A field of a dataclass of options.
 
     Args:
-        default: its value, or a function without arguments that makes it; without one the option is required.
-        help: a sentence; the range is put behind it.
-        choices: the words that it may be.
-        range: of a number, where the option is not None.
+        default: its value, or a function without arguments that makes it; `...` where the option is required.
+        help: a sentence; a range is put behind it.
+        allowed: the range of a number, or the words that a text may be; an option of None is never compared.
         metadata: further words for the parser: aliases, nargs, const.
     """
-    text = _HelpText(f"{help.removesuffix('.')}; {range}." if range else help)
-    text.range = range
-    metadata |= {"help": text} | ({"choices": list(choices)} if choices else {})
-    default = {"default_factory": default} if callable(default) else {"default": default}
-    return field(**default, metadata=metadata)
+    limits = allowed if isinstance(allowed, Range) else None
+    text = _HelpText(help if limits is None else f"{help.removesuffix('.')}; {limits}.")
+    text.range = limits
+    metadata |= {"help": text} | ({"choices": list(allowed)} if allowed and not isinstance(allowed, Range) else {})
+    if default is ...:
+        return field(metadata=metadata)
+    return field(default_factory=default, metadata=metadata) if callable(default) else field(
+        default=default, metadata=metadata
+    )  # fmt: skip
+
+
+_IN_WORDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping",
+    NoneType: "nothing",
+}  # fmt: skip
 
 
 def settle_options(options: Any) -> None:
@@ -87,7 +92,9 @@ def settle_options(options: Any) -> None:
     """
     hints = get_type_hints(type(options))
     for each in dataclasses.fields(options):
-        kinds, value = _kinds(hints[each.name]), getattr(options, each.name)
+        hint, value = hints[each.name], getattr(options, each.name)
+        union = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = [get_origin(kind) or kind for kind in union]
         if isinstance(value, os.PathLike) and str in kinds:
             value = os.fspath(value)
         if isinstance(value, str) and dict in kinds:
@@ -95,19 +102,14 @@ def settle_options(options: Any) -> None:
         setattr(options, each.name, value)
         if value is None and NoneType in kinds:
             continue
-        limits, choices = getattr(each.metadata.get("help"), "range", None), each.metadata.get("choices")
+        limits: Any = getattr(each.metadata.get("help"), "range", None)
+        choices: Any = each.metadata.get("choices")
         if not any(_is_a(value, kind) for kind in kinds) or limits and value not in limits:
-            rule = _in_words(kinds) + (f", {limits}" if limits else "")
+            rule = " or ".join(_IN_WORDS[kind] for kind in kinds) + (f", {limits}" if limits else "")
             raise ValueError(f"{each.name}={value!r} is not valid: it must be {rule}")
         for word in (value if isinstance(value, list) else [value]) if choices else ():
             if word not in choices:
                 raise ValueError(f"{each.name}={word!r} is not known; choose one of {', '.join(choices)}")
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The types that a field may have: those of a union, and `list` for each kind of list."""
-    kinds = (hint,) if isinstance(hint, type) and not get_origin(hint) else get_args(hint)
-    return (list,) if get_origin(hint) is list else tuple(get_origin(kind) or kind for kind in kinds)
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -116,12 +118,6 @@ def _is_a(value: Any, kind: type) -> bool:
     if kind is float:
         return isinstance(value, Real) and math.isfinite(value)
     return isinstance(value, {int: Integral, list: (list, tuple)}.get(kind, kind))
-
-
-def _in_words(kinds: Sequence[type]) -> str:
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list",
-             dict: "a mapping", NoneType: "nothing"}  # fmt: skip
-    return " or ".join(words[kind] for kind in kinds)
 
 
 def _read_mapping(name: str, text: str) -> dict[str, Any]:
@@ -175,7 +171,8 @@ def parse_arguments(
 def _parse_arguments(
     dataclass_types: Sequence[type], argv: Sequence[str], prog: str | None, description: str | None
 ) -> tuple[Any, ...]:
-    parser = _Parser(dataclass_types, prog=prog, description=description, allow_abbrev=False, formatter_class=_Help)
+    types: Any = dataclass_types
+    parser = _Parser(types, prog=prog, description=description, allow_abbrev=False, formatter_class=_Help)
     parser.add_argument("--config", help="YAML file of options.")
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")

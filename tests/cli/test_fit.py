@@ -10,6 +10,7 @@ from rfdetr_hf import (
     DataArguments,
     KeypointSchema,
     ModelArguments,
+    RFDETRConfig,
     RFDETRForKeypointDetection,
     RFDETRTrainer,
     RFDETRTrainingArguments,
@@ -62,8 +63,9 @@ def test_a_keypoint_model_learns_the_names_of_its_keypoints_from_the_data(tmp_pa
     dataset = make_shapes_dataset(2, image_size=64, task="keypoints")
     schema = keypoint_schema(dataset)
     model = RFDETRForKeypointDetection(tiny_config(num_keypoints_per_class=schema.num_keypoints_per_class))
-    RFDETRTrainer(model, RFDETRTrainingArguments(str(tmp_path)), dataset, dataset)
-    assert model.config.keypoint_schema == schema.to_dict()
+    RFDETRTrainer(model, RFDETRTrainingArguments(str(tmp_path)), dataset, dataset).save_model(str(tmp_path / "saved"))
+    assert RFDETRConfig.from_pretrained(tmp_path / "saved").keypoint_schema == schema.to_dict()
+    assert model.config.keypoint_schema is None
     other = RFDETRForKeypointDetection(tiny_config(num_keypoints_per_class=[1, 1, 1]))
     with pytest.raises(ValueError, match=r"num_keypoints_per_class is \[1, 1, 1\]"):
         RFDETRTrainer(other, RFDETRTrainingArguments(str(tmp_path)), dataset, dataset)

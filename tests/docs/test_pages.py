@@ -21,8 +21,10 @@ def test_api_reference_is_current(make_api):
 
 
 def test_every_public_name_is_in_the_api_reference(make_api):
-    headings = re.findall(r"^### `(\w+)", make_api.PAGE.read_text(encoding="utf-8"), re.M)
+    page = make_api.make()
+    headings = re.findall(r"^### `(\w+)", page, re.M)
     assert sorted(headings) == sorted(name for name in rfdetr_hf.__all__ if not name.startswith("_"))
+    assert not re.search(r"rfdetr_hf\.\w", page), "the page shows another path than the top level"
 
 
 def anchors(text):

@@ -56,8 +56,8 @@ def test_position_table_is_laid_out_height_first():
 
 def test_position_table_is_used_as_it_is_on_its_own_grid():
     embeddings = randomised(WindowedDinov2(small_config())).embeddings
-    assert embeddings._positions(4, 4).data_ptr() == embeddings.position_embeddings[0, 1:].data_ptr()
-    assert embeddings._positions(2, 8).shape == (16, 12)
+    assert embeddings.positions(4, 4).data_ptr() == embeddings.position_embeddings[0, 1:].data_ptr()
+    assert embeddings.positions(2, 8).shape == (16, 12)
 
 
 def test_windowed_block_sees_its_window_only_and_a_tapped_index_all():

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
-from rfdetr_hf.training.checkpoint import checkpointer
+from rfdetr_hf.training.checkpoint import contents
 from rfdetr_hf.training.checkpoint.background import host_copy
 from rfdetr_hf.training.checkpoint.directory import verify
 
@@ -54,8 +54,8 @@ class Writes:
     """In place of `write_contents`: waits for `go`, or fails at one step."""
 
     def __init__(self, monkeypatch, fail_at=None):
-        self.go, self.fail_at, self.write = threading.Event(), fail_at, checkpointer.write_contents
-        monkeypatch.setattr(checkpointer, "write_contents", self)
+        self.go, self.fail_at, self.write = threading.Event(), fail_at, contents.write_contents
+        monkeypatch.setattr(contents, "write_contents", self)
 
     def __call__(self, folder, contents):
         assert self.go.wait(60)
@@ -138,7 +138,9 @@ def test_a_save_that_is_due_survives_the_news_of_the_one_before(train):
     """An evaluation waits for the checkpoint before; `on_save` takes back `should_save`, which is this step's."""
     trainer = train("run", eval_strategy="steps", eval_steps=2)
     assert trainer.checkpointer.background
-    assert sorted(path.name for path in trainer.directory.root.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (2, 4, 6)]
+    assert sorted(path.name for path in trainer.directory.root.glob("checkpoint-*")) == [
+        f"checkpoint-{n}" for n in (2, 4, 6)
+    ]
 
 
 def test_sharded_runs_are_refused(train, monkeypatch):

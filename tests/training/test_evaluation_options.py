@@ -157,9 +157,7 @@ def test_evaluations_and_training_leave_no_workers(tmp_path, tiny_model, shapes,
 
 
 def test_detections_of_each_evaluation_as_coco_results(tmp_path, tiny_model, shapes, crowded):
-    trainer = RFDETRTrainer(
-        tiny_model(), arguments(tmp_path, eval_predictions=True, eval_max_dets=5), shapes, crowded
-    )
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, eval_predictions=True, eval_max_dets=5), shapes, crowded)
     trainer.train()
     assert any("eval_ema_map_at_5" in row for row in trainer.state.log_history)
     results = json.loads((tmp_path / "eval" / "2" / "ema" / "predictions.json").read_text())

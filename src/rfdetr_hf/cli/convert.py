@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import RFDETRPreTrainedModel, is_official, load_model, load_processor
 
@@ -47,7 +48,7 @@ def convert(
         raise FileExistsError(f"{dst} exists: give another name or remove it.")
     if (suffix := dst.suffix.lower()) in _NO_FOLDERS:
         raise ValueError(f"{dst}: {suffix} files are not written here: {_NO_FOLDERS[suffix]}.")
-    official = {"variant": variant, "use_ema": use_ema, "drop_unused_rows": drop_unused_rows}
+    official: dict[str, Any] = {"variant": variant, "use_ema": use_ema, "drop_unused_rows": drop_unused_rows}
     if any(official.values()) and not is_official(src):
         raise ValueError(f"{', '.join(official)} are for official files (.pth, .pt, .ckpt), not {src}.")
     if revision is not None and is_official(src):

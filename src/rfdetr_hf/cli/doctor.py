@@ -22,21 +22,18 @@ def main(argv: Sequence[str]) -> int:
     """Print the report; returns 0, or 1 when something required is missing."""
     parser = argparse.ArgumentParser(prog="rfdetr-hf doctor", description=DESCRIPTION)
     parser.parse_args(argv)
-    required, complete = _required()
-    for title, lines in (
-        ("system", _system()), ("required packages", required), ("devices", _devices()), ("extras", _extras()),
-        ("hub", _hub()),
-    ):  # fmt: skip
+    free, (required, complete) = shutil.disk_usage(os.getcwd()).free / 2**30, _required()
+    system = [f"Python {platform.python_version()} on {platform.platform()}"]
+    system += [f"{os.cpu_count()} cores, {free:.0f} GiB free here"]
+    hub = ["logged in" if get_token() else "no login: push_to_hub needs one (hf auth login)"]
+    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        hub += ["HF_HUB_OFFLINE is set: nothing is downloaded or uploaded"]
+    parts = {"system": system, "required packages": required, "devices": _devices(), "extras": _extras(), "hub": hub}
+    for title, lines in parts.items():
         print(f"{title}:")
         print("\n".join(f"  {line}" for line in lines))
     print("everything required is there" if complete else "something required is missing: see above")
     return 0 if complete else 1
-
-
-def _system() -> list[str]:
-    free = shutil.disk_usage(os.getcwd()).free / 2**30
-    cores = os.cpu_count()
-    return [f"Python {platform.python_version()} on {platform.platform()}", f"{cores} cores, {free:.0f} GiB free here"]
 
 
 def _required() -> tuple[list[str], bool]:
@@ -78,12 +75,6 @@ def _devices() -> list[str]:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         lines.append(f"no CUDA device (PyTorch is {built}); training runs on the CPU")
     return lines
-
-
-def _hub() -> list[str]:
-    login = "logged in" if get_token() else "no login: push_to_hub needs one (hf auth login)"
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    return [login] + (["HF_HUB_OFFLINE is set: nothing is downloaded or uploaded"] if offline else [])
 
 
 def _installed(name: str) -> str | None:

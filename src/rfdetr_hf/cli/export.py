@@ -22,8 +22,8 @@ class ExportArguments:
     output: str = option("model", "The new file; the format's suffix is added.")
     format: str = option("onnx", "onnx, or torch (torch.export).", ("onnx", "torch"))
     size: list[int] | None = option(None, "Height and width of the input; default: the model's resolution.")
-    opset: int | None = option(None, "ONNX operator set; default: the lowest that PyTorch writes.", range=Range(1))
-    tolerance: float = option(1e-4, "Largest difference to the model that passes the check.", range=Range(0))
+    opset: int | None = option(None, "ONNX operator set; default: the lowest that PyTorch writes.", Range(1))
+    tolerance: float = option(1e-4, "Largest difference to the model that passes the check.", Range(0))
 
     def __post_init__(self) -> None:
         settle_options(self)

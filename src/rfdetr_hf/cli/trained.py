@@ -37,7 +37,7 @@ class TrainedModelArguments:
     """Which model, and where it runs."""
 
     model_name_or_path: str = option(help="A model folder, Hub id or official file.")
-    batch_size: int = option(8, "Images (or tiles) of a batch.", range=Range(1))
+    batch_size: int = option(8, "Images (or tiles) of a batch.", Range(1))
     device: str | None = option(None, "cpu, cuda, cuda:1; default: cuda where there is one.")
     bf16: bool = option(False, "Compute in bfloat16.")
 
@@ -59,10 +59,11 @@ def load_split(model: RFDETRForObjectDetection, data_args: DataArguments, split:
     Raises:
         ValueError: there is no such split, or the data does not fit the model.
     """
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    config: Any = model.config
+    names = [config.id2label[i] for i in range(config.num_labels)]
     dataset = load_detection_dataset(**data_args.load_options(model.task), class_names=names)
     if split not in dataset:
-        raise ValueError(f"{data_args.dataset_name} has no split {split!r}; it has {', '.join(dataset)}")
+        raise ValueError(f"{data_args.dataset_name} has no split {split!r}; it has {', '.join(map(str, dataset))}")
     return dataset[split]
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, NamedSplit
 
+from ..tasks import TaskName
 from .annotations import BoxFormat, MissingMasks, ReadOptions
 from .errors import DetectionDataError
 from .formats import coco, hub, shapes, yolo
 from .keypoints import KeypointSchema
-from .schema import TaskName
 from .splits import SPLIT_NAMES, choose_splits
 
 # Asked in this order; the last one takes everything.
@@ -37,7 +37,7 @@ def load_detection_dataset(
     keypoint_schema: KeypointSchema | Mapping[str, Any] | None = None,
     **load_options: Any,
 ) -> DatasetDict:
-    """Load a detection data set from anywhere, in the schema of `rfdetr_hf.data.schema`.
+    """Load a detection data set from anywhere: rows of an image and its `objects`, named as on the Hub.
 
     Labels are contiguous, 0-based, and the same on all splits: the categories of the training split, by ascending id.
     Boxes that reach out of their image are clamped, and those of which nothing is left are dropped; both are counted in

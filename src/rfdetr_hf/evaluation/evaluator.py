@@ -102,7 +102,8 @@ class CocoEvaluator:
             image_ids: One id for each prediction.
             predictions: Per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) xyxy in pixels of the original
                 image, or `boxes_xywh`, (x, y, width, height) as COCO's files have them; for "segm" also `masks`,
-                (n, H, W) bool at the size of the image or n RLE dicts, for "keypoints" `keypoints` (n, K, 3): x, y in pixels, and a confidence that COCO does not look at.
+                (n, H, W) bool at the size of the image or n RLE dicts, for "keypoints" `keypoints` (n, K, 3): x, y in
+                pixels, and a confidence that COCO does not look at.
                 Equal scores rank in the order given.
 
         Raises:

@@ -156,7 +156,7 @@ def evaluate_detector(
 
     Args:
         detect: PIL images -> detections in pixels of each image, with the labels of the data set; see `inference`.
-        dataset: one split in the schema of `rfdetr_hf.data.schema`.
+        dataset: one split as `load_detection_dataset` gives it.
         batch_size: images given to `detect` at once.
         iou_types: "bbox", "segm", "keypoints".
         sigmas: of the keypoints, by label where classes differ; see `CocoEvaluator`.

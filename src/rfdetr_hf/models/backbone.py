@@ -3,6 +3,8 @@
 Module names are those of the official checkpoints (`encoder.encoder.encoder.layer.N.attention.attention.query` ...).
 """
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ def split_windows(grid: Tensor, windows: int) -> Tensor:
     """
     batch, height, width, channels = grid.shape
     rows, columns = height // windows, width // windows
+    # (B, window row, row, window column, column, D) -> (B, window row, window column, row, column, D)
     grid = grid.reshape(batch, windows, rows, windows, columns, channels).transpose(2, 3)
     return grid.reshape(batch * windows**2, rows * columns, channels)
 
@@ -45,9 +48,9 @@ def join_windows(tokens: Tensor, windows: int, height: int, width: int) -> Tenso
 def resize_position_table(table: Tensor, height: int, width: int) -> Tensor:
     """Resize a square table of position rows (P, D) to (height * width, D): bicubic with antialiasing, in float32."""
     side = round(table.shape[0] ** 0.5)
-    grid = table.T.reshape(1, -1, side, side).float()
+    grid = table.T.reshape(1, -1, side, side).float()  # (1, D, side, side)
     grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
-    return grid[0].flatten(1).T.to(table.dtype)
+    return grid[0].flatten(1).T.to(table.dtype)  # (D, height, width) -> (height * width, D)
 
 
 class ViTEmbeddings(nn.Module):
@@ -73,15 +76,17 @@ class ViTEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B * windows**2, 1 + tokens of a window, D)."""
-        projection = self.patch_embeddings["projection"]
+        projection: Any = self.patch_embeddings["projection"]
+        # (B, D, h, w) -> (B, h, w, D)
         grid = projection(pixel_values.to(projection.weight.dtype)).permute(0, 2, 3, 1)
         _, height, width, channels = grid.shape
-        positions = self._positions(height, width).reshape(height, width, channels)
+        positions = self.positions(height, width).reshape(height, width, channels)
         tokens = split_windows(grid + positions, self.windows)
         cls = (self.cls_token + self.position_embeddings[:, :1]).to(tokens.dtype)
         return torch.cat([cls.expand(tokens.shape[0], -1, -1), tokens], 1)
 
-    def _positions(self, height: int, width: int) -> Tensor:
+    def positions(self, height: int, width: int) -> Tensor:
+        """The position rows (height * width, D) of a grid of that size."""
         table = self.position_embeddings[0, 1:]
         if height == width and height * width == table.shape[0]:
             return table
@@ -100,6 +105,7 @@ class ViTAttention(nn.Module):
         self.output = nn.ModuleDict({"dense": with_init(nn.Linear(width, width), init_vit, std=std)})
 
     def forward(self, x: Tensor) -> Tensor:
+        # (rows, T, D) -> (rows, heads, T, D / heads)
         query, key, value = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for projection in self.attention.values()
         )
@@ -179,7 +185,7 @@ class WindowedDinov2(nn.Module):
 
     def __init__(self, config: RFDETRBackboneConfig) -> None:
         super().__init__()
-        self.windows = config.num_windows
+        self.windows, self.patch_size = config.num_windows, config.patch_size
         self.taps = list(config.out_indices)
         self.embeddings = ViTEmbeddings(config)
         layers = [RFDETRViTLayer(config, index) for index in range(config.num_hidden_layers)]
@@ -190,7 +196,7 @@ class WindowedDinov2(nn.Module):
     @property
     def layers(self) -> list[RFDETRViTLayer]:
         """The transformer blocks."""
-        return list(self.encoder["layer"])
+        return [cast(RFDETRViTLayer, layer) for layer in cast(nn.ModuleList, self.encoder["layer"])]
 
     @property
     def unused_layers(self) -> list[RFDETRViTLayer]:
@@ -218,8 +224,7 @@ class WindowedDinov2(nn.Module):
         `drop_path_rate`: see `block_rates`; of no effect in evaluation.
         """
         rates = self.block_rates(drop_path_rate)
-        patch = self.embeddings.patch_embeddings["projection"].stride[0]
-        height, width = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+        height, width = (side // self.patch_size for side in pixel_values.shape[-2:])
         tokens, maps = self.embeddings(pixel_values), []
         for number, layer in enumerate(self.layers[: self.taps[-1]], start=1):
             rate = rates[number - 1] if self.training else 0.0

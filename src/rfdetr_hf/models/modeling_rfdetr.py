@@ -2,24 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
-from .backbone import RFDETRViTLayer
-from .files.official import official_config, official_payload, read_official, without_unused_rows
+from .backbone import RFDETRViTLayer, WindowedDinov2
 from .configuration_rfdetr import RFDETRConfig
 from .decoder import Memory, Proposals, RFDETRDecoderLayer, RFDETRTransformer, box_head, class_head, flatten_levels
+from .files.pretrained import RFDETRPreTrainedModel
 from .geometry import refine_boxes
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_standard_normal, init_zeros, with_init
-from .files.pretrained import load_adapted, load_dinov2, load_pretrained, override_config
 from .projector import RFDETRBackbone
 
 
@@ -70,123 +67,6 @@ class DetectorStates(NamedTuple):
     keypoint_states: list[Tensor] | None = None
 
 
-class RFDETRPreTrainedModel(PreTrainedModel):
-    """What all RF-DETR models share: configuration class, initialisation, capabilities."""
-
-    config_class = RFDETRConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _no_split_modules = [RFDETRViTLayer.__name__, RFDETRDecoderLayer.__name__]
-    # A buffer of official files that repeats the keypoint schema.
-    _keys_to_ignore_on_load_unexpected = [r"^_kp_active_mask$"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        initializer = getattr(module, "initializer", None)
-        if initializer is not None:
-            initializer(module)
-
-    def get_input_embeddings(self) -> None:
-        """There is no table of input embeddings."""
-        return None
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path | None,
-        *model_args: Any,
-        class_init: str = "prior",
-        **kwargs: Any,
-    ) -> "RFDETRPreTrainedModel":
-        """Load a folder or Hub repository, ours or that of plain transformers, and fit it to what is asked for.
-
-        Fields of the configuration (`id2label`, `resolution`, `num_queries`, `group_detr`, `backbone_config`, ...) can
-        be given; the weights are adapted and a table of what was changed is logged. A new `id2label` brings new class
-        rows, another `resolution` a resized position table, fewer queries the first of each group.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id; None with `config` and `state_dict`, as in transformers.
-            model_args: As in transformers.
-            class_init: "prior" gives new class rows, with a bias of the prior probability 0.01; "tile" repeats the old
-                rows, as the official package does.
-            kwargs: Fields of the configuration, and the options of transformers (`config`, `revision`, `dtype`, ...).
-
-        Raises:
-            ValueError: for what cannot be adapted (patch size, widths, layers, task), naming both sides, or a damaged
-                file.
-        """
-        if pretrained_model_name_or_path is None:
-            return super().from_pretrained(None, *model_args, **kwargs)
-        config, state, options = load_pretrained(cls, pretrained_model_name_or_path, class_init, kwargs)
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state, **options)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-        return loaded
-
-    @classmethod
-    def from_official(
-        cls,
-        source: str | Path | dict[str, Any],
-        *,
-        variant: str | None = None,
-        use_ema: bool = False,
-        class_init: str = "prior",
-        drop_unused_rows: bool = False,
-        **overrides: Any,
-    ) -> "RFDETRPreTrainedModel":
-        """Load a checkpoint of the official package: `.pth`, `.pt` or Lightning `.ckpt`, never as a free pickle.
-
-        Variant, class names and resolution are taken from the file. All class rows are kept, so that logits are equal;
-        a row without a class is called "N/A".
-
-        Args:
-            source: The file, or the dictionary that it holds.
-            variant: Name of the variant, needed only where the file does not tell.
-            use_ema: Take the averaged weights that a training checkpoint holds beside its weights.
-            class_init: As in `from_pretrained`.
-            drop_unused_rows: Leave out the class rows that are called "N/A".
-            overrides: Fields of the configuration; the weights are adapted as in `from_pretrained`.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: for an unsafe, damaged or unknown file, or what cannot be adapted.
-        """
-        checkpoint = read_official(source, use_ema)
-        config = official_config(checkpoint, variant)
-        if drop_unused_rows:
-            config = without_unused_rows(checkpoint.state, config)
-        wanted = override_config(config, overrides) if overrides else config
-        state = load_adapted(cls, checkpoint.state, config.id2label, wanted, checkpoint.origin, class_init)
-        model = super().from_pretrained(None, config=wanted, state_dict=state)
-        model.name_or_path = model.config.name_or_path = checkpoint.origin
-        return model
-
-    def save_official(self, path: str | Path) -> None:
-        """Write a file that the official package loads (`RFDETR.from_checkpoint(path)`) and predicts with equally.
-
-        A class head that does not end with an "N/A" row gets one more row, which the official layout has and which is
-        never selected. The official package takes a bare file name for one of its own weights: give it a path.
-        """
-        torch.save(official_payload(self), path)
-
-    def init_backbone_from(self, source: str | Path, **hub_options: Any) -> None:
-        """Start the encoder from a DINOv2 of transformers, such as "facebook/dinov2-small", with registers or without.
-
-        Patch kernels and position embeddings are resampled to the encoder's sizes.
-
-        Args:
-            source: Folder or Hub id.
-            hub_options: `revision`, `token`, `cache_dir`, ...
-
-        Raises:
-            ValueError: if width or number of blocks differ, naming both sides.
-        """
-        load_dinov2(self, source, **hub_options)
-
-
 class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     """RF-DETR detector.
 
@@ -194,7 +74,9 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         config: Checked again here, since its fields may have been changed after construction.
     """
 
+    config: RFDETRConfig
     task = "detection"
+    _no_split_modules = [RFDETRViTLayer.__name__, RFDETRDecoderLayer.__name__]
     output_class = RFDETRObjectDetectionOutput
     backbone_class = RFDETRBackbone
     transformer_class = RFDETRTransformer
@@ -236,9 +118,14 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
             (transformer.enc_out_bbox_embed, self.bbox_embed),
         ]
 
+    @property
+    def vit(self) -> WindowedDinov2:
+        """The encoder."""
+        return cast(RFDETRBackbone, self.backbone[0]).vit
+
     def unused_parameter_names(self) -> set[str]:
         """Parameters that the files have and no output depends on: the mask token and blocks after the last tap."""
-        vit = self.backbone[0].vit
+        vit = self.vit
         unused = {id(vit.embeddings.mask_token)}
         unused |= {id(parameter) for layer in vit.unused_layers for parameter in layer.parameters()}
         return {name for name, parameter in self.named_parameters() if id(parameter) in unused}
@@ -249,7 +136,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
 
     def freeze_backbone(self) -> None:
         """Take the encoder out of training; the projector stays in it."""
-        self.backbone[0].vit.requires_grad_(False)
+        self.vit.requires_grad_(False)
 
     @property
     def loss_terms(self) -> tuple[str, ...]:
@@ -361,10 +248,10 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     ) -> list[LayerOutput]:
         """Predictions of the last decoder layer, and if `supervised` those of the earlier ones and of the encoder."""
         logits, boxes = self.class_embed(states.hidden_states), self._boxes(states)
-        layers = [LayerOutput("", logits[-1], boxes[-1])]
+        layers = [LayerOutput("", logits[-1], boxes[-1])]  # of (n, B, Q, C) and (n, B, Q, 4)
         if supervised:
-            earlier = enumerate(zip(logits[:-1], boxes[:-1], strict=True))
-            layers += [LayerOutput(f"_{index}", *predicted) for index, predicted in earlier]
+            for index in range(len(logits) - 1):
+                layers.append(LayerOutput(f"_{index}", logits[index], boxes[index]))
             layers.append(LayerOutput("_enc", states.proposals.logits, states.proposals.boxes))
         return layers
 

@@ -23,7 +23,7 @@ def image_masks(
     """Binary masks of one image: bilinear to its size, object where the logit is above 0, not cut at the box.
 
     Args:
-        logits: (n, h, w) of the whole canvas.
+        logits: (n, h, w) of the complete canvas.
         size: (height, width) of the masks.
         image_share: (2,) share of the canvas' (width, height) that is image; None where nothing is padded.
         as_rle: Encode each mask as COCO run-lengths. Only the neighbourhood of its positive logits is resized, on the

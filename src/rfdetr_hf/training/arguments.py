@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -13,16 +13,7 @@ from ..data.schema import class_names, has_keypoints, keypoint_schema
 from ..hub.push import STRATEGIES as HUB_STRATEGIES
 from ..models.configuration_rfdetr import RFDETRConfig
 from ..models.files.auto import is_official, source_task
-from ..options import (
-    AT_LEAST_ONE,
-    BELOW_ONE,
-    FACTOR,
-    NOT_NEGATIVE,
-    POSITIVE,
-    PROBABILITY,
-    option,
-    settle_options,
-)
+from ..options import BELOW_1, FACTOR, FROM_0, FROM_1, POSITIVE, PROBABILITY, option, settle_options
 from ..tasks import TASKS
 from .drop_path import MODES as DROP_PATH_MODES
 from .drop_path import SCHEDULES as DROP_PATH_SCHEDULES
@@ -47,79 +38,67 @@ class RFDETRTrainingArguments:
 
     output_dir: str = option("outputs", "Directory of the run: checkpoints, best/, last/, metrics.csv, train.log.")
 
-    num_train_epochs: float = option(100.0, "Passes over the training split.", range=NOT_NEGATIVE)
+    num_train_epochs: float = option(100.0, "Passes over the training split.", FROM_0)
     max_steps: int = option(-1, "Optimizer steps; when positive it replaces num_train_epochs.")
-    per_device_train_batch_size: int = option(4, "Images of one micro-batch on one device.", range=AT_LEAST_ONE)
+    per_device_train_batch_size: int = option(4, "Images of one micro-batch on one device.", FROM_1)
     per_device_eval_batch_size: int | None = option(
-        None, "Images of one evaluation batch; default: the training one.", range=AT_LEAST_ONE
+        None, "Images of one evaluation batch; default: the training one.", FROM_1
     )
-    gradient_accumulation_steps: int = option(4, "Micro-batches of one optimizer step.", range=AT_LEAST_ONE)
+    gradient_accumulation_steps: int = option(4, "Micro-batches of one optimizer step.", FROM_1)
 
-    learning_rate: float = option(1e-4, "Rate of projector, heads and queries.", range=POSITIVE)
-    learning_rate_encoder: float = option(
-        1.5e-4, "Rate of the encoder, before layer and component decay.", range=POSITIVE
-    )
-    layer_decay: float = option(0.8, "Factor on the encoder's rate for each layer away from its output.", range=FACTOR)
-    component_decay: float = option(0.7, "Factor on the decoder's rate; squared on the encoder's.", range=FACTOR)
-    weight_decay: float = option(1e-4, "AdamW's weight decay.", range=NOT_NEGATIVE)
+    learning_rate: float = option(1e-4, "Rate of projector, heads and queries.", POSITIVE)
+    learning_rate_encoder: float = option(1.5e-4, "Rate of the encoder, before layer and component decay.", POSITIVE)
+    layer_decay: float = option(0.8, "Factor on the encoder's rate for each layer away from its output.", FACTOR)
+    component_decay: float = option(0.7, "Factor on the decoder's rate; squared on the encoder's.", FACTOR)
+    weight_decay: float = option(1e-4, "AdamW's weight decay.", FROM_0)
     param_groups: str = option(
         "default",
         "'default' decays no bias, norm, LayerScale or embedding; 'official' is the table of the rfdetr package.",
         PARAM_GROUPS,
     )
-    adam_beta1: float = option(0.9, "AdamW's first beta.", range=BELOW_ONE)
-    adam_beta2: float = option(0.999, "AdamW's second beta.", range=BELOW_ONE)
-    adam_epsilon: float = option(1e-8, "AdamW's epsilon.", range=POSITIVE)
-    max_grad_norm: float = option(
-        0.1, "Gradients are clipped to this global L2 norm; 0 turns clipping off.", range=NOT_NEGATIVE
-    )
+    adam_beta1: float = option(0.9, "AdamW's first beta.", BELOW_1)
+    adam_beta2: float = option(0.999, "AdamW's second beta.", BELOW_1)
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon.", POSITIVE)
+    max_grad_norm: float = option(0.1, "Gradients are clipped to this global L2 norm; 0 turns clipping off.", FROM_0)
     freeze_backbone: bool = option(False, "Train projector, decoder and heads only.")
-    freeze_encoder_blocks: int = option(
-        0, "First encoder blocks that are not trained; nor the embeddings.", range=NOT_NEGATIVE
-    )
+    freeze_encoder_blocks: int = option(0, "First encoder blocks that are not trained; nor the embeddings.", FROM_0)
     lora_r: int = option(
-        0, "Rank of adapters that are trained instead of the encoder (extra 'lora'); 0 for none.", range=NOT_NEGATIVE
+        0, "Rank of adapters that are trained instead of the encoder (extra 'lora'); 0 for none.", FROM_0
     )
-    lora_alpha: float = option(16.0, "The adapters' output is multiplied by lora_alpha / lora_r.", range=POSITIVE)
-    lora_dropout: float = option(0.0, "Dropout in front of the adapters.", range=BELOW_ONE)
+    lora_alpha: float = option(16.0, "The adapters' output is multiplied by lora_alpha / lora_r.", POSITIVE)
+    lora_dropout: float = option(0.0, "Dropout in front of the adapters.", BELOW_1)
     lora_target_modules: str = option("query,key,value", "Adapted layers: query, key, value, dense, fc1, fc2.")
     use_dora: bool = option(False, "DoRA: the adapted weights have rows of a learned length.")
 
     lr_scheduler_type: str = option("constant", "constant, step, cosine or one of transformers.", LR_SCHEDULES)
     lr_scheduler_kwargs: dict | str | None = option(None, "Further arguments of a transformers scheduler (JSON).")
-    warmup_steps: float = option(
-        0, "Linear warm-up in optimizer steps; a share of all steps when below 1.", range=NOT_NEGATIVE
-    )
-    warmup_epochs: float = option(0.0, "Linear warm-up in epochs; excludes warmup_steps.", range=NOT_NEGATIVE)
-    min_lr_ratio: float = option(0.0, "Floor of the cosine schedule, as a share of the full rate.", range=PROBABILITY)
-    lr_drop_epochs: float = option(
-        100.0, "Epoch at which the step schedule divides the rate by ten.", range=NOT_NEGATIVE
-    )
+    warmup_steps: float = option(0, "Linear warm-up in optimizer steps; a share of all steps when below 1.", FROM_0)
+    warmup_epochs: float = option(0.0, "Linear warm-up in epochs; excludes warmup_steps.", FROM_0)
+    min_lr_ratio: float = option(0.0, "Floor of the cosine schedule, as a share of the full rate.", PROBABILITY)
+    lr_drop_epochs: float = option(100.0, "Epoch at which the step schedule divides the rate by ten.", FROM_0)
 
     use_ema: bool = option(True, "Keep an exponential moving average of the weights, evaluate it and save it.")
-    ema_decay: float = option(0.993, "Decay that the average reaches.", range=BELOW_ONE)
+    ema_decay: float = option(0.993, "Decay that the average reaches.", BELOW_1)
     ema_tau: float = option(
-        100.0, "Warm-up of the decay in updates: decay * (1 - exp(-updates / tau)); 0 for none.", range=NOT_NEGATIVE
+        100.0, "Warm-up of the decay in updates: decay * (1 - exp(-updates / tau)); 0 for none.", FROM_0
     )
-    ema_update_interval: int = option(
-        1, "Optimizer steps from one update of the average to the next.", range=AT_LEAST_ONE
-    )
+    ema_update_interval: int = option(1, "Optimizer steps from one update of the average to the next.", FROM_1)
 
-    drop_path: float = option(0.0, "Peak stochastic-depth rate of the encoder's last block.", range=BELOW_ONE)
+    drop_path: float = option(0.0, "Peak stochastic-depth rate of the encoder's last block.", BELOW_1)
     drop_path_mode: str = option("standard", "Whole run, before or after drop_path_cutoff_epochs.", DROP_PATH_MODES)
     drop_path_schedule: str = option("constant", "Constant, or a linear ramp over its phase.", DROP_PATH_SCHEDULES)
-    drop_path_cutoff_epochs: float = option(0.0, "Boundary of the early and late modes.", range=NOT_NEGATIVE)
+    drop_path_cutoff_epochs: float = option(0.0, "Boundary of the early and late modes.", FROM_0)
 
     multi_scale: str = option("per_batch", "A scale per optimizer step, per sample, or none.", MULTI_SCALE_MODES)
     expanded_scales: bool = option(True, "Scales from -5 to +5 blocks around the resolution instead of -3 to +4.")
     square_resize: bool = option(True, "Resize to a square; False keeps the aspect ratio and pads, afterwards too.")
     scale_jitter: bool = option(True, "Half of the training images pass through a random resized crop.")
-    horizontal_flip: float = option(0.5, "Probability of a horizontal flip.", range=PROBABILITY)
+    horizontal_flip: float = option(0.5, "Probability of a horizontal flip.", PROBABILITY)
 
-    dataloader_num_workers: int = option(2, "Worker processes of each loader.", range=NOT_NEGATIVE)
+    dataloader_num_workers: int = option(2, "Worker processes of each loader.", FROM_0)
     dataloader_pin_memory: bool = option(True, "Pin batches when the device is a GPU.")
     dataloader_persistent_workers: bool = option(True, "Keep the workers from epoch to epoch.")
-    dataloader_prefetch_factor: int | None = option(None, "Batches that each worker loads ahead.", range=AT_LEAST_ONE)
+    dataloader_prefetch_factor: int | None = option(None, "Batches that each worker loads ahead.", FROM_1)
     audit: str = option("full", "Decode every image before the first step, read headers only, or neither.", AUDITS)
 
     bf16: bool = option(False, "bfloat16 autocast.")
@@ -128,26 +107,20 @@ class RFDETRTrainingArguments:
     torch_compile: bool = option(False, "Compile the encoder's and the decoder's blocks.")
     torch_compile_backend: str = option("inductor", "What compiles them.")
     gradient_checkpointing: bool = option(False, "Recompute encoder blocks in the backward pass to save memory.")
-    max_skipped_steps: int = option(
-        20, "Non-finite steps in a row after which the run ends with an error.", range=NOT_NEGATIVE
-    )
+    max_skipped_steps: int = option(20, "Non-finite steps in a row that end the run with an error.", FROM_0)
     seed: int = option(42, "Seed of data order, augmentation, scales and drop path.")
-    ddp_timeout: int = option(1800, "Seconds that a process waits for the others before it gives up.", range=POSITIVE)
+    ddp_timeout: int = option(1800, "Seconds that a process waits for the others before it gives up.", POSITIVE)
     full_determinism: bool = option(
         False, "Deterministic kernels (slower) where PyTorch has them; it warns of each that has none."
     )
 
     eval_strategy: str = option("epoch", "When to evaluate.", [s.value for s in IntervalStrategy])
-    eval_steps: float | None = option(
-        None, "Steps between evaluations (a share of all steps when below 1).", range=POSITIVE
-    )
-    eval_delay: float = option(0, "Epochs or steps before the first evaluation.", range=NOT_NEGATIVE)
+    eval_steps: float | None = option(None, "Steps between evaluations (below 1: a share of all steps).", POSITIVE)
+    eval_delay: float = option(0, "Epochs or steps before the first evaluation.", FROM_0)
     eval_on_start: bool = option(False, "Evaluate before the first step.")
     eval_raw_weights: bool = option(False, "With EMA: evaluate the raw weights beside the average.")
     eval_max_dets: int = option(
-        100,
-        "Another limit of detections per image and class, scored beside COCO's 100: map_at_300, ...",
-        range=AT_LEAST_ONE,
+        100, "Another limit of detections per image and class, scored beside COCO's 100: map_at_300, ...", FROM_1
     )
     eval_loss: bool = option(False, "Also compute the loss of the evaluation split, term by term: eval_loss, ...")
     eval_predictions: bool = option(
@@ -156,10 +129,8 @@ class RFDETRTrainingArguments:
     eval_per_class: bool = option(False, "Log the scores of each class, and print their table.")
 
     save_strategy: str = option("epoch", "When to write a checkpoint.", [s.value for s in SaveStrategy])
-    save_steps: float = option(500, "Steps between checkpoints (a share of all steps when below 1).", range=POSITIVE)
-    save_total_limit: int | None = option(
-        2, "Checkpoints to keep; None keeps all. best/ and last/ do not count.", range=AT_LEAST_ONE
-    )
+    save_steps: float = option(500, "Steps between checkpoints (below 1: a share of all steps).", POSITIVE)
+    save_total_limit: int | None = option(2, "Checkpoints to keep besides best/ and last/; None keeps all.", FROM_1)
     async_save: bool = option(
         False, "Write checkpoints in the background, from a copy in host memory; not under FSDP2 or DeepSpeed."
     )
@@ -171,20 +142,16 @@ class RFDETRTrainingArguments:
     )
     greater_is_better: bool = option(True, "Whether a larger metric is a better one.")
     skip_best_epochs: float = option(
-        0.0, "Evaluations before this epoch choose no best model and stop nothing.", range=NOT_NEGATIVE
+        0.0, "Evaluations before this epoch choose no best model and stop nothing.", FROM_0
     )
-    smooth_alpha: float = option(
-        0.0, "Exponential smoothing of the metric that chooses the best model, in [0, 1).", range=BELOW_ONE
-    )
+    smooth_alpha: float = option(0.0, "Exponential smoothing of the metric that chooses the best model.", BELOW_1)
     early_stopping_patience: int | None = option(
-        None, "Evaluations without improvement after which the run stops.", range=AT_LEAST_ONE
+        None, "Evaluations without improvement after which the run stops.", FROM_1
     )
-    early_stopping_threshold: float = option(
-        0.001, "Least improvement that counts for early stopping.", range=NOT_NEGATIVE
-    )
+    early_stopping_threshold: float = option(0.001, "Least improvement that counts for early stopping.", FROM_0)
 
     logging_strategy: str = option("steps", "When to log.", [s.value for s in IntervalStrategy])
-    logging_steps: float = option(50, "Steps between log lines (a share of all steps when below 1).", range=POSITIVE)
+    logging_steps: float = option(50, "Steps between log lines (below 1: a share of all steps).", POSITIVE)
     logging_first_step: bool = option(True, "Log the first step.")
     disable_tqdm: bool = option(False, "No progress bar.")
     report_to: str = option("none", "Trackers, separated by commas: tensorboard, wandb, mlflow, trackio, ...; or none.")
@@ -193,7 +160,7 @@ class RFDETRTrainingArguments:
     )
     project: str = option("rfdetr_hf", "Project (MLflow: experiment) of the trackers.")
     run_name: str | None = option(None, "Name of the run in the trackers; default: that of output_dir.")
-    report_images: int = option(8, "Images with predictions that trackers get at each evaluation.", range=NOT_NEGATIVE)
+    report_images: int = option(8, "Images with predictions that trackers get at each evaluation.", FROM_0)
 
     push_to_hub: bool = option(False, "Upload the run to the Hub, in the background.")
     hub_model_id: str | None = option(None, "user/name of the repository; default: the name of output_dir.")
@@ -236,37 +203,28 @@ class RFDETRTrainingArguments:
         self._check_schedules()
 
     def _check_combinations(self) -> None:
-        def refuse(condition: Any, message: str) -> None:
+        evaluates, saves = self.eval_strategy != IntervalStrategy.NO, self.save_strategy != SaveStrategy.NO
+        needs_evaluations = "needs evaluations; set eval_strategy to 'epoch' or 'steps'"
+        metric = self.metric_for_best_model
+        of_average = (metric or "").removeprefix("eval_").startswith("ema_")
+        foreign = ", ".join(repr(name) for name in self.tracker_kwargs or () if name not in self.trackers)
+        for condition, message in (
+            (self.num_train_epochs == 0 and self.max_steps <= 0, "num_train_epochs=0 needs max_steps, at least 1"),
+            (self.bf16 and self.fp16, "bf16 and fp16 exclude each other; set one of them"),
+            (self.freeze_backbone and self.lora_r,
+             "freeze_backbone and lora_r exclude each other; adapters freeze the encoder by themselves"),
+            (self.warmup_steps and self.warmup_epochs,
+             "warmup_steps and warmup_epochs exclude each other; set one of them"),
+            (not evaluates and self.early_stopping_patience is not None,
+             f"early_stopping_patience {needs_evaluations}"),
+            (not evaluates and self.save_strategy == SaveStrategy.BEST, f"save_strategy='best' {needs_evaluations}"),
+            (of_average and not self.use_ema, f"metric_for_best_model={metric!r} needs use_ema=True"),
+            (foreign, f"tracker_kwargs names {foreign}, which is not in report_to={self.report_to!r}"),
+            (self.push_to_hub and "checkpoint" in self.hub_strategy and not saves,
+             f"hub_strategy={self.hub_strategy!r} needs checkpoints; set save_strategy to 'epoch'"),
+        ):  # fmt: skip
             if condition:
                 raise ValueError(message)
-
-        evaluates = self.eval_strategy != IntervalStrategy.NO
-        needs_evaluations = "needs evaluations; set eval_strategy to 'epoch' or 'steps'"
-        metric = (self.metric_for_best_model or "").removeprefix("eval_")
-        refuse(self.num_train_epochs == 0 and self.max_steps <= 0, "num_train_epochs=0 needs max_steps, at least 1")
-        refuse(self.bf16 and self.fp16, "bf16 and fp16 exclude each other; set one of them")
-        refuse(
-            self.freeze_backbone and self.lora_r,
-            "freeze_backbone and lora_r exclude each other; adapters freeze the encoder by themselves",
-        )
-        refuse(
-            self.warmup_steps and self.warmup_epochs,
-            "warmup_steps and warmup_epochs exclude each other; set one of them",
-        )
-        refuse(
-            not evaluates and self.early_stopping_patience is not None, f"early_stopping_patience {needs_evaluations}"
-        )
-        refuse(not evaluates and self.save_strategy == SaveStrategy.BEST, f"save_strategy='best' {needs_evaluations}")
-        refuse(
-            metric.startswith("ema_") and not self.use_ema,
-            f"metric_for_best_model={self.metric_for_best_model!r} needs use_ema=True",
-        )
-        for name in set(self.tracker_kwargs or {}) - set(self.trackers):
-            raise ValueError(f"tracker_kwargs names {name!r}, which is not in report_to={self.report_to!r}")
-        refuse(
-            self.push_to_hub and "checkpoint" in self.hub_strategy and self.save_strategy == SaveStrategy.NO,
-            f"hub_strategy={self.hub_strategy!r} needs checkpoints; set save_strategy to 'epoch'",
-        )
 
     def _check_schedules(self) -> None:
         check_schedule_options(self.lr_scheduler_type, self)
@@ -331,9 +289,7 @@ class ModelArguments:
     config_overrides: dict | str | None = option(
         None, "Configuration fields to change (JSON, a YAML mapping or a file)."
     )
-    resolution: int | None = option(
-        None, "Side of the square input in pixels; default: the variant's.", range=AT_LEAST_ONE
-    )
+    resolution: int | None = option(None, "Side of the square input in pixels; default: the variant's.", FROM_1)
     revision: str | None = option(None, "Branch, tag or commit of model_name_or_path on the Hub.")
     class_init: str = option("prior", "New class rows: fresh, or repeated as rfdetr does.", ("prior", "tile"))
     init_backbone_from: str | None = option(None, "DINOv2 of transformers to start a variant's encoder from.")
@@ -369,9 +325,8 @@ class ModelArguments:
         Args:
             dataset: gives `id2label`, and where it has keypoints their schema; None for the options alone.
         """
-        fields = dict(self.config_overrides or {}) | (
-            {} if self.resolution is None else {"resolution": self.resolution}
-        )
+        fields = dict(cast(dict[str, Any], self.config_overrides or {}))
+        fields |= {} if self.resolution is None else {"resolution": self.resolution}
         if dataset is None:
             return fields
         names = class_names(dataset)
@@ -420,7 +375,7 @@ class DataArguments:
             raise ValueError(f"task={self.task!r} contradicts the model, which is for {model_task}; leave task out")
         if self.keypoint_schema is not None and model_task != "keypoints":
             raise ValueError(f"keypoint_schema is for keypoint models, and this one is for {model_task}; leave it out")
-        share = self.validation_split
+        share: Any = self.validation_split
         with contextlib.suppress(TypeError, ValueError):
             share = float(share)
         return {

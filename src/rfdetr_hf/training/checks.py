@@ -7,17 +7,14 @@ from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import PreTrainedModel
 from transformers.trainer_callback import EarlyStoppingCallback
 
 from ..data.audit import audit_dataset
-from ..data.schema import class_names, has_keypoints, has_masks, keypoint_schema
+from ..data.schema import class_names, has_object_field, keypoint_schema
 from ..tasks import TASKS
 from .arguments import RFDETRTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-_PRESENT = {"segmentation": has_masks, "keypoints": has_keypoints}
 
 
 def default_metric(args: RFDETRTrainingArguments, task: str) -> str:
@@ -26,8 +23,8 @@ def default_metric(args: RFDETRTrainingArguments, task: str) -> str:
 
 
 def check_run(
-    model: PreTrainedModel,
-    args: RFDETRTrainingArguments,
+    model: Any,
+    args: Any,
     splits: Mapping[str, Dataset],
     callbacks: Sequence[Any],
     score_names: Callable[[Dataset], list[str] | None],
@@ -60,7 +57,7 @@ def check_run(
     _check_early_stopping(args, callbacks)
 
 
-def check_split(model: PreTrainedModel, split: str, dataset: Dataset) -> None:
+def check_split(model: Any, split: str, dataset: Dataset) -> None:
     """Whether the model is made for the classes and the task of a data set.
 
     Raises:
@@ -72,7 +69,8 @@ def check_split(model: PreTrainedModel, split: str, dataset: Dataset) -> None:
             f"the classes of {split} are {class_names(dataset)}, but the model's id2label has {names}; "
             "build the model with id2label={i: name} of the data set's class names"
         )
-    if model.task in _PRESENT and not _PRESENT[model.task](dataset):
+    field = TASKS[model.task].object_field
+    if field is not None and not has_object_field(dataset, field):
         raise ValueError(
             f"the model is made for {model.task}, but the objects of {split} have none; "
             f"load the data with load_detection_dataset(…, task={model.task!r})"
@@ -86,7 +84,7 @@ def check_split(model: PreTrainedModel, split: str, dataset: Dataset) -> None:
             )
 
 
-def _check_metric(args: RFDETRTrainingArguments, scores: Iterable[str]) -> None:
+def _check_metric(args: Any, scores: Iterable[str]) -> None:
     """A metric that no evaluation gives would leave the run without a best model."""
     known = [f"{prefix}{name}" for name in scores for prefix in ("", *args.evaluated_prefixes)]
     asked = args.metric_for_best_model.removeprefix("eval_")
@@ -97,7 +95,7 @@ def _check_metric(args: RFDETRTrainingArguments, scores: Iterable[str]) -> None:
         raise ValueError(f"metric_for_best_model={asked!r} is in no evaluation of this run; {hint}")
 
 
-def _check_early_stopping(args: RFDETRTrainingArguments, callbacks: Sequence[Any]) -> None:
+def _check_early_stopping(args: Any, callbacks: Sequence[Any]) -> None:
     metric = "eval_" + args.metric_for_best_model.removeprefix("eval_")
     evaluated = [f"eval_{prefix}" for prefix in args.evaluated_prefixes]
     stops = any(isinstance(c, EarlyStoppingCallback) or c is EarlyStoppingCallback for c in callbacks)

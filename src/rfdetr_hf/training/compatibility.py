@@ -3,7 +3,6 @@
 from typing import Any
 
 from accelerate import Accelerator
-from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_pt_utils import log_metrics, save_metrics, save_state
 
 
@@ -11,7 +10,7 @@ class TransformersMethods:
     """Callbacks in and out, who is the main process, metrics in the console and in files."""
 
     accelerator: Accelerator
-    callback_handler: CallbackHandler
+    callback_handler: Any
 
     log_metrics = log_metrics
     save_metrics = save_metrics

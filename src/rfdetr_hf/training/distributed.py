@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,18 +30,17 @@ def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
     Raises:
         RuntimeError, ValueError: see `check_backend`.
     """
-    timeout = {"timeout": timedelta(seconds=args.ddp_timeout)}
+    timeout: dict[str, Any] = {"timeout": timedelta(seconds=args.ddp_timeout)}
     deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
     if deepspeed and not torch.accelerator.is_available():
         # Without a backend Accelerate starts unconnected processes where there is no device.
         timeout["backend"] = "gloo"
+    replicas = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    handlers: list[Any] = [replicas, InitProcessGroupKwargs(**timeout)]
     accelerator = Accelerator(
-        # DeepSpeed would cast the whole module, losses and box geometry too; the step autocasts instead.
+        # DeepSpeed would cast all of the module, losses and box geometry too; the step autocasts instead.
         mixed_precision="no" if deepspeed else precision(args),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
-            InitProcessGroupKwargs(**timeout),
-        ],
+        kwargs_handlers=handlers,
     )
     check_backend(accelerator, args)
     return accelerator
@@ -91,7 +91,7 @@ def check_backend(accelerator: Accelerator, args: RFDETRTrainingArguments) -> No
 
 
 def _check_fsdp(accelerator: Accelerator) -> None:
-    plugin = accelerator.state.fsdp_plugin
+    plugin: Any = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError("FSDP 1 is not supported; set fsdp_version: 2 in the configuration of accelerate")
     if plugin.activation_checkpointing:

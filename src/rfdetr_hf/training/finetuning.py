@@ -14,7 +14,7 @@ from ..models.files.layouts import POSITIONS, official_keys, resize_positions
 from ..models.files.pretrained import read_state
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 ADAPTER = "default"
 _BASE, _LORA = ".base_layer.", ".lora_"
@@ -60,7 +60,7 @@ def freeze_encoder_blocks(model: RFDETRForObjectDetection, count: int) -> None:
     Raises:
         ValueError: if the encoder uses fewer blocks.
     """
-    vit = model.backbone[0].vit
+    vit: Any = model.get_submodule("backbone.0").vit
     if not 0 <= count <= vit.taps[-1]:
         raise ValueError(f"freeze_encoder_blocks={count}: the encoder uses {vit.taps[-1]} blocks")
     if count:
@@ -87,8 +87,8 @@ def load_parts(model: RFDETRForObjectDetection, source: str | Path, parts: Colle
     found = official_keys(read_state(source, **hub_options))
     if POSITIONS in found:
         found[POSITIONS] = resize_positions(found[POSITIONS], model.config.backbone_config.position_grid)
-    wanted = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if part_of(name) in parts}
-    for name, tensor in wanted.items():
+    chosen = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if part_of(name) in parts}
+    for name, tensor in chosen.items():
         if name not in found:
             raise ValueError(f"{source} has no {name}, which belongs to the part {part_of(name)}")
         if found[name].shape != tensor.shape:
@@ -96,16 +96,16 @@ def load_parts(model: RFDETRForObjectDetection, source: str | Path, parts: Colle
                 f"{name} has the shape {tuple(found[name].shape)} in {source} and {tuple(tensor.shape)} in the model; "
                 f"build the model alike, or leave out the part {part_of(name)}"
             )
-    for name, tensor in wanted.items():
+    for name, tensor in chosen.items():
         tensor.copy_(found[name])
-    logger.info("%d tensors of %s come from %s", len(wanted), ", ".join(sorted(parts)), source)
+    logger.info("%d tensors of %s come from %s", len(chosen), ", ".join(sorted(parts)), source)
 
 
 @torch.no_grad()
 def load_class_rows(model: RFDETRForObjectDetection, source: str | Path, **hub_options: Any) -> list[str]:
     """Give the classes that a checkpoint knows by the same name the checkpoint's rows of the class heads.
 
-    `from_pretrained` with other classes starts all their rows anew; after it this brings back those of old classes.
+    `from_pretrained` with other classes gives all classes new rows; after it this brings back those of old classes.
 
     Args:
         model: is changed in place; its width and query groups are those of the checkpoint.
@@ -115,14 +115,16 @@ def load_class_rows(model: RFDETRForObjectDetection, source: str | Path, **hub_o
     Returns:
         The names of these classes.
     """
-    rows = {name: row for row, name in RFDETRConfig.from_pretrained(source, **hub_options).id2label.items()}
-    pairs = [(row, rows[name]) for row, name in sorted(model.config.id2label.items()) if name in rows]
+    saved: Any = RFDETRConfig.from_pretrained(source, **hub_options)
+    rows = {name: row for row, name in saved.id2label.items()}
+    names: Any = model.config.id2label
+    pairs = [(row, rows[name]) for row, name in sorted(names.items()) if name in rows]
     ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     found = official_keys(read_state(source, **hub_options))
     for name, tensor in model.state_dict(keep_vars=True).items():
         if _CLASS_HEADS.match(name):
             tensor[ours] = found[name][theirs].to(tensor)
-    return [model.config.id2label[row] for row in ours]
+    return [names[row] for row in ours]
 
 
 # ---------------------------------------------------------------------------------------------------- adapters
@@ -159,20 +161,19 @@ def add_lora(
         raise ImportError("adapters need peft; install the extra: pip install 'rfdetr-hf[lora]'") from error
     if has_adapters(model):
         raise ValueError("the model has adapters already; merge them first with merge_adapters")
-    vit = model.backbone[0].vit
+    vit: Any = model.get_submodule("backbone.0").vit
     # Blocks after the last tap never run: adapters in them would wait for gradients in vain.
     blocks = nn.ModuleList(vit.layers[: vit.taps[-1]])
     known = {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
     if not target_modules or set(target_modules) - known:
         raise ValueError(f"target modules {sorted(target_modules)}: choose among {', '.join(sorted(known))}")
-    config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), use_dora=use_dora
-    )
+    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_dora": use_dora}
+    config = peft.LoraConfig(target_modules=list(target_modules), **options)
     model.freeze_backbone()
     peft.inject_adapter_in_model(config, blocks, ADAPTER)
 
 
-def _adapted(model: nn.Module) -> dict[str, nn.Module]:
+def _adapted(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
@@ -185,8 +186,8 @@ def plain_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
     """The weights of a model with adapters as those of one without: names of the layout, adapters merged.
 
     Args:
-        model: tells the scale of each adapter.
-        state: all tensors of the model by name, whole; they are left as they are.
+        model: has the scale of each adapter.
+        state: all tensors of the model by name, unsharded; they are not changed.
     """
     scales = {name: module.scaling[ADAPTER] for name, module in _adapted(model).items()}
     plain = {}

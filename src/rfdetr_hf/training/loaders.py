@@ -1,20 +1,26 @@
 """The loaders of a run, as its arguments describe them."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
 from ..data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
+from ..data.pipeline.pixels import prepare_pixels
 from ..data.pipeline.recipe import MAX_SIZE, build_eval_transform, build_train_transform
 from ..data.schema import has_keypoints, has_masks, keypoint_schema
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .arguments import RFDETRTrainingArguments
 from .preemption import shield_workers
+
+logger = logging.getLogger("rfdetr_hf")
 
 # Masks of half the input's size: a quarter, the size of the predictions, loses much of the small objects.
 MASK_DOWNSAMPLE_RATIO = 2
@@ -32,7 +38,7 @@ def build_train_loader(
     transform = build_train_transform(
         config.resolution,
         scales,
-        multi_scale=args.multi_scale,
+        multi_scale=cast(Any, args.multi_scale),
         scale_jitter=args.scale_jitter,
         horizontal_flip=args.horizontal_flip,
         augmentation=augmentation,
@@ -69,13 +75,49 @@ def build_eval_loader(
 def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProcessor:
     """The image processor of a model: to a square of its resolution, or its shorter side to it and padding."""
     side = config.resolution
-    if square:
-        return RFDETRImageProcessor(size={"height": side, "width": side})
-    size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
-    return RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
+    made = RFDETRImageProcessor(size={"height": side, "width": side})
+    if not square:
+        size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
+        made = RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
+    stored = Path(str(config._name_or_path)) / "preprocessor_config.json"
+    if stored.is_file() and (theirs := RFDETRImageProcessor.from_pretrained(stored.parent)).size != made.size:
+        logger.warning(
+            "%s has the size %s, and this run evaluates and saves %s: resolution and square_resize say so; "
+            "image_processor= of the trainer keeps another",
+            stored, dict(theirs.size), dict(made.size),
+        )  # fmt: skip
+    return made
 
 
-def end_workers(loader: DataLoader | None) -> None:
+def batch_to_device(
+    batch: Mapping[str, Any],
+    device: torch.device,
+    processor: RFDETRImageProcessor,
+    config: PreTrainedConfig,
+    scale: float | None = None,
+) -> dict[str, Any]:
+    """A batch of a loader as arguments of the model's forward.
+
+    Args:
+        batch: `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) where there is padding, packed `labels`.
+        device: of the model.
+        processor: has the mean and the deviation of the colours.
+        config: of the model; sides stay multiples of its `size_divisor`.
+        scale: resize to this share of H and W.
+    """
+    size = None
+    if scale is not None:
+        divisor = config.size_divisor
+        size = tuple(max(round(side * scale / divisor), 1) * divisor for side in batch["pixel_values"].shape[-2:])
+    pixels = batch["pixel_values"].to(device, non_blocking=True)
+    mask = batch.get("pixel_mask")
+    mask = mask.to(device, non_blocking=True) if mask is not None else None
+    pixels, mask = prepare_pixels(pixels, mask, processor.image_mean, processor.image_std, size)
+    labels = batch["labels"].to(device, non_blocking=True).unpack()
+    return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+
+
+def end_workers(loader: Any) -> None:
     """End persistent workers, which would live as long as their loader."""
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:

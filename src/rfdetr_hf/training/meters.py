@@ -27,10 +27,11 @@ class LossMeter:
     def reset(self) -> None:
         """Start over, after a log event."""
         self.names: list[str] = []
-        self.sums: torch.Tensor | None = None
-        self.now: torch.Tensor | None = None
-        self.latest: torch.Tensor | None = None
-        self.grad_norms: torch.Tensor | None = None
+        # Tensors, once a step is done.
+        self.sums: Any = None
+        self.now: Any = None
+        self.latest: Any = None
+        self.grad_norms: Any = None
         self.steps = 0
 
     def add(self, loss: torch.Tensor, loss_dict: dict[str, torch.Tensor], micro_batches: int) -> None:
@@ -57,9 +58,9 @@ class LossMeter:
         if self.steps == 0:
             return {}
         averages = torch.cat([self.sums / self.steps, self.latest[:1], self.grad_norms[None] / self.steps])
-        values = accelerator.reduce(averages, reduction="mean").tolist()
+        values: Any = accelerator.reduce(averages, reduction="mean")
         names = [*self.names, "loss_now", "grad_norm"]
-        return dict(zip(names, values, strict=True))
+        return dict(zip(names, values.tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, on the host."""
@@ -82,7 +83,7 @@ class EvalLossMeter:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.sums: torch.Tensor | None = None
+        self.sums: Any = None  # a tensor, once there is a batch
         self.boxes = 0
 
     def add(self, loss: torch.Tensor, loss_dict: dict[str, torch.Tensor], boxes: int) -> None:

@@ -22,7 +22,7 @@ class Parallel:
     """A single process, or data parallelism: every process holds the complete model.
 
     Attributes:
-        name: as it is written into checkpoints.
+        name: what checkpoints call it.
         collective_forward: whether a forward pass needs all processes, so that all must run the same number.
         model: the model itself.
         wrapped: what is called in its place; the model itself until `prepare`.
@@ -32,10 +32,10 @@ class Parallel:
     name = "replicated"
     collective_forward = False
 
-    def __init__(self, accelerator: Accelerator, args: RFDETRTrainingArguments, model: nn.Module) -> None:
+    def __init__(self, accelerator: Accelerator, args: RFDETRTrainingArguments, model: PreTrainedModel) -> None:
         self.accelerator = accelerator
         self.args = args
-        self.model = model
+        self.model: Any = model
         self.wrapped: Any = model
         self.optimizer: Any = None
         self._hosts: Any = None
@@ -48,7 +48,7 @@ class Parallel:
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         return self.optimizer
 
-    def sum(self, value: Tensor) -> Tensor:
+    def sum(self, value: Tensor) -> Any:
         """The sum of a tensor over all processes, on the device."""
         return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, reduction="sum")
 
@@ -72,7 +72,7 @@ class Parallel:
         """Add the gradients of one micro-batch."""
         self.accelerator.backward(loss)
 
-    def clip(self) -> Tensor | None:
+    def clip(self) -> Any:
         """Scale the gradients down to `max_grad_norm`; returns their norm before, None where `guarded_step` clips."""
         self.accelerator.unscale_gradients()
         return nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
@@ -114,7 +114,7 @@ class FSDP2(Parallel):
     collective_forward = True
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
-        plugin = self.accelerator.state.fsdp_plugin
+        plugin: Any = self.accelerator.state.fsdp_plugin
         # Accelerate's policy would cast targets and losses as well. Here weights stay float32 and the step autocasts.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
         plugin.cpu_ram_efficient_loading = False
@@ -123,8 +123,8 @@ class FSDP2(Parallel):
             torch.distributed.broadcast(tensor.data, 0)
         return super().prepare(optimizer)
 
-    def clip(self) -> Tensor | None:
-        return super().clip().full_tensor()
+    def clip(self) -> Tensor:
+        return super().clip().full_tensor()  # a DTensor
 
     def save_optimizer(self, folder: Path) -> None:
         save_optimizer_shards(self.optimizer, folder, self.accelerator.is_main_process)
@@ -135,14 +135,15 @@ class DeepSpeed(Parallel):
 
     FOLDER, TAG = "deepspeed", "state"
 
-    def __init__(self, accelerator: Accelerator, args: RFDETRTrainingArguments, model: nn.Module) -> None:
+    def __init__(self, accelerator: Accelerator, args: RFDETRTrainingArguments, model: PreTrainedModel) -> None:
         super().__init__(accelerator, args, model)
-        self.stage = accelerator.state.deepspeed_plugin.zero_stage
+        self.plugin: Any = accelerator.state.deepspeed_plugin
+        self.stage = self.plugin.zero_stage
         self.name = f"zero{self.stage} x {accelerator.num_processes}"
         self.collective_forward = self.stage == 3
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
-        config = self.accelerator.state.deepspeed_plugin.deepspeed_config
+        config = self.plugin.deepspeed_config
         # Stage 0 divides gradients by this number even without `scale_wrt_gas`; nothing else there depends on it.
         accumulation = self.args.gradient_accumulation_steps if self.stage else 1
         self.accelerator.gradient_accumulation_steps = accumulation
@@ -190,7 +191,7 @@ class DeepSpeed(Parallel):
         self.wrapped.load_checkpoint(str(folder / self.FOLDER), tag=self.TAG, load_lr_scheduler_states=False)
 
 
-def choose_parallel(accelerator: Accelerator, args: RFDETRTrainingArguments, model: nn.Module) -> Parallel:
+def choose_parallel(accelerator: Accelerator, args: RFDETRTrainingArguments, model: PreTrainedModel) -> Parallel:
     """What the launch asks for."""
     kinds = {DistributedType.FSDP: FSDP2, DistributedType.DEEPSPEED: DeepSpeed}
     return kinds.get(accelerator.distributed_type, Parallel)(accelerator, args, model)
@@ -203,5 +204,5 @@ def compile_blocks(model: PreTrainedModel, backend: str) -> None:
     depend on the data.
     """
     for module in model.modules():
-        if type(module).__name__ in model._no_split_modules:
+        if type(module).__name__ in (model._no_split_modules or ()):
             module.compile(backend=backend)

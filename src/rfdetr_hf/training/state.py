@@ -38,6 +38,8 @@ _OF_THE_DATA = (
      "resume with the same product of batch size, accumulation and number of processes"),
     ("steps_per_epoch", "steps in an epoch", "resume with the same gradient_accumulation_steps"),
 )  # fmt: skip
+_KEPT = ("due", "steps_in_epoch", "epoch_finished", "epoch_stopped", "stopped", "skipped_steps", "skipped_in_a_row",
+         "best_weights")  # fmt: skip
 _RESTORED = ("epoch", "global_step", "log_history", "best_metric", "best_global_step", "best_model_checkpoint",
              "stateful_callbacks")  # fmt: skip
 
@@ -62,6 +64,7 @@ class RunState(TrainerState):
         loss_total, loss_steps: sum of the logged losses over the steps since start or resume; not in checkpoints.
     """
 
+    stateful_callbacks: Any = None
     steps_per_epoch: int = 0
     epochs_done: int = 0
     steps_in_epoch: int = 0
@@ -141,7 +144,7 @@ class RunState(TrainerState):
         self.due = control.state()["args"] if due else {}
 
     def snapshot(self) -> "RunState":
-        """The state as it is now, for a checkpoint that is complete later."""
+        """A copy of the present state, for a checkpoint that is complete later."""
         kept = copy.copy(self)
         kept.log_history = list(self.log_history)
         return kept
@@ -150,20 +153,9 @@ class RunState(TrainerState):
 
     def state_dict(self) -> dict[str, Any]:
         """The position, the counts, the best and the identity."""
-        return self.identity | {
-            "format": FORMAT,
-            "order": ORDER,
-            "due": self.due,
-            "epoch": self.epochs_done,
-            "steps_in_epoch": self.steps_in_epoch,
-            "epoch_finished": self.epoch_finished,
-            "epoch_stopped": self.epoch_stopped,
-            "stopped": self.stopped,
-            "skipped_steps": self.skipped_steps,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "best": self.best.state_dict(),
-            "best_weights": self.best_weights,
-        }
+        kept = {name: getattr(self, name) for name in _KEPT}
+        versions = {"format": FORMAT, "order": ORDER, "epoch": self.epochs_done, "best": self.best.state_dict()}
+        return self.identity | versions | kept
 
     def callback_state(self) -> dict[str, Any]:
         """The fields of `TrainerState`, as Transformers writes them."""
@@ -177,15 +169,15 @@ class RunState(TrainerState):
         """
         for name in _RESTORED:
             setattr(self, name, callback_state[name])
-        for name in ("due", "skipped_steps", "skipped_in_a_row", "best_weights"):
+        for name in _KEPT:
             setattr(self, name, progress[name])
         self.best.load_state_dict(progress["best"])
-        self.epochs_done, self.steps_in_epoch = progress["epoch"], progress["steps_in_epoch"]
-        cut_short = self.steps_in_epoch < progress["steps_per_epoch"] and not progress["epoch_stopped"]
-        if progress["epoch_finished"] and not (cut_short and self.global_step < self.max_steps):
+        self.epochs_done = progress["epoch"]
+        cut_short = self.steps_in_epoch < progress["steps_per_epoch"] and not self.epoch_stopped
+        if self.epoch_finished and not (cut_short and self.global_step < self.max_steps):
             self.end_epoch()
         before, now = progress["arguments"], self.identity["arguments"]
-        self.stopped = progress["stopped"] and all(before[name] == now[name] for name in _OF_STOPPING)
+        self.stopped = self.stopped and all(before[name] == now[name] for name in _OF_STOPPING)
 
     def keep_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:
         """Take in the states of the callbacks that have one."""

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
 from torch import Tensor
@@ -19,10 +20,8 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
-from ..data.pipeline.pixels import prepare_pixels
-from ..data.schema import keypoint_schema
 from ..evaluation.evaluator import CocoEvaluator
-from ..hub.model_card import CardFacts, hub_dataset_id, hub_model_id
+from ..hub.model_card import CardFacts
 from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
@@ -30,10 +29,9 @@ from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
 from .best import BestModel
 from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
-from .checkpoint.checkpointer import Checkpointer, Stateful
-from .checkpoint.directory import clean_leftovers
+from .card import card_facts
+from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.run_directory import RunDirectory
-from .checkpoint.sharded import local_part, saved_tensors, writing
 from .checkpoint.weights import Weights
 from .checks import audit_splits, check_run, check_split, default_metric
 from .compatibility import TransformersMethods
@@ -42,7 +40,7 @@ from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .finetuning import apply_finetuning, merge_adapters
-from .loaders import build_eval_loader, build_train_loader, default_processor, end_workers
+from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor, end_workers
 from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler
@@ -50,35 +48,12 @@ from .parallel import choose_parallel, compile_blocks
 from .preemption import EXIT_CODE, Preempted, PreemptionNotice
 from .state import RunState
 from .trackers import TrackerCallback
-from .update import update_weights
-from .validation import Found, Validation
+from .update import StepResult, update_weights
+from .validation import Found, PredictionOutput, Validation
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-
-
-class PredictionOutput(NamedTuple):
-    """What [`RFDETRTrainer.predict`] returns."""
-
-    predictions: list[dict[str, Any]]
-    metrics: dict[str, float]
-
-
-class StepResult(NamedTuple):
-    """What an optimizer step came to.
-
-    Attributes:
-        loss: of this process's share of the window.
-        grad_norm: of all gradients, before clipping.
-        taken: whether the step reached the weights.
-        preempted: whether a process of the run has notice of an early end.
-    """
-
-    loss: Tensor
-    grad_norm: Tensor
-    taken: bool
-    preempted: bool
 
 
 class RFDETRTrainer(TransformersMethods):
@@ -124,13 +99,13 @@ class RFDETRTrainer(TransformersMethods):
     ) -> None:
         self.args = args = copy.deepcopy(args)
         args.metric_for_best_model = args.metric_for_best_model or default_metric(args, model.task)
-        self.model = model
-        self.train_dataset, self.eval_dataset, self.test_dataset = train_dataset, eval_dataset, test_dataset
+        self.model: RFDETRForObjectDetection = model
+        self.train_dataset: Any = train_dataset
+        self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
         self.augmentation = augmentation
         self.image_processor = image_processor or default_processor(model.config, args.square_resize)
-        backbone = model.config.backbone_config
-        block = backbone.patch_size, backbone.num_windows
-        self.scales = compute_scales(model.config.resolution, *block, args.expanded_scales)
+        side, backbone = model.config.resolution, model.config.backbone_config
+        self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
@@ -142,12 +117,13 @@ class RFDETRTrainer(TransformersMethods):
         )
         self.control = TrainerControl()
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
-        self.stateful: dict[str, Stateful] = {"losses": self.losses}
-        self.optimizer: Optimizer | None = None
-        self.lr_scheduler: LRScheduler | None = None
-        self.drop_path = drop_path
-        self.train_loader: DataLoader | None = None
-        self.weights = Weights(model, self.image_processor, _schema_of(model, train_dataset))
+        self.stateful: dict[str, Any] = {"losses": self.losses}
+        # Made when a training begins, for they depend on its data and on the launch.
+        self.optimizer: Any = None
+        self.lr_scheduler: Any = None
+        self.drop_path: Any = drop_path
+        self.train_loader: Any = None
+        self.weights = Weights(model, self.image_processor, train_dataset)
         self.checkpointer = Checkpointer(
             self.directory, self.accelerator, self.parallel, self.weights, self.stateful,
             keep=args.save_total_limit, background=args.async_save,
@@ -158,17 +134,11 @@ class RFDETRTrainer(TransformersMethods):
         named = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "test_dataset": test_dataset}
         self.splits = {name: dataset for name, dataset in named.items() if dataset is not None}
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
-        self.notice = PreemptionNotice()
+        self.preemption = PreemptionNotice()
         self.hub = HubUploader(args.hub_model_id or self.directory.root.resolve().name, args.hub_token,
                                args.hub_private_repo)  # fmt: skip
-        self.trackers = TrackerCallback(args.trackers)
-        ours = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.directory.metrics)]
-        if args.early_stopping_patience is not None:
-            rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
-            ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
-        ours += [self.trackers] if args.trackers else []
-        ours += [HubCallback(self.hub, notify=lambda: self._fire("on_push_begin"))] if args.push_to_hub else []
-        self.callback_handler = CallbackHandler([*ours, *(callbacks or ())], model, self.image_processor, None, None)
+        listeners = [*self._own_callbacks(), *(callbacks or ())]
+        self.callback_handler: Any = CallbackHandler(listeners, model, self.image_processor, None, None)
         self._in_training = False
         self._fire("on_init_end")
 
@@ -176,6 +146,22 @@ class RFDETRTrainer(TransformersMethods):
     def ema(self) -> ExponentialMovingAverage | None:
         """The moving average of the weights, once a run with `use_ema` has begun."""
         return self.weights.average
+
+    def _own_callbacks(self) -> list[TrainerCallback]:
+        args: Any = self.args
+        ours: list[TrainerCallback] = [
+            DefaultFlowCallback(),
+            ProgressCallback(),
+            MetricsCsvCallback(self.directory.metrics),
+        ]
+        if args.early_stopping_patience is not None:
+            rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
+            ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
+        if args.trackers:
+            ours.append(TrackerCallback(args.trackers))
+        if args.push_to_hub:
+            ours.append(HubCallback(self.hub, notify=lambda: self._fire("on_push_begin")))
+        return ours
 
     def _fire(self, event: str, **kwargs: Any) -> None:
         """Call the callbacks' method for an event."""
@@ -236,12 +222,13 @@ class RFDETRTrainer(TransformersMethods):
         if self.train_dataset is None:
             raise ValueError("train() needs a train_dataset, given at construction")
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        checkpoint = self._prepare_directory(resume)
+        checkpoint = self.directory.prepare(fetch_checkpoint(resume, self.args.hub_token), self.accelerator)
         with ExitStack() as stack:
             if self.accelerator.is_main_process:
                 log_to_console()
                 stack.callback(stop_logging, log_to_file(self.directory.log))
-            stack.callback(self.trackers.close)
+            for close in [c.close for c in self.callback_handler.callbacks if hasattr(c, "close")]:
+                stack.callback(close)  # trackers write what they hold back
             stack.callback(self.checkpointer.close)
             stack.callback(lambda: end_workers(self.train_loader))
             stack.push(self._end_training)
@@ -255,20 +242,10 @@ class RFDETRTrainer(TransformersMethods):
                 self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
             started = time.perf_counter()
             self._in_training = True
-            with self.notice:
+            with self.preemption:
                 self._run_epochs()
             self._in_training = False
             return self._finish(time.perf_counter() - started)
-
-    def _prepare_directory(self, resume: bool | str | None) -> Path | None:
-        """Refuse the directory of another run, tidy up in this run's, find the checkpoint to go on from."""
-        self.directory.refuse_earlier_run(resume)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.directory.root.mkdir(parents=True, exist_ok=True)
-            clean_leftovers(self.directory.root)
-        self.accelerator.wait_for_everyone()
-        return self.directory.find_checkpoint(fetch_checkpoint(resume, self.args.hub_token))
 
     def _end_training(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         processes = self.accelerator.num_processes
@@ -309,10 +286,7 @@ class RFDETRTrainer(TransformersMethods):
         if self.accelerator.scaler is not None:
             self.stateful["scaler"] = self.accelerator.scaler
         if args.use_ema:
-            self.weights.average = ExponentialMovingAverage(
-                saved_tensors(self.model).items(), args.ema_decay, args.ema_tau, args.ema_update_interval,
-                writing=lambda: writing(self.model), local=local_part,
-            )  # fmt: skip
+            self.weights.start_average(args.ema_decay, args.ema_tau, args.ema_update_interval)
         self.drop_path = self.drop_path or DropPathSchedule(
             args.drop_path,
             state.max_steps,
@@ -382,14 +356,14 @@ class RFDETRTrainer(TransformersMethods):
         # Every loss term is a sum over boxes and query groups, divided by those of the window on all ranks; gradients
         # are averaged over the ranks. The same message says whether a rank is to end early: all end at the same step.
         boxes = sum(batch["labels"].num_boxes for batch in window)
-        boxes, notices = parallel.sum_on_hosts(boxes, self.notice.received)
+        boxes, notices = parallel.sum_on_hosts(boxes, self.preemption.received)
         num_boxes = max(boxes * self.model.config.group_detr, 1) / self.accelerator.num_processes
         shared = {"num_boxes": num_boxes, "seed": derive_seed(args.seed, step)}
         shared["drop_path_rate"] = self.drop_path.at(step)
         scale = None
         if args.multi_scale == "per_batch":  # the loader's images have the largest size
             scale = scale_for_step(self.scales, args.seed, step) / max(self.scales)
-        window_loss = 0.0
+        window_loss = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(window):
             last = i == len(window) - 1
             with parallel.micro_batch(last):
@@ -421,23 +395,8 @@ class RFDETRTrainer(TransformersMethods):
         return StepResult(window_loss, update.grad_norm, update.taken, notices > 0)
 
     def to_device(self, batch: Mapping[str, Any], scale: float | None = None) -> Batch:
-        """A batch of a loader as arguments of the model's forward, on the device.
-
-        Args:
-            batch: bytes or floats, and packed labels.
-            scale: of the step, as a share of the batch's size.
-        """
-        device, processor = self.accelerator.device, self.image_processor
-        size = None
-        if scale is not None:
-            divisor = self.model.config.size_divisor
-            size = tuple(max(round(side * scale / divisor), 1) * divisor for side in batch["pixel_values"].shape[-2:])
-        pixels = batch["pixel_values"].to(device, non_blocking=True)
-        mask = batch.get("pixel_mask")
-        mask = mask.to(device, non_blocking=True) if mask is not None else None
-        pixels, mask = prepare_pixels(pixels, mask, processor.image_mean, processor.image_std, size)
-        labels = batch["labels"].to(device, non_blocking=True).unpack()
-        return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+        """A batch of a loader as arguments of the model's forward; see `batch_to_device`."""
+        return batch_to_device(batch, self.accelerator.device, self.image_processor, self.model.config, scale)
 
     # ------------------------------------------------------------------------------------------------ between steps
 
@@ -519,7 +478,7 @@ class RFDETRTrainer(TransformersMethods):
         with self.weights.averaged():
             self.weights.save_pretrained(self.directory.last, self._card(), self.accelerator)
         # Accelerate's wrapper of `forward` comes off the model.
-        self.model = self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
+        self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
         takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
         if takes_best:
             merge_adapters(self.model)
@@ -571,26 +530,11 @@ class RFDETRTrainer(TransformersMethods):
 
     def _card(self, metrics: Mapping[str, float] | None = None) -> CardFacts:
         """What the model card of the present weights says; without metrics, those of the weights' step."""
-        history, state, args, config = self.state.log_history, self.state, self.args, self.weights.config
-        if metrics is None:
-            holds_best = args.load_best_model_at_end and not self._in_training and state.best_global_step
-            step = state.best_global_step if holds_best else state.global_step
-            metrics = next((row for row in reversed(history) if row["step"] == step and "eval_runtime" in row), {})
-            metrics = metrics | next((row for row in reversed(history) if "test_runtime" in row), {})
-        on_hub = args.push_to_hub or args.hub_model_id is not None
-        return CardFacts(
-            name=self.hub.repo_id.rpartition("/")[2] if on_hub else self.directory.root.resolve().name,
-            model_class=self.weights.model_class.__name__,
-            config=config,
-            parameters=self.weights.num_parameters,
-            metrics=metrics,
-            training_arguments=args.to_dict(),
-            log_history=list(history),
-            dataset=hub_dataset_id(self.train_dataset),
-            base_model=hub_model_id(config._name_or_path),
-            license=args.hub_license,
-            model_id=self.hub.repo_id if on_hub else "PATH_OR_ID",
-        )
+        args, state = self.args, self.state
+        holds_best = args.load_best_model_at_end and not self._in_training and state.best_global_step
+        step = state.best_global_step if holds_best else state.global_step
+        given = args, self.directory, self.hub.repo_id, self.weights, self.train_dataset
+        return card_facts(*given, state, step, metrics)
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -651,10 +595,3 @@ class RFDETRTrainer(TransformersMethods):
 
     def _after_batch(self, image_ids: list[int], found: Found) -> None:
         self._fire("on_prediction_step", image_ids=image_ids, detections=found)
-
-
-def _schema_of(model: RFDETRForObjectDetection, dataset: Dataset | None) -> dict[str, Any] | None:
-    """The keypoint schema of the data, for a keypoint model that has none."""
-    if model.task != "keypoints" or model.config.keypoint_schema is not None or dataset is None:
-        return None
-    return keypoint_schema(dataset).to_dict()

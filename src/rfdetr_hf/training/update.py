@@ -16,6 +16,22 @@ class Update(NamedTuple):
     taken: bool
 
 
+class StepResult(NamedTuple):
+    """What an optimizer step came to.
+
+    Attributes:
+        loss: of this process's share of the window.
+        grad_norm: of all gradients, before clipping.
+        taken: whether the step reached the weights.
+        preempted: whether a process of the run has notice of an early end.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    taken: bool
+    preempted: bool
+
+
 def update_weights(parallel: Parallel, loss: Tensor, before_step: Callable[[], None]) -> Update:
     """Clip and step, unless the loss or a gradient of some process is not finite; gradients are gone after it.
 

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +32,13 @@ from .state import RunState
 logger = logging.getLogger(__name__)
 
 Found = list[dict[str, Any]]
+
+
+class PredictionOutput(NamedTuple):
+    """What [`RFDETRTrainer.predict`] returns."""
+
+    predictions: list[dict[str, Any]]
+    metrics: dict[str, float]
 
 
 class Validation:
@@ -137,8 +144,10 @@ class Validation:
 
     def _scores(self, evaluator: CocoEvaluator, dataset: Dataset, folder: Path | None) -> dict[str, float]:
         args = self.args
-        options = {"per_class": args.eval_per_class, "predictions": args.eval_predictions, "plots": True}
-        return score_evaluation(evaluator, dataset, folder, **options, compute_metrics=self.compute_metrics)
+        return score_evaluation(
+            evaluator, dataset, folder, per_class=args.eval_per_class, predictions=args.eval_predictions, plots=True,
+            compute_metrics=self.compute_metrics,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------ the best model
 

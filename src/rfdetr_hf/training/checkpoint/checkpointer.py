@@ -13,28 +13,15 @@ from ...hub.model_card import CardFacts
 from ..meters import mean_state
 from ..parallel import Parallel
 from ..state import RunState
+from . import contents as files
 from .background import BackgroundWriter, host_copy
-from .contents import (
-    ADAPTERS,
-    AVERAGE,
-    CALLBACKS,
-    CARD,
-    MODEL,
-    OPTIMIZER,
-    PROCESSES,
-    PROGRESS,
-    SCALER,
-    SCHEDULER,
-    read_content,
-    write_contents,
-)
 from .directory import atomic_directory, rng_state, set_rng_state, temporary_path
 from .run_directory import RunDirectory
 from .weights import Weights
 
 logger = logging.getLogger(__name__)
 
-FILE_OF_PART = {"scheduler": SCHEDULER, "scaler": SCALER}
+FILE_OF_PART = {"scheduler": files.SCHEDULER, "scaler": files.SCALER}
 PER_PROCESS = "losses"
 
 
@@ -43,6 +30,7 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """The state: numbers, strings, tensors, and lists and dicts of them."""
+        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the state up."""
@@ -103,12 +91,12 @@ class Checkpointer:
         if not self.background:
             with self._shared_directory(path) as folder:
                 self.parallel.save_optimizer(folder)
-                write_contents(folder, contents)
+                files.write_contents(folder, contents)
             if contents:
                 self.directory.rotate(self.keep)
             self.accelerator.wait_for_everyone()
         elif contents:
-            kept = host_copy(contents | {OPTIMIZER: self.parallel.optimizer.state_dict()})
+            kept = host_copy(contents | {files.OPTIMIZER: self.parallel.optimizer.state_dict()})
             self._writer.start(lambda: self._write(path, kept))
         self._saved = state.snapshot() if self.background else None
 
@@ -143,20 +131,20 @@ class Checkpointer:
         Raises:
             ValueError: the checkpoint belongs to another run; see `RunState.check_same_run`.
         """
-        progress = read_content(folder, PROGRESS)
+        progress = files.read_content(folder, files.PROGRESS)
         state.check_same_run(folder, progress)
         average = self.weights.average
-        if average is not None and not (folder / AVERAGE).exists():
-            raise ValueError(f"use_ema=True, but {folder} holds no {AVERAGE}; resume with use_ema=False")
+        if average is not None and not (folder / files.AVERAGE).exists():
+            raise ValueError(f"use_ema=True, but {folder} holds no {files.AVERAGE}; resume with use_ema=False")
         self.parallel.load_optimizer(folder)
         self.weights.load(folder)
         if average is not None:
-            self.weights.load_average(read_content(folder, AVERAGE), progress["ema_updates"])
+            self.weights.load_average(files.read_content(folder, files.AVERAGE), progress["ema_updates"])
         for name, file in FILE_OF_PART.items():
             if name in self.parts:
-                self.parts[name].load_state_dict(read_content(folder, file))
-        state.load_state_dict(progress, read_content(folder, CALLBACKS))
-        processes = read_content(folder, PROCESSES)
+                self.parts[name].load_state_dict(files.read_content(folder, file))
+        state.load_state_dict(progress, files.read_content(folder, files.CALLBACKS))
+        processes = files.read_content(folder, files.PROCESSES)
         if len(processes) == self.accelerator.num_processes:
             mine = processes[self.accelerator.process_index]
             set_rng_state(mine["generators"])
@@ -175,14 +163,15 @@ class Checkpointer:
         if not is_main:
             return {}
         updates = self.weights.average.num_updates if self.weights.average is not None else 0
-        contents = {MODEL: model, CARD: card, CALLBACKS: state.callback_state(), PROCESSES: processes}
-        contents[PROGRESS] = state.state_dict() | {"ema_updates": updates}
-        contents |= {name: tensors for name, tensors in ((ADAPTERS, adapters), (AVERAGE, average)) if tensors}
+        contents = {files.MODEL: model, files.CARD: card, files.CALLBACKS: state.callback_state()}
+        contents |= {files.PROCESSES: processes, files.PROGRESS: state.state_dict() | {"ema_updates": updates}}
+        contents |= {files.ADAPTERS: adapters} if adapters else {}
+        contents |= {files.AVERAGE: average} if average else {}
         return contents | {FILE_OF_PART[n]: self.parts[n].state_dict() for n in FILE_OF_PART if n in self.parts}
 
     def _write(self, path: Path, contents: Mapping[str, Any]) -> None:
         with atomic_directory(path) as folder:
-            write_contents(folder, contents)
+            files.write_contents(folder, contents)
         self.directory.rotate(self.keep)
 
     @contextmanager

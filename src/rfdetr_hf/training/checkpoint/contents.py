@@ -1,7 +1,7 @@
 """What a checkpoint holds: one table."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,14 @@ class Entry:
         holds: what it holds.
         writer: "main": the main process, from what all have sent it; "all": every process its part; "launch": the main
             process or all, as the launch has it.
-        write: called with the path and the value; None where the launch writes.
+        write: a function of path and value; None where the launch writes.
         beside: further files of the same value.
     """
 
     file: str
     holds: str
     writer: str
-    write: Callable[[Path, Any], None] | None = None
+    write: Any = None
     beside: tuple[str, ...] = ()
 
 

@@ -1,12 +1,13 @@
 """Tensors of which every process holds a part: FSDP2's DTensors and the partitions of DeepSpeed's ZeRO stage 3.
 
-Each function takes a live tensor of the model and does the right thing for its kind; a tensor that is whole on every
-process is its own part. Nothing here holds more than one whole tensor at a time, but for `whole_state` on the main
-process.
+Each function takes a live tensor of the model and does the right thing for its kind; a tensor that every
+process has all of is its own part. Nothing here holds more than one unsharded tensor at a time, except
+`unsharded_state` on the main process.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..ema import averaged_tensors
 
 
-def is_partitioned(tensor: Tensor) -> bool:
+def is_partitioned(tensor: Any) -> bool:
     """Whether ZeRO stage 3 has split this parameter."""
     return hasattr(tensor, "ds_tensor")
 
@@ -38,7 +39,7 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def local_part(tensor: Tensor) -> Tensor:
+def local_part(tensor: Any) -> Tensor:
     """The memory of a live tensor that this process keeps; writing to it changes the model."""
     if isinstance(tensor, DTensor):
         with torch.no_grad():  # and so the memory itself, without a view of it
@@ -46,7 +47,7 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.ds_tensor.data if is_partitioned(tensor) else tensor.detach()
 
 
-def whole(tensor: Tensor, part: Tensor) -> Tensor:
+def unsharded(tensor: Any, part: Tensor) -> Tensor:
     """Put together what all processes hold: `part` belongs to `tensor` as its local part does. All must call it."""
     if isinstance(tensor, DTensor):
         layout = {"shape": tensor.shape, "stride": tensor.stride(), "run_check": False}
@@ -58,8 +59,8 @@ def whole(tensor: Tensor, part: Tensor) -> Tensor:
     return part
 
 
-def part_of(tensor: Tensor, value: Tensor) -> Tensor:
-    """This process's part of a whole value for a live tensor, cut without communication.
+def shard_of(tensor: Any, value: Tensor) -> Tensor:
+    """This process's part of an unsharded value for a live tensor, cut without communication.
 
     Raises:
         ValueError: the shapes differ.
@@ -79,23 +80,23 @@ def part_of(tensor: Tensor, value: Tensor) -> Tensor:
 
 @contextmanager
 def writing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Write into the local parts of the tensors it gives; what is derived from them is made anew around the block."""
+    """Write into the local parts of the tensors it gives; what is derived from them follows at its end."""
     tensors = saved_tensors(model)
     yield tensors
     _refresh(tensors)
 
 
-def _refresh(tensors: Mapping[str, Tensor]) -> None:
+def _refresh(tensors: Mapping[str, Any]) -> None:
     # ZeRO stage 3 keeps gathered copies of small parameters.
     for tensor in tensors.values():
         if is_partitioned(tensor) and tensor.ds_status.name == "AVAILABLE":
-            tensor.data.copy_(whole(tensor, tensor.ds_tensor.data))
+            tensor.data.copy_(unsharded(tensor, tensor.ds_tensor.data))
 
 
-def whole_state(
+def unsharded_state(
     tensors: Mapping[str, Tensor], parts: Mapping[str, Tensor] | None = None, keep: bool = True
 ) -> dict[str, Tensor]:
-    """Whole tensors by name, gathered one by one; all processes must call it.
+    """Unsharded tensors by name, gathered one by one; all processes must call it.
 
     Args:
         tensors: live tensors.
@@ -104,7 +105,7 @@ def whole_state(
     """
     state = {}
     for name, tensor in tensors.items():
-        value = whole(tensor, local_part(tensor) if parts is None else parts[name])
+        value = unsharded(tensor, local_part(tensor) if parts is None else parts[name])
         if keep:
             sharded = isinstance(tensor, DTensor) or is_partitioned(tensor)
             state[name] = value.cpu() if sharded else value
@@ -113,7 +114,7 @@ def whole_state(
 
 @torch.no_grad()
 def write_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Write whole tensors into a model, whatever its sharding. Every process needs all of them.
+    """Write unsharded tensors into a model, whatever its sharding. Every process needs all of them.
 
     Raises:
         ValueError: names or shapes differ.
@@ -125,4 +126,4 @@ def write_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"unknown {sorted(state.keys() - tensors.keys())[:5]}"
             )
         for name, tensor in tensors.items():
-            local_part(tensor).copy_(part_of(tensor, state[name]))
+            local_part(tensor).copy_(shard_of(tensor, state[name]))
