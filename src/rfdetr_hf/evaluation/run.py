@@ -16,7 +16,7 @@ from .plots import plots_installed, save_plots
 from .report import folder_of, write_report, write_results
 from .tables import TITLES, aligned, class_cells, error_cells, scores_table, summaries
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 Found = dict[str, Any]  # what a detector finds on one image
