@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..drawing import DrawingStyle, draw_detections
-from ..options import AT_LEAST_ONE, option, settle_options
+from ..options import FROM_1, option, settle_options
 from ..tasks import TASKS
 from .detector import above, class_thresholds, load_detector
 from .images import NamedImage, find_images
@@ -52,8 +52,8 @@ class PredictArguments(ViewArguments):
     task: str | None = option(None, "What the model must be for; default: what it is for.", tuple(TASKS))
     keypoint_threshold: float = option(0.3, "Least confidence of keypoints in pictures and coco.json.")
     ellipses: float = option(0.0, "Draw covariance ellipses of keypoints, of so many standard deviations.")
-    batch_size: int = option(8, "Images that the model sees at once.", range=AT_LEAST_ONE)
-    every: int = option(1, "Take each n-th frame of videos.", range=AT_LEAST_ONE)
+    batch_size: int = option(8, "Images that the model sees at once.", FROM_1)
+    every: int = option(1, "Take each n-th frame of videos.", FROM_1)
     device: str | None = option(None, "Default: cuda where there is one.")
     bf16: bool = option(False, "Compute in bfloat16.")
     overwrite: bool = option(False, "Write into a folder that has files, and replace them.")
