@@ -122,7 +122,7 @@ def test_counts_agree_with_a_plain_loop(seed, iou_type):
     with_truth = curves.num_truths > 0
     best = analysis.summary()
     assert best["f1"] == curves.f1[with_truth].mean(axis=0).max() == curves.macro("f1")[curves.best]
-    assert best["score_threshold"] == curves.thresholds[curves.best]
+    assert best["score_threshold"] == (curves.thresholds[curves.best] if best["f1"] else -1)
 
 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
@@ -195,7 +195,7 @@ def test_worst_images():
 def test_nothing_found_and_nothing_there():
     for case in (scene([(CAT, (0, 0, 9, 9))], []), scene([], [(CAT, 0.5, (0, 0, 9, 9))]), scene([], [])):
         analysis = analysed(*case)
-        assert analysis.summary() == {"precision": 0, "recall": 0, "f1": 0, "score_threshold": 0}
+        assert analysis.summary() == {"precision": 0, "recall": 0, "f1": 0, "score_threshold": -1}
         assert analysis.confusion.sum() == len(analysis.evaluation.matches.row) + len(analysis.evaluation.truths.id)
         assert max(analysis.errors.cost.values()) <= 1 and len(analysis.per_class()) == 3
         assert [row["map"] for row in analysis.per_class()][1:] == [-1, -1]

@@ -170,7 +170,7 @@ def test_ground_truth_without_optional_columns():
     ("rows", "message"),
     [
         ([{"image_id": 3}, {"image_id": 3}], "more than once: 3"),
-        ([{"image_id": "a"}], "must hold integers"),
+        ([{"image_id": 0.5}], "must hold integers"),
         ([{"image_id": 3, "label": 7}], "Image 3: category 7"),
     ],
 )

@@ -64,7 +64,7 @@ def test_float64_boxes_as_coco_has_them(tmp_path):
     found, there, images, annotations, results = [], [], [], [], []
     for image_id in range(1, 41):
         x, y, w, h = rng.uniform(0, 500, 2).tolist() + rng.uniform(50, 300, 2).tolist()
-        near, score = [x, y, w * (0.5 + (image_id % 5 - 2) * 1e-9), h], rng.uniform(0.3, 0.9)
+        near, score = [x, y, w * (0.5 + (image_id % 4 - 1.5) * 1e-9), h], rng.uniform(0.3, 0.9)
         images.append({"id": image_id, "width": 1000, "height": 1000})
         record = {"image_id": image_id, "category_id": 0, "bbox": [x, y, w, h]}
         annotations.append({**record, "id": image_id, "area": w * h, "iscrowd": 0})

@@ -68,7 +68,7 @@ def test_results_need_no_plots(shapes, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = evaluate_detector(forgetful(shapes), shapes, output_dir=tmp_path / "plain", backend="pycocotools")
     assert sorted(p.name for p in (tmp_path / "plain").iterdir()) == [
-        "errors.txt", "metrics.json", "per_class.csv", "predictions.json",
+        "errors.txt", "metrics.json", "per_class.csv", "predictions.json", "thresholds.json",
     ]  # fmt: skip
     metrics = write_results(done.evaluator, tmp_path / "small", predictions=False)
     assert metrics == done.metrics and not (tmp_path / "small" / "predictions.json").exists()
