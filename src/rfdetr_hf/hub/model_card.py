@@ -3,7 +3,7 @@
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from importlib.metadata import version
 from importlib.resources import files
@@ -77,6 +77,7 @@ class CardFacts:
         base_model: Hub id of the model that the training started from, if any.
         model_id: what the code of the card loads.
         license: of the model, as the Hub names licences.
+        further: fields of the card's head that replace the others; `tags` come on top.
     """
 
     name: str
@@ -90,6 +91,24 @@ class CardFacts:
     base_model: str | None = None
     model_id: str = "PATH_OR_ID"
     license: str = "apache-2.0"
+    further: Mapping[str, Any] = field(default_factory=dict)
+
+    def described(
+        self,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | Sequence[str] | None = None,
+        **metadata: Any,
+    ) -> "CardFacts":
+        """The same with what a user says of the model; see `RFDETRTrainer.create_model_card`."""
+        datasets = [dataset] if isinstance(dataset, str) else list(dataset or ())
+        metadata |= {"datasets": datasets} if datasets else {}
+        return replace(
+            self,
+            name=model_name or self.name,
+            base_model=self.base_model if finetuned_from is None else hub_model_id(finetuned_from, fetched=False),
+            further={**self.further, **metadata},
+        )
 
     @property
     def task(self) -> Task:
@@ -107,17 +126,20 @@ def write_model_card(folder: Path, facts: CardFacts) -> None:
 def metadata(facts: CardFacts) -> ModelCardData:
     """The card's YAML block, with the results as a `model-index`."""
     task = facts.task
-    return ModelCardData(
-        model_name=" ".join(facts.name.split()),
-        library_name="transformers" if task.auto_class else "rfdetr_hf",
-        pipeline_tag=task.pipeline_tag,
-        license=facts.license,
-        tags=[task.pipeline_tag, "rf-detr", "rfdetr_hf", "vision"],
-        datasets=[facts.dataset] if facts.dataset else None,
-        base_model=facts.base_model,
-        metrics=["map"] if facts.metrics else None,
-        eval_results=_eval_results(facts) or None,
-    )
+    tags = facts.further.get("tags") or ()
+    head: dict[str, Any] = {
+        "model_name": " ".join(facts.name.split()),
+        "library_name": "transformers" if task.auto_class else "rfdetr_hf",
+        "pipeline_tag": task.pipeline_tag,
+        "license": facts.license,
+        "datasets": [facts.dataset] if facts.dataset else None,
+        "base_model": facts.base_model,
+        "metrics": ["map"] if facts.metrics else None,
+        "eval_results": _eval_results(facts) or None,
+        **facts.further,
+        "tags": [task.pipeline_tag, "rf-detr", "rfdetr_hf", "vision", *([tags] if isinstance(tags, str) else tags)],
+    }
+    return ModelCardData(**head)
 
 
 def hub_dataset_id(dataset: Dataset | None) -> str | None:
@@ -128,18 +150,22 @@ def hub_dataset_id(dataset: Dataset | None) -> str | None:
     return None
 
 
-def hub_model_id(name_or_path: str | None) -> str | None:
-    """`name_or_path` if it is a Hub id from which this machine has fetched something, else None.
+def hub_model_id(name_or_path: str | None, fetched: bool = True) -> str | None:
+    """`name_or_path` if it is a Hub id, else None.
 
-    A folder that was there when a model was loaded from it, such as "outputs/best", may be gone: its name would pass.
+    Args:
+        name_or_path: what a model was loaded from.
+        fetched: this machine must have fetched the model. A folder that was there when a model was loaded from it, such
+            as "outputs/best", may be gone, and its name would pass.
     """
     text = str(name_or_path or "")
     if not _HUB_ID.fullmatch(text) or Path(text).exists():
         return None
     try:
-        return text if isinstance(try_to_load_from_cache(text, "config.json"), str) else None
+        cached = try_to_load_from_cache(text, "config.json")
     except HFValidationError:
         return None
+    return text if isinstance(cached, str) or not fetched else None
 
 
 def _body(facts: CardFacts, has_curves: bool) -> str:

@@ -121,6 +121,15 @@ def load_detector(
         revision: branch, tag or commit of a Hub id.
     """
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
-    model = load_model(name_or_path, **options)
+    try:
+        model = load_model(name_or_path, **options)
+    except Exception as error:
+        # Fields that nobody expects end in errors of all kinds, most of which do not know their file.
+        if str(name_or_path) in str(error) or isinstance(error, ImportError):
+            raise
+        raise ValueError(
+            f"the model {name_or_path} cannot be loaded; see its config.json and model.safetensors "
+            f"({type(error).__name__}: {error})"
+        ) from error
     processor = load_processor(name_or_path, model.config.resolution, revision)
     return ImageDetector(model, processor, device, threshold, bf16=bf16)

@@ -67,8 +67,14 @@ def load_processor(source: str | Path, resolution: int, revision: str | None = N
         revision: Branch, tag or commit of a Hub id.
     """
     if not is_official(source):
+        stored = Path(source) / "preprocessor_config.json"
         try:
             return RFDETRImageProcessor.from_pretrained(str(source), revision=revision or "main")
-        except OSError:
-            pass  # A model without a processor: the standard one is right.
+        except OSError as error:
+            # A model without a processor: the standard one is right.
+            if stored.exists():
+                raise ValueError(f"{stored} cannot be read: restore it, or remove it ({error})") from error
+        except Exception as error:
+            # Whatever transformers and its validators raise for a field.
+            raise ValueError(f"{source}, preprocessor_config.json: {str(error) or type(error).__name__}") from error
     return RFDETRImageProcessor(size={"height": resolution, "width": resolution})
