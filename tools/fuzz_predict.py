@@ -206,7 +206,7 @@ def model_case(folder: Path, model: Path, rng: random.Random, image: Path) -> tu
         kind = "file"
         path.unlink()
     elif name == "model.safetensors":
-        kind = rng.choice(["numbers", "header", "bytes"])
+        kind = rng.choice(["numbers", "nan", "header", "bytes"])
         if kind == "bytes":
             kind, content = damaged_bytes(path.read_bytes(), rng)
             path.write_bytes(content)
@@ -224,9 +224,9 @@ def _damage_tensors(path: Path, kind: str, rng: random.Random) -> None:
     length = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     key = rng.choice([name for name in header if name != "__metadata__"])
-    if kind == "numbers":
+    if kind in ("numbers", "nan"):
         start, end = header[key]["data_offsets"]
-        value = np.float32(rng.choice([np.nan, np.inf, -np.inf, 1e30, 0])).tobytes()
+        value = np.float32(rng.choice([np.nan, np.inf, -np.inf] if kind == "nan" else [1e3, -1, 0])).tobytes()
         body = body[:start] + value * ((end - start) // 4) + body[end:]
     else:
         entry = header[key]

@@ -131,5 +131,8 @@ def load_detector(
             f"the model {name_or_path} cannot be loaded; see its config.json and model.safetensors "
             f"({type(error).__name__}: {error})"
         ) from error
+    broken = [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(f"{name_or_path}: {len(broken)} of its weights are NaN or infinite, {broken[0]} the first")
     processor = load_processor(name_or_path, model.config.resolution, revision)
     return ImageDetector(model, processor, device, threshold, bf16=bf16)
