@@ -198,7 +198,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
         images = [self._model_pixels(image, **kwargs) for image in images]
         sizes = [_size(image) for image in images]
         data = _stack(images, _padded_size(sizes, pad_size, size_divisor) if do_pad else None)
-        features = BatchFeature(data, tensor_type=return_tensors)
+        features: Any = BatchFeature(data, tensor_type=return_tensors)
         # Beside the data, so that the model is not given it: a photograph may have been turned.
         features.original_sizes = original_sizes
         if annotations is not None:

@@ -193,6 +193,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
         "Upload the model at the end, also at every save, also the last checkpoint, or also all checkpoints.",
         HUB_STRATEGIES,
     )
+    hub_license: str = option("apache-2.0", "Licence of the model, as the Hub names licences; for its card.")
     hub_private_repo: bool | None = option(None, "Whether a new repository is private; default: the account's setting.")
     hub_token: str | None = dataclasses.field(
         default=None,

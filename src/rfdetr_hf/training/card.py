@@ -51,5 +51,6 @@ def card_facts(
         log_history=list(history),
         dataset=hub_dataset_id(dataset),
         base_model=hub_model_id(config._name_or_path),
+        license=args.hub_license,
         model_id=repo_id if on_hub else "PATH_OR_ID",
     )

@@ -1,8 +1,10 @@
 """The loaders of a run, as its arguments describe them."""
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +20,8 @@ from ..data.schema import has_keypoints, has_masks, keypoint_schema, value_range
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .arguments import RFDETRTrainingArguments
 from .preemption import shield_workers
+
+logger = logging.getLogger(__name__)
 
 # Masks of half the input's size: a quarter, the size of the predictions, loses much of the small objects.
 MASK_DOWNSAMPLE_RATIO = 2
@@ -72,10 +76,18 @@ def build_eval_loader(
 def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProcessor:
     """The image processor of a model: to a square of its resolution, or its shorter side to it and padding."""
     side = config.resolution
-    if square:
-        return RFDETRImageProcessor(size={"height": side, "width": side})
-    size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
-    return RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
+    made = RFDETRImageProcessor(size={"height": side, "width": side})
+    if not square:
+        size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
+        made = RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
+    stored = Path(str(config._name_or_path)) / "preprocessor_config.json"
+    if stored.is_file() and (theirs := RFDETRImageProcessor.from_pretrained(stored.parent)).size != made.size:
+        logger.warning(
+            "%s has the size %s, and this run evaluates and saves %s: resolution and square_resize say so; "
+            "image_processor= of the trainer keeps another",
+            stored, dict(theirs.size), dict(made.size),
+        )  # fmt: skip
+    return made
 
 
 def choose_processor(
