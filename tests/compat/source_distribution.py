@@ -20,7 +20,7 @@ STAND_INS = {
     "__init__.py": "",
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
-    "utils/test_configuration_utils.py": "config_common_kwargs = {'return_dict': False, 'output_hidden_states': True}\n",
+    "utils/test_configuration_utils.py": "config_common_kwargs = {'output_hidden_states': True}\n",
 }
 FETCHING = """
 import pathlib
@@ -35,7 +35,7 @@ class Unavailable(Exception):
     """The source distribution, or a package that its tests import, cannot be had; the message says why."""
 
 
-def test_sources(folder: Path) -> Path:
+def unpacked_tests(folder: Path) -> Path:
     """Put the package `transformers_tests` into a folder below `folder` that can be set on the path, and return that.
 
     `RFDETR_TEST_CACHE` names a folder that keeps it between runs.
