@@ -143,7 +143,7 @@ def time_torchmetrics(truth: dict, found: list[np.ndarray], metric: object) -> d
 
 def time_ours(truth: dict, found: list[np.ndarray], backend: str) -> dict:
     """Tensors to numbers, in stages."""
-    from rfdetr_hf.evaluation.coco import CocoEvaluator
+    from rfdetr_hf.evaluation.evaluator import CocoEvaluator
     from rfdetr_hf.evaluation.ground_truth import make_coco
 
     coco, made = make_coco(truth["images"], truth["annotations"], truth["categories"]), predictions(found)

@@ -26,10 +26,10 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from rfdetr_hf.data.pipeline.collate import prepare_pixels
-from rfdetr_hf.data.pipeline.order import build_train_dataloader
-from rfdetr_hf.data.schema import detection_features
+from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_train_dataloader
+from rfdetr_hf.data.pipeline.pixels import prepare_pixels
 from rfdetr_hf.data.pipeline.recipe import build_train_transform
+from rfdetr_hf.data.schema import detection_features
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -110,7 +110,7 @@ def ways(dataset: Dataset, size: int, batch_size: int, workers: int) -> dict[str
 
     def ours(scale_jitter: bool) -> DataLoader:
         transform = build_train_transform(size, multi_scale="off", scale_jitter=scale_jitter)
-        return build_train_dataloader(dataset, transform, batch_size=batch_size, num_workers=workers)
+        return build_train_dataloader(dataset, transform, LoaderOptions(batch_size=batch_size, num_workers=workers))
 
     plain = DataLoader(
         PlainDataset(dataset, size),

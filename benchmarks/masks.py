@@ -21,11 +21,11 @@ from datasets import Dataset
 from pycocotools import mask as mask_utils
 from torch.nn import functional as F
 
-from rfdetr_hf.data.pipeline.order import DetectionDataset
 from rfdetr_hf.data.masks import mask_column
+from rfdetr_hf.data.pipeline.loader import DetectionDataset
+from rfdetr_hf.data.pipeline.recipe import build_train_transform
 from rfdetr_hf.data.pipeline.view import Sample, View
 from rfdetr_hf.data.sources import load_detection_dataset
-from rfdetr_hf.data.pipeline.recipe import build_train_transform
 
 
 def synthetic(count: int, width: int, height: int, objects: int, corners: int) -> list[Sample]:

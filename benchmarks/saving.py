@@ -49,14 +49,14 @@ def measure(async_save: bool, options: argparse.Namespace) -> tuple[list[float],
     """The seconds of each save, and of the loop."""
     folder = Path(tempfile.mkdtemp(dir=options.output_dir))
     trainer, saves = trainer_of(folder, async_save, options), []
-    save = trainer.saver.save
+    save = trainer.checkpointer.save
 
-    def timed(*args: bool) -> None:
+    def timed(*args: object) -> None:
         start = time.perf_counter()
         save(*args)
         saves.append(time.perf_counter() - start)
 
-    trainer.saver.save = timed
+    trainer.checkpointer.save = timed
     runtime = trainer.train().metrics["train_runtime"]
     newest = max(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
     options.size = sum(path.stat().st_size for path in newest.iterdir())

@@ -32,10 +32,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from rfdetr_hf import RFDETRConfig, RFDETRForInstanceSegmentation, RFDETRForObjectDetection
-from rfdetr_hf.data.pipeline.collate import DetectionCollator, prepare_pixels
 from rfdetr_hf.data.masks import mask_column
-from rfdetr_hf.data.pipeline.view import Sample
+from rfdetr_hf.data.pipeline.collate import DetectionCollator
+from rfdetr_hf.data.pipeline.pixels import prepare_pixels
 from rfdetr_hf.data.pipeline.recipe import build_train_transform
+from rfdetr_hf.data.pipeline.view import Sample
 from rfdetr_hf.training.loaders import MASK_DOWNSAMPLE_RATIO
 
 NUM_LABELS, CORNERS = 6, 30

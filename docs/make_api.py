@@ -1,7 +1,6 @@
-"""Write docs/api.md from the docstrings of the public names: python docs/make_api.py"""
+"""Write docs/reference/api.md from the docstrings of the public names: python docs/make_api.py"""
 
 import dataclasses
-import importlib
 import inspect
 import re
 import sys
@@ -9,81 +8,34 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).with_name("api.md")
+import rfdetr_hf
 
-SECTIONS = {
-    "Models": [
-        "models.configuration_rfdetr:RFDETRConfig",
-        "models.configuration_rfdetr:RFDETRBackboneConfig",
-        "models.modeling_rfdetr:RFDETRForObjectDetection",
-        "models.modeling_rfdetr:RFDETRObjectDetectionOutput",
-        "models.segmentation:RFDETRForInstanceSegmentation",
-        "models.segmentation:RFDETRInstanceSegmentationOutput",
-        "models.keypoints:RFDETRForKeypointDetection",
-        "models.keypoints:RFDETRKeypointDetectionOutput",
-        "models.image_processing_rfdetr:RFDETRImageProcessor",
-        "models.auto:load_model",
-        "models.auto:load_processor",
-    ],
-    "Losses": ["losses.criterion:RFDETRCriterion", "losses.matcher:HungarianMatcher"],
-    "Data": [
-        "data.sources:load_detection_dataset",
-        "data.synthetic:make_shapes_dataset",
-        "data.audit:audit_dataset",
-        "data.schema:class_names",
-        "data.schema:category_ids",
-        "data.schema:label_table",
-        "data.keypoints:KeypointSchema",
-        "data.images:decode_image",
-        "data.augmentation:adapt_augmentation",
-    ],
-    "Training": [
-        "training.trainer:RFDETRTrainer",
-        "training.parts:TrainerParts",
-        "training.arguments:RFDETRTrainingArguments",
-        "training.arguments:ModelArguments",
-        "training.arguments:DataArguments",
-        "training.arguments:parse_arguments",
-        "training.callbacks:EarlyStopping",
-        "training.best:BestModel",
-        "training.ema:ExponentialMovingAverage",
-        "training.drop_path:DropPathSchedule",
-        "training.optimization:build_param_groups",
-        "training.optimization:build_optimizer",
-        "training.optimization:build_scheduler",
-        "training.multi_scale:compute_scales",
-    ],
-    "Fine-tuning": [
-        f"training.finetuning:{name}"
-        for name in (
-            "freeze_encoder_blocks",
-            "train_only",
-            "part_of",
-            "load_parts",
-            "load_class_rows",
-            "add_lora",
-            "merge_adapters",
-        )
-    ],
-    "Evaluation": [
-        "evaluation.coco:CocoEvaluator",
-        "evaluation.suite:evaluate_detector",
-        "evaluation.detection:DetectionAnalysis",
-        "evaluation.by_image:predictions_by_image",
-        "evaluation.by_image:truth_by_image",
-        "inference.detectors:load_detector",
-        "evaluation.inference:ImageDetector",
-        "evaluation.inference:AugmentedDetector",
-        "evaluation.inference:TiledDetector",
-    ],
-    "Export": ["export.exporter:export", "export.exporter:ExportReport"],
+PAGE = Path(__file__).parent / "reference" / "api.md"
+
+TITLES = {
+    "models": "Models",
+    "losses": "Losses",
+    "data": "Data",
+    "training": "Training",
+    "training.finetuning": "Fine-tuning",
+    "evaluation": "Evaluation",
+    "inference": "Prediction",
+    "export": "Export",
+    "hub": "The Hub",
+    "drawing": "Drawing",
+    "options": "Options and tasks",
+    "tasks": "Options and tasks",
 }
 
 
-def load(entry: str) -> tuple[str, Any]:
-    """The dotted name and the object of "module:name"."""
-    module, name = entry.split(":")
-    return f"rfdetr_hf.{module}.{name}", getattr(importlib.import_module(f"rfdetr_hf.{module}"), name)
+def sections() -> dict[str, list[tuple[str, Any]]]:
+    """The public names of the package and what they name, under the title of the folder that defines them."""
+    found: dict[str, list[tuple[str, Any]]] = {title: [] for title in TITLES.values()}
+    for module, names in rfdetr_hf.PUBLIC_NAMES.items():
+        folder = module.split(".")[0]
+        entries = found.setdefault(TITLES.get(module) or TITLES.get(folder) or folder.capitalize(), [])
+        entries += [(name, getattr(rfdetr_hf, name)) for name in names]
+    return {title: entries for title, entries in found.items() if entries}
 
 
 def text_of(target: Any) -> str:
@@ -98,9 +50,10 @@ def text_of(target: Any) -> str:
 
 
 def signature_of(target: Any) -> str:
-    """The signature without annotations, which the text repeats in words."""
+    """The signature without annotations, which the text repeats in words, and without addresses of objects."""
     parameters = [p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(target).parameters.values()]
-    return str(inspect.Signature([p for p in parameters if p.name != "self"]))
+    signature = str(inspect.Signature([p for p in parameters if p.name != "self"]))
+    return re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "…", signature)
 
 
 def options_of(arguments: type) -> list[str]:
@@ -127,27 +80,30 @@ def methods_of(cls: type) -> list[tuple[str, Any]]:
     return found
 
 
-def entry_lines(dotted: str, target: Any) -> list[str]:
+def entry_lines(name: str, target: Any) -> list[str]:
     """One class or function."""
+    if not callable(target):
+        return [f"### `{name}`", "", f"A `{type(target).__name__}`: {', '.join(f'`{each}`' for each in target)}.", ""]
     fields = dataclasses.is_dataclass(target) and all("help" in f.metadata for f in dataclasses.fields(target))
     plain = inspect.isfunction(target) or "__init__" in vars(target) and not dataclasses.is_dataclass(target)
-    heading = f"{target.__name__}{signature_of(target)}" if plain else target.__name__
-    lines = [f"### `{heading}`", "", f"`{dotted}`", "", text_of(target)]
+    heading = f"{name}{signature_of(target)}" if plain else name
+    lines = [f"### `{heading}`", "", text_of(target)]
     if fields:
         return lines + options_of(target) + [""]
     if inspect.isclass(target):
-        for name, method in methods_of(target):
-            lines += ["", f"#### `{name}{signature_of(method)}`", "", text_of(method)]
+        for method_name, method in methods_of(target):
+            lines += ["", f"#### `{method_name}{signature_of(method)}`", "", text_of(method)]
     return [*lines, ""]
 
 
 def make() -> str:
     """The page."""
-    lines = ["# API reference", "", "Made from the docstrings by `python docs/make_api.py`.", ""]
-    for section, entries in SECTIONS.items():
-        lines += [f"## {section}", ""]
-        for entry in entries:
-            lines += entry_lines(*load(entry))
+    origin = "Import every name from `rfdetr_hf`. `python docs/make_api.py` writes this page from the docstrings."
+    lines = ["# API reference", "", origin, ""]
+    for title, entries in sections().items():
+        lines += [f"## {title}", ""]
+        for name, target in entries:
+            lines += entry_lines(name, target)
     return "\n".join(lines).rstrip() + "\n"
 
 

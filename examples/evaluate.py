@@ -1,29 +1,63 @@
 """COCO metrics of a trained model on one split of a data set, and what is wrong with it.
 
-    python examples/evaluate.py outputs/quickstart/best synthetic-shapes --split test
-    python examples/evaluate.py --model_name_or_path outputs/bccd/best --dataset_name bccd --split test \\
+    python examples/evaluate.py --model_name_or_path outputs/quickstart/best --split test
+    python examples/evaluate.py --model_name_or_path outputs/bccd/best --dataset_name bccd --split test \
         --output_dir evaluation/bccd --report
 
 The output folder gets metrics.json, per_class.csv, errors.txt, predictions.json (COCO results with the category ids of
-the source) and, with `--report`, curves, the worst images and report.html. `rfdetr-hf evaluate` is this script as a
+the source) and, with `--report`, curves, the worst images and report.html. `rfdetr-hf evaluate` does the same as a
 command.
 """
 
 import sys
+from dataclasses import dataclass
 
-from rfdetr_hf.cli.evaluate import TYPES, evaluate
-from rfdetr_hf.cli.trained import as_options
-from rfdetr_hf.training.arguments import parse_arguments
-from rfdetr_hf.training.console import log_to_console
+from rfdetr_hf import (
+    TASKS,
+    DataArguments,
+    ViewArguments,
+    evaluate_detector,
+    load_detection_dataset,
+    load_detector,
+    log_to_console,
+    option,
+    parse_arguments,
+    with_views,
+)
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions(ViewArguments):
+    """Which model and split, and where the results go; `ViewArguments` adds flips, scales and tiles."""
+
+    model_name_or_path: str = option(help="A model folder, Hub id or official file.")
+    split: str = option("validation", "Split of the data set.")
+    output_dir: str | None = option(None, "Folder for the results; new or empty.")
+    report: bool = option(False, "Also curves, worst images and report.html.")
+    batch_size: int = option(8, "Images of a batch.")
+    device: str | None = option(None, "cpu, cuda, cuda:1; default: cuda where there is one.")
 
 
 def main(argv: list[str]) -> None:
-    """Load, evaluate, print."""
+    """Load the model and its data, evaluate, print."""
+    args, data_args = parse_arguments((EvaluateOptions, DataArguments), argv, prog="evaluate.py")
     log_to_console()
-    args, data_args = parse_arguments(TYPES, as_options(argv, TYPES), prog="evaluate.py")
-    print(evaluate(args, data_args).tables())
-    if args.output_dir:
-        print(f"\nresults are in {args.output_dir}")
+
+    # The detector: PIL images in, detections out. Its model says what the data must hold, and how classes are called.
+    plain = load_detector(args.model_name_or_path, args.device)
+    model, detect = plain.model, with_views(plain, args, args.batch_size)
+    names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    dataset = load_detection_dataset(**data_args.load_options(model.task), class_names=names)
+
+    result = evaluate_detector(
+        detect,
+        dataset[args.split],
+        batch_size=args.batch_size,
+        iou_types=TASKS[model.task].iou_types,
+        output_dir=args.output_dir,
+        report=args.report,
+    )
+    print(result.tables())
 
 
 if __name__ == "__main__":

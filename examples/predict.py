@@ -3,31 +3,60 @@
     python examples/predict.py --model_name_or_path outputs/quickstart/best --images photo.jpg folder/
 
 Without `--images` it draws held-out synthetic shapes, which is what the quickstart's model knows. `rfdetr-hf predict`
-is this script as a command.
+does more: JSON and COCO files, batches, videos frame by frame.
 """
 
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from rfdetr_hf import load_detection_dataset
-from rfdetr_hf.data.images import decode_image
-from rfdetr_hf.inference.images import NamedImage
-from rfdetr_hf.inference.predict import PredictArguments, predict
-from rfdetr_hf.training.arguments import parse_arguments
+from rfdetr_hf import (
+    DrawingStyle,
+    ViewArguments,
+    decode_image,
+    draw_detections,
+    find_images,
+    load_detection_dataset,
+    load_detector,
+    option,
+    parse_arguments,
+    with_views,
+)
 
 
-def held_out_shapes() -> Iterator[NamedImage]:
-    """Eight synthetic images that no training has seen."""
-    for row in load_detection_dataset("synthetic-shapes")["test"].select(range(8)):
-        name = f"shapes-{row['image_id']}"
-        yield NamedImage(name, Path(f"{name}.png"), decode_image(row))
+@dataclass(kw_only=True)
+class PredictOptions(ViewArguments):
+    """Which model, which images, what to draw; `ViewArguments` adds flips, scales and tiles."""
+
+    model_name_or_path: str = option(help="A model folder, Hub id or official file.")
+    images: list[str] = option(list, "Image files, video files and folders; default: synthetic shapes.")
+    output_dir: str = option("predictions", "Folder for the pictures; those of the same name are replaced.")
+    threshold: float = option(0.5, "Least score of what is drawn.")
+    ellipses: float = option(0.0, "Draw covariance ellipses of keypoints, of so many standard deviations.")
+    device: str | None = option(None, "cpu, cuda, cuda:1; default: cuda where there is one.")
 
 
 def main(argv: list[str]) -> None:
-    """Parse, detect, draw."""
-    (args,) = parse_arguments((PredictArguments,), argv, prog="predict.py")
-    predict(args, None if args.images else held_out_shapes())
+    """Load the model, detect, draw."""
+    (args,) = parse_arguments((PredictOptions,), argv, prog="predict.py")
+
+    # The detector: a list of PIL images in; scores, labels and boxes (masks, keypoints) of each out, in its pixels.
+    plain = load_detector(args.model_name_or_path, args.device)
+    config, detect = plain.model.config, with_views(plain, args)
+    style = DrawingStyle(config.keypoint_schema, ellipses=args.ellipses)
+
+    if args.images:
+        images = ((item.name, item.image) for item in find_images(args.images))
+    else:  # eight synthetic images that no training has seen
+        shapes = load_detection_dataset("synthetic-shapes")["test"].select(range(8))
+        images = ((f"shapes-{row['image_id']}", decode_image(row)) for row in shapes)
+
+    for name, image in images:
+        (found,) = detect([image])
+        path = Path(args.output_dir) / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_detections(image, found, config.id2label, args.threshold, style).save(path)
+        print(f"{path}: {int((found['scores'] > args.threshold).sum())} objects")
 
 
 if __name__ == "__main__":

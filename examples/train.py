@@ -1,4 +1,4 @@
-"""Train RF-DETR on a data set in COCO or Roboflow layout, on a Hub data set, or on synthetic shapes.
+"""Train RF-DETR on a data set in COCO, Roboflow or YOLO layout, on a Hub data set, or on synthetic shapes.
 
 Two minutes on a CPU, nothing to download:
 
@@ -15,20 +15,62 @@ Every option of the YAML file can be given on the command line, where it wins. C
 
 import sys
 
-from rfdetr_hf import RFDETRTrainingArguments
-from rfdetr_hf.cli.fit import train
-from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
-from rfdetr_hf.training.building import build_trainer
-from rfdetr_hf.training.console import log_to_console
+from accelerate.utils import set_seed
+
+from rfdetr_hf import (
+    DataArguments,
+    ModelArguments,
+    RFDETRConfig,
+    RFDETRForKeypointDetection,
+    RFDETRTrainer,
+    RFDETRTrainingArguments,
+    is_official,
+    label_table,
+    load_detection_dataset,
+    log_to_console,
+    model_class,
+    parse_arguments,
+    resume_hint,
+)
 
 
 def main(argv: list[str]) -> None:
-    """Parse, build, train; the trainer ends with the scores of the test split, where there is one."""
-    log_to_console()
+    """Load the data, build the model, train; at the end the trainer scores the test split, where there is one."""
     types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
     model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py")
+    log_to_console()
 
-    train(build_trainer(model_args, data_args, training_args), argv, ["python", sys.argv[0]])
+    # The data: what its objects must have besides boxes is what the model is for.
+    task = model_args.task
+    dataset = load_detection_dataset(**data_args.load_options(task))
+    print(label_table(dataset["train"]))
+
+    # The model: the classes of the data replace those of the checkpoint; their rows are kept where the names agree.
+    set_seed(training_args.seed)  # new weights are part of what a rerun repeats
+    fields = model_args.config_fields(dataset["train"])
+    source = model_args.model_name_or_path
+    if source is None:
+        model = model_class(task)(RFDETRConfig.from_variant(model_args.variant or "nano", **fields))
+        if model_args.init_backbone_from is not None:
+            model.init_backbone_from(model_args.init_backbone_from)
+    elif is_official(source):
+        model = model_class(task).from_official(source, class_init=model_args.class_init, **fields)
+    else:
+        fields |= {"revision": model_args.revision, "class_init": model_args.class_init}
+        model = model_class(task).from_pretrained(source, **fields)
+    if source is not None and isinstance(model, RFDETRForKeypointDetection):
+        model.reset_keypoint_precision()  # learnt elsewhere, they would make the first losses very large
+
+    # The training: checkpoints, best/ and last/ go to training_args.output_dir.
+    trainer = RFDETRTrainer(
+        model,
+        training_args,
+        train_dataset=dataset["train"],
+        eval_dataset=dataset.get("validation"),
+        test_dataset=dataset.get("test"),
+    )
+    with resume_hint(training_args.output_dir, argv, ["python", sys.argv[0]]):
+        trainer.train()
 
 
 if __name__ == "__main__":

@@ -34,33 +34,31 @@ def golden():
     return lambda variant: torch.load(GOLDEN / f"{variant}.pt", weights_only=True)
 
 
+@pytest.fixture
+def rng() -> torch.Generator:
+    """Random numbers of a seed."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def shapes(request):
+    """Images of synthetic shapes, 24 or as many as the test module says in `SHAPES`."""
+    from rfdetr_hf import make_shapes_dataset
+
+    return make_shapes_dataset(getattr(request.module, "SHAPES", 24), image_size=64, seed=1)
+
+
 @pytest.fixture(scope="session")
 def tiny_config():
     """Builds the configuration of a model that trains in seconds on a CPU: `tiny_config(names, **overrides)`."""
-    from rfdetr_hf import RFDETRConfig
+    from helpers import models
 
-    def build(names=("circle", "square", "triangle"), **overrides):
-        backbone = {
-            "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8, "num_windows": 2,
-            "out_indices": [1, 2, 3], "image_size": 64, **overrides.pop("backbone_config", {}),
-        }  # fmt: skip
-        fields = {
-            "resolution": 64, "d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 2, "num_queries": 10,
-            "decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 4, "group_detr": 3,
-            "id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}, **overrides,
-        }  # fmt: skip
-        return RFDETRConfig.from_variant("nano", backbone_config=backbone, **fields)
-
-    return build
+    return models.tiny_config
 
 
 @pytest.fixture
-def tiny_model(tiny_config):
+def tiny_model():
     """Builds a seeded model of `tiny_config`: `tiny_model(seed=0, **overrides)`."""
-    from rfdetr_hf import RFDETRForObjectDetection
+    from helpers import models
 
-    def build(seed=0, **overrides):
-        torch.manual_seed(seed)
-        return RFDETRForObjectDetection(tiny_config(**overrides))
-
-    return build
+    return models.tiny_model

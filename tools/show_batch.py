@@ -10,17 +10,21 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from rfdetr_hf import RFDETRConfig, RFDETRTrainingArguments, load_detection_dataset
-from rfdetr_hf.data.schema import class_names
-from rfdetr_hf.models.files.pretrained import override_config
-from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
-from rfdetr_hf.training.building import model_task
+from rfdetr_hf import (
+    DataArguments,
+    ModelArguments,
+    RFDETRConfig,
+    RFDETRTrainingArguments,
+    class_names,
+    load_detection_dataset,
+    parse_arguments,
+)
+from rfdetr_hf.drawing import COLOURS, Shape, draw_shapes
 from rfdetr_hf.training.loaders import build_train_loader
 from rfdetr_hf.training.multi_scale import compute_scales
 
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 GAP, LEAST_SIDE = 4, 320
 
 
@@ -37,13 +41,10 @@ def draw_image(pixels: torch.Tensor, boxes: torch.Tensor, labels: list[int], nam
     """One image of a batch, small ones enlarged: pixels (3, H, W) uint8, boxes (n, 4) as (cx, cy, w, h) in [0, 1]."""
     scale = max(1, LEAST_SIDE // max(pixels.shape[1:]))
     image = Image.fromarray(pixels.permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy())
-    pen, (width, height) = ImageDraw.Draw(image), image.size
-    for (x, y, w, h), label in zip(boxes.tolist(), labels, strict=True):
-        colour = COLOURS[label % len(COLOURS)]
-        left, top = (x - w / 2) * width, (y - h / 2) * height
-        pen.rectangle((left, top, left + w * width, top + h * height), outline=colour, width=2)
-        pen.text((left + 2, top), names[label], fill=colour)
-    return image
+    corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+    corners = (corners * torch.tensor([*image.size, *image.size])).tolist()
+    shapes = [Shape(box, COLOURS[k % len(COLOURS)], names[k]) for box, k in zip(corners, labels, strict=True)]
+    return draw_shapes(image, shapes)
 
 
 def draw_batch(batch: dict[str, Any], names: list[str]) -> Image.Image:
@@ -74,19 +75,17 @@ def stack(rows: list[Image.Image]) -> Image.Image:
 
 def build_config(args: ModelArguments) -> RFDETRConfig:
     """The configuration that the run would train."""
-    overrides = dict(args.config_overrides or {})
-    if args.resolution is not None:
-        overrides["resolution"] = args.resolution
     if args.model_name_or_path is None:
-        return RFDETRConfig.from_variant(args.variant, **overrides)
-    return override_config(RFDETRConfig.from_pretrained(args.model_name_or_path, revision=args.revision), overrides)
+        return RFDETRConfig.from_variant(args.variant, **args.config_fields())
+    stored = RFDETRConfig.from_pretrained(args.model_name_or_path, revision=args.revision)
+    return stored.with_fields(**args.config_fields())
 
 
 def main(argv: list[str]) -> None:
     """Load, draw, save."""
     types = (ShowArguments, ModelArguments, DataArguments, RFDETRTrainingArguments)
     args, model_args, data_args, training_args = parse_arguments(types, argv, prog="show_batch.py")
-    dataset = load_detection_dataset(**data_args.load_options(model_task(model_args)))["train"]
+    dataset = load_detection_dataset(**data_args.load_options(model_args.task))["train"]
     config = build_config(model_args)
     training_args.dataloader_num_workers = 0
     backbone = config.backbone_config

@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from rfdetr_hf.evaluation.coco import CocoEvaluator
+from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.evaluation.ground_truth import make_coco
 
 _DESCRIPTION = """

@@ -1,37 +1,115 @@
 """Train RF-DETR on Transformers, Accelerate and Datasets."""
+# ruff: noqa: I001 - the imports below are aliases, by which type checkers know public names
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "RFDETRConfig": "models.configuration_rfdetr",
-    "RFDETRForObjectDetection": "models.modeling_rfdetr",
-    "RFDETRForInstanceSegmentation": "models.segmentation",
-    "RFDETRForKeypointDetection": "models.keypoints",
-    "load_model": "models.files.auto",
-    "RFDETRImageProcessor": "models.image_processing_rfdetr",
-    "RFDETRCriterion": "losses.criterion",
-    "HungarianMatcher": "losses.matcher",
-    "load_detection_dataset": "data.sources",
-    "make_shapes_dataset": "data.synthetic",
-    "audit_dataset": "data.audit",
-    "KeypointSchema": "data.keypoints",
-    "CocoEvaluator": "evaluation.coco",
-    "evaluate_detector": "evaluation.suite",
-    "RFDETRTrainer": "training.trainer",
-    "RFDETRTrainingArguments": "training.arguments",
-    "build_param_groups": "training.optimization",
-}
+# Where each public name comes from; modules are imported when one of their names is first used.
+PUBLIC_NAMES = {
+    "models.configuration_rfdetr": ("RFDETRBackboneConfig", "RFDETRConfig"),
+    "models.modeling_rfdetr": ("RFDETRForObjectDetection", "RFDETRObjectDetectionOutput"),
+    "models.files.pretrained": ("RFDETRPreTrainedModel",),
+    "models.segmentation": ("RFDETRForInstanceSegmentation", "RFDETRInstanceSegmentationOutput"),
+    "models.keypoints": ("RFDETRForKeypointDetection", "RFDETRKeypointDetectionOutput"),
+    "models.image_processing_rfdetr": ("RFDETRImageProcessor",),
+    "models.files.auto": ("is_official", "load_model", "load_processor", "model_class"),
+    "losses.criterion": ("RFDETRCriterion",),
+    "losses.matcher": ("HungarianMatcher",),
+    "data.sources": ("load_detection_dataset",),
+    "data.synthetic": ("make_shapes_dataset",),
+    "data.audit": ("audit_dataset",),
+    "data.schema": ("category_ids", "class_names", "label_table"),
+    "data.keypoints": ("KeypointSchema",),
+    "data.pipeline.pixels": ("decode_image",),
+    "data.pipeline.augmentation": ("adapt_augmentation",),
+    "training.trainer": ("RFDETRTrainer",),
+    "training.arguments": ("DataArguments", "ModelArguments", "RFDETRTrainingArguments"),
+    "training.callbacks": ("EarlyStopping",),
+    "training.best": ("BestModel",),
+    "training.ema": ("ExponentialMovingAverage",),
+    "training.drop_path": ("DropPathSchedule",),
+    "training.optimization": ("build_optimizer", "build_param_groups", "build_scheduler"),
+    "training.multi_scale": ("compute_scales",),
+    "training.finetuning": (
+        "add_lora", "freeze_encoder_blocks", "load_class_rows", "load_parts", "merge_adapters", "part_of", "train_only",
+    ),
+    "training.console": ("log_to_console",),
+    "training.launching": ("resume_hint",),
+    "evaluation.evaluator": ("CocoEvaluator",),
+    "evaluation.run": ("evaluate_detector",),
+    "evaluation.analysis": ("DetectionAnalysis",),
+    "evaluation.by_image": ("predictions_by_image", "truth_by_image"),
+    "inference.detector": ("ImageDetector", "load_detector"),
+    "inference.views": ("AugmentedDetector", "TiledDetector", "ViewArguments", "with_views"),
+    "inference.images": ("NamedImage", "find_images"),
+    "inference.predict": ("PredictArguments", "predict"),
+    "export.exporter": ("ExportReport", "export_model"),
+    "drawing": ("DrawingStyle", "draw_detections"),
+    "options": ("Range", "UsageError", "option", "parse_arguments", "read_options", "settle_options", "to_words"),
+    "tasks": ("TASKS", "Task"),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in PUBLIC_NAMES.items() for name in names}
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = ["__version__", *_MODULE_OF]
+
+if TYPE_CHECKING:  # the same for editors and type checkers, which read and do not run
+    from .models.configuration_rfdetr import RFDETRBackboneConfig as RFDETRBackboneConfig, RFDETRConfig as RFDETRConfig
+    from .models.modeling_rfdetr import RFDETRForObjectDetection as RFDETRForObjectDetection
+    from .models.modeling_rfdetr import RFDETRObjectDetectionOutput as RFDETRObjectDetectionOutput
+    from .models.files.pretrained import RFDETRPreTrainedModel as RFDETRPreTrainedModel
+    from .models.segmentation import RFDETRForInstanceSegmentation as RFDETRForInstanceSegmentation
+    from .models.segmentation import RFDETRInstanceSegmentationOutput as RFDETRInstanceSegmentationOutput
+    from .models.keypoints import RFDETRForKeypointDetection as RFDETRForKeypointDetection
+    from .models.keypoints import RFDETRKeypointDetectionOutput as RFDETRKeypointDetectionOutput
+    from .models.image_processing_rfdetr import RFDETRImageProcessor as RFDETRImageProcessor
+    from .models.files.auto import is_official as is_official, load_model as load_model
+    from .models.files.auto import load_processor as load_processor, model_class as model_class
+    from .losses.criterion import RFDETRCriterion as RFDETRCriterion
+    from .losses.matcher import HungarianMatcher as HungarianMatcher
+    from .data.sources import load_detection_dataset as load_detection_dataset
+    from .data.synthetic import make_shapes_dataset as make_shapes_dataset
+    from .data.audit import audit_dataset as audit_dataset
+    from .data.schema import category_ids as category_ids, class_names as class_names, label_table as label_table
+    from .data.keypoints import KeypointSchema as KeypointSchema
+    from .data.pipeline.pixels import decode_image as decode_image
+    from .data.pipeline.augmentation import adapt_augmentation as adapt_augmentation
+    from .training.trainer import RFDETRTrainer as RFDETRTrainer
+    from .training.arguments import DataArguments as DataArguments, ModelArguments as ModelArguments
+    from .training.arguments import RFDETRTrainingArguments as RFDETRTrainingArguments
+    from .training.callbacks import EarlyStopping as EarlyStopping
+    from .training.best import BestModel as BestModel
+    from .training.ema import ExponentialMovingAverage as ExponentialMovingAverage
+    from .training.drop_path import DropPathSchedule as DropPathSchedule
+    from .training.optimization import build_optimizer as build_optimizer, build_param_groups as build_param_groups
+    from .training.optimization import build_scheduler as build_scheduler
+    from .training.multi_scale import compute_scales as compute_scales
+    from .training.finetuning import add_lora as add_lora, freeze_encoder_blocks as freeze_encoder_blocks
+    from .training.finetuning import load_class_rows as load_class_rows, load_parts as load_parts
+    from .training.finetuning import merge_adapters as merge_adapters, part_of as part_of, train_only as train_only
+    from .training.console import log_to_console as log_to_console
+    from .training.launching import resume_hint as resume_hint
+    from .evaluation.evaluator import CocoEvaluator as CocoEvaluator
+    from .evaluation.run import evaluate_detector as evaluate_detector
+    from .evaluation.analysis import DetectionAnalysis as DetectionAnalysis
+    from .evaluation.by_image import predictions_by_image as predictions_by_image, truth_by_image as truth_by_image
+    from .inference.detector import ImageDetector as ImageDetector, load_detector as load_detector
+    from .inference.views import AugmentedDetector as AugmentedDetector, TiledDetector as TiledDetector
+    from .inference.views import ViewArguments as ViewArguments, with_views as with_views
+    from .inference.images import NamedImage as NamedImage, find_images as find_images
+    from .inference.predict import PredictArguments as PredictArguments, predict as predict
+    from .export.exporter import ExportReport as ExportReport, export_model as export_model
+    from .drawing import DrawingStyle as DrawingStyle, draw_detections as draw_detections
+    from .options import Range as Range, UsageError as UsageError, option as option, parse_arguments as parse_arguments
+    from .options import read_options as read_options, settle_options as settle_options, to_words as to_words
+    from .tasks import TASKS as TASKS, Task as Task
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'rfdetr_hf' has no attribute {name!r}")
-    return getattr(import_module(f"rfdetr_hf.{_EXPORTS[name]}"), name)
+    return getattr(import_module(f"rfdetr_hf.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,15 +1,12 @@
-"""Pictures of detections: boxes, masks, keypoints with their skeleton and covariance."""
+"""Pictures of objects: boxes with labels, masks, keypoints with their skeleton and covariance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_utils
-from torch import Tensor
-
-from .data.keypoints import KeypointSchema, Pairs
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 _SMALLEST_SIDE = 480
@@ -18,6 +15,53 @@ _POINT = 3
 _CORNERS = 48
 # Pillow refuses coordinates beyond 32 bits.
 _FARTHEST = 1e6
+
+
+@dataclass
+class Shape:
+    """What is drawn of one object, in pixels of the image.
+
+    Attributes:
+        box: x1, y1, x2, y2.
+        colour: of all its parts.
+        text: the label; "" for none.
+        mask: (height, width), or a COCO run-length encoding.
+        points: (n, 2) x, y.
+        lines: polylines, (corners, 2) each, two pixels wide.
+        outlines: polylines one pixel wide.
+    """
+
+    box: Sequence[float]
+    colour: str
+    text: str = ""
+    mask: Any = None
+    points: Sequence[Sequence[float]] | np.ndarray = ()
+    lines: Sequence[np.ndarray] = ()
+    outlines: Sequence[np.ndarray] = ()
+
+
+def draw_shapes(canvas: Image.Image, shapes: Sequence[Shape], scale: float = 1.0) -> Image.Image:
+    """The canvas, an RGB image enlarged by `scale`, with masks below boxes, and labels on top."""
+    for shape in shapes:
+        if shape.mask is not None:
+            stencil = Image.fromarray(_pixels(shape.mask) * np.uint8(_MASK_OPACITY))
+            stencil = stencil.resize(canvas.size, Image.Resampling.NEAREST)
+            canvas.paste(Image.new("RGB", canvas.size, shape.colour), mask=stencil)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default()
+    for shape in shapes:
+        # Pillow refuses a box whose corners are in the wrong order, which nothing keeps a detector from giving.
+        (left, right), (top, bottom) = (sorted(_placed(shape.box[axis::2], scale).tolist()) for axis in (0, 1))
+        pen.rectangle((left, top, right, bottom), outline=shape.colour, width=2)
+        for width, lines in ((2, shape.lines), (1, shape.outlines)):
+            for line in lines:
+                pen.line([tuple(corner) for corner in _placed(line, scale).tolist()], fill=shape.colour, width=width)
+        for x, y in _placed(shape.points, scale).reshape(-1, 2).tolist():
+            pen.ellipse((x - _POINT, y - _POINT, x + _POINT, y + _POINT), fill=shape.colour)
+        if shape.text:
+            corner = (left, max(top - 12, 0))
+            pen.rectangle(pen.textbbox(corner, shape.text, font), fill=shape.colour)
+            pen.text(corner, shape.text, "white", font)
+    return canvas
 
 
 @dataclass(frozen=True)
@@ -43,11 +87,6 @@ class DrawingStyle:
         if not 0 <= self.ellipses < float("inf"):
             raise ValueError(f"ellipses of {self.ellipses} standard deviations are not valid: give 0 or more")
 
-    def skeleton(self, label: int) -> Pairs:
-        """The pairs of keypoints of a class between which lines are drawn."""
-        classes = KeypointSchema.from_dict(self.schema).classes if self.schema else ()
-        return classes[label].skeleton if label < len(classes) else ()
-
 
 def draw_detections(
     image: Image.Image,
@@ -62,82 +101,54 @@ def draw_detections(
         image: RGB.
         detections: `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy in pixels; also `masks`, (n, height, width) or n
             COCO run-length encodings, `keypoints` (n, K, 2) in pixels or (n, K, 3) with their confidence, and
-            `keypoint_covariance` (n, K, 2, 2), where the model gives them.
+            `keypoint_covariance` (n, K, 2, 2), where the model gives them. Arrays, or tensors on the CPU.
         id2label: names of the classes.
         threshold: scores must be above it.
         style: of the keypoints.
     """
-    style, scale = style or DrawingStyle(), max(1, round(_SMALLEST_SIDE / max(image.size)))
+    scale, style = max(1, round(_SMALLEST_SIDE / max(image.size))), style or DrawingStyle()
     canvas = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    chosen = [i for i, score in enumerate(detections["scores"].tolist()) if score > threshold]
-    if detections.get("masks") is not None:
-        canvas = _with_masks(canvas, detections, chosen)
-    pen = ImageDraw.Draw(canvas)
-    for i in chosen:
-        label, box = int(detections["labels"][i]), [value * scale for value in detections["boxes"][i].tolist()]
-        colour, corner = COLOURS[label % len(COLOURS)], (box[0], max(box[1] - 12, 0))
-        pen.rectangle(box, outline=colour, width=2)
-        if detections.get("keypoints") is not None:
-            _draw_keypoints(pen, detections, i, scale, image.size, style)
+    shapes = []
+    for i in np.flatnonzero(np.asarray(detections["scores"]) > threshold).tolist():
+        label, box = int(detections["labels"][i]), np.asarray(detections["boxes"][i], dtype=np.float64)
         text = f"{id2label[label]} {float(detections['scores'][i]):.2f}"
-        pen.rectangle(pen.textbbox(corner, text), fill=colour)
-        pen.text(corner, text, fill="white")
-    return canvas
+        shape = Shape(box.tolist(), COLOURS[label % len(COLOURS)], text)
+        if detections.get("masks") is not None:
+            shape.mask = detections["masks"][i]
+        if detections.get("keypoints") is not None:
+            points = np.asarray(detections["keypoints"][i], dtype=np.float64)
+            seen = np.isfinite(points).all(1) & (points[:, 2] > style.threshold if points.shape[1] > 2 else True)
+            classes = (style.schema or {}).get("classes", ())
+            skeleton = (classes[label].get("skeleton") or ()) if label < len(classes) else ()
+            shape.points = points[seen, :2]
+            shape.lines = [points[[a, b], :2] for a, b in skeleton if seen[a] and seen[b]]
+            if style.ellipses and detections.get("keypoint_covariance") is not None:
+                # The covariance is in units of the box's share of the image, by which the loss scales it.
+                share = np.clip(box[2:] - box[:2], 0, None).prod() / (image.width * image.height)
+                covariance = np.asarray(detections["keypoint_covariance"][i], dtype=np.float64) * share
+                seen &= np.isfinite(covariance).all((1, 2))
+                shape.outlines = _ellipses(points[seen, :2], covariance[seen], style.ellipses)
+        shapes.append(shape)
+    return draw_shapes(canvas, shapes, scale)
 
 
-def _with_masks(canvas: Image.Image, detections: Mapping[str, Any], chosen: list[int]) -> Image.Image:
-    for i in chosen:
-        colour = COLOURS[int(detections["labels"][i]) % len(COLOURS)]
-        mask = _pixels(detections["masks"][i]).astype(np.uint8) * _MASK_OPACITY
-        stencil = Image.fromarray(mask).resize(canvas.size, Image.Resampling.NEAREST)
-        canvas.paste(Image.new("RGB", canvas.size, colour), mask=stencil)
-    return canvas
-
-
-def _pixels(mask: Tensor | np.ndarray | Mapping[str, Any]) -> np.ndarray:
-    """(height, width) bool."""
-    if not isinstance(mask, Mapping):
-        return np.asarray(mask).astype(bool)
-    if not isinstance(mask["counts"], (str, bytes)):
-        mask = mask_utils.frPyObjects(dict(mask), *mask["size"])
-    return mask_utils.decode(mask).astype(bool)
-
-
-def _draw_keypoints(
-    pen: ImageDraw.ImageDraw,
-    detections: Mapping[str, Any],
-    i: int,
-    scale: int,
-    size: tuple[int, int],
-    style: DrawingStyle,
-) -> None:
-    label, points = int(detections["labels"][i]), detections["keypoints"][i].double().numpy(force=True)
-    colour, places = COLOURS[label % len(COLOURS)], np.clip(points[:, :2] * scale, -_FARTHEST, _FARTHEST)
-    seen = np.isfinite(points).all(1) & (points[:, 2] > style.threshold if points.shape[1] > 2 else True)
-    for a, b in style.skeleton(label):
-        if seen[a] and seen[b]:
-            pen.line([tuple(places[a]), tuple(places[b])], fill=colour, width=2)
-    if style.ellipses and detections.get("keypoint_covariance") is not None:
-        for outline in _ellipses(detections, i, seen, size, style.ellipses):
-            pen.line([tuple(corner) for corner in outline * scale], fill=colour, width=1)
-    for x, y in places[seen]:
-        pen.ellipse((x - _POINT, y - _POINT, x + _POINT, y + _POINT), fill=colour)
-
-
-def _ellipses(
-    detections: Mapping[str, Any], i: int, seen: np.ndarray, size: tuple[int, int], deviations: float
-) -> Sequence[np.ndarray]:
-    """The outlines of the ellipses of what is seen, (corners, 2) in pixels.
-
-    `keypoint_covariance` is in units of the box's share of the image, by which the loss scales it.
-    """
-    points, box = (detections[name][i].double().numpy(force=True) for name in ("keypoints", "boxes"))
-    share = max(box[2] - box[0], 0) * max(box[3] - box[1], 0) / (size[0] * size[1])
-    covariance = detections["keypoint_covariance"][i].double().numpy(force=True) * share
+def _ellipses(centres: np.ndarray, covariance: np.ndarray, deviations: float) -> list[np.ndarray]:
+    """The outlines (corners, 2) of the ellipses around `centres` (n, 2) with `covariance` (n, 2, 2)."""
     turn = np.linspace(0, 2 * np.pi, _CORNERS)
-    circle, outlines = deviations * np.stack([np.cos(turn), np.sin(turn)]), []
-    for k in np.flatnonzero(seen & np.isfinite(covariance).all((1, 2))):
-        lengths, axes = np.linalg.eigh(covariance[k])
-        outline = points[k, :2] + (axes * np.sqrt(lengths.clip(min=0)) @ circle).T
-        outlines.append(outline.clip(-_FARTHEST, _FARTHEST))
-    return outlines
+    circle = deviations * np.stack([np.cos(turn), np.sin(turn)])
+    lengths, axes = np.linalg.eigh(covariance)
+    return list(centres[:, None] + (axes * np.sqrt(lengths.clip(min=0))[:, None] @ circle).transpose(0, 2, 1))
+
+
+def _placed(values: Any, scale: float) -> np.ndarray:
+    return np.clip(np.asarray(values, dtype=np.float64) * scale, -_FARTHEST, _FARTHEST)
+
+
+def _pixels(mask: Any) -> np.ndarray:
+    """(height, width) bool."""
+    if isinstance(mask, Mapping):
+        lengths: Any = dict(mask)
+        if not isinstance(mask["counts"], (str, bytes)):
+            lengths = mask_utils.frPyObjects(lengths, *mask["size"])
+        mask = mask_utils.decode(lengths)
+    return np.asarray(mask).astype(bool)

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from test_main import TINY
 
+from rfdetr_hf import DataArguments, ModelArguments
 from rfdetr_hf.cli.main import main
-from rfdetr_hf.training.arguments import DataArguments, ModelArguments
 
 SEGMENTATION = {**TINY, "variant": "seg-nano", "max_steps": 1, "save_steps": 1, "num_train_epochs": 1}
 
@@ -27,12 +27,11 @@ def test_the_variant_decides_what_is_read(seg_yaml, tmp_path):
 
 def test_a_checkpoint_decides_what_is_read(tiny_config, tmp_path):
     from rfdetr_hf import RFDETRForInstanceSegmentation
-    from rfdetr_hf.training.building import model_task
 
     RFDETRForInstanceSegmentation(tiny_config()).save_pretrained(tmp_path / "model")
-    assert model_task(ModelArguments(str(tmp_path / "model"))) == "segmentation"
-    with pytest.raises(ValueError, match="unknown variant 'tiny'"):
-        model_task(ModelArguments(variant="tiny"))
+    assert ModelArguments(str(tmp_path / "model")).task == "segmentation"
+    with pytest.raises(ValueError, match="variant='tiny' is not known; choose one of nano"):
+        ModelArguments(variant="tiny")
 
 
 def test_a_contradicting_task_is_an_error_before_anything_is_written(seg_yaml, tmp_path, capsys):

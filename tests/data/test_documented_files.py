@@ -1,4 +1,4 @@
-"""The example files of docs/data.md are read as the page says."""
+"""The example files of docs/guides/data.md are read as the page says."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from rfdetr_hf.data.schema import class_names, coco_segmentation, keypoint_schema
 from rfdetr_hf.data.sources import load_detection_dataset
 
-PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "data.md"
 FILE = re.compile(r"^<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)^```$", re.S | re.M)
 
 

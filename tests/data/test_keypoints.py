@@ -5,6 +5,7 @@ import pytest
 import yaml
 from datasets import concatenate_datasets
 
+from rfdetr_hf import DataArguments, parse_arguments
 from rfdetr_hf.data.audit import audit_dataset
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.keypoints import (
@@ -18,7 +19,6 @@ from rfdetr_hf.data.keypoints import (
 from rfdetr_hf.data.schema import decode_image, has_keypoints, keypoint_schema
 from rfdetr_hf.data.sources import load_detection_dataset
 from rfdetr_hf.data.synthetic import make_shapes_dataset
-from rfdetr_hf.training.arguments import DataArguments, parse_arguments
 
 
 @pytest.mark.parametrize(

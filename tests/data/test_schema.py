@@ -8,7 +8,8 @@ from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_dis
 from PIL import Image
 
 from rfdetr_hf.data.errors import DetectionDataError, Problems
-from rfdetr_hf.data.images import ImageFolder, check_image, image_size, open_image
+from rfdetr_hf.data.images import ImageFolder
+from rfdetr_hf.data.pipeline.pixels import check_image, image_size, open_image
 from rfdetr_hf.data.schema import (
     category_ids,
     class_names,

@@ -63,7 +63,7 @@ class OnlyGroup(TrainerCallback):
         for group in self.trainer.optimizer.param_groups:
             group["lr"] = group["initial_lr"] = group["lr"] if group["name"] == self.group else 0.0
             group["weight_decay"] = 0.0
-        self.trainer.scheduler.base_lrs = [group["lr"] for group in self.trainer.optimizer.param_groups]
+        self.trainer.lr_scheduler.base_lrs = [group["lr"] for group in self.trainer.optimizer.param_groups]
         self.before = self._weights()
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -92,8 +92,8 @@ class Swap(TrainerCallback):
         tensors = saved_tensors(trainer.model)
         own, average = whole_state(tensors), whole_state(tensors, trainer.ema.state_dict())
         own = {name: tensor.clone() for name, tensor in own.items()}
-        plain = trainer.model_class(trainer.model.config).eval()
-        wrapped = trainer.wrapped
+        plain = trainer.weights.model_class(trainer.model.config).eval()
+        wrapped = trainer.parallel.wrapped
         wrapped.eval()
         found = {"first": self._distance(wrapped, plain, own, pixels)}
         with trainer.ema.swap():
@@ -117,7 +117,7 @@ class SumAndDivide(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        for module in self.trainer.wrapped.modules():
+        for module in self.trainer.parallel.wrapped.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
 

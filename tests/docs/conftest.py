@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,10 @@ from rfdetr_hf import (
     RFDETRForObjectDetection,
     RFDETRImageProcessor,
     RFDETRTrainingArguments,
+    class_names,
+    decode_image,
     make_shapes_dataset,
 )
-from rfdetr_hf.data.schema import class_names, decode_image
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 TINY_BACKBONE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "out_indices": [1, 2, 3]}
 TINY_BACKBONE |= {"patch_size": 8, "num_windows": 2}

@@ -7,11 +7,11 @@ import importlib.util
 
 import pytest
 import yaml
-from blocks import ROOT, Block, blocks, commands, documents
+from helpers.documents import Block, blocks, commands, documents
+from helpers.scripts import ROOT, load_script
 
-from rfdetr_hf import RFDETRTrainingArguments
+from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
 from rfdetr_hf.cli.main import VERBS
-from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
 
 
 class Parsed(Exception):
@@ -21,14 +21,6 @@ class Parsed(Exception):
 def parse_only(*args, **kwargs):
     parse_arguments(*args, **kwargs)
     raise Parsed
-
-
-def load_script(path):
-    assert (ROOT / path).is_file(), f"{path} does not exist"
-    spec = importlib.util.spec_from_file_location("documented_script", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def check_script(path, argv, monkeypatch):

@@ -6,19 +6,17 @@ import re
 
 import pytest
 import transformers
-from blocks import ROOT
+from helpers.scripts import ROOT
 
 import rfdetr_hf
-from rfdetr_hf.models.configuration_rfdetr import RFDETRBackboneConfig
-from rfdetr_hf.training.arguments import DataArguments, ModelArguments
 
-PAGE = (ROOT / "docs" / "from_rfdetr.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "migration" / "from_rfdetr.md").read_text(encoding="utf-8")
 OWNERS = {
     "args": rfdetr_hf.RFDETRTrainingArguments,
-    "data_args": DataArguments,
-    "model_args": ModelArguments,
+    "data_args": rfdetr_hf.DataArguments,
+    "model_args": rfdetr_hf.ModelArguments,
     "config": rfdetr_hf.RFDETRConfig,
-    "backbone": RFDETRBackboneConfig,
+    "backbone": rfdetr_hf.RFDETRBackboneConfig,
     "model": rfdetr_hf.RFDETRForObjectDetection,
     "trainer": rfdetr_hf.RFDETRTrainer,
 }
@@ -112,5 +110,5 @@ def test_the_official_api_is_covered(title, official):
 
 
 def test_the_check_can_fail():
-    wrong = ("args.epochs", "rfdetr_hf.training.ema.Nothing", "tools/none.py", "Nothing", "model.nothing")
+    wrong = ("args.epochs", "rfdetr_hf.Nothing", "tools/none.py", "Nothing", "model.nothing")
     assert not any(exists(name) for name in wrong)

@@ -8,7 +8,7 @@ import torch
 from coco_cases import IOU_TYPES, SIGMAS, as_coco, pycocotools_run, random_coco
 
 from rfdetr_hf.evaluation.backends import evaluate
-from rfdetr_hf.evaluation.coco import CocoEvaluator
+from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 
 BACKENDS = ["pycocotools"]
 if importlib.util.find_spec("ultrafast_pycocotools"):
@@ -230,5 +230,5 @@ def test_sigmas_must_fit(sigmas):
 
 
 def test_default_sigmas(caplog):
-    assert CocoEvaluator(random_coco(3)[0], iou_types=["keypoints"]).sigmas.tolist() == [0.05] * 5
+    assert CocoEvaluator(random_coco(3)[0], iou_types=["keypoints"]).sigmas.tolist() == [0.1] * 5
     assert "no sigmas for 5 keypoints" in caplog.text

@@ -11,9 +11,9 @@ from PIL import Image
 from rfdetr_hf import load_detection_dataset
 from rfdetr_hf.data.schema import category_ids, class_names
 from rfdetr_hf.evaluation import plots
-from rfdetr_hf.evaluation.coco import CocoEvaluator
+from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.evaluation.report import write_results
-from rfdetr_hf.evaluation.suite import evaluate_detector
+from rfdetr_hf.evaluation.run import evaluate_detector
 from rfdetr_hf.evaluation.tables import aligned
 
 

@@ -4,10 +4,9 @@ import sys
 import pytest
 import torch
 
-from rfdetr_hf import RFDETRForInstanceSegmentation, RFDETRForKeypointDetection, RFDETRForObjectDetection
+from rfdetr_hf import RFDETRForInstanceSegmentation, RFDETRForKeypointDetection, RFDETRForObjectDetection, export_model
 from rfdetr_hf.cli import export as command
 from rfdetr_hf.export import exporter
-from rfdetr_hf.export.exporter import export
 from rfdetr_hf.export.parity import ParityError, check_differences, largest_differences
 from rfdetr_hf.export.wrapper import FixedSizeDetector
 
@@ -59,25 +58,25 @@ def test_fixed_size_detector_leaves_out_what_training_needs_and_the_model_as_it_
 
 def test_sizes_that_do_not_fit(detector, tmp_path):
     with pytest.raises(ValueError, match="multiples of 16.*nearest is 64 x 96"):
-        export(detector, tmp_path / "model", size=(60, 90))
+        export_model(detector, tmp_path / "model", size=(60, 90))
     assert not list(tmp_path.iterdir())
 
 
 def test_arguments_that_do_not_fit(detector, tmp_path):
     with pytest.raises(ValueError, match="onnx, torch"):
-        export(detector, tmp_path / "model", "tflite")
+        export_model(detector, tmp_path / "model", "tflite")
     (tmp_path / "model.pt2").write_bytes(b"mine")
     with pytest.raises(FileExistsError, match="model.pt2"):
-        export(detector, tmp_path / "model", "torch")
+        export_model(detector, tmp_path / "model", "torch")
     assert (tmp_path / "model.pt2").read_bytes() == b"mine"
     with pytest.raises(ValueError, match="opset=16"):
-        export(detector, tmp_path / "model", opset=16)
+        export_model(detector, tmp_path / "model", opset=16)
 
 
 def test_missing_package_names_the_extra(detector, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"rfdetr-hf\[onnx\]"):
-        export(detector, tmp_path / "model")
+        export_model(detector, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
@@ -87,7 +86,7 @@ def test_onnx(last_output, tiny_config, tmp_path):
     pytest.importorskip("onnxscript")
     model_class, fields = TASKS[last_output]
     model = build(model_class, tiny_config(decoder_layers=1, backbone_config=SMALL, **fields))
-    report = export(model, tmp_path / "model.onnx")
+    report = export_model(model, tmp_path / "model.onnx")
     assert all(value <= 1e-4 for value in report.differences.values())
     session = onnxruntime.InferenceSession(report.path)
     assert [i.shape for i in session.get_inputs()] == [["batch", 3, 64, 64]]
@@ -158,7 +157,7 @@ def test_failed_check_leaves_no_file(detector, tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporter, "_write", write)
     with pytest.raises(ParityError):
-        export(detector, tmp_path / "model")
+        export_model(detector, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ from runs import quick_arguments
 from transformers import TrainerCallback
 
 from rfdetr_hf import HungarianMatcher, RFDETRTrainer, make_shapes_dataset
+from rfdetr_hf.training import trainer as trainer_module
 
 COMPILERS = {"cpu": "aot_eager", "cuda": "inductor"}
 
@@ -55,7 +56,7 @@ def test_a_training_learns_and_stays_in_float32(tmp_path, tiny_model, shapes, de
     trainer.train()
     losses = logged(trainer, "loss")
     # The scale of fp16 starts high: a few overflows are its way down.
-    assert len(losses) + trainer.skipped_steps == 24 and trainer.skipped_steps <= (8 if "fp16" in precision else 0)
+    assert len(losses) + trainer.state.skipped_steps == 24 and trainer.state.skipped_steps <= (8 if "fp16" in precision else 0)
     assert sum(losses[-6:]) < sum(losses[:6])
     tensors = [*trainer.model.parameters(), *trainer.ema.state_dict().values()]
     assert {tensor.device.type for tensor in tensors} == {device}
@@ -176,8 +177,8 @@ def test_nothing_in_a_step_waits_for_the_device_but_matching_and_the_skip(
     args = arguments(tmp_path, max_steps=8, logging_steps=8, logging_first_step=False, **options)
     trainer = RFDETRTrainer(tiny_model(), args, shapes)
     monkeypatch.setattr(HungarianMatcher, "__call__", within("default", HungarianMatcher.__call__))
-    trainer.strategy.step = within("default", trainer.strategy.step)
-    free, guarded = trainer._train_step, within("error", trainer._train_step)
-    trainer._train_step = lambda window: (free if trainer.state.global_step < 2 else guarded)(window)
+    monkeypatch.setattr(trainer_module, "update_weights", within("default", trainer_module.update_weights))
+    free, guarded = trainer.training_step, within("error", trainer.training_step)
+    trainer.training_step = lambda window, state: (free if state.global_step < 2 else guarded)(window, state)
     trainer.train()
     assert trainer.state.global_step == 8

@@ -8,11 +8,10 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 import rfdetr_hf
-from rfdetr_hf import RFDETRImageProcessor
+from rfdetr_hf import RFDETRImageProcessor, parse_arguments
 from rfdetr_hf.data.keypoints import ClassKeypoints
 from rfdetr_hf.inference.predict import PredictArguments, load_detector, predict
 from rfdetr_hf.inference.results import CocoResults, as_records, keypoints_of_classes, run_length
-from rfdetr_hf.training.arguments import parse_arguments
 
 FOUND = {
     "scores": torch.tensor([0.9, 0.4]),
@@ -126,9 +125,7 @@ def test_models_of_other_tasks(tmp_path, tiny_config, name, overrides, extra):
     assert len(found[extra]) == len(found["scores"]) > 0
     image.save(tmp_path / "image.png")
     formats = ["pictures", "json", "coco"]
-    args = PredictArguments(
-        str(tmp_path / "model"), [str(tmp_path / "image.png")], str(tmp_path / "out"), formats, 0.0
-    )
+    args = PredictArguments(str(tmp_path / "model"), [str(tmp_path / "image.png")], str(tmp_path / "out"), formats, 0.0)
     assert predict(args, say=lambda line: None) == 1
     drawn = Image.open(tmp_path / "out" / "image.png")
     assert drawn.getextrema() != ((255, 255),) * 3

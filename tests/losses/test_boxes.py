@@ -2,13 +2,12 @@ import pytest
 import torch
 from plain_loss import make_predictions, overlaps
 
-from rfdetr_hf.losses.boxes import cxcywh_to_xyxy, iou_and_giou, xyxy_to_cxcywh
+from rfdetr_hf.losses.boxes import cxcywh_to_xyxy, iou_and_giou
 
 
-def test_conversion_there_and_back():
+def test_conversion():
     boxes = torch.tensor([[0.5, 0.4, 0.2, 0.6]], dtype=torch.float64)
     torch.testing.assert_close(cxcywh_to_xyxy(boxes), torch.tensor([[0.4, 0.1, 0.6, 0.7]], dtype=torch.float64))
-    torch.testing.assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)), boxes)
 
 
 def test_negative_size_counts_as_zero():

@@ -1,10 +1,11 @@
 import pytest
 import torch
+import torch._dynamo.testing
 
 from rfdetr_hf.models.backbone import (
     RFDETRViTLayer,
     WindowedDinov2,
-    drop_path,
+    drop_path_factors,
     join_windows,
     resize_position_table,
     split_windows,
@@ -55,8 +56,8 @@ def test_position_table_is_laid_out_height_first():
 
 def test_position_table_is_used_as_it_is_on_its_own_grid():
     embeddings = randomised(WindowedDinov2(small_config())).embeddings
-    assert embeddings._positions(4, 4).data_ptr() == embeddings.position_embeddings[0, 1:].data_ptr()
-    assert embeddings._positions(2, 8).shape == (16, 12)
+    assert embeddings.positions(4, 4).data_ptr() == embeddings.position_embeddings[0, 1:].data_ptr()
+    assert embeddings.positions(2, 8).shape == (16, 12)
 
 
 def test_windowed_block_sees_its_window_only_and_a_tapped_index_all():
@@ -90,26 +91,37 @@ def test_blocks_after_the_last_tap_do_not_run():
 
 def test_drop_path_drops_rows_and_keeps_the_mean():
     torch.manual_seed(0)
-    dropped = drop_path(torch.ones(4000, 2, 3), 0.25)
-    rows = dropped[:, 0, 0]
-    assert torch.equal(dropped, rows[:, None, None].expand_as(dropped))
+    factors = drop_path_factors(torch.ones(4000, 2, 3), 0.25)
+    rows = factors[:, 0, 0]
+    assert factors.shape == (4000, 1, 1)
     torch.testing.assert_close(rows.unique(), torch.tensor([0.0, 4 / 3]))
     assert rows.mean().item() == pytest.approx(1.0, abs=0.03)
 
 
 def test_drop_path_rates_rise_linearly_and_can_start_from_zero():
     vit = randomised(WindowedDinov2(small_config())).train()
-    assert [layer.drop_path_rate for layer in vit.layers] == [0.0, 0.0, 0.0]
+    assert vit.block_rates() == [0.0, 0.0, 0.0]
     pixels = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     before = vit(pixels)[-1]
-    vit.set_drop_path_rate(0.4)
-    assert [layer.drop_path_rate for layer in vit.layers] == [0.0, 0.2, 0.4]
-    assert not torch.allclose(vit(pixels)[-1], before)
-    torch.testing.assert_close(vit.eval()(pixels)[-1], before)
+    assert vit.block_rates(0.4) == [0.0, 0.2, 0.4]
+    assert not torch.allclose(vit(pixels, 0.4)[-1], before)
+    torch.testing.assert_close(vit.eval()(pixels, 0.4)[-1], before)
 
 
-def test_rate_of_the_configuration_is_the_initial_one():
-    assert WindowedDinov2(small_config(drop_path_rate=0.2)).layers[-1].drop_path_rate == 0.2
+def test_rate_of_the_configuration_is_the_default():
+    assert WindowedDinov2(small_config(drop_path_rate=0.2)).block_rates()[-1] == 0.2
+
+
+def test_blocks_are_compiled_for_any_rate_at_once():
+    vit = randomised(WindowedDinov2(small_config(num_hidden_layers=12, out_indices=[6, 12]))).train()
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    for layer in vit.layers:
+        layer.compile(backend=counter)
+    for rate in (0.0, 0.1, 0.2, 0.3):
+        vit(torch.zeros(2, 3, 16, 16), rate)
+    # With and without factors, windows joined or not.
+    assert counter.frame_count <= 4
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 80), (48, 64)])

@@ -8,11 +8,12 @@ import torch
 from official_files import converted_payload, legacy_payload, lightning_payload
 from safetensors.torch import save_file
 
-from rfdetr_hf.models.files.official import COCO_LABELS, official_labels, official_payload, without_unused_rows
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
+from rfdetr_hf.models.files.adapt import without_unused_rows
+from rfdetr_hf.models.files.official import COCO_LABELS, official_labels, official_payload
+from rfdetr_hf.models.files.pretrained import read_state
 from rfdetr_hf.models.keypoints import RFDETRForKeypointDetection
 from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
-from rfdetr_hf.models.files.pretrained import read_state
 from rfdetr_hf.models.segmentation import RFDETRForInstanceSegmentation
 
 # The encoder has the official head width of 64 channels, which official files do not state.
@@ -246,7 +247,8 @@ def test_keypoints_of_a_dropped_row_are_dropped(make_keypoint_model):
     ],
 )
 def test_names_that_the_official_package_gets(make_keypoint_model, schema, names, written, rows):
-    payload = official_payload(make_keypoint_model(schema, len(names), id2label=names))
+    model = make_keypoint_model(schema, len(names), id2label=names)
+    payload = official_payload(model.config, model.state_dict())
     assert payload["args"].class_names == written and payload["model"]["class_embed.bias"].shape[0] == rows
     assert RFDETRForKeypointDetection.from_official(payload).config.id2label == names
 
@@ -304,7 +306,7 @@ def test_coco_rows_are_written_as_they_are(make_model, tmp_path):
 @pytest.mark.parametrize("name", ["nano", "small", "base", "large-deprecated"])
 def test_official_class_of_a_variant(name):
     model = RFDETRForObjectDetection(RFDETRConfig.from_variant(name, group_detr=1, num_queries=5))
-    payload = official_payload(model)
+    payload = official_payload(model.config, model.state_dict())
     assert payload["model_name"].lower() == "rfdetr" + name.replace("-", "")
     wide = name == "large-deprecated"
     assert payload["model_config"]["encoder"] == f"dinov2_windowed_{'base' if wide else 'small'}"

@@ -49,7 +49,7 @@ def test_padded_layout_and_class_logits(model, rng):
     pixels = torch.randn(2, 3, 64, 64, generator=rng)
     with torch.no_grad():
         output = model.eval()(pixels)
-        states = model._detect(pixels, None, every_layer=False)
+        states = model._decode(pixels, None, every_layer=False)
     keypoints = output.pred_keypoints
     assert keypoints.shape == (2, 6, 9, 8)
     unused = [3, 4, 5, 8]

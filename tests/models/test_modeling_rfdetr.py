@@ -172,12 +172,12 @@ def test_num_boxes_divides_the_terms(lively, rng):
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_gradient_checkpointing_changes_no_gradient(lively, rng, rate):
     pixels, labels = images(rng, dtype=torch.float64), some_labels(torch.float64)
-    lively.train().set_drop_path_rate(rate)
+    lively.train()
 
     def run():
         torch.manual_seed(1)
         lively.zero_grad()
-        lively(pixels, labels=labels).loss.backward()
+        lively(pixels, labels=labels, drop_path_rate=rate).loss.backward()
         return {name: gradient.clone() for name, gradient in gradients(lively).items()}
 
     plain = run()
@@ -200,11 +200,14 @@ def test_freeze_backbone_leaves_the_projector(model):
     assert any(name.startswith("backbone.0.projector.") for name in trainable)
 
 
-def test_drop_path_rate_is_checked_and_applied(model):
-    model.set_drop_path_rate(0.3)
-    assert model.backbone[0].vit.layers[-1].drop_path_rate == 0.3
+def test_drop_path_rate_is_an_argument_that_is_checked_and_forgotten(lively, rng):
+    pixels = images(rng, dtype=torch.float64)
+    lively.train()
+    without = lively(pixels).logits
+    assert not torch.equal(lively(pixels, drop_path_rate=0.5).logits, without)
+    assert torch.equal(lively(pixels).logits, without)
     with pytest.raises(ValueError, match=r"in \[0, 1\), got 1"):
-        model.set_drop_path_rate(1)
+        lively(pixels, drop_path_rate=1)
 
 
 # --- precision and compilation

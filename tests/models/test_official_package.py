@@ -10,8 +10,8 @@ import torch
 from parity import golden_model
 from PIL import Image
 
-from rfdetr_hf.models.files.official import OFFICIAL_CLASSES, official_labels
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
+from rfdetr_hf.models.files.official import official_labels
 from rfdetr_hf.models.keypoints import RFDETRForKeypointDetection
 from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
 from rfdetr_hf.models.segmentation import RFDETRForInstanceSegmentation
@@ -70,9 +70,10 @@ def test_official_file_comes_back_equal(name, picture, tmp_path):
 
     # A named weights file is not read here; it keeps the builder from asking the Hub for DINOv2.
     settings = {"num_classes": 3, "pretrain_weights": "unused.pth", "device": "cpu"}
-    fields = getattr(official_configs, f"{OFFICIAL_CLASSES[name]}Config")(**settings)
+    official = RFDETRConfig.variants()[name].official_class
+    fields = getattr(official_configs, f"{official}Config")(**settings)
     state = golden_model(build_model_from_config(fields)).float().state_dict()
-    payload = {"model": state, "args": {"class_names": ["ant", "bee", "cat"]}, "model_name": OFFICIAL_CLASSES[name]}
+    payload = {"model": state, "args": {"class_names": ["ant", "bee", "cat"]}, "model_name": official}
     torch.save({**payload, "model_config": fields.model_dump(mode="json")}, tmp_path / "first.pth")
 
     model = MODELS[name].from_official(tmp_path / "first.pth")

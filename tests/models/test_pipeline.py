@@ -41,7 +41,7 @@ def test_pipeline_gives_our_detections(tiny_config, tmp_path):
 
 @pytest.mark.skipif(SMOOTHS_WHEN_SHRINKING, reason="transformers before 5.18 resizes with antialiasing")
 def test_pipeline_gives_our_masks(tiny_config, tmp_path):
-    """As docs/checkpoints.md does it: from the name of a folder the pipeline looks for other classes."""
+    """As docs/guides/model-files.md does it: from the name of a folder the pipeline looks for other classes."""
     torch.manual_seed(0)
     names = dict(enumerate("abcde"))
     model = RFDETRForInstanceSegmentation(tiny_config(resolution=128, id2label=names)).eval()

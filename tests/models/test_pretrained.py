@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from rfdetr_hf.models.backbone import resize_position_table
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
-from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
 from rfdetr_hf.models.files.layouts import POSITIONS, resample_patch_kernel
+from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
 
 PRIOR = -4.59512
 
@@ -318,7 +318,7 @@ def test_dinov2_is_resampled_to_the_encoder(tiny_config, dinov2):
 
 def test_enlarged_patches_keep_their_tokens():
     kernel, patch = torch.randn(8, 3, 14, 14), torch.randn(1, 3, 14, 14)
-    larger = F.interpolate(patch, size=(16, 16), mode="bilinear", align_corners=False)
+    larger = F.interpolate(patch, size=(16, 16), mode="bicubic", align_corners=False, antialias=True)
     before, after = F.conv2d(patch, kernel), F.conv2d(larger, resample_patch_kernel(kernel, 16))
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
     assert resample_patch_kernel(kernel, 12).shape == (8, 3, 12, 12)

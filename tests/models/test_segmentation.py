@@ -82,7 +82,7 @@ def test_layers_have_the_blocks_up_to_theirs(model, rng):
 def test_padded_batch_tells_the_loss_where_the_image_ends(model, rng):
     pixels, mask = torch.randn(2, 3, 64, 96, generator=rng), torch.ones(2, 64, 96)
     mask[1, 48:], mask[1, :, 72:] = 0, 0
-    states = model._detect(pixels, mask, every_layer=False)
+    states = model._decode(pixels, mask, every_layer=False)
     layers = model._layers(states, pixels, mask, supervised=False)
     assert layers[0].masks.image_share.tolist() == [[1, 1], [0.75, 0.75]]
     assert model.train()(pixels, mask, labels=make_labels(rng, (2, 1))).loss.isfinite()

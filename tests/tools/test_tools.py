@@ -1,26 +1,15 @@
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.scripts import ROOT, load_script
 from PIL import Image
-
-ROOT = Path(__file__).parents[2]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
 def compare():
-    return load("compare_losses")
+    return load_script("tools/compare_losses.py")
 
 
 def write_metrics(folder, *rows):
@@ -32,7 +21,7 @@ def write_metrics(folder, *rows):
 
 def test_show_batch(tmp_path, capsys):
     output = tmp_path / "batch.png"
-    load("show_batch").main(
+    load_script("tools/show_batch.py").main(
         ["--config", str(ROOT / "examples/configs/quickstart.yaml"), "--batches", "2", "--output", str(output)]
         + ["--per_device_train_batch_size", "3"]
     )
@@ -43,7 +32,8 @@ def test_show_batch(tmp_path, capsys):
 
 def test_boxes_are_drawn_where_they_are():
     pixels = torch.zeros(3, 160, 320, dtype=torch.uint8)
-    picture = np.asarray(load("show_batch").draw_image(pixels, torch.tensor([[0.5, 0.5, 0.5, 0.5]]), [0], [""]))
+    draw_image = load_script("tools/show_batch.py").draw_image
+    picture = np.asarray(draw_image(pixels, torch.tensor([[0.5, 0.5, 0.5, 0.5]]), [0], [""]))
     drawn = picture.any(-1)
     assert drawn[40, 80:240].all() and drawn[40:120, 80].all() and drawn[120, 80:240].all()
     assert not drawn[:40].any() and not drawn[:, :80].any() and not drawn[50:110, 90:230].any()
@@ -71,3 +61,63 @@ def test_curves_that_cannot_be_compared(compare, tmp_path, capsys):
     assert capsys.readouterr().out.count("no step in common") == 2
     with pytest.raises(ValueError, match="has no loss"):
         compare.read_curves(write_metrics(tmp_path / "c", "1,0.1,,,0.5"))
+
+
+HOUSE = {
+    "training/trainer.py": "class RFDETRTrainer:\n    def train(self):\n        self.loop()\n        save(self)\n"
+    "    def loop(self):\n        self.training_step()\n    def training_step(self):\n        return _short(1)\n"
+    "def _short(x):\n    return x\n",
+    "training/saving.py": "from .trainer import RFDETRTrainer\ndef save(trainer: RFDETRTrainer):\n"
+    "    trainer.done = trainer._secret\n",
+    "models/a.py": "def f():\n    from ..training import saving\n    return saving\n"
+    "KINDS = {'detection': 1, 'keypoints': 2}\n",
+    "losses/b.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..models import a\n",
+    "losses/c.py": '"""Text."""\n' + "def f():\n" + "    x = 1\n" * 61,
+}
+
+
+def test_the_measures_of_the_house_find_what_they_look_for(tmp_path):
+    house = load_script("tools/house.py")
+    files = {"__init__.py": "", **HOUSE}
+    files |= {f"{Path(name).parent}/__init__.py": "" for name in HOUSE}
+    for name, text in files.items():
+        path = tmp_path / "src" / "rfdetr_hf" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "train.py").write_text("from rfdetr_hf.training.trainer import RFDETRTrainer\n")
+    found = {measure.name: measure.value for measure in house.measure(tmp_path)}
+    assert found == {
+        "private trainer attributes read elsewhere": 1,
+        "trainer attributes read elsewhere": 1,
+        "trainer attributes written elsewhere": 1,
+        "places that are handed the trainer": 2,
+        "import cycles of modules": 0,
+        "import cycles of folders": 0,
+        "imports against the directions": 2,
+        "imports of examples below the top": 1,
+        "tables by task outside tasks.py": 1,
+        "calls from train to training_step": 2,
+        "short private functions with one caller": 1,
+        "functions over 60 lines": 1,
+        "files over 600 lines": 0,
+        "code lines": 82,
+    }
+
+
+def test_imports_in_a_circle_are_found_by_all_their_ways(tmp_path):
+    house = load_script("tools/house.py")
+    for name, text in {
+        "__init__.py": "", "data/__init__.py": "", "evaluation/__init__.py": "",
+        "data/a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .b import x\n",
+        "data/b.py": "def f():\n    from ..evaluation import c\n",
+        "evaluation/c.py": "from importlib import import_module\nNAMES = ['a']\n"
+        "def f(name):\n    return import_module(f'rfdetr_hf.data.{name}')\n",
+    }.items():  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    modules = house.read(tmp_path)
+    found = {each.name: each.found for each in house.import_measures(modules)}
+    assert found["import cycles of modules"] == ["data.a <-> data.b <-> evaluation.c"]
+    assert found["import cycles of folders"] == ["data <-> evaluation"]

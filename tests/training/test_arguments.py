@@ -3,8 +3,7 @@ import json
 import pytest
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from rfdetr_hf import RFDETRTrainingArguments
-from rfdetr_hf.training.arguments import DataArguments, ModelArguments, parse_arguments
+from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
 from rfdetr_hf.training.checks import default_metric
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
@@ -81,6 +80,13 @@ def test_a_broken_yaml_file_is_named(tmp_path, text, message):
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
         ({"save_total_limit": 0}, "save_total_limit"),
         ({"eval_steps": 2.5, "eval_strategy": "steps"}, "eval_steps=2.5"),
+        ({"warmup_steps": 2.5}, "warmup_steps=2.5 is not valid"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 is not valid: it must be a number, zero or more"),
+        ({"num_train_epochs": 0}, "num_train_epochs=0 needs max_steps"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf is not valid: it must be a number, positive"),
+        ({"ema_decay": float("nan")}, "ema_decay=nan is not valid"),
+        ({"max_steps": 1.5}, "max_steps=1.5 is not valid: it must be a whole number"),
+        ({"use_ema": "false"}, "use_ema='false' is not valid: it must be true or false"),
         ({"multi_scale": "sometimes"}, "multi_scale='sometimes' is not known; choose one of per_batch"),
         ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin' is not known"),
         ({"bf16": True, "fp16": True}, "bf16 and fp16"),
@@ -88,7 +94,7 @@ def test_a_broken_yaml_file_is_named(tmp_path, text, message):
         ({"use_ema": False, "metric_for_best_model": "ema_map"}, "needs use_ema=True"),
         ({"eval_strategy": "no", "early_stopping_patience": 3}, "early_stopping_patience needs evaluations"),
         ({"eval_strategy": "no", "save_strategy": "best"}, "save_strategy='best' needs evaluations"),
-        ({"lr_scheduler_kwargs": "{"}, "lr_scheduler_kwargs is not valid JSON"),
+        ({"lr_scheduler_kwargs": "{"}, "lr_scheduler_kwargs is not valid JSON or YAML"),
         ({"lr_drop_epochs": 5}, "lr_drop_epochs=5 has no effect"),
         ({"drop_path": 0.1, "drop_path_schedule": "linear"}, "drop_path_schedule='linear' has no effect"),
         ({"drop_path": 0.1, "drop_path_cutoff_epochs": 2}, "drop_path_cutoff_epochs=2 has no effect"),

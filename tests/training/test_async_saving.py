@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
-from rfdetr_hf.training.checkpoint import background as async_saving
-from rfdetr_hf.training.checkpoint.background import AsyncCheckpointSaver, host_copy
+from rfdetr_hf.training.checkpoint import contents
+from rfdetr_hf.training.checkpoint.background import host_copy
 from rfdetr_hf.training.checkpoint.directory import verify
 
 
@@ -54,8 +54,8 @@ class Writes:
     """In place of `write_contents`: waits for `go`, or fails at one step."""
 
     def __init__(self, monkeypatch, fail_at=None):
-        self.go, self.fail_at, self.write = threading.Event(), fail_at, async_saving.write_contents
-        monkeypatch.setattr(async_saving, "write_contents", self)
+        self.go, self.fail_at, self.write = threading.Event(), fail_at, contents.write_contents
+        monkeypatch.setattr(contents, "write_contents", self)
 
     def __call__(self, folder, contents):
         assert self.go.wait(60)
@@ -137,12 +137,14 @@ def test_a_run_that_fails_waits_for_its_checkpoint(tmp_path, train, monkeypatch)
 def test_a_save_that_is_due_survives_the_news_of_the_one_before(train):
     """An evaluation waits for the checkpoint before; `on_save` takes back `should_save`, which is this step's."""
     trainer = train("run", eval_strategy="steps", eval_steps=2)
-    assert isinstance(trainer.saver, AsyncCheckpointSaver)
-    assert sorted(path.name for path in trainer.run.root.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (2, 4, 6)]
+    assert trainer.checkpointer.background
+    assert sorted(path.name for path in trainer.directory.root.glob("checkpoint-*")) == [
+        f"checkpoint-{n}" for n in (2, 4, 6)
+    ]
 
 
 def test_sharded_runs_are_refused(train, monkeypatch):
-    monkeypatch.setattr("rfdetr_hf.training.parallel.Strategy.name", "fsdp2")
+    monkeypatch.setattr("rfdetr_hf.training.parallel.Parallel.name", "fsdp2")
     with pytest.raises(ValueError, match="async_save=True runs on one process or data parallel, not under fsdp2"):
         train("run")
 

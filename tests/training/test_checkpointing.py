@@ -21,9 +21,7 @@ from rfdetr_hf.training.checkpoint.directory import (
     clean_leftovers,
     latest_valid_checkpoint,
     list_checkpoints,
-    load_rng_state,
     rotate,
-    save_rng_state,
     temporary_path,
     verify,
 )
@@ -251,22 +249,20 @@ def make_run(root, steps, broken=()):
 
 
 @pytest.mark.parametrize(
-    ("limit", "protected", "broken", "left"),
+    ("limit", "broken", "left"),
     [
-        (None, [], [], [1, 2, 3, 4]),
-        (4, [], [], [1, 2, 3, 4]),
-        (2, [], [], [3, 4]),
-        (1, [], [], [4]),
-        (2, [1], [], [1, 4]),
-        (1, [2], [], [2, 4]),
-        (1, [], [3, 4], [2, 4]),
-        (2, [], [2, 3, 4], [1, 4]),
-        (2, [], [1, 2, 3, 4], [3, 4]),
+        (None, [], [1, 2, 3, 4]),
+        (4, [], [1, 2, 3, 4]),
+        (2, [], [3, 4]),
+        (1, [], [4]),
+        (1, [3, 4], [2, 4]),
+        (2, [2, 3, 4], [1, 4]),
+        (2, [1, 2, 3, 4], [3, 4]),
     ],
 )
-def test_rotation(tmp_path, limit, protected, broken, left):
+def test_rotation(tmp_path, limit, broken, left):
     steps = make_run(tmp_path, [1, 2, 3, 4], broken)
-    deleted = rotate(tmp_path, limit, [checkpoint_path(tmp_path, step) for step in protected])
+    deleted = rotate(tmp_path, limit)
     assert steps() == left
     assert [path.name for path in deleted] == [f"checkpoint-{step}" for step in (1, 2, 3, 4) if step not in left]
     assert names(tmp_path) == [f"checkpoint-{step}" for step in left]
@@ -275,8 +271,8 @@ def test_rotation(tmp_path, limit, protected, broken, left):
 def test_rotation_understands_relative_paths(tmp_path, monkeypatch):
     steps = make_run(tmp_path, [1, 2, 3])
     monkeypatch.chdir(tmp_path)
-    rotate(tmp_path, 1, ["checkpoint-1"])
-    assert steps() == [1, 3]
+    rotate(".", 1)
+    assert steps() == [3]
 
 
 def test_rotation_needs_a_sensible_limit(tmp_path):
@@ -344,12 +340,12 @@ def test_random_state_round_trip(tmp_path):
     # One Gaussian drawn: Python and NumPy keep the second of the pair for the next call.
     random.gauss(0, 1)
     np.random.randn()
-    save_rng_state(tmp_path / "rng.pt")
+    torch.save(checkpointing.rng_state(), tmp_path / "rng.pt")
     expected = draw()
     assert draw() != expected
-    load_rng_state(tmp_path / "rng.pt")
-    assert draw() == expected
     state = torch.load(tmp_path / "rng.pt", weights_only=True)
+    checkpointing.set_rng_state(state)
+    assert draw() == expected
     assert isinstance(state["python"], list)
 
 
@@ -358,14 +354,3 @@ def test_random_state_from_another_kind_of_device_is_announced(monkeypatch, capl
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     checkpointing.set_rng_state(state)
     assert "saved with CUDA" in caplog.text
-
-
-def test_unusable_random_state_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match="rng.pt is missing"):
-        load_rng_state(tmp_path / "rng.pt")
-    (tmp_path / "rng.pt").write_bytes(b"nothing of use")
-    with pytest.raises(CheckpointError, match="rng.pt is no random state"):
-        load_rng_state(tmp_path / "rng.pt")
-    torch.save({"python": [3]}, tmp_path / "rng.pt")
-    with pytest.raises(CheckpointError, match="rng.pt is no random state"):
-        load_rng_state(tmp_path / "rng.pt")

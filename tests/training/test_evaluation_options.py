@@ -16,9 +16,9 @@ from rfdetr_hf import (
     RFDETRTrainer,
     make_shapes_dataset,
 )
-from rfdetr_hf.data.images import decode_image
+from rfdetr_hf.data.pipeline.pixels import decode_image
 from rfdetr_hf.evaluation.by_image import predictions_by_image
-from rfdetr_hf.evaluation.coco import CocoEvaluator
+from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_loss_can_choose_the_best_model(tmp_path, tiny_model, shapes, crowde
     trainer = RFDETRTrainer(tiny_model(), args, shapes, crowded)
     trainer.train()
     losses = [row["eval_ema_loss"] for row in trainer.state.log_history if "eval_ema_loss" in row]
-    assert len(losses) == 2 and trainer.best.score == min(losses)
+    assert len(losses) == 2 and trainer.state.best.score == min(losses)
 
 
 def test_a_users_own_metrics(tmp_path, tiny_model, shapes, crowded):
@@ -89,7 +89,7 @@ def test_a_users_own_metrics(tmp_path, tiny_model, shapes, crowded):
     trainer = RFDETRTrainer(tiny_model(), args, shapes, crowded, compute_metrics=compute_metrics)
     trainer.train()
     row = next(row for row in trainer.state.log_history if "eval_ema_map" in row)
-    assert row["eval_ema_boxes"] == sum(len(row["objects"]["category"]) for row in crowded) == trainer.best.score
+    assert row["eval_ema_boxes"] == sum(len(row["objects"]["category"]) for row in crowded) == trainer.state.best.score
     assert [each["image_id"] for each in seen[0].predictions] == sorted(crowded["image_id"])
     assert [each["image_id"] for each in seen[0].label_ids] == sorted(crowded["image_id"])
 
@@ -157,9 +157,7 @@ def test_evaluations_and_training_leave_no_workers(tmp_path, tiny_model, shapes,
 
 
 def test_detections_of_each_evaluation_as_coco_results(tmp_path, tiny_model, shapes, crowded):
-    trainer = RFDETRTrainer(
-        tiny_model(), arguments(tmp_path, eval_predictions=True, eval_max_dets=5), shapes, crowded
-    )
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, eval_predictions=True, eval_max_dets=5), shapes, crowded)
     trainer.train()
     assert any("eval_ema_map_at_5" in row for row in trainer.state.log_history)
     results = json.loads((tmp_path / "eval" / "2" / "ema" / "predictions.json").read_text())

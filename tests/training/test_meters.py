@@ -19,6 +19,7 @@ def test_losses_add_up_over_micro_batches_and_errors_are_averaged():
     assert meter.read(Accelerator()) == pytest.approx(
         {"loss": 6.0, "loss_ce": 3.0, "class_error": 30.0, "loss_now": 8.0, "grad_norm": 3.0}
     )
+    meter.reset()
     assert meter.read(Accelerator()) == {}
 
 
@@ -33,10 +34,10 @@ def test_a_skipped_step_leaves_no_trace():
 
 def test_the_sums_survive_a_checkpoint():
     meter, again = LossMeter(), LossMeter()
-    again.load_state_dict(meter.state_dict(), torch.device("cpu"))
+    again.load_state_dict(meter.state_dict())
     assert again.read(Accelerator()) == {}
     step(meter, [2.0])
-    again.load_state_dict(meter.state_dict(), torch.device("cpu"))
+    again.load_state_dict(meter.state_dict())
     for each in (meter, again):
         step(each, [5.0])
     assert meter.read(Accelerator()) == again.read(Accelerator())
@@ -49,4 +50,5 @@ def test_stopwatch_leaves_pauses_out(monkeypatch):
     watch.images, watch.steps, watch.waited, watch.paused = 40, 4, 2.0, 6.0
     now[0] += 16
     assert watch.read(torch.device("cpu"), steps_left=8) == {"images_per_second": 4.0, "data_wait": 0.2, "eta": 20.0}
+    watch.reset()
     assert (watch.images, watch.start) == (0, 116.0)

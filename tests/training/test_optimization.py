@@ -317,9 +317,6 @@ def test_groups_keep_their_ratio():
         ({"lr_scheduler_type": "step"}, "needs lr_drop_epochs"),
         ({"lr_scheduler_type": "linear", "min_lr_ratio": 0.1}, "min_lr_ratio=0.1 applies"),
         ({"lr_scheduler_kwargs": {"power": 2}}, "lr_scheduler_kwargs does not apply"),
-        ({"warmup_steps": 3, "warmup_epochs": 1}, "both set"),
-        ({"warmup_steps": -1}, "must not be negative"),
-        ({"warmup_steps": 2.5}, "neither a whole number"),
     ],
 )
 def test_schedule_options_that_do_not_fit_are_errors(options, message):

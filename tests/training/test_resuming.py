@@ -80,7 +80,7 @@ def test_a_larger_max_steps_continues_the_epoch_that_was_cut_short(tmp_path, tin
 def test_an_epoch_that_a_callback_ended_is_over(tmp_path, tiny_model, shapes):
     finish(tiny_model(), arguments(tmp_path), shapes, end_epoch_at=3, die_at=3)
     trainer = finish(tiny_model(), arguments(tmp_path), shapes, resume=True)
-    assert (trainer.epoch, trainer.state.global_step) == (3, 15)
+    assert (trainer.state.epochs_done, trainer.state.global_step) == (3, 15)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_the_best_model_of_an_abandoned_course_is_not_taken_for_ours(tmp_path, t
     second.scores = {12: 0.1, 18: 0.1}
     with caplog.at_level(logging.INFO, logger="rfdetr_hf"):
         second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-    assert second.best.step == 6
+    assert second.state.best.step == 6
     assert any("holds other weights than the best of this run (step 6)" in text for text in caplog.messages)
     assert any("the model in memory is the average at step 18" in text for text in caplog.messages)
     left = load_file(tmp_path / "best" / "model.safetensors")

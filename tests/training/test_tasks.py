@@ -84,7 +84,7 @@ def test_a_run_scores_the_task(tmp_path, task, build, data):
 
 
 def test_each_class_is_scored_with_its_own_sigmas(tmp_path, task, build, data):
-    evaluator = RFDETRTrainer(build(), arguments(tmp_path, eval_strategy="no")).create_evaluator(data[1])
+    evaluator = RFDETRTrainer(build(), arguments(tmp_path, eval_strategy="no")).validation.create_evaluator(data[1])
     counts = {label: len(sigmas) for label, sigmas in (evaluator.sigmas or {}).items()}
     assert counts == (dict(enumerate(SCHEMA)) if task == "keypoints" else {})
 

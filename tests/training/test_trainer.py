@@ -86,7 +86,7 @@ def test_the_model_in_memory_is_the_best_one(tmp_path, tiny_model, shapes, held_
     assert_same(weights(trainer.model), load_file(tmp_path / "best" / "model.safetensors"))
     assert any("the model in memory is the best: ema weights of step" in message for message in caplog.messages)
     scored = {row["step"]: row["eval_ema_map"] for row in rows(tmp_path) if row["eval_ema_map"]}
-    assert float(scored[str(trainer.best.step)]) == max(map(float, scored.values())) == trainer.state.best_metric
+    assert float(scored[str(trainer.state.best.step)]) == max(map(float, scored.values())) == trainer.state.best_metric
     again = RFDETRForObjectDetection.from_pretrained(tmp_path / "best")
     processor = RFDETRImageProcessor.from_pretrained(tmp_path / "best")
     args = arguments(tmp_path / "other")

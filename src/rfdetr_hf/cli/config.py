@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import yaml
 
-from ..models.configuration_rfdetr import RFDETRConfig
-from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
+from .. import DataArguments, ModelArguments, RFDETRConfig, RFDETRTrainingArguments, parse_arguments
 
 DESCRIPTION = """Print the options of `rfdetr-hf fit` as they will be used: defaults, file and command line together.
 
@@ -27,20 +25,12 @@ def main(argv: Sequence[str]) -> int:
 
 def resolved(model: ModelArguments, data: DataArguments, training: RFDETRTrainingArguments) -> str:
     """All options as YAML, with the facts that follow from them as comments."""
-    facts = [f"effective batch: {_per_process(training)} images x processes"]
+    per_process = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    facts = [f"effective batch: {per_process} images x processes"]
     if model.model_name_or_path is None:
-        overrides = dict(model.config_overrides or {})
-        overrides |= {} if model.resolution is None else {"resolution": model.resolution}
-        config = RFDETRConfig.from_variant(model.variant, **overrides)
+        config = RFDETRConfig.from_variant(str(model.variant), **model.config_fields())
         facts.append(f"input: {config.resolution} x {config.resolution}, a multiple of {config.size_divisor}")
-    parts = [("model", asdict(model)), ("data", asdict(data)), ("training", training.to_dict())]
     text = "".join(f"# {fact}\n" for fact in facts)
-    return text + "".join(f"\n# {title}\n{_yaml(values)}" for title, values in parts)
-
-
-def _per_process(training: RFDETRTrainingArguments) -> int:
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    for title, values in (("model", asdict(model)), ("data", asdict(data)), ("training", training.to_dict())):
+        text += f"\n# {title}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
+    return text

@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..models.files.auto import is_official, load_model, load_processor
-from ..models.modeling_rfdetr import RFDETRPreTrainedModel
+from .. import RFDETRPreTrainedModel, is_official, load_model, load_processor
 
 _NO_FOLDERS = {
     ".safetensors": "name a folder, which gets model.safetensors and config.json",
@@ -48,7 +48,7 @@ def convert(
         raise FileExistsError(f"{dst} exists: give another name or remove it.")
     if (suffix := dst.suffix.lower()) in _NO_FOLDERS:
         raise ValueError(f"{dst}: {suffix} files are not written here: {_NO_FOLDERS[suffix]}.")
-    official = {"variant": variant, "use_ema": use_ema, "drop_unused_rows": drop_unused_rows}
+    official: dict[str, Any] = {"variant": variant, "use_ema": use_ema, "drop_unused_rows": drop_unused_rows}
     if any(official.values()) and not is_official(src):
         raise ValueError(f"{', '.join(official)} are for official files (.pth, .pt, .ckpt), not {src}.")
     if revision is not None and is_official(src):
@@ -84,7 +84,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(1, f"error: {error}\n")
     config = model.config
     print(f"{arguments['dst']}: {type(model).__name__}, {config.resolution} px, {config.num_labels} class logits")
-
-
-if __name__ == "__main__":
-    main()

@@ -22,21 +22,18 @@ def main(argv: Sequence[str]) -> int:
     """Print the report; returns 0, or 1 when something required is missing."""
     parser = argparse.ArgumentParser(prog="rfdetr-hf doctor", description=DESCRIPTION)
     parser.parse_args(argv)
-    required, complete = _required()
-    for title, lines in (
-        ("system", _system()), ("required packages", required), ("devices", _devices()), ("extras", _extras()),
-        ("hub", _hub()),
-    ):  # fmt: skip
+    free, (required, complete) = shutil.disk_usage(os.getcwd()).free / 2**30, _required()
+    system = [f"Python {platform.python_version()} on {platform.platform()}"]
+    system += [f"{os.cpu_count()} cores, {free:.0f} GiB free here"]
+    hub = ["logged in" if get_token() else "no login: push_to_hub needs one (hf auth login)"]
+    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        hub += ["HF_HUB_OFFLINE is set: nothing is downloaded or uploaded"]
+    parts = {"system": system, "required packages": required, "devices": _devices(), "extras": _extras(), "hub": hub}
+    for title, lines in parts.items():
         print(f"{title}:")
         print("\n".join(f"  {line}" for line in lines))
     print("everything required is there" if complete else "something required is missing: see above")
     return 0 if complete else 1
-
-
-def _system() -> list[str]:
-    free = shutil.disk_usage(os.getcwd()).free / 2**30
-    cores = os.cpu_count()
-    return [f"Python {platform.python_version()} on {platform.platform()}", f"{cores} cores, {free:.0f} GiB free here"]
 
 
 def _required() -> tuple[list[str], bool]:
@@ -48,20 +45,19 @@ def _required() -> tuple[list[str], bool]:
         found = _installed(requirement.name)
         fits = found is not None and requirement.specifier.contains(found, prereleases=True)
         complete &= fits
-        lines.append(
-            f"{requirement.name} {found or 'missing'}" + ("" if fits else f": pip install '{_plain(requirement)}'")
-        )
+        remedy = "" if fits else f": pip install '{requirement.name}{requirement.specifier}'"
+        lines.append(f"{requirement.name} {found or 'missing'}{remedy}")
     return lines, complete
 
 
 def _extras() -> list[str]:
-    wanted: dict[str, list[str]] = {}
+    extras: dict[str, list[str]] = {}
     for text in requires(PACKAGE) or ():
         match = re.search(r"""extra\s*==\s*["']([\w-]+)["']""", text)
         if match and match[1] not in _DEVELOPMENT:
-            wanted.setdefault(match[1], []).append(Requirement(text).name)
+            extras.setdefault(match[1], []).append(Requirement(text).name)
     lines = []
-    for extra, names in wanted.items():
+    for extra, names in extras.items():
         missing = [name for name in names if _installed(name) is None]
         state = "installed" if not missing else f"without {', '.join(missing)}: pip install '{PACKAGE}[{extra}]'"
         lines.append(f"{extra}: {state}")
@@ -81,18 +77,8 @@ def _devices() -> list[str]:
     return lines
 
 
-def _hub() -> list[str]:
-    login = "logged in" if get_token() else "no login: push_to_hub needs one (hf auth login)"
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    return [login] + (["HF_HUB_OFFLINE is set: nothing is downloaded or uploaded"] if offline else [])
-
-
 def _installed(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _plain(requirement: Requirement) -> str:
-    return f"{requirement.name}{requirement.specifier}"

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
 
+from .. import DataArguments, log_to_console, parse_arguments
 from ..evaluation.backends import BACKENDS
-from ..evaluation.suite import IOU_TYPES, DetectorEvaluation, check_output, evaluate_detector, scored_sigmas
-from ..inference.detectors import ViewArguments, make_detector, with_views
-from ..models.files.auto import load_processor
-from ..training.arguments import DataArguments, parse_arguments
-from ..training.console import log_to_console
-from .trained import TrainedModelArguments, as_options, load_split, load_trained_model
+from ..evaluation.run import DetectorEvaluation, check_output, evaluate_detector
+from ..inference.detector import ImageDetector
+from ..inference.views import ViewArguments, with_views
+from ..tasks import TASKS
+from .trained import TrainedModelArguments, as_options, load_subject
 
 DESCRIPTION = """How good a trained model is on a split of a data set, and what is wrong with it.
 
@@ -64,18 +64,15 @@ def evaluate(args: EvaluateArguments, data_args: DataArguments) -> DetectorEvalu
         ImportError: a report, and matplotlib is not installed.
     """
     check_output(args.output_dir, args.report)
-    model = load_trained_model(args.model_name_or_path)
-    processor = load_processor(args.model_name_or_path, model.config.resolution)
-    plain = make_detector(model, processor, args.device, bf16=args.bf16)
+    model, processor, dataset = load_subject(args.model_name_or_path, data_args, args.split)
+    plain = ImageDetector(model, processor, args.device, bf16=args.bf16)
     detect = with_views(plain, args, args.batch_size)
-    dataset = load_split(model, data_args, args.split)
     with tqdm(total=len(dataset), desc="evaluating", leave=False, disable=None) as bar:
         return evaluate_detector(
             detect,
             dataset,
             batch_size=args.batch_size,
-            iou_types=IOU_TYPES[model.task],
-            sigmas=scored_sigmas(dataset, model.task),
+            iou_types=TASKS[model.task].iou_types,
             max_dets=args.max_dets,
             backend=args.backend,
             output_dir=args.output_dir,

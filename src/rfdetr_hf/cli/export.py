@@ -1,13 +1,9 @@
 """`rfdetr-hf export`: a trained model as an ONNX file or a `torch.export` program, compared with its source."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..export.exporter import FORMATS, ExportReport, export
-from ..export.onnx import OPSET
-from ..export.parity import TOLERANCE
-from ..models.files.auto import load_model
-from ..training.arguments import parse_arguments
+from .. import ExportReport, Range, export_model, load_model, option, parse_arguments, settle_options
 
 DESCRIPTION = """Write a trained model as an ONNX file or a torch.export program.
 
@@ -22,18 +18,15 @@ they agree."""
 class ExportArguments:
     """Which model, which file."""
 
-    model_name_or_path: str = field(metadata={"help": "A model folder, Hub id or official file."})
-    output: str = field(default="model", metadata={"help": "The new file; the format's suffix is added."})
-    format: str = field(default="onnx", metadata={"help": "onnx, or torch (torch.export).", "choices": list(FORMATS)})
-    size: list[int] | None = field(
-        default=None, metadata={"help": "Height and width of the input; default: the model's resolution."}
-    )
-    opset: int = field(default=OPSET, metadata={"help": f"ONNX operator set, {OPSET} or higher."})
-    tolerance: float = field(
-        default=TOLERANCE, metadata={"help": "Largest difference to the model that passes the check."}
-    )
+    model_name_or_path: str = option(help="A model folder, Hub id or official file.")
+    output: str = option("model", "The new file; the format's suffix is added.")
+    format: str = option("onnx", "onnx, or torch (torch.export).", ("onnx", "torch"))
+    size: list[int] | None = option(None, "Height and width of the input; default: the model's resolution.")
+    opset: int | None = option(None, "ONNX operator set; default: the lowest that PyTorch writes.", Range(1))
+    tolerance: float = option(1e-4, "Largest difference to the model that passes the check.", Range(0))
 
     def __post_init__(self) -> None:
+        settle_options(self)
         if self.size is not None and len(self.size) not in (1, 2):
             raise ValueError(f"size={self.size}: give one number for a square, or height and width")
 
@@ -42,13 +35,8 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf export") -> ExportReport:
     """Load, export, compare, print."""
     (args,) = parse_arguments((ExportArguments,), argv, prog=prog, description=DESCRIPTION)
     size = None if args.size is None else (args.size[0], args.size[-1])
-    report = export(
-        load_model(args.model_name_or_path),
-        args.output,
-        args.format,
-        size=size,
-        opset=args.opset,
-        tolerance=args.tolerance,
-    )
+    options = {} if args.opset is None else {"opset": args.opset}
+    model = load_model(args.model_name_or_path)
+    report = export_model(model, args.output, args.format, size=size, tolerance=args.tolerance, **options)
     print(report)
     return report

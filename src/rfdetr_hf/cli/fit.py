@@ -1,14 +1,24 @@
 """`rfdetr-hf fit`: train."""
 
-import shlex
 from collections.abc import Sequence
 
-from ..training.arguments import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
-from ..training.building import build_trainer
-from ..training.checkpoint.directory import latest_valid_checkpoint
-from ..training.console import log_to_console
-from ..training.trainer import RFDETRTrainer
-from .launching import started_with
+from accelerate.utils import set_seed
+
+from .. import (
+    DataArguments,
+    ModelArguments,
+    RFDETRConfig,
+    RFDETRForKeypointDetection,
+    RFDETRTrainer,
+    RFDETRTrainingArguments,
+    is_official,
+    label_table,
+    load_detection_dataset,
+    log_to_console,
+    model_class,
+    parse_arguments,
+    resume_hint,
+)
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 
@@ -27,49 +37,40 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
     """Train, and evaluate the test split if there is one. Returns the exit code."""
     model_args, data_args, training_args = parse_arguments(TYPES, argv, prog=prog, description=DESCRIPTION)
     log_to_console()
-    train(build_trainer(model_args, data_args, training_args), argv, prog.split())
+    trainer = build_trainer(model_args, data_args, training_args)
+    with resume_hint(training_args.output_dir, argv, prog.split()):
+        trainer.train()
     return 0
 
 
-def train(trainer: RFDETRTrainer, argv: Sequence[str], program: Sequence[str]) -> None:
-    """Train; an interruption says what to type to go on.
+def build_trainer(
+    model_args: ModelArguments, data_args: DataArguments, training_args: RFDETRTrainingArguments
+) -> RFDETRTrainer:
+    """The trainer of a run, with the splits of its data; statement by statement as in examples/train.py."""
+    task = model_args.task
+    dataset = load_detection_dataset(**data_args.load_options(task))
+    print(label_table(dataset["train"]))
 
-    Args:
-        trainer: of the run.
-        argv: the options that it was made of.
-        program: how the program is started without a launcher.
+    set_seed(training_args.seed)  # new weights are part of what a rerun repeats
+    fields = model_args.config_fields(dataset["train"])
+    source = model_args.model_name_or_path
+    if source is None:
+        model = model_class(task)(RFDETRConfig.from_variant(model_args.variant or "nano", **fields))
+        if model_args.init_backbone_from is not None:
+            model.init_backbone_from(model_args.init_backbone_from)
+    elif is_official(source):
+        model = model_class(task).from_official(source, class_init=model_args.class_init, **fields)
+    else:
+        fields |= {"revision": model_args.revision, "class_init": model_args.class_init}
+        model = model_class(task).from_pretrained(source, **fields)
+    if source is not None and isinstance(model, RFDETRForKeypointDetection):
+        model.reset_keypoint_precision()  # learnt elsewhere, they would make the first losses very large
 
-    Raises:
-        KeyboardInterrupt: the training was interrupted.
-    """
-    words = started_with(program, argv)
-    try:
-        trainer.train()
-    except KeyboardInterrupt:
-        if trainer.accelerator.is_main_process:
-            print(f"\n{how_to_go_on(trainer.args.output_dir, argv, words)}", flush=True)
-        raise
-
-
-def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -> str:
-    """What to type after an interruption: `program`, launcher included, and its options `argv`."""
-    checkpoint = latest_valid_checkpoint(output_dir)
-    if checkpoint is None:
-        return f"No checkpoint is written yet: remove {output_dir} and start again."
-    command = shlex.join([*program, *_without_resume(argv), "--resume"])
-    return f"{checkpoint} is whole. Go on from there with:\n  {command}"
-
-
-def _without_resume(argv: Sequence[str]) -> list[str]:
-    words, names = [], ("--resume", "--resume_from_checkpoint")
-    follows = False
-    for word in argv:
-        is_option = word.startswith("--")
-        if word.split("=")[0] in names:
-            follows = "=" not in word
-        elif follows and not is_option:
-            follows = False
-        else:
-            follows = False
-            words.append(word)
-    return words
+    trainer = RFDETRTrainer(
+        model,
+        training_args,
+        train_dataset=dataset["train"],
+        eval_dataset=dataset.get("validation"),
+        test_dataset=dataset.get("test"),
+    )
+    return trainer

@@ -7,8 +7,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from .. import __version__
-from ..training.arguments import UsageError
+from .. import UsageError, __version__
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -44,11 +43,6 @@ Exit codes: 0 success, 1 failure, 2 misuse of options, 75 preempted after saving
 RFDETR_DEBUG=1 shows where an error comes from."""
 
 
-def help_text() -> str:
-    """What `rfdetr-hf --help` prints."""
-    return HELP.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items()))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -60,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(help_text())
+        print(HELP.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())))
         return OK if words else USAGE
     if words[0] in ("-V", "--version"):
         print(f"rfdetr-hf {__version__}")

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from .. import UsageError, parse_arguments
 from ..inference.predict import PredictArguments, predict
-from ..training.arguments import UsageError, parse_arguments
 
 DESCRIPTION = """Find objects on images, in folders and in videos.
 

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..training.arguments import DataArguments, RFDETRTrainingArguments, parse_arguments
-from ..training.console import log_to_console
+from .. import DataArguments, RFDETRTrainingArguments, log_to_console, parse_arguments
 from ..training.trainer import RFDETRTrainer
 from .trained import TrainedModelArguments, as_options, load_subject
 

@@ -1,26 +1,23 @@
-"""Annotations as flat arrays: what every reader produces, the rules for bad boxes, and the way into Arrow.
+"""Annotations as flat arrays: what every reader produces, and the way into Arrow.
 
 No Python object per image or box outlives the reader: arrays go into Arrow columns, which worker processes share.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, NamedSplit, concatenate_datasets
 
-from .errors import DetectionDataError, Problems
+from ..tasks import TASKS
+from .errors import DetectionDataError
 from .keypoints import ClassKeypoints, KeypointSchema
-from .masks import Polygons, mask_array, parse_mask
-from .schema import TASKS, Task, detection_features
-
-logger = logging.getLogger(__name__)
+from .schema import TaskName, detection_features
 
 MissingMasks = Literal["error", "box"]
-_EXAMPLES = 5
+BoxFormat = Literal["xywh", "xyxy"]
 
 
 class Labels(NamedTuple):
@@ -38,29 +35,52 @@ class Labels(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a reader brings beside boxes.
+class ReadOptions:
+    """What a reader is asked for. `load_detection_dataset` describes the fields.
 
     Attributes:
         task: "detection" drops masks and keypoints as soon as they are read; "segmentation" keeps masks, "keypoints"
             keypoints.
         missing_masks: "error" refuses objects without a mask, "box" makes their box their mask.
         keypoints: what the keypoints are, by label, instead of what the source says.
+        class_names: the label table, instead of the training split's.
+        bbox_format: how the boxes of a `datasets` source are written.
+        image_dir, label_dir: where images and rows are, instead of where they are found.
+        load: options of `datasets.load_dataset` or of the generator.
     """
 
-    task: Task = "detection"
+    task: TaskName = "detection"
     missing_masks: MissingMasks = "error"
     keypoints: KeypointSchema | None = None
+    class_names: Sequence[str] | None = None
+    bbox_format: BoxFormat = "xywh"
+    image_dir: str | Mapping[str, str] | None = None
+    label_dir: str | None = None
+    load: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS or self.missing_masks not in ("error", "box"):
-            raise ValueError(
-                f"task={self.task!r}, missing_masks={self.missing_masks!r}: task is one of {list(TASKS)}, "
-                "missing_masks 'error' or 'box'"
-            )
+        known = {"task": TASKS, "missing_masks": get_args(MissingMasks), "bbox_format": get_args(BoxFormat)}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r}: use one of {list(values)}")
 
-    def labels(self, labels: Labels, found: Sequence[ClassKeypoints], source: str) -> Labels:
-        """The class table with its keypoints, when they are wanted.
+    def refuse(self, source: str, kind: str, *names: str) -> None:
+        """Raise `TypeError` when a source is given options that its kind does not have.
+
+        Args:
+            source: name of the source.
+            kind: what it is, for "the source …, has no options".
+            names: fields that it has no use for.
+        """
+        owners = {"image_dir": "COCO layouts", "label_dir": "YOLO data sets"}
+        for name in names:
+            if name == "load" and self.load:
+                raise TypeError(f"{source} {kind} has no options {sorted(self.load)}")
+            if name in owners and getattr(self, name) is not None:
+                raise TypeError(f"{name} is an option of {owners[name]}, and {source} is none")
+
+    def with_keypoints(self, labels: Labels, found: Sequence[ClassKeypoints], source: str) -> Labels:
+        """The class table with its keypoints, when the task has them.
 
         Args:
             labels: names and ids.
@@ -110,7 +130,10 @@ class Boxes:
     def select(self, keep: np.ndarray) -> "Boxes":
         """The boxes at a boolean mask or at indices."""
         indices = np.flatnonzero(keep) if keep.dtype == bool else keep
-        return Boxes(**{name: _take(getattr(self, name), indices) for name in self.__dataclass_fields__})
+        taken = {name: values for name in self.__dataclass_fields__ if (values := getattr(self, name)) is not None}
+        for name, values in taken.items():
+            taken[name] = values.take(pa.array(indices)) if isinstance(values, pa.Array) else values[indices]
+        return Boxes(**taken)
 
 
 @dataclass(frozen=True)
@@ -154,13 +177,7 @@ def class_table(names: Mapping[int, str], class_names: Sequence[str] | None, sou
     return Labels(list(class_names), [ids[ordered.index(name)] for name in class_names])
 
 
-def _take(values: Any, indices: np.ndarray) -> Any:
-    if values is None:
-        return None
-    return values.take(pa.array(indices)) if isinstance(values, pa.Array) else values[indices]
-
-
-def map_ids(values: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+def map_ids(values: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Position of each value in `ids`, or -1.
 
     Args:
@@ -175,118 +192,10 @@ def map_ids(values: np.ndarray, ids: Sequence[int]) -> np.ndarray:
     return np.where(table[found] == values, found, -1)
 
 
-def find_broken(annotations: Annotations, problems: Problems) -> None:
-    """Note what no rule can repair: sizes that are none, image ids used twice, boxes and areas that are no numbers."""
-    for row in np.flatnonzero((annotations.size <= 0).any(axis=1)):
-        problems.add(
-            f"image id {annotations.image_id[row]}: fields width and height are {annotations.size[row].tolist()}",
-            "correct the sizes, or leave the fields out to have them read from the files",
-        )
-    ids, counts = np.unique(annotations.image_id, return_counts=True)
-    problems.add_all(
-        (f"image id {i}: used by {count} images" for i, count in zip(ids[counts > 1], counts[counts > 1], strict=True)),
-        "give every image of a split an id of its own (a Hub data set without the column image_id is numbered by row)",
-    )
-    boxes = annotations.boxes
-    problems.add_all(
-        (
-            f"{name_box(annotations, i)}: field bbox is {boxes.bbox[i].tolist()}, not finite"
-            for i in np.flatnonzero(~np.isfinite(boxes.bbox).all(axis=1))
-        ),
-        "correct these boxes or delete the annotations",
-    )
-    problems.add_all(
-        (
-            f"{name_box(annotations, i)}: field area is {boxes.area[i]}"
-            for i in np.flatnonzero(np.isinf(boxes.area) | (boxes.area < 0))
-        ),
-        "correct the areas, or leave the field out to use width x height",
-    )
-
-
 def name_box(annotations: Annotations, index: int) -> str:
     """How messages call one box."""
     boxes = annotations.boxes
     return f"annotation id {boxes.id[index]} (image id {annotations.image_id[boxes.row[index]]})"
-
-
-def repair_boxes(annotations: Annotations) -> Annotations:
-    """Clamp boxes to their images, and drop those of which nothing is left; count both in the log.
-
-    Missing areas become width x height of the clamped box; given areas stay. Boxes inside their image keep their bits.
-    """
-    boxes = annotations.boxes
-    limit = annotations.size[boxes.row].astype(np.float64)
-    start, end = boxes.bbox[:, :2], boxes.bbox[:, :2] + boxes.bbox[:, 2:]
-    empty = (boxes.bbox[:, 2:] <= 0).any(axis=1)
-    low, high = start.clip(min=0), np.minimum(end, limit)
-    outside = ~empty & (high <= low).any(axis=1)
-    clamped = ((start < 0) | (end > limit)).any(axis=1) & ~empty & ~outside
-    bbox = np.where(clamped[:, None], np.concatenate([low, high - low], axis=1), boxes.bbox)
-    area = np.where(np.isnan(boxes.area), bbox[:, 2] * bbox[:, 3], boxes.area)
-    # Exporters round to two decimals or so; such a box is repaired, but not worth a word.
-    clearly = clamped & ((start < -0.5) | (end > limit + 0.5)).any(axis=1)
-    _report(annotations, "dropped", "no width or no height", empty)
-    _report(annotations, "dropped", "lie outside their image", outside)
-    _report(annotations, "clamped", "reach beyond their image", clearly)
-    return replace(annotations, boxes=replace(boxes, bbox=bbox, area=area).select(~(empty | outside)))
-
-
-def _report(annotations: Annotations, verb: str, reason: str, mask: np.ndarray) -> None:
-    rows = np.flatnonzero(mask)
-    if len(rows):
-        names = ", ".join(name_box(annotations, i) for i in rows[:_EXAMPLES])
-        more = ", …" if len(rows) > _EXAMPLES else ""
-        logger.warning("%s: %s %d boxes (%s): %s%s", annotations.source, verb, len(rows), reason, names, more)
-
-
-def read_masks(values: Sequence[Any], annotations: Annotations, problems: Problems) -> pa.StructArray:
-    """The masks of all boxes, null where there is none; those that are not understood are noted.
-
-    Args:
-        values: one per box, in any form that `parse_mask` reads.
-        annotations: with the sizes of the images.
-        problems: collects the faults.
-    """
-    parsed: list[Polygons | str | None] = []
-    for index, value in enumerate(values):
-        width, height = annotations.size[annotations.boxes.row[index]].tolist()
-        try:
-            parsed.append(parse_mask(value, height, width))
-        except ValueError as error:
-            parsed.append(None)
-            problems.add(
-                f"{name_box(annotations, index)}: field segmentation {error}",
-                "write masks as polygons [[x, y, x, y, …], …] in pixels or as run-length encodings of the image's size",
-            )
-    return mask_array(parsed)
-
-
-def settle_missing_masks(annotations: Annotations, missing: MissingMasks, problems: Problems) -> Annotations:
-    """Every box with a mask: a box without one is a fault, or is its own mask.
-
-    Args:
-        annotations: repaired.
-        missing: "error" or "box".
-        problems: collects the faults.
-    """
-    boxes = annotations.boxes
-    if boxes.masks is None or not boxes.masks.null_count:
-        return annotations
-    without = np.flatnonzero(boxes.masks.is_null().to_numpy(zero_copy_only=False))
-    if missing == "error":
-        problems.add_all(
-            (f"{name_box(annotations, i)}: field segmentation is missing or empty" for i in without),
-            "draw these masks, delete the annotations, or pass missing_masks='box' to use the boxes as masks",
-        )
-        return annotations
-    x, y, width, height = boxes.bbox[without].T
-    corners = np.stack([x, y, x + width, y, x + width, y + height, x, y + height], axis=1)
-    order = np.arange(len(boxes.row))
-    order[without] = len(boxes.row) + np.arange(len(without))
-    filled = pa.concat_arrays([boxes.masks, mask_array([[polygon] for polygon in corners])]).take(pa.array(order))
-    logger.warning("%s: %d objects without a mask use their box as mask", annotations.source, len(without))
-    return replace(annotations, boxes=replace(boxes, masks=filled))
 
 
 def build_dataset(annotations: Annotations, labels: Labels, images: Dataset | pa.Array, split: str) -> Dataset:

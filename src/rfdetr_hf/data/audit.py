@@ -2,21 +2,22 @@
 
 import logging
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from datasets import Dataset
 
 from .errors import DetectionDataError, Problems
-from .images import check_image
+from .pipeline.pixels import check_image
 from .schema import category_ids, class_names, has_keypoints, has_masks, keypoint_schema
 
 logger = logging.getLogger(__name__)
+# Its functions are made at import, where type checkers do not see them.
+pc: Any = pyarrow.compute
 
 _BATCH = 256
 _NEEDED = ("image", "image_id", "width", "height", "objects")
@@ -115,28 +116,23 @@ def audit_dataset(
     report = _count(dataset, name, decode)
     problems = Problems(name)
     workers = num_threads or min(16, os.cpu_count() or 1)
+
+    def fault(row: dict[str, Any]) -> str | None:
+        try:
+            check_image(row, decode=decode)
+        except DetectionDataError as error:
+            return str(error)
+        return None
+
+    columns = [name for name in ("image", "image_id", "width", "height", "file_name") if name in dataset.column_names]
     with ThreadPoolExecutor(workers) as pool:
-        for rows in _batches(dataset):
-            for fault in pool.map(lambda row: _fault(row, decode), rows):
-                if fault is not None:
-                    problems.add(fault)
+        # Arrow format hands out paths and bytes whatever the image feature or the transform of the data set says.
+        for table in dataset.select_columns(columns).with_format("arrow").iter(_BATCH):
+            for found in pool.map(fault, cast(pa.Table, table).to_pylist()):
+                if found is not None:
+                    problems.add(found)
     problems.raise_if_any()
     return report
-
-
-def _batches(dataset: Dataset) -> Iterator[list[dict[str, Any]]]:
-    columns = [name for name in ("image", "image_id", "width", "height", "file_name") if name in dataset.column_names]
-    # Arrow format hands out paths and bytes whatever the image feature or the transform of the data set says.
-    for table in dataset.select_columns(columns).with_format("arrow").iter(_BATCH):
-        yield table.to_pylist()
-
-
-def _fault(row: dict[str, Any], decode: bool) -> str | None:
-    try:
-        check_image(row, decode=decode)
-    except DetectionDataError as error:
-        return str(error)
-    return None
 
 
 def _count(dataset: Dataset, split: str, decoded: bool) -> AuditReport:
@@ -149,6 +145,13 @@ def _count(dataset: Dataset, split: str, decoded: bool) -> AuditReport:
     crowd = crowd.astype(bool)
     row = np.repeat(np.arange(len(dataset)), counts)
     seen = np.unique(np.stack([category[~crowd], row[~crowd]]), axis=1)[0]
+    masks: dict[str, Any] = {}
+    if has_masks(dataset):
+        column = pc.list_flatten(pc.struct_field(objects, "segmentation"))
+        masks = {
+            f"{n[:-1] if n == 'polygons' else n}_masks": len(column) - pc.struct_field(column, n).null_count
+            for n in ("polygons", "rle")
+        }
     area, fullest = area[~crowd], int(counts.argmax()) if len(counts) else 0
     return AuditReport(
         split=split,
@@ -165,15 +168,9 @@ def _count(dataset: Dataset, split: str, decoded: bool) -> AuditReport:
         large=int((area >= _MEDIUM).sum()),
         max_boxes=int(counts.max(initial=0)),
         max_boxes_image_id=columns["image_id"][fullest].as_py() if len(counts) else None,
-        **(_count_masks(objects) if has_masks(dataset) else {}),
+        **masks,
         **(_count_keypoints(objects, category, dataset) if has_keypoints(dataset) else {}),
     )
-
-
-def _count_masks(objects: pa.StructArray) -> dict[str, Any]:
-    masks = pc.list_flatten(pc.struct_field(objects, "segmentation"))
-    filled = {name: len(masks) - pc.struct_field(masks, name).null_count for name in ("polygons", "rle")}
-    return {"polygon_masks": filled["polygons"], "rle_masks": filled["rle"]}
 
 
 def _count_keypoints(objects: pa.StructArray, category: np.ndarray, dataset: Dataset) -> dict[str, Any]:

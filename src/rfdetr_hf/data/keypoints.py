@@ -169,7 +169,7 @@ def infer_flip_pairs(names: Sequence[str]) -> Pairs | None:
     stay in place. The names do not tell when no name has a side, when one has both, or when a partner is missing; a
     single keypoint has nobody to change places with.
     """
-    words = [_words(name) for name in names]
+    words = [[word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)] for name in names]
     sides = [[word for word in each if word in _MIRRORED] for each in words]
     if len(names) <= 1:
         return ()
@@ -197,10 +197,6 @@ def pairs_of_permutation(index: Sequence[int], count: int) -> Pairs:
     if sorted(index) != list(range(count)) or any(index[index[i]] != i for i in range(count)):
         raise ValueError(f"{list(index)} is no list of {count} positions in which partners point at each other")
     return tuple((i, j) for i, j in enumerate(index) if i < j)
-
-
-def _words(name: str) -> list[str]:
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)]
 
 
 def _as_pairs(pairs: Sequence[Sequence[int]]) -> Pairs:

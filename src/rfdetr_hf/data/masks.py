@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pycocotools.mask
 from datasets import List, Value
-from pycocotools import mask as mask_utils
 
 Polygons = list[np.ndarray]
+# Type stubs of it exist, and say otherwise.
+coco_masks: Any = pycocotools.mask
 
 _MIN_NUMBERS = 6  # of three corners
 
@@ -98,7 +100,12 @@ def _compressed(rle: Mapping[str, Any], height: int, width: int) -> str:
         return counts if isinstance(counts, str) else counts.decode("ascii")
     if sum(counts) != height * width:
         raise ValueError(f"is a run-length encoding of {sum(counts)} pixels, but the image has {height * width}")
-    return mask_utils.frPyObjects({"size": size, "counts": list(counts)}, height, width)["counts"].decode("ascii")
+    return coco_masks.frPyObjects({"size": size, "counts": list(counts)}, height, width)["counts"].decode("ascii")
+
+
+def encode_mask(pixels: np.ndarray) -> str:
+    """The compressed counts of (height, width) zeros and ones."""
+    return coco_masks.encode(np.asfortranarray(pixels, np.uint8))["counts"].decode("ascii")
 
 
 def mask_array(masks: Iterable[Polygons | str | None]) -> pa.StructArray:
@@ -149,10 +156,10 @@ def rasterise(
     outlined = [row for row, mask in enumerate(masks) if isinstance(mask, list) and mask]
     if outlined:
         encoded = [_encode_polygons(masks[row], region, size, flip) for row in outlined]
-        result[outlined] = mask_utils.decode(encoded).transpose(2, 0, 1)
+        result[outlined] = coco_masks.decode(encoded).transpose(2, 0, 1)
     for row, mask in enumerate(masks):
         if isinstance(mask, dict):
-            result[row] = resample_masks(mask_utils.decode(mask)[None], region, size, flip)[0]
+            result[row] = resample_masks(coco_masks.decode(mask)[None], region, size, flip)[0]
     return result
 
 
@@ -168,7 +175,7 @@ def _encode_polygons(
         if flip:
             corners[:, 0] = width - corners[:, 0]
         moved.append(corners.ravel())
-    return mask_utils.merge(mask_utils.frPyObjects(moved, height, width))
+    return coco_masks.merge(coco_masks.frPyObjects(moved, height, width))
 
 
 def resample_masks(

@@ -23,17 +23,17 @@ Boxes and areas keep the precision of the source, because COCO metrics compare t
 
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from .errors import DetectionDataError
-from .images import decode_image
 from .keypoints import KeypointSchema
 from .masks import coco_segmentation, mask_feature
+from .pipeline.pixels import decode_image
 
 __all__ = [
-    "Task",
+    "TaskName",
     "category_ids",
     "class_names",
     "coco_segmentation",
@@ -46,15 +46,15 @@ __all__ = [
     "undecoded",
 ]
 
-Task = Literal["detection", "segmentation", "keypoints"]
-TASKS = ("detection", "segmentation", "keypoints")
+# The rows of `rfdetr_hf.tasks`, for type checkers.
+TaskName = Literal["detection", "segmentation", "keypoints"]
 
 # The `id` of a feature is the one free field that every operation of `datasets` carries along: select, map, casts,
 # save_to_disk, Parquet files and Hub cards. `DatasetInfo.description` is lost in Parquet files.
 _IDS_PREFIX = "category_ids:"
 _KEYPOINTS_PREFIX = "keypoints:"
 
-AnyDataset = Dataset | DatasetDict
+AnyDataset: TypeAlias = Dataset | DatasetDict
 
 
 def detection_features(
@@ -111,8 +111,7 @@ def class_names(dataset: AnyDataset) -> list[str]:
 
 def category_ids(dataset: AnyDataset) -> list[int]:
     """For each label the id that the source gives this class: 0, 1, 2… where the source has no ids of its own."""
-    category = _category_feature(dataset)
-    return ids_of_class_label(category)
+    return ids_of_class_label(_category_feature(dataset))
 
 
 def ids_of_class_label(category: ClassLabel) -> list[int]:
@@ -149,7 +148,7 @@ def keypoint_schema(dataset: AnyDataset) -> KeypointSchema:
     return found
 
 
-def schema_of_keypoints(feature: object) -> KeypointSchema | None:
+def schema_of_keypoints(feature: Any) -> KeypointSchema | None:
     """The schema that the feature of ``objects.keypoints`` carries, if any."""
     while isinstance(feature, List):
         feature = feature.feature

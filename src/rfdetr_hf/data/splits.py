@@ -43,8 +43,10 @@ def choose_splits(
         DetectionDataError: a named split does not exist, or a name fits several; says what there is.
     """
     chosen: dict[str, str] = {}
-    for ours, wanted in (("train", train), ("validation", validation), ("test", test)):
-        name = _named(found, wanted, ours, source) if wanted is not None else _recognised(found, ours, source)
+    for ours, given in (("train", train), ("validation", validation), ("test", test)):
+        if given is not None and given not in found:
+            raise DetectionDataError(f"{source}: {ours}_split={given!r} does not exist; the splits are {list(found)}")
+        name = given if given is not None else _recognised(found, ours, source)
         if name is not None:
             chosen[ours] = name
     if "train" not in chosen and len(found) == 1 and not chosen:
@@ -60,12 +62,6 @@ def choose_splits(
             "%s: splits %s are not used; name one with train_split, validation_split or test_split", source, unused
         )
     return {ours: chosen[ours] for ours in SPLIT_NAMES if ours in chosen}
-
-
-def _named(found: Sequence[str], wanted: str, ours: str, source: str) -> str:
-    if wanted not in found:
-        raise DetectionDataError(f"{source}: {ours}_split={wanted!r} does not exist; the splits are {list(found)}")
-    return wanted
 
 
 def _recognised(found: Sequence[str], ours: str, source: str) -> str | None:

@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from PIL import Image
-from pycocotools import mask as mask_utils
 
-from .annotations import Annotations, Boxes, Labels, Wanted, build_dataset
+from .annotations import Annotations, Boxes, Labels, ReadOptions, build_dataset
 from .keypoints import ClassKeypoints
-from .masks import mask_array
-from .schema import Task
+from .masks import encode_mask, mask_array
+from .schema import TaskName
 from .splits import SPLIT_NAMES
 
 SYNTHETIC_NAME = "synthetic-shapes"
@@ -31,11 +30,7 @@ SHAPE_KEYPOINTS = {
     "triangle": ClassKeypoints.of(["top", "bottom_right", "bottom_left"], [(0, 1), (1, 2), (2, 0)]),
 }
 # In units of the box.
-_PLACES = {
-    "circle": [(0.5, 0.5)],
-    "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
-    "triangle": [(0.5, 0), (1, 1), (0, 1)],
-}
+_PLACES = {"circle": [(0.5, 0.5)], "square": [(0, 0), (1, 0), (1, 1), (0, 1)], "triangle": [(0.5, 0), (1, 1), (0, 1)]}
 _EMPTY_SHARE = 0.05
 _MAX_SHAPES = 4
 _TRIES = 20
@@ -57,7 +52,7 @@ def make_shapes_dataset(
     *,
     crowd_share: float = 0.0,
     split: str = "train",
-    task: Task = "detection",
+    task: TaskName = "detection",
 ) -> Dataset:
     """Images with up to four shapes each, in the one schema; about one image in twenty is empty.
 
@@ -88,11 +83,12 @@ def make_shapes_dataset(
         )
     stream = list(SPLIT_NAMES).index(split)
     pngs, objects = [], []
-    wanted = Wanted(task)
     for index in range(num_images):
         rng = np.random.default_rng(np.random.SeedSequence([seed, stream, index]))
         shapes = _arrange(rng, image_size, len(classes), crowd_share)
-        pngs.append(_encode(_paint(rng, image_size, shapes, classes)))
+        buffer = io.BytesIO()
+        Image.fromarray(_paint(rng, image_size, shapes, classes)).save(buffer, "PNG", compress_level=1)
+        pngs.append(buffer.getvalue())
         objects.extend((index, shape) for shape in shapes)
     images = pa.StructArray.from_arrays(
         [pa.array(pngs, pa.binary()), pa.nulls(num_images, pa.string())], names=["bytes", "path"]
@@ -104,7 +100,7 @@ def make_shapes_dataset(
         file_name=[f"{split}_{index:06d}.png" for index in range(num_images)],
         boxes=_boxes(objects),
     )
-    labels = wanted.labels(
+    labels = ReadOptions(task).with_keypoints(
         Labels(list(classes), list(range(len(classes)))), [SHAPE_KEYPOINTS[name] for name in classes], SYNTHETIC_NAME
     )
     if task != "detection":
@@ -120,7 +116,7 @@ def make_shapes_splits(
     classes: Sequence[str] = SHAPES,
     crowd_share: float = 0.0,
     num_eval_images: int | None = None,
-    task: Task = "detection",
+    task: TaskName = "detection",
 ) -> DatasetDict:
     """The splits train, validation and test of shapes.
 
@@ -175,23 +171,17 @@ def _paint(rng: np.random.Generator, size: int, shapes: Sequence[_Shape], classe
     noise = rng.integers(-24, 25, (size, size, 3))
     canvas = np.clip(background + noise, 0, 255)
     for shape in shapes:
-        parts = _cluster(rng, shape) if shape.crowd else [shape]
+        parts = [shape]
+        if shape.crowd:
+            # Nine small shapes that fill the box up to its edges.
+            small = shape.side // 3
+            places = [0, (shape.side - small) // 2, shape.side - small]
+            parts = [_Shape(shape.label, shape.left + x, shape.top + y, small) for y in places for x in places]
         for part in parts:
             region = canvas[part.top : part.top + part.side, part.left : part.left + part.side]
-            region[_mask(classes[part.label], part.side)] = _contrasting(rng, background)
+            # At least 96 levels away from the background in each channel, around the circle of levels.
+            region[_mask(classes[part.label], part.side)] = (background + rng.integers(96, 161, 3)) % 256
     return canvas.astype(np.uint8)
-
-
-def _cluster(rng: np.random.Generator, crowd: _Shape) -> list[_Shape]:
-    """Nine small shapes that fill the box of a crowd up to its edges."""
-    small = crowd.side // 3
-    places = [0, (crowd.side - small) // 2, crowd.side - small]
-    return [_Shape(crowd.label, crowd.left + x, crowd.top + y, small) for y in places for x in places]
-
-
-def _contrasting(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
-    """A colour at least 96 levels away from the background in each channel, around the circle of levels."""
-    return (background + rng.integers(96, 161, 3)) % 256
 
 
 def _mask(shape: str, side: int) -> np.ndarray:
@@ -204,12 +194,6 @@ def _mask(shape: str, side: int) -> np.ndarray:
         return axis[None, :] ** 2 + axis[:, None] ** 2 <= side**2
     # The half width grows from the tip at the top to the whole base.
     return np.abs(axis)[None, :] <= np.arange(1, side + 1)[:, None]
-
-
-def _encode(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def _boxes(objects: Sequence[tuple[int, _Shape]]) -> Boxes:
@@ -231,8 +215,12 @@ def _masks(objects: Sequence[tuple[int, _Shape]], size: int, classes: Sequence[s
     for _, shape in objects:
         pixels = np.ones((shape.side, shape.side), bool) if shape.crowd else _mask(classes[shape.label], shape.side)
         areas.append(float(pixels.sum()))
-        outline = (_outline(pixels) + (shape.left, shape.top)).ravel()
-        masks.append(_run_lengths(shape, size) if shape.crowd else [outline])
+        if shape.crowd:
+            canvas = np.zeros((size, size), dtype=np.uint8, order="F")
+            canvas[shape.top : shape.top + shape.side, shape.left : shape.left + shape.side] = 1
+            masks.append(encode_mask(canvas))
+        else:
+            masks.append([(_outline(pixels) + (shape.left, shape.top)).ravel()])
     return {"masks": mask_array(masks), "area": np.array(areas)}
 
 
@@ -246,12 +234,6 @@ def _outline(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([right, left[::-1]]).astype(np.float64)
 
 
-def _run_lengths(shape: _Shape, size: int) -> str:
-    canvas = np.zeros((size, size), dtype=bool)
-    canvas[shape.top : shape.top + shape.side, shape.left : shape.left + shape.side] = True
-    return mask_utils.encode(np.asfortranarray(canvas, dtype=np.uint8))["counts"].decode("ascii")
-
-
 def _keypoints(objects: Sequence[tuple[int, _Shape]], labels: Labels) -> dict[str, Any]:
     """The field of `Boxes` for keypoints."""
     values = np.zeros((len(objects), labels.keypoints.num_keypoints if labels.keypoints else 0, 3))
@@ -261,12 +243,9 @@ def _keypoints(objects: Sequence[tuple[int, _Shape]], labels: Labels) -> dict[st
         above = [other for i, other in objects[index + 1 :] if i == image]
         for k, (x, y) in enumerate(_PLACES[labels.names[shape.label]]):
             point = np.array([shape.left + x * shape.side, shape.top + y * shape.side])
-            hidden = any(_covers(other, point, labels.names) for other in above)
-            values[index, k] = (*point, 1 if hidden else 2)
+            values[index, k] = (*point, 2)
+            for other in above:
+                x, y = np.floor(point - (other.left, other.top)).astype(int)
+                if 0 <= x < other.side and 0 <= y < other.side and _mask(labels.names[other.label], other.side)[y, x]:
+                    values[index, k, 2] = 1
     return {"keypoints": values.reshape(len(objects), -1)}
-
-
-def _covers(shape: _Shape, point: np.ndarray, classes: Sequence[str]) -> bool:
-    x, y = np.floor(point - (shape.left, shape.top)).astype(int)
-    inside = 0 <= x < shape.side and 0 <= y < shape.side
-    return bool(inside and _mask(classes[shape.label], shape.side)[y, x])

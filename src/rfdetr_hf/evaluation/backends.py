@@ -1,9 +1,8 @@
 """COCO's evaluation behind one function: pycocotools, or a compiled package that gives the same bits."""
 
-import contextlib
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from .detections import Detections
+from .detection_table import DetectionTable
 from .ground_truth import Truths, make_coco, silenced, truth_arrays
 
 BACKENDS = ("pycocotools", "ultrafast", "auto")
@@ -20,7 +19,7 @@ IOU_TYPES = ("bbox", "segm", "keypoints")
 COCO_PERSON_SIGMAS = tuple(Params("keypoints").kpt_oks_sigmas.tolist())
 
 
-class Matches(NamedTuple):
+class CocoMatches(NamedTuple):
     """What COCO's matching decided at IoU .5 for all areas and the largest limit of detections.
 
     The rows are ordered by category, then image, then rank, which is the order that COCO accumulates in. Detections
@@ -83,9 +82,9 @@ class Evaluation:
     category_ids: tuple[int, ...]
     ground_truth: COCO
     sigmas: np.ndarray | None
-    detections: Detections
+    detections: DetectionTable
     truths: Truths
-    matches: Matches
+    matches: CocoMatches
 
     @property
     def class_names(self) -> list[str]:
@@ -100,13 +99,13 @@ def fast_backend_installed() -> bool:
 
 def evaluate(
     ground_truth: COCO,
-    detections: Detections,
+    detections: DetectionTable,
     image_ids: np.ndarray,
     evaluated: np.ndarray,
     *,
     iou_type: str = "bbox",
     limits: Sequence[int] = (1, 10, 100),
-    sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None = None,
+    sigmas: Sequence[float] | np.ndarray | Mapping[int, Any] | None = None,
     backend: str = "pycocotools",
 ) -> Evaluation:
     """COCO's evaluation of a table of detections.
@@ -136,29 +135,38 @@ def evaluate(
         raise ValueError(f"backend {backend!r}: it must be one of {', '.join(BACKENDS)}.")
     fast = backend == "ultrafast" or (backend == "auto" and fast_backend_installed())
     category_ids = sorted(ground_truth.getCatIds())
-    with silenced(), _empty_arrays_allowed():
-        runs = [
-            _run(part, image_ids, evaluated, iou_type, limits, fast)
-            for part in _parts(ground_truth, detections, category_ids, sigmas if iou_type == "keypoints" else None)
-        ]
+    # pycocotools divides by the number of keypoints of an object without any, whose result it then ignores.
+    with silenced(), np.errstate(divide="ignore", invalid="ignore"):
+        parts = _parts(ground_truth, detections, category_ids, sigmas if iou_type == "keypoints" else None)
+        runs = [_run(part, image_ids, evaluated, iou_type, limits, fast) for part in parts]
     truths = truth_arrays(ground_truth, image_ids, evaluated, iou_type)
-    columns = [np.concatenate(column) for column in zip(*(run.columns for run in runs), strict=True)]
+    columns = [np.concatenate(column) for column in zip(*(columns for _, columns in runs), strict=True)]
     columns = [column[np.argsort(columns[2], kind="stable")] for column in columns]
-    params = runs[0].params
+    number, _, category, truth_id, ignored = columns
+    rows = detections.rows[number - 1]
+    truth = np.where(truth_id == 0, -1, np.searchsorted(truths.id, truth_id))
+    finished, params = [run for run, _ in runs], runs[0][0].params
     return Evaluation(
         iou_type=iou_type,
-        precision=_by_category(runs, "precision", category_ids),
-        recall=_by_category(runs, "recall", category_ids),
-        scores=_by_category(runs, "scores", category_ids),
+        precision=_by_category(finished, "precision", category_ids),
+        recall=_by_category(finished, "recall", category_ids),
+        scores=_by_category(finished, "scores", category_ids),
         iou_thresholds=params.iouThrs,
         areas=tuple(params.areaRngLbl),
         limits=tuple(params.maxDets),
         category_ids=tuple(category_ids),
         ground_truth=ground_truth,
-        sigmas=_sigma_table(sigmas, category_ids) if iou_type == "keypoints" else None,
+        sigmas=_sigma_table(sigmas, category_ids) if sigmas is not None and iou_type == "keypoints" else None,
         detections=detections,
         truths=truths,
-        matches=_matches(columns, detections, truths, category_ids),
+        matches=CocoMatches(
+            row=number - 1,
+            image=rows["image"],
+            category=np.searchsorted(category_ids, category),
+            score=rows["score"].astype(np.float64),
+            truth=truth,
+            ignored=ignored.astype(bool),
+        ),
     )
 
 
@@ -173,30 +181,16 @@ class _Part(NamedTuple):
     """
 
     ground_truth: COCO
-    detections: Detections
+    detections: DetectionTable
     rows: np.ndarray
     sigmas: np.ndarray | None
 
 
-class _Run(NamedTuple):
-    """What a run gave.
-
-    Attributes:
-        arrays: `precision`, `recall` and `scores`.
-        params: of COCO's evaluation.
-        columns: detection number in the whole table, image id, category id, truth id (0: none), whether it is ignored.
-    """
-
-    arrays: Mapping[str, np.ndarray]
-    params: Any
-    columns: list[np.ndarray]
-
-
 def _parts(
     truth: COCO,
-    detections: Detections,
+    detections: DetectionTable,
     category_ids: Sequence[int],
-    sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None,
+    sigmas: Sequence[float] | np.ndarray | Mapping[int, Any] | None,
 ) -> list[_Part]:
     """Everything in one part, or one part for each set of sigmas, without the padding of the keypoints."""
     if not isinstance(sigmas, Mapping):
@@ -206,32 +200,32 @@ def _parts(
     for category in category_ids:
         groups.setdefault(tuple(sigmas[category]), []).append(category)
     groups.pop((), None)
-    return [_cut(truth, detections, categories, own) for own, categories in groups.items()]
-
-
-def _cut(truth: COCO, detections: Detections, categories: Sequence[int], sigmas: tuple[float, ...]) -> _Part:
-    """Objects and detections of these categories with their first keypoints, one for each of the sigmas.
-
-    What pads them must go: pycocotools spans the area of a detection over all of its keypoints, and compares them all
-    with an object that has none labelled.
-    """
-    annotations = [
-        {**annotation, "keypoints": annotation["keypoints"][: 3 * len(sigmas)]}
-        for annotation in truth.dataset["annotations"]
-        if annotation["category_id"] in categories
-    ]
-    names = [category for category in truth.dataset["categories"] if category["id"] in categories]
-    rows = np.flatnonzero(np.isin(detections.rows["label"], categories))
-    own = detections.take(rows)
-    own = replace(own, keypoints=own.keypoints[:, : len(sigmas)])
-    return _Part(make_coco(truth.dataset["images"], annotations, names), own, rows, np.array(sigmas))
+    content: Any = truth.dataset
+    parts = []
+    for own, categories in groups.items():
+        # What pads the keypoints must go: pycocotools spans the area of a detection over all of its keypoints, and
+        # compares them all with an object that has none labelled.
+        annotations = [
+            {**annotation, "keypoints": annotation["keypoints"][: 3 * len(own)]}
+            for annotation in content["annotations"]
+            if annotation["category_id"] in categories
+        ]
+        names = [category for category in content["categories"] if category["id"] in categories]
+        rows = np.flatnonzero(np.isin(detections.rows["label"], categories))
+        table = detections.take(rows)
+        if table.keypoints is not None:
+            table.keypoints = table.keypoints[:, : len(own)]
+        parts.append(_Part(make_coco(content["images"], annotations, names), table, rows, np.array(own)))
+    return parts
 
 
 def _run(
     part: _Part, image_ids: np.ndarray, evaluated: np.ndarray, iou_type: str, limits: Sequence[int], fast: bool
-) -> _Run:
+) -> tuple[Any, list[np.ndarray]]:
+    """The finished run of COCO's evaluation, and of each match the detection's number in the complete table, image id,
+    category id, truth id (0: none) and whether it is ignored."""
     start = _start_ultrafast if fast else _start_pycocotools
-    run = start(part.ground_truth, part.detections, image_ids, iou_type)
+    run: Any = start(part.ground_truth, part.detections, image_ids, iou_type)
     run.params.imgIds = image_ids[evaluated].tolist()
     run.params.maxDets = sorted(limits)
     if part.sigmas is not None:
@@ -239,39 +233,42 @@ def _run(
     run.evaluate()
     run.accumulate()
     number, *others = _columns_ultrafast(run) if fast else _columns_pycocotools(run)
-    return _Run(run.eval, run.params, [part.rows[number.astype(np.int64) - 1] + 1, *others])
+    return run, [part.rows[number.astype(np.int64) - 1] + 1, *others]
 
 
-def _by_category(runs: Sequence[_Run], name: str, category_ids: Sequence[int]) -> np.ndarray:
+def _by_category(runs: Sequence[Any], name: str, category_ids: Sequence[int]) -> np.ndarray:
     """An array of all categories from those of the runs; -1 for a category that none of them scored."""
     axis = 1 if name == "recall" else 2
-    shape = list(runs[0].arrays[name].shape)
+    shape = list(runs[0].eval[name].shape)
     shape[axis] = len(category_ids)
     whole = np.full(shape, -1.0)
     for run in runs:
         place = [slice(None)] * len(shape)
         place[axis] = np.searchsorted(category_ids, run.params.catIds)
-        whole[tuple(place)] = run.arrays[name]
+        whole[tuple(place)] = run.eval[name]
     return whole
 
 
-def _sigma_table(sigmas: Sequence[float] | Mapping[int, Sequence[float]], category_ids: Sequence[int]) -> np.ndarray:
-    rows = [sigmas[category] if isinstance(sigmas, Mapping) else sigmas for category in category_ids]
+def _sigma_table(sigmas: Sequence[float] | np.ndarray | Mapping[int, Any], category_ids: Sequence[int]) -> np.ndarray:
+    rows: list[Any] = [sigmas[category] if isinstance(sigmas, Mapping) else sigmas for category in category_ids]
     table = np.ones((len(rows), max(map(len, rows), default=0)))
     for row, own in zip(table, rows, strict=True):
         row[: len(own)] = own
     return table
 
 
-def records(detections: Detections, ground_truth: COCO, image_ids: np.ndarray, iou_type: str) -> list[dict[str, Any]]:
+def records(
+    detections: DetectionTable, ground_truth: COCO, image_ids: np.ndarray, iou_type: str
+) -> list[dict[str, Any]]:
     """What pycocotools' `loadRes` makes of the detections, less a polygon for each box that no score reads."""
     rows = detections.rows
     fields = [image_ids[rows["image"]].tolist(), rows["label"].tolist(), rows["score"].tolist()]
     if iou_type == "segm":
-        shapes = [{"segmentation": rle} for rle in run_lengths(detections, ground_truth, image_ids)]
+        rles: Any = run_lengths(detections, ground_truth, image_ids)
+        shapes = [{"segmentation": rle} for rle in rles]
         # One by one: pycocotools 2.0.11 under numpy 2 cannot take 256 masks or more at once.
-        areas = [int(mask_utils.area(shape["segmentation"])) for shape in shapes]
-    elif iou_type == "keypoints":
+        areas = [int(mask_utils.area(rle)) for rle in rles]
+    elif iou_type == "keypoints" and detections.keypoints is not None:
         points = detections.keypoints.astype(np.float64)
         corners = [points[..., :2].min(axis=1), points[..., :2].max(axis=1)]
         areas = np.prod(corners[1] - corners[0], axis=1).tolist()
@@ -286,42 +283,38 @@ def records(detections: Detections, ground_truth: COCO, image_ids: np.ndarray, i
     ]
 
 
-def run_lengths(detections: Detections, ground_truth: COCO, image_ids: np.ndarray) -> list[dict[str, Any]]:
+def run_lengths(detections: DetectionTable, ground_truth: COCO, image_ids: np.ndarray) -> list[dict[str, Any]]:
     """The masks as RLE dicts with the sizes of their images."""
     sizes = {}
     for position in np.unique(detections.rows["image"]).tolist():
         image = ground_truth.imgs[int(image_ids[position])]
         sizes[position] = [image["height"], image["width"]]
     images = detections.rows["image"].tolist()
-    return [{"size": sizes[i], "counts": counts} for i, counts in zip(images, detections.masks, strict=True)]
+    return [{"size": sizes[i], "counts": counts} for i, counts in zip(images, detections.masks or (), strict=True)]
 
 
-def _start_pycocotools(truth: COCO, detections: Detections, image_ids: np.ndarray, iou_type: str) -> COCOeval:
+def _start_pycocotools(truth: COCO, detections: DetectionTable, image_ids: np.ndarray, iou_type: Any) -> COCOeval:
     found = records(detections, truth, image_ids, iou_type)
     return COCOeval(truth, make_coco(truth.dataset["images"], found, truth.dataset["categories"]), iou_type)
 
 
-def _start_ultrafast(truth: COCO, detections: Detections, image_ids: np.ndarray, iou_type: str) -> Any:
+def _start_ultrafast(truth: COCO, detections: DetectionTable, image_ids: np.ndarray, iou_type: str) -> Any:
     try:
         import ultrafast_pycocotools as ultrafast
     except ImportError as error:
         raise ImportError(
             "backend='ultrafast' needs the package ultrafast-pycocotools: pip install 'rfdetr-hf[fast-eval]'"
         ) from error
-    theirs = ultrafast.COCO(truth.dataset, verbose=False)
+    content: Any = truth.dataset
+    theirs = ultrafast.COCO(content, verbose=False)
     if iou_type == "bbox":
         rows = detections.rows
         columns = (image_ids[rows["image"]], *detections.boxes_xywh.T, rows["score"], rows["label"])
         results = theirs.loadRes(np.stack(columns, axis=1, dtype=np.float64))
     else:
         found = records(detections, truth, image_ids, iou_type)
-        results = ultrafast.COCO({**truth.dataset, "annotations": found}, verbose=False)
+        results = ultrafast.COCO({**content, "annotations": found}, verbose=False)
     return ultrafast.COCOeval(theirs, results, iou_type)
-
-
-def _empty_arrays_allowed() -> contextlib.AbstractContextManager:
-    """pycocotools divides by the number of keypoints of an object without any, whose result it then ignores."""
-    return np.errstate(divide="ignore", invalid="ignore")
 
 
 def _columns_pycocotools(run: COCOeval) -> list[np.ndarray]:
@@ -350,19 +343,3 @@ def _columns_ultrafast(run: Any) -> list[np.ndarray]:
     columns = [found["dt_id"], found["image_id"], found["category_id"], np.maximum(found["gt_id"], 0), found["ignore"]]
     order = np.lexsort([-found["score"], found["image_id"], found["category_id"]])
     return [column[order] for column in columns]
-
-
-def _matches(columns: list[np.ndarray], detections: Detections, truths: Truths, category_ids: Sequence[int]) -> Matches:
-    number, _, category, truth_id, ignored = columns
-    row = number.astype(np.int64) - 1
-    truth = np.searchsorted(truths.id, truth_id)
-    truth[truth_id == 0] = -1
-    rows = detections.rows[row]
-    return Matches(
-        row=row,
-        image=rows["image"],
-        category=np.searchsorted(category_ids, category),
-        score=rows["score"].astype(np.float64),
-        truth=truth,
-        ignored=ignored.astype(bool),
-    )

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .coco import CocoEvaluator
+from .evaluator import CocoEvaluator
 
 
 def predictions_by_image(evaluator: CocoEvaluator) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def truth_by_image(evaluator: CocoEvaluator) -> list[dict[str, Any]]:
 
 
 def _truth(evaluator: CocoEvaluator, image_id: int) -> dict[str, Any]:
-    objects = evaluator.ground_truth.imgToAnns.get(image_id, [])
+    objects: Any = evaluator.ground_truth.imgToAnns.get(image_id, [])
     boxes = np.array([each["bbox"] for each in objects], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     truth = {

@@ -151,7 +151,7 @@ def _mean_ap(
     """
     matches, truths = evaluation.matches, evaluation.truths
     category, right, kept = matches.category, matches.correct, ~matches.ignored
-    if mended is not None:
+    if mended is not None and dropped is not None:
         hit = mended >= 0
         kept = kept & (~dropped | hit)
         right = right | hit

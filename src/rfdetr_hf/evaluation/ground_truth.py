@@ -11,7 +11,7 @@ from datasets import Dataset
 from pycocotools.coco import COCO
 
 from ..data import schema
-from .detections import sample
+from .detection_table import first_few
 
 _LARGEST_AREA = 1e10  # of COCO's area range "all"
 
@@ -44,9 +44,15 @@ def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None
     if not all(isinstance(image_id, int) for image_id in ids):
         raise ValueError("Column image_id must hold integers; give the images numbers, e.g. their row index.")
     if len(set(ids)) < len(ids):
-        raise ValueError(f"image_id appears more than once: {sample(repeated(ids))}.")
+        raise ValueError(f"image_id appears more than once: {first_few(repeated(ids))}.")
     categories = [{"id": label, "name": name} for label, name in enumerate(names)]
     return make_coco(images, annotations, categories)
+
+
+def keypoint_sigmas(dataset: Dataset) -> dict[int, Sequence[float]] | None:
+    """The sigmas of a data set's keypoints by label; None where the data set does not describe its keypoints."""
+    found = schema.schema_of_keypoints(dataset.features["objects"].get("keypoints"))
+    return None if found is None else {label: each.sigmas for label, each in enumerate(found.classes)}
 
 
 class Truths(NamedTuple):
@@ -80,7 +86,12 @@ def truth_arrays(coco: COCO, image_ids: np.ndarray, evaluated: np.ndarray, iou_t
     category = {category_id: k for k, category_id in enumerate(sorted(coco.cats))}
     kept = [coco.anns[i] for i in sorted(coco.anns)]
     kept = [a for a in kept if a["image_id"] in position and a["category_id"] in category]
-    ignored = [_is_ignored(annotation, iou_type) for annotation in kept]
+    ignored = [
+        bool(a.get("iscrowd", 0))
+        or (iou_type == "keypoints" and a.get("num_keypoints", 0) == 0)
+        or not 0 <= a["area"] <= _LARGEST_AREA
+        for a in kept
+    ]
     return Truths(
         np.array([annotation["id"] for annotation in kept], dtype=np.int64),
         np.array([position[annotation["image_id"]] for annotation in kept], dtype=np.int32),
@@ -90,15 +101,10 @@ def truth_arrays(coco: COCO, image_ids: np.ndarray, evaluated: np.ndarray, iou_t
     )
 
 
-def _is_ignored(annotation: Mapping[str, Any], iou_type: str) -> bool:
-    without_points = iou_type == "keypoints" and annotation.get("num_keypoints", 0) == 0
-    return bool(annotation.get("iscrowd", 0)) or without_points or not 0 <= annotation["area"] <= _LARGEST_AREA
-
-
-def make_coco(images: list[dict], annotations: list[dict], categories: list[dict]) -> COCO:
+def make_coco(images: Sequence[Any], annotations: Sequence[Any], categories: Sequence[Any]) -> COCO:
     """An indexed `COCO` of these records."""
     with silenced():
-        coco = COCO()
+        coco: Any = COCO()
         coco.dataset = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
         coco.createIndex()
     return coco
@@ -114,7 +120,7 @@ def repeated(ids: Sequence[int]) -> list[int]:
     return [image_id for image_id, count in Counter(ids).items() if count > 1]
 
 
-def _annotation_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+def _annotation_rows(dataset: Dataset) -> Iterator[Any]:
     columns = ["image_id", "width", "height", "objects"]
     missing = sorted(set(columns) - set(dataset.column_names))
     if missing:

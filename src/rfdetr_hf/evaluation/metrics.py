@@ -1,12 +1,13 @@
-"""Numbers out of COCO's arrays."""
+"""Scores: COCO's numbers out of its arrays; precision, recall and F1 by score threshold out of its matches."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .backends import Evaluation
 
 COCO_LIMITS = {"bbox": (1, 10, 100), "segm": (1, 10, 100), "keypoints": (20,)}
+SCORE_THRESHOLDS = np.linspace(0, 1, 101)
 
 
 def summarize(evaluation: Evaluation) -> dict[str, float]:
@@ -72,3 +73,70 @@ def _iou_index(evaluation: Evaluation, iou: float) -> np.ndarray:
 def _mean(values: np.ndarray) -> float:
     defined = values[values > -1]
     return float(np.mean(defined)) if len(defined) else -1.0
+
+
+class OperatingCurves(NamedTuple):
+    """Precision, recall and F1 of each class when detections below a score are left out.
+
+    At threshold t a class has the detections with score >= t that COCO counts at IoU .5: each is right or wrong as in
+    AP, and those matched to crowds are neither. Precision is 0 where nothing is left. Only classes with objects to be
+    found enter the macro means.
+
+    Attributes:
+        thresholds: (T,) 0 to 1 by .01.
+        true_positives: (K, T) int64.
+        false_positives: (K, T) int64.
+        num_truths: (K,) objects to be found.
+    """
+
+    thresholds: np.ndarray
+    true_positives: np.ndarray
+    false_positives: np.ndarray
+    num_truths: np.ndarray
+
+    @property
+    def precision(self) -> np.ndarray:
+        """(K, T)."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """(K, T); 0 for classes without objects."""
+        return _ratio(self.true_positives, self.num_truths[:, None])
+
+    @property
+    def f1(self) -> np.ndarray:
+        """(K, T)."""
+        found_and_there = self.true_positives + self.false_positives + self.num_truths[:, None]
+        return _ratio(2 * self.true_positives, found_and_there)
+
+    def macro(self, name: str) -> np.ndarray:
+        """(T,) mean of "precision", "recall" or "f1" over the classes with objects; 0 when there are none."""
+        values = getattr(self, name)[self.num_truths > 0]
+        return values.mean(axis=0) if len(values) else np.zeros(len(self.thresholds))
+
+    @property
+    def best(self) -> int:
+        """Position of the threshold with the highest macro F1, the lowest of several."""
+        return int(self.macro("f1").argmax())
+
+
+def operating_curves(evaluation: Evaluation, thresholds: np.ndarray = SCORE_THRESHOLDS) -> OperatingCurves:
+    """Counts of right and wrong detections of each class at each score threshold, in one pass."""
+    matches, classes = evaluation.matches, len(evaluation.category_ids)
+    # Scores are float32: so are thresholds, or .9 would not pass .9.
+    # The number of thresholds that a detection passes; those that pass none drop out with the first column.
+    passed = np.searchsorted(thresholds.astype(np.float32), matches.score, side="right")
+    cell = matches.category * (len(thresholds) + 1) + passed
+    counts = []
+    for kind in (matches.correct, matches.wrong):
+        histogram = np.bincount(cell[kind], minlength=classes * (len(thresholds) + 1))
+        histogram = histogram.reshape(classes, len(thresholds) + 1)
+        counts.append(histogram[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:])
+    truths = np.bincount(evaluation.truths.category[~evaluation.truths.ignored], minlength=classes)
+    return OperatingCurves(thresholds, counts[0], counts[1], truths)
+
+
+def _ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    part, total = np.broadcast_arrays(part, total)
+    return np.divide(part, total, out=np.zeros(part.shape), where=total > 0)

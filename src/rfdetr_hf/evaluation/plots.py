@@ -2,14 +2,14 @@
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as mask_utils
+from PIL import Image
 
-from .backends import run_lengths
-from .detection import DetectionAnalysis
+from ..drawing import Shape, draw_shapes
+from .analysis import DetectionAnalysis
+from .backends import Evaluation, run_lengths
 from .error_types import KINDS
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ _BLUE, _GREY, _RED = "#2456a6", "#b8c0cc", "#c8382c"
 _LINES_WITH_NAMES = 10
 _CELLS_WITH_NUMBERS = 20
 _LARGEST_MATRIX = 60
-_MASK_OPACITY = 90
-_POINT = 4
 
 # Colours of the boxes on an image.
 FOUND, RIGHT, MISSED, WRONG = "#2e9e4f", "#2456a6", "#d4221f", "#e8890c"
@@ -133,84 +131,46 @@ def draw_errors(analysis: DetectionAnalysis, image: Image.Image, image_id: int, 
         image_id: its id.
         long_side: of the picture returned.
     """
-    scale = long_side / max(image.size)
-    canvas = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
-    shapes = _shapes(analysis, image_id)
-    for shape in shapes:
-        if shape.mask is not None:
-            _fill(canvas, shape)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
-    labels = []
-    for shape in shapes:
-        # PIL refuses a box whose corners are in the wrong order, which nothing keeps a detector from giving.
-        x, y = sorted(shape.box[::2]), sorted(shape.box[1::2])
-        corners = [scale * v for v in (x[0], y[0], x[1], y[1])]
-        pen.rectangle(corners, outline=shape.colour, width=3)
-        for x, y in shape.points:
-            pen.ellipse([scale * x - _POINT, scale * y - _POINT, scale * x + _POINT, scale * y + _POINT], shape.colour)
-        labels += [(corners, shape)] if shape.text else []
-    for (left, top, *_), shape in labels:
-        _, _, width, height = pen.textbbox((0, 0), shape.text, font=font)
-        x = min(max(left, 0), max(canvas.width - width - 4, 0))
-        y = top - height - 4 if top > height + 4 else top + 2
-        pen.rectangle((x, y, x + width + 4, y + height + 4), fill=shape.colour)
-        pen.text((x + 2, y + 1), shape.text, fill="white", font=font)
-    return canvas
-
-
-class _Shape(NamedTuple):
-    """What is drawn of one object or detection: box xyxy, (H, W) mask or None, points (x, y)."""
-
-    box: list[float]
-    text: str
-    colour: str
-    mask: np.ndarray | None
-    points: list[tuple[float, float]]
-
-
-def _fill(canvas: Image.Image, shape: _Shape) -> None:
-    stencil = Image.fromarray(shape.mask * np.uint8(_MASK_OPACITY)).resize(canvas.size, Image.Resampling.NEAREST)
-    canvas.paste(Image.new("RGB", canvas.size, shape.colour), mask=stencil)
-
-
-def _shapes(analysis: DetectionAnalysis, image_id: int) -> list[_Shape]:
-    """Objects first, so that detections are drawn over them."""
     evaluation = analysis.evaluation
     position = sorted(evaluation.ground_truth.imgs).index(image_id)
     matches, truths = evaluation.matches, evaluation.truths
     shown = (matches.image == position) & (matches.score >= np.float32(analysis.threshold)) & ~matches.ignored
     found = set(matches.truth[shown & matches.correct].tolist())
     there = np.flatnonzero((truths.image == position) & ~truths.ignored).tolist()
-    objects = [_object_shape(analysis, t, t in found) for t in there]
-    return objects + [_detection_shape(analysis, m) for m in np.flatnonzero(shown).tolist()]
+    # Objects first, so that detections are drawn over them.
+    shapes = [_object_shape(evaluation, t, t in found) for t in there]
+    shapes += [_detection_shape(analysis, m) for m in np.flatnonzero(shown).tolist()]
+    scale = long_side / max(image.size)
+    canvas = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
+    return draw_shapes(canvas, shapes, scale)
 
 
-def _object_shape(analysis: DetectionAnalysis, truth: int, found: bool) -> _Shape:
-    evaluation = analysis.evaluation
+def _object_shape(evaluation: Evaluation, truth: int, found: bool) -> Shape:
     x, y, w, h = evaluation.truths.box[truth].tolist()
-    annotation = evaluation.ground_truth.anns[int(evaluation.truths.id[truth])]
-    mask, points = None, []
-    if evaluation.iou_type == "segm":
-        mask = evaluation.ground_truth.annToMask(annotation)
-    elif evaluation.iou_type == "keypoints":
-        points = [(x, y) for x, y, v in np.reshape(annotation["keypoints"], (-1, 3)).tolist() if v > 0]
     missed = f"missed {evaluation.class_names[evaluation.truths.category[truth]]}"
-    return _Shape([x, y, x + w, y + h], "" if found else missed, FOUND if found else MISSED, mask, points)
+    shape = Shape([x, y, x + w, y + h], FOUND if found else MISSED, "" if found else missed)
+    annotation: Any = evaluation.ground_truth.anns[int(evaluation.truths.id[truth])]
+    if evaluation.iou_type == "segm":
+        shape.mask = evaluation.ground_truth.annToMask(annotation)
+    elif evaluation.iou_type == "keypoints":
+        points = np.reshape(annotation["keypoints"], (-1, 3))
+        shape.points = points[points[:, 2] > 0, :2]
+    return shape
 
 
-def _detection_shape(analysis: DetectionAnalysis, match: int) -> _Shape:
+def _detection_shape(analysis: DetectionAnalysis, match: int) -> Shape:
     evaluation, matches = analysis.evaluation, analysis.evaluation.matches
     table = evaluation.detections.take(matches.row[[match]])
-    mask, points = None, []
-    if evaluation.iou_type == "segm":
-        image_ids = np.array(sorted(evaluation.ground_truth.imgs))
-        mask = mask_utils.decode(run_lengths(table, evaluation.ground_truth, image_ids)[0])
-    elif evaluation.iou_type == "keypoints":
-        points = [(x, y) for x, y, confidence in table.keypoints[0].tolist() if confidence > 0]
     kind = int(analysis.errors.kind[match])
     text = f"{evaluation.class_names[matches.category[match]]} {matches.score[match]:.2f}"
     text, colour = (text, RIGHT) if kind < 0 else (f"{text} {KINDS[kind]}", WRONG)
-    return _Shape(table.rows["box"][0].tolist(), text, colour, mask, points)
+    shape = Shape(table.rows["box"][0].tolist(), colour, text)
+    if evaluation.iou_type == "segm":
+        image_ids = np.array(sorted(evaluation.ground_truth.imgs))
+        shape.mask = run_lengths(table, evaluation.ground_truth, image_ids)[0]
+    elif table.keypoints is not None and evaluation.iou_type == "keypoints":
+        shape.points = table.keypoints[0][table.keypoints[0, :, 2] > 0, :2]
+    return shape
 
 
 def _figure(title: str, x: str, y: str, size: tuple[float, float] = (7, 5)) -> "tuple[Figure, Axes]":

@@ -2,17 +2,15 @@
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
-from PIL import Image
 
 from ..data.schema import decode_image, undecoded
-from .coco import CocoEvaluator
-from .detection import DetectionAnalysis
+from .analysis import DetectionAnalysis
+from .evaluator import CocoEvaluator
 from .plots import LEGEND, draw_errors, overlap_name, save_plots
 from .tables import TITLES, aligned, class_cells, error_cells, scores_table, summaries, write_class_csv
 
@@ -30,11 +28,6 @@ figure { margin: 1.5em 0; } figure img { max-width: 100%; } figcaption, .note { 
 """
 
 
-def analyses_of(evaluator: CocoEvaluator) -> dict[str, DetectionAnalysis]:
-    """The analysis of each IoU type that the evaluator scores."""
-    return {iou_type: evaluator.analyze(iou_type) for iou_type in evaluator.iou_types}
-
-
 def folder_of(folder: str | Path, iou_type: str, analyses: Analyses) -> Path:
     """Where the tables and curves of an IoU type go: the first one's into `folder` itself, others' into its own."""
     return Path(folder) if iou_type == next(iter(analyses)) else Path(folder) / iou_type
@@ -45,7 +38,6 @@ def write_results(
     folder: str | Path,
     category_ids: Sequence[int] | None = None,
     predictions: bool = True,
-    analyses: Analyses | None = None,
 ) -> dict[str, float]:
     """Writes metrics.json, per_class.csv, errors.txt and predictions.json; returns the metrics.
 
@@ -56,19 +48,19 @@ def write_results(
         folder: made where it is not there.
         category_ids: original category id by label, for predictions.json.
         predictions: whether to write predictions.json, about 150 bytes for each detection.
-        analyses: of `analyses_of`, where they are there already.
     """
-    folder, analyses = Path(folder), analyses or analyses_of(evaluator)
+    folder, analyses = Path(folder), evaluator.analyses
     folder.mkdir(parents=True, exist_ok=True)
     metrics = evaluator.compute() | summaries(analyses)
-    _write_json(metrics, folder / "metrics.json", indent=2)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     for iou_type, analysis in analyses.items():
         place = folder_of(folder, iou_type, analyses)
         place.mkdir(exist_ok=True)
         write_class_csv(analysis.per_class(), place / "per_class.csv")
         (place / "errors.txt").write_text(aligned(error_cells(analysis)) + "\n", encoding="utf-8")
     if predictions:
-        _write_json(evaluator.predictions_json(category_ids), folder / "predictions.json")
+        text = json.dumps(evaluator.predictions_json(category_ids))
+        (folder / "predictions.json").write_text(text + "\n", encoding="utf-8")
     return metrics
 
 
@@ -78,7 +70,6 @@ def write_report(
     dataset: Dataset | None = None,
     title: str = "Evaluation",
     num_images: int = 12,
-    analyses: Analyses | None = None,
 ) -> Path:
     """Writes the curves as PNG files, the worst images as JPEG files, and report.html with all of it inside.
 
@@ -90,7 +81,6 @@ def write_report(
         dataset: with the images; without it no images are drawn.
         title: of the page.
         num_images: of the worst images that are drawn for each IoU type.
-        analyses: of `analyses_of`, where they are there already.
 
     Returns:
         Path of report.html.
@@ -98,7 +88,7 @@ def write_report(
     Raises:
         ImportError: matplotlib is not installed (extra `plots`).
     """
-    analyses = analyses or analyses_of(evaluator)
+    analyses = evaluator.analyses
     lines = _head(title, evaluator, analyses)
     for iou_type, analysis in analyses.items():
         place = folder_of(folder, iou_type, analyses)
@@ -111,21 +101,14 @@ def write_report(
     return page
 
 
-def image_reader(dataset: Dataset) -> Callable[[int], Image.Image]:
-    """Reads the upright image of an image id."""
-    rows, row_of = undecoded(dataset.with_format(None)), {}
-    for row, image_id in enumerate(dataset.with_format(None)["image_id"]):
-        row_of[image_id] = row
-    return lambda image_id: decode_image(rows[row_of[image_id]])
-
-
 def _draw_worst(analysis: DetectionAnalysis, folder: Path, dataset: Dataset, limit: int) -> list[tuple[Path, str]]:
     """Paths of the pictures and captions."""
-    read, pictures = image_reader(dataset), []
+    rows, pictures = undecoded(dataset.with_format(None)), []
+    row_of = {image_id: row for row, image_id in enumerate(rows["image_id"])}
     (folder / "worst_images").mkdir(exist_ok=True)
     for rank, errors in enumerate(analysis.worst_images(limit), start=1):
         path = folder / "worst_images" / f"{rank:02d}_image_{errors.image_id}.jpg"
-        draw_errors(analysis, read(errors.image_id), errors.image_id).save(path, quality=88)
+        draw_errors(analysis, decode_image(rows[row_of[errors.image_id]]), errors.image_id).save(path, quality=88)
         right, wrong, missed = errors[1:]
         pictures.append((path, f"Image {errors.image_id}: {right} right, {wrong} wrong, {missed} missed"))
     return pictures
@@ -184,7 +167,3 @@ def _embedded(path: Path) -> str:
     kind = "png" if path.suffix == ".png" else "jpeg"
     data = base64.b64encode(path.read_bytes()).decode()
     return f"<img alt='{escape(path.stem)}' src='data:image/{kind};base64,{data}'>"
-
-
-def _write_json(value: Mapping[str, Any] | Sequence[Any], path: Path, indent: int | None = None) -> None:
-    path.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ COCO's matching compares within a class only. What confuses classes needs the re
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -75,16 +75,17 @@ def _mask_overlap(evaluation: Evaluation, match: np.ndarray, truth: np.ndarray) 
         there, there_at = np.unique(truth[pairs], return_inverse=True)
         table = evaluation.detections.take(evaluation.matches.row[found])
         image_ids = np.array(sorted(evaluation.ground_truth.imgs))
-        annotations = [evaluation.ground_truth.anns[i] for i in evaluation.truths.id[there].tolist()]
+        annotations: Any = [evaluation.ground_truth.anns[i] for i in evaluation.truths.id[there].tolist()]
         rles = [evaluation.ground_truth.annToRLE(annotation) for annotation in annotations]
-        matrix = mask_utils.iou(run_lengths(table, evaluation.ground_truth, image_ids), rles, [0] * len(rles))
-        overlap[pairs] = matrix[found_at, there_at]
+        lengths: Any = run_lengths(table, evaluation.ground_truth, image_ids)
+        overlap[pairs] = np.asarray(mask_utils.iou(lengths, rles, [0] * len(rles)))[found_at, there_at]
     return overlap
 
 
 def _keypoint_overlap(evaluation: Evaluation, match: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Object keypoint similarity over the labelled keypoints of each object."""
-    annotations = [evaluation.ground_truth.anns[i] for i in evaluation.truths.id.tolist()]
+    assert evaluation.detections.keypoints is not None and evaluation.sigmas is not None
+    annotations: Any = [evaluation.ground_truth.anns[i] for i in evaluation.truths.id.tolist()]
     points = np.array([annotation["keypoints"] for annotation in annotations]).reshape(len(annotations), -1, 3)
     area = np.array([annotation["area"] for annotation in annotations])
     found = evaluation.detections.keypoints[evaluation.matches.row[match]].astype(np.float64)

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .coco import PREFIXES
-from .detection import DetectionAnalysis
+from .analysis import DetectionAnalysis
 from .error_types import KINDS
+from .evaluator import PREFIXES
 
 TITLES = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
 _CLASS_COLUMNS = ("objects", "map", "map_50", "map_75", "mar", "precision", "recall", "f1", "best_threshold", "best_f1")

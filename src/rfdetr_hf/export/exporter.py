@@ -1,9 +1,8 @@
 """Export a model, and compare the file with the model before it gets its name."""
 
-import copy
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .onnx import OPSET, onnx_runner, write_onnx
 from .parity import TOLERANCE, Runner, check_differences, largest_differences
-from .wrapper import FixedSizeDetector, check_size, export_program
+from .wrapper import FixedSizeDetector, check_size, export_program, on_cpu
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -34,7 +33,7 @@ class ExportReport(NamedTuple):
         return f"{self.path}: {self.size[0]} x {self.size[1]} pixels; largest difference to the model: {outputs}"
 
 
-def export(
+def export_model(
     model: RFDETRForObjectDetection,
     path: str | Path,
     format: str = "onnx",
@@ -48,7 +47,7 @@ def export(
     The file is read back, run beside the model on random images, and moved to `path` only if they agree.
 
     Args:
-        model: is left as it is.
+        model: stays unchanged.
         path: a new file; the suffix of the format is added where it is missing.
         format: "onnx", or "torch" for a `torch.export` program that `torch.export.load` reads.
         size: (height, width) of the input in pixels; default: the model's `resolution`, square.
@@ -66,7 +65,7 @@ def export(
     size = size or (model.config.resolution, model.config.resolution)
     check_size(model, size)
     path = _new_file(Path(path), FORMATS[format])
-    reference = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    reference = on_cpu(model)
     detector = FixedSizeDetector(model, size)
     draft = path.with_name(f".tmp-{path.name}")
     try:
@@ -100,7 +99,7 @@ def _write(detector: FixedSizeDetector, path: Path, format: str, opset: int) -> 
 
 def _runner(model: RFDETRForObjectDetection, detector: FixedSizeDetector) -> Runner:
     def run(pixels: Tensor) -> list[Tensor]:
-        outputs = model(pixels)
+        outputs: Any = model(pixels)
         return [outputs[name] for name in detector.output_names]
 
     return run

@@ -1,6 +1,7 @@
 """A model at one image size as a `torch.export` program with a free batch size."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ class FixedSizeDetector(nn.Module):
     encoder blocks after the last tap.
 
     Args:
-        model: of any task; it is left as it is.
+        model: of any task; it stays unchanged.
         size: (height, width) in pixels, multiples of `config.size_divisor`.
 
     Raises:
@@ -29,7 +30,7 @@ class FixedSizeDetector(nn.Module):
         super().__init__()
         check_size(model, size)
         self.size = tuple(size)
-        self.model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
+        self.model = on_cpu(model).requires_grad_(False)
         _keep_first_group(self.model)
         _fix_positions(self.model, size)
         outputs = self.model(self.example(1))
@@ -45,6 +46,12 @@ class FixedSizeDetector(nn.Module):
         """(B, 3, height, width), normalised and without padding -> the predictions."""
         outputs = self.model(pixel_values)
         return tuple(outputs[name] for name in self.output_names)
+
+
+def on_cpu(model: RFDETRForObjectDetection) -> RFDETRForObjectDetection:
+    """A copy of the model for evaluation, on the CPU in float32."""
+    twin: Any = copy.deepcopy(model)
+    return twin.to("cpu", torch.float32).eval()
 
 
 def check_size(model: RFDETRForObjectDetection, size: tuple[int, int]) -> None:
@@ -65,17 +72,17 @@ def _keep_first_group(model: RFDETRForObjectDetection) -> None:
         table.num_embeddings = queries
     for name in [name for name, _ in transformer.named_children() if name.startswith("enc_out")]:
         setattr(transformer, name, getattr(transformer, name)[:1])
-    vit = model.backbone[0].vit
-    vit.encoder["layer"] = vit.encoder["layer"][: vit.taps[-1]]
+    model.vit.encoder["layer"] = nn.ModuleList(model.vit.layers[: model.vit.taps[-1]])
     model.config.group_detr = 1
 
 
 def _fix_positions(model: RFDETRForObjectDetection, size: tuple[int, int]) -> None:
-    embeddings, patch = model.backbone[0].vit.embeddings, model.config.backbone_config.patch_size
-    fixed = embeddings._positions(size[0] // patch, size[1] // patch)
+    embeddings: Any = model.vit.embeddings
+    patch = model.config.backbone_config.patch_size
+    fixed = embeddings.positions(size[0] // patch, size[1] // patch)
     fixed = fixed.clone(memory_format=torch.contiguous_format)
     embeddings.position_embeddings = nn.Parameter(embeddings.position_embeddings[:, :1].clone(), requires_grad=False)
-    embeddings._positions = lambda height, width: fixed
+    embeddings.positions = lambda height, width: fixed
 
 
 def export_program(detector: FixedSizeDetector) -> torch.export.ExportedProgram:
@@ -84,6 +91,6 @@ def export_program(detector: FixedSizeDetector) -> torch.export.ExportedProgram:
     # A batch of two: torch.export takes the sizes 0 and 1 for constants.
     program = torch.export.export(detector, (detector.example(2),), dynamic_shapes=shapes)
     for node in program.graph.nodes:
-        # The files would tell the paths of this machine.
+        # The files would show the paths of this machine.
         node.meta.pop("stack_trace", None)
     return program

@@ -23,7 +23,10 @@ def save_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
     Returns:
         Whether there is a picture: not without matplotlib, and not of a run with fewer than two points.
     """
-    lines = {name: _points(log_history, name) for name in (*_LOSSES, *_SCORES)}
+    lines = {
+        name: [(row["step"], row[name]) for row in log_history if row.get(name, -1) >= 0]
+        for name in (*_LOSSES, *_SCORES)
+    }
     lines = {name: points for name, points in lines.items() if len(points) > 1}
     if not lines or find_spec("matplotlib") is None:
         return False
@@ -42,7 +45,3 @@ def save_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
             axes.legend(frameon=False)
     figure.savefig(path, dpi=100)
     return True
-
-
-def _points(log_history: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[name]) for row in log_history if name in row and row[name] >= 0]

@@ -15,6 +15,7 @@ from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedConfig
 
+from ..tasks import TASKS, Task
 from .curves import save_curves
 
 FRAMEWORKS = ("rfdetr-hf", "torch", "transformers", "accelerate", "datasets")
@@ -34,36 +35,6 @@ _COURSE = tuple(prefix + name for prefix in ("", "segm_", "keypoint_") for name 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DOWNLOAD = re.compile(r"hf://datasets/([^@]+)@")
 
-
-@dataclass(frozen=True)
-class Task:
-    """What the card says of a task."""
-
-    name: str
-    pipeline_tag: str
-    post_process: str
-    auto_class: str | None
-    post_process_options: str = ""
-
-
-TASKS = {
-    "RFDETRForObjectDetection": Task(
-        "object detection", "object-detection", "post_process_object_detection", "AutoModelForObjectDetection"
-    ),
-    "RFDETRForInstanceSegmentation": Task(
-        "instance segmentation",
-        "image-segmentation",
-        "post_process_instance_segmentation",
-        "AutoModelForInstanceSegmentation",
-    ),
-    "RFDETRForKeypointDetection": Task(
-        "keypoint detection",
-        "keypoint-detection",
-        "post_process_keypoint_detection",
-        None,
-        "num_keypoints_per_class=model.config.num_keypoints_per_class, ",
-    ),
-}
 
 PLAIN_TRANSFORMERS = """
 With plain transformers, without rfdetr_hf (its image processor needs torchvision):
@@ -108,6 +79,11 @@ class CardFacts:
     base_model: str | None = None
     model_id: str = "PATH_OR_ID"
 
+    @property
+    def task(self) -> Task:
+        """That of the model's class."""
+        return next(task for task in TASKS.values() if task.model_class == self.model_class)
+
 
 def write_model_card(folder: Path, facts: CardFacts) -> None:
     """Write `README.md`: metadata, results, how to use the model; and `curves.png` if matplotlib is installed."""
@@ -118,7 +94,7 @@ def write_model_card(folder: Path, facts: CardFacts) -> None:
 
 def metadata(facts: CardFacts) -> ModelCardData:
     """The card's YAML block, with the results as a `model-index`."""
-    task = TASKS[facts.model_class]
+    task = facts.task
     return ModelCardData(
         model_name=facts.name,
         library_name="transformers" if task.auto_class else "rfdetr_hf",
@@ -128,7 +104,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         datasets=[facts.dataset] if facts.dataset else None,
         base_model=facts.base_model,
         metrics=["map"] if facts.metrics else None,
-        eval_results=_eval_results(facts, task) or None,
+        eval_results=_eval_results(facts) or None,
     )
 
 
@@ -147,22 +123,21 @@ def hub_model_id(name_or_path: str | None) -> str | None:
 
 
 def _body(facts: CardFacts, has_curves: bool) -> str:
-    task, config = TASKS[facts.model_class], facts.config
+    task, config = facts.task, facts.config
+    names_of_labels: Any = config.id2label
     names = {"model_id": facts.model_id, "auto_class": task.auto_class, "pipeline_tag": task.pipeline_tag}
     plain = Template(PLAIN_TRANSFORMERS).substitute(names) if task.auto_class else ""
     template = Template(files("rfdetr_hf.hub").joinpath("templates/model_card.md").read_text(encoding="utf-8"))
     return template.substitute(
         title=f"{facts.name}: RF-DETR trained with rfdetr_hf",
-        task_name=task.name,
+        task_name=task.title,
         num_labels=config.num_labels,
         resolution=config.resolution,
         parameters=f"{facts.parameters / 1e6:.1f}",
         trained_on=f" on [{facts.dataset}](https://huggingface.co/datasets/{facts.dataset})" if facts.dataset else "",
-        classes=", ".join(str(config.id2label[i]) for i in range(config.num_labels)),
+        classes=", ".join(str(name) for _, name in sorted(names_of_labels.items())),
         model_class=facts.model_class,
         model_id=facts.model_id,
-        post_process=task.post_process,
-        post_process_options=task.post_process_options,
         plain_transformers=plain,
         results=_table(facts.metrics) or "Not evaluated.",
         evaluations=_evaluations(facts.log_history) + (f"\n![Loss and mAP]({CURVES})\n" if has_curves else ""),
@@ -184,11 +159,11 @@ def _scores(metrics: Mapping[str, float]) -> list[tuple[str, str, str, float]]:
     return found
 
 
-def _eval_results(facts: CardFacts, task: Task) -> list[EvalResult]:
+def _eval_results(facts: CardFacts) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type=task.pipeline_tag,
-            task_name=task.name,
+            task_type=facts.task.pipeline_tag,
+            task_name=facts.task.title,
             dataset_type=facts.dataset or "custom",
             dataset_name=facts.dataset or "custom data",
             dataset_split=split,

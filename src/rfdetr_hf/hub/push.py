@@ -249,7 +249,7 @@ def fetch_checkpoint(resume: bool | str | None, token: str | None = None) -> boo
         FileNotFoundError: it is neither a folder nor on the Hub.
     """
     match = _HUB_NAME.fullmatch(resume) if isinstance(resume, str) else None
-    if match is None or Path(resume).exists():
+    if match is None or Path(match[0]).exists():
         return resume
     repo_id, folder, revision = match.groups()
     try:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+from ..data.images import IMAGE_SUFFIXES
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
 _FRAME = re.compile(r"-\d{6,}$")
 
 
@@ -96,9 +97,9 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     if not files:
-        raise FileNotFoundError(f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)}) and no videos")
+        raise FileNotFoundError(f"{path} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}) and no videos")
     return files
 
 
@@ -112,7 +113,7 @@ def _read(file: Path, name: str, every: int) -> Iterator[NamedImage]:
         with Image.open(file) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError as error:
-        raise ValueError(f"{file} is no image that Pillow reads, and no video ({' '.join(VIDEO_SUFFIXES)})") from error
+        raise ValueError(f"{file} is no image that Pillow reads, and no video ({' '.join(sorted(VIDEO_SUFFIXES))})") from error
     yield NamedImage(name, file, upright)
 
 
@@ -140,7 +141,7 @@ def _frames(file: Path) -> Iterator[tuple[int, Image.Image]]:
 
 def _frames_of_imageio(file: Path) -> Iterator[tuple[int, Image.Image]]:
     try:
-        import imageio.v3 as imageio
+        import imageio.v3 as imageio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(f"{file}: videos need OpenCV or imageio: pip install 'rfdetr-hf[video]'") from error
     frames: Iterator[Any] = imageio.imiter(file)

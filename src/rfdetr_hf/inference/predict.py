@@ -7,11 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..training.arguments import TASKS
-from .detectors import ViewArguments, load_detector, with_views
 from ..drawing import DrawingStyle, draw_detections
+from ..tasks import TASKS
+from .detector import load_detector
 from .images import NamedImage, find_images
 from .results import CocoResults, as_records, keypoints_of_classes
+from .views import ViewArguments, with_views
 
 FORMATS = ("pictures", "json", "coco")
 
@@ -83,13 +84,16 @@ def predict(
     output = Path(args.output_dir)
     if not args.overwrite and output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"--output_dir {output} has files: choose another, or replace them with --overwrite true")
-    plain = load_detector(args.model_name_or_path, args.device, args.threshold, bf16=args.bf16)
+    # Boxes of several views are fused before they are cut.
+    threshold = -1.0 if args.fuses or args.tile else args.threshold
+    plain = load_detector(args.model_name_or_path, args.device, threshold, bf16=args.bf16)
     model, detect = plain.model, with_views(plain, args, args.batch_size)
     if args.task not in (None, model.task):
         raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {model.task}")
-    id2label, style = model.config.id2label, args.style(model.config.keypoint_schema)
+    config: Any = model.config
+    id2label, style = config.id2label, args.style(config.keypoint_schema)
     objects, count = {}, 0
-    coco = CocoResults(id2label, keypoints_of_classes(model.config), args.keypoint_threshold)
+    coco = CocoResults(id2label, keypoints_of_classes(config), args.keypoint_threshold)
     output.mkdir(parents=True, exist_ok=True)
     for batch in _batches(find_images(args.images, args.every) if images is None else images, args.batch_size):
         for item, found in zip(batch, detect([item.image for item in batch]), strict=True):

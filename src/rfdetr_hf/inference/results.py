@@ -7,6 +7,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from ..data.keypoints import ClassKeypoints, KeypointSchema
+from ..evaluation.detection_table import compressed
 from ..models.configuration_rfdetr import RFDETRConfig
 
 VISIBLE, NOT_LABELLED = 2, 0
@@ -44,10 +45,8 @@ def run_length(mask: Any) -> dict[str, Any]:
     """A mask, (height, width) or a COCO run-length encoding, as an encoding that JSON takes: `counts` is text."""
     if not isinstance(mask, Mapping):
         mask = mask_utils.encode(np.asfortranarray(np.asarray(mask).astype(bool).astype(np.uint8)))
-    elif not isinstance(mask["counts"], (str, bytes)):
-        mask = mask_utils.frPyObjects(dict(mask), *mask["size"])
-    counts = mask["counts"]
-    return {"size": list(mask["size"]), "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+    mask = compressed(mask)
+    return {**mask, "counts": mask["counts"].decode("ascii")}
 
 
 class CocoResults:
@@ -74,9 +73,7 @@ class CocoResults:
             skeleton = [[a + 1, b + 1] for a, b in each.skeleton]
             category |= {"keypoints": list(each.names), "skeleton": skeleton} if each.names else {}
 
-    def add(
-        self, file_name: str, size: tuple[int, int], detections: Mapping[str, Any], threshold: float = 0.0
-    ) -> None:
+    def add(self, file_name: str, size: tuple[int, int], detections: Mapping[str, Any], threshold: float = 0.0) -> None:
         """Add one image.
 
         Args:
@@ -99,7 +96,7 @@ class CocoResults:
         annotation: dict[str, Any] = {"category_id": int(detections["labels"][i]), "bbox": bbox}
         annotation |= {"area": round(bbox[2] * bbox[3], 2), "iscrowd": 0}
         if detections.get("masks") is not None:
-            rle = run_length(detections["masks"][i])
+            rle: Any = run_length(detections["masks"][i])
             annotation |= {"segmentation": rle, "area": int(mask_utils.area(rle))}
         if detections.get("keypoints") is not None:
             annotation |= self._keypoints(detections["keypoints"][i].tolist(), annotation["category_id"])

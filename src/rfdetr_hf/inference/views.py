@@ -1,10 +1,11 @@
-"""Detectors as plain callables on images, and what makes more of one: flipped and scaled views, tiles of large images.
+"""More looks at an image: flipped and scaled views, tiles of large images, and how their boxes become one.
 
 A detector takes a list of PIL images and returns for each a dict `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy in
 pixels of that image. The ones here wrap another, and work with any.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,55 +13,74 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-Detections = dict[str, Tensor]
-Detector = Callable[..., list[Detections]]
+from ..evaluation.run import Detector, Found
+from .detector import ImageDetector
+
+LEAST_TILE, LARGEST_OVERLAP = 32, 0.9
 _FIELDS = ("scores", "labels", "boxes")
 _CUT_COMPETES_AT = 0.5
 _INSIDE = 0.7
 
 
-class ImageDetector:
-    """A model and its image processor as a detector.
+@dataclass(kw_only=True)
+class ViewArguments:
+    """How a model looks at images.
 
-    Args:
-        model: takes what the processor makes; moved nowhere, so put it on its device first.
-        image_processor: with `size` and `post_process_object_detection`.
-        size_divisor: what the sides of scaled inputs must be multiples of.
-        post_process: (outputs, target_sizes, pixel_mask) -> detections, for models that give more than boxes; default
-            the processor's `post_process_object_detection` without a threshold.
+    Raises:
+        ValueError: for a value out of its range.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        image_processor: Any,
-        size_divisor: int = 1,
-        post_process: Callable[[Any, list[tuple[int, int]], Tensor | None], list[Detections]] | None = None,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.model = model
-        self.autocast = autocast
-        self.image_processor = image_processor
-        self.size_divisor = size_divisor
-        self.post_process = post_process or self._boxes
+    flip: bool = field(default=False, metadata={"help": "Fuse the boxes with those of the mirrored image."})
+    scales: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "Fuse the boxes of these input sizes: 0.75 1 1.5, say."}
+    )
+    tile: int = field(default=0, metadata={"help": "Side of the tiles of large images in pixels; 0: no tiles."})
+    tile_overlap: float = field(default=0.2, metadata={"help": "Share of a tile that its neighbour covers too."})
 
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Detections]:
-        """Detections of the images, on the CPU; `scale` changes the size of the model's input."""
-        size = {side: self._scaled(pixels, scale) for side, pixels in dict(self.image_processor.size).items()}
-        inputs = self.image_processor(list(images), size=size, return_tensors="pt")
-        device = next(self.model.parameters()).device
-        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-            outputs = self.model.eval()(**{name: value.to(device) for name, value in inputs.items()})
-        sizes = [(image.height, image.width) for image in images]
-        found = self.post_process(outputs, sizes, inputs.get("pixel_mask"))
-        return [{name: _to_cpu(value) for name, value in each.items()} for each in found]
+    def __post_init__(self) -> None:
+        self.scales = [float(scale) for scale in self.scales]
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales={self.scales} is not valid: give one or more positive numbers")
+        if self.tile and self.tile < LEAST_TILE:
+            raise ValueError(f"tile={self.tile} is not valid: it must be {LEAST_TILE} or more, or 0 for no tiles")
+        if not 0 <= self.tile_overlap <= LARGEST_OVERLAP:
+            raise ValueError(f"tile_overlap={self.tile_overlap} is not valid: it must be in [0, {LARGEST_OVERLAP}]")
 
-    def _scaled(self, side: int, scale: float) -> int:
-        return side if scale == 1 else max(round(side * scale / self.size_divisor), 1) * self.size_divisor
+    @property
+    def fuses(self) -> bool:
+        """Whether boxes of several views are fused."""
+        return self.flip or self.scales != [1.0]
 
-    def _boxes(self, outputs: Any, sizes: list[tuple[int, int]], pixel_mask: Tensor | None) -> list[Detections]:
-        return self.image_processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
+    def check_task(self, task: str) -> None:
+        """Whether a model for `task` ("detection", "segmentation", "keypoints") can look so.
+
+        Raises:
+            ValueError: views and tiles merge boxes alone, and the model gives more.
+        """
+        given = {"flip": self.flip, "scales": self.scales != [1.0], "tile": bool(self.tile)}
+        asked = ", ".join(f"--{name}" for name, is_given in given.items() if is_given)
+        if asked and task != "detection":
+            extra = "masks" if task == "segmentation" else "keypoints"
+            raise ValueError(f"{asked}: only boxes are merged, and this model gives {extra}; leave it out")
+
+
+def with_views(detect: ImageDetector, args: ViewArguments, batch_size: int = 8) -> Detector:
+    """A detector that looks as `args` say.
+
+    Args:
+        detect: of a model.
+        args: flip, scales, tiles.
+        batch_size: tiles that the model gets at once.
+
+    Raises:
+        ValueError: the model gives masks or keypoints, and `args` ask for more than a plain look.
+    """
+    args.check_task(detect.model.task)
+    top_k = detect.model.config.num_queries
+    found: Detector = AugmentedDetector(detect, args.flip, args.scales, top_k=top_k) if args.fuses else detect
+    if args.tile:
+        return TiledDetector(found, args.tile, args.tile_overlap, top_k=top_k, batch_size=batch_size)
+    return found
 
 
 class AugmentedDetector:
@@ -84,7 +104,7 @@ class AugmentedDetector:
             raise ValueError(f"scales {list(scales)}: give one or more positive numbers.")
         self.detect, self.flip, self.scales, self.iou, self.top_k = detect, flip, tuple(scales), iou, top_k
 
-    def __call__(self, images: Sequence[Image.Image]) -> list[Detections]:
+    def __call__(self, images: Sequence[Image.Image]) -> list[Found]:
         """Fused detections of each image, best first."""
         views = []
         for scale in self.scales:
@@ -125,11 +145,11 @@ class TiledDetector:
         self.detect, self.tile, self.overlap, self.iou = detect, tile, overlap, iou
         self.top_k, self.batch_size = top_k, batch_size
 
-    def __call__(self, images: Sequence[Image.Image]) -> list[Detections]:
+    def __call__(self, images: Sequence[Image.Image]) -> list[Found]:
         """Merged detections of each image, best first."""
         return [self._merged(image) for image in images]
 
-    def _merged(self, image: Image.Image) -> Detections:
+    def _merged(self, image: Image.Image) -> Found:
         frames = tile_frames(image.width, image.height, self.tile, self.overlap)
         parts = []
         for start in range(0, len(frames), self.batch_size):
@@ -149,7 +169,7 @@ def tile_frames(width: int, height: int, tile: int, overlap: float) -> list[tupl
     return [whole] + [(x, y, min(x + tile, width), min(y + tile, height)) for y in rows for x in columns]
 
 
-def fuse_views(views: Sequence[Detections], iou: float = 0.55, top_k: int = 300) -> Detections:
+def fuse_views(views: Sequence[Found], iou: float = 0.55, top_k: int = 300) -> Found:
     """Weighted box fusion (Solovyev et al. 2021, arXiv:1910.13302) within each class.
 
     In the order of the scores each detection joins the object it overlaps most, if that is by `iou` and the object has
@@ -177,7 +197,7 @@ def fuse_views(views: Sequence[Detections], iou: float = 0.55, top_k: int = 300)
     return _as_tensors(weight[best] / len(views), label[best], fused[best])
 
 
-def merge_tiles(found: Mapping[str, Tensor], iou: float = 0.5, top_k: int = 300) -> Detections:
+def merge_tiles(found: Mapping[str, Tensor], iou: float = 0.5, top_k: int = 300) -> Found:
     """Suppression within each class that knows of boxes cut off by a tile's border.
 
     A detection goes if a better one of its class overlaps it by `iou`; also if one of the two is cut and 70 % of the
@@ -209,7 +229,7 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
     return [*range(0, last, step), last]
 
 
-def _placed(found: Detections, frame: tuple[int, int, int, int], size: tuple[int, int]) -> Detections:
+def _placed(found: Found, frame: tuple[int, int, int, int], size: tuple[int, int]) -> Found:
     """Boxes of a tile in pixels of the image, and which of them touch a border that is not the image's."""
     _only_boxes([found])
     left, top, right, bottom = frame
@@ -219,7 +239,7 @@ def _placed(found: Detections, frame: tuple[int, int, int, int], size: tuple[int
     return {**{name: found[name] for name in _FIELDS}, "boxes": boxes, "cut": (touches & inner).any(dim=1)}
 
 
-def _unmirrored(found: Detections, width: int) -> Detections:
+def _unmirrored(found: Found, width: int) -> Found:
     boxes = found["boxes"].clone()
     boxes[:, [0, 2]] = width - found["boxes"][:, [2, 0]]
     return {**found, "boxes": boxes}
@@ -239,7 +259,7 @@ def _iou(box: np.ndarray, others: np.ndarray, of_smaller: bool = False) -> np.nd
     return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
 
 
-def _as_tensors(scores: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> Detections:
+def _as_tensors(scores: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> Found:
     return {
         "scores": torch.from_numpy(scores).float(),
         "labels": torch.from_numpy(labels).long(),

@@ -1,6 +1,7 @@
 """Outputs and targets in, numbers out: the matcher and the criterion."""
 
-from .criterion import LayerOutput, RFDETRCriterion
-from .matcher import HungarianMatcher, Matches, PackedObjects, pack_objects
+from .criterion import RFDETRCriterion
+from .matcher import HungarianMatcher
+from .types import LayerOutput, PackedObjects, QueryMatches, pack_objects
 
-__all__ = ["HungarianMatcher", "LayerOutput", "Matches", "PackedObjects", "RFDETRCriterion", "pack_objects"]
+__all__ = ["HungarianMatcher", "LayerOutput", "PackedObjects", "QueryMatches", "RFDETRCriterion", "pack_objects"]

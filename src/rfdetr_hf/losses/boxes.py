@@ -15,12 +15,6 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.stack((x - half_width, y - half_height, x + half_width, y + half_height), dim=-1)
 
 
-def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Turn (..., 4) boxes from corners to centre and size."""
-    left, top, right, bottom = boxes.unbind(-1)
-    return torch.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top), dim=-1)
-
-
 def iou_and_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection over union of two broadcastable arrays of boxes, plain and generalised.
 

@@ -3,66 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .boxes import cxcywh_to_xyxy, iou_and_giou
-from .matcher import HungarianMatcher, Matches, PackedObjects, pack_objects, to_device
-
-if TYPE_CHECKING:
-    from ..models.configuration_rfdetr import RFDETRConfig
-    from .masks import MaskFactors
+from .matcher import HungarianMatcher
+from .types import LayerOutput, LossConfig, PackedObjects, QueryMatches, TaskTerms, pack_objects, to_device
 
 _MIN_QUALITY = 0.01  # floor of the classification target of a matched query
-
-
-class LayerOutput(NamedTuple):
-    """The predictions of one supervised layer.
-
-    Attributes:
-        name_suffix: ending of its loss names: "" for the last decoder layer, "_0", "_1", ... for earlier ones, "_enc"
-            for the encoder.
-        logits: (B, G*q, C) class logits, any float type.
-        boxes: (B, G*q, 4) cxcywh in [0, 1], any float type. q may differ between layers.
-        masks: what the masks of all rows are the product of; of segmentation models.
-        keypoints: (B, G*q, classes * K, 8), K slots for each class of the schema; of keypoint models.
-    """
-
-    name_suffix: str
-    logits: Tensor
-    boxes: Tensor
-    masks: MaskFactors | None = None
-    keypoints: Tensor | None = None
-
-
-class TaskTerms(Protocol):
-    """What a task beyond detection adds to matching and loss.
-
-    Attributes:
-        coefficients: weight of each of its loss terms, in loss and matching alike.
-    """
-
-    coefficients: Mapping[str, float]
-
-    def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects, seed: int) -> Any:
-        """Check what the targets hold for this task, and lay it end to end as `objects` are.
-
-        All that is random in the task's terms follows from the seed and the images themselves.
-        """
-
-    def pair_cost(self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: Any) -> Tensor:
-        """Cost of each object with each query of its image: (N, rows of all layers side by side)."""
-
-    def losses(
-        self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: Any, matches: Matches, num_groups: int
-    ) -> dict[str, Tensor]:
-        """Each term of each layer (name + suffix), summed over the matched pairs."""
 
 
 class _QualityFocalLoss(torch.autograd.Function):
@@ -70,7 +24,7 @@ class _QualityFocalLoss(torch.autograd.Function):
     # copies of them until the backward pass. This keeps the logits as they came and computes the rest twice.
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, index: Tensor, quality: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, index: Tensor, quality: Tensor) -> Tensor:
         ctx.save_for_backward(logits, index, quality)
         scores = logits.flatten().to(quality.dtype)
         matched = scores[index]
@@ -80,7 +34,7 @@ class _QualityFocalLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, index, quality = ctx.saved_tensors
         scores = logits.flatten().to(quality.dtype)
         probability = scores.sigmoid()
@@ -124,20 +78,19 @@ class RFDETRCriterion:
         task: the terms of masks or keypoints, see `MaskTerms` and `KeypointTerms`.
     """
 
-    def __init__(self, config: RFDETRConfig, task: TaskTerms | None = None) -> None:
+    def __init__(self, config: LossConfig, task: TaskTerms | None = None) -> None:
         self.task = task
         self.focal_alpha = config.focal_alpha
         self.matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost, config.focal_alpha)
-        coefficients = {
+        self.coefficients = {
             "loss_ce": float(config.class_loss_coefficient),
             "loss_bbox": float(config.bbox_loss_coefficient),
             "loss_giou": float(config.giou_loss_coefficient),
             **(task.coefficients if task else {}),
         }
         auxiliary = [f"_{layer}" for layer in range(config.decoder_layers - 1)] if config.auxiliary_loss else []
-        self.weight_dict = {
-            f"{name}{suffix}": weight for suffix in ("", *auxiliary, "_enc") for name, weight in coefficients.items()
-        }
+        suffixes, terms = ("", *auxiliary, "_enc"), self.coefficients.items()
+        self.weight_dict = {f"{name}{suffix}": weight for suffix in suffixes for name, weight in terms}
 
     def __call__(
         self,
@@ -154,11 +107,11 @@ class RFDETRCriterion:
             targets: per image `class_labels` (n,) integers, `boxes` (n, 4) cxcywh in [0, 1], and what the task needs;
                 other keys are ignored.
             num_groups: query groups in the rows of each layer: `group_detr` in training, 1 in evaluation.
-            num_boxes: what the sums are divided by: boxes x groups of the whole accumulation window per process. By
+            num_boxes: what the sums are divided by: boxes x groups of the accumulation window per process. By
                 default that of this batch, averaged over the processes, and at least 1.
             seed: what random points of the task's terms derive from, together with the `image_id` of the targets (or
                 the position in the batch) and the layer: the terms of an image are then the same in any batch. By
-                default drawn from torch's generator of the CPU.
+                default a number from torch's generator of the CPU.
 
         Returns:
             `loss_ce`, `loss_bbox`, `loss_giou` and the task's terms of each layer (name + suffix), with gradient,
@@ -173,9 +126,11 @@ class RFDETRCriterion:
         reference = layers[0].logits
         with torch.autocast(reference.device.type, enabled=False):
             objects = pack_objects(targets, reference, reference.shape[0], reference.shape[2])
-            truth = self.task.pack(targets, objects, _drawn(seed)) if self.task else None
-            with torch.no_grad():
-                task_cost = self.task.pair_cost(layers, objects, truth) if self.task else None
+            truth = task_cost = None
+            if self.task:
+                truth = self.task.pack(targets, objects, int(torch.randint(2**62, ())) if seed is None else seed)
+                with torch.no_grad():
+                    task_cost = self.task.pair_cost(layers, objects, truth)
             logits, boxes = [o.logits for o in layers], [o.boxes for o in layers]
             matches = self.matcher(logits, boxes, objects, num_groups, task_cost)
             divisor = self._divisor(num_boxes, objects, num_groups)
@@ -203,53 +158,39 @@ class RFDETRCriterion:
         return divisor.clamp(min=1)
 
     def _detection_losses(
-        self, layers: Sequence[LayerOutput], objects: PackedObjects, matches: Matches, divisor: Tensor
+        self, layers: Sequence[LayerOutput], objects: PackedObjects, matches: QueryMatches, divisor: Tensor
     ) -> dict[str, Tensor]:
-        wanted, labels = objects.boxes[matches.target], objects.labels[matches.target]
-        rows = [
-            batch * output.boxes.shape[1] + query
-            for output, batch, query in zip(layers, *matches.split("batch", "query"), strict=True)
-        ]
-        predicted = [o.boxes.flatten(0, 1).index_select(0, index) for o, index in zip(layers, rows, strict=True)]
-        predicted = torch.cat(predicted).to(wanted.dtype)
-        iou, giou = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
-        entries = [
-            index * output.logits.shape[2] + label
-            for output, index, label in zip(layers, rows, labels.split(matches.per_layer), strict=True)
-        ]
-        scores = torch.cat([o.logits.detach().flatten()[index] for o, index in zip(layers, entries, strict=True)])
-        quality = self._quality(scores.to(iou.dtype), iou.detach()).split(matches.per_layer)
-        box_terms = torch.stack(((predicted - wanted).abs().sum(-1), 1 - giou))
-        box_losses = torch.stack([terms.sum(1) for terms in box_terms.split(matches.per_layer, dim=1)]) / divisor
-        class_losses = [
-            quality_focal_loss(o.logits, index, t) for o, index, t in zip(layers, entries, quality, strict=True)
-        ]
+        truth, labels = objects.boxes[matches.target], objects.labels[matches.target]  # (M, 4), (M,)
+        boxes, entries, scores = [], [], []
+        pairs = zip(layers, *matches.split("batch", "query"), labels.split(matches.per_layer), strict=True)
+        for output, batch, query, label in pairs:
+            row = batch * output.boxes.shape[1] + query  # (m,), of B * G*q
+            boxes.append(output.boxes.flatten(0, 1).index_select(0, row))  # (m, 4)
+            entries.append(row * output.logits.shape[2] + label)  # (m,), of B * G*q * C
+            scores.append(output.logits.detach().flatten()[entries[-1]])  # (m,)
+        predicted = torch.cat(boxes).to(truth.dtype)
+        iou, giou = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))  # (M,)
+        quality = torch.cat(scores).to(iou.dtype).sigmoid() ** self.focal_alpha * iou.detach() ** (1 - self.focal_alpha)
+        quality = quality.clamp(min=_MIN_QUALITY).split(matches.per_layer)
+        box_terms = torch.stack(((predicted - truth).abs().sum(-1), 1 - giou))  # (2, M)
+        box_sums = torch.stack([terms.sum(1) for terms in box_terms.split(matches.per_layer, dim=1)])  # (layers, 2)
         losses = {}
-        for output, loss_ce, (loss_bbox, loss_giou) in zip(layers, class_losses, box_losses, strict=True):
-            losses[f"loss_ce{output.name_suffix}"] = loss_ce / divisor
-            losses[f"loss_bbox{output.name_suffix}"] = loss_bbox
-            losses[f"loss_giou{output.name_suffix}"] = loss_giou
+        for output, index, target, sums in zip(layers, entries, quality, box_sums / divisor, strict=True):
+            losses[f"loss_ce{output.name_suffix}"] = quality_focal_loss(output.logits, index, target) / divisor
+            losses[f"loss_bbox{output.name_suffix}"], losses[f"loss_giou{output.name_suffix}"] = sums
         return losses
-
-    def _quality(self, scores: Tensor, iou: Tensor) -> Tensor:
-        quality = scores.sigmoid() ** self.focal_alpha * iou ** (1 - self.focal_alpha)
-        return quality.clamp(min=_MIN_QUALITY)
-
-
-def _drawn(seed: int | None) -> int:
-    return int(torch.randint(2**62, ())) if seed is None else seed
 
 
 @torch.no_grad()
-def logging_values(layers: Sequence[LayerOutput], objects: PackedObjects, matches: Matches) -> dict[str, Tensor]:
+def logging_values(layers: Sequence[LayerOutput], objects: PackedObjects, matches: QueryMatches) -> dict[str, Tensor]:
     """`cardinality_error` of each layer and `class_error` of the layer with suffix "", computed on the device."""
     values = {}
     present = to_device(np.asarray(objects.counts), objects.image.device)
     for output, batch, query, target in zip(layers, *matches.split("batch", "query", "target"), strict=True):
-        claimed = (output.logits.amax(-1) > 0).sum(1)  # p > 0.5
-        values[f"cardinality_error{output.name_suffix}"] = (claimed - present).abs().to(objects.boxes.dtype).mean()
+        predicted = (output.logits.amax(-1) > 0).sum(1)  # (B,), rows with p > 0.5
+        values[f"cardinality_error{output.name_suffix}"] = (predicted - present).abs().to(objects.boxes.dtype).mean()
         if output.name_suffix == "":
-            right = output.logits[batch, query].argmax(-1) == objects.labels[target]
+            right = output.logits[batch, query].argmax(-1) == objects.labels[target]  # (m,)
             accuracy = right.to(objects.boxes.dtype).sum() / max(len(batch), 1)
             values["class_error"] = 100 - 100 * accuracy
     return values

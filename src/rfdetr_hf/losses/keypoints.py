@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .matcher import PAIRS_AT_ONCE, Matches, PackedObjects, compute_dtype, to_device
-
-if TYPE_CHECKING:
-    from ..models.configuration_rfdetr import RFDETRConfig
-    from .criterion import LayerOutput
+from .matcher import PAIRS_AT_ONCE
+from .types import LayerOutput, LossConfig, PackedObjects, QueryMatches, compute_dtype, to_device
 
 KEYPOINT_CHANNELS = 8
 TERMS = ("loss_keypoints_l1", "loss_keypoints_findable", "loss_keypoints_visible", "loss_keypoints_nll")
@@ -62,7 +60,7 @@ class KeypointTerms:
         config: read for num_keypoints_per_class and the four keypoint_*_loss_coefficient.
     """
 
-    def __init__(self, config: RFDETRConfig) -> None:
+    def __init__(self, config: LossConfig) -> None:
         self.schema = list(config.num_keypoints_per_class)
         weights = (
             config.keypoint_l1_loss_coefficient,
@@ -93,7 +91,7 @@ class KeypointTerms:
         known = objects.labels.clamp(max=len(self.schema) - 1)
         counts = torch.where(objects.labels < len(self.schema), sizes[known], 0)
         slot = torch.arange(slots, device=points.device)
-        active = slot < counts[:, None]
+        active = slot < counts[:, None]  # (N, K)
         area = objects.boxes[:, 2] * objects.boxes[:, 3]
         sound = area.isfinite() & (area > _MIN_AREA)
         labelled = active & points.isfinite().all(-1) & (points[..., 2] > 0) & sound[:, None]
@@ -102,9 +100,11 @@ class KeypointTerms:
     @torch.no_grad()
     def pair_cost(self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: KeypointTruth) -> Tensor:
         """Weighted cost of each object with each query of its image: (N, rows of all layers side by side)."""
-        return torch.cat([self._layer_cost(layer.keypoints, objects, truth) for layer in layers], dim=1)
+        keypoints = [layer.keypoints for layer in layers if layer.keypoints is not None]
+        return torch.cat([self._layer_cost(each, objects, truth) for each in keypoints], dim=1)
 
     def _layer_cost(self, keypoints: Tensor, objects: PackedObjects, truth: KeypointTruth) -> Tensor:
+        """Predictions (B, rows, slots, 8) -> (N, rows)."""
         rows = torch.arange(keypoints.shape[1], device=keypoints.device)[:, None]
         budget = PAIRS_AT_ONCE.get(keypoints.device.type, PAIRS_AT_ONCE["default"])
         chunk = max(1, budget // (len(rows) * max(self.schema)))
@@ -112,11 +112,11 @@ class KeypointTerms:
         for start in range(0, len(objects.labels), chunk):
             own = truth.rows(slice(start, start + chunk))
             image = objects.image[start : start + chunk]
-            predicted = keypoints[image[:, None, None], rows, own.slots[:, None]]
+            predicted = keypoints[image[:, None, None], rows, own.slots[:, None]]  # (n, rows, K, 8)
             own = KeypointTruth(*(field[:, None] for field in own))
-            terms = keypoint_terms(predicted, own)
-            weighted = (weight * term for weight, term in zip(self.coefficients.values(), terms, strict=True))
-            costs.append(sum(weighted))
+            terms = keypoint_terms(predicted, own)  # (n, rows) each
+            weighted = [weight * term for weight, term in zip(self.coefficients.values(), terms, strict=True)]
+            costs.append(reduce(torch.add, weighted))
         return torch.cat(costs)
 
     def losses(
@@ -124,14 +124,16 @@ class KeypointTerms:
         layers: Sequence[LayerOutput],
         objects: PackedObjects,
         truth: KeypointTruth,
-        matches: Matches,
+        matches: QueryMatches,
         num_groups: int,
     ) -> dict[str, Tensor]:
         """The four terms of each layer, summed over the matched pairs."""
         losses = {}
-        for layer, batch, query, target in zip(layers, *matches.split("batch", "query", "target"), strict=True):
+        keypoints = [layer.keypoints for layer in layers if layer.keypoints is not None]
+        pairs = zip(layers, keypoints, *matches.split("batch", "query", "target"), strict=True)
+        for layer, predicted, batch, query, target in pairs:
             own = truth.rows(target)
-            predicted = layer.keypoints[batch[:, None], query[:, None], own.slots]
+            predicted = predicted[batch[:, None], query[:, None], own.slots]  # (m, K, 8)
             for name, term in zip(TERMS, keypoint_terms(predicted, own), strict=True):
                 losses[f"{name}{layer.name_suffix}"] = term.sum()
         return losses
@@ -183,11 +185,11 @@ def _squared_distance(offset: Tensor, log_l11: Tensor, l21: Tensor, log_l22: Ten
     return (log_l11.exp() * dx + l21 * dy).square() + (log_l22.exp() * dy).square()
 
 
-def _binary_cross_entropy(logits: Tensor, wanted: Tensor, active: Tensor) -> Tensor:
+def _binary_cross_entropy(logits: Tensor, truth: Tensor, active: Tensor) -> Tensor:
     usable = active & logits.isfinite()
     logits = torch.where(usable, logits, 0)
-    wanted = wanted.to(logits.dtype).expand_as(logits)
-    return _mean(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), usable)
+    truth = truth.to(logits.dtype).expand_as(logits)
+    return _mean(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), usable)
 
 
 def _mean(values: Tensor, usable: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ they do not depend on how a step is split into batches and processes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,51 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .matcher import Matches, PackedObjects, compute_dtype, to_device
 from .points import RandomPoints
-
-if TYPE_CHECKING:
-    from ..models.configuration_rfdetr import RFDETRConfig
-    from .criterion import LayerOutput
+from .types import LayerOutput, LossConfig, MaskFactors, PackedObjects, QueryMatches, compute_dtype, to_device
 
 OVERSAMPLING = 3
 UNCERTAIN_SHARE = 0.75
 
 # Cells of matched masks that exist at a time (unless one image has more), 256 MB in float32.
 _CELLS_AT_ONCE = 2**26
-
-
-class MaskFactors(NamedTuple):
-    """Masks of one layer as a product: mask = queries . features + bias.
-
-    Attributes:
-        features: (B, C, Hm, Wm), of the whole canvas.
-        queries: (B, G*q, C).
-        bias: (1,).
-        image_share: (B, 2) share of the canvas' (width, height) that is image; None where nothing is padded.
-    """
-
-    features: Tensor
-    queries: Tensor
-    bias: Tensor
-    image_share: Tensor | None = None
-
-    def dense(self) -> Tensor:
-        """All masks, (B, G*q, Hm, Wm)."""
-        return torch.einsum("bchw,bnc->bnhw", self.features, self.queries) + self.bias
-
-    def canvas_grid(self, points: Tensor, image: Tensor) -> Tensor:
-        """Points (M, P, 2) of the images `image` (M,) as `grid_sample` wants them.
-
-        Points in the outer half of a border cell read that cell alone: past the image's border there is nothing, even
-        where the canvas goes on.
-        """
-        points = points.to(compute_dtype(self.features))
-        if self.image_share is None:
-            return 2 * points - 1
-        share = self.image_share.to(points.dtype)[image][:, None]
-        size = torch.stack([torch.full_like(share[..., 0], side) for side in self.features.shape[:1:-1]], -1)
-        return 2 * (points * share).minimum(share - 0.5 / size) - 1
 
 
 class MaskTruth(NamedTuple):
@@ -107,7 +70,7 @@ class MaskTerms:
         config: read for mask_point_sample_ratio, mask_class_loss_coefficient and mask_dice_loss_coefficient.
     """
 
-    def __init__(self, config: RFDETRConfig) -> None:
+    def __init__(self, config: LossConfig) -> None:
         self.sample_ratio = config.mask_point_sample_ratio
         self.ce_weight = float(config.mask_class_loss_coefficient)
         self.dice_weight = float(config.mask_dice_loss_coefficient)
@@ -128,55 +91,53 @@ class MaskTerms:
         for index, (target, count) in enumerate(zip(targets, objects.counts, strict=True)):
             _check_masks(f"labels of image {index} of the batch", target.get("masks"), count)
         device, shapes = objects.boxes.device, [target["masks"].shape[-2:] for target in targets]
-        height, width = np.repeat(np.asarray(shapes, dtype=np.int64), objects.counts, axis=0).T.copy()
+        height, width = np.repeat(np.asarray(shapes, dtype=np.int64), objects.counts, axis=0).T.copy()  # (N,) each
         start = np.cumsum(height * width) - height * width
         cells = torch.cat([target["masks"].to(device).view(torch.uint8).flatten() for target in targets])
         points = RandomPoints.of(targets, seed, device)
-        return MaskTruth(cells, *to_device(np.stack((start, width, height)), device), points)
+        start, width, height = to_device(np.stack((start, width, height)), device)
+        return MaskTruth(cells, start, width, height, points)
 
     @torch.no_grad()
     def pair_cost(self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: MaskTruth) -> Tensor:
         """Weighted cost of each object with each query of its image: (N, rows of all layers side by side)."""
-        costs = [self._layer_cost(number, layer.masks, objects, truth) for number, layer in enumerate(layers)]
+        factors = [layer.masks for layer in layers if layer.masks is not None]
+        costs = [self._layer_cost(number, each, objects, truth) for number, each in enumerate(factors)]
         return torch.cat(costs, dim=1)
 
     def _layer_cost(self, layer: int, factors: MaskFactors, objects: PackedObjects, truth: MaskTruth) -> Tensor:
         batch, _, height, width = factors.features.shape
         device, dtype = objects.boxes.device, objects.boxes.dtype
         points = truth.points.for_images(layer, max(height * width // self.sample_ratio, 1))
-        everything = torch.arange(len(objects.labels), device=device)
-        wanted = truth.read(everything, points[objects.image]).to(dtype)
+        every_object = torch.arange(len(objects.labels), device=device)
+        inside = truth.read(every_object, points[objects.image]).to(dtype)  # (N, P)
         grid = factors.canvas_grid(points, torch.arange(batch, device=device))
-        features = _read_maps(factors.features.to(dtype), grid)
-        costs = [
-            self._image_cost(queries.to(dtype) @ read + factors.bias.to(dtype), own)
-            for queries, read, own in zip(factors.queries, features, wanted.split(objects.counts), strict=True)
-        ]
+        features = _read_maps(factors.features.to(dtype), grid)  # (B, C, P)
+        costs = []
+        for queries, read, own in zip(factors.queries, features, inside.split(objects.counts), strict=True):
+            scores = queries.to(dtype) @ read + factors.bias.to(dtype)  # (Q, P), own (n, P)
+            cross_entropy = (F.softplus(scores).sum(1) - own @ scores.T) / scores.shape[1]
+            probability = scores.sigmoid()
+            dice = 1 - (2 * (own @ probability.T) + 1) / (probability.sum(1) + own.sum(1)[:, None] + 1)
+            costs.append(self.ce_weight * cross_entropy + self.dice_weight * dice)  # (n, Q)
         return torch.cat(costs)
-
-    def _image_cost(self, scores: Tensor, wanted: Tensor) -> Tensor:
-        """(Q, P) logits and (n, P) truth -> (n, Q)."""
-        cross_entropy = (F.softplus(scores).sum(1) - wanted @ scores.T) / scores.shape[1]
-        probability = scores.sigmoid()
-        overlap = 2 * (wanted @ probability.T) + 1
-        dice = 1 - overlap / (probability.sum(1) + wanted.sum(1)[:, None] + 1)
-        return self.ce_weight * cross_entropy + self.dice_weight * dice
 
     def losses(
         self,
         layers: Sequence[LayerOutput],
         objects: PackedObjects,
         truth: MaskTruth,
-        matches: Matches,
+        matches: QueryMatches,
         num_groups: int,
     ) -> dict[str, Tensor]:
         """`loss_mask_ce` and `loss_mask_dice` of each layer, summed over the matched pairs."""
         losses = {}
+        factors = [layer.masks for layer in layers if layer.masks is not None]
         pairs = zip(*matches.split("batch", "query", "target"), strict=True)
-        for number, (layer, own) in enumerate(zip(layers, pairs, strict=True)):
+        for number, (layer, masks, own) in enumerate(zip(layers, factors, pairs, strict=True)):
             limit = layer.logits.shape[1] // num_groups
             per_image = [min(count, limit) * num_groups for count in objects.counts]
-            cross_entropy, dice = self._layer_losses(number, layer.masks, own, per_image, truth)
+            cross_entropy, dice = self._layer_losses(number, masks, own, per_image, truth)
             losses[f"loss_mask_ce{layer.name_suffix}"] = cross_entropy
             losses[f"loss_mask_dice{layer.name_suffix}"] = dice
         return losses
@@ -185,23 +146,24 @@ class MaskTerms:
         self,
         layer: int,
         factors: MaskFactors,
-        matched: tuple[Tensor, Tensor, Tensor],
+        matched: tuple[Tensor, ...],
         per_image: list[int],
         truth: MaskTruth,
     ) -> tuple[Tensor, Tensor]:
         if not sum(per_image):
             dtype = compute_dtype(factors.features)
-            zero = sum(part[:0].sum() for part in (factors.features, factors.queries, factors.bias)).to(dtype)
+            parts = [part[:0].sum() for part in (factors.features, factors.queries, factors.bias)]
+            zero = torch.stack([part.to(dtype) for part in parts]).sum()
             return zero, zero
         height, width = factors.features.shape[-2:]
         count = max(height, height * width // self.sample_ratio)
         batch, query, target = matched
-        queries = factors.queries[batch, query]
+        queries = factors.queries[batch, query]  # (m, C)
         scores, points = [], []
         for images, pairs in _runs(per_image, height * width):
             mask = (queries[pairs], factors.features[images], factors.bias, per_image[images])
-            drawn = truth.points.for_pairs(layer, batch[pairs], query[pairs], num_drawn(count))
-            chosen = choose_points(factors, mask, batch[pairs], drawn, count)
+            uniform = truth.points.for_pairs(layer, batch[pairs], query[pairs], num_uniform(count))
+            chosen = choose_points(factors, mask, batch[pairs], uniform, count)  # (pairs, count, 2)
             grid = factors.canvas_grid(chosen, batch[pairs])
             # The masks would be the largest tensors of the step: they are built again in the backward pass.
             scores.append(checkpoint(_read_masks, mask, grid, use_reentrant=False, preserve_rng_state=False))
@@ -210,27 +172,27 @@ class MaskTerms:
         return point_losses(scores, truth.read(target, points).to(scores.dtype))
 
 
-def point_losses(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def point_losses(scores: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy (mean over the points) and dice, each summed over the pairs.
 
     Args:
         scores: (M, P) logits.
-        wanted: (M, P), 0 or 1.
+        truth: (M, P), 0 or 1.
     """
-    cross_entropy = F.binary_cross_entropy_with_logits(scores, wanted, reduction="none").mean(1).sum()
+    cross_entropy = F.binary_cross_entropy_with_logits(scores, truth, reduction="none").mean(1).sum()
     probability = scores.sigmoid()
-    dice = 1 - (2 * (probability * wanted).sum(1) + 1) / (probability.sum(1) + wanted.sum(1) + 1)
+    dice = 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
     return cross_entropy, dice.sum()
 
 
-def num_drawn(count: int) -> int:
+def num_uniform(count: int) -> int:
     """How many uniform points `choose_points` needs to choose `count`."""
     return OVERSAMPLING * count + count - int(UNCERTAIN_SHARE * count)
 
 
 @torch.no_grad()
 def choose_points(
-    factors: MaskFactors, mask: tuple[Tensor, Tensor, Tensor, list[int]], image: Tensor, drawn: Tensor, count: int
+    factors: MaskFactors, mask: tuple[Tensor, Tensor, Tensor, list[int]], image: Tensor, uniform: Tensor, count: int
 ) -> Tensor:
     """Points (M, count, 2) for M pairs, most of them where the predicted mask is undecided.
 
@@ -238,11 +200,11 @@ def choose_points(
         factors: the layer that the pairs are of.
         mask: what `_read_masks` takes.
         image: (M,) image of each pair.
-        drawn: (M, `num_drawn(count)`, 2) uniform points: those to choose from, then those that are taken in any case.
+        uniform: (M, `num_uniform(count)`, 2) uniform points: those to choose from, then those that are always taken.
         count: points of each pair.
     """
-    candidates, taken = drawn.split([OVERSAMPLING * count, drawn.shape[1] - OVERSAMPLING * count], dim=1)
-    scores = _read_masks(mask, factors.canvas_grid(candidates, image))
+    candidates, taken = uniform.split([OVERSAMPLING * count, uniform.shape[1] - OVERSAMPLING * count], dim=1)
+    scores = _read_masks(mask, factors.canvas_grid(candidates, image))  # (M, 3 * count)
     nearest = scores.abs().topk(count - taken.shape[1], dim=1, largest=False).indices
     undecided = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
     return torch.cat([undecided, taken], dim=1)
@@ -272,6 +234,7 @@ def _read_masks(mask: tuple[Tensor, Tensor, Tensor, list[int]], grid: Tensor) ->
         own.to(dtype) @ cells.to(dtype).flatten(1)
         for own, cells in zip(queries.split(per_image), features, strict=True)
     ]
+    # (M, Hm * Wm) -> (M, Hm, Wm)
     dense = torch.cat(products).unflatten(1, features.shape[-2:]) + bias.to(dtype)
     return _read_maps(dense[:, None], grid)[:, 0]
 

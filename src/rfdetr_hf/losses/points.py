@@ -1,4 +1,4 @@
-"""Random points that depend on what they are drawn for, not on the batch it came in: a counter-based generator."""
+"""Random points that depend on their image and layer, not on the batch: a counter-based generator."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class RandomPoints(NamedTuple):
         Args:
             targets: per image `image_id`, one integer; without it the position in the batch stands for it.
             seed: changes from step to step, and is the same for all parts of a step.
-            device: where the points are drawn.
+            device: where the points are made.
         """
         if all("image_id" in target for target in targets):
             numbers = torch.cat([target["image_id"].to(device, torch.int64).reshape(1) for target in targets])

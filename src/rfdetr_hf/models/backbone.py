@@ -3,6 +3,8 @@
 Module names are those of the official checkpoints (`encoder.encoder.encoder.layer.N.attention.attention.query` ...).
 """
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,11 +15,10 @@ from .configuration_rfdetr import RFDETRBackboneConfig
 from .initialization import init_norm, init_vit, with_init
 
 
-def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Drop whole rows of the leading dimension with probability `rate` and scale the others by 1 / (1 - rate)."""
+def drop_path_factors(x: Tensor, rate: float) -> Tensor:
+    """Factors (rows, 1, 1) for the rows of x (rows, T, D): 0 with probability `rate`, 1 / (1 - rate) else."""
     keep = 1.0 - rate
-    mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)
-    return x * (mask / keep)
+    return x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep
 
 
 def split_windows(grid: Tensor, windows: int) -> Tensor:
@@ -32,6 +33,7 @@ def split_windows(grid: Tensor, windows: int) -> Tensor:
     """
     batch, height, width, channels = grid.shape
     rows, columns = height // windows, width // windows
+    # (B, window row, row, window column, column, D) -> (B, window row, window column, row, column, D)
     grid = grid.reshape(batch, windows, rows, windows, columns, channels).transpose(2, 3)
     return grid.reshape(batch * windows**2, rows * columns, channels)
 
@@ -46,9 +48,9 @@ def join_windows(tokens: Tensor, windows: int, height: int, width: int) -> Tenso
 def resize_position_table(table: Tensor, height: int, width: int) -> Tensor:
     """Resize a square table of position rows (P, D) to (height * width, D): bicubic with antialiasing, in float32."""
     side = round(table.shape[0] ** 0.5)
-    grid = table.T.reshape(1, -1, side, side).float()
+    grid = table.T.reshape(1, -1, side, side).float()  # (1, D, side, side)
     grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
-    return grid[0].flatten(1).T.to(table.dtype)
+    return grid[0].flatten(1).T.to(table.dtype)  # (D, height, width) -> (height * width, D)
 
 
 class ViTEmbeddings(nn.Module):
@@ -74,15 +76,17 @@ class ViTEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B * windows**2, 1 + tokens of a window, D)."""
-        projection = self.patch_embeddings["projection"]
+        projection: Any = self.patch_embeddings["projection"]
+        # (B, D, h, w) -> (B, h, w, D)
         grid = projection(pixel_values.to(projection.weight.dtype)).permute(0, 2, 3, 1)
         _, height, width, channels = grid.shape
-        positions = self._positions(height, width).reshape(height, width, channels)
+        positions = self.positions(height, width).reshape(height, width, channels)
         tokens = split_windows(grid + positions, self.windows)
         cls = (self.cls_token + self.position_embeddings[:, :1]).to(tokens.dtype)
         return torch.cat([cls.expand(tokens.shape[0], -1, -1), tokens], 1)
 
-    def _positions(self, height: int, width: int) -> Tensor:
+    def positions(self, height: int, width: int) -> Tensor:
+        """The position rows (height * width, D) of a grid of that size."""
         table = self.position_embeddings[0, 1:]
         if height == width and height * width == table.shape[0]:
             return table
@@ -101,6 +105,7 @@ class ViTAttention(nn.Module):
         self.output = nn.ModuleDict({"dense": with_init(nn.Linear(width, width), init_vit, std=std)})
 
     def forward(self, x: Tensor) -> Tensor:
+        # (rows, T, D) -> (rows, heads, T, D / heads)
         query, key, value = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for projection in self.attention.values()
         )
@@ -148,7 +153,6 @@ class RFDETRViTLayer(GradientCheckpointingLayer):
     def __init__(self, config: RFDETRBackboneConfig, index: int) -> None:
         super().__init__()
         self.joined_windows = config.num_windows**2 if index in config.out_indices else 1
-        self.drop_path_rate = 0.0
         self.norm1 = with_init(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), init_norm)
         self.attention = ViTAttention(config)
         self.layer_scale1 = LayerScale(config)
@@ -156,10 +160,17 @@ class RFDETRViTLayer(GradientCheckpointingLayer):
         self.mlp = ViTMLP(config)
         self.layer_scale2 = LayerScale(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B * windows**2, T, D) -> the same shape."""
-        x = x + self._drop(self.layer_scale1(self._attend(self.norm1(x))))
-        return x + self._drop(self.layer_scale2(self.mlp(self.norm2(x))))
+    def forward(self, x: Tensor, factors: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(B * windows**2, T, D) -> the same shape.
+
+        `factors` (B * windows**2, 1, 1) scale the two residual branches, see `drop_path_factors`. They are tensors made
+        outside: a compiled block would be compiled again for each rate.
+        """
+        first, second = factors or (None, None)
+        branch = self.layer_scale1(self._attend(self.norm1(x)))
+        x = x + (branch if first is None else branch * first)
+        branch = self.layer_scale2(self.mlp(self.norm2(x)))
+        return x + (branch if second is None else branch * second)
 
     def _attend(self, x: Tensor) -> Tensor:
         if self.joined_windows == 1:
@@ -168,46 +179,57 @@ class RFDETRViTLayer(GradientCheckpointingLayer):
         joined = x.reshape(rows // self.joined_windows, self.joined_windows * tokens, channels)
         return self.attention(joined).reshape(rows, tokens, channels)
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        return drop_path(branch, self.drop_path_rate) if self.training and self.drop_path_rate > 0 else branch
-
 
 class WindowedDinov2(nn.Module):
     """The encoder: image to one feature map for each tapped block."""
 
     def __init__(self, config: RFDETRBackboneConfig) -> None:
         super().__init__()
-        self.windows = config.num_windows
+        self.windows, self.patch_size = config.num_windows, config.patch_size
         self.taps = list(config.out_indices)
         self.embeddings = ViTEmbeddings(config)
         layers = [RFDETRViTLayer(config, index) for index in range(config.num_hidden_layers)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
         self.layernorm = with_init(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), init_norm)
-        self.set_drop_path_rate(config.drop_path_rate)
+        self.drop_path_rate = config.drop_path_rate
 
     @property
     def layers(self) -> list[RFDETRViTLayer]:
         """The transformer blocks."""
-        return list(self.encoder["layer"])
+        return [cast(RFDETRViTLayer, layer) for layer in cast(nn.ModuleList, self.encoder["layer"])]
 
     @property
     def unused_layers(self) -> list[RFDETRViTLayer]:
         """Blocks after the last tapped one. They are in the files of some variants, and nothing reads their output."""
         return self.layers[self.taps[-1] :]
 
-    def set_drop_path_rate(self, rate: float) -> None:
-        """Set the rate of each block: 0 at the first, rising linearly to `rate` at the last."""
-        last = max(len(self.layers) - 1, 1)
-        for index, layer in enumerate(self.layers):
-            layer.drop_path_rate = rate * index / last
+    def block_rates(self, rate: float | None = None) -> list[float]:
+        """Probability of each block to drop a branch: 0 at the first, rising linearly to `rate` at the last.
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> maps (B, D, h, w), h and w being H and W over the patch size."""
-        patch = self.embeddings.patch_embeddings["projection"].stride[0]
-        height, width = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+        Args:
+            rate: By default that of the configuration.
+
+        Raises:
+            ValueError: If it is not in [0, 1).
+        """
+        rate = self.drop_path_rate if rate is None else rate
+        if not 0 <= rate < 1:
+            raise ValueError(f"the drop path rate must be in [0, 1), got {rate}.")
+        last = max(len(self.layers) - 1, 1)
+        return [rate * index / last for index in range(len(self.layers))]
+
+    def forward(self, pixel_values: Tensor, drop_path_rate: float | None = None) -> list[Tensor]:
+        """(B, 3, H, W) -> maps (B, D, h, w), h and w being H and W over the patch size.
+
+        `drop_path_rate`: see `block_rates`; of no effect in evaluation.
+        """
+        rates = self.block_rates(drop_path_rate)
+        height, width = (side // self.patch_size for side in pixel_values.shape[-2:])
         tokens, maps = self.embeddings(pixel_values), []
         for number, layer in enumerate(self.layers[: self.taps[-1]], start=1):
-            tokens = layer(tokens)
+            rate = rates[number - 1] if self.training else 0.0
+            factors = (drop_path_factors(tokens, rate), drop_path_factors(tokens, rate)) if rate else None
+            tokens = layer(tokens, factors)
             if number in self.taps:
                 patches = self.layernorm(tokens)[:, 1:]
                 maps.append(join_windows(patches, self.windows, height, width).permute(0, 3, 1, 2))

@@ -1,10 +1,11 @@
 """The configuration of RF-DETR models and the table of published variants."""
 
 import copy
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
+from ..tasks import TASKS
 from .files.native_config import complete_plain_config
 
 MODEL_TYPE = "rf_detr"
@@ -35,6 +36,10 @@ _FIXED_DETECTOR = {
     "attention_bias": True,
     "segmentation_head_activation_function": "gelu",
 }
+
+
+# The default of fields that have a value as soon as the configuration is made.
+_DERIVED: Any = None
 
 
 def _require(condition: bool, message: str) -> None:
@@ -92,7 +97,7 @@ class RFDETRBackboneConfig(PreTrainedConfig):
     reshape_hidden_states: bool = True
     use_mask_token: bool = True
     num_windows: int = 2
-    out_indices: list[int] | None = None
+    out_indices: list[int] = _DERIVED
 
     def __post_init__(self, **kwargs: Any) -> None:
         features = kwargs.pop("out_features", None)
@@ -195,9 +200,9 @@ class RFDETRConfig(PreTrainedConfig):
     model_type = MODEL_TYPE
 
     backbone_config: Any = None
-    resolution: int | None = None
-    projector_scales: list[str] | None = None
-    num_feature_levels: int | None = None
+    resolution: int = _DERIVED
+    projector_scales: list[str] = _DERIVED
+    num_feature_levels: int = _DERIVED
     hidden_expansion: float = 0.5
     c2f_num_blocks: int = 3
     activation_function: str = "silu"
@@ -224,17 +229,23 @@ class RFDETRConfig(PreTrainedConfig):
     focal_alpha: float = 0.25
     auxiliary_loss: bool = True
     mask_downsample_ratio: int = 4
-    intermediate_size: int | None = None
+    intermediate_size: int = _DERIVED
     segmentation_head_activation_function: str = "gelu"
     mask_point_sample_ratio: int = 16
     mask_class_loss_coefficient: float = 5
     mask_dice_loss_coefficient: float = 5
-    num_keypoints_per_class: list[int] | None = None
+    num_keypoints_per_class: list[int] = _DERIVED
     keypoint_l1_loss_coefficient: float = 1
     keypoint_findable_loss_coefficient: float = 1
     keypoint_visible_loss_coefficient: float = 1
     keypoint_nll_loss_coefficient: float = 1
     keypoint_schema: dict[str, Any] | None = None
+
+    if TYPE_CHECKING:
+        id2label: dict[int, str] = _DERIVED
+
+        @property
+        def num_labels(self) -> int: ...
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = _as_backbone_config(self.backbone_config)
@@ -318,7 +329,7 @@ class RFDETRConfig(PreTrainedConfig):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields; `model_type` tells models that plain transformers cannot represent apart."""
+        """All fields; models that plain transformers cannot represent have a `model_type` of their own."""
         model_type = MODEL_TYPE if self.projector_scales == ["P4"] else MULTI_LEVEL_MODEL_TYPE
         if self.num_keypoints_per_class:
             model_type = KEYPOINT_MODEL_TYPE
@@ -341,10 +352,42 @@ class RFDETRConfig(PreTrainedConfig):
         fields = complete_plain_config(fields, str(pretrained_model_name_or_path))
         return {**fields, "model_type": MODEL_TYPE}, kwargs
 
+    def with_fields(self, **overrides: Any) -> "RFDETRConfig":
+        """This configuration with some fields changed.
+
+        A dict `backbone_config` is merged. Where the position table fits the resolution, a new `resolution` brings a
+        table of its own size, unless `backbone_config` gives an `image_size`. `id2label` implies `label2id`.
+
+        Raises:
+            ValueError: for a name that is no field, or fields that do not fit together.
+        """
+        unknown = sorted(set(overrides) - self.field_names())
+        _require(not unknown, f"unknown fields {unknown}: see the attributes of RFDETRConfig.")
+        derived = {"num_feature_levels", *(["intermediate_size"] if "d_model" in overrides else [])}
+        fields = {name: value for name, value in self.to_dict().items() if name not in derived}
+        encoder = _as_dict(overrides.pop("backbone_config", None))
+        if self.backbone_config.image_size == self.resolution and "resolution" in overrides:
+            encoder.setdefault("image_size", overrides["resolution"])
+        merged = {**fields["backbone_config"], **encoder}
+        if "out_indices" in encoder:
+            merged = {name: merged[name] for name in merged if name not in ("out_features", "window_block_indexes")}
+        if "id2label" in overrides:
+            overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
+            overrides.setdefault("label2id", {name: key for key, name in overrides["id2label"].items()})
+        elif overrides.get("num_labels", self.num_labels) != self.num_labels:
+            fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
+        fields |= {**overrides, "backbone_config": merged, "model_type": MODEL_TYPE}
+        return type(self)(**fields)
+
+    @classmethod
+    def field_names(cls) -> set[str]:
+        """Names of the fields that describe a model."""
+        return {*cls.__dataclass_fields__, "num_labels"} - {"dtype", "name_or_path", "transformers_version"}
+
     @classmethod
     def variants(cls) -> dict[str, "Variant"]:
         """The published variants by the names that `from_variant` knows."""
-        return {name: Variant.of(name) for name in _VARIANTS}
+        return dict(_VARIANTS)
 
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> "RFDETRConfig":
@@ -354,27 +397,19 @@ class RFDETRConfig(PreTrainedConfig):
 
         Args:
             name: One of `variants()`.
-            overrides: Fields to change. A dict `backbone_config` is merged over the variant's. Where the variant's
-                position table fits its resolution, a new `resolution` brings a table of its own size, unless
-                `backbone_config` gives an `image_size`.
+            overrides: Fields to change, see `with_fields`.
 
         Raises:
             ValueError: for an unknown name, an unknown field or fields that do not fit together.
         """
         _require(name in _VARIANTS, f"unknown variant {name!r}: choose one of {', '.join(_VARIANTS)}.")
-        unknown = sorted(set(overrides) - cls._known_fields())
-        _require(not unknown, f"from_variant got unknown fields {unknown}: see the attributes of RFDETRConfig.")
-        fields = copy.deepcopy(_VARIANTS[name])
-        backbone = {**fields.pop("backbone_config"), **_as_dict(overrides.pop("backbone_config", None))}
-        resolution = overrides.get("resolution", fields["resolution"])
-        backbone.setdefault("image_size", resolution)
-        if not {"id2label", "num_labels"} & set(overrides):
-            fields["num_labels"] = 91
-        return cls(**{**fields, **overrides, "backbone_config": backbone})
-
-    @classmethod
-    def _known_fields(cls) -> set[str]:
-        return set(cls.__dataclass_fields__) | {"num_labels"}
+        row = _VARIANTS[name]
+        fields: dict[str, Any] = {**copy.deepcopy(row.fields), "resolution": row.resolution, "num_labels": 91}
+        fields["backbone_config"].setdefault("image_size", row.resolution)
+        if row.task != "detection":
+            fields["architectures"] = [TASKS[row.task].model_class]
+        config = cls(**fields)
+        return config.with_fields(**overrides) if overrides else config
 
 
 class Variant(NamedTuple):
@@ -382,23 +417,19 @@ class Variant(NamedTuple):
 
     Attributes:
         task: "detection", "segmentation" or "keypoints".
+        official_class: Name of its class in the official package.
         resolution: Side of the square input in pixels.
         parameters: Number of parameters with the published 91 class logits.
+        fields: Fields of the configuration that differ from the defaults.
         license: Licence of the published weights.
     """
 
     task: str
+    official_class: str
     resolution: int
     parameters: int
-    license: str
-
-    @classmethod
-    def of(cls, name: str) -> "Variant":
-        """The row of the variant `name`."""
-        model_class = _VARIANTS[name].get("architectures", [""])[0]
-        task = "segmentation" if "Segmentation" in model_class else "detection"
-        task = "keypoints" if "Keypoint" in model_class else task
-        return cls(task, _VARIANTS[name]["resolution"], _PARAMETERS[name], "Apache-2.0")
+    fields: dict[str, Any]
+    license: str = "Apache-2.0"
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
@@ -419,108 +450,36 @@ def _as_backbone_config(config: Any) -> RFDETRBackboneConfig:
     return RFDETRBackboneConfig(**fields)
 
 
-_SEGMENTATION = ["RFDETRForInstanceSegmentation"]
+def _fields(decoder_layers: int, num_queries: int = 300, patch_size: int = 16, **others: Any) -> dict[str, Any]:
+    encoder = {"patch_size": patch_size, **others.pop("backbone_config", {})}
+    return {"decoder_layers": decoder_layers, "num_queries": num_queries, "backbone_config": encoder, **others}
 
-_VARIANTS: dict[str, dict[str, Any]] = {
-    "nano": {"resolution": 384, "decoder_layers": 2, "backbone_config": {}},
-    "small": {"resolution": 512, "decoder_layers": 3, "backbone_config": {}},
-    "medium": {"resolution": 576, "decoder_layers": 4, "backbone_config": {}},
-    "base": {
-        "resolution": 560,
-        "decoder_layers": 3,
-        "backbone_config": {"patch_size": 14, "num_windows": 4, "image_size": 518, "out_indices": [2, 5, 8, 11]},
-    },
-    "large": {"resolution": 704, "decoder_layers": 4, "backbone_config": {}},
-    "large-deprecated": {
-        "resolution": 560,
-        "decoder_layers": 3,
-        "d_model": 384,
-        "decoder_self_attention_heads": 12,
-        "decoder_cross_attention_heads": 24,
-        "decoder_n_points": 4,
-        "projector_scales": ["P3", "P5"],
-        "backbone_config": {
-            "hidden_size": 768,
-            "num_attention_heads": 12,
-            "patch_size": 14,
-            "num_windows": 4,
-            "image_size": 518,
-            "out_indices": [2, 5, 8, 11],
-        },
-    },
-    "seg-preview": {
-        "architectures": _SEGMENTATION,
-        "resolution": 432,
-        "decoder_layers": 4,
-        "num_queries": 200,
-        "backbone_config": {"patch_size": 12},
-    },
-    "seg-nano": {
-        "architectures": _SEGMENTATION,
-        "resolution": 312,
-        "decoder_layers": 4,
-        "num_queries": 100,
-        "backbone_config": {"patch_size": 12, "num_windows": 1},
-    },
-    "seg-small": {
-        "architectures": _SEGMENTATION,
-        "resolution": 384,
-        "decoder_layers": 4,
-        "num_queries": 100,
-        "backbone_config": {"patch_size": 12},
-    },
-    "seg-medium": {
-        "architectures": _SEGMENTATION,
-        "resolution": 432,
-        "decoder_layers": 5,
-        "num_queries": 200,
-        "backbone_config": {"patch_size": 12},
-    },
-    "seg-large": {
-        "architectures": _SEGMENTATION,
-        "resolution": 504,
-        "decoder_layers": 5,
-        "num_queries": 200,
-        "backbone_config": {"patch_size": 12},
-    },
-    "seg-xlarge": {
-        "architectures": _SEGMENTATION,
-        "resolution": 624,
-        "decoder_layers": 6,
-        "num_queries": 300,
-        "backbone_config": {"patch_size": 12},
-    },
-    "seg-2xlarge": {
-        "architectures": _SEGMENTATION,
-        "resolution": 768,
-        "decoder_layers": 6,
-        "num_queries": 300,
-        "backbone_config": {"patch_size": 12},
-    },
-    "keypoint-preview": {
-        "architectures": ["RFDETRForKeypointDetection"],
-        "resolution": 576,
-        "decoder_layers": 4,
-        "num_queries": 100,
-        "num_keypoints_per_class": [17],
-        "class_loss_coefficient": 2,
-        "backbone_config": {"patch_size": 12},
-    },
+
+_PATCH_14 = {"patch_size": 14, "num_windows": 4, "image_size": 518, "out_indices": [2, 5, 8, 11]}
+_WIDE = {
+    "d_model": 384,
+    "decoder_self_attention_heads": 12,
+    "decoder_cross_attention_heads": 24,
+    "decoder_n_points": 4,
+    "projector_scales": ["P3", "P5"],
+    "backbone_config": {"hidden_size": 768, "num_attention_heads": 12, **_PATCH_14},
 }
-
-_PARAMETERS: dict[str, int] = {
-    "nano": 30_467_298,
-    "small": 32_111_170,
-    "medium": 33_687_458,
-    "base": 32_174_530,
-    "large": 33_933_218,
-    "large-deprecated": 135_637_474,
-    "seg-preview": 34_153_555,
-    "seg-nano": 33_577_475,
-    "seg-small": 33_711_107,
-    "seg-medium": 35_694_259,
-    "seg-large": 35_873_971,
-    "seg-xlarge": 38_113_635,
-    "seg-2xlarge": 38_648_163,
-    "keypoint-preview": 41_044_470,
+_PERSON = {"num_keypoints_per_class": [17], "class_loss_coefficient": 2}
+_VARIANTS = {
+    "nano": Variant("detection", "RFDETRNano", 384, 30_467_298, _fields(2)),
+    "small": Variant("detection", "RFDETRSmall", 512, 32_111_170, _fields(3)),
+    "medium": Variant("detection", "RFDETRMedium", 576, 33_687_458, _fields(4)),
+    "base": Variant("detection", "RFDETRBase", 560, 32_174_530, _fields(3, backbone_config=_PATCH_14)),
+    "large": Variant("detection", "RFDETRLarge", 704, 33_933_218, _fields(4)),
+    "large-deprecated": Variant("detection", "RFDETRLargeDeprecated", 560, 135_637_474, _fields(3, **_WIDE)),
+    "seg-preview": Variant("segmentation", "RFDETRSegPreview", 432, 34_153_555, _fields(4, 200, 12)),
+    "seg-nano": Variant(
+        "segmentation", "RFDETRSegNano", 312, 33_577_475, _fields(4, 100, 12, backbone_config={"num_windows": 1})
+    ),
+    "seg-small": Variant("segmentation", "RFDETRSegSmall", 384, 33_711_107, _fields(4, 100, 12)),
+    "seg-medium": Variant("segmentation", "RFDETRSegMedium", 432, 35_694_259, _fields(5, 200, 12)),
+    "seg-large": Variant("segmentation", "RFDETRSegLarge", 504, 35_873_971, _fields(5, 200, 12)),
+    "seg-xlarge": Variant("segmentation", "RFDETRSegXLarge", 624, 38_113_635, _fields(6, 300, 12)),
+    "seg-2xlarge": Variant("segmentation", "RFDETRSeg2XLarge", 768, 38_648_163, _fields(6, 300, 12)),
+    "keypoint-preview": Variant("keypoints", "RFDETRKeypointPreview", 576, 41_044_470, _fields(4, 100, 12, **_PERSON)),
 }

@@ -4,7 +4,8 @@ Query groups lie one after the other on the query axis: group g has the rows g *
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,8 @@ from .initialization import (
 DECODER_NORM_EPS = 1e-5
 
 
-def _norm(width: int) -> nn.LayerNorm:
+def layer_norm(width: int) -> nn.LayerNorm:
+    """The norm of decoder and proposal heads."""
     return with_init(nn.LayerNorm(width, eps=DECODER_NORM_EPS), init_norm)
 
 
@@ -92,18 +94,18 @@ def flatten_levels(maps: list[Tensor], pixel_mask: Tensor | None) -> Memory:
         maps: One map for each level.
         pixel_mask: (B, H, W), non-zero = image; None if nothing is padded.
     """
-    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
+    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)  # (B, S, C)
     shapes = [(level.shape[2], level.shape[3]) for level in maps]
     dtype = geometry_dtype(tokens.dtype)
     full = [full_sizes(tokens.shape[0], shape, tokens.device) for shape in shapes]
     if pixel_mask is None:
         padding, sizes = None, full
     else:
-        levels = level_padding(pixel_mask, shapes)
+        levels = level_padding(pixel_mask, shapes)  # (B, h_l, w_l) each
         padding, sizes = torch.cat([level.flatten(1) for level in levels], 1), [valid_sizes(x) for x in levels]
     anchors, inside = anchor_boxes(shapes, sizes)
     invalid = ~inside if padding is None else padding | ~inside
-    ratios = torch.stack([size / whole for size, whole in zip(sizes, full, strict=True)], 1)
+    ratios = torch.stack([valid / all_cells for valid, all_cells in zip(sizes, full, strict=True)], 1)  # (B, L, 2)
     anchors = anchors.masked_fill(invalid[..., None], 0.0)
     return Memory(tokens, shapes, padding, ratios.to(dtype), anchors.to(dtype), invalid)
 
@@ -122,7 +124,7 @@ class Proposals(NamedTuple):
     boxes: Tensor
 
 
-def stacked(modules: Iterable[nn.Module], groups: int) -> tuple[Tensor, Tensor]:
+def stacked(modules: Iterable[Any], groups: int) -> tuple[Tensor, Tensor]:
     """Weights and biases of the first `groups` modules, which are alike, with a leading group dimension."""
     modules = list(modules)[:groups]
     return torch.stack([module.weight for module in modules]), torch.stack([module.bias for module in modules])
@@ -163,7 +165,7 @@ class _ProposalHeads:
 
 def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index` (B, G, T) of x (B, S, C) as (G, B*T, C)."""
-    rows = x.gather(1, index.flatten(1)[..., None].expand(-1, -1, x.shape[-1]))
+    rows = x.gather(1, index.flatten(1)[..., None].expand(-1, -1, x.shape[-1]))  # (B, G*T, C)
     return rows.unflatten(1, index.shape[1:]).transpose(0, 1).flatten(1, 2)
 
 
@@ -195,15 +197,16 @@ class GroupSelfAttention(nn.Module):
         `attends` (q, q) narrows that down: False where the query of the row does not see the one of the column.
         """
         batch, width = x.shape[0], x.shape[-1]
-        x, position = (t.unflatten(1, (groups, -1)).flatten(0, 1) for t in (x, position))
+        x, position = (t.unflatten(1, (groups, -1)).flatten(0, 1) for t in (x, position))  # (B * groups, q, C)
         weight, bias = self.in_proj_weight, self.in_proj_bias
         query, key = F.linear(x + position, weight[: 2 * width], bias[: 2 * width]).chunk(2, -1)
         value = F.linear(x, weight[2 * width :], bias[2 * width :])
+        # (B * groups, heads, q, C / heads)
         query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
         rate = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attends, dropout_p=rate)
-        attended = attended.transpose(1, 2).flatten(-2)
-        return self.out_proj(attended.unflatten(0, (batch, groups)).flatten(1, 2))
+        attended = attended.transpose(1, 2).flatten(-2)  # (B * groups, q, C)
+        return self.out_proj(attended.unflatten(0, (batch, groups)).flatten(1, 2))  # (B, groups * q, C)
 
 
 class DeformableAttention(nn.Module):
@@ -230,9 +233,10 @@ class DeformableAttention(nn.Module):
         if memory.padding is not None:
             value = value.masked_fill(memory.padding[..., None], 0.0)
         layout = (self.heads, self.levels, self.points)
+        # (B, Q, heads, L, P, 2) and (B, Q, heads, L * P)
         offsets = self.sampling_offsets(query).unflatten(-1, (*layout, 2)).to(reference.dtype)
         weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).to(reference.dtype).softmax(-1)
-        centre, size = reference[:, :, None, :, None, :2], reference[:, :, None, :, None, 2:]
+        centre, size = reference[:, :, None, :, None, :2], reference[:, :, None, :, None, 2:]  # (B, Q, 1, L, 1, 2)
         locations = centre + offsets / self.points * size * 0.5
         sampled = self._sample(value.to(reference.dtype), locations, weights.unflatten(-1, layout[1:]), memory.shapes)
         return self.output_proj(sampled.to(query.dtype))
@@ -240,14 +244,15 @@ class DeformableAttention(nn.Module):
     def _sample(self, value: Tensor, locations: Tensor, weights: Tensor, shapes: LevelShapes) -> Tensor:
         """value (B, S, C), locations (B, Q, heads, L, P, 2), weights (B, Q, heads, L, P) -> (B, Q, C)."""
         batch = value.shape[0]
-        grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
-        weights = weights.transpose(1, 2).flatten(0, 1)
-        total = 0.0
+        grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P, 2)
+        weights = weights.transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P)
+        parts = []
         for level, cells in enumerate(value.split([height * width for height, width in shapes], 1)):
+            # (B, h * w, C) -> (B * heads, C / heads, h, w), read at (B * heads, C / heads, Q, P)
             image = cells.transpose(1, 2).reshape(batch * self.heads, -1, *shapes[level])
             read = F.grid_sample(image, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
-            total = total + (read * weights[:, None, :, level]).sum(-1)
-        return total.unflatten(0, (batch, self.heads)).flatten(1, 2).transpose(1, 2)
+            parts.append((read * weights[:, None, :, level]).sum(-1))  # (B * heads, C / heads, Q)
+        return reduce(torch.add, parts).unflatten(0, (batch, self.heads)).flatten(1, 2).transpose(1, 2)
 
 
 class RFDETRDecoderLayer(nn.Module):
@@ -257,11 +262,11 @@ class RFDETRDecoderLayer(nn.Module):
         super().__init__()
         width, hidden = config.d_model, config.decoder_ffn_dim
         self.dropout, self.activation_dropout = config.dropout, config.activation_dropout
-        self.self_attn, self.norm1 = GroupSelfAttention(config), _norm(width)
-        self.cross_attn, self.norm2 = DeformableAttention(config), _norm(width)
+        self.self_attn, self.norm1 = GroupSelfAttention(config), layer_norm(width)
+        self.cross_attn, self.norm2 = DeformableAttention(config), layer_norm(width)
         self.linear1 = with_init(nn.Linear(width, hidden), init_xavier)
         self.linear2 = with_init(nn.Linear(hidden, width), init_xavier)
-        self.norm3 = _norm(width)
+        self.norm3 = layer_norm(width)
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Memory, groups: int) -> Tensor:
         """x, position (B, Q, C); reference (B, Q, L, 4) -> (B, Q, C)."""
@@ -283,7 +288,7 @@ class RFDETRDecoder(nn.Module):
         super().__init__()
         width = config.d_model
         self.layers = nn.ModuleList([self.layer_class(config) for _ in range(config.decoder_layers)])
-        self.norm = _norm(width)
+        self.norm = layer_norm(width)
         self.ref_point_head = MLP([2 * width, width, width], [init_xavier, init_xavier])
 
     def forward(self, queries: Tensor, references: Tensor, memory: Memory, groups: int) -> list[Tensor]:
@@ -297,7 +302,7 @@ class RFDETRDecoder(nn.Module):
 
     def _placed(self, references: Tensor, memory: Memory, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """References on the canvas of each level (B, Q, L, 4), and their embedding (B, Q, C)."""
-        scaled = references[:, :, None] * memory.valid_ratios.repeat(1, 1, 2)[:, None]
+        scaled = references[:, :, None] * memory.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, Q, 1, 4) * (B, 1, L, 4)
         embedded = sine_embedding(scaled[:, :, 0], self.norm.weight.shape[0] // 2)
         return scaled, self.ref_point_head(embedded.to(dtype))
 
@@ -313,7 +318,7 @@ class RFDETRTransformer(nn.Module):
         self.num_queries = config.num_queries
         self.decoder = self.decoder_class(config)
         self.enc_output = nn.ModuleList([with_init(nn.Linear(width, width), init_xavier) for _ in range(groups)])
-        self.enc_output_norm = nn.ModuleList([_norm(width) for _ in range(groups)])
+        self.enc_output_norm = nn.ModuleList([layer_norm(width) for _ in range(groups)])
         self.enc_out_class_embed = nn.ModuleList([class_head(width, config.num_labels) for _ in range(groups)])
         self.enc_out_bbox_embed = nn.ModuleList([box_head(width) for _ in range(groups)])
 
@@ -328,10 +333,11 @@ class RFDETRTransformer(nn.Module):
         heads = _ProposalHeads(self, groups)
         tokens = memory.tokens.masked_fill(memory.invalid[..., None], 0.0)
         with torch.no_grad():
-            shared = tokens.flatten(0, 1).expand(groups, -1, -1)
-            scores = heads.logits(heads.features(shared)).amax(-1).unflatten(1, (batch, cells))
+            shared = tokens.flatten(0, 1).expand(groups, -1, -1)  # (G, B * S, C)
+            scores = heads.logits(heads.features(shared)).amax(-1).unflatten(1, (batch, cells))  # (G, B, S)
+            # (B, G, T)
             best = scores.topk(min(self.num_queries, cells), dim=-1).indices.transpose(0, 1)
-        features = heads.features(_gather_rows(tokens, best))
+        features = heads.features(_gather_rows(tokens, best))  # (G, B * T, C)
         boxes = refine_boxes(heads.deltas(features), _gather_rows(memory.anchors, best))
         logits = heads.logits(features)
         return Proposals(*(_ungroup(x, batch) for x in (features, logits, boxes)))

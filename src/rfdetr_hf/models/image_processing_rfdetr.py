@@ -13,8 +13,6 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
     SizeDict,
@@ -22,6 +20,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .post_processing import class_slots, fuse_scores, image_keypoints, image_masks, image_shares
 
@@ -45,7 +44,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
     (with torchvision) reads it; files written by that class are read here.
 
     A Pillow picture with an EXIF orientation is turned upright first. Boxes then refer to the upright picture: pass its
-    (height, width), not the stored one, as `target_sizes`. Arrays and tensors carry no EXIF and are taken as they are.
+    (height, width), not the stored one, as `target_sizes`. Arrays and tensors carry no EXIF and stay unturned.
 
     Args:
         size: `{"height", "width"}` for an exact size; `{"shortest_edge"[, "longest_edge"]}`, `{"longest_edge"}` or
@@ -169,9 +168,9 @@ class RFDETRImageProcessor(BaseImageProcessor):
             annotations = [annotations]
         if annotations is not None and len(annotations) != len(images):
             raise ValueError(f"{len(images)} images but {len(annotations)} annotations: pass one for each image.")
-        original_sizes = [tuple(image.shape[-2:]) for image in images]
+        original_sizes = [_size(image) for image in images]
         images = [self._model_pixels(image, **kwargs) for image in images]
-        sizes = [tuple(image.shape[-2:]) for image in images]
+        sizes = [_size(image) for image in images]
         data = _stack(images, _padded_size(sizes, pad_size, size_divisor) if do_pad else None)
         features = BatchFeature(data, tensor_type=return_tensors)
         if annotations is not None:
@@ -198,9 +197,9 @@ class RFDETRImageProcessor(BaseImageProcessor):
         """Rescale, resize and normalise one float32 (C, H, W) picture."""
         if do_rescale:
             image = image * rescale_factor
-        target = _resized_size(tuple(image.shape[-2:]), size) if do_resize else tuple(image.shape[-2:])
-        if target != tuple(image.shape[-2:]):
-            mode = _INTERPOLATION[resample]
+        target = _resized_size(_size(image), size) if do_resize else _size(image)
+        if target != _size(image):
+            mode = _INTERPOLATION[PILImageResampling(resample)]
             image = F.interpolate(image[None], target, mode=mode, align_corners=False, antialias=bool(antialias))[0]
         if do_normalize:
             mean = torch.as_tensor(image_mean, dtype=image.dtype, device=image.device).reshape(-1, 1, 1)
@@ -218,7 +217,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
     ) -> list[dict[str, Tensor]]:
         """Raw outputs -> detections per image, highest score first, as the official package makes them.
 
-        There is no suppression of overlaps, and a query may appear with several labels. The whole batch is ranked at
+        There is no suppression of overlaps, and a query may appear with several labels. The batch is ranked at
         once; the host waits for the device a single time, and not at all with a negative threshold.
 
         Args:
@@ -258,7 +257,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
         shares = image_shares(pixel_mask, len(found))
         for index, (each, share) in enumerate(zip(found, shares, strict=True)):
             logits = outputs.pred_masks[index, each.pop("queries")]
-            size = tuple(logits.shape[-2:]) if target_sizes is None else tuple(int(x) for x in target_sizes[index])
+            height, width = logits.shape[-2:] if target_sizes is None else target_sizes[index]
+            size = int(height), int(width)
             each["masks"] = image_masks(logits, size, share, as_rle)
         return found
 
@@ -301,7 +301,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
 
 def _detections(
     outputs: Any, threshold: float, target_sizes: Tensor | Sequence[Sequence[int]] | None, top_k: int | None
-) -> list[dict[str, Tensor]]:
+) -> list[dict[str, Any]]:
     """Per image `scores`, `labels`, `boxes` and `queries`, the rows that the detections come from."""
     scores, labels, queries = select_top_detections(outputs.logits, top_k)
     boxes = image_boxes(outputs.pred_boxes, target_sizes)
@@ -364,6 +364,11 @@ def image_boxes(boxes: Tensor, target_sizes: Tensor | Sequence[Sequence[int]] | 
     return (corners * limit).clamp(min=0).minimum(limit)
 
 
+def _size(image: Tensor) -> tuple[int, int]:
+    height, width = image.shape[-2:]
+    return height, width
+
+
 def _flatten(images: Any) -> list[Any]:
     if isinstance(images, (list, tuple)):
         return [image for item in images for image in _flatten(item)]
@@ -406,8 +411,8 @@ def _resized_size(image_size: tuple[int, int], size: SizeDict) -> tuple[int, int
     if size.shortest_edge:
         target = get_size_with_aspect_ratio(image_size, size.shortest_edge, size.longest_edge)
     elif size.longest_edge or (size.max_height and size.max_width):
-        bounds = (size.max_height or size.longest_edge, size.max_width or size.longest_edge)
-        target = get_image_size_for_max_height_width(image_size, *bounds)
+        height, width = size.max_height or size.longest_edge or 0, size.max_width or size.longest_edge or 0
+        target = get_image_size_for_max_height_width(image_size, height, width)
     else:
         raise ValueError(
             f"size={dict(size)}: give height and width, shortest_edge and/or longest_edge, or max_height and max_width."
@@ -431,7 +436,7 @@ def _padded_size(
 
 def _stack(images: Sequence[Tensor], padded_size: tuple[int, int] | None) -> dict[str, Tensor]:
     """Pictures -> `pixel_values`, and `pixel_mask` where one of them is smaller than the batch."""
-    sizes = {tuple(image.shape[-2:]) for image in images}
+    sizes = {_size(image) for image in images}
     if padded_size is None and len(sizes) > 1:
         raise ValueError(
             f"Images of different sizes {sorted(sizes)} (height, width) can't be stacked: "
@@ -442,7 +447,7 @@ def _stack(images: Sequence[Tensor], padded_size: tuple[int, int] | None) -> dic
     pixel_values = images[0].new_zeros(len(images), images[0].shape[0], *padded_size)
     pixel_mask = torch.zeros(len(images), *padded_size, dtype=torch.int64, device=pixel_values.device)
     for row, mask, image in zip(pixel_values, pixel_mask, images, strict=True):
-        height, width = image.shape[-2:]
+        height, width = _size(image)
         row[:, :height, :width] = image
         mask[:height, :width] = 1
     return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}

@@ -8,7 +8,7 @@ class heads are missing from the file gets exactly these heads new.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -22,17 +22,17 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def with_init(module: ModuleT, initializer: Callable[..., None], **options: Any) -> ModuleT:
     """Give `module` the function that initialises its own parameters: `initializer(module, **options)`."""
     # A partial of a named function: the model can be pickled.
-    module.initializer = partial(initializer, **options)
+    cast(Any, module).initializer = partial(initializer, **options)
     return module
 
 
-def init_norm(module: nn.Module) -> None:
+def init_norm(module: Any) -> None:
     """Weight 1, bias 0."""
     init.ones_(module.weight)
     init.zeros_(module.bias)
 
 
-def init_torch_default(module: nn.Module) -> None:
+def init_torch_default(module: Any) -> None:
     """Uniform in +-1/sqrt(fan_in) for weight and bias, as torch initialises linear and convolution layers."""
     init.kaiming_uniform_(module.weight, a=math.sqrt(5))
     if module.bias is not None:
@@ -68,7 +68,7 @@ def init_class_head(module: nn.Linear) -> None:
     init.constant_(module.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
 
 
-def init_vit(module: nn.Module, std: float) -> None:
+def init_vit(module: Any, std: float) -> None:
     """Normal weight with `std` (cut at +-2), bias 0."""
     init.trunc_normal_(module.weight, std=std)
     init.zeros_(module.bias)
@@ -85,7 +85,7 @@ def init_sampling_offsets(module: nn.Linear, heads: int, levels: int, points: in
     init.copy_(module.bias, offsets.expand(-1, levels, -1, -1).reshape(-1))
 
 
-def _init_default_bias(module: nn.Module) -> None:
+def _init_default_bias(module: Any) -> None:
     fan_in, _ = nn.init._calculate_fan_in_and_fan_out(module.weight)
     bound = 1 / math.sqrt(fan_in)
     init.uniform_(module.bias, -bound, bound)

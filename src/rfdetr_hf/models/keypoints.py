@@ -29,10 +29,12 @@ from .decoder import (
     RFDETRTransformer,
     flatten_levels,
     grouped_linear,
+    layer_norm,
     stacked,
 )
 from .geometry import geometry_dtype
-from .initialization import init_norm, init_torch_default, init_xavier, init_xavier_zero_bias, init_zeros, with_init
+from .image_processing_rfdetr import RFDETRImageProcessor
+from .initialization import init_torch_default, init_xavier, init_xavier_zero_bias, init_zeros, with_init
 from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection, RFDETRObjectDetectionOutput
 from .projector import MultiScaleProjector, RFDETRBackbone
 
@@ -100,11 +102,11 @@ class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer, GradientCheckpointingLayer)
         width = config.d_model
         self.instance_kp_layer_scale = nn.Parameter(torch.empty(1))
         self.kp_inst_self_attn = GroupSelfAttention(config)
-        self.kp_inst_norm, self.kp_norm = _norm(width), _norm(width)
-        self.kp_cross_attn, self.kp_cross_attn_norm = DeformableAttention(config), _norm(width)
+        self.kp_inst_norm, self.kp_norm = layer_norm(width), layer_norm(width)
+        self.kp_cross_attn, self.kp_cross_attn_norm = DeformableAttention(config), layer_norm(width)
         self.kp_linear1 = with_init(nn.Linear(width, 4 * width), init_xavier)
         self.kp_linear3 = with_init(nn.Linear(4 * width, width), init_xavier)
-        self.kp_norm5 = _norm(width)
+        self.kp_norm5 = layer_norm(width)
         with_init(self, RFDETRKeypointDecoderLayer._initialize)
 
     def _initialize(self) -> None:
@@ -129,7 +131,7 @@ class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer, GradientCheckpointingLayer)
         x = super().forward(x, position, reference, memory, groups)
         x, keypoints = self._exchange(x, keypoints, keypoint_position, attends)
         count = keypoints.shape[2]
-        query = (keypoints + position[:, :, None]).flatten(1, 2)
+        query = (keypoints + position[:, :, None]).flatten(1, 2)  # (B, Q * N, C), at (B, Q * N, L, 4)
         reference = reference[:, :, None].expand(-1, -1, count, -1, -1).flatten(1, 2)
         read = self.kp_cross_attn(query, reference, keypoint_memory).unflatten(1, (-1, count))
         keypoints = self.kp_cross_attn_norm(keypoints + self._drop(read, self.dropout))
@@ -139,7 +141,7 @@ class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer, GradientCheckpointingLayer)
     def _exchange(
         self, x: Tensor, keypoints: Tensor, keypoint_position: Tensor, attends: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        tokens = torch.cat([x[:, :, None], keypoints], 2)
+        tokens = torch.cat([x[:, :, None], keypoints], 2)  # (B, Q, 1 + N, C)
         position = F.pad(keypoint_position, (0, 0, 1, 0)).to(tokens.dtype)[None]
         answer = self.kp_inst_self_attn(tokens.flatten(0, 1), position, 1, attends).view_as(tokens)
         answer = self._drop(answer, self.dropout)
@@ -147,21 +149,18 @@ class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer, GradientCheckpointingLayer)
         return x, self.kp_norm(keypoints + answer[:, :, 1:])
 
 
-def _norm(width: int) -> nn.LayerNorm:
-    return with_init(nn.LayerNorm(width, eps=DECODER_NORM_EPS), init_norm)
-
-
 class RFDETRKeypointDecoder(RFDETRDecoder):
     """The decoder with keypoints."""
 
     layer_class = RFDETRKeypointDecoderLayer
+    keypoint_class_mask: Tensor
 
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__(config)
         schema = config.num_keypoints_per_class
         self.keypoint_pos_embed = nn.Parameter(torch.empty(sum(schema), config.d_model))
         self.several_classes = sum(count > 0 for count in schema) > 1
-        # True = blocked. The official files have it, although the schema tells it.
+        # True = blocked. The official files have it, although the schema implies it.
         self.register_buffer("keypoint_class_mask", _blocked(schema))
         with_init(self, RFDETRKeypointDecoder._initialize, schema=list(schema))
 
@@ -219,13 +218,13 @@ class RFDETRKeypointTransformer(RFDETRTransformer):
         batch = features.shape[0]
         x = self.keypoint_query_initializer_enc(features)
         count = x.shape[2]
-        x = x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 3)
-        heads = [head.layers for head in list(self.enc_out_keypoint_embed)[:groups]]
-        *hidden, last = [stacked(layers, groups) for layers in zip(*heads, strict=True)]
+        x = x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 3)  # (G, B * T * N, C)
+        heads: list[Any] = list(self.enc_out_keypoint_embed)[:groups]
+        *hidden, last = [stacked(layers, groups) for layers in zip(*(head.layers for head in heads), strict=True)]
         for layer in hidden:
             x = F.relu(grouped_linear(x, *layer))
         x = grouped_linear(x, *last)
-        return x.unflatten(1, (batch, -1, count)).transpose(0, 1).flatten(1, 2)
+        return x.unflatten(1, (batch, -1, count)).transpose(0, 1).flatten(1, 2)  # (G, B, T, N, 8) -> (B, G*T, N, 8)
 
 
 class RFDETRKeypointBackbone(RFDETRBackbone):
@@ -235,10 +234,12 @@ class RFDETRKeypointBackbone(RFDETRBackbone):
         super().__init__(config)
         self.cross_attn_projector = MultiScaleProjector(config)
 
-    def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(
+        self, pixel_values: Tensor, drop_path_rate: float | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """(B, 3, H, W) -> the levels of both projectors, (B, d_model, h_l, w_l) each."""
         self._check(pixel_values)
-        taps = self.vit(pixel_values)
+        taps = self.vit(pixel_values, drop_path_rate)
         return self.projector(taps), self.cross_attn_projector(taps)
 
 
@@ -251,6 +252,8 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
     """
 
     task = "keypoints"
+    transformer: "RFDETRKeypointTransformer"
+    _kp_active_mask: Tensor
     output_class = RFDETRKeypointDetectionOutput
     backbone_class = RFDETRKeypointBackbone
     transformer_class = RFDETRKeypointTransformer
@@ -274,15 +277,30 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
     def _proposal_head_sources(self) -> list[tuple[nn.ModuleList, nn.Module]]:
         return [*super()._proposal_head_sources(), (self.transformer.enc_out_keypoint_embed, self.keypoint_embed)]
 
+    def detect(
+        self,
+        outputs: Any,
+        processor: RFDETRImageProcessor,
+        threshold: float = 0.5,
+        target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        **options: Any,
+    ) -> list[dict[str, Any]]:
+        """See `RFDETRForObjectDetection.detect`; each image has `keypoints` and their precision besides."""
+        schema = self.config.num_keypoints_per_class
+        return processor.post_process_keypoint_detection(outputs, schema, threshold, target_sizes)
+
     @torch.no_grad()
     def reset_keypoint_precision(self) -> None:
         """Set the predicted precision of all keypoints to 1, as the official trainer does before fine-tuning."""
-        for head in (self.keypoint_embed, *self.transformer.enc_out_keypoint_embed):
+        heads: list[Any] = [self.keypoint_embed, *self.transformer.enc_out_keypoint_embed]
+        for head in heads:
             head.layers[-1].weight[4:7] = 0
             head.layers[-1].bias[4:7] = 0
 
-    def _detect(self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool) -> DetectorStates:
-        maps, keypoint_maps = self.backbone[0](pixel_values)
+    def _decode(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool, drop_path_rate: float | None = None
+    ) -> DetectorStates:
+        maps, keypoint_maps = self.backbone[0](pixel_values, drop_path_rate)
         memory = flatten_levels(maps, pixel_mask)
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in keypoint_maps], 1)
         proposals, references, queries = self._queries(memory)
@@ -303,8 +321,8 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
         self, states: DetectorStates, pixel_values: Tensor, pixel_mask: Tensor | None, supervised: bool
     ) -> list[LayerOutput]:
         layers = super()._layers(states, pixel_values, pixel_mask, supervised)
-        *earlier, last = (
-            place_keypoints(self.keypoint_embed(each), states.references) for each in states.keypoint_states
+        *earlier, last = (  # (B, Q, N, 8) of each decoder layer
+            place_keypoints(self.keypoint_embed(each), states.references) for each in states.keypoint_states or ()
         )
         keypoints = [last, *earlier]
         if supervised:
@@ -313,10 +331,11 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
         return [self._with_keypoints(*each) for each in zip(layers, keypoints, strict=True)]
 
     def _with_keypoints(self, layer: LayerOutput, keypoints: Tensor) -> LayerOutput:
-        parts = keypoints.split(self.config.num_keypoints_per_class, dim=2)
+        parts = keypoints.split(self.config.num_keypoints_per_class, dim=2)  # of (B, Q, N, 8)
         slots = max(self.config.num_keypoints_per_class)
+        # (B, Q, classes * K, 8)
         padded = torch.cat([F.pad(part, (0, 0, 0, slots - part.shape[2])) for part in parts], 2)
-        boost = padded.unflatten(2, (len(parts), slots))[..., _CLASS_CHANNEL].sum(-1)
+        boost = padded.unflatten(2, (len(parts), slots))[..., _CLASS_CHANNEL].sum(-1)  # (B, Q, classes)
         boost = F.pad(boost, (0, layer.logits.shape[-1] - len(parts)))
         return layer._replace(logits=layer.logits + boost, keypoints=padded)
 

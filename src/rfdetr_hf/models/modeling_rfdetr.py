@@ -2,24 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
-from ..losses.points import derive_seed
-from .backbone import RFDETRViTLayer
-from .files.official import official_config, official_payload, read_official, without_unused_rows
+from .backbone import RFDETRViTLayer, WindowedDinov2
 from .configuration_rfdetr import RFDETRConfig
 from .decoder import Memory, Proposals, RFDETRDecoderLayer, RFDETRTransformer, box_head, class_head, flatten_levels
+from .files.pretrained import RFDETRPreTrainedModel
 from .geometry import refine_boxes
+from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_standard_normal, init_zeros, with_init
-from .files.pretrained import load_adapted, load_dinov2, load_pretrained, override_config
 from .projector import RFDETRBackbone
 
 
@@ -70,123 +67,6 @@ class DetectorStates(NamedTuple):
     keypoint_states: list[Tensor] | None = None
 
 
-class RFDETRPreTrainedModel(PreTrainedModel):
-    """What all RF-DETR models share: configuration class, initialisation, capabilities."""
-
-    config_class = RFDETRConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _no_split_modules = [RFDETRViTLayer.__name__, RFDETRDecoderLayer.__name__]
-    # A buffer of official files that repeats the keypoint schema.
-    _keys_to_ignore_on_load_unexpected = [r"^_kp_active_mask$"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        initializer = getattr(module, "initializer", None)
-        if initializer is not None:
-            initializer(module)
-
-    def get_input_embeddings(self) -> None:
-        """There is no table of input embeddings."""
-        return None
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path | None,
-        *model_args: Any,
-        class_init: str = "prior",
-        **kwargs: Any,
-    ) -> "RFDETRPreTrainedModel":
-        """Load a folder or Hub repository, ours or that of plain transformers, and fit it to what is asked for.
-
-        Fields of the configuration (`id2label`, `resolution`, `num_queries`, `group_detr`, `backbone_config`, ...) can
-        be given; the weights are adapted and a table of what was changed is logged. A new `id2label` brings new class
-        rows, another `resolution` a resized position table, fewer queries the first of each group.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id; None with `config` and `state_dict`, as in transformers.
-            model_args: As in transformers.
-            class_init: "prior" gives new class rows, with a bias of the prior probability 0.01; "tile" repeats the old
-                rows, as the official package does.
-            kwargs: Fields of the configuration, and the options of transformers (`config`, `revision`, `dtype`, ...).
-
-        Raises:
-            ValueError: for what cannot be adapted (patch size, widths, layers, task), naming both sides, or a damaged
-                file.
-        """
-        if pretrained_model_name_or_path is None:
-            return super().from_pretrained(None, *model_args, **kwargs)
-        config, state, options = load_pretrained(cls, pretrained_model_name_or_path, class_init, kwargs)
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state, **options)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-        return loaded
-
-    @classmethod
-    def from_official(
-        cls,
-        source: str | Path | dict[str, Any],
-        *,
-        variant: str | None = None,
-        use_ema: bool = False,
-        class_init: str = "prior",
-        drop_unused_rows: bool = False,
-        **overrides: Any,
-    ) -> "RFDETRPreTrainedModel":
-        """Load a checkpoint of the official package: `.pth`, `.pt` or Lightning `.ckpt`, never as a free pickle.
-
-        Variant, class names and resolution are taken from the file. All class rows are kept, so that logits are equal;
-        a row without a class is called "N/A".
-
-        Args:
-            source: The file, or the dictionary that it holds.
-            variant: Name of the variant, needed only where the file does not tell.
-            use_ema: Take the averaged weights that a training checkpoint holds beside its weights.
-            class_init: As in `from_pretrained`.
-            drop_unused_rows: Leave out the class rows that are called "N/A".
-            overrides: Fields of the configuration; the weights are adapted as in `from_pretrained`.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: for an unsafe, damaged or unknown file, or what cannot be adapted.
-        """
-        checkpoint = read_official(source, use_ema)
-        config = official_config(checkpoint, variant)
-        if drop_unused_rows:
-            config = without_unused_rows(checkpoint.state, config)
-        wanted = override_config(config, overrides) if overrides else config
-        state = load_adapted(cls, checkpoint.state, config.id2label, wanted, checkpoint.origin, class_init)
-        model = super().from_pretrained(None, config=wanted, state_dict=state)
-        model.name_or_path = model.config.name_or_path = checkpoint.origin
-        return model
-
-    def save_official(self, path: str | Path) -> None:
-        """Write a file that the official package loads (`RFDETR.from_checkpoint(path)`) and predicts with equally.
-
-        A class head that does not end with an "N/A" row gets one more row, which the official layout has and which is
-        never selected. The official package takes a bare file name for one of its own weights: give it a path.
-        """
-        torch.save(official_payload(self), path)
-
-    def init_backbone_from(self, source: str | Path, **hub_options: Any) -> None:
-        """Start the encoder from a DINOv2 of transformers, such as "facebook/dinov2-small", with registers or without.
-
-        Patch kernels and position embeddings are resampled to the encoder's sizes.
-
-        Args:
-            source: Folder or Hub id.
-            hub_options: `revision`, `token`, `cache_dir`, ...
-
-        Raises:
-            ValueError: if width or number of blocks differ, naming both sides.
-        """
-        load_dinov2(self, source, **hub_options)
-
-
 class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     """RF-DETR detector.
 
@@ -194,11 +74,12 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         config: Checked again here, since its fields may have been changed after construction.
     """
 
+    config: RFDETRConfig
     task = "detection"
+    _no_split_modules = [RFDETRViTLayer.__name__, RFDETRDecoderLayer.__name__]
     output_class = RFDETRObjectDetectionOutput
     backbone_class = RFDETRBackbone
     transformer_class = RFDETRTransformer
-    _step_seed: int | None = None
 
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__(config)
@@ -237,9 +118,14 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
             (transformer.enc_out_bbox_embed, self.bbox_embed),
         ]
 
+    @property
+    def vit(self) -> WindowedDinov2:
+        """The encoder."""
+        return cast(RFDETRBackbone, self.backbone[0]).vit
+
     def unused_parameter_names(self) -> set[str]:
         """Parameters that the files have and no output depends on: the mask token and blocks after the last tap."""
-        vit = self.backbone[0].vit
+        vit = self.vit
         unused = {id(vit.embeddings.mask_token)}
         unused |= {id(parameter) for layer in vit.unused_layers for parameter in layer.parameters()}
         return {name for name, parameter in self.named_parameters() if id(parameter) in unused}
@@ -250,30 +136,43 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
 
     def freeze_backbone(self) -> None:
         """Take the encoder out of training; the projector stays in it."""
-        self.backbone[0].vit.requires_grad_(False)
+        self.vit.requires_grad_(False)
 
-    def set_drop_path_rate(self, rate: float) -> None:
-        """Set stochastic depth for the next steps: 0 at the first encoder block, linear to `rate` at the last.
+    @property
+    def loss_terms(self) -> tuple[str, ...]:
+        """Names of the loss terms of the last layer, as in `loss_dict`."""
+        return tuple(self.loss_function.coefficients)
 
-        Raises:
-            ValueError: if `rate` is not in [0, 1).
-        """
-        if not 0 <= rate < 1:
-            raise ValueError(f"the drop path rate must be in [0, 1), got {rate}.")
-        self.backbone[0].vit.set_drop_path_rate(rate)
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute the encoder's blocks, and the decoder's where they have keypoints, in the backward pass."""
+        # Transformers renames the method in version 6.
+        name = "activation_checkpointing_enable"
+        getattr(self, name if hasattr(self, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
 
-    def set_step_seed(self, seed: int, step: int) -> None:
-        """Set what random points of the mask loss derive from in the next forward passes in training.
-
-        With one seed for a whole optimizer step, the loss of an image (labels with `image_id`) does not depend on how
-        the step is split into micro-batches and processes. Without this each pass draws its own from torch's generator;
-        in evaluation the points are always the same.
+    def detect(
+        self,
+        outputs: Any,
+        processor: RFDETRImageProcessor,
+        threshold: float = 0.5,
+        target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        *,
+        pixel_mask: Tensor | None = None,
+        as_rle: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Turn the outputs of `forward` into what the task finds, with the image processor's function for the task.
 
         Args:
-            seed: Of the run.
-            step: Number of the optimizer step.
+            outputs: What `forward` returned.
+            processor: Of the model.
+            threshold: Detections with a higher score are kept; a negative one keeps all.
+            target_sizes: (B, 2) height and width of the images; without it boxes are in [0, 1].
+            pixel_mask: (B, H, W) that `forward` got, if it got one; masks need it.
+            as_rle: Masks as COCO run-lengths.
+
+        Returns:
+            Per image `scores`, `labels`, `boxes`, and what the task has besides.
         """
-        self._step_seed = derive_seed(seed, step)
+        return processor.post_process_object_detection(outputs, threshold, target_sizes)
 
     def forward(
         self,
@@ -281,6 +180,8 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         pixel_mask: Tensor | None = None,
         labels: Sequence[dict[str, Tensor]] | None = None,
         num_boxes: Tensor | float | None = None,
+        drop_path_rate: float | None = None,
+        seed: int | None = None,
         return_dict: bool | None = None,
     ) -> RFDETRObjectDetectionOutput | tuple:
         """Detect objects, and compute the loss if there are labels.
@@ -289,21 +190,28 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
             pixel_values: (B, 3, H, W), normalised; H and W multiples of `config.size_divisor`.
             pixel_mask: (B, H, W), 1 at the image and 0 at padding, which is to the right and below. None: no padding.
             labels: For each image `class_labels` (n,) int64 and `boxes` (n, 4) as (cx, cy, w, h) in [0, 1], and what
-                the task needs; `image_id`, see `set_step_seed`.
+                the task needs; `image_id`, see `seed`.
             num_boxes: What the loss sums are divided by: boxes x groups of everything one optimizer step sees, per
                 process. By default boxes x groups of this batch, averaged over the processes, at least 1.
+            drop_path_rate: Probability to drop a residual branch in training: 0 at the first encoder block, linear to
+                this at the last. By default that of the configuration.
+            seed: What random points of the mask loss derive from in training. With one seed for a complete optimizer
+                step, the loss of an image (labels with `image_id`) does not depend on how the step is split into
+                micro-batches and processes. By default each pass draws its own from torch's generator. In evaluation
+                the points are always the same.
             return_dict: False for a tuple.
 
         Raises:
-            ValueError: for shapes that do not fit together.
+            ValueError: for shapes that do not fit together, or a rate that is not in [0, 1).
         """
         _check_batch(pixel_values, pixel_mask, labels)
         supervised = self.training or labels is not None
-        states = self._detect(pixel_values, pixel_mask, every_layer=supervised and self.config.auxiliary_loss)
+        every_layer = supervised and self.config.auxiliary_loss
+        states = self._decode(pixel_values, pixel_mask, every_layer, drop_path_rate)
         layers = self._layers(states, pixel_values, pixel_mask, supervised)
         output = self._output(states, layers)
         if labels is not None:
-            seed = self._step_seed if self.training else 0
+            seed = seed if self.training else 0
             output.loss_dict = self.loss_function(layers, labels, self._groups, num_boxes, seed)
             output.loss = self.loss_function.weighted_sum(output.loss_dict)
         as_dict = self.config.return_dict if return_dict is None else return_dict
@@ -314,8 +222,10 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         """Query groups in use: all in training, the first in evaluation."""
         return self.config.group_detr if self.training else 1
 
-    def _detect(self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool) -> DetectorStates:
-        maps = self.backbone[0](pixel_values)
+    def _decode(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool, drop_path_rate: float | None = None
+    ) -> DetectorStates:
+        maps = self.backbone[0](pixel_values, drop_path_rate)
         memory = flatten_levels(maps, pixel_mask)
         proposals, references, queries = self._queries(memory)
         decoder = self.transformer.decoder
@@ -338,10 +248,10 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     ) -> list[LayerOutput]:
         """Predictions of the last decoder layer, and if `supervised` those of the earlier ones and of the encoder."""
         logits, boxes = self.class_embed(states.hidden_states), self._boxes(states)
-        layers = [LayerOutput("", logits[-1], boxes[-1])]
+        layers = [LayerOutput("", logits[-1], boxes[-1])]  # of (n, B, Q, C) and (n, B, Q, 4)
         if supervised:
-            earlier = enumerate(zip(logits[:-1], boxes[:-1], strict=True))
-            layers += [LayerOutput(f"_{index}", *predicted) for index, predicted in earlier]
+            for index in range(len(logits) - 1):
+                layers.append(LayerOutput(f"_{index}", logits[index], boxes[index]))
             layers.append(LayerOutput("_enc", states.proposals.logits, states.proposals.boxes))
         return layers
 

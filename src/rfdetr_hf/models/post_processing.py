@@ -23,7 +23,7 @@ def image_masks(
     """Binary masks of one image: bilinear to its size, object where the logit is above 0, not cut at the box.
 
     Args:
-        logits: (n, h, w) of the whole canvas.
+        logits: (n, h, w) of the complete canvas.
         size: (height, width) of the masks.
         image_share: (2,) share of the canvas' (width, height) that is image; None where nothing is padded.
         as_rle: Encode each chunk as COCO run-lengths and drop it, so that never more than 32 masks exist.
@@ -70,9 +70,9 @@ def _canvas_axis(side: int, share: Tensor, cells: int, like: Tensor) -> Tensor:
 
 
 def _run_lengths(masks: Tensor) -> list[dict[str, Any]]:
-    # pycocotools wants (H, W, n) in column-major order: that is the memory of a contiguous (n, W, H).
+    # pycocotools takes (H, W, n) in column-major order: that is the memory of a contiguous (n, W, H).
     array = masks.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy().transpose(2, 1, 0)
-    encoded = mask_utils.encode(np.asfortranarray(array))
+    encoded: list[Any] = list(mask_utils.encode(np.asfortranarray(array)))
     return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in encoded]
 
 

@@ -1,5 +1,7 @@
 """From the encoder's maps to the levels that the detector reads, and the two joined as the official layout has them."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -92,8 +94,8 @@ class MultiScaleProjector(nn.Module):
         """Tapped maps (B, D, h, w) -> one map (B, d_model, h_l, w_l) for each level."""
         levels = []
         for samplings, stage in zip(self.stages_sampling, self.stages, strict=True):
-            sampled = [sampling(x) for sampling, x in zip(samplings, maps, strict=True)]
-            levels.append(stage(torch.cat(sampled, 1)))
+            sampled = [sampling(x) for sampling, x in zip(cast(nn.ModuleList, samplings), maps, strict=True)]
+            levels.append(stage(torch.cat(sampled, 1)))  # (B, channels of all taps, h_l, w_l)
         return levels
 
 
@@ -114,16 +116,16 @@ class RFDETRBackbone(nn.Module):
     @property
     def vit(self) -> WindowedDinov2:
         """The encoder itself."""
-        return self.encoder["encoder"]
+        return cast(WindowedDinov2, self.encoder["encoder"])
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+    def forward(self, pixel_values: Tensor, drop_path_rate: float | None = None) -> list[Tensor]:
         """(B, 3, H, W) -> one map (B, d_model, h_l, w_l) for each level.
 
         Raises:
             ValueError: if the input is no batch of images or its sides are not multiples of `size_divisor`.
         """
         self._check(pixel_values)
-        return self.projector(self.vit(pixel_values))
+        return self.projector(self.vit(pixel_values, drop_path_rate))
 
     def _check(self, pixel_values: Tensor) -> None:
         shape = tuple(pixel_values.shape)

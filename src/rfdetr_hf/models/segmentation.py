@@ -1,5 +1,6 @@
 """RF-DETR for instance segmentation: the detector, and a head that makes masks of its states."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..losses.masks import MaskFactors, MaskTerms
 from .configuration_rfdetr import RFDETRConfig
 from .decoder import DECODER_NORM_EPS
 from .geometry import full_sizes, geometry_dtype, valid_sizes
+from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_norm, init_torch_default, init_zeros, with_init
 from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection, RFDETRObjectDetectionOutput
 
@@ -23,7 +25,7 @@ class RFDETRInstanceSegmentationOutput(RFDETRObjectDetectionOutput):
     """Output of `RFDETRForInstanceSegmentation`: that of the detector, and the masks.
 
     Attributes:
-        pred_masks: (B, Q, H // r, W // r) logits with r = `mask_downsample_ratio`, of the whole canvas, padding
+        pred_masks: (B, Q, H // r, W // r) logits with r = `mask_downsample_ratio`, of the complete canvas, padding
             included; only in evaluation. In training the loss works on the factors of the masks, which are never
             multiplied out for all queries and groups.
     """
@@ -123,6 +125,17 @@ class RFDETRForInstanceSegmentation(RFDETRForObjectDetection):
         self.segmentation_head = SegmentationHead(config)
         self.loss_function = RFDETRCriterion(config, MaskTerms(config))
 
+    def detect(
+        self,
+        outputs: Any,
+        processor: RFDETRImageProcessor,
+        threshold: float = 0.5,
+        target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        **options: Any,
+    ) -> list[dict[str, Any]]:
+        """See `RFDETRForObjectDetection.detect`; each image has `masks` besides."""
+        return processor.post_process_instance_segmentation(outputs, threshold, target_sizes, **options)
+
     def _layers(
         self, states: DetectorStates, pixel_values: Tensor, pixel_mask: Tensor | None, supervised: bool
     ) -> list[LayerOutput]:
@@ -133,17 +146,19 @@ class RFDETRForInstanceSegmentation(RFDETRForObjectDetection):
         share = None if pixel_mask is None else _image_share(pixel_mask, states.references.dtype)
         factors = [each._replace(image_share=share) for each in factors]
         decoder = len(states.hidden_states)
+        # The last decoder layer first, as the layers are.
         factors = [factors[decoder - 1], *factors[: decoder - 1], *factors[decoder:]]
         return [layer._replace(masks=masks) for layer, masks in zip(layers, factors, strict=True)]
 
     def _output(self, states: DetectorStates, layers: list[LayerOutput]) -> RFDETRObjectDetectionOutput:
         output: Any = super()._output(states, layers)
-        if not self.training:
+        if not self.training and layers[0].masks is not None:
             output.pred_masks = layers[0].masks.dense()
         return output
 
 
 def _image_share(pixel_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, 2) share of (width, height) of a padded batch that is image."""
-    whole = full_sizes(len(pixel_mask), tuple(pixel_mask.shape[1:]), pixel_mask.device)
-    return (valid_sizes(pixel_mask == 0) / whole).to(geometry_dtype(dtype))
+    height, width = pixel_mask.shape[1:]
+    complete = full_sizes(len(pixel_mask), (height, width), pixel_mask.device)
+    return (valid_sizes(pixel_mask == 0) / complete).to(geometry_dtype(dtype))

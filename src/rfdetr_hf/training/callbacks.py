@@ -11,11 +11,12 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from .arguments import RFDETRTrainingArguments
 from .best import candidate_scores
 from .meters import TIMINGS
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
+
+Numbers = dict[str, float]
 
 CONSOLE_TERMS = (
     "loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice",
@@ -31,27 +32,18 @@ class ProgressCallback(TrainerCallback):
         self.bar: tqdm | None = None
         self.prediction_bar: tqdm | None = None
 
-    def on_train_begin(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.bar = tqdm(
                 total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=args.disable_tqdm
             )
 
-    def on_step_end(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
     def on_prediction_step(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        eval_dataloader: Any = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
         if not state.is_world_process_zero or args.disable_tqdm or eval_dataloader is None:
             return
@@ -60,7 +52,7 @@ class ProgressCallback(TrainerCallback):
         self.prediction_bar.update(1)
 
     def on_evaluate(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Numbers | None = None, **kwargs: Any
     ) -> None:
         if self.prediction_bar is not None:
             self.prediction_bar.close()
@@ -69,19 +61,12 @@ class ProgressCallback(TrainerCallback):
     on_predict = on_evaluate
 
     def on_log(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: Numbers | None = None, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero and logs:
             logger.info(log_line(state, logs))
 
-    def on_train_end(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -126,9 +111,7 @@ class MetricsCsvCallback(TrainerCallback):
         self.rows: list[dict[str, str]] = []
         self.in_run = False
 
-    def on_train_begin(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.in_run = state.is_world_process_zero
         if not self.in_run:
             return
@@ -137,12 +120,7 @@ class MetricsCsvCallback(TrainerCallback):
             self._rewrite()
 
     def on_log(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: Numbers | None = None, **kwargs: Any
     ) -> None:
         if not self.in_run or not logs:
             return
@@ -202,18 +180,14 @@ class EarlyStopping(TrainerCallback, ExportableState):
         self.evaluations_without_improvement = 0
 
     def on_evaluate(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Numbers | None = None, **kwargs: Any
     ) -> None:
         values = list(candidate_scores(metrics or {}, self.metric).values())
         if not values or state.epoch < self.skip_epochs:
             return
         value = max(values) if self.greater_is_better else min(values)
-        if self.best is None or self._gain(value) > self.threshold:
+        gain = math.inf if self.best is None else value - self.best if self.greater_is_better else self.best - value
+        if gain > self.threshold:
             self.best, self.evaluations_without_improvement = value, 0
         else:
             self.evaluations_without_improvement += 1
@@ -222,9 +196,6 @@ class EarlyStopping(TrainerCallback, ExportableState):
                 "early stopping: no better %s than %.4f for %d evaluations", self.metric, self.best, self.patience
             )
             control.should_training_stop = True
-
-    def _gain(self, value: float) -> float:
-        return value - self.best if self.greater_is_better else self.best - value
 
     def state(self) -> dict[str, dict[str, Any]]:
         names = ("metric", "patience", "threshold", "skip_epochs", "greater_is_better")

@@ -30,18 +30,17 @@ def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
     Raises:
         RuntimeError, ValueError: see `check_backend`.
     """
-    timeout = {"timeout": timedelta(seconds=args.ddp_timeout)}
+    timeout: dict[str, Any] = {"timeout": timedelta(seconds=args.ddp_timeout)}
     deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
     if deepspeed and not torch.accelerator.is_available():
         # Without a backend Accelerate starts unconnected processes where there is no device.
         timeout["backend"] = "gloo"
+    replicas = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    handlers: list[Any] = [replicas, InitProcessGroupKwargs(**timeout)]
     accelerator = Accelerator(
         # DeepSpeed would cast the whole module, losses and box geometry too; the step autocasts instead.
         mixed_precision="no" if deepspeed else precision(args),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
-            InitProcessGroupKwargs(**timeout),
-        ],
+        kwargs_handlers=handlers,
     )
     check_backend(accelerator, args)
     return accelerator
@@ -92,7 +91,7 @@ def check_backend(accelerator: Accelerator, args: RFDETRTrainingArguments) -> No
 
 
 def _check_fsdp(accelerator: Accelerator) -> None:
-    plugin = accelerator.state.fsdp_plugin
+    plugin: Any = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError("FSDP 1 is not supported; set fsdp_version: 2 in the configuration of accelerate")
     if plugin.activation_checkpointing:
@@ -100,41 +99,14 @@ def _check_fsdp(accelerator: Accelerator) -> None:
 
 
 def _check_precision(accelerator: Accelerator, args: RFDETRTrainingArguments) -> None:
-    wanted = precision(args)
-    if wanted not in PRECISIONS:
-        raise ValueError(f"mixed precision {wanted!r} is not supported; choose one of {', '.join(PRECISIONS)}")
-    if wanted == "fp16" and accelerator.device.type == "cpu":
+    name = precision(args)
+    if name not in PRECISIONS:
+        raise ValueError(f"mixed precision {name!r} is not supported; choose one of {', '.join(PRECISIONS)}")
+    if name == "fp16" and accelerator.device.type == "cpu":
         raise RuntimeError("fp16 has no effect on a CPU; use bf16, or full precision")
-    if wanted == "fp16" and accelerator.distributed_type == DistributedType.DEEPSPEED:
+    if name == "fp16" and accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError("fp16 is not supported under DeepSpeed; use bf16, or full precision")
 
 
 def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
-
-
-class Hosts:
-    """Sums of small numbers over the processes of a run. They never touch a device, so no device has to be waited for.
-
-    Args:
-        accelerator: its processes.
-        timeout: seconds that a process waits for the others.
-    """
-
-    def __init__(self, accelerator: Accelerator, timeout: float) -> None:
-        self.group: Any = None
-        if accelerator.num_processes > 1:
-            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-
-    def sum(self, *values: float) -> list[float]:
-        """Each number summed over all processes."""
-        if self.group is None:
-            return [float(value) for value in values]
-        totals = torch.tensor(values, dtype=torch.float64)
-        torch.distributed.all_reduce(totals, group=self.group)
-        return totals.tolist()
-
-
-def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all ranks, on the device."""
-    return value if accelerator.num_processes == 1 else accelerator.reduce(value, reduction="sum")

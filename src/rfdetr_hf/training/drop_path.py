@@ -17,7 +17,7 @@ class DropPathSchedule:
       The official trainer has no such ramp; it mirrors the early one.
 
     The rates are those of the official trainer, with its epochs counted in optimizer steps. The value goes to the last
-    block of the backbone; `model.set_drop_path_rate` spreads it over the others.
+    block of the backbone; the model spreads it over the others.
 
     Args:
         rate: highest probability to drop a residual branch, in [0, 1).

@@ -110,7 +110,7 @@ class ExponentialMovingAverage:
         weight, parts = 1.0 - self.current_decay(), self._parts()
         if self._same:
             shadows, lives = zip(*((self._shadow[name], parts[name]) for name in self._same), strict=True)
-            torch._foreach_lerp_(shadows, lives, weight)
+            torch._foreach_lerp_(shadows, lives, weight)  # pyright: ignore[reportPrivateImportUsage]
         for name in self._cast:
             # One at a time: a cast of the whole model would need the memory of another one.
             self._shadow[name].lerp_(parts[name].to(self._shadow[name].dtype), weight)

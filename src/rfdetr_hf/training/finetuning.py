@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..models.configuration_rfdetr import RFDETRConfig
-from ..models.modeling_rfdetr import RFDETRForObjectDetection
-from ..models.files.pretrained import read_state
 from ..models.files.layouts import POSITIONS, official_keys, resize_positions
+from ..models.files.pretrained import read_state
+from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 ADAPTER = "default"
 _BASE, _LORA = ".base_layer.", ".lora_"
@@ -60,7 +60,7 @@ def freeze_encoder_blocks(model: RFDETRForObjectDetection, count: int) -> None:
     Raises:
         ValueError: if the encoder uses fewer blocks.
     """
-    vit = model.backbone[0].vit
+    vit: Any = model.get_submodule("backbone.0").vit
     if not 0 <= count <= vit.taps[-1]:
         raise ValueError(f"freeze_encoder_blocks={count}: the encoder uses {vit.taps[-1]} blocks")
     if count:
@@ -115,14 +115,16 @@ def load_class_rows(model: RFDETRForObjectDetection, source: str | Path, **hub_o
     Returns:
         The names of these classes.
     """
-    rows = {name: row for row, name in RFDETRConfig.from_pretrained(source, **hub_options).id2label.items()}
-    pairs = [(row, rows[name]) for row, name in sorted(model.config.id2label.items()) if name in rows]
+    saved: Any = RFDETRConfig.from_pretrained(source, **hub_options)
+    rows = {name: row for row, name in saved.id2label.items()}
+    names: Any = model.config.id2label
+    pairs = [(row, rows[name]) for row, name in sorted(names.items()) if name in rows]
     ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     found = official_keys(read_state(source, **hub_options))
     for name, tensor in model.state_dict(keep_vars=True).items():
         if _CLASS_HEADS.match(name):
             tensor[ours] = found[name][theirs].to(tensor)
-    return [model.config.id2label[row] for row in ours]
+    return [names[row] for row in ours]
 
 
 # ---------------------------------------------------------------------------------------------------- adapters
@@ -159,20 +161,19 @@ def add_lora(
         raise ImportError("adapters need peft; install the extra: pip install 'rfdetr-hf[lora]'") from error
     if has_adapters(model):
         raise ValueError("the model has adapters already; merge them first with merge_adapters")
-    vit = model.backbone[0].vit
+    vit: Any = model.get_submodule("backbone.0").vit
     # Blocks after the last tap never run: adapters in them would wait for gradients in vain.
     blocks = nn.ModuleList(vit.layers[: vit.taps[-1]])
     known = {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
     if not target_modules or set(target_modules) - known:
         raise ValueError(f"target modules {sorted(target_modules)}: choose among {', '.join(sorted(known))}")
-    config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), use_dora=use_dora
-    )
+    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_dora": use_dora}
+    config = peft.LoraConfig(target_modules=list(target_modules), **options)
     model.freeze_backbone()
     peft.inject_adapter_in_model(config, blocks, ADAPTER)
 
 
-def _adapted(model: nn.Module) -> dict[str, nn.Module]:
+def _adapted(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 

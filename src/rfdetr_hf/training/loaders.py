@@ -1,16 +1,20 @@
 """The loaders of a run, as its arguments describe them."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
-from ..data.pipeline.order import build_eval_dataloader, build_train_dataloader
+from ..data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
+from ..data.pipeline.pixels import prepare_pixels
+from ..data.pipeline.recipe import MAX_SIZE, build_eval_transform, build_train_transform
 from ..data.schema import has_keypoints, has_masks, keypoint_schema
-from ..data.pipeline.recipe import build_eval_transform, build_train_transform
+from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .arguments import RFDETRTrainingArguments
 from .preemption import shield_workers
 
@@ -30,7 +34,7 @@ def build_train_loader(
     transform = build_train_transform(
         config.resolution,
         scales,
-        multi_scale=args.multi_scale,
+        multi_scale=cast(Any, args.multi_scale),
         scale_jitter=args.scale_jitter,
         horizontal_flip=args.horizontal_flip,
         augmentation=augmentation,
@@ -38,15 +42,13 @@ def build_train_loader(
         mask_downsample_ratio=MASK_DOWNSAMPLE_RATIO if has_masks(dataset) else None,
         keypoint_schema=keypoint_schema(dataset) if has_keypoints(dataset) else None,
     )
-    loader = build_train_dataloader(
-        dataset,
-        transform,
+    options = replace(
+        _options(args, config, accelerator),
         batch_size=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
-        **_options(args, config, accelerator),
     )
-    return shield_workers(loader)
+    return shield_workers(build_train_dataloader(dataset, transform, options))
 
 
 def build_eval_loader(
@@ -59,13 +61,51 @@ def build_eval_loader(
     """This rank's share of a data set, every image once over all ranks."""
     masks = MASK_DOWNSAMPLE_RATIO if args.eval_loss and has_masks(dataset) else None
     transform = build_eval_transform(image_processor, mask_downsample_ratio=masks)
-    batch_size = args.eval_batch_size
-    # Made anew for each evaluation: workers that outlive theirs would pile up.
-    options = _options(args, config, accelerator) | {"persistent_workers": False}
-    return shield_workers(build_eval_dataloader(dataset, transform, batch_size=batch_size, **options))
+    # Each evaluation makes its loader: workers that outlive theirs would pile up.
+    options = replace(
+        _options(args, config, accelerator), batch_size=args.eval_batch_size, persistent_workers=False
+    )  # fmt: skip
+    return shield_workers(build_eval_dataloader(dataset, transform, options))
 
 
-def end_workers(loader: DataLoader | None) -> None:
+def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProcessor:
+    """The image processor of a model: to a square of its resolution, or its shorter side to it and padding."""
+    side = config.resolution
+    if square:
+        return RFDETRImageProcessor(size={"height": side, "width": side})
+    size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
+    return RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
+
+
+def batch_to_device(
+    batch: Mapping[str, Any],
+    device: torch.device,
+    processor: RFDETRImageProcessor,
+    config: PreTrainedConfig,
+    scale: float | None = None,
+) -> dict[str, Any]:
+    """A batch of a loader as arguments of the model's forward.
+
+    Args:
+        batch: `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) where there is padding, packed `labels`.
+        device: of the model.
+        processor: has the mean and the deviation of the colours.
+        config: of the model; sides stay multiples of its `size_divisor`.
+        scale: resize to this share of H and W.
+    """
+    size = None
+    if scale is not None:
+        divisor = config.size_divisor
+        size = tuple(max(round(side * scale / divisor), 1) * divisor for side in batch["pixel_values"].shape[-2:])
+    pixels = batch["pixel_values"].to(device, non_blocking=True)
+    mask = batch.get("pixel_mask")
+    mask = mask.to(device, non_blocking=True) if mask is not None else None
+    pixels, mask = prepare_pixels(pixels, mask, processor.image_mean, processor.image_std, size)
+    labels = batch["labels"].to(device, non_blocking=True).unpack()
+    return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+
+
+def end_workers(loader: Any) -> None:
     """End persistent workers, which would live as long as their loader."""
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:
@@ -73,13 +113,14 @@ def end_workers(loader: DataLoader | None) -> None:
         iterator._shutdown_workers()
 
 
-def _options(args: RFDETRTrainingArguments, config: PreTrainedConfig, accelerator: Accelerator) -> dict[str, Any]:
-    return {
-        "rank": accelerator.process_index,
-        "world_size": accelerator.num_processes,
-        "size_divisor": config.size_divisor,
-        "num_workers": args.dataloader_num_workers,
-        "pin_memory": args.dataloader_pin_memory and accelerator.device.type == "cuda",
-        "persistent_workers": args.dataloader_persistent_workers,
-        "prefetch_factor": args.dataloader_prefetch_factor,
-    }
+def _options(args: RFDETRTrainingArguments, config: PreTrainedConfig, accelerator: Accelerator) -> LoaderOptions:
+    return LoaderOptions(
+        batch_size=1,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        size_divisor=config.size_divisor,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory and accelerator.device.type == "cuda",
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )

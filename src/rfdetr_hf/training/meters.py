@@ -15,14 +15,23 @@ class LossMeter:
 
     Terms named `loss…` add up over the micro-batches of a step, since each is a share of the window's; the others
     (`class_error`, `cardinality_error…`) are averaged.
+
+    Args:
+        device: of the training.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Start over, after a log event."""
         self.names: list[str] = []
-        self.sums: torch.Tensor | None = None
-        self.now: torch.Tensor | None = None
-        self.latest: torch.Tensor | None = None
-        self.grad_norms: torch.Tensor | None = None
+        # Tensors, once a step is done.
+        self.sums: Any = None
+        self.now: Any = None
+        self.latest: Any = None
+        self.grad_norms: Any = None
         self.steps = 0
 
     def add(self, loss: torch.Tensor, loss_dict: dict[str, torch.Tensor], micro_batches: int) -> None:
@@ -45,14 +54,13 @@ class LossMeter:
         self.now = None
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Averages over steps and ranks since the last reading, and `loss_now`, the latest step's; starts anew."""
+        """Averages over steps and ranks since the last reset, and `loss_now`, the latest step's."""
         if self.steps == 0:
             return {}
         averages = torch.cat([self.sums / self.steps, self.latest[:1], self.grad_norms[None] / self.steps])
-        values = accelerator.reduce(averages, reduction="mean").tolist()
+        values: Any = accelerator.reduce(averages, reduction="mean")
         names = [*self.names, "loss_now", "grad_norm"]
-        self.__init__()
-        return dict(zip(names, values, strict=True))
+        return dict(zip(names, values.tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, on the host."""
@@ -61,13 +69,13 @@ class LossMeter:
         tensors = {key: getattr(self, key).cpu() for key in ("sums", "latest", "grad_norms")}
         return {"names": self.names, "steps": self.steps, **tensors}
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the sums of `state_dict()`."""
-        self.__init__()
+        self.reset()
         if state:
             self.names, self.steps = state["names"], state["steps"]
             for key in ("sums", "latest", "grad_norms"):
-                setattr(self, key, state[key].to(device))
+                setattr(self, key, state[key].to(self.device))
 
 
 class EvalLossMeter:
@@ -75,7 +83,7 @@ class EvalLossMeter:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.sums: torch.Tensor | None = None
+        self.sums: Any = None  # a tensor, once there is a batch
         self.boxes = 0
 
     def add(self, loss: torch.Tensor, loss_dict: dict[str, torch.Tensor], boxes: int) -> None:
@@ -106,6 +114,10 @@ class Stopwatch:
     """Throughput between two log events: images per second, share of time spent waiting for data, peak memory."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start over, after a log event."""
         self.start = time.perf_counter()
         self.images = 0
         self.steps = 0
@@ -113,7 +125,7 @@ class Stopwatch:
         self.paused = 0.0
 
     def read(self, device: torch.device, steps_left: int) -> dict[str, float]:
-        """The figures since the last reading; starts anew."""
+        """The figures since the last reset."""
         elapsed = max(time.perf_counter() - self.start - self.paused, 1e-9)
         figures = {
             "images_per_second": self.images / elapsed,
@@ -122,5 +134,4 @@ class Stopwatch:
         }
         if device.type == "cuda":
             figures["memory_gb"] = torch.cuda.max_memory_allocated(device) / 2**30
-        self.__init__()
         return figures

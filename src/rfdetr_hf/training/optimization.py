@@ -30,7 +30,7 @@ SCHEDULES = tuple(
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
 
 
-def build_param_groups(model: nn.Module, args: Any) -> list[dict[str, Any]]:
+def build_param_groups(model: Any, args: Any) -> list[dict[str, Any]]:
     """Sort the trainable parameters into named groups with their learning rate and weight decay.
 
     With `L` the last tapped stage of the backbone plus one, and layer ids 0 (embeddings), i + 1 (block i), L + 1 (final
@@ -68,14 +68,22 @@ def build_param_groups(model: nn.Module, args: Any) -> list[dict[str, Any]]:
     if args.param_groups not in ("default", "official"):
         raise ValueError(f"param_groups={args.param_groups!r} is unknown; use 'default' or 'official'.")
     official = args.param_groups == "official"
-    last_layer_id = max(model.config.backbone_config.out_indices) + 2
+    config: Any = model.config
+    last_layer_id = max(config.backbone_config.out_indices) + 2
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in _optimized_parameters(model, official):
         component, layer_id = _component(name, last_layer_id)
-        decays = _decays_official(name) if official else _decays(name, parameter)
+        if official:
+            decays = ENCODER not in name or not any(fragment in name for fragment in _OFFICIAL_NO_DECAY)
+        else:
+            decays = parameter.ndim > 1 and not {"embeddings", *_QUERY_EMBEDDINGS} & set(name.split("."))
         group_name = f"{component}.{'decay' if decays else 'no_decay'}"
         if group_name not in groups:
-            rate = _learning_rate(component, last_layer_id - layer_id, args)
+            rate = args.learning_rate * args.component_decay if component == "decoder" else args.learning_rate
+            if component.startswith("encoder"):
+                # The order of the factors is that of the official trainer: the products agree to the last bit.
+                depth = last_layer_id - layer_id
+                rate = args.learning_rate_encoder * args.layer_decay**depth * args.component_decay**2
             groups[group_name] = {
                 "params": [],
                 "lr": rate,
@@ -94,7 +102,7 @@ def build_param_groups(model: nn.Module, args: Any) -> list[dict[str, Any]]:
     return [{key: value for key, value in group.items() if key != "order"} for group in ordered]
 
 
-def _optimized_parameters(model: nn.Module, official: bool) -> list[tuple[str, nn.Parameter]]:
+def _optimized_parameters(model: Any, official: bool) -> list[tuple[str, nn.Parameter]]:
     named = list(model.named_parameters())
     if not official:
         return [(name, parameter) for name, parameter in named if parameter.requires_grad]
@@ -114,23 +122,6 @@ def _component(name: str, last_layer_id: int) -> tuple[str, int]:
     if block:
         return f"encoder.layer.{block[1]}", int(block[1]) + 1
     return "encoder.norm", last_layer_id
-
-
-def _learning_rate(component: str, depth: int, args: Any) -> float:
-    # The order of the factors is that of the official trainer: the products agree to the last bit.
-    if component.startswith("encoder"):
-        return args.learning_rate_encoder * args.layer_decay**depth * args.component_decay**2
-    return args.learning_rate * args.component_decay if component == "decoder" else args.learning_rate
-
-
-def _decays_official(name: str) -> bool:
-    return ENCODER not in name or not any(fragment in name for fragment in _OFFICIAL_NO_DECAY)
-
-
-def _decays(name: str, parameter: torch.Tensor) -> bool:
-    parts = name.split(".")
-    embedding = "embeddings" in parts or any(part in _QUERY_EMBEDDINGS for part in parts)
-    return parameter.ndim > 1 and not embedding
 
 
 def build_optimizer(param_groups: list[dict[str, Any]], args: Any, device: torch.device | str) -> torch.optim.AdamW:
@@ -189,17 +180,18 @@ def build_scheduler(
         )
     kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     check_schedule_options(kind, args)
-    warmup = _warmup_steps(args, num_training_steps, steps_per_epoch)
+    warmup = int(steps_per_epoch * (args.warmup_epochs or 0)) or args.warmup_steps or 0
+    warmup = math.ceil(num_training_steps * warmup) if warmup < 1 else int(warmup)
     if warmup >= num_training_steps:
         logger.warning(
             "The warm-up takes %d steps, but the run has only %d: no step follows it.", warmup, num_training_steps
         )
     last = num_training_steps - 1
     if kind in _OWN_SCHEDULES:
-        factor = _with_warmup(_own_factor(kind, args, warmup, last, steps_per_epoch), warmup)
-        return LambdaLR(optimizer, _clamped(factor, last))
+        factor = _own_factor(kind, args, warmup, last, steps_per_epoch)
+        return LambdaLR(optimizer, _clamped(lambda s: (s + 1) / warmup if s < warmup else factor(s), last))
     # transformers reaches the end of its schedules at step `num_training_steps`, one after the last that is taken.
-    scheduler = get_scheduler(kind, optimizer, warmup, max(last, 1), dict(args.lr_scheduler_kwargs or {}))
+    scheduler: Any = get_scheduler(kind, optimizer, warmup, max(last, 1), dict(args.lr_scheduler_kwargs or {}))
     scheduler.lr_lambdas = [_clamped(factor, last) for factor in scheduler.lr_lambdas]
     return scheduler
 
@@ -226,21 +218,6 @@ def check_schedule_options(kind: str, args: Any) -> None:
         raise ValueError("lr_scheduler_type='step' needs lr_drop_epochs, the epoch of the drop.")
 
 
-def _warmup_steps(args: Any, num_training_steps: int, steps_per_epoch: int) -> int:
-    steps, epochs = args.warmup_steps or 0, args.warmup_epochs or 0
-    if steps and epochs:
-        raise ValueError(f"warmup_steps={steps} and warmup_epochs={epochs} are both set; keep one.")
-    if steps < 0 or epochs < 0:
-        raise ValueError(f"warmup_steps={steps} and warmup_epochs={epochs} must not be negative.")
-    if epochs:
-        return int(steps_per_epoch * epochs)
-    if steps < 1:
-        return math.ceil(num_training_steps * steps)
-    if steps != int(steps):
-        raise ValueError(f"warmup_steps={steps} is neither a whole number of steps nor a share of the run below 1.")
-    return int(steps)
-
-
 def _own_factor(kind: str, args: Any, warmup: int, last: int, steps_per_epoch: int) -> Callable[[int], float]:
     if kind == "constant":
         return lambda step: 1.0
@@ -255,10 +232,6 @@ def _own_factor(kind: str, args: Any, warmup: int, last: int, steps_per_epoch: i
         return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return cosine
-
-
-def _with_warmup(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
-    return lambda step: (step + 1) / warmup if step < warmup else factor(step)
 
 
 def _clamped(factor: Callable[[int], float], last: int) -> Callable[[int], float]:

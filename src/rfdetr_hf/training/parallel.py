@@ -2,55 +2,63 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from .arguments import RFDETRTrainingArguments
-from .distributed import precision, sum_over_ranks
-from .ema import ExponentialMovingAverage
 from .checkpoint.optimizer import load_optimizer, save_optimizer, save_optimizer_shards
-from .checkpoint.sharded import local_part, saved_tensors, writing
+from .distributed import precision
 
 
-class StepResult(NamedTuple):
-    """The gradient's norm before clipping, and whether the step reached the weights."""
-
-    grad_norm: Tensor
-    taken: bool
-
-
-class Strategy:
-    """A single process, or data parallelism: every process holds the whole model.
+class Parallel:
+    """A single process, or data parallelism: every process holds the complete model.
 
     Attributes:
         name: as it is written into checkpoints.
         collective_forward: whether a forward pass needs all processes, so that all must run the same number.
+        model: the model itself.
+        wrapped: what is called in its place; the model itself until `prepare`.
+        optimizer: the prepared one; None until `prepare`.
     """
 
     name = "replicated"
     collective_forward = False
 
-    def __init__(self, accelerator: Accelerator, args: RFDETRTrainingArguments) -> None:
+    def __init__(self, accelerator: Accelerator, args: RFDETRTrainingArguments, model: PreTrainedModel) -> None:
         self.accelerator = accelerator
         self.args = args
-        self.model: nn.Module | None = None
-        self.wrapped: nn.Module | None = None
+        self.model: Any = model
+        self.wrapped: Any = model
         self.optimizer: Any = None
+        self._hosts: Any = None
+        if accelerator.num_processes > 1:
+            timeout = timedelta(seconds=args.ddp_timeout)
+            self._hosts = torch.distributed.new_group(backend="gloo", timeout=timeout)
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Spread the model, on its device already, and its optimizer over the processes."""
-        self.model = model
-        self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
-        return self.wrapped, self.optimizer
+    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
+        """Spread the model, on its device already, and its optimizer over the processes; returns the latter."""
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        return self.optimizer
+
+    def sum(self, value: Tensor) -> Any:
+        """The sum of a tensor over all processes, on the device."""
+        return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, reduction="sum")
+
+    def sum_on_hosts(self, *values: float) -> list[float]:
+        """Small numbers summed over all processes. They never touch a device, so no device has to be waited for."""
+        if self._hosts is None:
+            return [float(value) for value in values]
+        totals = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(totals, group=self._hosts)
+        return totals.tolist()
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of a forward pass."""
@@ -64,51 +72,26 @@ class Strategy:
         """Add the gradients of one micro-batch."""
         self.accelerator.backward(loss)
 
-    def step(self, loss: Tensor, before: Callable[[], None]) -> StepResult:
-        """Clip and step, unless the loss or a gradient of some process is not finite; gradients are gone after it.
-
-        Args:
-            loss: of this process's window.
-            before: called between clipping and stepping.
-        """
-        grad_norm = self._clip()
-        before()
-        broken = ~(torch.isfinite(grad_norm) & torch.isfinite(loss))
-        taken = not sum_over_ranks(self.accelerator, broken.float())
-        if taken:
-            self.optimizer.step()
-        elif self.accelerator.scaler is not None:
-            # What the optimizer's step does otherwise: a smaller scale after an overflow.
-            self.accelerator.scaler.update()
-        self.optimizer.zero_grad()
-        return StepResult(grad_norm, taken)
-
-    def _clip(self) -> Tensor:
+    def clip(self) -> Any:
+        """Scale the gradients down to `max_grad_norm`; returns their norm before, None where `guarded_step` clips."""
         self.accelerator.unscale_gradients()
         return nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
 
-    def in_step(self, batches: DataLoader, num_images: int) -> Iterator[Any]:
-        """This process's evaluation batches; where forward passes need all processes, as many on each, padded by None.
+    def step(self) -> None:
+        """Take the optimizer's step and drop the gradients."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
-        Args:
-            batches: as `build_eval_loader` gives them; the first process has the most.
-            num_images: on all processes together.
-        """
-        count = 0
-        for batch in batches:
-            count += 1
-            yield batch
-        if self.collective_forward and self.wrapped is not None:
-            most = math.ceil(num_images / self.accelerator.num_processes / self.args.eval_batch_size)
-            yield from [None] * (most - count)
+    def skip(self) -> None:
+        """Drop the gradients without a step."""
+        if self.accelerator.scaler is not None:
+            # What the optimizer's step does otherwise: a smaller scale after an overflow.
+            self.accelerator.scaler.update()
+        self.optimizer.zero_grad()
 
-    def average(self) -> ExponentialMovingAverage:
-        """The moving average of the prepared model, spread like it."""
-        tensors, args = saved_tensors(self.model), self.args
-        return ExponentialMovingAverage(
-            tensors.items(), args.ema_decay, args.ema_tau, args.ema_update_interval,
-            writing=lambda: writing(self.model), local=local_part,
-        )  # fmt: skip
+    def guarded_step(self) -> tuple[Tensor, bool]:
+        """Clip, and step if the gradients are finite, in one go; returns their norm and whether the step was taken."""
+        raise NotImplementedError(f"{self.name} clips and steps by itself")
 
     def save_optimizer(self, folder: Path) -> None:
         """Write the optimizer's state into a checkpoint; all processes must call it."""
@@ -116,58 +99,59 @@ class Strategy:
             save_optimizer(self.optimizer, folder)
 
     def load_optimizer(self, folder: Path) -> None:
-        """Read what `save_optimizer` of this or another strategy wrote.
+        """Read what `save_optimizer` of this or another launch wrote.
 
         Raises:
-            ValueError: it was written by a strategy, or for a model, whose state does not fit.
+            ValueError: it was written by a launch, or for a model, whose state does not fit.
         """
         load_optimizer(self.optimizer, folder)
 
 
-class ShardedStrategy(Strategy):
-    """FSDP2: weights, gradients, optimizer and average are split over the processes."""
+class FSDP2(Parallel):
+    """Weights, gradients, optimizer and average are split over the processes."""
 
     name = "fsdp2"
     collective_forward = True
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        plugin = self.accelerator.state.fsdp_plugin
+    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
+        plugin: Any = self.accelerator.state.fsdp_plugin
         # Accelerate's policy would cast targets and losses as well. Here weights stay float32 and the step autocasts.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
         plugin.cpu_ram_efficient_loading = False
         # FSDP2 takes every rank's own slice of its own weights: what differed would stay different.
-        for tensor in [*model.parameters(), *model.buffers()]:
+        for tensor in [*self.model.parameters(), *self.model.buffers()]:
             torch.distributed.broadcast(tensor.data, 0)
-        return super().prepare(model, optimizer)
+        return super().prepare(optimizer)
 
-    def _clip(self) -> Tensor:
-        return super()._clip().full_tensor()
+    def clip(self) -> Tensor:
+        return super().clip().full_tensor()  # a DTensor
 
     def save_optimizer(self, folder: Path) -> None:
         save_optimizer_shards(self.optimizer, folder, self.accelerator.is_main_process)
 
 
-class DeepSpeedStrategy(Strategy):
+class DeepSpeed(Parallel):
     """DeepSpeed's ZeRO in all stages. Its engine reduces, clips and steps, and writes its own checkpoints."""
 
     FOLDER, TAG = "deepspeed", "state"
 
-    def __init__(self, accelerator: Accelerator, args: RFDETRTrainingArguments) -> None:
-        super().__init__(accelerator, args)
-        self.stage = accelerator.state.deepspeed_plugin.zero_stage
+    def __init__(self, accelerator: Accelerator, args: RFDETRTrainingArguments, model: PreTrainedModel) -> None:
+        super().__init__(accelerator, args, model)
+        self.plugin: Any = accelerator.state.deepspeed_plugin
+        self.stage = self.plugin.zero_stage
         self.name = f"zero{self.stage} x {accelerator.num_processes}"
         self.collective_forward = self.stage == 3
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        config = self.accelerator.state.deepspeed_plugin.deepspeed_config
-        # Stage 0 divides gradients by this number even where it is told not to; nothing else there depends on it.
+    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
+        config = self.plugin.deepspeed_config
+        # Stage 0 divides gradients by this number even without `scale_wrt_gas`; nothing else there depends on it.
         accumulation = self.args.gradient_accumulation_steps if self.stage else 1
         self.accelerator.gradient_accumulation_steps = accumulation
         config["train_micro_batch_size_per_gpu"] = self.args.per_device_train_batch_size
         config["gradient_accumulation_steps"] = accumulation
         config["gradient_clipping"] = self.args.max_grad_norm
         config["zero_allow_untested_optimizer"] = True
-        return super().prepare(model, optimizer)
+        return super().prepare(optimizer)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         enabled = precision(self.args) == "bf16"
@@ -180,28 +164,23 @@ class DeepSpeedStrategy(Strategy):
         self.wrapped.set_gradient_accumulation_boundary(is_boundary=last)
         self.wrapped.backward(loss, scale_wrt_gas=False)
 
-    def step(self, loss: Tensor, before: Callable[[], None]) -> StepResult:
-        # The engine clips, checks the norm and steps in one go, and has no other place for `before`.
-        before()
-        if self.stage == 0:
-            return self._plain_step(loss)
+    def clip(self) -> Tensor | None:
+        """Stage 0 leaves complete, reduced gradients, and no check of them. The others clip within their step."""
+        return super().clip() if self.stage == 0 else None
+
+    def step(self) -> None:
+        self.wrapped.step()
+
+    def skip(self) -> None:
+        self.wrapped.zero_grad()
+
+    def guarded_step(self) -> tuple[Tensor, bool]:
         self.wrapped.step()
         taken = not self.wrapped.optimizer.overflow
-        grad_norm = torch.as_tensor(self.wrapped.get_global_grad_norm(), device=loss.device)
+        grad_norm = torch.as_tensor(self.wrapped.get_global_grad_norm(), device=self.accelerator.device)
         if taken and not torch.isfinite(grad_norm):
             raise RuntimeError("DeepSpeed took a step with a gradient that is not finite; install deepspeed>=0.19.8")
-        return StepResult(grad_norm, taken)
-
-    def _plain_step(self, loss: Tensor) -> StepResult:
-        """Stage 0 leaves whole, reduced gradients, and no check of them."""
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
-        broken = ~(torch.isfinite(grad_norm) & torch.isfinite(loss))
-        taken = not sum_over_ranks(self.accelerator, broken.float())
-        if taken:
-            self.wrapped.step()
-        else:
-            self.wrapped.zero_grad()
-        return StepResult(grad_norm, taken)
+        return grad_norm, taken
 
     def save_optimizer(self, folder: Path) -> None:
         self.wrapped.save_checkpoint(str(folder / self.FOLDER), tag=self.TAG)
@@ -212,16 +191,10 @@ class DeepSpeedStrategy(Strategy):
         self.wrapped.load_checkpoint(str(folder / self.FOLDER), tag=self.TAG, load_lr_scheduler_states=False)
 
 
-def choose_strategy(accelerator: Accelerator, args: RFDETRTrainingArguments) -> Strategy:
-    """The strategy of the launch."""
-    kinds = {DistributedType.FSDP: ShardedStrategy, DistributedType.DEEPSPEED: DeepSpeedStrategy}
-    return kinds.get(accelerator.distributed_type, Strategy)(accelerator, args)
-
-
-def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute the encoder's blocks in the backward pass; transformers renames the method in version 6."""
-    name = "activation_checkpointing_enable"
-    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
+def choose_parallel(accelerator: Accelerator, args: RFDETRTrainingArguments, model: PreTrainedModel) -> Parallel:
+    """What the launch asks for."""
+    kinds = {DistributedType.FSDP: FSDP2, DistributedType.DEEPSPEED: DeepSpeed}
+    return kinds.get(accelerator.distributed_type, Parallel)(accelerator, args, model)
 
 
 def compile_blocks(model: PreTrainedModel, backend: str) -> None:
@@ -231,5 +204,5 @@ def compile_blocks(model: PreTrainedModel, backend: str) -> None:
     depend on the data.
     """
     for module in model.modules():
-        if type(module).__name__ in model._no_split_modules:
+        if type(module).__name__ in (model._no_split_modules or ()):
             module.compile(backend=backend)

@@ -1,150 +1,239 @@
-"""Whether a checkpoint belongs to the run that would go on from it."""
+"""Where a run stands: all of it but weights and the states of its parts. And which run may go on from a checkpoint."""
 
+import copy
 import hashlib
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import ExportableState
 
-from .checkpoint.directory import CheckpointError, checksum
+from .arguments import RFDETRTrainingArguments
+from .best import BestModel
 
-if TYPE_CHECKING:
-    from .trainer import RFDETRTrainer
+logger = logging.getLogger(__name__)
 
-logger = logging.getLogger("rfdetr_hf")
+FORMAT = 1
+"""Version of what a checkpoint holds; a checkpoint without one has this first one."""
+ORDER = 1
+"""Version of the order of samples (`data.pipeline.order`) and of their random draws; likewise."""
 
-AVERAGE = "ema.safetensors"
 # What the optimizer's state holds, so that another value would have no effect.
 _OF_THE_OPTIMIZER = (
     "learning_rate", "learning_rate_encoder", "layer_decay", "component_decay", "weight_decay", "param_groups",
     "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
 _OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
+_OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model")
+_OF_THE_DATA = (
+    ("num_images", "training images", "resume with the same data"),
+    ("image_ids", "image ids (as a checksum)", "resume with the same data in the same order"),
+    ("seed", "as its seed", "resume with the same seed, which orders the data"),
+    ("images_per_step", "images in an optimizer step",
+     "resume with the same product of batch size, accumulation and number of processes"),
+    ("steps_per_epoch", "steps in an epoch", "resume with the same gradient_accumulation_steps"),
+)  # fmt: skip
+_KEPT = ("due", "steps_in_epoch", "epoch_finished", "epoch_stopped", "stopped", "skipped_steps", "skipped_in_a_row",
+         "best_weights")  # fmt: skip
+_RESTORED = ("epoch", "global_step", "log_history", "best_metric", "best_global_step", "best_model_checkpoint",
+             "stateful_callbacks")  # fmt: skip
 
 
-def identity(trainer: "RFDETRTrainer") -> dict[str, Any]:
-    """What a run that goes on from a checkpoint must have in common with the one that wrote it."""
-    sampler = trainer.train_loader.batch_sampler
-    image_ids = np.asarray(trainer.train_dataset["image_id"], dtype=np.int64)
-    return {
-        "strategy": trainer.strategy.name,
-        "world_size": trainer.accelerator.num_processes,
-        "seed": trainer.args.seed,
-        "steps_per_epoch": trainer.steps_per_epoch,
-        "images_per_step": sampler.window_size,
-        "num_images": len(image_ids),
-        "image_ids": hashlib.sha256(image_ids.tobytes()).hexdigest(),
-        "arguments": trainer.args.to_dict(),
-    }
+@dataclass
+class RunState(TrainerState):
+    """All that a run is besides weights. Callbacks get it as their `TrainerState`, whose fields it has.
 
-
-def check_same_run(trainer: "RFDETRTrainer", folder: Path, written: Mapping[str, Any]) -> None:
-    """Compare a checkpoint's identity with the run's; log what else of the arguments has changed.
-
-    Args:
-        trainer: built, with nothing loaded yet.
-        folder: the checkpoint.
-        written: `identity` of the run that wrote it.
-
-    Raises:
-        ValueError: the data, its order, the step, the optimizer's settings or the average are others.
+    Attributes:
+        steps_per_epoch: optimizer steps of an epoch.
+        epochs_done: complete epochs; `epoch` is the same with a fraction.
+        steps_in_epoch: optimizer steps taken of the present epoch.
+        epoch_finished: whether all of the epoch, its evaluation too, is done; of the latest checkpoint.
+        epoch_stopped: whether a callback has ended the epoch.
+        stopped: whether a callback has ended the run before its last step.
+        due: what of logging, evaluating and saving the latest step still asks for, as flags of `TrainerControl`.
+        skipped_steps: steps whose loss or gradient was not finite.
+        skipped_in_a_row: the latest of them without a good one between.
+        best: the best weights so far.
+        best_weights: checksum of the weights in `best/`.
+        identity: what a run that goes on from this one must have in common with it.
+        loss_total, loss_steps: sum of the logged losses over the steps since start or resume; not in checkpoints.
     """
-    ours = trainer.identity
-    _check_data(folder, written, ours)
-    _check_arguments(folder, written["arguments"], ours["arguments"])
-    if trainer.ema is not None and not (folder / AVERAGE).exists():
-        raise ValueError(f"use_ema=True, but {folder} holds no {AVERAGE}; resume with use_ema=False")
-    if written["strategy"] != ours["strategy"] and "zero" in written["strategy"] + ours["strategy"]:
-        raise ValueError(
-            f"{folder} was written under {written['strategy']}, this run is {ours['strategy']}: DeepSpeed's files fit "
-            "the same stage and number of processes only; launch as before, or start a new run from its "
-            "model.safetensors"
-        )
-    if written["world_size"] != ours["world_size"]:
-        logger.warning(
-            "%s was written by %d processes and is resumed by %d: random numbers will differ",
-            folder, written["world_size"], ours["world_size"],
-        )  # fmt: skip
 
+    stateful_callbacks: Any = None
+    steps_per_epoch: int = 0
+    epochs_done: int = 0
+    steps_in_epoch: int = 0
+    epoch_finished: bool = False
+    epoch_stopped: bool = False
+    stopped: bool = False
+    due: dict[str, bool] = field(default_factory=dict)
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    best: BestModel = field(default_factory=lambda: BestModel("map"))
+    best_weights: str | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    loss_total: float = 0.0
+    loss_steps: int = 0
 
-def _check_data(folder: Path, written: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    for name, meaning, remedy in (
-        ("num_images", "training images", "resume with the same data"),
-        ("image_ids", "image ids (as a checksum)", "resume with the same data in the same order"),
-        ("seed", "as its seed", "resume with the same seed, which orders the data"),
-        ("images_per_step", "images in an optimizer step",
-         "resume with the same product of batch size, accumulation and number of processes"),
-        ("steps_per_epoch", "steps in an epoch", "resume with the same gradient_accumulation_steps"),
-    ):  # fmt: skip
-        before, now = written[name], ours[name]
-        if before != now:
-            raise ValueError(f"{folder} was written with {before} {meaning}, this run has {now}; {remedy}")
+    def begin(
+        self,
+        args: RFDETRTrainingArguments,
+        image_ids: Sequence[int],
+        *,
+        steps_per_epoch: int,
+        images_per_step: int,
+        strategy: str,
+        world_size: int,
+    ) -> None:
+        """Plan the run that the arguments describe, on `world_size` processes spread as `strategy` names it."""
+        self.steps_per_epoch = steps_per_epoch
+        self.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+        self.num_train_epochs = math.ceil(self.max_steps / steps_per_epoch)
+        self.compute_steps(args, self.max_steps)
+        ids = np.asarray(image_ids, dtype=np.int64)
+        self.identity = {
+            "strategy": strategy,
+            "world_size": world_size,
+            "seed": args.seed,
+            "steps_per_epoch": steps_per_epoch,
+            "images_per_step": images_per_step,
+            "num_images": len(ids),
+            "image_ids": hashlib.sha256(ids.tobytes()).hexdigest(),
+            "arguments": args.to_dict(),
+        }
 
+    @property
+    def steps_left_in_epoch(self) -> int:
+        """Optimizer steps until the epoch, or the run, ends."""
+        return min(self.steps_per_epoch - self.steps_in_epoch, self.max_steps - self.global_step)
 
-def _check_arguments(folder: Path, written: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    changed = {k: (v, ours[k]) for k, v in written.items() if k in ours and k not in _OF_THE_PLACE and ours[k] != v}
-    for name in _OF_THE_OPTIMIZER:
-        if name in changed:
-            before, now = changed[name]
-            raise ValueError(
-                f"{folder} was written with {name}={before}, which its optimizer keeps, and this run has {now}; set it "
-                "back, or start a new run from these weights with model_name_or_path"
+    def count_step(self) -> None:
+        """One more optimizer step is done, be it a skipped one."""
+        self.global_step += 1
+        self.steps_in_epoch += 1
+        self.epoch = self.epochs_done + self.steps_in_epoch / self.steps_per_epoch
+
+    def end_epoch(self) -> None:
+        """Go to the start of the next epoch."""
+        self.epochs_done, self.steps_in_epoch = self.epochs_done + 1, 0
+
+    def skip_step(self, image_ids: Sequence[int], limit: int) -> None:
+        """Count a step that reached no weights.
+
+        Raises:
+            RuntimeError: it is the last of `limit` in a row.
+        """
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        logger.warning("step %d skipped: loss or gradient is not finite; images %s", self.global_step, image_ids)
+        if self.skipped_in_a_row >= max(limit, 1):
+            raise RuntimeError(
+                f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient, lastly on images "
+                f"{image_ids}; look at their annotations, or lower learning_rate"
             )
-    if changed:
-        told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
-        logger.warning("arguments changed since %s was written: %s", folder.name, told)
 
+    def mark(self, control: TrainerControl, epoch_finished: bool, due: bool) -> None:
+        """Note what the callbacks asked for, before a checkpoint; `due`: it is still to be done."""
+        self.epoch_finished, self.epoch_stopped = epoch_finished, control.should_epoch_stop
+        self.stopped = control.should_training_stop and self.global_step < self.max_steps
+        self.due = control.state()["args"] if due else {}
 
-def epoch_to_go_on_with(progress: Mapping[str, Any], global_step: int, max_steps: int) -> tuple[int, int]:
-    """The epoch, and the steps of it that are done, of a run that resumes.
+    def snapshot(self) -> "RunState":
+        """The state as it is now, for a checkpoint that is complete later."""
+        kept = copy.copy(self)
+        kept.log_history = list(self.log_history)
+        return kept
 
-    An epoch that `max_steps` had cut short goes on where a larger `max_steps` allows it.
-    """
-    epoch, steps = progress["epoch"], progress["steps_in_epoch"]
-    cut_short = steps < progress["steps_per_epoch"] and not progress["epoch_stopped"]
-    if progress["epoch_finished"] and not (cut_short and global_step < max_steps):
-        return epoch + 1, 0
-    return epoch, steps
+    # ------------------------------------------------------------------------------------------------ checkpoints
 
+    def state_dict(self) -> dict[str, Any]:
+        """The position, the counts, the best and the identity."""
+        kept = {name: getattr(self, name) for name in _KEPT}
+        versions = {"format": FORMAT, "order": ORDER, "epoch": self.epochs_done, "best": self.best.state_dict()}
+        return self.identity | versions | kept
 
-def had_stopped(progress: Mapping[str, Any], arguments: Mapping[str, Any]) -> bool:
-    """Whether a callback had ended the run, by rules that still hold."""
-    rules = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model")
-    return progress["stopped"] and all(progress["arguments"][name] == arguments[name] for name in rules)
+    def callback_state(self) -> dict[str, Any]:
+        """The fields of `TrainerState`, as Transformers writes them."""
+        return {each.name: getattr(self, each.name) for each in fields(TrainerState)}
 
+    def load_state_dict(self, progress: Mapping[str, Any], callback_state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` and `callback_state` gave, within the present plan.
 
-def weights_of(folder: Path) -> str | None:
-    """The checksum of a model folder's weights, None where there is no whole folder."""
-    try:
-        return checksum(folder, "model.safetensors")
-    except CheckpointError:
-        return None
+        An epoch that `max_steps` had cut short goes on where a larger `max_steps` allows it. A run that a callback had
+        ended stays ended, unless the rules of stopping have changed.
+        """
+        for name in _RESTORED:
+            setattr(self, name, callback_state[name])
+        for name in _KEPT:
+            setattr(self, name, progress[name])
+        self.best.load_state_dict(progress["best"])
+        self.epochs_done = progress["epoch"]
+        cut_short = self.steps_in_epoch < progress["steps_per_epoch"] and not self.epoch_stopped
+        if self.epoch_finished and not (cut_short and self.global_step < self.max_steps):
+            self.end_epoch()
+        before, now = progress["arguments"], self.identity["arguments"]
+        self.stopped = self.stopped and all(before[name] == now[name] for name in _OF_STOPPING)
 
+    def keep_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:
+        """Take in the states of the callbacks that have one."""
+        self.stateful_callbacks = {type(c).__name__: c.state() for c in callbacks if isinstance(c, ExportableState)}
 
-def forget_lost_best(trainer: "RFDETRTrainer") -> None:
-    """A checkpoint from elsewhere knows of a best model that is not here, and could not be loaded in the end."""
-    best, state = trainer.best, trainer.state
-    if best.source is None or trainer.run.best.is_dir():
-        return
-    logger.warning(
-        "the best model so far (step %d, %s %.4f) is not in %s; the best of what follows will be kept",
-        best.step, trainer.args.metric_for_best_model, best.score, trainer.run.root,
-    )  # fmt: skip
-    best.score = best.source = best.step = None
-    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+    def restore_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:
+        """Give the callbacks back what `keep_callbacks` took."""
+        for callback in callbacks:
+            kept = self.stateful_callbacks.get(type(callback).__name__)
+            if isinstance(callback, ExportableState) and kept is not None:
+                for name, value in kept["attributes"].items():
+                    setattr(callback, name, value)
 
+    def check_same_run(self, folder: Path, written: Mapping[str, Any]) -> None:
+        """Compare a checkpoint's `state_dict` with this run; log which other arguments have changed.
 
-def has_best(trainer: "RFDETRTrainer") -> bool:
-    """Whether there is a best model and `best/` still is that one."""
-    if trainer.best.source is None:
-        return False
-    same = weights_of(trainer.run.best) == trainer.best_weights
-    if not same:
-        logger.warning(
-            "%s holds other weights than the best of this run (step %d): a run that went on from a later checkpoint "
-            "wrote them; they are left as they are",
-            trainer.run.best, trainer.best.step,
-        )  # fmt: skip
-    return same
+        Raises:
+            ValueError: its format, the data, their order, the step or the optimizer's settings are others.
+        """
+        ours = self.identity
+        if written.get("format", 1) != FORMAT or written.get("order", 1) != ORDER:
+            raise ValueError(
+                f"{folder} has format {written.get('format', 1)} and sample order {written.get('order', 1)}, this "
+                f"version resumes format {FORMAT} and order {ORDER}; resume with the version that wrote it, or start a "
+                "new run from its model.safetensors"
+            )
+        for name, meaning, remedy in _OF_THE_DATA:
+            if written[name] != ours[name]:
+                raise ValueError(
+                    f"{folder} was written with {written[name]} {meaning}, this run has {ours[name]}; {remedy}"
+                )
+        self._check_arguments(folder, written["arguments"])
+        if written["strategy"] != ours["strategy"] and "zero" in written["strategy"] + ours["strategy"]:
+            raise ValueError(
+                f"{folder} was written under {written['strategy']}, this run is {ours['strategy']}: DeepSpeed's files "
+                "fit the same stage and number of processes only; launch as before, or start a new run from its "
+                "model.safetensors"
+            )
+        if written["world_size"] != ours["world_size"]:
+            logger.warning(
+                "%s was written by %d processes and is resumed by %d: random numbers will differ",
+                folder, written["world_size"], ours["world_size"],
+            )  # fmt: skip
+
+    def _check_arguments(self, folder: Path, written: Mapping[str, Any]) -> None:
+        ours = self.identity["arguments"]
+        changed = {
+            name: f"{name} {before} -> {ours[name]}"
+            for name, before in written.items()
+            if name in ours and name not in _OF_THE_PLACE and ours[name] != before
+        }
+        for name in _OF_THE_OPTIMIZER:
+            if name in changed:
+                raise ValueError(
+                    f"{folder} was written with {name}={written[name]}, which its optimizer keeps, and this run has "
+                    f"{ours[name]}; set it back, or start a new run from these weights with model_name_or_path"
+                )
+        if changed:
+            logger.warning("arguments changed since %s was written: %s", folder.name, ", ".join(changed.values()))

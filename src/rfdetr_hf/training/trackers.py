@@ -1,22 +1,21 @@
 """Experiment trackers, through the tracker classes of Accelerate."""
 
 import difflib
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from ..data.images import decode_image
+from ..data.pipeline.pixels import decode_image
 from ..drawing import DrawingStyle, draw_detections
 from .arguments import RFDETRTrainingArguments
 
-logger = logging.getLogger("rfdetr_hf")
+Numbers = Mapping[str, float]
 
 IN_EXTRA = ("tensorboard", "wandb", "mlflow", "trackio")
 _RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
@@ -56,33 +55,24 @@ class TrackerCallback(TrainerCallback):
 
     def __init__(self, trackers: Sequence[str | GeneralTracker]) -> None:
         check_trackers([t for t in trackers if isinstance(t, str)])
-        self.wanted = list(trackers)
+        self.names = list(trackers)
         self.trackers: list[GeneralTracker] = []
         self._found: dict[int, Mapping[str, Any]] = {}
         self._data: Any = None
 
     def on_train_begin(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         if not state.is_world_process_zero:
             return
-        values = flatten({**args.to_dict(), "model": _hyper_parameters(model.config)})
-        self.trackers = [_started(wanted, args) for wanted in self.wanted]
+        config = {name: v for name, v in model.config.to_dict().items() if name not in ("id2label", "label2id")}
+        values = flatten({**args.to_dict(), "model": config})
+        self.trackers = [_started(each, args) for each in self.names]
         for tracker in self.trackers:
             tracker.store_init_configuration(values)
 
     def on_log(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: Numbers | None = None, **kwargs: Any
     ) -> None:
         for tracker in self.trackers:
             tracker.log(_grouped(logs or {}), step=state.global_step)
@@ -106,12 +96,7 @@ class TrackerCallback(TrainerCallback):
                 self._found[image_id] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in each.items()}
 
     def on_evaluate(
-        self,
-        args: RFDETRTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         takers = [tracker for tracker in self.trackers if hasattr(tracker, "log_images")]
         if takers and self._found:
@@ -120,14 +105,10 @@ class TrackerCallback(TrainerCallback):
                 _log_pictures(tracker, pictures, state.global_step)
         self._found, self._data = {}, None
 
-    def on_predict(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_predict(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._found, self._data = {}, None
 
-    def on_train_end(
-        self, args: RFDETRTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.close()
 
     def close(self) -> None:
@@ -137,24 +118,20 @@ class TrackerCallback(TrainerCallback):
         self.trackers = []
 
 
-def _started(wanted: str | GeneralTracker, args: RFDETRTrainingArguments) -> GeneralTracker:
-    if isinstance(wanted, GeneralTracker):
-        return wanted
-    tracker_class = LOGGER_TYPE_TO_CLASS[wanted]
+def _started(tracker: str | GeneralTracker, args: RFDETRTrainingArguments) -> GeneralTracker:
+    if isinstance(tracker, GeneralTracker):
+        return tracker
+    tracker_class = LOGGER_TYPE_TO_CLASS[tracker]
     run_name = args.run_name or Path(args.output_dir).resolve().name
-    options = {_RUN_NAME[wanted]: run_name} if wanted in _RUN_NAME else {}
-    options |= (args.tracker_kwargs or {}).get(wanted, {})
+    options = {_RUN_NAME[tracker]: run_name} if tracker in _RUN_NAME else {}
+    options |= cast(dict[str, Any], args.tracker_kwargs or {}).get(tracker, {})
     if tracker_class.requires_logging_directory:
         # The name of a tracker with files is that of their folder.
-        tracker = tracker_class(run_name, str(Path(args.output_dir) / "runs"), **options)
+        started = tracker_class(run_name, str(Path(args.output_dir) / "runs"), **options)
     else:
-        tracker = tracker_class(args.project, **options)
-    tracker.start()
-    return tracker
-
-
-def _hyper_parameters(config: PreTrainedConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name not in ("id2label", "label2id")}
+        started = tracker_class(args.project, **options)
+    started.start()
+    return started
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
@@ -178,7 +155,7 @@ def _grouped(logs: Mapping[str, float]) -> dict[str, float]:
     return grouped
 
 
-def _log_pictures(tracker: GeneralTracker, pictures: list[np.ndarray], step: int) -> None:
+def _log_pictures(tracker: Any, pictures: list[np.ndarray], step: int) -> None:
     name = "eval/predictions"
     if tracker.name == "tensorboard":
         tracker.log_images({name: np.stack(pictures)}, step=step, dataformats="NHWC")
@@ -188,15 +165,15 @@ def _log_pictures(tracker: GeneralTracker, pictures: list[np.ndarray], step: int
         tracker.log_images({name: pictures}, step=step)
 
 
-def _pictures(data: Any, found: Mapping[int, Mapping[str, Any]], config: PreTrainedConfig) -> list[np.ndarray]:
+def _pictures(data: Any, found: Mapping[int, Mapping[str, Any]], config: Any) -> list[np.ndarray]:
     """One square picture for each image, all of one size."""
     style = DrawingStyle(schema=config.keypoint_schema)
     positions = {image_id: i for i, image_id in enumerate(data["image_id"])}
     pictures = []
     for image_id, detections in found.items():
-        drawn = draw_detections(decode_image(data[positions[image_id]]), detections, config.id2label, _SCORE, style)
-        drawn.thumbnail((_SIDE, _SIDE))
+        picture = draw_detections(decode_image(data[positions[image_id]]), detections, config.id2label, _SCORE, style)
+        picture.thumbnail((_SIDE, _SIDE))
         canvas = Image.new("RGB", (_SIDE, _SIDE))
-        canvas.paste(drawn, ((_SIDE - drawn.width) // 2, (_SIDE - drawn.height) // 2))
+        canvas.paste(picture, ((_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2))
         pictures.append(np.asarray(canvas))
     return pictures

@@ -1,63 +1,71 @@
 """The training loop."""
 
-import contextlib
+import copy
 import logging
-import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
-from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, TrainerCallback, TrainerControl
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
-from ..data.pipeline.collate import prepare_pixels
 from ..data.schema import keypoint_schema
-from ..data.pipeline.recipe import MAX_SIZE
+from ..evaluation.evaluator import CocoEvaluator
+from ..hub.model_card import CardFacts
 from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
+from ..losses.points import derive_seed
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
-from .checkpoint.background import create_saver
-from .callbacks import MetricsCsvCallback, ProgressCallback
-from .checkpoint.directory import clean_leftovers
+from .best import BestModel
+from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
+from .card import card_facts
+from .checkpoint.checkpointer import Checkpointer
+from .checkpoint.run_directory import RunDirectory
+from .checkpoint.weights import Weights
 from .checks import audit_splits, check_run, check_split, default_metric
+from .compatibility import TransformersMethods
 from .console import log_to_console, log_to_file, stop_logging
-from .distributed import Hosts, allow_tf32, build_accelerator
+from .distributed import allow_tf32, build_accelerator
+from .drop_path import DropPathSchedule
+from .ema import ExponentialMovingAverage
 from .finetuning import apply_finetuning, merge_adapters
-from .loaders import end_workers
+from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor, end_workers
 from .meters import EvalLossMeter, LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
-from .parts import TrainerParts
+from .optimization import build_optimizer, build_param_groups, build_scheduler
+from .parallel import choose_parallel, compile_blocks
 from .preemption import EXIT_CODE, Preempted, PreemptionNotice
-from .state import forget_lost_best, has_best, identity, weights_of
-from .checkpoint.run_directory import RunDirectory
-from .checkpoint.contents import load_checkpoint, load_weights, save_checkpoint, save_pretrained
-from .scoring import detections, score
-from .parallel import choose_strategy, compile_blocks, enable_checkpointing
+from .state import RunState
 from .trackers import TrackerCallback
+from .update import StepResult, update_weights
+from .validation import Found, PredictionOutput, Validation
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
-
-class PredictionOutput(NamedTuple):
-    """What [`RFDETRTrainer.predict`] returns."""
-
-    predictions: list[dict[str, Any]]
-    metrics: dict[str, float]
+Batch = dict[str, Any]
 
 
-class RFDETRTrainer(TrainerParts):
+class RFDETRTrainer(TransformersMethods):
     """Trains, evaluates and saves an RF-DETR model on Accelerate.
+
+    A subclass may override `create_optimizer`, `create_scheduler`, `get_train_dataloader`, `get_eval_dataloader` and
+    `compute_loss`.
 
     Args:
         model: the model to train; its `id2label` must name the classes of the data.
-        args: see [`RFDETRTrainingArguments`].
+        args: see [`RFDETRTrainingArguments`]; the trainer works on a copy.
         train_dataset: a `datasets.Dataset` in the schema of [`load_detection_dataset`].
         eval_dataset: likewise, for evaluation during training.
         image_processor: the pre-processing of evaluation and prediction, saved with the model; default: a square resize
@@ -69,6 +77,9 @@ class RFDETRTrainer(TrainerParts):
         compute_metrics: takes an `EvalPrediction` of all images, whose `predictions` are those of
             [`~evaluation.by_image.predictions_by_image`] and whose `label_ids` are those of
             [`~evaluation.by_image.truth_by_image`], and returns further metrics; called on the main process.
+        best_model: decides, after each evaluation, whether the weights are the best so far; default: by the arguments.
+        drop_path: the drop path rate by optimizer step; default: by the arguments.
+        evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
     """
 
     def __init__(
@@ -82,47 +93,106 @@ class RFDETRTrainer(TrainerParts):
         augmentation: Callable[..., Any] | None = None,
         test_dataset: Dataset | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        *,
+        best_model: BestModel | None = None,
+        drop_path: DropPathSchedule | None = None,
+        evaluator: Callable[[Dataset], CocoEvaluator] | None = None,
     ) -> None:
-        if args.metric_for_best_model is None:
-            args.metric_for_best_model = default_metric(args, model.task)
-        self.args = args
-        self.model = self.wrapped = model
-        self.train_dataset, self.eval_dataset, self.test_dataset = train_dataset, eval_dataset, test_dataset
-        self.compute_metrics = compute_metrics
-        self.image_processor = image_processor or _processor_for(model, args.square_resize)
+        self.args = args = copy.deepcopy(args)
+        args.metric_for_best_model = args.metric_for_best_model or default_metric(args, model.task)
+        self.model: RFDETRForObjectDetection = model
+        self.train_dataset: Any = train_dataset
+        self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
         self.augmentation = augmentation
-        self.model_class = type(model)
+        self.image_processor = image_processor or default_processor(model.config, args.square_resize)
+        backbone = model.config.backbone_config
+        block = backbone.patch_size, backbone.num_windows
+        self.scales = compute_scales(model.config.resolution, *block, args.expanded_scales)
         self.accelerator = build_accelerator(args)
-        self.strategy = choose_strategy(self.accelerator, args)
-        self.saver = create_saver(self)
-        self.hosts = Hosts(self.accelerator, args.ddp_timeout)
-        self.notice = PreemptionNotice()
-        self.run = RunDirectory(args.output_dir)
-        self.state = TrainerState(
+        self.parallel = choose_parallel(self.accelerator, args, model)
+        self.directory = RunDirectory(args.output_dir)
+        self.state = RunState(
             is_local_process_zero=self.accelerator.is_local_main_process,
             is_world_process_zero=self.accelerator.is_main_process,
+            best=best_model
+            or BestModel(args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha),
         )
         self.control = TrainerControl()
-        self.optimizer = self.scheduler = self.ema = None
+        self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
+        self.stateful: dict[str, Any] = {"losses": self.losses}
+        # Made when a training begins, for they depend on its data and on the launch.
+        self.optimizer: Any = None
+        self.lr_scheduler: Any = None
+        self.drop_path: Any = drop_path
         self.train_loader: Any = None
-        self._in_training = False
-        check_run(self, callbacks or ())
-        if model.task == "keypoints" and model.config.keypoint_schema is None and train_dataset is not None:
-            model.config.keypoint_schema = keypoint_schema(train_dataset).to_dict()
-        own = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.run.metrics)]
+        self.weights = Weights(model, self.image_processor, _schema_of(model, train_dataset))
+        self.checkpointer = Checkpointer(
+            self.directory, self.accelerator, self.parallel, self.weights, self.stateful,
+            keep=args.save_total_limit, background=args.async_save,
+        )  # fmt: skip
+        self.validation = Validation(
+            args, self.directory, self.accelerator, self.parallel, self.weights, compute_metrics, evaluator
+        )
+        named = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "test_dataset": test_dataset}
+        self.splits = {name: dataset for name, dataset in named.items() if dataset is not None}
+        check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
+        self.notice = PreemptionNotice()
+        self.hub = HubUploader(args.hub_model_id or self.directory.root.resolve().name, args.hub_token,
+                               args.hub_private_repo)  # fmt: skip
+        ours = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.directory.metrics)]
         if args.early_stopping_patience is not None:
-            own.append(self.create_early_stopping())
-        if args.trackers:
-            own.append(TrackerCallback(args.trackers))
-        self.hub = HubUploader(args.hub_model_id or self.run.root.resolve().name, args.hub_token, args.hub_private_repo)
-        if args.push_to_hub:
-            own.append(HubCallback(self.hub, notify=lambda: self.fire("on_push_begin")))
-        self.callback_handler = CallbackHandler([*own, *(callbacks or ())], model, self.image_processor, None, None)
-        self.fire("on_init_end")
+            rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
+            ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
+        ours += [TrackerCallback(args.trackers)] if args.trackers else []
+        ours += [HubCallback(self.hub, notify=lambda: self._fire("on_push_begin"))] if args.push_to_hub else []
+        self.callback_handler: Any = CallbackHandler(
+            [*ours, *(callbacks or ())], model, self.image_processor, None, None
+        )
+        self._in_training = False
+        self._fire("on_init_end")
 
-    def fire(self, event: str, **kwargs: Any) -> None:
-        """Tell the callbacks of an event."""
+    @property
+    def ema(self) -> ExponentialMovingAverage | None:
+        """The moving average of the weights, once a run with `use_ema` has begun."""
+        return self.weights.average
+
+    def _fire(self, event: str, **kwargs: Any) -> None:
+        """Call the callbacks' method for an event."""
         self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control, **kwargs)
+
+    # ------------------------------------------------------------------------------------------------ to override
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This rank's micro-batches; its `batch_sampler` has `set_epoch(epoch, start_batch)`."""
+        return build_train_loader(
+            self.train_dataset, self.args, self.model.config, self.scales, self.accelerator, self.augmentation
+        )
+
+    def get_eval_dataloader(self, dataset: Dataset) -> DataLoader:
+        """This rank's share of a data set, every image once over all ranks."""
+        return build_eval_loader(dataset, self.args, self.model.config, self.image_processor, self.accelerator)
+
+    def create_optimizer(self) -> Optimizer:
+        """The optimizer, of the model before it is sharded."""
+        return build_optimizer(build_param_groups(self.model, self.args), self.args, self.accelerator.device)
+
+    def create_scheduler(self, optimizer: Optimizer) -> LRScheduler:
+        """The schedule of the learning rates, stepped once after each optimizer step."""
+        return build_scheduler(optimizer, self.args, self.state.max_steps, self.state.steps_per_epoch)
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: float | None = None
+    ) -> Any:
+        """The loss of a micro-batch, a share of the window's.
+
+        Args:
+            model: as the launch has wrapped it.
+            inputs: arguments of its forward.
+            return_outputs: whether to return `(loss, outputs)`; `loss_dict` of the outputs is logged.
+            num_items_in_batch: what loss sums are divided by, `num_boxes` of the inputs.
+        """
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     # ------------------------------------------------------------------------------------------------ the run
 
@@ -130,7 +200,7 @@ class RFDETRTrainer(TrainerParts):
         """Run the training.
 
         Args:
-            resume_from_checkpoint: True for the newest whole checkpoint of `output_dir`, or the path of one.
+            resume_from_checkpoint: True for the newest valid checkpoint of `output_dir`, or the path of one.
 
         Returns:
             The steps taken, the mean loss of the steps since start or resume, and metrics of the run.
@@ -145,254 +215,181 @@ class RFDETRTrainer(TrainerParts):
         if self.train_dataset is None:
             raise ValueError("train() needs a train_dataset, given at construction")
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        checkpoint = self._prepare_directory(resume)
-        log_file = self._open_run()
-        try:
+        checkpoint = self.directory.prepare(fetch_checkpoint(resume, self.args.hub_token), self.accelerator)
+        with ExitStack() as stack:
+            if self.accelerator.is_main_process:
+                log_to_console()
+                stack.callback(stop_logging, log_to_file(self.directory.log))
+            for close in [c.close for c in self.callback_handler.callbacks if hasattr(c, "close")]:
+                stack.callback(close)  # trackers write what they hold back
+            stack.callback(self.checkpointer.close)
+            stack.callback(lambda: end_workers(self.train_loader))
+            stack.push(self._end_training)
             self._build()
             if checkpoint is not None:
-                load_checkpoint(self, checkpoint)
-                forget_lost_best(self)
-            audit_splits(self)
-            self._write_arguments()
+                self.checkpointer.load(checkpoint, self.state)
+                self.state.restore_callbacks(self.callback_handler.callbacks)
+                self.validation.forget_lost_best(self.state)
+            audit_splits(self.splits, self.args.audit, self.accelerator)
+            if self.accelerator.is_main_process:
+                self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
             started = time.perf_counter()
             self._in_training = True
             with self.notice:
-                self._loop()
+                self._run_epochs()
             self._in_training = False
             return self._finish(time.perf_counter() - started)
-        except Exception:
-            processes = self.accelerator.num_processes
-            if self._in_training or processes > 1:
-                # At once, for the other processes are about to fail for want of this one.
-                logger.exception("process %d of %d failed", self.accelerator.process_index, processes)
-            raise
-        finally:
-            self._in_training = False
-            end_workers(self.train_loader)
-            self.saver.close()
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, TrackerCallback):
-                    callback.close()
-            stop_logging(log_file)
 
-    def _prepare_directory(self, resume: bool | str | None) -> Path | None:
-        """Refuse the directory of another run, tidy up in one's own, find the checkpoint to go on from."""
-        self.run.refuse_earlier_run(resume)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.run.root.mkdir(parents=True, exist_ok=True)
-            clean_leftovers(self.run.root)
-        self.accelerator.wait_for_everyone()
-        return self.run.find_checkpoint(fetch_checkpoint(resume, self.args.hub_token))
-
-    def _open_run(self) -> logging.Handler:
-        if not self.accelerator.is_main_process:
-            return logging.NullHandler()
-        log_to_console()
-        return log_to_file(self.run.log)
-
-    def _write_arguments(self) -> None:
-        if self.accelerator.is_main_process:
-            self.run.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+    def _end_training(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        processes = self.accelerator.num_processes
+        if isinstance(error, Exception) and (self._in_training or processes > 1):
+            # At once: the other processes are about to fail for want of this one.
+            index = self.accelerator.process_index
+            logger.error("process %d of %d failed", index, processes, exc_info=error)
+        self._in_training = False
 
     def _build(self) -> None:
-        """Everything that `_loop` works with, freshly seeded."""
-        args, config = self.args, self.model.config
+        """The parts that depend on the data and on the launch, freshly seeded."""
+        args, parallel, state = self.args, self.parallel, self.state
         if args.full_determinism:
             enable_full_determinism(args.seed, warn_only=True)
         set_seed(args.seed, device_specific=True)
         allow_tf32(args.tf32)
-        if args.lora_r and self.strategy.name != "replicated":
-            raise ValueError(
-                f"lora_r={args.lora_r} runs on one process or data parallel, not under {self.strategy.name}"
-            )
+        if args.lora_r and parallel.name != "replicated":
+            raise ValueError(f"lora_r={args.lora_r} runs on one process or data parallel, not under {parallel.name}")
         apply_finetuning(self.model, args)
         if args.gradient_checkpointing:
-            enable_checkpointing(self.model)
-        backbone = config.backbone_config
-        self.scales = compute_scales(config.resolution, backbone.patch_size, backbone.num_windows, args.expanded_scales)
+            self.model.enable_activation_checkpointing()
         self.train_loader = self.get_train_dataloader()
-        self.steps_per_epoch = len(self.train_loader) // args.gradient_accumulation_steps
-        epochs = args.num_train_epochs
-        self.state.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(epochs * self.steps_per_epoch)
-        self.state.num_train_epochs = math.ceil(self.state.max_steps / self.steps_per_epoch)
-        self.state.compute_steps(args, self.state.max_steps)
-        self.identity = identity(self)
-        self._build_optimization()
-        self.best = self.create_best_model()
-        self.losses, self.stopwatch = LossMeter(), Stopwatch()
-        self.epoch = self.steps_in_epoch = 0
-        self.skipped_steps = self.skipped_in_a_row = 0
-        self.due: dict[str, bool] = {}
-        self.preempted = self.had_stopped = False
-        self.best_weights: str | None = None
-        self._loss_sum = self._loss_steps = 0
-
-    def _build_optimization(self) -> None:
-        args = self.args
+        state.begin(
+            args,
+            self.train_dataset["image_id"],
+            steps_per_epoch=len(self.train_loader) // args.gradient_accumulation_steps,
+            images_per_step=self.train_loader.batch_sampler.window_size,
+            strategy=parallel.name,
+            world_size=self.accelerator.num_processes,
+        )
         self.model.to(self.accelerator.device)
         if args.torch_compile:
             compile_blocks(self.model, args.torch_compile_backend)
         optimizer = self.create_optimizer()
-        self.scheduler = self.create_scheduler(optimizer)
-        self.wrapped, self.optimizer = self.strategy.prepare(self.model, optimizer)
-        self.ema = self.create_average() if args.use_ema else None
-        self.drop_path = self.create_drop_path_schedule()
-        handler = self.callback_handler
-        handler.optimizer, handler.lr_scheduler, handler.train_dataloader = (
-            self.optimizer,
-            self.scheduler,
-            self.train_loader,
+        self.lr_scheduler = self.create_scheduler(optimizer)
+        self.optimizer = parallel.prepare(optimizer)
+        self.stateful["scheduler"] = self.lr_scheduler
+        if self.accelerator.scaler is not None:
+            self.stateful["scaler"] = self.accelerator.scaler
+        if args.use_ema:
+            self.weights.start_average(args.ema_decay, args.ema_tau, args.ema_update_interval)
+        self.drop_path = self.drop_path or DropPathSchedule(
+            args.drop_path,
+            state.max_steps,
+            mode=args.drop_path_mode,
+            schedule=args.drop_path_schedule,
+            cutoff_steps=round(args.drop_path_cutoff_epochs * state.steps_per_epoch),
         )
+        handler = self.callback_handler
+        handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
+        handler.train_dataloader = self.train_loader
+        self.losses.reset()
+        self.stopwatch.reset()
 
-    def _loop(self) -> None:
-        self.fire("on_train_begin")
-        if self.had_stopped:
-            logger.info("a callback had ended the run at step %d: it stays ended", self.state.global_step)
+    def _run_epochs(self) -> None:
+        """Train from where the state stands to the last step, or until a callback ends the run."""
+        state = self.state
+        self._fire("on_train_begin")
+        if state.stopped:
+            logger.info("a callback had ended the run at step %d: it stays ended", state.global_step)
             self.control.should_training_stop = True
-        if self.args.eval_on_start and self.state.global_step == 0:
+        if self.args.eval_on_start and state.global_step == 0:
             self._evaluate_and_track()
-        while self.epoch < self.state.num_train_epochs and not self.control.should_training_stop:
-            self._train_epoch()
-            self.epoch, self.steps_in_epoch = self.epoch + 1, 0
+        while state.epochs_done < state.num_train_epochs and not self.control.should_training_stop:
+            self._fire("on_epoch_begin")
+            if state.due:
+                # The callbacks asked for it after the step that a preempted run ended with.
+                for name, value in state.due.items():
+                    setattr(self.control, name, value)
+                state.due = {}
+                self._log_evaluate_save()
+            windows = self._windows()
+            while not (self.control.should_epoch_stop or self.control.should_training_stop):
+                window = next(windows, None)
+                if window is None:
+                    break
+                if self.training_step(window, state).preempted:
+                    self._save_and_leave()
+                self._log_evaluate_save()
+            self._fire("on_epoch_end")
+            self._log_evaluate_save(epoch_finished=True)
+            state.end_epoch()
 
-    def _train_epoch(self) -> None:
-        self.fire("on_epoch_begin")
-        if self.due:
-            self._do_what_is_due()
-        windows = self._windows()
-        while not self._stops() and (window := next(windows, None)) is not None:
-            self._train_step(window)
-            self._end_if_preempted()
-            self._log_evaluate_save()
-        self.fire("on_epoch_end")
-        self._log_evaluate_save(epoch_finished=True)
-
-    def _do_what_is_due(self) -> None:
-        """What the callbacks asked for after the step that a preempted run ended with."""
-        for name, value in self.due.items():
-            setattr(self.control, name, value)
-        self.due = {}
-        self._log_evaluate_save()
-
-    def _stops(self) -> bool:
-        return self.control.should_epoch_stop or self.control.should_training_stop
-
-    def _end_if_preempted(self) -> None:
-        if self.preempted:
-            self.saver.wait()
-            save_checkpoint(self, due=True)
-            logger.warning(
-                "preempted: saved step %d; exit code %d; go on with resume_from_checkpoint=True",
-                self.state.global_step,
-                EXIT_CODE,
-            )
-            raise Preempted
-
-    def _windows(self) -> Iterator[list[dict[str, Any]]]:
+    def _windows(self) -> Iterator[list[Batch]]:
         """The micro-batches of each optimizer step that is left of this epoch."""
-        accumulation = self.args.gradient_accumulation_steps
-        self.train_loader.batch_sampler.set_epoch(self.epoch, start_batch=self.steps_in_epoch * accumulation)
+        accumulation, state = self.args.gradient_accumulation_steps, self.state
+        self.train_loader.batch_sampler.set_epoch(state.epochs_done, start_batch=state.steps_in_epoch * accumulation)
         batches = iter(self.train_loader)
-        left = self.state.max_steps - self.state.global_step
-        for _ in range(self.steps_in_epoch, min(self.steps_per_epoch, self.steps_in_epoch + left)):
+        for _ in range(state.steps_left_in_epoch):
             started = time.perf_counter()
             window = [next(batches) for _ in range(accumulation)]
             self.stopwatch.waited += time.perf_counter() - started
             yield window
 
-    # ------------------------------------------------------------------------------------------------ one step
+    def training_step(self, window: list[Batch], state: RunState) -> StepResult:
+        """One optimizer step: forward and backward over the window's micro-batches, then one update of all.
 
-    def _train_step(self, window: list[dict[str, Any]]) -> None:
-        """Forward and backward over the window's micro-batches, then one update of weights, schedule and EMA."""
-        self.wrapped.train()
-        self.fire("on_step_begin")
-        self.model.set_drop_path_rate(self.drop_path.at(self.state.global_step))
-        self.model.set_step_seed(self.args.seed, self.state.global_step)
-        scale = self._step_scale()
-        num_boxes = self._window_boxes(window)
+        Args:
+            window: this process's micro-batches of the step.
+            state: of the run; counts the step.
+
+        Raises:
+            RuntimeError: too many steps in a row were not finite.
+        """
+        args, parallel, step = self.args, self.parallel, state.global_step
+        parallel.wrapped.train()
+        self._fire("on_step_begin")
+        # Every loss term is a sum over boxes and query groups, divided by those of the window on all ranks; gradients
+        # are averaged over the ranks. The same message says whether a rank is to end early: all end at the same step.
+        boxes = sum(batch["labels"].num_boxes for batch in window)
+        boxes, notices = parallel.sum_on_hosts(boxes, self.notice.received)
+        num_boxes = max(boxes * self.model.config.group_detr, 1) / self.accelerator.num_processes
+        shared = {"num_boxes": num_boxes, "seed": derive_seed(args.seed, step)}
+        shared["drop_path_rate"] = self.drop_path.at(step)
+        scale = None
+        if args.multi_scale == "per_batch":  # the loader's images have the largest size
+            scale = scale_for_step(self.scales, args.seed, step) / max(self.scales)
+        window_loss = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(window):
             last = i == len(window) - 1
-            with self.strategy.micro_batch(last):
-                self._forward_backward(batch, scale, num_boxes, len(window), last)
+            with parallel.micro_batch(last):
+                inputs = self.to_device(batch, scale) | shared
+                with parallel.autocast():
+                    loss, outputs = self.compute_loss(parallel.wrapped, inputs, True, num_items_in_batch=num_boxes)
+                parallel.backward(loss, last)
+            window_loss = window_loss + loss.detach()
+            self.losses.add(loss, outputs.loss_dict, len(window))
             if not last:
-                self.fire("on_substep_end")
-        grad_norm, taken = self.strategy.step(self.losses.now[0], lambda: self.fire("on_pre_optimizer_step"))
-        if taken:
-            self._update(grad_norm)
+                self._fire("on_substep_end")
+        update = update_weights(parallel, window_loss, lambda: self._fire("on_pre_optimizer_step"))
+        if update.taken:
+            self._fire("on_optimizer_step")
+            self.lr_scheduler.step()
+            if self.ema is not None:
+                self.ema.update(step + 1)
+            self.losses.end_step(update.grad_norm)
+            state.skipped_in_a_row = 0
         else:
-            self._skip(window)
-        self._count_step(window)
-        self.fire("on_step_end")
-
-    def _step_scale(self) -> float | None:
-        """Scale of this step as a share of the largest, which the loader's images have."""
-        if self.args.multi_scale != "per_batch":
-            return None
-        return scale_for_step(self.scales, self.args.seed, self.state.global_step) / max(self.scales)
-
-    def _window_boxes(self, window: list[dict[str, Any]]) -> float:
-        """This rank's share of the normaliser of every loss term: boxes of the window on all ranks × groups ÷ ranks.
-
-        Learns on the way whether any rank has notice of an early end, so that all end at the same step.
-        """
-        boxes = sum(batch["labels"].num_boxes for batch in window)
-        total, notices = self.hosts.sum(boxes, self.notice.received)
-        self.preempted = notices > 0
-        return max(total * self.model.config.group_detr, 1) / self.accelerator.num_processes
-
-    def _forward_backward(
-        self, batch: dict[str, Any], scale: float | None, num_boxes: float, micro_batches: int, last: bool
-    ) -> None:
-        inputs = self.to_device(batch, scale)
-        with self.strategy.autocast():
-            outputs = self.wrapped(**inputs, num_boxes=num_boxes)
-        self.strategy.backward(outputs.loss, last)
-        self.losses.add(outputs.loss, outputs.loss_dict, micro_batches)
-
-    def to_device(self, batch: dict[str, Any], scale: float | None = None) -> dict[str, Any]:
-        """A batch of a loader as the arguments of the model's forward, on the device."""
-        device, processor = self.accelerator.device, self.image_processor
-        size = None if scale is None else self._scaled(batch["pixel_values"].shape[-2:], scale)
-        pixels = batch["pixel_values"].to(device, non_blocking=True)
-        mask = batch.get("pixel_mask")
-        mask = mask.to(device, non_blocking=True) if mask is not None else None
-        pixels, mask = prepare_pixels(pixels, mask, processor.image_mean, processor.image_std, size)
-        labels = batch["labels"].to(device, non_blocking=True).unpack()
-        return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
-
-    def _scaled(self, size: Sequence[int], scale: float) -> tuple[int, ...]:
-        divisor = self.model.config.size_divisor
-        return tuple(max(round(side * scale / divisor), 1) * divisor for side in size)
-
-    def _update(self, grad_norm: torch.Tensor) -> None:
-        self.fire("on_optimizer_step")
-        self.scheduler.step()
-        if self.ema is not None:
-            self.ema.update(self.state.global_step + 1)
-        self.losses.end_step(grad_norm)
-        self.skipped_in_a_row = 0
-
-    def _skip(self, window: list[dict[str, Any]]) -> None:
-        """Leave weights, schedule and average as they are; too many such steps in a row end the run."""
-        self.losses.drop_step()
-        self.skipped_steps += 1
-        self.skipped_in_a_row += 1
-        images = [int(image_id) for batch in window for image_id in batch["labels"].fields["image_id"]]
-        logger.warning("step %d skipped: loss or gradient is not finite; images %s", self.state.global_step, images)
-        if self.skipped_in_a_row >= max(self.args.max_skipped_steps, 1):
-            raise RuntimeError(
-                f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient, lastly on images {images}; "
-                "look at their annotations, or lower learning_rate"
-            )
-
-    def _count_step(self, window: list[dict[str, Any]]) -> None:
-        self.state.global_step += 1
-        self.steps_in_epoch += 1
-        self.state.epoch = self.epoch + self.steps_in_epoch / self.steps_per_epoch
+            # Weights, schedule and average stay as they are.
+            self.losses.drop_step()
+            images = [int(image_id) for batch in window for image_id in batch["labels"].fields["image_id"]]
+            state.skip_step(images, args.max_skipped_steps)
+        state.count_step()
         self.stopwatch.steps += 1
-        images = sum(len(batch["pixel_values"]) for batch in window)
-        self.stopwatch.images += images * self.accelerator.num_processes
+        self.stopwatch.images += sum(len(b["pixel_values"]) for b in window) * self.accelerator.num_processes
+        self._fire("on_step_end")
+        return StepResult(window_loss, update.grad_norm, update.taken, notices > 0)
+
+    def to_device(self, batch: Mapping[str, Any], scale: float | None = None) -> Batch:
+        """A batch of a loader as arguments of the model's forward; see `batch_to_device`."""
+        return batch_to_device(batch, self.accelerator.device, self.image_processor, self.model.config, scale)
 
     # ------------------------------------------------------------------------------------------------ between steps
 
@@ -401,76 +398,106 @@ class RFDETRTrainer(TrainerParts):
             self._log_training()
         improved = self._evaluate_and_track() if self.control.should_evaluate else False
         if self.control.should_save or (improved and self.args.save_strategy == SaveStrategy.BEST):
-            self.saver.save(epoch_finished)
+            self._announce_saved()
+            self._save(epoch_finished)
+            if self.args.async_save:
+                self.control.should_save = False
+            else:
+                self._fire("on_save")
 
     def _log_training(self) -> None:
-        steps = self.losses.steps
+        state, steps = self.state, self.losses.steps
         logs = self.losses.read(self.accelerator)
         if not logs:
             return
-        self._loss_sum, self._loss_steps = self._loss_sum + logs["loss"] * steps, self._loss_steps + steps
-        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        logs["learning_rate"] = max(rates.values())
-        logs["skipped_steps"] = self.skipped_steps
-        logs |= self.stopwatch.read(self.accelerator.device, self.state.max_steps - self.state.global_step)
+        state.loss_total, state.loss_steps = state.loss_total + logs["loss"] * steps, state.loss_steps + steps
+        logs["learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
+        logs["skipped_steps"] = state.skipped_steps
+        logs |= self.stopwatch.read(self.accelerator.device, state.max_steps - state.global_step)
+        self.losses.reset()
+        self.stopwatch.reset()
         self.log(logs)
 
     def log(self, logs: dict[str, float]) -> None:
         """Give a log event to the callbacks and to `state.log_history`."""
         logs = {**logs, "epoch": self.state.epoch}
         self.state.log_history.append({**logs, "step": self.state.global_step})
-        self.fire("on_log", logs=logs)
+        self._fire("on_log", logs=logs)
 
     def _evaluate_and_track(self) -> bool:
         """Evaluate; returns whether a score is the best so far, which `best/` then holds."""
-        self.saver.wait()
+        self._announce_saved()
         started = time.perf_counter()
         metrics = self.evaluate()
-        improved = self.best.update(metrics, self.state.epoch, self.state.global_step)
-        if improved:
-            self.state.best_metric, self.state.best_global_step = self.best.score, self.best.step
-            self.state.best_model_checkpoint = str(self.run.best)
-            self._save_weights(self.run.best, average=self.best.source == "ema", metrics=metrics)
-            self.best_weights = weights_of(self.run.best)
+        improved = self.validation.keep_best(metrics, self.state, self._card(metrics))
         self.stopwatch.paused += time.perf_counter() - started
         return improved
 
-    def _save_weights(self, path: Path, average: bool, metrics: dict[str, float] | None = None) -> None:
-        with self.ema.swap() if average else contextlib.nullcontext():
-            save_pretrained(self, path, metrics)
+    def _save(self, epoch_finished: bool = False, due: bool = False) -> None:
+        """Write a checkpoint; `due`: the latest step's logging, evaluation and saving are still to be done."""
+        self.state.mark(self.control, epoch_finished, due)
+        self.state.keep_callbacks(self.callback_handler.callbacks)
+        self.checkpointer.save(self.state, self._card())
+
+    def _announce_saved(self) -> None:
+        """Fire `on_save` for a checkpoint from the background as it would have been at its step."""
+        saved = self.checkpointer.wait()
+        if saved is None:
+            return
+        due, now = self.control.should_save, self.state
+        self.state = saved
+        try:
+            self._fire("on_save")
+        finally:
+            self.state = now
+        # A save that is due by now stays due.
+        self.control.should_save = self.control.should_save or due
+
+    def _save_and_leave(self) -> None:
+        self._announce_saved()
+        self._save(due=True)
+        self.checkpointer.wait()
+        logger.warning(
+            "preempted: saved step %d; exit code %d; go on with resume_from_checkpoint=True",
+            self.state.global_step, EXIT_CODE,
+        )  # fmt: skip
+        raise Preempted
+
+    # ------------------------------------------------------------------------------------------------ the end
 
     def _finish(self, runtime: float) -> TrainOutput:
-        self.saver.wait()
-        self._save_weights(self.run.last, average=self.ema is not None)
-        self.model = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        takes_best = self.args.load_best_model_at_end and has_best(self)
+        state = self.state
+        self._announce_saved()
+        with self.weights.averaged():
+            self.weights.save_pretrained(self.directory.last, self._card(), self.accelerator)
+        # Accelerate's wrapper of `forward` comes off the model.
+        self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
+        takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
         if takes_best:
             merge_adapters(self.model)
-            load_weights(self.model, self.run.best)
-            score = f"{self.args.metric_for_best_model} {self.best.score:.4f}"
-            told = f"the best: {self.best.source} weights of step {self.best.step}, {score}"
+            self.weights.load(self.directory.best)
+            score = f"{self.args.metric_for_best_model} {state.best.score:.4f}"
+            source = f"the best: {state.best.source} weights of step {state.best.step}, {score}"
         elif self.ema is not None:
             self.ema.put_in_place()
-            told = f"the average at step {self.state.global_step}"
+            source = f"the average at step {state.global_step}"
         else:
-            told = f"the weights of step {self.state.global_step}"
+            source = f"the weights of step {state.global_step}"
         merge_adapters(self.model)
-        logger.info("the model in memory is %s", told)
-        metrics = {"train_runtime": runtime, "train_skipped_steps": self.skipped_steps}
+        logger.info("the model in memory is %s", source)
+        metrics = {"train_runtime": runtime, "train_skipped_steps": state.skipped_steps}
         if self.test_dataset is not None:
-            metrics |= self._test(self.run.best if takes_best else self.run.last)
-        self.fire("on_train_end")
-        return TrainOutput(self.state.global_step, self._loss_sum / max(self._loss_steps, 1), metrics)
+            metrics |= self.evaluate(self.test_dataset, metric_key_prefix="test")
+            # Once more, with the scores in the card.
+            folder = self.directory.best if takes_best else self.directory.last
+            self.weights.save_pretrained(folder, self._card(), self.accelerator)
+        self._fire("on_train_end")
+        return TrainOutput(state.global_step, state.loss_total / max(state.loss_steps, 1), metrics)
 
-    def _test(self, folder: Path) -> dict[str, float]:
-        """Evaluate the test split by the model in memory, which `folder` holds; its card then tells the scores."""
-        metrics = self.evaluate(self.test_dataset, metric_key_prefix="test")
-        save_pretrained(self, folder)
-        return metrics
-
-    def save_model(self, output_dir: str | None = None) -> None:
+    def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
-        save_pretrained(self, Path(output_dir) if output_dir else self.run.last)
+        folder = Path(output_dir) if output_dir else self.directory.last
+        self.weights.save_pretrained(folder, self._card(), self.accelerator)
 
     def push_to_hub(self, commit_message: str = "End of training", blocking: bool = True) -> str | None:
         """Upload the model in memory, with image processor and model card, to `hub_model_id`.
@@ -482,17 +509,25 @@ class RFDETRTrainer(TrainerParts):
         Returns:
             The address of the commit on the main process when blocking, else None.
         """
-        folder = self.run.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
-        save_pretrained(self, folder)
+        folder = self.directory.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
+        self.weights.save_pretrained(folder, self._card(), self.accelerator)
         if not self.accelerator.is_main_process:
             return None
-        self.fire("on_push_begin")
+        self._fire("on_push_begin")
         try:
             if blocking:
                 return self.hub.push(folder, commit_message)
             return self.hub.submit(folder, commit_message)
         finally:
             shutil.rmtree(folder)
+
+    def _card(self, metrics: Mapping[str, float] | None = None) -> CardFacts:
+        """What the model card of the present weights says; without metrics, those of the weights' step."""
+        args, state = self.args, self.state
+        holds_best = args.load_best_model_at_end and not self._in_training and state.best_global_step
+        step = state.best_global_step if holds_best else state.global_step
+        given = args, self.directory, self.hub.repo_id, self.weights, self.train_dataset
+        return card_facts(*given, state, step, metrics)
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -512,28 +547,18 @@ class RFDETRTrainer(TrainerParts):
         started = time.perf_counter()
         metrics: dict[str, float] = {}
         for prefix in self.args.evaluated_prefixes if self._in_training else ("",):
-            folder = self._eval_folder(prefix, metric_key_prefix)
-            with self.ema.swap() if prefix else contextlib.nullcontext():
-                scores = self._score(dataset, folder)
+            folder = None
+            if self._in_training:
+                step = str(self.state.global_step)
+                folder = self.directory.root / metric_key_prefix / step / ("ema" if prefix else "raw")
+            losses = EvalLossMeter() if self.args.eval_loss else None
+            with self.weights.averaged(bool(prefix)):
+                scores = self._score(dataset, self._after_batch, folder, losses)
             metrics |= {f"{metric_key_prefix}_{prefix}{name}": value for name, value in scores.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
         self.log(metrics)
-        self.fire("on_evaluate", metrics=metrics)
+        self._fire("on_evaluate", metrics=metrics)
         return metrics
-
-    def _eval_folder(self, prefix: str, metric_key_prefix: str) -> Path | None:
-        """Where an evaluation of a run leaves its tables and curves: `eval/<step>/ema`, `eval/<step>/raw`."""
-        if not self._in_training:
-            return None
-        weights = "ema" if prefix else "raw"
-        return self.run.root / metric_key_prefix / str(self.state.global_step) / weights
-
-    def _score(self, dataset: Dataset, folder: Path | None) -> dict[str, float]:
-        evaluator, losses = self.create_evaluator(dataset), EvalLossMeter() if self.args.eval_loss else None
-        for image_ids, found in detections(self, dataset, losses):
-            evaluator.update(image_ids, found)
-        scores = score(self, dataset, evaluator, folder)
-        return scores if losses is None else scores | losses.read(self.accelerator)
 
     def predict(self, dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
         """Detections of every image of a data set by the model in memory, and the COCO metrics they give.
@@ -543,24 +568,30 @@ class RFDETRTrainer(TrainerParts):
                 (n, 4) xyxy in pixels, on the CPU; `masks` as run-lengths, or `keypoints`, of such a model.
         """
         check_split(self.model, metric_key_prefix, dataset)
-        evaluator, found = self.create_evaluator(dataset), []
-        for image_ids, batch in detections(self, dataset):
-            evaluator.update(image_ids, batch)
-            for image_id, each in zip(image_ids, batch, strict=True):
-                found.append({"image_id": image_id} | {name: _on_host(value) for name, value in each.items()})
-        by_id = {each["image_id"]: each for each in gather_object(found)}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in score(self, dataset, evaluator).items()}
-        self.fire("on_predict", metrics=metrics)
+        mine: list[dict[str, Any]] = []
+
+        def keep(image_ids: list[int], found: Found) -> None:
+            for image_id, each in zip(image_ids, found, strict=True):
+                on_host = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()}
+                mine.append({"image_id": image_id} | on_host)
+            self._after_batch(image_ids, found)
+
+        scores = self._score(dataset, keep)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        by_id = {each["image_id"]: each for each in gather_object(mine)}
+        self._fire("on_predict", metrics=metrics)
         return PredictionOutput([by_id[image_id] for image_id in dataset["image_id"]], metrics)
 
+    def _score(self, dataset: Dataset, on_batch: Callable[[list[int], Found], None], *options: Any) -> dict[str, float]:
+        loader = self.callback_handler.eval_dataloader = self.get_eval_dataloader(dataset)
+        return self.validation.score(dataset, loader, self.to_device, on_batch, *options)
 
-def _on_host(value: Any) -> Any:
-    return value.cpu() if isinstance(value, torch.Tensor) else value
+    def _after_batch(self, image_ids: list[int], found: Found) -> None:
+        self._fire("on_prediction_step", image_ids=image_ids, detections=found)
 
 
-def _processor_for(model: RFDETRForObjectDetection, square: bool) -> RFDETRImageProcessor:
-    side = model.config.resolution
-    if square:
-        return RFDETRImageProcessor(size={"height": side, "width": side})
-    size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
-    return RFDETRImageProcessor(size=size, do_pad=True, size_divisor=model.config.size_divisor)
+def _schema_of(model: RFDETRForObjectDetection, dataset: Dataset | None) -> dict[str, Any] | None:
+    """The keypoint schema of the data, for a keypoint model that has none."""
+    if model.task != "keypoints" or model.config.keypoint_schema is not None or dataset is None:
+        return None
+    return keypoint_schema(dataset).to_dict()

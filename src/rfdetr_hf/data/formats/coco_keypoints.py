@@ -70,11 +70,3 @@ def _fault(points: Any, expected: int) -> str | None:
         return "is not finite"
     odd = [value for value in points[2::3] if value not in (0, 1, 2)]
     return f"has the visibility {odd[0]:g}" if odd else None
-
-
-def fit_keypoints(keypoints: np.ndarray, count: int) -> np.ndarray:
-    """(n, 3 · count): filled with zeros, or without the columns that no class of the label table has."""
-    fitted = np.zeros((len(keypoints), 3 * count))
-    shared = min(fitted.shape[1], keypoints.shape[1])
-    fitted[:, :shared] = keypoints[:, :shared]
-    return fitted

@@ -9,35 +9,25 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from datasets import ClassLabel, Dataset, Image
 
-from ..annotations import (
-    Annotations,
-    Boxes,
-    Labels,
-    Wanted,
-    build_dataset,
-    find_broken,
-    map_ids,
-    name_box,
-    read_masks,
-    repair_boxes,
-    settle_missing_masks,
-)
-from .coco_keypoints import fit_keypoints
+from ...tasks import TASKS
+from ..annotations import Annotations, Boxes, Labels, ReadOptions, build_dataset, map_ids, name_box
+from ..checks import find_broken, settle
 from ..errors import DetectionDataError, Problems
-from ..images import image_size
 from ..keypoints import ClassKeypoints
+from ..pipeline.pixels import image_size
 from ..schema import ids_of_class_label, schema_of_keypoints, undecoded
 
 logger = logging.getLogger(__name__)
+# Its functions are made at import, where type checkers do not see them.
+pc: Any = pyarrow.compute
 
-BoxFormat = Literal["xywh", "xyxy"]
 _ALIASES = {
     "id": ("id", "bbox_id", "annotation_id"),
     "bbox": ("bbox", "bboxes", "boxes"),
@@ -65,86 +55,66 @@ class Categories:
     ids: list[int] | None
 
 
-def normalise_splits(
-    splits: Mapping[str, Dataset],
-    source: str,
-    class_names: Sequence[str] | None,
-    bbox_format: BoxFormat,
-    wanted: Wanted,
-) -> dict[str, Dataset]:
+def normalise_splits(splits: Mapping[str, Dataset], source: str, options: ReadOptions) -> dict[str, Dataset]:
     """Bring all splits of a data set into the schema; the label table is that of the first one.
 
     Args:
         splits: split -> data set with an image column and ``objects``.
         source: name of the data set, for messages.
-        class_names: label table to use; by default the `ClassLabel` of the first split, or the sorted names or integers
-            that occur there.
-        bbox_format: how the boxes are written.
-        wanted: which of masks and keypoints are kept.
+        options: without `class_names`, the label table is the `ClassLabel` of the first split, or the sorted names or
+            integers that occur there.
 
     Raises:
         DetectionDataError: columns that are missing or of another form, and faults in them that no rule repairs.
     """
-    read = {
-        name: _read_split(dataset, f"{source}, split {name}", bbox_format, wanted) for name, dataset in splits.items()
-    }
-    annotations, categories = next(iter(read.values()))
-    labels = _label_space(categories, class_names, source)
-    if wanted.task == "keypoints":
-        found = _class_keypoints(next(iter(splits.values())), annotations.boxes.keypoints, labels, source)
-        labels = wanted.labels(labels, found, f"{source}: field objects.keypoints")
-    return {name: _finish(splits[name], *read[name], labels, name, wanted) for name in splits}
+    read = {name: _read_split(dataset, f"{source}, split {name}", options) for name, dataset in splits.items()}
+    first = next(iter(read.values()))
+    labels = _label_space(first.categories, options.class_names, source)
+    if options.task == "keypoints":
+        found = _class_keypoints(first, labels, source)
+        labels = options.with_keypoints(labels, found, f"{source}: field objects.keypoints")
+    return {name: _finish(split, labels, name, options) for name, split in read.items()}
 
 
-def _read_split(
-    dataset: Dataset, source: str, bbox_format: BoxFormat, wanted: Wanted
-) -> tuple[Annotations, Categories]:
+@dataclass(frozen=True)
+class _Split:
+    dataset: Dataset
+    image_column: str
+    annotations: Annotations
+    categories: Categories
+    masks: list[Any] | None
+
+
+def _read_split(dataset: Dataset, source: str, options: ReadOptions) -> _Split:
     problems = Problems(source)
     counts, fields = _flat_objects(dataset, source)
+    part = TASKS[options.task].object_field
+    if part is not None and part not in fields:
+        raise DetectionDataError(
+            f"{source}: task={options.task!r} needs the field objects.{part}; names for it: {list(_ALIASES[part])}"
+        )
     image_column = _image_column(dataset, source)
-    total = int(counts.sum())
     names = _file_names(dataset, image_column)
     image_id = _image_ids(dataset, source)
     row = np.repeat(np.arange(len(dataset)), counts)
     bbox = _bbox_array(fields["bbox"], image_id[row], problems)
     categories = _categories(dataset, fields["category"], source)
-    annotations = Annotations(
-        source=source,
-        image_id=image_id,
-        size=_sizes(dataset, image_column, names),
-        file_name=names,
-        boxes=Boxes(
-            row=row,
-            id=_numbers(fields.get("id"), total, np.int64, "id", source, default=None),
-            bbox=bbox,
-            category=categories.values,
-            area=_numbers(fields.get("area"), total, np.float64, "area", source, default=np.nan),
-            iscrowd=_numbers(fields.get("iscrowd"), total, np.float64, "iscrowd", source, default=0) != 0,
-        ),
+    boxes = Boxes(
+        row=row,
+        id=_numbers(fields.get("id"), len(row), np.int64, "id", source, default=None),
+        bbox=bbox,
+        category=categories.values,
+        area=_numbers(fields.get("area"), len(row), np.float64, "area", source, default=np.nan),
+        iscrowd=_numbers(fields.get("iscrowd"), len(row), np.float64, "iscrowd", source, default=0) != 0,
     )
-    annotations = _with_parts(annotations, fields, wanted, problems)
+    annotations = Annotations(source, image_id, _sizes(dataset, image_column, names), names, boxes)
+    if part == "keypoints":
+        keypoints = _keypoint_array(fields[part], annotations, problems)
+        annotations = replace(annotations, boxes=replace(boxes, keypoints=keypoints))
     find_broken(annotations, problems)
     problems.raise_if_any()
-    return _as_xywh(annotations, bbox_format), categories
-
-
-def _with_parts(
-    annotations: Annotations, fields: Mapping[str, pa.Array], wanted: Wanted, problems: Problems
-) -> Annotations:
-    """The annotations with the masks or keypoints that are wanted."""
-    field = {"segmentation": "segmentation", "keypoints": "keypoints"}.get(wanted.task)
-    if field is None:
-        return annotations
-    if field not in fields:
-        raise DetectionDataError(
-            f"{annotations.source}: task={wanted.task!r} needs the field objects.{field}; names for it: "
-            f"{list(_ALIASES[field])}"
-        )
-    boxes = annotations.boxes
-    if field == "segmentation":
-        masks = read_masks(fields[field].to_pylist(), annotations, problems)
-        return replace(annotations, boxes=replace(boxes, masks=masks))
-    return replace(annotations, boxes=replace(boxes, keypoints=_keypoint_array(fields[field], annotations, problems)))
+    masks = fields[part].to_pylist() if part == "segmentation" else None
+    return _Split(dataset, image_column, _as_xywh(annotations, options.bbox_format), categories, masks)
 
 
 def _keypoint_array(values: pa.Array, annotations: Annotations, problems: Problems) -> np.ndarray:
@@ -167,11 +137,10 @@ def _keypoint_array(values: pa.Array, annotations: Annotations, problems: Proble
     return keypoints.reshape(len(rows), -1)
 
 
-def _class_keypoints(
-    dataset: Dataset, keypoints: np.ndarray | None, labels: Labels, source: str
-) -> list[ClassKeypoints]:
+def _class_keypoints(split: _Split, labels: Labels, source: str) -> list[ClassKeypoints]:
     """What the column describes, by our labels; without a description all classes have all keypoints."""
-    feature = dataset.features["objects"]
+    feature: Any = split.dataset.features["objects"]
+    keypoints = split.annotations.boxes.keypoints
     described = schema_of_keypoints(feature["keypoints"]) if isinstance(feature, Mapping) else None
     if described is None:
         count = 0 if keypoints is None else keypoints.shape[1] // 3
@@ -185,27 +154,20 @@ def _class_keypoints(
     return [described.classes[names.index(name)] for name in labels.names]
 
 
-def _finish(
-    dataset: Dataset, annotations: Annotations, categories: Categories, labels: Labels, split: str, wanted: Wanted
-) -> Dataset:
+def _finish(split: _Split, labels: Labels, name: str, options: ReadOptions) -> Dataset:
+    annotations, categories = split.annotations, split.categories
     problems = Problems(annotations.source)
     label = _to_labels(categories, labels)
-    for i in np.flatnonzero(label < 0):
+    for i in np.flatnonzero(label < 0).tolist():
         value = int(categories.values[i])
         named = categories.names[value] if categories.names and 0 <= value < len(categories.names) else value
         problems.add(
             f"{name_box(annotations, i)}: field category is {named!r}, not in the label table {labels.names}",
             "the label table is that of the training split: have the class there, or correct the annotation",
         )
-    problems.raise_if_any()
-    boxes = replace(annotations.boxes, category=label)
-    if labels.keypoints is not None:
-        boxes = replace(boxes, keypoints=fit_keypoints(boxes.keypoints, labels.keypoints.num_keypoints))
-    repaired = repair_boxes(replace(annotations, boxes=boxes))
-    repaired = settle_missing_masks(repaired, wanted.missing_masks, problems)
-    problems.raise_if_any()
-    column = _image_column(dataset, annotations.source)
-    return build_dataset(repaired, labels, _images_alone(dataset, column), split)
+    annotations = replace(annotations, boxes=replace(annotations.boxes, category=label))
+    settled = settle(annotations, labels, options, problems, split.masks)
+    return build_dataset(settled, labels, _images_alone(split.dataset, split.image_column), name)
 
 
 def _image_column(dataset: Dataset, source: str) -> str:
@@ -324,14 +286,13 @@ def _numbers(values: pa.Array | None, total: int, kind: Any, field: str, source:
     fallback = np.arange(1, total + 1) if default is None else np.full(total, default)
     if values is None or pa.types.is_null(values.type):
         return fallback.astype(kind)
+    theirs = values.type
     try:
         if pa.types.is_boolean(values.type):
             values = pc.cast(values, pa.int8())
         numbers = pc.cast(values, pa.from_numpy_dtype(kind))
     except pa.ArrowInvalid as error:
-        raise DetectionDataError(
-            f"{source}: field objects.{field} holds {values.type}, not numbers ({error})"
-        ) from error
+        raise DetectionDataError(f"{source}: field objects.{field} holds {theirs}, not numbers ({error})") from error
     filled = pc.if_else(pc.is_null(numbers), pa.array(fallback.astype(kind)), numbers)
     return filled.to_numpy(zero_copy_only=False)
 
@@ -361,8 +322,8 @@ def _class_label(feature: Any) -> ClassLabel | None:
 def _label_space(categories: Categories, class_names: Sequence[str] | None, source: str) -> Labels:
     if class_names is not None:
         names = list(class_names)
-        known = categories.names if categories.ids is not None else None
-        if known is None:
+        known = categories.names
+        if known is None or categories.ids is None:
             return Labels(names, list(range(len(names))))
         missing = [name for name in names if name not in known]
         if missing:
@@ -424,13 +385,13 @@ def _sizes(dataset: Dataset, column: str, names: Sequence[str | None]) -> np.nda
     sizes = np.empty((len(dataset), 2), dtype=np.int64)
     row = 0
     for batch in images.iter(_HEADER_BATCH):
-        for value in batch["image"]:
+        for value in cast(dict[str, Any], batch)["image"]:
             sizes[row] = image_size(value, {"file_name": names[row], "image_id": f"of row {row}"})
             row += 1
     return sizes
 
 
-def _as_xywh(annotations: Annotations, bbox_format: BoxFormat) -> Annotations:
+def _as_xywh(annotations: Annotations, bbox_format: str) -> Annotations:
     boxes = annotations.boxes
     if bbox_format == "xyxy":
         bbox = np.concatenate([boxes.bbox[:, :2], boxes.bbox[:, 2:] - boxes.bbox[:, :2]], axis=1)

@@ -9,181 +9,68 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from datasets import Dataset
 
-from ..annotations import (
-    Annotations,
-    Boxes,
-    Labels,
-    Wanted,
-    build_dataset,
-    class_table,
-    find_broken,
-    map_ids,
-    path_array,
-    read_masks,
-    repair_boxes,
-    settle_missing_masks,
-)
+from ..annotations import Annotations, Boxes, Labels, ReadOptions, build_dataset, class_table, map_ids, path_array
+from ..checks import settle
 from ..errors import DetectionDataError, Problems
-from ..images import IMAGE_SUFFIXES, ImageFolder, image_size
-from ..keypoints import COCO_KEYPOINTS, ClassKeypoints, pairs_of_permutation
+from ..images import IMAGE_SUFFIXES, ImageFolder
+from ..keypoints import ClassKeypoints
+from ..pipeline.pixels import image_size
+from . import Found
+from .hub import is_saved
+from .yolo_yaml import YoloConfig, read_yaml
 
 logger = logging.getLogger(__name__)
 
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-_SPLITS = ("train", "val", "valid", "validation", "test")
 _THREADS = 8
 _CHUNK = 64
 # Exporters round, and some polygons leave their image by a hair. Pixel coordinates are far beyond.
 _SLACK = 0.01
 
 
-@dataclass(frozen=True)
-class YoloConfig:
-    """What a data.yaml says.
-
-    Attributes:
-        file: the yaml file.
-        root: the data set's folder.
-        splits: split as the file calls it -> folders of images, files that list images.
-        names: class id -> name; ids may have gaps.
-        num_keypoints, keypoint_dims: of `kpt_shape`, or 0.
-        keypoints: what they are, one entry per class id.
-        skip_unlabelled: leave out images without a label file (`skip_if_label_file_missing`), instead of taking them
-            as images without objects.
-    """
-
-    file: Path
-    root: Path
-    splits: dict[str, list[str]]
-    names: dict[int, str]
-    num_keypoints: int = 0
-    keypoint_dims: int = 0
-    keypoints: dict[int, ClassKeypoints] = field(default_factory=dict)
-    skip_unlabelled: bool = False
-
-
-def find_yolo(path: Path) -> YoloConfig | None:
-    """The YOLO data set of a yaml file or of a folder with one; None when there is none.
+def find(root: Any, options: ReadOptions) -> Found | None:
+    """The YOLO data set of a yaml file or of a folder with one.
 
     Raises:
         DetectionDataError: the file is no data.yaml, or its fields do not fit each other.
     """
+    if not isinstance(root, str) or options.load.get("data_files") or is_saved(Path(root)):
+        return None
+    path = Path(root)
     if path.is_file() and path.suffix in (".yaml", ".yml"):
-        return read_yaml(path)
-    file = next((path / name for name in _YAML_NAMES if (path / name).is_file()), None)
-    return None if file is None else read_yaml(file)
+        file = path
+    else:
+        file = next((path / name for name in _YAML_NAMES if (path / name).is_file()), None)
+    if file is None:
+        return None
+    config = read_yaml(file)
+    options.refuse(root, "is a YOLO data set, which", "load", "image_dir")
+    return Found(root, {name: name for name in config.splits}, config)
 
 
-def read_yaml(file: Path) -> YoloConfig:
-    """Read a data.yaml.
-
-    Raises:
-        DetectionDataError: as `find_yolo`.
-    """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DetectionDataError(f"{file}: cannot be read as YAML ({error})") from error
-    if not isinstance(content, dict) or "names" not in content or not any(content.get(name) for name in _SPLITS):
-        raise DetectionDataError(f"{file}: a YOLO data set needs the fields names and train (or val, test)")
-    names = _names(content, file)
-    splits = {name: _as_list(content[name]) for name in _SPLITS if content.get(name)}
-    count, dims, keypoints = _keypoints(content, names, file)
-    root = _root(content.get("path"), file)
-    skip = bool(content.get("skip_if_label_file_missing"))
-    return YoloConfig(file, root, splits, names, count, dims, keypoints, skip)
-
-
-def load_yolo(
-    config: YoloConfig,
-    splits: Mapping[str, str],
-    class_names: Sequence[str] | None = None,
-    *,
-    wanted: Wanted,
-    label_dir: str = "labels",
-) -> dict[str, Dataset]:
-    """Read the splits of a YOLO data set.
+def read(found: Found, splits: Mapping[str, str], options: ReadOptions) -> dict[str, Dataset]:
+    """Read splits; the label table is all names of the yaml file by ascending id, or `class_names`.
 
     The rows of ``…/images/…/a.jpg`` are in ``…/labels/…/a.txt``, the last folder called images being replaced; where no
-    folder is called images, beside the image. Boxes of polygon rows are those of the polygons, and areas too.
-
-    Args:
-        config: of `find_yolo`.
-        splits: our split -> the file's.
-        class_names: the label table to use; by default all names of the file by ascending id.
-        wanted: which of masks and keypoints are kept. Box rows are objects without a mask.
-        label_dir: what the folder of the rows is called.
+    folder is called images, beside the image. Boxes of polygon rows are those of the polygons, and areas too. Box rows
+    are objects without a mask.
 
     Raises:
         DetectionDataError: missing images, or rows that are malformed; up to ten, with file and line.
     """
-    labels = class_table(config.names, class_names, f"{config.file}: field names")
+    config: YoloConfig = found.details
+    labels = class_table(config.names, options.class_names, f"{config.file}: field names")
     keypoints = [config.keypoints.get(i, ClassKeypoints()) for i in labels.ids]
-    labels = wanted.labels(labels, keypoints, f"{config.file}: field kpt_shape")
-    reader = _Reader(config, labels, wanted)
-    return {split: reader.read(theirs, split, label_dir) for split, theirs in splits.items()}
-
-
-# --------------------------------------------------------------------------------------------------- the yaml file
-
-
-def _as_list(value: Any) -> list[str]:
-    return [str(part) for part in value] if isinstance(value, list) else [str(value)]
-
-
-def _names(content: Mapping[str, Any], file: Path) -> dict[int, str]:
-    names = content["names"]
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not all(isinstance(i, int) and i >= 0 for i in names):
-        raise DetectionDataError(f"{file}: field names must be a list, or class ids from 0 with their names")
-    if isinstance(content.get("nc"), int) and content["nc"] != len(names):
-        raise DetectionDataError(f"{file}: field nc is {content['nc']}, but there are {len(names)} names; correct one")
-    return {i: str(name) for i, name in names.items()}
-
-
-def _root(path: Any, file: Path) -> Path:
-    root = file.parent if path is None else file.parent / Path(str(path)).expanduser()
-    # A folder that was moved, or that another tool would look up in a folder of its own, is where its yaml is.
-    return Path(os.path.normpath((root if root.is_dir() else file.parent).absolute()))
-
-
-def _keypoints(
-    content: Mapping[str, Any], names: Mapping[int, str], file: Path
-) -> tuple[int, int, dict[int, ClassKeypoints]]:
-    shape = content.get("kpt_shape")
-    if shape is None:
-        return 0, 0, {}
-    if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, int) for n in shape)) or (
-        shape[0] < 1 or shape[1] not in (2, 3)
-    ):
-        raise DetectionDataError(f"{file}: field kpt_shape is {shape!r}; write [number of keypoints, 2 or 3]")
-    count, dims = shape
-    given = content.get("kpt_names") or {}
-    given = dict.fromkeys(names, given) if isinstance(given, list) else given
-    # Without names, 17 keypoints of persons are COCO's.
-    people = count == len(COCO_KEYPOINTS) and list(names.values()) == ["person"]
-    default = list(COCO_KEYPOINTS) if people else [f"keypoint_{k}" for k in range(count)]
-    keypoints = {}
-    for i in names:
-        own = given.get(i, default)
-        if len(own) != count:
-            raise DetectionDataError(f"{file}: field kpt_names has {len(own)} names for class {i}, kpt_shape {count}")
-        try:
-            flip = content.get("flip_idx")
-            pairs = None if flip is None else pairs_of_permutation(flip, count)
-            keypoints[i] = ClassKeypoints.of([str(name) for name in own], flip_pairs=pairs)
-        except (TypeError, ValueError) as error:
-            raise DetectionDataError(f"{file}: fields flip_idx, kpt_names: {error}") from error
-    return count, dims, keypoints
+    labels = options.with_keypoints(labels, keypoints, f"{config.file}: field kpt_shape")
+    reader = _Reader(config, labels, options)
+    return {split: reader.read(theirs, split, options.label_dir or "labels") for split, theirs in splits.items()}
 
 
 # ------------------------------------------------------------------------------------------------ images and labels
@@ -294,10 +181,10 @@ class _Rows:
 
 
 class _Reader:
-    def __init__(self, config: YoloConfig, labels: Labels, wanted: Wanted) -> None:
+    def __init__(self, config: YoloConfig, labels: Labels, options: ReadOptions) -> None:
         self.config = config
         self.labels = labels
-        self.wanted = wanted
+        self.options = options
 
     def read(self, theirs: str, split: str, label_dir: str) -> Dataset:
         """One split; `theirs` is its name in the yaml file."""
@@ -366,13 +253,13 @@ class _Reader:
         if category != numbers[0] or category not in self.config.names:
             raise ValueError(f"class {parts[0]} is not among the names of {self.config.file.name}")
         box, polygon, points = self._split_row(numbers[1:])
-        if self.wanted.task == "segmentation" and polygon is None and self.wanted.missing_masks == "error":
+        if self.options.task == "segmentation" and polygon is None and self.options.missing_masks == "error":
             raise ValueError("a box without a polygon (missing_masks='box' uses the box as mask)")
         rows.image.append(image)
         rows.category.append(category)
         rows.box.append(box)
         rows.polygon.append(polygon)
-        if self.wanted.task == "keypoints":
+        if self.options.task == "keypoints":
             rows.keypoints.append(points)
 
     def _split_row(
@@ -403,37 +290,34 @@ class _Reader:
         scale = size[image].astype(np.float64)
         corners = np.array(rows.box, dtype=np.float64).reshape(-1, 4) * np.tile(scale, 2)
         polygons = [None if p is None else p * np.resize(s, len(p)) for p, s in zip(rows.polygon, scale, strict=True)]
+        keypoints = None
+        if self.options.task == "keypoints":
+            points = np.array(rows.keypoints, dtype=np.float64).reshape(-1, self.config.num_keypoints, 3)
+            points[..., :2] *= scale[:, None]
+            keypoints = points.reshape(len(points), -1)
+        area = np.full(len(image), np.nan)
+        for index, polygon in enumerate(polygons):
+            if polygon is not None:
+                x, y = polygon[0::2], polygon[1::2]
+                area[index] = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
         boxes = Boxes(
             row=image,
             id=np.arange(1, len(image) + 1),
             bbox=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
             category=map_ids(np.array(rows.category, dtype=np.int64), self.labels.ids),
-            area=np.array([np.nan if polygon is None else _polygon_area(polygon) for polygon in polygons]),
+            area=area,
             iscrowd=np.zeros(len(image), dtype=bool),
+            keypoints=keypoints,
         )
         names = [os.path.relpath(path, self.config.root).replace(os.sep, "/") for path in found.paths]
         annotations = Annotations(source, np.arange(len(names)), size, names, boxes)
-        self._refuse_unlabelled_classes(rows, boxes, problems)
-        find_broken(annotations, problems)
-        if self.wanted.task == "segmentation":
-            masks = read_masks(polygons, annotations, problems)
-            annotations = replace(annotations, boxes=replace(boxes, masks=masks))
-        if self.wanted.task == "keypoints":
-            points = np.array(rows.keypoints, dtype=np.float64).reshape(-1, self.config.num_keypoints, 3)
-            points[..., :2] *= scale[:, None]
-            flat = points.reshape(len(points), -1)
-            annotations = replace(annotations, boxes=replace(boxes, keypoints=flat))
-        problems.raise_if_any()
-        repaired = settle_missing_masks(repair_boxes(annotations), self.wanted.missing_masks, problems)
-        problems.raise_if_any()
-        return repaired
-
-    def _refuse_unlabelled_classes(self, rows: _Rows, boxes: Boxes, problems: Problems) -> None:
-        unknown = sorted({rows.category[i] for i in np.flatnonzero(boxes.category < 0)})
-        problems.add_all(
-            (f"class {i} ({self.config.names[i]}) is not in the label table {self.labels.names}" for i in unknown),
-            "have the class in class_names, or leave class_names out",
-        )
+        for i in sorted({rows.category[i] for i in np.flatnonzero(boxes.category < 0)}):
+            problems.add(
+                f"class {i} ({self.config.names[i]}) is not in the label table {self.labels.names}",
+                "have the class in class_names, or leave class_names out",
+            )
+        masks = polygons if self.options.task == "segmentation" else None
+        return settle(annotations, self.labels, self.options, problems, masks)
 
 
 def _check_range(numbers: Sequence[float]) -> None:
@@ -455,8 +339,3 @@ def _triples(numbers: list[float], dims: int) -> list[float]:
             _check_range((x, y))
         triples += (x, y, v) if v else (0.0, 0.0, 0.0)
     return triples
-
-
-def _polygon_area(polygon: np.ndarray) -> float:
-    x, y = polygon[0::2], polygon[1::2]
-    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)

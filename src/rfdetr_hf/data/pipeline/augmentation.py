@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .view import Sample, clip_objects, pil_from_pixels, pixels_from_pil, select_objects
+from .pixels import pil_from_pixels, pixels_from_pil
+from .view import Sample, clip_objects, select_objects
 
 __all__ = ["Augmentation", "adapt_augmentation", "seeded_globals"]
 
@@ -49,7 +50,8 @@ def adapt_augmentation(augmentation: Any, flip_index: np.ndarray | None = None) 
             f"augmentation must be an Albumentations or torchvision-v2 transform or a function (image, target) -> "
             f"(image, target), got {type(augmentation).__name__}"
         )
-    return Augmentation(augmentation)
+    function: Any = augmentation
+    return Augmentation(function)
 
 
 class Augmentation:
@@ -119,7 +121,7 @@ class _Albumentations:
     """Boxes travel as pascal_voc with their row number, so that every field follows the survivors."""
 
     def __init__(self, transform: Any, flip_index: np.ndarray | None) -> None:
-        import albumentations
+        import albumentations  # pyright: ignore[reportMissingImports]
 
         transform = copy.deepcopy(transform)
         limits: dict[str, Any] = {}
@@ -148,7 +150,7 @@ class _Albumentations:
         if "masks" in target and len(boxes):
             inputs["masks"] = target["masks"].astype(np.uint8)
         result = self.compose(**inputs)
-        moved = {"boxes": np.asarray(result["bboxes"], np.float32).reshape(-1, 4)}
+        moved: Target = {"boxes": np.asarray(result["bboxes"], np.float32).reshape(-1, 4)}
         rows = np.asarray(result["rows"], np.int64)
         if points is not None:
             moved["keypoints"] = points.moved(result["keypoints"])[rows]
@@ -165,7 +167,7 @@ class _TorchvisionV2:
         self.flip_index = flip_index
 
     def __call__(self, image: Image.Image, target: Target) -> tuple[Any, Target]:
-        from torchvision import tv_tensors
+        from torchvision import tv_tensors  # pyright: ignore[reportMissingImports]
 
         canvas = (image.height, image.width)
         boxes = tv_tensors.BoundingBoxes(torch.from_numpy(target["boxes"]), format="XYXY", canvas_size=canvas)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from .view import Sample
 
-__all__ = ["DetectionCollator", "PackedTargets", "prepare_pixels"]
+__all__ = ["DetectionCollator", "PackedTargets"]
 
 _LARGE = 1 << 16
 PER_IMAGE = ("image_id", "orig_size", "size")
@@ -91,9 +89,12 @@ class DetectionCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Make one batch."""
-        sizes = [tuple(sample.image.shape[1:]) for sample in samples]
+        sizes = [(int(sample.image.shape[1]), int(sample.image.shape[2])) for sample in samples]
         height, width = (-(-max(side) // self.size_divisor) * self.size_divisor for side in zip(*sizes, strict=True))
-        batch = {"pixel_values": _stack_pixels(samples, height, width)}
+        pixels = torch.zeros(len(samples), 3, height, width, dtype=samples[0].image.dtype)
+        for row, sample, (h, w) in zip(pixels, samples, sizes, strict=True):
+            row[:, :h, :w] = sample.image
+        batch: dict[str, Any] = {"pixel_values": pixels}
         if any(size != (height, width) for size in sizes):
             batch["pixel_mask"] = mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
             for row, (h, w) in zip(mask, sizes, strict=True):
@@ -102,15 +103,15 @@ class DetectionCollator:
         return batch
 
 
-def _stack_pixels(samples: Sequence[Sample], height: int, width: int) -> torch.Tensor:
-    pixels = torch.zeros(len(samples), 3, height, width, dtype=samples[0].image.dtype)
-    for row, sample in zip(pixels, samples, strict=True):
-        row[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
-    return pixels
-
-
 def _pack(samples: Sequence[Sample], sizes: list[tuple[int, int]]) -> PackedTargets:
-    targets = [_normalised(sample.target, size) for sample, size in zip(samples, sizes, strict=True)]
+    targets = []
+    for sample, (height, width) in zip(samples, sizes, strict=True):
+        corners = sample.target["boxes"].astype(np.float64) / (width, height, width, height)
+        low, high = corners[:, :2], corners[:, 2:]
+        moved = {"boxes": np.concatenate([(low + high) / 2, high - low], axis=1).astype(np.float32)}
+        if "keypoints" in sample.target:
+            moved["keypoints"] = (sample.target["keypoints"].astype(np.float64) / (width, height, 1)).astype(np.float32)
+        targets.append({**sample.target, **moved})
     fields = targets[0].keys()
     for sample, target in zip(samples, targets, strict=True):
         if target.keys() != fields:
@@ -123,61 +124,3 @@ def _pack(samples: Sequence[Sample], sizes: list[tuple[int, int]]) -> PackedTarg
     packed["orig_size"] = torch.tensor([sample.orig_size for sample in samples])
     packed["size"] = torch.tensor(sizes)
     return PackedTargets(packed, [len(target["boxes"]) for target in targets])
-
-
-def _normalised(target: dict[str, np.ndarray], size: tuple[int, int]) -> dict[str, np.ndarray]:
-    moved = {"boxes": _normalised_cxcywh(target["boxes"], size)}
-    if "keypoints" in target:
-        moved["keypoints"] = (target["keypoints"].astype(np.float64) / (size[1], size[0], 1)).astype(np.float32)
-    return {**target, **moved}
-
-
-def _normalised_cxcywh(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    corners = boxes.astype(np.float64) / (size[1], size[0], size[1], size[0])
-    low, high = corners[:, :2], corners[:, 2:]
-    return np.concatenate([(low + high) / 2, high - low], axis=1).astype(np.float32)
-
-
-def prepare_pixels(
-    pixel_values: torch.Tensor,
-    pixel_mask: torch.Tensor | None,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
-    size: int | tuple[int, int] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Turn a batch that is on the device into the model's input.
-
-    Bytes become float, are divided by 255 and normalised; padding becomes zero, the mean colour; then the batch is
-    resized to the scale of the step: bilinear without antialiasing (the official per-batch rule), the mask to its
-    nearest value. Float batches are normalised already and are only resized.
-
-    Args:
-        pixel_values: (B, 3, H, W), uint8 or float.
-        pixel_mask: (B, H, W), true or 1 on the image, or None for a batch without padding.
-        image_mean: per channel, for values in [0, 1].
-        image_std: likewise.
-        size: side of a square or (height, width) to resize to; None keeps the size.
-
-    Returns:
-        `pixel_values` float32 (float batches keep their dtype) and `pixel_mask` bool, or None as given.
-    """
-    if pixel_values.dtype == torch.uint8:
-        pixel_values = pixel_values.to(torch.float32).div_(255)
-        mean = _per_channel(tuple(image_mean), pixel_values.device)
-        std = _per_channel(tuple(image_std), pixel_values.device)
-        pixel_values.sub_(mean).div_(std)
-        if pixel_mask is not None:
-            pixel_values.masked_fill_(~pixel_mask[:, None].bool(), 0.0)
-    if size is not None:
-        size = (size, size) if isinstance(size, int) else tuple(size)
-    if size is not None and size != tuple(pixel_values.shape[-2:]):
-        pixel_values = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
-        if pixel_mask is not None:
-            pixel_mask = F.interpolate(pixel_mask[:, None].float(), size=size, mode="nearest")[:, 0]
-    return pixel_values, None if pixel_mask is None else pixel_mask.bool()
-
-
-# Kept per device: building a tensor on a GPU from host numbers in every step would make the host wait.
-@lru_cache(maxsize=16)
-def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from .augmentation import adapt_augmentation
 from ..keypoints import KeypointSchema
 from ..masks import rasterise
-from .view import Sample, View, pil_from_pixels
+from .augmentation import adapt_augmentation
+from .pixels import pil_from_pixels
+from .view import Sample, View
 
 __all__ = ["EvalTransform", "Sample", "TrainTransform", "build_eval_transform", "build_train_transform"]
 
@@ -34,48 +36,53 @@ def fit_shortest_edge(height: int, width: int, shortest: int, max_size: int | No
 MAX_SIZE = 1333
 
 
+@dataclass
 class TrainTransform:
     """The official training recipe: resize, or scale-jittered square crop and resize; mirror; a user's augmentation.
 
     The image passes one of two branches, each with probability 1/2 (always the first without `scale_jitter`):
 
-    * the whole image, resized to (s, s), or with `square=False` to a shortest edge s and a longest of at most
+    * all of the image, resized to (s, s), or with `square=False` to a shortest edge s and a longest of at most
       `max_size`;
     * a square crop, resized to (s, s). The official recipe resizes to a shortest edge r of 400, 500 or 600, then cuts a
       square with a side between 384 and r. Only the ratio of the two matters: it says how much of the shortest edge is
       seen, 64 % to all of it. The crop is therefore taken from the source in one resampling, and the constants need no
       adjustment to the resolution or to the size of the images.
 
-    s is drawn from `sizes`, and the result is mirrored with probability `horizontal_flip`.
+    s is one of `sizes`, at random, and the result is mirrored with probability `horizontal_flip`.
 
     The augmentation sees the resized image, as in the official recipe: its cost does not depend on the size of the
     source. If it changes the size of a square image, the image is resized to (s, s) again.
+
+    Attributes:
+        sizes: sides in pixels, of which each sample gets one.
+        scale_jitter: half of the samples see a random square crop.
+        horizontal_flip: probability of a mirrored image.
+        augmentation: an Albumentations or torchvision-v2 transform, or a function (image, target) -> (image, target);
+            see `rfdetr_hf.data.pipeline.augmentation.adapt_augmentation`.
+        square: resize to a square; otherwise keep the aspect ratio.
+        max_size: with `square=False`, the largest longest edge.
+        crop_shortest_edges, crop_min_side: as said above.
+        mask_size: height and width of the masks; None leaves them out.
+        keypoint_schema: of the data set, for its mirror pairs.
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        *,
-        scale_jitter: bool = True,
-        horizontal_flip: float = 0.5,
-        augmentation: Any = None,
-        square: bool = True,
-        max_size: int = MAX_SIZE,
-        crop_shortest_edges: Sequence[int] = (400, 500, 600),
-        crop_min_side: int = 384,
-        mask_size: tuple[int, int] | None = None,
-        keypoint_schema: KeypointSchema | None = None,
-    ) -> None:
-        self.sizes = tuple(sizes)
-        self.scale_jitter = scale_jitter
-        self.horizontal_flip = horizontal_flip
-        self.square = square
-        self.max_size = max_size
-        self.crop_shortest_edges = tuple(crop_shortest_edges)
-        self.crop_min_side = crop_min_side
-        self.mask_size = mask_size
-        self.flip_index = None if keypoint_schema is None else keypoint_schema.flip_index
-        self.augmentation = None if augmentation is None else adapt_augmentation(augmentation, self.flip_index)
+    sizes: Sequence[int]
+    scale_jitter: bool = True
+    horizontal_flip: float = 0.5
+    augmentation: Any = None
+    square: bool = True
+    max_size: int = MAX_SIZE
+    crop_shortest_edges: Sequence[int] = (400, 500, 600)
+    crop_min_side: int = 384
+    mask_size: tuple[int, int] | None = None
+    keypoint_schema: KeypointSchema | None = None
+
+    def __post_init__(self) -> None:
+        self.sizes, self.crop_shortest_edges = tuple(self.sizes), tuple(self.crop_shortest_edges)
+        self.flip_index = None if self.keypoint_schema is None else self.keypoint_schema.flip_index
+        if self.augmentation is not None:
+            self.augmentation = adapt_augmentation(self.augmentation, self.flip_index)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Transform one sample.
@@ -136,15 +143,10 @@ def build_train_transform(
     scales: Sequence[int] = (),
     *,
     multi_scale: MultiScaleMode = "per_batch",
-    scale_jitter: bool = True,
     horizontal_flip: float = 0.5,
-    augmentation: Any = None,
-    square: bool = True,
-    max_size: int = MAX_SIZE,
-    crop_shortest_edges: Sequence[int] = (400, 500, 600),
-    crop_min_side: int = 384,
     mask_downsample_ratio: int | None = None,
     keypoint_schema: KeypointSchema | None = None,
+    **recipe: Any,
 ) -> TrainTransform:
     """The training transform of a multi-scale mode.
 
@@ -152,20 +154,14 @@ def build_train_transform(
         resolution: the side in pixels to train at without multi-scale.
         scales: the sides to train at with multi-scale.
         multi_scale: "per_batch" resizes every sample to the largest scale, and the batch is resized on the device, to
-            the scale of the step; "per_sample" draws a scale per sample, and the batch is padded; "off" resizes to
+            the scale of the step; "per_sample" chooses a scale per sample, and the batch is padded; "off" resizes to
             `resolution`.
-        scale_jitter: half of the samples see a random square crop.
         horizontal_flip: probability of a mirrored image.
-        augmentation: an Albumentations or torchvision-v2 transform, or a function (image, target) -> (image, target);
-            see `rfdetr_hf.data.pipeline.augmentation.adapt_augmentation`.
-        square: resize to a square; otherwise keep the aspect ratio.
-        max_size: with `square=False`, the largest longest edge.
-        crop_shortest_edges: see `TrainTransform`.
-        crop_min_side: see `TrainTransform`.
         mask_downsample_ratio: make masks, this many times smaller than the largest image; None leaves them out. They
-            are as many pixels wide as high for every image, also with `square=False`, and show the whole image
+            are as many pixels wide as high for every image, also with `square=False`, and show the complete image
             without its padding.
         keypoint_schema: of the data set, for its mirror pairs. Where it knows none, images are not mirrored.
+        recipe: further fields of `TrainTransform`.
 
     Raises:
         ValueError: for an unknown mode, a mode without scales, or numbers out of range.
@@ -182,15 +178,10 @@ def build_train_transform(
         horizontal_flip = 0.0
     return TrainTransform(
         sizes[-1:] if multi_scale == "per_batch" else sizes,
-        scale_jitter=scale_jitter,
         horizontal_flip=horizontal_flip,
-        augmentation=augmentation,
-        square=square,
-        max_size=max_size,
-        crop_shortest_edges=crop_shortest_edges,
-        crop_min_side=crop_min_side,
         mask_size=_mask_size(sizes[-1], mask_downsample_ratio),
         keypoint_schema=keypoint_schema,
+        **recipe,
     )
 
 
@@ -199,7 +190,8 @@ def _mask_size(largest: int, ratio: int | None) -> tuple[int, int] | None:
         return None
     if ratio < 1:
         raise ValueError(f"mask_downsample_ratio must be at least 1, got {ratio}")
-    return (-(-largest // ratio),) * 2
+    side = -(-largest // ratio)
+    return side, side
 
 
 class EvalTransform:
@@ -216,24 +208,21 @@ class EvalTransform:
         """Transform one sample; `rng` is not used."""
         # The collator pads, to the shape of the batch.
         options = {} if _has_fixed_size(self.image_processor) else {"do_pad": False}
-        image = _without_exif(sample.image)
+        image = sample.image
+        # The decoder has decided whether the orientation tag holds. One that it ignored must not be obeyed downstream.
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = Image.fromarray(np.asarray(image))
         pixels = self.image_processor(images=image, return_tensors="pt", **options)["pixel_values"][0]
-        scale = np.array(pixels.shape[:-3:-1], np.float64) / np.array(sample.orig_size[::-1], np.float64)
+        height, width = sample.orig_size
+        scale = np.array([pixels.shape[2] / width, pixels.shape[1] / height])
         boxes = (sample.target["boxes"] * np.tile(scale, 2)).astype(np.float32)
         target = {**sample.target, "boxes": boxes, "area": (sample.target["area"] * scale.prod()).astype(np.float32)}
         if "keypoints" in target:
             target["keypoints"] = (target["keypoints"] * (*scale, 1)).astype(np.float32)
         segmentation = target.pop("segmentation", None)
         if segmentation is not None and self.mask_size is not None:
-            target["masks"] = rasterise(segmentation, (0, 0, *sample.orig_size[::-1]), self.mask_size)
+            target["masks"] = rasterise(segmentation, (0, 0, width, height), self.mask_size)
         return sample.with_image(pixels, target)
-
-
-def _without_exif(image: Image.Image) -> Image.Image:
-    # The decoder has decided whether the orientation tag holds. A tag that it ignored must not be obeyed downstream.
-    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        return image
-    return Image.fromarray(np.asarray(image))
 
 
 def build_eval_transform(

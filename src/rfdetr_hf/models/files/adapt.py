@@ -2,12 +2,13 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...tasks import TASKS
 from ..configuration_rfdetr import RFDETRConfig
 from ..initialization import init_class_head
 from .layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
@@ -15,15 +16,10 @@ from .layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
 logger = logging.getLogger("rfdetr_hf")
 
 CLASS_INITS = ("prior", "tile")
-TASK_CLASSES = {
-    "detection": "RFDETRForObjectDetection",
-    "segmentation": "RFDETRForInstanceSegmentation",
-    "keypoints": "RFDETRForKeypointDetection",
-}
 UNUSED_LABEL = "N/A"
 _CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
-_TELLING_TENSORS = (
+_SHOWING_SIZES = (
     PATCH_KERNEL,
     POSITIONS,
     "backbone.0.projector.stages.0.0.cv1.conv.weight",
@@ -41,28 +37,28 @@ _SCHEMA_BUFFERS = re.compile(r"(^_kp_active_mask|\.keypoint_class_mask)$")
 
 
 class Adaptation(NamedTuple):
-    """One line of the table of what was changed: `what` was `found` in the file, is `wanted`, and `how` it got so."""
+    """One line of the table of what was changed: `what` was `found` in the file and is `needed` here."""
 
     what: str
     found: str
-    wanted: str
+    needed: str
     how: str
 
 
-def task_of(names: Mapping[str, Any]) -> str:
-    """ "detection", "segmentation" or "keypoints", told by the names of the tensors."""
+def task_of(names: Collection[str]) -> str:
+    """ "detection", "segmentation" or "keypoints", by the names of the tensors."""
     if any(name.startswith("segmentation_head.") for name in names):
         return "segmentation"
     return "keypoints" if any(name.startswith("keypoint_embed.") for name in names) else "detection"
 
 
 def require_model(names: Mapping[str, Any], origin: str) -> None:
-    """Check that the tensors are there which every RF-DETR model has and which tell its sizes.
+    """Check that the tensors are there which every RF-DETR model has and which show its sizes.
 
     Raises:
         ValueError: if one is missing.
     """
-    for name in _TELLING_TENSORS:
+    for name in _SHOWING_SIZES:
         if name not in names:
             raise ValueError(f"{origin} is no RF-DETR checkpoint: the tensor {name} is missing.")
 
@@ -77,12 +73,12 @@ def require_task(names: Mapping[str, Any], model_class: type, origin: str) -> No
     if found != model_class.task:
         raise ValueError(
             f"{origin} holds a model for {found}, and {model_class.__name__} is for {model_class.task}: "
-            f"use {TASK_CLASSES[found]}."
+            f"use {TASKS[found].model_class}."
         )
 
 
 def structure(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """What the shapes of a model's tensors tell about it. Facts that the tensors do not hold are left out.
+    """What the shapes of a model's tensors say about it. Facts that the tensors do not hold are left out.
 
     Args:
         shapes: Official names and shapes.
@@ -100,8 +96,8 @@ def structure(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     return facts
 
 
-def projector_scales(shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    """The levels, told by how the encoder's maps are resampled for each."""
+def projector_scales(shapes: Mapping[str, Any]) -> list[str]:
+    """The levels, by how the encoder's maps are resampled for each."""
     scales = []
     for level in range(_count(shapes, r"^backbone\.0\.projector\.stages\.(\d+)\.1\.weight$")):
         prefix = f"backbone.0.projector.stages_sampling.{level}.0.0."
@@ -171,10 +167,10 @@ def adapt_state_dict(
 
 def _check_structure(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], origin: str) -> None:
     require_model(state, origin)
-    found, wanted = structure({name: tuple(tensor.shape) for name, tensor in state.items()}), structure(expected)
-    differing = [fact for fact in wanted if found[fact] != wanted[fact]]
+    found, needed = structure({name: tuple(tensor.shape) for name, tensor in state.items()}), structure(expected)
+    differing = [fact for fact in needed if found[fact] != needed[fact]]
     if differing:
-        sides = "; ".join(f"{fact} {found[fact]} in the file, {wanted[fact]} here" for fact in differing)
+        sides = "; ".join(f"{fact} {found[fact]} in the file, {needed[fact]} here" for fact in differing)
         raise ValueError(f"{origin} does not fit the configuration, and this cannot be adapted: {sides}.")
 
 
@@ -217,34 +213,34 @@ def _adapt_queries(state: dict[str, Tensor], config: RFDETRConfig, done: list[Ad
         state[name] = torch.cat([rows, new.to(rows.dtype)]).flatten(0, 1)
 
 
-def _adapt_group_heads(state: dict[str, Tensor], groups: int, wanted: int) -> None:
-    for name in [name for name in state if _GROUP_HEADS.match(name)]:
-        head, group, rest = _GROUP_HEADS.match(name).groups()
-        for copy in range(int(group) + groups, wanted, groups):
+def _adapt_group_heads(state: dict[str, Tensor], groups: int, needed: int) -> None:
+    for name, match in [(name, match) for name in state if (match := _GROUP_HEADS.match(name))]:
+        head, group, rest = match.groups()
+        for copy in range(int(group) + groups, needed, groups):
             state[f"{head}.{copy}.{rest}"] = state[name].clone()
-        if int(group) >= wanted:
+        if int(group) >= needed:
             del state[name]
 
 
 def _adapt_classes(
     state: dict[str, Tensor], names: Mapping[int, str], config: RFDETRConfig, class_init: str, done: list[Adaptation]
 ) -> None:
-    found, wanted = state["class_embed.bias"].shape[0], config.num_labels
+    found, needed = state["class_embed.bias"].shape[0], config.num_labels
     used = [row for row, name in sorted(names.items()) if name != UNUSED_LABEL]
     unnamed = all(re.fullmatch(r"LABEL_\d+", names[row]) for row in used)
-    if found == wanted and (unnamed or dict(names) == config.id2label):
+    if found == needed and (unnamed or dict(names) == config.id2label):
         return
-    line = Adaptation("classes", _named(found, names), _named(wanted, config.id2label), "rows new, prior bias")
-    if [names[row] for row in used] == list(config.id2label.values()) or (unnamed and len(used) == wanted):
+    line = Adaptation("classes", _named(found, names), _named(needed, config.id2label), "rows new, prior bias")
+    if [names[row] for row in used] == list(config.id2label.values()) or (unnamed and len(used) == needed):
         done.append(line._replace(how="rows without a class left out"))
         select_class_rows(state, used)
         return
     if class_init == "tile":
         done.append(line._replace(how="rows repeated"))
-        select_class_rows(state, [row % found for row in range(wanted)])
+        select_class_rows(state, [row % found for row in range(needed)])
         return
     done.append(line)
-    head = nn.Linear(state["class_embed.weight"].shape[1], wanted)
+    head = nn.Linear(state["class_embed.weight"].shape[1], needed)
     init_class_head(head)
     for name in state:
         if match := _CLASS_HEADS.match(name):
@@ -275,6 +271,28 @@ def select_keypoint_rows(state: dict[str, Tensor], counts: Sequence[int], classe
             state[name] = state[name][rows]
 
 
+def without_unused_rows(state: dict[str, Tensor], config: RFDETRConfig) -> RFDETRConfig:
+    """Drop the class rows that are called "N/A" from `state`, in place, and from the configuration.
+
+    The keypoints of a class go with its row.
+    """
+    kept = [row for row, name in sorted(config.id2label.items()) if name != UNUSED_LABEL]
+    if not kept:
+        raise ValueError('all class rows are called "N/A": none would be left.')
+    select_class_rows(state, kept)
+    overrides: dict[str, Any] = {"id2label": {new: config.id2label[row] for new, row in enumerate(kept)}}
+    if counts := config.num_keypoints_per_class:
+        described, with_keypoints = config.keypoint_schema, [row for row in kept if row < len(counts)]
+        select_keypoint_rows(state, counts, with_keypoints)
+        overrides["num_keypoints_per_class"] = [counts[row] for row in with_keypoints]
+        if described:
+            overrides["keypoint_schema"] = {
+                **described,
+                "classes": [described["classes"][row] for row in with_keypoints],
+            }
+    return config.with_fields(**overrides)
+
+
 def append_unused_row(state: dict[str, Tensor], bias: float) -> None:
     """Append a row to all class heads that gives the logit `bias` to everything."""
     for name, tensor in state.items():
@@ -300,11 +318,11 @@ def _adapt_positions(state: dict[str, Tensor], config: RFDETRConfig, done: list[
 def _adapt_keypoints(state: dict[str, Tensor], expected: Mapping[str, Sequence[int]], done: list[Adaptation]) -> None:
     """Rows of keypoint k from old row k modulo their number, as the official package does."""
     for name in [name for name in state if _KEYPOINT_ROWS.search(name)]:
-        found, wanted = state[name].shape[0], expected[name][0]
-        if found != wanted:
-            state[name] = state[name][[row % found for row in range(wanted)]]
+        found, needed = state[name].shape[0], expected[name][0]
+        if found != needed:
+            state[name] = state[name][[row % found for row in range(needed)]]
             if name.endswith("keypoint_pos_embed"):
-                done.append(Adaptation("keypoints", str(found), str(wanted), "rows repeated"))
+                done.append(Adaptation("keypoints", str(found), str(needed), "rows repeated"))
 
 
 def log_adaptations(origin: str, done: Sequence[Adaptation]) -> None:

@@ -1,25 +1,24 @@
 """The right class for a checkpoint of any kind, for tools that take all of them."""
 
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .official import read_official
 from ..image_processing_rfdetr import RFDETRImageProcessor
-from .pretrained import HUB_OPTIONS, read_state
-from .adapt import TASK_CLASSES, task_of
-from .layouts import official_keys
-
-if TYPE_CHECKING:
-    from ..modeling_rfdetr import RFDETRPreTrainedModel
+from ..keypoints import RFDETRForKeypointDetection
+from ..modeling_rfdetr import RFDETRForObjectDetection
+from ..segmentation import RFDETRForInstanceSegmentation
+from .adapt import task_of
+from .layouts import official_names
+from .official import read_official
+from .pretrained import HUB_OPTIONS, read_names
 
 OFFICIAL_SUFFIXES = (".pth", ".pt", ".ckpt")
-_MODULES = {"detection": "modeling_rfdetr", "segmentation": "segmentation", "keypoints": "keypoints"}
+_CLASSES = (RFDETRForObjectDetection, RFDETRForInstanceSegmentation, RFDETRForKeypointDetection)
 
 
-def model_class(task: str) -> type["RFDETRPreTrainedModel"]:
+def model_class(task: str) -> type[RFDETRForObjectDetection]:
     """The class that loads models for `task`: "detection", "segmentation" or "keypoints"."""
-    return getattr(import_module(f"rfdetr_hf.models.{_MODULES[task]}"), TASK_CLASSES[task])
+    return next(found for found in _CLASSES if found.task == task)
 
 
 def is_official(source: str | Path) -> bool:
@@ -28,7 +27,7 @@ def is_official(source: str | Path) -> bool:
 
 
 def source_task(source: str | Path, **options: Any) -> str:
-    """The task of a checkpoint, "detection", "segmentation" or "keypoints", which the names of its tensors tell.
+    """The task of a checkpoint, "detection", "segmentation" or "keypoints", by the names of its tensors.
 
     Args:
         source: See `load_model`.
@@ -40,11 +39,11 @@ def source_task(source: str | Path, **options: Any) -> str:
     if is_official(source):
         return task_of(read_official(source, options.get("use_ema", False)).state)
     hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
-    return task_of(official_keys(read_state(source, **hub_options)))
+    return task_of(official_names(read_names(source, **hub_options)).values())
 
 
-def load_model(source: str | Path, **options: Any) -> "RFDETRPreTrainedModel":
-    """Load any checkpoint with the class of its task, which the names of its tensors tell.
+def load_model(source: str | Path, **options: Any) -> RFDETRForObjectDetection:
+    """Load any checkpoint with the class of its task, which the names of its tensors show.
 
     Args:
         source: A file of the official package, a folder of this package or of plain transformers, or a Hub id.
@@ -53,8 +52,10 @@ def load_model(source: str | Path, **options: Any) -> "RFDETRPreTrainedModel":
     Raises:
         FileNotFoundError, ValueError: as these do.
     """
-    found = model_class(source_task(source, **options))
-    return found.from_official(source, **options) if is_official(source) else found.from_pretrained(source, **options)
+    if not is_official(source):
+        return model_class(source_task(source, **options)).from_pretrained(source, **options)
+    checkpoint = read_official(source, options.pop("use_ema", False))
+    return model_class(task_of(checkpoint.state)).from_official(checkpoint, **options)
 
 
 def load_processor(source: str | Path, resolution: int, revision: str | None = None) -> RFDETRImageProcessor:
@@ -62,12 +63,12 @@ def load_processor(source: str | Path, resolution: int, revision: str | None = N
 
     Args:
         source: See `load_model`. Files of the official package have none.
-        resolution: Side of the standard one's square input in pixels, `model.config.resolution`.
+        resolution: Side of the standard processor's square input in pixels, `model.config.resolution`.
         revision: Branch, tag or commit of a Hub id.
     """
     if not is_official(source):
         try:
-            return RFDETRImageProcessor.from_pretrained(source, revision=revision)
+            return RFDETRImageProcessor.from_pretrained(str(source), revision=revision or "main")
         except OSError:
             pass  # A model without a processor: the standard one is right.
     return RFDETRImageProcessor(size={"height": resolution, "width": resolution})

@@ -1,7 +1,7 @@
 """Other names of the same tensors: transformers' own layout, and DINOv2 checkpoints."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -46,29 +46,27 @@ _RENAMES: tuple[tuple[str, str], ...] = (
 
 
 def official_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under their official names, whichever of the known layouts the names are in."""
-    if not any(name.startswith("model.") for name in state):
-        return dict(state)
-    renamed = {_official_key(name): tensor for name, tensor in state.items()}
-    return _pack_attention(renamed)
+    """The tensors under their official names, whichever of the known layouts the names are in.
 
-
-def _official_key(name: str) -> str:
-    while name.startswith("model."):
-        name = name.removeprefix("model.")
-    for pattern, replacement in _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _pack_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join separate query, key and value projections of the decoder to torch's packed ones."""
-    packed = {name: tensor for name, tensor in state.items() if not re.search(r"self_attn\.[qkv]_proj\.", name)}
-    for name in state:
+    Separate query, key and value projections of the decoder are joined to torch's packed ones.
+    """
+    names = official_names(state)
+    renamed = {names[name]: tensor for name, tensor in state.items()}
+    packed = {name: tensor for name, tensor in renamed.items() if not re.search(r"self_attn\.[qkv]_proj\.", name)}
+    for name in renamed:
         if name.endswith(("self_attn.q_proj.weight", "self_attn.q_proj.bias")):
-            parts = [state[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"]
-            packed[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
+            parts = [renamed[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"]
+            packed[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)  # (3 D, D) or (3 D,)
     return packed
+
+
+def official_names(names: Iterable[str]) -> dict[str, str]:
+    """The official name for each name in any of the known layouts; separate projections stay separate."""
+    found = {name: re.sub(r"^(model\.)+", "", name) for name in names}
+    if any(short != name for name, short in found.items()):
+        for pattern, replacement in _RENAMES:
+            found = {name: re.sub(pattern, replacement, short) for name, short in found.items()}
+    return found
 
 
 def dinov2_to_encoder(state: Mapping[str, Tensor], patch_size: int, position_grid: int) -> dict[str, Tensor]:
@@ -110,7 +108,8 @@ def resample_patch_kernel(kernel: Tensor, size: int) -> Tensor:
     if old == size:
         return kernel
     basis = torch.eye(old**2, dtype=torch.float64).reshape(old**2, 1, old, old)
-    resized = F.interpolate(basis, size=(size, size), mode="bilinear", align_corners=False, antialias=size < old)
+    # Row i is what the resize makes of a patch whose only pixel that is not 0 is pixel i: (old**2, size**2).
+    resized = F.interpolate(basis, size=(size, size), mode="bicubic", align_corners=False, antialias=True)
     resize = resized.reshape(old**2, size**2)
-    weights = kernel.double().flatten(2) @ torch.linalg.pinv(resize).T
+    weights = kernel.double().flatten(2) @ torch.linalg.pinv(resize).T  # (D, C, old**2) -> (D, C, size**2)
     return weights.unflatten(-1, (size, size)).to(kernel.dtype)

@@ -2,7 +2,7 @@
 
 Classes. The official head has a row more than classes. In a fine-tuned model the classes are the rows 0, 1, ... and the
 last row is never trained for; in the published COCO weights the row is the category id, 1 to 90, with gaps. Here every
-row is a label: the rows stay as they are, so that logits are equal, and a row without a class is called "N/A".
+row is a label: the rows stay unchanged, so that logits are equal, and a row without a class is called "N/A".
 In older keypoint files row 0 is the background, which has no keypoints, and the names are those of the rows behind it.
 """
 
@@ -14,13 +14,12 @@ import struct
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..configuration_rfdetr import RFDETRConfig
-from .pretrained import override_config
 from .adapt import (
     UNUSED_LABEL,
     append_unused_row,
@@ -30,13 +29,9 @@ from .adapt import (
     projector_scales,
     require_model,
     select_class_rows,
-    select_keypoint_rows,
     task_of,
 )
 from .layouts import PATCH_KERNEL, POSITIONS
-
-if TYPE_CHECKING:
-    from ..modeling_rfdetr import RFDETRPreTrainedModel
 
 logger = logging.getLogger("rfdetr_hf")
 
@@ -52,22 +47,6 @@ SAFE_GLOBALS = [
 OWN_KEY = "rfdetr_hf"
 # Far below any logit and within float16: the sigmoid is exactly 0.
 UNUSED_BIAS = -1e4
-OFFICIAL_CLASSES = {
-    "nano": "RFDETRNano",
-    "small": "RFDETRSmall",
-    "medium": "RFDETRMedium",
-    "base": "RFDETRBase",
-    "large": "RFDETRLarge",
-    "large-deprecated": "RFDETRLargeDeprecated",
-    "seg-preview": "RFDETRSegPreview",
-    "seg-nano": "RFDETRSegNano",
-    "seg-small": "RFDETRSegSmall",
-    "seg-medium": "RFDETRSegMedium",
-    "seg-large": "RFDETRSegLarge",
-    "seg-xlarge": "RFDETRSegXLarge",
-    "seg-2xlarge": "RFDETRSeg2XLarge",
-    "keypoint-preview": "RFDETRKeypointPreview",
-}
 # What torch.load raises for files that are cut off or changed.
 _DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error)
 _ZIP, _PICKLE, _LFS = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
@@ -93,7 +72,7 @@ class OfficialCheckpoint(NamedTuple):
     Attributes:
         state: Tensors under their official names.
         fields: What the file says about model and training, from `args`, `hyper_parameters` and `model_config`.
-        model_name: Name of the official model class, if the file tells.
+        model_name: Name of the official model class, if the file has it.
         config: Our own configuration, if `save_official` wrote the file.
         origin: The file's name, for messages.
     """
@@ -105,17 +84,21 @@ class OfficialCheckpoint(NamedTuple):
     origin: str
 
 
-def read_official(source: str | Path | Mapping[str, Any], use_ema: bool = False) -> OfficialCheckpoint:
+def read_official(
+    source: "str | Path | Mapping[str, Any] | OfficialCheckpoint", use_ema: bool = False
+) -> OfficialCheckpoint:
     """Read a checkpoint of the official package. Nothing in the file is executed.
 
     Args:
-        source: A `.pth`, `.pt` or `.ckpt` file, or the dictionary that such a file holds.
+        source: A `.pth`, `.pt` or `.ckpt` file, or the dictionary that such a file holds, or what was read of it.
         use_ema: Take the averaged weights that the file holds beside the others.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for an unsafe or damaged file, an unknown layout, or no averaged weights where they are asked for.
     """
+    if isinstance(source, OfficialCheckpoint):
+        return source
     origin = "the dictionary" if isinstance(source, Mapping) else str(source)
     payload = source if isinstance(source, Mapping) else _load_safely(Path(source))
     if not isinstance(payload, Mapping):
@@ -223,7 +206,7 @@ def _clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) -> RFDETRConfig:
     """The configuration of the model in an official file, without any adaptation.
 
-    What tensors tell is taken from the tensors, what they cannot tell (windows, heads, taps, resolution) from the
+    Sizes are taken from the tensors; what leaves no trace in them (windows, heads, taps, resolution) from the
     settings in the file, and what is missing there from the published variant that fits.
 
     Raises:
@@ -259,7 +242,7 @@ def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) 
         "backbone_config": _encoder_fields(checkpoint, base),
         "num_keypoints_per_class": schema,
     }
-    return override_config(base, {**overrides, "resolution": _resolution(checkpoint, base)})
+    return base.with_fields(**overrides, resolution=_resolution(checkpoint, base))
 
 
 def _keypoint_schema(checkpoint: OfficialCheckpoint, base: RFDETRConfig) -> list[int]:
@@ -304,8 +287,8 @@ def _resolution(checkpoint: OfficialCheckpoint, base: RFDETRConfig) -> int:
 
 def _variant_of(checkpoint: OfficialCheckpoint) -> str:
     """The variant that the file names, or one that fits its tensors."""
-    for name, official in OFFICIAL_CLASSES.items():
-        if checkpoint.model_name == official:
+    for name, row in RFDETRConfig.variants().items():
+        if checkpoint.model_name == row.official_class:
             return name
     fitting = _fitting_variants(checkpoint.state)
     # Variants that fit alike differ in nothing but resolution and windows.
@@ -323,7 +306,8 @@ def _fitting_variants(state: Mapping[str, Tensor]) -> list[str]:
 
     Of these the ones with as many decoder layers, if there are any, and of these the ones with the same position table.
     """
-    facts = (*state[PATCH_KERNEL].shape[::3], state["query_feat.weight"].shape[1], projector_scales(state))
+    width, _, _, patch = state[PATCH_KERNEL].shape
+    facts = (width, patch, state["query_feat.weight"].shape[1], projector_scales(state))
     fitting = {}
     for name, variant in RFDETRConfig.variants().items():
         config = RFDETRConfig.from_variant(name)
@@ -363,29 +347,7 @@ def official_labels(rows: int, class_names: Any = None, schema: Sequence[int] = 
     return {row: labels.get(row, UNUSED_LABEL) for row in range(rows)}
 
 
-def without_unused_rows(state: dict[str, Tensor], config: RFDETRConfig) -> RFDETRConfig:
-    """Drop the class rows that are called "N/A" from `state`, in place, and from the configuration.
-
-    The keypoints of a class go with its row.
-    """
-    kept = [row for row, name in sorted(config.id2label.items()) if name != UNUSED_LABEL]
-    if not kept:
-        raise ValueError('all class rows are called "N/A": none would be left.')
-    select_class_rows(state, kept)
-    overrides: dict[str, Any] = {"id2label": {new: config.id2label[row] for new, row in enumerate(kept)}}
-    if counts := config.num_keypoints_per_class:
-        described, with_keypoints = config.keypoint_schema, [row for row in kept if row < len(counts)]
-        select_keypoint_rows(state, counts, with_keypoints)
-        overrides["num_keypoints_per_class"] = [counts[row] for row in with_keypoints]
-        if described:
-            overrides["keypoint_schema"] = {
-                **described,
-                "classes": [described["classes"][row] for row in with_keypoints],
-            }
-    return override_config(config, overrides)
-
-
-def official_payload(model: "RFDETRPreTrainedModel") -> dict[str, Any]:
+def official_payload(config: RFDETRConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What `save_official` writes: `model`, `args`, `model_name` and `model_config` as rfdetr 1.11 reads them.
 
     A class head without an "N/A" row at its end, other than COCO's, gets a row more, which the official package
@@ -393,7 +355,7 @@ def official_payload(model: "RFDETRPreTrainedModel") -> dict[str, Any]:
     classes that have keypoints, and these are what it gets. Our own configuration is added under `rfdetr_hf`, so that
     nothing is lost on the way back.
     """
-    config, state = model.config, {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu() for name, tensor in state.items()}
     labels = [name for _, name in sorted(config.id2label.items())]
     schema, is_coco = config.num_keypoints_per_class, config.id2label == official_labels(91)
     background_first = schema[:1] == [0]
@@ -410,7 +372,7 @@ def official_payload(model: "RFDETRPreTrainedModel") -> dict[str, Any]:
     fields = _official_fields(config, state)
     args = argparse.Namespace(**fields, class_names=labels, pretrain_weights=None)
     payload = {"model": state, "args": args, "model_config": fields, OWN_KEY: {"config": _plain(config.to_dict())}}
-    return {**payload, "model_name": OFFICIAL_CLASSES[_official_variant(config, state)]}
+    return {**payload, "model_name": _official_class(config, state)}
 
 
 def _official_fields(config: RFDETRConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -442,18 +404,18 @@ def _official_fields(config: RFDETRConfig, state: Mapping[str, Tensor]) -> dict[
     return fields
 
 
-def _official_variant(config: RFDETRConfig, state: Mapping[str, Tensor]) -> str:
-    """The variant whose official class is to hold the model: the same encoder and task, as near as there is one."""
-    fitting = _fitting_variants(state)
-    if fitting:
-        return fitting[0]
+def _official_class(config: RFDETRConfig, state: Mapping[str, Tensor]) -> str:
+    """The official class that is to hold the model: the same encoder and task, as near as there is one."""
+    variants = RFDETRConfig.variants()
+    if fitting := _fitting_variants(state):
+        return variants[fitting[0]].official_class
     logger.warning(
         "no published variant has an encoder of width %d with patches of %d and a decoder of width %d: the official "
         "package may not be able to build this model.",
         config.backbone_config.hidden_size, config.backbone_config.patch_size, config.d_model,
     )  # fmt: skip
     task = task_of(state)
-    return next(name for name, variant in RFDETRConfig.variants().items() if variant.task == task)
+    return next(variant.official_class for variant in variants.values() if variant.task == task)
 
 
 def _plain(value: Any) -> Any:

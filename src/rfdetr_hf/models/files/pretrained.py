@@ -1,27 +1,27 @@
-"""Read a model folder or Hub repository, and fit what it holds to the configuration that is asked for."""
+"""Models from files and to files: folders and Hub repositories, files of the official package, a DINOv2 encoder."""
 
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
-from transformers.utils import cached_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from ..configuration_rfdetr import RFDETRConfig
-from .adapt import adapt_state_dict, log_adaptations, require_model, require_task
+from .adapt import adapt_state_dict, log_adaptations, require_model, require_task, without_unused_rows
 from .layouts import dinov2_to_encoder, official_keys
-
-if TYPE_CHECKING:
-    from ..modeling_rfdetr import RFDETRPreTrainedModel
+from .official import OfficialCheckpoint, official_config, official_payload, read_official
 
 logger = logging.getLogger("rfdetr_hf")
 
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+ModelT = TypeVar("ModelT", bound="RFDETRPreTrainedModel")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -32,125 +32,211 @@ def read_state(source: str | Path, **hub_options: Any) -> dict[str, Tensor]:
         FileNotFoundError: if neither is there.
         ValueError: if a file cannot be read.
     """
+    state: dict[str, Tensor] = {}
+    for file in _weight_files(source, hub_options):
+        try:
+            state.update(load_file(file))
+        except SafetensorError as error:
+            _refuse_damaged(file, error)
+    return state
+
+
+def read_names(source: str | Path, **hub_options: Any) -> list[str]:
+    """The names of the tensors that `read_state` reads, from the heads of the files alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as there.
+    """
+    names: list[str] = []
+    for file in _weight_files(source, hub_options):
+        try:
+            with safe_open(file, "pt") as content:
+                names += content.keys()
+        except SafetensorError as error:
+            _refuse_damaged(file, error)
+    return names
+
+
+def _weight_files(source: str | Path, hub_options: Mapping[str, Any]) -> list[str]:
     if Path(source).is_file():
         raise ValueError(f"{source} is a file: give the folder that holds {_WEIGHTS} and config.json.")
     try:
-        files = [cached_file(source, _WEIGHTS, **hub_options)]
+        return [_cached(source, _WEIGHTS, hub_options)]
     except OSError as error:
         try:
-            index = cached_file(source, _INDEX, **hub_options)
+            index = _cached(source, _INDEX, hub_options)
         except OSError:
             raise FileNotFoundError(
                 f"{source} has neither {_WEIGHTS} nor {_INDEX}. Files of the official package (.pth, .ckpt) are read "
                 f"by from_official. ({error})"
             ) from error
         shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-        files = [cached_file(source, name, **hub_options) for name in sorted(set(shards))]
-    state: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            state.update(load_file(file))
-        except SafetensorError as error:
-            raise ValueError(f"{file} is no complete safetensors file ({error}): download or save it again.") from error
-    return state
+        return [_cached(source, name, hub_options) for name in sorted(set(shards))]
 
 
-def override_config(config: RFDETRConfig, overrides: Mapping[str, Any]) -> RFDETRConfig:
-    """`config` with some fields changed.
-
-    A dict `backbone_config` is merged. Where the position table fits the resolution, a new `resolution` brings a
-    table of its own size, unless `backbone_config` gives an `image_size`. `id2label` implies `label2id`.
-
-    Raises:
-        ValueError: for a name that is no field, or fields that do not fit together.
-    """
-    _, unknown = split_overrides(overrides)
-    if unknown:
-        raise ValueError(f"{sorted(unknown)} are no fields of RFDETRConfig: see its attributes.")
-    fields = config.to_dict()
-    fields.pop("num_feature_levels", None)
-    overrides = dict(overrides)
-    encoder = overrides.pop("backbone_config", None) or {}
-    encoder = dict(encoder) if isinstance(encoder, Mapping) else encoder.to_dict()
-    if config.backbone_config.image_size == config.resolution and "resolution" in overrides:
-        encoder.setdefault("image_size", overrides["resolution"])
-    merged = {**fields["backbone_config"], **encoder}
-    if "out_indices" in encoder:
-        merged = {name: merged[name] for name in merged if name not in ("out_features", "window_block_indexes")}
-    if "id2label" in overrides:
-        overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
-        overrides.setdefault("label2id", {name: key for key, name in overrides["id2label"].items()})
-    elif overrides.get("num_labels", config.num_labels) != config.num_labels:
-        fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
-    fields |= {**overrides, "backbone_config": merged, "model_type": RFDETRConfig.model_type}
-    return RFDETRConfig(**fields)
+def _cached(source: str | Path, name: str, hub_options: Mapping[str, Any]) -> str:
+    return cast(str, cached_file(str(source), name, **hub_options))
 
 
-def split_overrides(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split keyword arguments into fields of the configuration and the rest."""
-    known = {*RFDETRConfig.__dataclass_fields__, "num_labels"} - {"dtype", "name_or_path", "transformers_version"}
-    fields = {name: value for name, value in options.items() if name in known}
-    return fields, {name: value for name, value in options.items() if name not in fields}
+def _refuse_damaged(file: str, error: SafetensorError) -> NoReturn:
+    raise ValueError(f"{file} is no complete safetensors file ({error}): download or save it again.") from error
 
 
-def load_adapted(
-    model_class: type["RFDETRPreTrainedModel"],
-    state: Mapping[str, Tensor],
-    names: Mapping[int, str],
-    config: RFDETRConfig,
-    origin: str,
-    class_init: str,
-) -> dict[str, Tensor]:
-    """The tensors of `state` fitted to a model of `config`; what was changed is logged."""
-    require_model(state, origin)
-    require_task(state, model_class, origin)
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
-    adapted, done = adapt_state_dict(state, names, config, expected, origin, class_init)
-    log_adaptations(origin, done)
-    return adapted
+class RFDETRPreTrainedModel(PreTrainedModel):
+    """What all RF-DETR models share: configuration class, initialisation, capabilities."""
 
+    config: RFDETRConfig
+    config_class = RFDETRConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    task: str
+    # A buffer of official files that repeats the keypoint schema.
+    _keys_to_ignore_on_load_unexpected = [r"^_kp_active_mask$"]
 
-def load_pretrained(
-    model_class: type["RFDETRPreTrainedModel"], source: str | Path, class_init: str, options: dict[str, Any]
-) -> tuple[RFDETRConfig, dict[str, Tensor], dict[str, Any]]:
-    """What `from_pretrained` needs: configuration, fitted tensors, and the options that are left for transformers.
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        initializer = getattr(module, "initializer", None)
+        if initializer is not None:
+            initializer(module)
 
-    Args:
-        model_class: The class to load.
-        source: Folder or Hub id.
-        class_init: See `adapt_state_dict`.
-        options: Keyword arguments of the call: `config`, Hub options, fields of the configuration, others.
-    """
-    hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-    given, origin = options.pop("config", None), str(source)
-    stored = RFDETRConfig.from_pretrained(source, **hub)
-    overrides, options = split_overrides(options)
-    if given is not None and not isinstance(given, RFDETRConfig):
-        given = RFDETRConfig.from_pretrained(given, **hub)
-    config = override_config(given or stored, overrides) if overrides else given or stored
-    state = official_keys(read_state(source, **hub))
-    return config, load_adapted(model_class, state, stored.id2label, config, origin, class_init), options
+    def get_input_embeddings(self) -> None:
+        """There is no table of input embeddings."""
+        return None
 
+    @classmethod
+    def from_pretrained(
+        cls: type[ModelT],
+        pretrained_model_name_or_path: str | Path | None,
+        *model_args: Any,
+        class_init: str = "prior",
+        drop_unused_rows: bool = False,
+        **kwargs: Any,
+    ) -> ModelT:
+        """Load a folder or Hub repository, ours or that of plain transformers, and fit it to what is asked for.
 
-def load_dinov2(model: "RFDETRPreTrainedModel", source: str | Path, **hub_options: Any) -> None:
-    """Put the weights of a DINOv2 checkpoint of transformers, with registers or without, into the encoder.
+        Fields of the configuration (`id2label`, `resolution`, `num_queries`, `group_detr`, `backbone_config`, ...) can
+        be given; the weights are adapted and a table of what was changed is logged. A new `id2label` brings new class
+        rows, another `resolution` a resized position table, fewer queries the first of each group.
 
-    Raises:
-        ValueError: if width or number of blocks differ, naming both sides, or the checkpoint is no DINOv2.
-    """
-    config, vit = model.config.backbone_config, model.backbone[0].vit
-    found = dinov2_to_encoder(read_state(source, **hub_options), config.patch_size, config.position_grid)
-    expected = {f"backbone.0.encoder.encoder.{name}": tuple(t.shape) for name, t in vit.state_dict().items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if shapes != expected:
-        raise ValueError(
-            f"{source} does not fit the encoder. Here: {_encoder_facts(expected)}. There: {_encoder_facts(shapes)}."
-        )
-    with torch.no_grad():
-        for name, parameter in vit.state_dict(keep_vars=True).items():
-            parameter.copy_(found[f"backbone.0.encoder.encoder.{name}"])
-    logger.info("the encoder starts from %s, patches and positions resampled as needed", source)
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id; None with `config` and `state_dict`, as in transformers.
+            model_args: As in transformers.
+            class_init: "prior" gives new class rows, with a bias of the prior probability 0.01; "tile" repeats the old
+                rows, as the official package does.
+            drop_unused_rows: Leave out the class rows that are called "N/A".
+            kwargs: Fields of the configuration, and the options of transformers (`config`, `revision`, `dtype`, ...).
+
+        Raises:
+            ValueError: for what cannot be adapted (patch size, widths, layers, task), naming both sides, or a damaged
+                file.
+        """
+        source = pretrained_model_name_or_path
+        if source is None:
+            return super().from_pretrained(None, *model_args, **kwargs)
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        stored, config = RFDETRConfig.from_pretrained(source, **hub), kwargs.pop("config", None)
+        if config is not None and not isinstance(config, RFDETRConfig):
+            config = RFDETRConfig.from_pretrained(config, **hub)
+        state = official_keys(read_state(source, **hub))
+        if drop_unused_rows:
+            stored = without_unused_rows(state, stored)
+        overrides = {name: kwargs.pop(name) for name in RFDETRConfig.field_names() & set(kwargs)}
+        config = (config or stored).with_fields(**overrides) if overrides else config or stored
+        return cls._from_state(state, stored.id2label, config, str(source), class_init, kwargs)
+
+    @classmethod
+    def _from_state(
+        cls,
+        state: dict[str, Tensor],
+        names: Mapping[int, str],
+        config: RFDETRConfig,
+        origin: str,
+        class_init: str,
+        options: Mapping[str, Any],
+    ) -> Any:
+        """A model of `config` with the tensors of `state`, whose classes have these names, fitted to it."""
+        require_model(state, origin)
+        require_task(state, cls, origin)
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
+        adapted, done = adapt_state_dict(state, names, config, expected, origin, class_init)
+        log_adaptations(origin, done)
+        loaded = super().from_pretrained(None, config=config, state_dict=adapted, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.name_or_path = model.config.name_or_path = origin
+        return loaded
+
+    @classmethod
+    def from_official(
+        cls: type[ModelT],
+        source: str | Path | dict[str, Any] | OfficialCheckpoint,
+        *,
+        variant: str | None = None,
+        use_ema: bool = False,
+        class_init: str = "prior",
+        drop_unused_rows: bool = False,
+        **overrides: Any,
+    ) -> ModelT:
+        """Load a checkpoint of the official package: `.pth`, `.pt` or Lightning `.ckpt`, never as a free pickle.
+
+        Variant, class names and resolution are taken from the file. All class rows are kept, so that logits are equal;
+        a row without a class is called "N/A".
+
+        Args:
+            source: The file, the dictionary that it holds, or what `read_official` made of it.
+            variant: Name of the variant, needed only where the file does not say.
+            use_ema: Take the averaged weights that a training checkpoint holds beside its weights.
+            class_init: As in `from_pretrained`.
+            drop_unused_rows: Leave out the class rows that are called "N/A".
+            overrides: Fields of the configuration; the weights are adapted as in `from_pretrained`.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: for an unsafe, damaged or unknown file, or what cannot be adapted.
+        """
+        checkpoint = source if isinstance(source, OfficialCheckpoint) else read_official(source, use_ema)
+        stored = official_config(checkpoint, variant)
+        if drop_unused_rows:
+            stored = without_unused_rows(checkpoint.state, stored)
+        config = stored.with_fields(**overrides) if overrides else stored
+        return cls._from_state(checkpoint.state, stored.id2label, config, checkpoint.origin, class_init, {})
+
+    def save_official(self, path: str | Path) -> None:
+        """Write a file that the official package loads (`RFDETR.from_checkpoint(path)`) and predicts with equally.
+
+        A class head that does not end with an "N/A" row gets one more row, which the official layout has and which is
+        never selected. The official package takes a bare file name for one of its own weights: give it a path.
+        """
+        torch.save(official_payload(self.config, self.state_dict()), path)
+
+    def init_backbone_from(self, source: str | Path, **hub_options: Any) -> None:
+        """Start the encoder from a DINOv2 of transformers, such as "facebook/dinov2-small", with registers or without.
+
+        Patch kernels and position embeddings are resampled to the encoder's sizes.
+
+        Args:
+            source: Folder or Hub id.
+            hub_options: `revision`, `token`, `cache_dir`, ...
+
+        Raises:
+            ValueError: if width or number of blocks differ, naming both sides.
+        """
+        config, prefix = self.config.backbone_config, "backbone.0.encoder.encoder."
+        found = dinov2_to_encoder(read_state(source, **hub_options), config.patch_size, config.position_grid)
+        own = {name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if name.startswith(prefix)}
+        expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+        if shapes != expected:
+            raise ValueError(
+                f"{source} does not fit the encoder. Here: {_encoder_facts(expected)}. There: {_encoder_facts(shapes)}."
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(found[name])
+        logger.info("the encoder starts from %s, patches and positions resampled as needed", source)
 
 
 def _encoder_facts(shapes: Mapping[str, tuple[int, ...]]) -> str:

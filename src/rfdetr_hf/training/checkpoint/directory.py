@@ -18,11 +18,10 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import random
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,16 +144,14 @@ def latest_valid_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
-def rotate(output_dir: str | Path, limit: int | None, protect: Iterable[str | Path] = ()) -> list[Path]:
+def rotate(output_dir: str | Path, limit: int | None) -> list[Path]:
     """Delete the oldest checkpoints until `limit` are left.
 
-    Never deleted: the protected ones (the best, say), the newest, and the newest that verifies. They count, so more
-    than `limit` may remain.
+    Never deleted: the newest, and the newest that verifies. They count, so more than `limit` may remain.
 
     Args:
         output_dir: the run directory.
         limit: how many to keep, at least 1; None keeps all.
-        protect: checkpoint directories that stay.
 
     Returns:
         The deleted directories.
@@ -167,11 +164,8 @@ def rotate(output_dir: str | Path, limit: int | None, protect: Iterable[str | Pa
     excess = len(checkpoints) - limit
     if excess <= 0:
         return []
-    kept = {Path(path).resolve() for path in (*protect, checkpoints[-1])}
-    valid = latest_valid_checkpoint(output_dir)
-    if valid is not None:
-        kept.add(valid.resolve())
-    victims = [path for path in checkpoints if path.resolve() not in kept][:excess]
+    kept = (checkpoints[-1], latest_valid_checkpoint(output_dir))
+    victims = [path for path in checkpoints if path not in kept][:excess]
     for path in victims:
         # A name of its own first: a deletion that is cut short never looks like a checkpoint.
         doomed = path.with_name(DELETED + path.name)
@@ -213,10 +207,11 @@ def _is_leftover(path: Path) -> bool:
 def rng_state() -> dict[str, Any]:
     """The state of Python's, NumPy's, PyTorch's and the current CUDA device's generator: numbers, lists and tensors."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numbers = np.asarray(keys, np.int64)
+    state: dict[str, Any] = {
         "python": [version, list(internal), gauss],
-        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [str(name), torch.from_numpy(numbers), int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -237,26 +232,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
         )
     elif "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def save_rng_state(path: str | Path) -> None:
-    """Write `rng_state()` to a file that `torch.load(..., weights_only=True)` reads; each rank needs one of its own."""
-    torch.save(rng_state(), path)
-
-
-def load_rng_state(path: str | Path) -> None:
-    """Continue the generators from a file of `save_rng_state`.
-
-    Raises:
-        CheckpointError: the file is missing or cannot be read.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path} is missing: without it the resumed run would draw other random numbers.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        set_rng_state(state)
-    except (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is no random state: {error}") from error
 
 
 def _write_manifest(root: Path) -> None:

@@ -24,7 +24,7 @@ def save_optimizer(optimizer: Any, folder: Path) -> None:
 def save_optimizer_shards(optimizer: Any, folder: Path, is_main: bool) -> None:
     """Write each process's part to `optimizer/`, under the names of the parameters; all processes must call it."""
     named = {_key(name, field): value for name, _, state in _states(optimizer) for field, value in state.items()}
-    dcp.save(named, checkpoint_id=folder / SHARDS)
+    dcp.state_dict_saver.save(named, checkpoint_id=folder / SHARDS)
     if is_main:
         torch.save(_without_parameters(optimizer.param_groups), folder / SHARDS / GROUPS)
 
@@ -92,7 +92,7 @@ def _as_parameter(parameter: Tensor, value: Any) -> Any:
 
 
 def _read_shards(optimizer: Any, folder: Path) -> dict[int, dict[str, Tensor]]:
-    saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    saved: Any = dcp.filesystem.FileSystemReader(folder).read_metadata().state_dict_metadata
     wanted: dict[str, Tensor] = {}
     states: dict[int, dict[str, Tensor]] = {}
     for index, (name, parameter, _) in enumerate(_states(optimizer)):
@@ -101,7 +101,7 @@ def _read_shards(optimizer: Any, folder: Path) -> dict[int, dict[str, Tensor]]:
             whole = tuple(saved[_key(name, field)].size) == tuple(parameter.shape)
             empty = torch.zeros_like(parameter) if whole else torch.zeros(())
             wanted[_key(name, field)] = states.setdefault(index, {})[field] = empty
-    dcp.load(wanted, checkpoint_id=folder)
+    dcp.state_dict_loader.load(wanted, checkpoint_id=folder)
     return states
 
 

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from .directory import latest_valid_checkpoint, list_checkpoints, verify
+from accelerate import Accelerator
+
+from .directory import checkpoint_path, clean_leftovers, latest_valid_checkpoint, list_checkpoints, rotate, verify
 
 
 class RunDirectory:
@@ -16,21 +18,41 @@ class RunDirectory:
         self.log = self.root / "train.log"
         self.arguments = self.root / "training_args.json"
 
+    def checkpoint(self, step: int) -> Path:
+        """`checkpoint-<step>`."""
+        return checkpoint_path(self.root, step)
+
+    def rotate(self, keep: int | None) -> None:
+        """Delete the oldest checkpoints but for `keep`, the newest and the newest that verifies."""
+        rotate(self.root, keep)
+
+    def prepare(self, resume: bool | str | None, accelerator: Accelerator) -> Path | None:
+        """Refuse the files of another run, tidy up in this run's, find the checkpoint to go on from.
+
+        All processes must call it. Raises: see `refuse_earlier_run` and `find_checkpoint`.
+        """
+        self.refuse_earlier_run(resume)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self.root.mkdir(parents=True, exist_ok=True)
+            clean_leftovers(self.root)
+        accelerator.wait_for_everyone()
+        return self.find_checkpoint(resume)
+
     def find_checkpoint(self, resume: bool | str | None) -> Path | None:
-        """The checkpoint to resume from: True or "true" for the newest whole one, "auto" likewise if one was ever
+        """The checkpoint to resume from: True or "true" for the newest valid one, "auto" likewise if one was ever
         written and else a new start, or a folder.
 
         Raises:
-            FileNotFoundError: there is none, or under "auto" none that is whole.
-            CheckpointError: the given folder is no whole checkpoint.
+            FileNotFoundError: there is none, or under "auto" none that is valid.
+            CheckpointError: the given folder is no valid checkpoint.
         """
-        if is_new(resume):
+        asked = str(resume)
+        if is_new(resume) or (asked.lower() == "auto" and not list_checkpoints(self.root)):
             return None
-        if str(resume).lower() == "auto" and not list_checkpoints(self.root):
-            return None
-        if str(resume).lower() not in ("true", "auto"):
-            verify(resume)
-            return Path(resume)
+        if asked.lower() not in ("true", "auto"):
+            verify(asked)
+            return Path(asked)
         newest = latest_valid_checkpoint(self.root)
         if newest is None:
             raise FileNotFoundError(f"resume_from_checkpoint: no whole checkpoint in {self.root}; start without it")

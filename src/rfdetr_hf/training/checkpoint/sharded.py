@@ -7,6 +7,7 @@ process.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..ema import averaged_tensors
 
 
-def is_partitioned(tensor: Tensor) -> bool:
+def is_partitioned(tensor: Any) -> bool:
     """Whether ZeRO stage 3 has split this parameter."""
     return hasattr(tensor, "ds_tensor")
 
@@ -38,7 +39,7 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def local_part(tensor: Tensor) -> Tensor:
+def local_part(tensor: Any) -> Tensor:
     """The memory of a live tensor that this process keeps; writing to it changes the model."""
     if isinstance(tensor, DTensor):
         with torch.no_grad():  # and so the memory itself, without a view of it
@@ -46,7 +47,7 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.ds_tensor.data if is_partitioned(tensor) else tensor.detach()
 
 
-def whole(tensor: Tensor, part: Tensor) -> Tensor:
+def whole(tensor: Any, part: Tensor) -> Tensor:
     """Put together what all processes hold: `part` belongs to `tensor` as its local part does. All must call it."""
     if isinstance(tensor, DTensor):
         layout = {"shape": tensor.shape, "stride": tensor.stride(), "run_check": False}
@@ -58,7 +59,7 @@ def whole(tensor: Tensor, part: Tensor) -> Tensor:
     return part
 
 
-def part_of(tensor: Tensor, value: Tensor) -> Tensor:
+def part_of(tensor: Any, value: Tensor) -> Tensor:
     """This process's part of a whole value for a live tensor, cut without communication.
 
     Raises:
@@ -85,7 +86,7 @@ def writing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     _refresh(tensors)
 
 
-def _refresh(tensors: Mapping[str, Tensor]) -> None:
+def _refresh(tensors: Mapping[str, Any]) -> None:
     # ZeRO stage 3 keeps gathered copies of small parameters.
     for tensor in tensors.values():
         if is_partitioned(tensor) and tensor.ds_status.name == "AVAILABLE":

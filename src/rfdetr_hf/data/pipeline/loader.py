@@ -1,0 +1,171 @@
+"""Rows of a data set as samples, and the loaders that make batches of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ..errors import DetectionDataError
+from ..masks import mask_column
+from ..schema import undecoded
+from .collate import DetectionCollator
+from .order import EpochBatchSampler, EvalBatchSampler, Key
+from .pixels import open_image
+from .view import Sample, select_objects
+
+__all__ = ["DetectionDataset", "LoaderOptions", "Transform", "build_eval_dataloader", "build_train_dataloader"]
+
+Transform = Callable[[Sample, np.random.Generator], Sample]
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How the loader of one rank makes batches.
+
+    Attributes:
+        batch_size: images of a micro-batch on one rank.
+        accumulation, shuffle: see `EpochBatchSampler`; evaluation has neither.
+        rank, world_size: this process of all.
+        seed: of the order and of every sample's randomness; evaluation has none.
+        size_divisor: see `DetectionCollator`.
+        num_workers: processes; 0 loads in this one.
+        pin_memory: page-locked batches, for a CUDA device.
+        persistent_workers: keep the workers between epochs.
+        prefetch_factor: batches that each worker loads ahead; default 2.
+    """
+
+    batch_size: int
+    accumulation: int = 1
+    shuffle: bool = True
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    size_divisor: int = 1
+    num_workers: int = 2
+    pin_memory: bool = False
+    persistent_workers: bool = True
+    prefetch_factor: int | None = None
+
+
+class DetectionDataset(TorchDataset):
+    """Rows of a data set in the schema of `rfdetr_hf.data.schema` as transformed samples.
+
+    Args:
+        dataset: images, ids, sizes and objects.
+        transform: `(Sample, numpy Generator) -> Sample`.
+        seed: first part of the seed of every sample.
+        train: leave out crowd objects, which are no training targets.
+    """
+
+    def __init__(self, dataset: Dataset, transform: Transform, seed: int = 0, *, train: bool) -> None:
+        self.dataset = undecoded(dataset)
+        self.transform = transform
+        self.seed = seed
+        self.train = train
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """The sample of a key (epoch, position, index).
+
+        Raises:
+            DetectionDataError: the image cannot be decoded.
+            RuntimeError: the transform failed; names the image and carries the error.
+        """
+        epoch, position, index = key
+        row = self.dataset[int(index)]
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, position])))
+        try:
+            with open_image(row) as image:
+                sample = Sample(image, self._target(row), row["image_id"], (row["height"], row["width"]))
+                return self.transform(sample, rng)
+        except DetectionDataError:
+            raise
+        except Exception as error:
+            name = row.get("file_name") or (row["image"].get("path") if isinstance(row["image"], Mapping) else None)
+            raise RuntimeError(
+                f"image {row['image_id']} (file {name}, row {index}, epoch {epoch}): the transform failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _target(self, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        objects = row["objects"]
+        corner_and_size = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
+        boxes = np.concatenate([corner_and_size[:, :2], corner_and_size[:, :2] + corner_and_size[:, 2:]], axis=1)
+        target = {
+            "boxes": boxes.astype(np.float32),
+            "class_labels": np.asarray(objects["category"], np.int64),
+            "area": np.asarray(objects["area"], np.float32),
+            "iscrowd": np.asarray(objects["iscrowd"], bool),
+        }
+        if "segmentation" in objects:
+            target["segmentation"] = mask_column(objects["segmentation"], row["height"], row["width"])
+        if "keypoints" in objects:
+            width = self.dataset.features["objects"]["keypoints"].feature.length
+            target["keypoints"] = np.asarray(objects["keypoints"], np.float32).reshape(len(boxes), width // 3, 3)
+        return select_objects(target, ~target["iscrowd"]) if self.train else target
+
+
+def build_train_dataloader(dataset: Dataset, transform: Transform, options: LoaderOptions) -> DataLoader:
+    """The training loader of one rank; its `batch_sampler` is an `EpochBatchSampler`.
+
+    Args:
+        dataset: rows in the schema of `rfdetr_hf.data.schema`.
+        transform: see `build_train_transform`.
+        options: see `LoaderOptions`.
+    """
+    sampler = EpochBatchSampler(
+        len(dataset),
+        options.batch_size,
+        accumulation=options.accumulation,
+        rank=options.rank,
+        world_size=options.world_size,
+        seed=options.seed,
+        shuffle=options.shuffle,
+    )
+    return _dataloader(DetectionDataset(dataset, transform, options.seed, train=True), sampler, options)
+
+
+def build_eval_dataloader(dataset: Dataset, transform: Transform, options: LoaderOptions) -> DataLoader:
+    """The evaluation loader of one rank: every image once over all ranks, see `EvalBatchSampler`.
+
+    Args:
+        dataset: rows in the schema of `rfdetr_hf.data.schema`.
+        transform: see `build_eval_transform`.
+        options: see `LoaderOptions`.
+    """
+    sampler = EvalBatchSampler(len(dataset), options.batch_size, rank=options.rank, world_size=options.world_size)
+    return _dataloader(DetectionDataset(dataset, transform, train=False), sampler, options)
+
+
+def _dataloader(
+    samples: DetectionDataset, sampler: EpochBatchSampler | EvalBatchSampler, options: LoaderOptions
+) -> DataLoader:
+    workers = options.num_workers
+    return DataLoader(
+        samples,
+        batch_sampler=sampler,
+        collate_fn=DetectionCollator(options.size_divisor),
+        num_workers=workers,
+        pin_memory=options.pin_memory,
+        persistent_workers=options.persistent_workers and workers > 0,
+        prefetch_factor=options.prefetch_factor if workers > 0 else None,
+        worker_init_fn=limit_worker_threads,
+        # With no generator given, a loader asks torch's global one for numbers whenever an iteration starts.
+        generator=torch.Generator().manual_seed(samples.seed),
+    )
+
+
+def limit_worker_threads(worker_id: int) -> None:
+    # Workers are the parallelism. OpenCV, which Albumentations uses, would start a thread per core in each of them.
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(0)

@@ -1,0 +1,220 @@
+"""Detections of many images as a few compact arrays: taken in, kept, ordered, moved between processes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from pycocotools import mask as mask_utils
+from torch import Tensor
+
+# One detection, 28 bytes; `image` is the position of the image id among the sorted ids of the ground truth.
+DETECTION = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f4"), ("box", "f4", (4,))])
+_WORDS = DETECTION.itemsize // 4
+
+
+@dataclass
+class DetectionTable:
+    """A table of detections.
+
+    Attributes:
+        rows: (n,) of dtype `DETECTION`; boxes are xyxy in pixels.
+        masks: per row the counts of a compressed COCO RLE of the image's size, or None where there are no masks.
+        keypoints: (n, K, 3) float32 x, y in pixels and a confidence, or None where there are none.
+    """
+
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=DETECTION))
+    masks: list[bytes] | None = None
+    keypoints: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: np.ndarray) -> "DetectionTable":
+        """The rows at these positions, in this order."""
+        masks = None if self.masks is None else [self.masks[i] for i in index.tolist()]
+        return DetectionTable(self.rows[index], masks, None if self.keypoints is None else self.keypoints[index])
+
+    def by_image(self) -> "DetectionTable":
+        """Ordered by image; within an image the order stays."""
+        return self.take(np.argsort(self.rows["image"], kind="stable"))
+
+    @property
+    def boxes_xywh(self) -> np.ndarray:
+        """(n, 4) float64 x, y, width, height: what COCO's arithmetic works on."""
+        boxes = self.rows["box"].astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        return boxes
+
+
+def concatenate(tables: Sequence[DetectionTable], like: DetectionTable) -> DetectionTable:
+    """One table of several; `like` is an empty table that says which columns there are."""
+    rows = np.concatenate([like.rows, *(table.rows for table in tables)])
+    masks = None if like.masks is None else [counts for table in tables for counts in table.masks or ()]
+    found = [table.keypoints for table in (like, *tables) if table.keypoints is not None]
+    points = None if like.keypoints is None else np.concatenate(found)
+    return DetectionTable(rows, masks, points)
+
+
+def pack(
+    ids: Sequence[int],
+    positions: Sequence[int],
+    predictions: Sequence[Mapping[str, Any]],
+    sizes: Sequence[tuple[int, int]],
+    like: DetectionTable,
+) -> DetectionTable:
+    """The predictions of some images as a table.
+
+    Args:
+        ids: image ids, for error messages.
+        positions: of these images among all.
+        predictions: per image `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy; where `like` has the columns also
+            `masks` ((n, H, W) bool or n RLE dicts) and `keypoints` (n, K, 3).
+        sizes: (height, width) of the images, which the masks must have; read only when there are masks.
+        like: an empty table that says which columns there are.
+
+    Raises:
+        ValueError: sizes do not fit, a field is missing, or a number is not finite.
+    """
+    numbers, labels, counts, masks = [], [], [], []
+    for image_id, prediction, size in zip(ids, predictions, sizes, strict=True):
+        fields = (_field(prediction, key, image_id) for key in ("scores", "labels", "boxes"))
+        score, label, box = map(torch.as_tensor, fields)
+        box = box.reshape(0, 4) if box.numel() == 0 else box
+        if score.ndim != 1 or score.shape != label.shape or box.shape != (len(score), 4):
+            raise ValueError(
+                f"Image {image_id}: scores {tuple(score.shape)}, labels {tuple(label.shape)} and boxes "
+                f"{tuple(box.shape)} do not fit; expected (n,), (n,) and (n, 4)."
+            )
+        columns = [score[:, None].float(), box.float()]
+        if like.keypoints is not None:
+            columns.append(_points(prediction, image_id, len(score), like.keypoints.shape[1]).to(score.device))
+        if like.masks is not None:
+            masks.extend(_encode(_field(prediction, "masks", image_id), image_id, len(score), size))
+        numbers.append(torch.cat(columns, dim=1))
+        labels.append(label.to(torch.int32))
+        counts.append(len(score))
+    # The bits of the floats travel as integers: one tensor, one copy to the host.
+    words = torch.cat([torch.cat(labels)[:, None], torch.cat(numbers).view(torch.int32)], dim=1).cpu().numpy()
+    images = np.repeat(np.asarray(positions, dtype=np.int32), counts)
+    table = _from_words(np.concatenate([images[:, None], words], axis=1), masks, like)
+    _require_finite(table, ids, positions)
+    return table
+
+
+def gather(table: DetectionTable, like: DetectionTable, accelerator: Accelerator) -> DetectionTable:
+    """The rows of all processes, on each of them, in the order of the ranks; plain arrays travel, no pickles."""
+    words = _to_words(table)
+    lengths = [len(counts) for counts in table.masks or [b""] * len(table)]
+    words = np.concatenate([words, np.asarray(lengths, dtype=np.int32)[:, None]], axis=1)
+    # A first row of padding keeps the tensor from being empty on a process without detections.
+    words = np.concatenate([np.full((1, words.shape[1]), -1, dtype=np.int32), words])
+    gathered = _gather_padded(words, accelerator)
+    kept = gathered[gathered[:, 0] >= 0]
+    masks = None
+    if like.masks is not None:
+        blob = np.frombuffer(b"\0" + b"".join(table.masks or []), dtype=np.uint8)
+        blobs = _gather_padded(blob, accelerator).reshape(accelerator.num_processes, -1)
+        rank_rows = gathered.reshape(accelerator.num_processes, -1, gathered.shape[1])
+        masks = [
+            counts
+            for bytes_of_rank, rows in zip(blobs, rank_rows, strict=True)
+            for counts in _split(bytes_of_rank[1:], rows[rows[:, 0] >= 0, -1])
+        ]
+    return _from_words(kept[:, :-1], masks or [], like)
+
+
+def _gather_padded(values: np.ndarray, accelerator: Accelerator) -> np.ndarray:
+    """Equally long blocks, one per process, padded with -1 (of the type of the values)."""
+    tensor = torch.from_numpy(values.copy()).to(accelerator.device)
+    pad = -1 if values.dtype == np.int32 else 0
+    gathered: Any = accelerator.gather(accelerator.pad_across_processes(tensor, dim=0, pad_index=pad))
+    return gathered.cpu().numpy()
+
+
+def _split(blob: np.ndarray, lengths: np.ndarray) -> Iterator[bytes]:
+    ends = np.cumsum(lengths).tolist()
+    data = blob.tobytes()
+    for start, end in zip([0, *ends[:-1]], ends, strict=False):
+        yield data[start:end]
+
+
+def _to_words(table: DetectionTable) -> np.ndarray:
+    words = np.ascontiguousarray(table.rows).view(np.int32).reshape(-1, _WORDS)
+    if table.keypoints is None:
+        return words
+    points = np.ascontiguousarray(table.keypoints).view(np.int32).reshape(len(words), 3 * table.keypoints.shape[1])
+    return np.concatenate([words, points], axis=1)
+
+
+def _from_words(words: np.ndarray, masks: list[bytes], like: DetectionTable) -> DetectionTable:
+    rows = np.ascontiguousarray(words[:, :_WORDS]).view(DETECTION).reshape(-1)
+    points = None
+    if like.keypoints is not None:
+        points = np.ascontiguousarray(words[:, _WORDS:]).view(np.float32).reshape(len(rows), *like.keypoints.shape[1:])
+    return DetectionTable(rows, masks if like.masks is not None else None, points)
+
+
+def _field(prediction: Mapping[str, Any], key: str, image_id: int) -> Any:
+    if key not in prediction:
+        raise ValueError(f"Image {image_id}: the prediction has no {key!r}, only {sorted(prediction)}.")
+    return prediction[key]
+
+
+def _points(prediction: Mapping[str, Any], image_id: int, count: int, num_keypoints: int) -> Tensor:
+    points = torch.as_tensor(_field(prediction, "keypoints", image_id))
+    if points.numel() == 0 and count == 0:
+        return torch.zeros(0, 3 * num_keypoints)
+    if points.shape != (count, num_keypoints, 3):
+        raise ValueError(
+            f"Image {image_id}: keypoints {tuple(points.shape)} do not fit; expected ({count}, {num_keypoints}, 3)."
+        )
+    return points.float().flatten(1)
+
+
+def _encode(masks: Any, image_id: int, count: int, size: tuple[int, int]) -> list[bytes]:
+    """Run lengths of the masks of one image; the dense masks are not kept."""
+    if isinstance(masks, Tensor | np.ndarray):
+        masks = torch.as_tensor(masks)
+        if tuple(masks.shape) != (count, *size):
+            raise ValueError(
+                f"Image {image_id}: masks {tuple(masks.shape)} do not fit; expected {(count, *size)}, the image's size."
+            )
+        # pycocotools wants columns first: (n, W, H) in memory is a Fortran-ordered (H, W, n).
+        columns_first = masks.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
+        masks = mask_utils.encode(columns_first.transpose(2, 1, 0)) if count else []
+    wrong = [tuple(mask["size"]) for mask in masks if tuple(mask["size"]) != tuple(size)]
+    if len(masks) != count or wrong:
+        raise ValueError(
+            f"Image {image_id}: {len(masks)} masks{f' of size {wrong[0]}' if wrong else ''} do not fit; "
+            f"expected {count} of size {tuple(size)}, the image's."
+        )
+    return [compressed(mask)["counts"] for mask in masks]
+
+
+def compressed(mask: Mapping[str, Any]) -> dict[str, Any]:
+    """A COCO run-length encoding with its counts as compressed bytes, whatever form they have."""
+    size, counts = list(mask["size"]), mask["counts"]
+    if not isinstance(counts, (str, bytes)):
+        plain: Any = {"size": size, "counts": list(counts)}
+        counts = mask_utils.frPyObjects(plain, *size)["counts"]
+    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
+
+
+def _require_finite(table: DetectionTable, ids: Sequence[int], positions: Sequence[int]) -> None:
+    finite = np.isfinite(table.rows["score"]) & np.isfinite(table.rows["box"]).all(axis=1)
+    if table.keypoints is not None:
+        finite &= np.isfinite(table.keypoints).all(axis=(1, 2))
+    if not finite.all():
+        images = sorted({ids[positions.index(position)] for position in table.rows["image"][~finite].tolist()})
+        raise ValueError(
+            f"Scores, boxes or keypoints of images {first_few(images)} are NaN or infinite: the model has diverged."
+        )
+
+
+def first_few(items: Any, limit: int = 10) -> str:
+    """The first few items, sorted, for an error message."""
+    ordered = sorted(items)
+    return ", ".join(map(str, ordered[:limit])) + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "")

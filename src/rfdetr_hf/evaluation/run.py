@@ -1,0 +1,183 @@
+"""One evaluation from end to end: a detector over batches, then scores, tables, files and a report."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from ..data.schema import category_ids, decode_image, undecoded
+from .analysis import DetectionAnalysis
+from .by_image import predictions_by_image, truth_by_image
+from .evaluator import CocoEvaluator
+from .plots import plots_installed, save_plots
+from .report import folder_of, write_report, write_results
+from .tables import TITLES, aligned, class_cells, error_cells, scores_table, summaries
+
+logger = logging.getLogger("rfdetr_hf")
+
+Batch = TypeVar("Batch")
+Found = dict[str, Any]  # what a detector finds on one image
+Detector = Callable[..., Sequence[Found]]
+
+
+def run_evaluation(
+    detect: Callable[[Batch], tuple[Sequence[Any], Sequence[Mapping[str, Any]]] | None],
+    batches: Iterable[Batch],
+    evaluator: CocoEvaluator,
+) -> None:
+    """Gives an evaluator what a detector finds on all batches.
+
+    Args:
+        detect: a batch -> its image ids and the detections of each image, as `CocoEvaluator.update` takes them; None
+            for a batch that only keeps this process in step with the others.
+        batches: of any kind that `detect` takes.
+        evaluator: of the data set that the batches come from.
+    """
+    for batch in batches:
+        if (found := detect(batch)) is not None:
+            evaluator.update(*found)
+
+
+def score_evaluation(
+    evaluator: CocoEvaluator,
+    dataset: Dataset,
+    folder: str | Path | None = None,
+    *,
+    per_class: bool = False,
+    predictions: bool = True,
+    plots: bool = False,
+    report: bool = False,
+    title: str = "Evaluation",
+    compute_metrics: Callable[[EvalPrediction], Mapping[str, float]] | None = None,
+) -> dict[str, float]:
+    """The scores of an evaluator that has seen all images (after `gather`), and its tables, curves and files.
+
+    Args:
+        evaluator: of `dataset`.
+        dataset: that was evaluated.
+        folder: for metrics.json, per_class.csv, errors.txt and predictions.json with the original category ids; tables
+            of IoU types other than the first in a folder with their name. None writes nothing.
+        per_class: the scores of each class too, and a line of the log for each.
+        predictions: whether predictions.json is written.
+        plots: curves and confusion matrix in `folder`, where matplotlib is installed.
+        report: curves, worst images and report.html in `folder`.
+        title: of the report.
+        compute_metrics: takes all images, `predictions_by_image` and `truth_by_image`, and returns further scores.
+
+    Raises:
+        ImportError: a report without matplotlib.
+    """
+    analyses = evaluator.analyses
+    if per_class:
+        for iou_type, analysis in analyses.items():
+            logger.info("%s\n%s", TITLES[iou_type], aligned(class_cells(analysis.per_class())))
+    if folder is not None:
+        if report:
+            write_report(evaluator, folder, dataset, title)
+        elif plots and plots_installed():
+            for iou_type, analysis in analyses.items():
+                save_plots(analysis, folder_of(folder, iou_type, analyses))
+        write_results(evaluator, folder, category_ids(dataset), predictions)
+    scores = evaluator.compute(per_class=per_class) | summaries(analyses)
+    if compute_metrics is not None:
+        found: Any = predictions_by_image(evaluator)
+        truth: Any = truth_by_image(evaluator)
+        scores |= {name: float(value) for name, value in compute_metrics(EvalPrediction(found, truth)).items()}
+    return scores
+
+
+class DetectorEvaluation(NamedTuple):
+    """What `evaluate_detector` found.
+
+    Attributes:
+        metrics: COCO's numbers, and `precision`, `recall`, `f1` at `score_threshold`; those of masks after `segm_`,
+            of keypoints after `keypoint_`.
+        evaluator: with all detections.
+    """
+
+    metrics: dict[str, float]
+    evaluator: CocoEvaluator
+
+    @property
+    def analyses(self) -> dict[str, DetectionAnalysis]:
+        """For each of the IoU types the curves, confusion, errors and table of the classes."""
+        return self.evaluator.analyses
+
+    @property
+    def analysis(self) -> DetectionAnalysis:
+        """That of the first IoU type."""
+        return self.evaluator.analyze()
+
+    def tables(self) -> str:
+        """Scores, then classes and errors of each IoU type, for the console."""
+        parts = [scores_table(self.metrics)]
+        for iou_type, analysis in self.analyses.items():
+            parts += [f"{TITLES[iou_type]}:"] if len(self.analyses) > 1 else []
+            parts += [aligned(class_cells(analysis.per_class())), aligned(error_cells(analysis))]
+        return "\n\n".join(parts)
+
+
+def check_output(output_dir: str | Path | None, report: bool) -> None:
+    """Whether results can be written, which is better known before the images are looked at.
+
+    Raises:
+        ValueError, FileExistsError, ImportError: see `evaluate_detector`.
+    """
+    if report and output_dir is None:
+        raise ValueError("report=True needs an output_dir to write to.")
+    if report and not plots_installed():
+        raise ImportError("the report needs matplotlib: pip install 'rfdetr-hf[plots]'")
+    if output_dir is not None and Path(output_dir).is_dir() and any(Path(output_dir).iterdir()):
+        raise FileExistsError(f"output_dir {output_dir} has files; choose another, or empty it")
+
+
+def evaluate_detector(
+    detect: Detector,
+    dataset: Dataset,
+    *,
+    batch_size: int = 8,
+    iou_types: Sequence[str] = ("bbox",),
+    sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None = None,
+    max_dets: int = 100,
+    backend: str = "auto",
+    output_dir: str | Path | None = None,
+    report: bool = False,
+    title: str = "Evaluation",
+    progress: Callable[[int, int], Any] | None = None,
+) -> DetectorEvaluation:
+    """Runs a detector over a data set and scores it.
+
+    Args:
+        detect: PIL images -> detections in pixels of each image, with the labels of the data set; see `inference`.
+        dataset: one split as `load_detection_dataset` gives it.
+        batch_size: images given to `detect` at once.
+        iou_types: "bbox", "segm", "keypoints".
+        sigmas: of the keypoints, by label where classes differ; see `CocoEvaluator`.
+        max_dets: another limit of detections beside COCO's.
+        backend: who computes the scores; see `CocoEvaluator`.
+        output_dir: for the files of `score_evaluation`.
+        report: also curves, worst images and report.html in `output_dir` (extra `plots`).
+        title: of the report.
+        progress: called with the images done and their total after each batch.
+
+    Raises:
+        ValueError: a report without `output_dir`.
+        FileExistsError: `output_dir` has files.
+        ImportError: a report without matplotlib.
+    """
+    check_output(output_dir, report)
+    rows = undecoded(dataset.with_format(None))
+    evaluator = CocoEvaluator(dataset, max_dets, iou_types=iou_types, sigmas=sigmas, backend=backend)
+
+    def detect_rows(start: int) -> tuple[list[Any], Sequence[Found]]:
+        batch = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+        found = detect([decode_image(row) for row in batch])
+        if progress is not None:
+            progress(start + len(batch), len(rows))
+        return [row["image_id"] for row in batch], found
+
+    run_evaluation(detect_rows, range(0, len(rows), batch_size), evaluator)
+    return DetectorEvaluation(score_evaluation(evaluator, dataset, output_dir, report=report, title=title), evaluator)

@@ -1,0 +1,213 @@
+"""What matcher and criterion share with the terms of the tasks: predictions of a layer, objects of a batch, matches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class LossConfig(Protocol):
+    """The values of a configuration that matching and losses read."""
+
+    decoder_layers: int
+    auxiliary_loss: bool
+    focal_alpha: float
+    class_cost: float
+    bbox_cost: float
+    giou_cost: float
+    class_loss_coefficient: float
+    bbox_loss_coefficient: float
+    giou_loss_coefficient: float
+    mask_point_sample_ratio: int
+    mask_class_loss_coefficient: float
+    mask_dice_loss_coefficient: float
+    num_keypoints_per_class: list[int]
+    keypoint_l1_loss_coefficient: float
+    keypoint_findable_loss_coefficient: float
+    keypoint_visible_loss_coefficient: float
+    keypoint_nll_loss_coefficient: float
+
+
+class MaskFactors(NamedTuple):
+    """Masks of one layer as a product: mask = queries . features + bias.
+
+    Attributes:
+        features: (B, C, Hm, Wm), of the complete canvas.
+        queries: (B, G*q, C).
+        bias: (1,).
+        image_share: (B, 2) share of the canvas' (width, height) that is image; None where nothing is padded.
+    """
+
+    features: Tensor
+    queries: Tensor
+    bias: Tensor
+    image_share: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """All masks, (B, G*q, Hm, Wm)."""
+        return torch.einsum("bchw,bnc->bnhw", self.features, self.queries) + self.bias
+
+    def canvas_grid(self, points: Tensor, image: Tensor) -> Tensor:
+        """Points (M, P, 2) of the images `image` (M,) in the coordinates of `grid_sample`.
+
+        Points in the outer half of a border cell read that cell alone: past the image's border there is nothing, even
+        where the canvas goes on.
+        """
+        points = points.to(compute_dtype(self.features))
+        if self.image_share is None:
+            return 2 * points - 1
+        share = self.image_share.to(points.dtype)[image][:, None]  # (M, 1, 2)
+        height, width = self.features.shape[2:]
+        size = torch.stack([torch.full_like(share[..., 0], side) for side in (width, height)], -1)
+        return 2 * (points * share).minimum(share - 0.5 / size) - 1
+
+
+class LayerOutput(NamedTuple):
+    """The predictions of one supervised layer.
+
+    Attributes:
+        name_suffix: ending of its loss names: "" for the last decoder layer, "_0", "_1", ... for earlier ones, "_enc"
+            for the encoder.
+        logits: (B, G*q, C) class logits, any float type.
+        boxes: (B, G*q, 4) cxcywh in [0, 1], any float type. q may differ between layers.
+        masks: what the masks of all rows are the product of; of segmentation models.
+        keypoints: (B, G*q, classes * K, 8), K slots for each class of the schema; of keypoint models.
+    """
+
+    name_suffix: str
+    logits: Tensor
+    boxes: Tensor
+    masks: MaskFactors | None = None
+    keypoints: Tensor | None = None
+
+
+class PackedObjects(NamedTuple):
+    """The objects of a batch, end to end: the N objects of image 0, then of image 1, ...
+
+    Attributes:
+        labels: (N,) int64 class of each object.
+        boxes: (N, 4) cxcywh in [0, 1].
+        image: (N,) int64 image of each object, on the device.
+        counts: objects per image, on the host.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    image: Tensor
+    counts: list[int]
+
+
+class QueryMatches(NamedTuple):
+    """Matched (layer, query, object) triples as flat index tensors on the device, ordered by layer.
+
+    Attributes:
+        layer, batch, query, target: (M,) int64. `query` counts the rows of that layer, groups included; `target` counts
+            the objects of the batch. No (layer, batch, query) occurs twice.
+        per_layer: number of matches of each layer, on the host.
+    """
+
+    layer: Tensor
+    batch: Tensor
+    query: Tensor
+    target: Tensor
+    per_layer: list[int]
+
+    def split(self, *fields: str) -> tuple[tuple[Tensor, ...], ...]:
+        """The named index tensors, each cut into one piece (m,) per layer."""
+        return tuple(getattr(self, field).split(self.per_layer) for field in fields)
+
+
+class TaskTerms(Protocol):
+    """What a task beyond detection adds to matching and loss.
+
+    Attributes:
+        coefficients: weight of each of its loss terms, in loss and matching alike.
+    """
+
+    coefficients: dict[str, float]
+
+    def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects, seed: int) -> Any:
+        """Check what the targets hold for this task, and lay it end to end as `objects` are.
+
+        All that is random in the task's terms follows from the seed and the images themselves.
+        """
+
+    def pair_cost(self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: Any) -> Tensor:
+        """Cost of each object with each query of its image: (N, rows of all layers side by side)."""
+        ...
+
+    def losses(
+        self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: Any, matches: QueryMatches, num_groups: int
+    ) -> dict[str, Tensor]:
+        """Each term of each layer (name + suffix), summed over the matched pairs."""
+        ...
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The type in which costs and losses are computed: float64 for float64, float32 for anything narrower."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy a small host array to the device without making the host wait."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def pack_objects(
+    targets: Sequence[Mapping[str, Tensor]], like: Tensor, num_images: int, num_classes: int
+) -> PackedObjects:
+    """Check the targets of a batch and lay their objects end to end.
+
+    Class labels are range-checked where they are on the host. On an accelerator that check would make the host wait for
+    the device in every step, so there a label out of range is left to the audit of the data set (and to the device's
+    own assertion).
+
+    Args:
+        targets: one mapping per image with `class_labels` (n,) integers and `boxes` (n, 4) floats.
+        like: any prediction; the objects are brought to its device.
+        num_images: images in the batch.
+        num_classes: number of class logits.
+
+    Raises:
+        ValueError: naming the image and the field that is missing, has another shape or type, or is out of range.
+    """
+    if len(targets) != num_images:
+        raise ValueError(f"labels hold {len(targets)} images, the predictions {num_images}: pass one dict per image")
+    for index, target in enumerate(targets):
+        _check_target(index, target, num_classes)
+    counts = [len(target["class_labels"]) for target in targets]
+    image = np.repeat(np.arange(num_images, dtype=np.int64), counts)
+    labels = torch.cat([target["class_labels"].to(like.device, torch.int64) for target in targets])
+    boxes = torch.cat([target["boxes"].to(like.device, compute_dtype(like)) for target in targets])
+    return PackedObjects(labels, boxes, to_device(image, like.device), counts)
+
+
+def _check_target(index: int, target: Mapping[str, Tensor], num_classes: int) -> None:
+    where = f"labels of image {index} of the batch"
+    for field in ("class_labels", "boxes"):
+        if field not in target:
+            raise ValueError(f"{where}: field '{field}' is missing")
+    labels, boxes = target["class_labels"], target["boxes"]
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"{where}: field 'class_labels' must be integers of shape (n,), got {labels.dtype} {tuple(labels.shape)}"
+        )
+    if boxes.shape != (len(labels), 4) or not boxes.is_floating_point():
+        raise ValueError(
+            f"{where}: field 'boxes' must be floats of shape ({len(labels)}, 4), one row (cx, cy, w, h) per class "
+            f"label, got {boxes.dtype} {tuple(boxes.shape)}"
+        )
+    if labels.device.type == "cpu" and len(labels):
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"{where}: field 'class_labels' holds {low if low < 0 else high}, outside [0, {num_classes}): make the "
+                "ids contiguous from 0 and give the model as many classes (num_labels)"
+            )

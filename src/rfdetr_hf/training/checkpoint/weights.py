@@ -1,0 +1,127 @@
+"""The weights of a run and their moving average, however the launch spreads them, as files and back."""
+
+import contextlib
+import copy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...hub.model_card import CardFacts, write_model_card
+from ...models.image_processing_rfdetr import RFDETRImageProcessor
+from ..console import no_transformers_bars
+from ..ema import ExponentialMovingAverage
+from ..finetuning import adapter_state, plain_state, unmerged_state
+from .directory import atomic_directory
+from .sharded import local_part, part_of, saved_tensors, whole_state, write_state, writing
+
+MODEL, ADAPTERS = "model.safetensors", "adapters.safetensors"
+
+
+class ModelFolder(NamedTuple):
+    """What `from_pretrained` reads.
+
+    Attributes:
+        skeleton: the model, without memory for weights.
+        tensors: of `model.safetensors`; the live ones where they are not sharded.
+        image_processor: of the model.
+    """
+
+    skeleton: PreTrainedModel
+    tensors: dict[str, Tensor]
+    image_processor: RFDETRImageProcessor
+
+    def write(self, folder: Path) -> None:
+        """Write `config.json`, `model.safetensors` and `preprocessor_config.json`."""
+        with no_transformers_bars():
+            self.skeleton.save_pretrained(folder, state_dict=self.tensors)
+        self.image_processor.save_pretrained(folder)
+
+
+class Weights:
+    """The model of a run, its moving average and its image processor.
+
+    Args:
+        model: its present weights are meant, sharded or not.
+        image_processor: saved with it.
+        keypoint_schema: saved in the configuration of a model that has none.
+
+    Attributes:
+        average: the moving average, once there is one.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, image_processor: RFDETRImageProcessor, keypoint_schema: dict[str, Any] | None
+    ) -> None:
+        self.model = model
+        self.image_processor = image_processor
+        self.average: Any = None
+        # FSDP2 gives the model a class of another name, which `save_pretrained` would not know how to write.
+        self.model_class = type(model)
+        self._keypoint_schema = keypoint_schema
+
+    @property
+    def config(self) -> Any:
+        """The configuration as it is saved: a copy."""
+        config = copy.deepcopy(self.model.config)
+        if self._keypoint_schema is not None:
+            config.keypoint_schema = self._keypoint_schema
+        return config
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that a model file holds."""
+        return sum(tensor.numel() for tensor in saved_tensors(self.model).values())
+
+    def start_average(self, decay: float, tau: float, update_interval: int) -> None:
+        """Begin a moving average of the weights as they are now; the model is prepared by then."""
+        self.average = ExponentialMovingAverage(
+            saved_tensors(self.model).items(), decay, tau, update_interval,
+            writing=lambda: writing(self.model), local=local_part,
+        )  # fmt: skip
+
+    def averaged(self, swapped: bool = True) -> contextlib.AbstractContextManager:
+        """Within the block the model has the averaged weights, if `swapped`."""
+        return self.average.swap() if swapped and self.average is not None else contextlib.nullcontext()
+
+    def gather(self, is_main: bool) -> tuple[ModelFolder | None, dict[str, Tensor], dict[str, Tensor]]:
+        """All weights, unsharded, on the main process: the model's files, the adapters, the average.
+
+        All processes must call it. What there is none of is empty.
+        """
+        tensors = saved_tensors(self.model)
+        weights = whole_state(tensors, keep=is_main)
+        average = {} if self.average is None else whole_state(tensors, self.average.state_dict(), keep=is_main)
+        return self._folder(weights) if is_main else None, adapter_state(weights), average
+
+    def _folder(self, weights: dict[str, Tensor]) -> ModelFolder:
+        with torch.device("meta"):
+            skeleton: Any = self.model_class(self.config)
+            skeleton.to(self.model.dtype)
+        return ModelFolder(skeleton, plain_state(self.model, weights), self.image_processor)
+
+    def save_pretrained(self, path: Path, card: CardFacts, accelerator: Accelerator) -> None:
+        """Write the present weights as a `from_pretrained` folder with model card; all processes must call it."""
+        weights = whole_state(saved_tensors(self.model), keep=accelerator.is_main_process)
+        if accelerator.is_main_process:
+            with atomic_directory(path) as folder:
+                self._folder(weights).write(folder)
+                write_model_card(folder, card)
+        accelerator.wait_for_everyone()
+
+    def load(self, folder: Path) -> None:
+        """Put the weights of a model folder or checkpoint of the same configuration into the model."""
+        state = load_file(folder / MODEL)
+        if (folder / ADAPTERS).exists():
+            state = unmerged_state(state, load_file(folder / ADAPTERS))
+        write_state(self.model, state)
+
+    def load_average(self, average: dict[str, Tensor], num_updates: int) -> None:
+        """Take up an unsharded moving average of this model."""
+        tensors = saved_tensors(self.model)
+        parts = {name: part_of(tensors[name], value) if name in tensors else value for name, value in average.items()}
+        self.average.load_state_dict(parts, num_updates)

@@ -1,0 +1,81 @@
+"""How this process was started, for messages that say what to type."""
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import PartialState
+
+from .checkpoint.directory import latest_valid_checkpoint
+
+LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun")
+LAUNCHER_MODULES = ("accelerate.commands.launch", "accelerate.commands.accelerate_cli", "torch.distributed.run")
+SCRIPT_OF_THE_COMMAND = ("-m", "rfdetr_hf.cli")
+# Options that the command of a resumed run must not repeat, and those that no terminal should show.
+_NOT_REPEATED = ("--resume", "--resume_from_checkpoint", "--hub_token")
+
+
+@contextmanager
+def resume_hint(output_dir: str, argv: Sequence[str], program: Sequence[str]) -> Iterator[None]:
+    """Around a training: when it is interrupted, the main process prints what to type to go on.
+
+    Args:
+        output_dir: of the run.
+        argv: the options that it was made of.
+        program: how the program is started without a launcher: rfdetr-hf fit, python examples/train.py.
+    """
+    words = started_with(program, argv)  # now: an interruption may end the launcher before its processes
+    try:
+        yield
+    except KeyboardInterrupt:
+        if PartialState().is_main_process:
+            print(f"\n{how_to_go_on(output_dir, argv, words)}", flush=True)
+        raise
+
+
+def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -> str:
+    """What to type after an interruption: `program`, launcher included, and its options `argv`."""
+    checkpoint = latest_valid_checkpoint(output_dir)
+    if checkpoint is None:
+        return f"No checkpoint is written yet: remove {output_dir} and start again."
+    words, left_out = [], False
+    for word in argv:
+        named = word.startswith("--")
+        if named and word.split("=")[0] in _NOT_REPEATED:
+            left_out = "=" not in word
+        elif named or not left_out:
+            left_out = False
+            words.append(word)
+        else:
+            left_out = False
+    return f"{checkpoint} is complete. Go on from there with:\n  {shlex.join([*program, *words, '--resume'])}"
+
+
+def started_with(program: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """The words in front of `argv` on the command line: those of a launcher with its options, or `program`."""
+    parent = _words_of_parent()
+    before, after = parent[: len(parent) - len(argv)], parent[len(parent) - len(argv) :]
+    for n, word in enumerate(before if after == [*argv] else ()):
+        if Path(word).name in LAUNCHERS:
+            return [Path(word).name, *before[n + 1 :]]
+        if word in LAUNCHER_MODULES:
+            return ["python", "-m", *before[n:]]
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes == "1":
+        return [*program]
+    script = program[1:] if program[0] == "python" else [*SCRIPT_OF_THE_COMMAND, *program[1:]]
+    return ["accelerate", "launch", "--num_processes", processes, *script]
+
+
+def _words_of_parent() -> list[str]:
+    """The command line of the process that started this one; empty where the system does not say."""
+    try:
+        import psutil
+    except ImportError:
+        return []
+    try:
+        return psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []

@@ -1,0 +1,55 @@
+"""The update of an optimizer step: clip, guard, step. The same for every launch."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .parallel import Parallel
+
+
+class Update(NamedTuple):
+    """The gradient's norm before clipping, and whether the step reached the weights."""
+
+    grad_norm: Tensor
+    taken: bool
+
+
+class StepResult(NamedTuple):
+    """What an optimizer step came to.
+
+    Attributes:
+        loss: of this process's share of the window.
+        grad_norm: of all gradients, before clipping.
+        taken: whether the step reached the weights.
+        preempted: whether a process of the run has notice of an early end.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    taken: bool
+    preempted: bool
+
+
+def update_weights(parallel: Parallel, loss: Tensor, before_step: Callable[[], None]) -> Update:
+    """Clip and step, unless the loss or a gradient of some process is not finite; gradients are gone after it.
+
+    Args:
+        parallel: has run the backward passes of the window.
+        loss: of this process's window, detached.
+        before_step: called between clipping and stepping. DeepSpeed's ZeRO clips within its step: there the gradients
+            are not clipped yet.
+    """
+    grad_norm = parallel.clip()
+    before_step()
+    if grad_norm is None:
+        return Update(*parallel.guarded_step())
+    broken = ~(torch.isfinite(grad_norm) & torch.isfinite(loss))
+    # The one place of a step where the host waits for the device.
+    taken = not parallel.sum(broken.float())
+    if taken:
+        parallel.step()
+    else:
+        parallel.skip()
+    return Update(grad_norm, taken)

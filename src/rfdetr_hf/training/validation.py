@@ -1,0 +1,202 @@
+"""How good the weights of a run are, on which data, and which were the best."""
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction
+
+from ..data.pipeline.collate import PER_IMAGE
+from ..evaluation.evaluator import CocoEvaluator
+from ..evaluation.run import run_evaluation, score_evaluation
+from ..evaluation.tables import summaries
+from ..hub.model_card import CardFacts
+from ..tasks import TASKS
+from .arguments import RFDETRTrainingArguments
+from .checkpoint.directory import CheckpointError, checksum
+from .checkpoint.run_directory import RunDirectory
+from .checkpoint.weights import MODEL, Weights
+from .meters import EvalLossMeter
+from .parallel import Parallel
+from .state import RunState
+
+logger = logging.getLogger(__name__)
+
+Found = list[dict[str, Any]]
+
+
+class PredictionOutput(NamedTuple):
+    """What [`RFDETRTrainer.predict`] returns."""
+
+    predictions: list[dict[str, Any]]
+    metrics: dict[str, float]
+
+
+class Validation:
+    """Scores the weights of a run and keeps the best of them.
+
+    Args:
+        args: of the run.
+        directory: of the run; `best/` is kept there.
+        accelerator: of the run.
+        parallel: has the model that is called.
+        weights: of the run.
+        compute_metrics: further metrics, called on the main process.
+        evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
+    """
+
+    def __init__(
+        self,
+        args: RFDETRTrainingArguments,
+        directory: RunDirectory,
+        accelerator: Accelerator,
+        parallel: Parallel,
+        weights: Weights,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        evaluator: Callable[[Dataset], CocoEvaluator] | None = None,
+    ) -> None:
+        self.args = args
+        self.directory = directory
+        self.accelerator = accelerator
+        self.parallel = parallel
+        self.weights = weights
+        self.compute_metrics = compute_metrics
+        self.create_evaluator = evaluator or self._coco_evaluator
+
+    def _coco_evaluator(self, dataset: Dataset) -> CocoEvaluator:
+        iou_types = TASKS[self.parallel.model.task].iou_types
+        return CocoEvaluator(dataset, self.args.eval_max_dets, iou_types=iou_types, backend="auto")
+
+    def score_names(self, dataset: Dataset) -> list[str] | None:
+        """Names of the scores that an evaluation of a data set gives, without prefix; None where a user's own are."""
+        if self.compute_metrics is not None:
+            return None
+        evaluator = self.create_evaluator(dataset.select(range(0)))
+        return [*evaluator.compute(per_class=self.args.eval_per_class), *summaries(evaluator.analyses)]
+
+    @torch.no_grad()
+    def score(
+        self,
+        dataset: Dataset,
+        batches: DataLoader,
+        to_device: Callable[[Mapping[str, Any]], dict[str, Any]],
+        on_batch: Callable[[list[int], Found], None],
+        folder: Path | None = None,
+        losses: EvalLossMeter | None = None,
+    ) -> dict[str, float]:
+        """The scores of the weights in place, computed on the main process and known to all.
+
+        Args:
+            dataset: its truth.
+            batches: this process's share of it; the first process has the most.
+            to_device: makes a batch the arguments of forward.
+            on_batch: called with the image ids of a batch and what was found on each.
+            folder: where results, tables and curves are written; None for nowhere.
+            losses: is given the loss of each batch; its terms are among the scores.
+        """
+        model, parallel, accelerator = self.parallel.model, self.parallel, self.accelerator
+        if parallel.optimizer is None:
+            model.to(accelerator.device)
+        parallel.wrapped.eval()  # a statement: DeepSpeed's returns nothing
+
+        def detect(batch: dict[str, Any] | None) -> tuple[list[int], Found] | None:
+            if batch is None:
+                side = model.config.resolution
+                parallel.wrapped(torch.zeros(1, 3, side, side, device=accelerator.device))
+                return None
+            image_ids = batch["labels"].fields["image_id"].tolist()
+            inputs = to_device(batch)
+            labels = inputs.pop("labels")
+            sizes = torch.stack([label["orig_size"] for label in labels])
+            if losses is not None:
+                inputs |= {"labels": [_targets(label) for label in labels], "num_boxes": 1.0}
+            with parallel.autocast():
+                outputs = parallel.wrapped(**inputs)
+            if losses is not None:
+                losses.add(outputs.loss, outputs.loss_dict, sum(len(label["boxes"]) for label in inputs["labels"]))
+            options = {"pixel_mask": inputs["pixel_mask"], "as_rle": True}
+            found = model.detect(outputs, self.weights.image_processor, -1.0, sizes, **options)
+            on_batch(image_ids, found)
+            return image_ids, found
+
+        evaluator = self.create_evaluator(dataset)
+        run_evaluation(detect, self._in_step(batches, len(dataset)), evaluator)
+        evaluator.gather(accelerator)
+        scores = [self._scores(evaluator, dataset, folder) if accelerator.is_main_process else {}]
+        scores = broadcast_object_list(scores)[0]
+        return scores if losses is None else scores | losses.read(accelerator)
+
+    def _in_step(self, batches: DataLoader, num_images: int) -> Any:
+        """The batches; where forward passes need all processes, as many on each, filled up with None."""
+        if not self.parallel.collective_forward or self.parallel.optimizer is None:
+            return batches
+        most = math.ceil(num_images / self.accelerator.num_processes / self.args.eval_batch_size)
+        return itertools.chain(batches, [None] * (most - len(batches)))
+
+    def _scores(self, evaluator: CocoEvaluator, dataset: Dataset, folder: Path | None) -> dict[str, float]:
+        args = self.args
+        return score_evaluation(
+            evaluator, dataset, folder, per_class=args.eval_per_class, predictions=args.eval_predictions, plots=True,
+            compute_metrics=self.compute_metrics,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------------ the best model
+
+    def keep_best(self, metrics: dict[str, float], state: RunState, card: CardFacts) -> bool:
+        """Take an evaluation's metrics; returns whether one is the best so far, whose weights `best/` then holds."""
+        improved = state.best.update(metrics, state.epoch, state.global_step)
+        if improved:
+            state.best_metric, state.best_global_step = state.best.score, state.best.step
+            state.best_model_checkpoint = str(self.directory.best)
+            with self.weights.averaged(state.best.source == "ema"):
+                self.weights.save_pretrained(self.directory.best, card, self.accelerator)
+            state.best_weights = _checksum_of(self.directory.best)
+        return improved
+
+    def forget_lost_best(self, state: RunState) -> None:
+        """A checkpoint from elsewhere knows of a best model that is not here, and could not be loaded in the end."""
+        best = state.best
+        if best.source is None or self.directory.best.is_dir():
+            return
+        logger.warning(
+            "the best model so far (step %d, %s %.4f) is not in %s; the best of what follows will be kept",
+            best.step, self.args.metric_for_best_model, best.score, self.directory.root,
+        )  # fmt: skip
+        best.score = best.source = best.step = None
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def holds_best(self, state: RunState) -> bool:
+        """Whether there is a best model and `best/` still is that one."""
+        if state.best.source is None:
+            return False
+        same = _checksum_of(self.directory.best) == state.best_weights
+        if not same:
+            logger.warning(
+                "%s holds other weights than the best of this run (step %d): a run that went on from a later "
+                "checkpoint wrote them; they are left as they are",
+                self.directory.best, state.best.step,
+            )  # fmt: skip
+        return same
+
+
+def _targets(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of an image's truth is a target of the loss: the objects that are no crowds."""
+    single = ~label["iscrowd"]
+    return {name: value if name in PER_IMAGE else value[single] for name, value in label.items()}
+
+
+def _checksum_of(folder: Path) -> str | None:
+    """The checksum of a model folder's weights, None where there is no valid folder."""
+    try:
+        return checksum(folder, MODEL)
+    except CheckpointError:
+        return None

@@ -1,0 +1,41 @@
+"""Models that train in seconds on a CPU."""
+
+from typing import Any
+
+import torch
+
+from rfdetr_hf import RFDETRConfig, RFDETRForObjectDetection
+
+NAMES = ("circle", "square", "triangle")
+
+
+def tiny_config(names: tuple[str, ...] = NAMES, **overrides: Any) -> RFDETRConfig:
+    """3 blocks, all of which the projector reads, 10 queries, 3 groups and the classes of the synthetic shapes."""
+    backbone = {
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8, "num_windows": 2,
+        "out_indices": [1, 2, 3], "image_size": 64, **overrides.pop("backbone_config", {}),
+    }  # fmt: skip
+    fields = {
+        "resolution": 64, "d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 2, "num_queries": 10,
+        "decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 4, "group_detr": 3,
+        "id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}, **overrides,
+    }  # fmt: skip
+    return RFDETRConfig.from_variant("nano", backbone_config=backbone, **fields)
+
+
+def tiny_model(seed: int = 0, **overrides: Any) -> RFDETRForObjectDetection:
+    """A model of `tiny_config` with random weights of a seed."""
+    torch.manual_seed(seed)
+    return RFDETRForObjectDetection(tiny_config(**overrides))
+
+
+def deep_config(backbone_config: dict[str, Any] | None = None, **overrides: Any) -> RFDETRConfig:
+    """4 blocks, the last of which nothing reads, 6 queries, 3 groups and 5 classes; patches and windows of nano."""
+    backbone = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 4, "out_indices": [1, 3]}
+    fields = {
+        "resolution": 64, "num_labels": 5, "num_queries": 6, "group_detr": 3, "d_model": 32,
+        "decoder_self_attention_heads": 4, "decoder_cross_attention_heads": 4, "decoder_ffn_dim": 48,
+    }  # fmt: skip
+    return RFDETRConfig.from_variant(
+        "nano", **{**fields, **overrides, "backbone_config": {**backbone, **(backbone_config or {})}}
+    )

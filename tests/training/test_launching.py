@@ -1,0 +1,51 @@
+import pytest
+
+from rfdetr_hf import resume_hint
+from rfdetr_hf.training import launching
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        (["--config", "a.yaml", "--resume"], ["--config", "a.yaml"]),
+        (["--resume", "true", "--bf16"], ["--bf16"]),
+        (["--resume_from_checkpoint=out/checkpoint-3", "--bf16", "true"], ["--bf16", "true"]),
+        (["--hub_token", "hf_secret", "--bf16"], ["--bf16"]),
+        (["--hub_token=hf_secret", "--push_to_hub"], ["--push_to_hub"]),
+    ],
+)
+def test_the_hint_of_an_interrupted_run_leaves_out_earlier_resumes_and_secrets(monkeypatch, capsys, given, left):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launching, "_words_of_parent", list)
+    monkeypatch.setattr(launching, "latest_valid_checkpoint", lambda folder: f"{folder}/checkpoint-3")
+    with pytest.raises(KeyboardInterrupt), resume_hint("out", given, ["rfdetr-hf", "fit"]):
+        raise KeyboardInterrupt
+    out = capsys.readouterr().out
+    assert out.splitlines()[1:] == [
+        "out/checkpoint-3 is complete. Go on from there with:", "  " + " ".join(["rfdetr-hf fit", *left, "--resume"])
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parent", "expected"),
+    [
+        (["bash"], ["rfdetr-hf", "fit"]),
+        (["python", "/bin/accelerate", "launch", "-m", "rfdetr_hf.cli", "fit", "--bf16"],
+         ["accelerate", "launch", "-m", "rfdetr_hf.cli", "fit"]),
+        (["python", "-m", "torch.distributed.run", "train.py", "--bf16"],
+         ["python", "-m", "torch.distributed.run", "train.py"]),
+        (["torchrun", "other.py"], ["rfdetr-hf", "fit"]),
+    ],
+)  # fmt: skip
+def test_the_words_of_a_launcher_come_from_its_command_line(monkeypatch, parent, expected):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launching, "_words_of_parent", lambda: parent)
+    assert launching.started_with(["rfdetr-hf", "fit"], ["--bf16"]) == expected
+
+
+def test_without_a_command_line_the_number_of_processes_is_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(launching, "_words_of_parent", list)
+    head = ["accelerate", "launch", "--num_processes", "4"]
+    assert launching.started_with(["rfdetr-hf", "fit"], []) == [*head, "-m", "rfdetr_hf.cli", "fit"]
+    assert launching.started_with(["python", "train.py"], []) == [*head, "train.py"]
