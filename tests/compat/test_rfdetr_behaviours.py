@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import quick_arguments
+from helpers.runs import quick_arguments
 from safetensors.torch import load_file
 
 from rfdetr_hf import (
@@ -25,10 +25,10 @@ from rfdetr_hf import (
     RFDETRTrainer,
     RFDETRTrainingArguments,
     load_detection_dataset,
-    make_shapes_dataset,
 )
 
 NAN = math.nan
+SHAPES = 4
 arguments = partial(
     quick_arguments, gradient_accumulation_steps=1, logging_steps=100, save_strategy="no", learning_rate=1e-3
 )
@@ -48,11 +48,6 @@ class Scores:
 def without_plots(monkeypatch):
     """As where the extra `plots` is not installed: its pictures would take most of the time."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(4, image_size=64, seed=0)
 
 
 @pytest.fixture
