@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from helpers.runs import quick_arguments
+from PIL import Image
 from safetensors.torch import load_file
 
 from rfdetr_hf import (
