@@ -8,7 +8,7 @@ All is read from the syntax trees of `src/rfdetr_hf`; nothing is imported.
   trainer's bare `self` as an argument.
 * cycles: strongly connected modules, and folders; imports for type checkers, inside of functions and by
   `import_module` count. A folder is the first part of a module's path, a module at the top its own folder.
-* tables by task: displays (dict, list, tuple, set) with two or more names of tasks, outside of tasks.py.
+* tables by task: displays (dict, list, tuple, set) of two or more names of tasks and nothing else, outside of tasks.py.
 * depth: calls on the shortest way from `train` to `training_step` within the trainer's file.
 * short private functions: `_name`s of at most five lines with one reference, by name in their module or as an
   attribute anywhere.
@@ -255,8 +255,8 @@ def task_measure(modules: dict[str, Module]) -> Measure:
     for module in modules.values():
         for node in ast.walk(module.tree) if module.name != "tasks" else ():
             parts = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", ())
-            names = {part.value for part in parts if isinstance(part, ast.Constant)} & TASK_NAMES
-            if len(names) > 1:
+            names = {part.value for part in parts if isinstance(part, ast.Constant)}
+            if len(names) > 1 and names <= TASK_NAMES:
                 found.append(f"{module.path}:{getattr(node, 'lineno', 0)} {', '.join(sorted(names))}")
     return Measure("tables by task outside tasks.py", len(found), 0, found)
 

@@ -38,7 +38,8 @@ PUBLIC_NAMES = {
     "training.console": ("log_to_console",),
     "training.launching": ("resume_hint",),
     "evaluation.evaluator": ("CocoEvaluator",),
-    "evaluation.run": ("evaluate_detector",),
+    "evaluation.backends": ("BACKENDS",),
+    "evaluation.run": ("DetectorEvaluation", "check_output", "evaluate_detector"),
     "evaluation.analysis": ("DetectionAnalysis",),
     "evaluation.by_image": ("predictions_by_image", "truth_by_image"),
     "inference.detector": ("ImageDetector", "load_detector"),
@@ -48,7 +49,7 @@ PUBLIC_NAMES = {
     "export.exporter": ("ExportReport", "export_model"),
     "drawing": ("DrawingStyle", "draw_detections"),
     "options": ("Range", "UsageError", "option", "parse_arguments", "read_options", "settle_options", "to_words"),
-    "tasks": ("TASKS", "Task"),
+    "tasks": ("TASKS", "Task", "TaskName"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in PUBLIC_NAMES.items() for name in names}
 
@@ -91,6 +92,8 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.console import log_to_console as log_to_console
     from .training.launching import resume_hint as resume_hint
     from .evaluation.evaluator import CocoEvaluator as CocoEvaluator
+    from .evaluation.backends import BACKENDS as BACKENDS
+    from .evaluation.run import DetectorEvaluation as DetectorEvaluation, check_output as check_output
     from .evaluation.run import evaluate_detector as evaluate_detector
     from .evaluation.analysis import DetectionAnalysis as DetectionAnalysis
     from .evaluation.by_image import predictions_by_image as predictions_by_image, truth_by_image as truth_by_image
@@ -103,7 +106,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .drawing import DrawingStyle as DrawingStyle, draw_detections as draw_detections
     from .options import Range as Range, UsageError as UsageError, option as option, parse_arguments as parse_arguments
     from .options import read_options as read_options, settle_options as settle_options, to_words as to_words
-    from .tasks import TASKS as TASKS, Task as Task
+    from .tasks import TASKS as TASKS, Task as Task, TaskName as TaskName
 
 
 def __getattr__(name: str) -> Any:

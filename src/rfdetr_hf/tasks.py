@@ -1,6 +1,10 @@
 """What the tasks of RF-DETR differ in, as values. Their behaviour belongs to the model classes."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+# The names of the rows below, for type checkers.
+TaskName = Literal["detection", "segmentation", "keypoints"]
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,9 @@ class OnlyGroup(TrainerCallback):
         self.trainer, self.group, self.path = trainer, group, Path(path)
 
     def _weights(self):
-        from rfdetr_hf.training.checkpoint.sharded import saved_tensors, whole_state
+        from rfdetr_hf.training.checkpoint.sharded import saved_tensors, unsharded_state
 
-        return {name: tensor.clone() for name, tensor in whole_state(saved_tensors(self.trainer.model)).items()}
+        return {name: tensor.clone() for name, tensor in unsharded_state(saved_tensors(self.trainer.model)).items()}
 
     def on_train_begin(self, args, state, control, **kwargs):
         for group in self.trainer.optimizer.param_groups:
@@ -85,12 +85,12 @@ class Swap(TrainerCallback):
             self._compare(state.is_world_process_zero)
 
     def _compare(self, is_main):
-        from rfdetr_hf.training.checkpoint.sharded import saved_tensors, whole_state
+        from rfdetr_hf.training.checkpoint.sharded import saved_tensors, unsharded_state
 
         trainer = self.trainer
         pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         tensors = saved_tensors(trainer.model)
-        own, average = whole_state(tensors), whole_state(tensors, trainer.ema.state_dict())
+        own, average = unsharded_state(tensors), unsharded_state(tensors, trainer.ema.state_dict())
         own = {name: tensor.clone() for name, tensor in own.items()}
         plain = trainer.weights.model_class(trainer.model.config).eval()
         wrapped = trainer.parallel.wrapped

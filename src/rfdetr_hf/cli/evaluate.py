@@ -5,12 +5,19 @@ from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
 
-from .. import DataArguments, log_to_console, parse_arguments
-from ..evaluation.backends import BACKENDS
-from ..evaluation.run import DetectorEvaluation, check_output, evaluate_detector
-from ..inference.detector import ImageDetector
-from ..inference.views import ViewArguments, with_views
-from ..tasks import TASKS
+from .. import (
+    BACKENDS,
+    TASKS,
+    DataArguments,
+    DetectorEvaluation,
+    ImageDetector,
+    ViewArguments,
+    check_output,
+    evaluate_detector,
+    log_to_console,
+    parse_arguments,
+    with_views,
+)
 from .trained import TrainedModelArguments, as_options, load_subject
 
 DESCRIPTION = """How good a trained model is on a split of a data set, and what is wrong with it.

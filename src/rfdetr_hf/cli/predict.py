@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from .. import UsageError, parse_arguments
-from ..inference.predict import PredictArguments, predict
+from .. import PredictArguments, UsageError, parse_arguments, predict
 
 DESCRIPTION = """Find objects on images, in folders and in videos.
 

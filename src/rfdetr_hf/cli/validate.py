@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import DataArguments, RFDETRTrainingArguments, log_to_console, parse_arguments
-from ..training.trainer import RFDETRTrainer
+from .. import DataArguments, RFDETRTrainer, RFDETRTrainingArguments, log_to_console, parse_arguments
 from .trained import TrainedModelArguments, as_options, load_subject
 
 DESCRIPTION = """COCO metrics of a trained model on the {split} split of a data set, by the trainer: as during a

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, NamedSplit, concatenate_datasets
 
-from ..tasks import TASKS
+from ..tasks import TASKS, TaskName
 from .errors import DetectionDataError
 from .keypoints import ClassKeypoints, KeypointSchema
-from .schema import TaskName, detection_features
+from .schema import detection_features
 
 MissingMasks = Literal["error", "box"]
 BoxFormat = Literal["xywh", "xyxy"]

@@ -23,7 +23,7 @@ Boxes and areas keep the precision of the source, because COCO metrics compare t
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
@@ -33,7 +33,6 @@ from .masks import coco_segmentation, mask_feature
 from .pipeline.pixels import decode_image
 
 __all__ = [
-    "TaskName",
     "category_ids",
     "class_names",
     "coco_segmentation",
@@ -41,13 +40,11 @@ __all__ = [
     "detection_features",
     "has_keypoints",
     "has_masks",
+    "has_object_field",
     "keypoint_schema",
     "label_table",
     "undecoded",
 ]
-
-# The rows of `rfdetr_hf.tasks`, for type checkers.
-TaskName = Literal["detection", "segmentation", "keypoints"]
 
 # The `id` of a feature is the one free field that every operation of `datasets` carries along: select, map, casts,
 # save_to_disk, Parquet files and Hub cards. `DatasetInfo.description` is lost in Parquet files.
@@ -120,6 +117,11 @@ def ids_of_class_label(category: ClassLabel) -> list[int]:
         return list(range(len(category.names)))
     digits = category.id.removeprefix(_IDS_PREFIX)
     return [int(i) for i in digits.split(",")] if digits else []
+
+
+def has_object_field(dataset: AnyDataset, name: str) -> bool:
+    """Whether the objects have a field besides their boxes, as `Task.object_field` names it."""
+    return name in _objects_feature(dataset)
 
 
 def has_masks(dataset: AnyDataset) -> bool:

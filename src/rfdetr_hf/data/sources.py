@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, NamedSplit
 
+from ..tasks import TaskName
 from .annotations import BoxFormat, MissingMasks, ReadOptions
 from .errors import DetectionDataError
 from .formats import coco, hub, shapes, yolo
 from .keypoints import KeypointSchema
-from .schema import TaskName
 from .splits import SPLIT_NAMES, choose_splits
 
 # Asked in this order; the last one takes everything.

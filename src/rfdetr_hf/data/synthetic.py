@@ -14,10 +14,10 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
+from ..tasks import TaskName
 from .annotations import Annotations, Boxes, Labels, ReadOptions, build_dataset
 from .keypoints import ClassKeypoints
 from .masks import encode_mask, mask_array
-from .schema import TaskName
 from .splits import SPLIT_NAMES
 
 SYNTHETIC_NAME = "synthetic-shapes"

@@ -36,15 +36,11 @@ class BestModel:
                 continue
             previous = self.smoothed.get(source, score)
             self.smoothed[source] = self.smooth_alpha * previous + (1 - self.smooth_alpha) * score
-            if epoch >= self.skip_epochs and self._beats(self.smoothed[source]):
-                self.score, self.source, self.step = self.smoothed[source], source, step
+            smoothed, sign = self.smoothed[source], 1 if self.greater_is_better else -1
+            if epoch >= self.skip_epochs and (self.score is None or sign * smoothed > sign * self.score):
+                self.score, self.source, self.step = smoothed, source, step
                 improved = True
         return improved
-
-    def _beats(self, score: float) -> bool:
-        if self.score is None:
-            return True
-        return score > self.score if self.greater_is_better else score < self.score
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next evaluation depends on."""

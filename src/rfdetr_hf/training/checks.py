@@ -10,13 +10,11 @@ from datasets import Dataset
 from transformers.trainer_callback import EarlyStoppingCallback
 
 from ..data.audit import audit_dataset
-from ..data.schema import class_names, has_keypoints, has_masks, keypoint_schema
+from ..data.schema import class_names, has_object_field, keypoint_schema
 from ..tasks import TASKS
 from .arguments import RFDETRTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-_PRESENT = {"segmentation": has_masks, "keypoints": has_keypoints}
 
 
 def default_metric(args: RFDETRTrainingArguments, task: str) -> str:
@@ -71,7 +69,8 @@ def check_split(model: Any, split: str, dataset: Dataset) -> None:
             f"the classes of {split} are {class_names(dataset)}, but the model's id2label has {names}; "
             "build the model with id2label={i: name} of the data set's class names"
         )
-    if model.task in _PRESENT and not _PRESENT[model.task](dataset):
+    field = TASKS[model.task].object_field
+    if field is not None and not has_object_field(dataset, field):
         raise ValueError(
             f"the model is made for {model.task}, but the objects of {split} have none; "
             f"load the data with load_detection_dataset(…, task={model.task!r})"

@@ -38,7 +38,7 @@ def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
     replicas = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     handlers: list[Any] = [replicas, InitProcessGroupKwargs(**timeout)]
     accelerator = Accelerator(
-        # DeepSpeed would cast the whole module, losses and box geometry too; the step autocasts instead.
+        # DeepSpeed would cast all of the module, losses and box geometry too; the step autocasts instead.
         mixed_precision="no" if deepspeed else precision(args),
         kwargs_handlers=handlers,
     )

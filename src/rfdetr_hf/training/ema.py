@@ -37,7 +37,7 @@ class ExponentialMovingAverage:
         tau: updates in which the decay builds up, at least 0.
         update_interval: take every n-th optimizer step.
         writing: a context to enter around every change of the live tensors; sharded models need one.
-        local: what this process holds of a live tensor. It is asked anew each time: FSDP2 may move a shard to other
+        local: what this process holds of a live tensor. It is asked each time: FSDP2 may move a shard to other
             memory, in its first forward pass and when a state dict is loaded.
 
     Raises:
@@ -112,7 +112,7 @@ class ExponentialMovingAverage:
             shadows, lives = zip(*((self._shadow[name], parts[name]) for name in self._same), strict=True)
             torch._foreach_lerp_(shadows, lives, weight)  # pyright: ignore[reportPrivateImportUsage]
         for name in self._cast:
-            # One at a time: a cast of the whole model would need the memory of another one.
+            # One at a time: a cast of all of the model would need the memory of another one.
             self._shadow[name].lerp_(parts[name].to(self._shadow[name].dtype), weight)
         for name in self._copied:
             self._shadow[name].copy_(parts[name])

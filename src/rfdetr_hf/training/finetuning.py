@@ -87,8 +87,8 @@ def load_parts(model: RFDETRForObjectDetection, source: str | Path, parts: Colle
     found = official_keys(read_state(source, **hub_options))
     if POSITIONS in found:
         found[POSITIONS] = resize_positions(found[POSITIONS], model.config.backbone_config.position_grid)
-    wanted = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if part_of(name) in parts}
-    for name, tensor in wanted.items():
+    chosen = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if part_of(name) in parts}
+    for name, tensor in chosen.items():
         if name not in found:
             raise ValueError(f"{source} has no {name}, which belongs to the part {part_of(name)}")
         if found[name].shape != tensor.shape:
@@ -96,16 +96,16 @@ def load_parts(model: RFDETRForObjectDetection, source: str | Path, parts: Colle
                 f"{name} has the shape {tuple(found[name].shape)} in {source} and {tuple(tensor.shape)} in the model; "
                 f"build the model alike, or leave out the part {part_of(name)}"
             )
-    for name, tensor in wanted.items():
+    for name, tensor in chosen.items():
         tensor.copy_(found[name])
-    logger.info("%d tensors of %s come from %s", len(wanted), ", ".join(sorted(parts)), source)
+    logger.info("%d tensors of %s come from %s", len(chosen), ", ".join(sorted(parts)), source)
 
 
 @torch.no_grad()
 def load_class_rows(model: RFDETRForObjectDetection, source: str | Path, **hub_options: Any) -> list[str]:
     """Give the classes that a checkpoint knows by the same name the checkpoint's rows of the class heads.
 
-    `from_pretrained` with other classes starts all their rows anew; after it this brings back those of old classes.
+    `from_pretrained` with other classes gives all classes new rows; after it this brings back those of old classes.
 
     Args:
         model: is changed in place; its width and query groups are those of the checkpoint.
@@ -186,8 +186,8 @@ def plain_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
     """The weights of a model with adapters as those of one without: names of the layout, adapters merged.
 
     Args:
-        model: tells the scale of each adapter.
-        state: all tensors of the model by name, whole; they are left as they are.
+        model: has the scale of each adapter.
+        state: all tensors of the model by name, unsharded; they are not changed.
     """
     scales = {name: module.scaling[ADAPTER] for name, module in _adapted(model).items()}
     plain = {}

@@ -167,7 +167,7 @@ def build_scheduler(
         args: `lr_scheduler_type`, `warmup_steps` (a count, or a share of the run below 1), `warmup_epochs` (may be
             fractional; at most one of the two), `min_lr_ratio` (cosine only), `lr_drop_epochs` (step only),
             `lr_scheduler_kwargs` (transformers' schedules only).
-        num_training_steps: `T`, optimizer steps of the whole run.
+        num_training_steps: `T`, optimizer steps of the run.
         steps_per_epoch: optimizer steps of an epoch.
 
     Raises:

@@ -22,7 +22,7 @@ class Parallel:
     """A single process, or data parallelism: every process holds the complete model.
 
     Attributes:
-        name: as it is written into checkpoints.
+        name: what checkpoints call it.
         collective_forward: whether a forward pass needs all processes, so that all must run the same number.
         model: the model itself.
         wrapped: what is called in its place; the model itself until `prepare`.

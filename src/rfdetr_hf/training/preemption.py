@@ -26,7 +26,7 @@ class Preempted(SystemExit):
 class PreemptionNotice(contextlib.AbstractContextManager):
     """Within the block a signal of `SIGNALS` sets `received` instead of ending the process.
 
-    Child processes inherit the handlers and die of the signal as if they had not, but for the workers of
+    Child processes inherit the handlers and die of the signal as if they had not, except the workers of
     `shield_workers`. Outside the main thread, where Python allows no handlers, nothing changes.
     """
 
@@ -57,9 +57,9 @@ class PreemptionNotice(contextlib.AbstractContextManager):
 def shield_workers(loader: DataLoader) -> DataLoader:
     """Let the workers of a loader survive the first signal of `SIGNALS` that others send; the second one ends them.
 
-    Launchers signal whole process groups. A worker that died of it would take the run down before it has saved. A
+    Launchers signal all of a process group. A worker that died of it would take the run down before it has saved. A
     signal of this process, which is how torch ends workers that do not end by themselves, ends them at once. Without
-    `sigwaitinfo` (macOS) nobody can tell who sent a signal, and nothing changes.
+    `sigwaitinfo` (macOS) nobody knows who sent a signal, and nothing changes.
     """
     if hasattr(signal, "sigwaitinfo"):
         loader.worker_init_fn = functools.partial(_init_shielded, os.getpid(), loader.worker_init_fn)

@@ -144,7 +144,7 @@ class RunState(TrainerState):
         self.due = control.state()["args"] if due else {}
 
     def snapshot(self) -> "RunState":
-        """The state as it is now, for a checkpoint that is complete later."""
+        """A copy of the present state, for a checkpoint that is complete later."""
         kept = copy.copy(self)
         kept.log_history = list(self.log_history)
         return kept

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..data.pipeline.pixels import decode_image
+from ..data.schema import has_keypoints, keypoint_schema
 from ..drawing import DrawingStyle, draw_detections
 from .arguments import RFDETRTrainingArguments
 
@@ -167,7 +168,9 @@ def _log_pictures(tracker: Any, pictures: list[np.ndarray], step: int) -> None:
 
 def _pictures(data: Any, found: Mapping[int, Mapping[str, Any]], config: Any) -> list[np.ndarray]:
     """One square picture for each image, all of one size."""
-    style = DrawingStyle(schema=config.keypoint_schema)
+    # The trainer leaves the configuration of the model in memory unchanged, so the data may know more.
+    schema = keypoint_schema(data).to_dict() if has_keypoints(data) else config.keypoint_schema
+    style = DrawingStyle(schema=schema)
     positions = {image_id: i for i, image_id in enumerate(data["image_id"])}
     pictures = []
     for image_id, detections in found.items():

@@ -20,7 +20,6 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
-from ..data.schema import keypoint_schema
 from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
 from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
@@ -105,9 +104,8 @@ class RFDETRTrainer(TransformersMethods):
         self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
         self.augmentation = augmentation
         self.image_processor = image_processor or default_processor(model.config, args.square_resize)
-        backbone = model.config.backbone_config
-        block = backbone.patch_size, backbone.num_windows
-        self.scales = compute_scales(model.config.resolution, *block, args.expanded_scales)
+        side, backbone = model.config.resolution, model.config.backbone_config
+        self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
@@ -125,7 +123,7 @@ class RFDETRTrainer(TransformersMethods):
         self.lr_scheduler: Any = None
         self.drop_path: Any = drop_path
         self.train_loader: Any = None
-        self.weights = Weights(model, self.image_processor, _schema_of(model, train_dataset))
+        self.weights = Weights(model, self.image_processor, train_dataset)
         self.checkpointer = Checkpointer(
             self.directory, self.accelerator, self.parallel, self.weights, self.stateful,
             keep=args.save_total_limit, background=args.async_save,
@@ -136,18 +134,11 @@ class RFDETRTrainer(TransformersMethods):
         named = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "test_dataset": test_dataset}
         self.splits = {name: dataset for name, dataset in named.items() if dataset is not None}
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
-        self.notice = PreemptionNotice()
+        self.preemption = PreemptionNotice()
         self.hub = HubUploader(args.hub_model_id or self.directory.root.resolve().name, args.hub_token,
                                args.hub_private_repo)  # fmt: skip
-        ours = [DefaultFlowCallback(), ProgressCallback(), MetricsCsvCallback(self.directory.metrics)]
-        if args.early_stopping_patience is not None:
-            rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
-            ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
-        ours += [TrackerCallback(args.trackers)] if args.trackers else []
-        ours += [HubCallback(self.hub, notify=lambda: self._fire("on_push_begin"))] if args.push_to_hub else []
-        self.callback_handler: Any = CallbackHandler(
-            [*ours, *(callbacks or ())], model, self.image_processor, None, None
-        )
+        listeners = [*self._own_callbacks(), *(callbacks or ())]
+        self.callback_handler: Any = CallbackHandler(listeners, model, self.image_processor, None, None)
         self._in_training = False
         self._fire("on_init_end")
 
@@ -155,6 +146,22 @@ class RFDETRTrainer(TransformersMethods):
     def ema(self) -> ExponentialMovingAverage | None:
         """The moving average of the weights, once a run with `use_ema` has begun."""
         return self.weights.average
+
+    def _own_callbacks(self) -> list[TrainerCallback]:
+        args: Any = self.args
+        ours: list[TrainerCallback] = [
+            DefaultFlowCallback(),
+            ProgressCallback(),
+            MetricsCsvCallback(self.directory.metrics),
+        ]
+        if args.early_stopping_patience is not None:
+            rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
+            ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
+        if args.trackers:
+            ours.append(TrackerCallback(args.trackers))
+        if args.push_to_hub:
+            ours.append(HubCallback(self.hub, notify=lambda: self._fire("on_push_begin")))
+        return ours
 
     def _fire(self, event: str, **kwargs: Any) -> None:
         """Call the callbacks' method for an event."""
@@ -235,7 +242,7 @@ class RFDETRTrainer(TransformersMethods):
                 self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
             started = time.perf_counter()
             self._in_training = True
-            with self.notice:
+            with self.preemption:
                 self._run_epochs()
             self._in_training = False
             return self._finish(time.perf_counter() - started)
@@ -349,7 +356,7 @@ class RFDETRTrainer(TransformersMethods):
         # Every loss term is a sum over boxes and query groups, divided by those of the window on all ranks; gradients
         # are averaged over the ranks. The same message says whether a rank is to end early: all end at the same step.
         boxes = sum(batch["labels"].num_boxes for batch in window)
-        boxes, notices = parallel.sum_on_hosts(boxes, self.notice.received)
+        boxes, notices = parallel.sum_on_hosts(boxes, self.preemption.received)
         num_boxes = max(boxes * self.model.config.group_detr, 1) / self.accelerator.num_processes
         shared = {"num_boxes": num_boxes, "seed": derive_seed(args.seed, step)}
         shared["drop_path_rate"] = self.drop_path.at(step)
@@ -588,10 +595,3 @@ class RFDETRTrainer(TransformersMethods):
 
     def _after_batch(self, image_ids: list[int], found: Found) -> None:
         self._fire("on_prediction_step", image_ids=image_ids, detections=found)
-
-
-def _schema_of(model: RFDETRForObjectDetection, dataset: Dataset | None) -> dict[str, Any] | None:
-    """The keypoint schema of the data, for a keypoint model that has none."""
-    if model.task != "keypoints" or model.config.keypoint_schema is not None or dataset is None:
-        return None
-    return keypoint_schema(dataset).to_dict()

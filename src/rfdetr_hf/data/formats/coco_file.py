@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ...tasks import TaskName
 from ..annotations import Annotations, Boxes, ReadOptions, map_ids
 from ..errors import DetectionDataError, Problems
 from ..keypoints import ClassKeypoints
 from ..masks import packed_mask
-from ..schema import TaskName
 from .coco_keypoints import class_keypoints, keypoint_array
 
 

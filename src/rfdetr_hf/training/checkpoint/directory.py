@@ -7,9 +7,9 @@ makes of it:
 | killed | left behind | afterwards |
 |---|---|---|
 | before the manifest is complete | the previous one, a broken `.tmp-<name>` | the previous one |
-| before the rename, `<name>` existed | the previous one, a whole `.tmp-<name>` | the previous one |
-| before the rename, `<name>` is new | a whole `.tmp-<name>` | the new one |
-| between the two renames of a replacement | the previous one as `.del-<name>`, a whole `.tmp-<name>` | the new one |
+| before the rename, `<name>` existed | the previous one, a valid `.tmp-<name>` | the previous one |
+| before the rename, `<name>` is new | a valid `.tmp-<name>` | the new one |
+| between the two renames of a replacement | the previous one as `.del-<name>`, a valid `.tmp-<name>` | the new one |
 | while deleting | a part of `.del-<name>` | nothing of it |
 """
 
@@ -50,7 +50,7 @@ def checkpoint_path(output_dir: str | Path, step: int) -> Path:
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The directories named `checkpoint-<step>`, oldest step first, whole or broken."""
+    """The directories named `checkpoint-<step>`, oldest step first, valid or broken."""
     root = Path(output_dir)
     matches = [(_CHECKPOINT.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
     found = [(int(match[1]), path) for match, path in matches if match and path.is_dir()]
@@ -81,7 +81,7 @@ def atomic_directory(final_path: str | Path) -> Iterator[Path]:
         OSError: writing failed. If the disk is full, the message says so and what to do.
     """
     final = Path(final_path)
-    if final.exists() and not (final / MANIFEST).is_file() and not _is_empty_directory(final):
+    if final.exists() and not (final / MANIFEST).is_file() and not (final.is_dir() and not any(final.iterdir())):
         raise FileExistsError(f"{final} exists and is no checkpoint of this trainer (no {MANIFEST}); move it away.")
     temporary = temporary_path(final)
     if temporary.exists():
@@ -184,7 +184,8 @@ def clean_leftovers(output_dir: str | Path) -> None:
     root = Path(output_dir)
     if not root.is_dir():
         return
-    leftovers = sorted(path for path in root.iterdir() if _is_leftover(path))
+    named = (path for path in root.iterdir() if _LEFTOVER.fullmatch(path.name))
+    leftovers = sorted(path for path in named if path.is_dir() and not path.is_symlink())
     for path in leftovers:
         if path.name.startswith(TEMPORARY):
             final = path.with_name(path.name.removeprefix(TEMPORARY))
@@ -198,10 +199,6 @@ def clean_leftovers(output_dir: str | Path) -> None:
     for path in leftovers:
         if path.name.startswith(DELETED):
             _remove(path)
-
-
-def _is_leftover(path: Path) -> bool:
-    return _LEFTOVER.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def rng_state() -> dict[str, Any]:
@@ -304,10 +301,6 @@ def _is_for_lack_of_space(error: Exception, directory: Path) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return directory.exists() and shutil.disk_usage(directory).free < _FULL
-
-
-def _is_empty_directory(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _remove(directory: Path) -> None:

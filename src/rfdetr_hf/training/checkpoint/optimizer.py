@@ -11,13 +11,13 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from .sharded import part_of
+from .sharded import shard_of
 
 FILE, SHARDS, GROUPS = "optimizer.pt", "optimizer", "groups.pt"
 
 
 def save_optimizer(optimizer: Any, folder: Path) -> None:
-    """Write the whole state to `optimizer.pt`."""
+    """Write the unsharded state to `optimizer.pt`."""
     torch.save(optimizer.state_dict(), folder / FILE)
 
 
@@ -26,7 +26,8 @@ def save_optimizer_shards(optimizer: Any, folder: Path, is_main: bool) -> None:
     named = {_key(name, field): value for name, _, state in _states(optimizer) for field, value in state.items()}
     dcp.state_dict_saver.save(named, checkpoint_id=folder / SHARDS)
     if is_main:
-        torch.save(_without_parameters(optimizer.param_groups), folder / SHARDS / GROUPS)
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        torch.save(groups, folder / SHARDS / GROUPS)
 
 
 def load_optimizer(optimizer: Any, folder: Path) -> None:
@@ -53,7 +54,10 @@ def load_optimizer(optimizer: Any, folder: Path) -> None:
             f"{folder} holds no optimizer that fits this launch; resume with the launch that wrote it, or start a new "
             "run from its model.safetensors"
         )
-    _put(optimizer, states, groups)
+    # Through the optimizer's own `load_state_dict`, which knows where each tensor has to be.
+    indices = [group["params"] for group in optimizer.state_dict()["param_groups"]]
+    filled = [{**group, "params": params} for group, params in zip(groups, indices, strict=True)]
+    optimizer.load_state_dict({"state": states, "param_groups": filled})
 
 
 def _states(optimizer: Any) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
@@ -69,10 +73,6 @@ def _key(name: str, field: str) -> str:
     return f"{name}:{field}"
 
 
-def _without_parameters(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
-
-
 def _check_names(optimizer: Any, groups: list[dict[str, Any]], folder: Path) -> None:
     ours, theirs = ([group["param_names"] for group in each] for each in (optimizer.param_groups, groups))
     if ours != theirs:
@@ -83,31 +83,23 @@ def _check_names(optimizer: Any, groups: list[dict[str, Any]], folder: Path) -> 
 
 
 def _as_parameter(parameter: Tensor, value: Any) -> Any:
-    """A whole state tensor in the parameter's layout; numbers (the step) stay what they are."""
+    """An unsharded state tensor in the parameter's layout; numbers (the step) stay what they are."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
-    part = part_of(parameter, value)
+    part = shard_of(parameter, value)
     layout = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
     return DTensor.from_local(part, parameter.device_mesh, parameter.placements, **layout)
 
 
 def _read_shards(optimizer: Any, folder: Path) -> dict[int, dict[str, Tensor]]:
     saved: Any = dcp.filesystem.FileSystemReader(folder).read_metadata().state_dict_metadata
-    wanted: dict[str, Tensor] = {}
+    loaded: dict[str, Tensor] = {}
     states: dict[int, dict[str, Tensor]] = {}
     for index, (name, parameter, _) in enumerate(_states(optimizer)):
         fields = [key.removeprefix(f"{name}:") for key in saved if key.startswith(f"{name}:")]
         for field in fields:
-            whole = tuple(saved[_key(name, field)].size) == tuple(parameter.shape)
-            empty = torch.zeros_like(parameter) if whole else torch.zeros(())
-            wanted[_key(name, field)] = states.setdefault(index, {})[field] = empty
-    dcp.state_dict_loader.load(wanted, checkpoint_id=folder)
+            per_weight = tuple(saved[_key(name, field)].size) == tuple(parameter.shape)
+            empty = torch.zeros_like(parameter) if per_weight else torch.zeros(())
+            loaded[_key(name, field)] = states.setdefault(index, {})[field] = empty
+    dcp.state_dict_loader.load(loaded, checkpoint_id=folder)
     return states
-
-
-def _put(optimizer: Any, states: dict[int, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
-    """Through the optimizer's own `load_state_dict`, which knows where each tensor has to be."""
-    state = optimizer.state_dict()
-    indices = [group["params"] for group in state["param_groups"]]
-    filled = [{**group, "params": params} for group, params in zip(groups, indices, strict=True)]
-    optimizer.load_state_dict({"state": states, "param_groups": filled})

@@ -23,7 +23,7 @@ class RunDirectory:
         return checkpoint_path(self.root, step)
 
     def rotate(self, keep: int | None) -> None:
-        """Delete the oldest checkpoints but for `keep`, the newest and the newest that verifies."""
+        """Delete the oldest checkpoints until `keep` are left; never the newest, nor the newest that verifies."""
         rotate(self.root, keep)
 
     def prepare(self, resume: bool | str | None, accelerator: Accelerator) -> Path | None:

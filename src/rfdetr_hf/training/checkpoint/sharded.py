@@ -1,8 +1,8 @@
 """Tensors of which every process holds a part: FSDP2's DTensors and the partitions of DeepSpeed's ZeRO stage 3.
 
-Each function takes a live tensor of the model and does the right thing for its kind; a tensor that is whole on every
-process is its own part. Nothing here holds more than one whole tensor at a time, but for `whole_state` on the main
-process.
+Each function takes a live tensor of the model and does the right thing for its kind; a tensor that every
+process has all of is its own part. Nothing here holds more than one unsharded tensor at a time, except
+`unsharded_state` on the main process.
 """
 
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,7 @@ def local_part(tensor: Any) -> Tensor:
     return tensor.ds_tensor.data if is_partitioned(tensor) else tensor.detach()
 
 
-def whole(tensor: Any, part: Tensor) -> Tensor:
+def unsharded(tensor: Any, part: Tensor) -> Tensor:
     """Put together what all processes hold: `part` belongs to `tensor` as its local part does. All must call it."""
     if isinstance(tensor, DTensor):
         layout = {"shape": tensor.shape, "stride": tensor.stride(), "run_check": False}
@@ -59,8 +59,8 @@ def whole(tensor: Any, part: Tensor) -> Tensor:
     return part
 
 
-def part_of(tensor: Any, value: Tensor) -> Tensor:
-    """This process's part of a whole value for a live tensor, cut without communication.
+def shard_of(tensor: Any, value: Tensor) -> Tensor:
+    """This process's part of an unsharded value for a live tensor, cut without communication.
 
     Raises:
         ValueError: the shapes differ.
@@ -80,7 +80,7 @@ def part_of(tensor: Any, value: Tensor) -> Tensor:
 
 @contextmanager
 def writing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Write into the local parts of the tensors it gives; what is derived from them is made anew around the block."""
+    """Write into the local parts of the tensors it gives; what is derived from them follows at its end."""
     tensors = saved_tensors(model)
     yield tensors
     _refresh(tensors)
@@ -90,13 +90,13 @@ def _refresh(tensors: Mapping[str, Any]) -> None:
     # ZeRO stage 3 keeps gathered copies of small parameters.
     for tensor in tensors.values():
         if is_partitioned(tensor) and tensor.ds_status.name == "AVAILABLE":
-            tensor.data.copy_(whole(tensor, tensor.ds_tensor.data))
+            tensor.data.copy_(unsharded(tensor, tensor.ds_tensor.data))
 
 
-def whole_state(
+def unsharded_state(
     tensors: Mapping[str, Tensor], parts: Mapping[str, Tensor] | None = None, keep: bool = True
 ) -> dict[str, Tensor]:
-    """Whole tensors by name, gathered one by one; all processes must call it.
+    """Unsharded tensors by name, gathered one by one; all processes must call it.
 
     Args:
         tensors: live tensors.
@@ -105,7 +105,7 @@ def whole_state(
     """
     state = {}
     for name, tensor in tensors.items():
-        value = whole(tensor, local_part(tensor) if parts is None else parts[name])
+        value = unsharded(tensor, local_part(tensor) if parts is None else parts[name])
         if keep:
             sharded = isinstance(tensor, DTensor) or is_partitioned(tensor)
             state[name] = value.cpu() if sharded else value
@@ -114,7 +114,7 @@ def whole_state(
 
 @torch.no_grad()
 def write_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Write whole tensors into a model, whatever its sharding. Every process needs all of them.
+    """Write unsharded tensors into a model, whatever its sharding. Every process needs all of them.
 
     Raises:
         ValueError: names or shapes differ.
@@ -126,4 +126,4 @@ def write_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"unknown {sorted(state.keys() - tensors.keys())[:5]}"
             )
         for name, tensor in tensors.items():
-            local_part(tensor).copy_(part_of(tensor, state[name]))
+            local_part(tensor).copy_(shard_of(tensor, state[name]))

@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...data.schema import keypoint_schema
 from ...hub.model_card import CardFacts, write_model_card
 from ...models.image_processing_rfdetr import RFDETRImageProcessor
 from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
 from ..finetuning import adapter_state, plain_state, unmerged_state
 from .directory import atomic_directory
-from .sharded import local_part, part_of, saved_tensors, whole_state, write_state, writing
+from .sharded import local_part, saved_tensors, shard_of, unsharded_state, write_state, writing
 
 MODEL, ADAPTERS = "model.safetensors", "adapters.safetensors"
 
@@ -48,28 +50,28 @@ class Weights:
     Args:
         model: its present weights are meant, sharded or not.
         image_processor: saved with it.
-        keypoint_schema: saved in the configuration of a model that has none.
+        dataset: of the training, if there is one; a keypoint model without a schema is saved with its schema.
 
     Attributes:
         average: the moving average, once there is one.
     """
 
     def __init__(
-        self, model: PreTrainedModel, image_processor: RFDETRImageProcessor, keypoint_schema: dict[str, Any] | None
+        self, model: PreTrainedModel, image_processor: RFDETRImageProcessor, dataset: Dataset | None = None
     ) -> None:
         self.model = model
         self.image_processor = image_processor
         self.average: Any = None
         # FSDP2 gives the model a class of another name, which `save_pretrained` would not know how to write.
         self.model_class = type(model)
-        self._keypoint_schema = keypoint_schema
+        self._dataset = dataset
 
     @property
     def config(self) -> Any:
-        """The configuration as it is saved: a copy."""
+        """A copy of the configuration, with what is saved besides."""
         config = copy.deepcopy(self.model.config)
-        if self._keypoint_schema is not None:
-            config.keypoint_schema = self._keypoint_schema
+        if self._dataset is not None and self.model.task == "keypoints" and config.keypoint_schema is None:
+            config.keypoint_schema = keypoint_schema(self._dataset).to_dict()
         return config
 
     @property
@@ -94,8 +96,8 @@ class Weights:
         All processes must call it. What there is none of is empty.
         """
         tensors = saved_tensors(self.model)
-        weights = whole_state(tensors, keep=is_main)
-        average = {} if self.average is None else whole_state(tensors, self.average.state_dict(), keep=is_main)
+        weights = unsharded_state(tensors, keep=is_main)
+        average = {} if self.average is None else unsharded_state(tensors, self.average.state_dict(), keep=is_main)
         return self._folder(weights) if is_main else None, adapter_state(weights), average
 
     def _folder(self, weights: dict[str, Tensor]) -> ModelFolder:
@@ -106,7 +108,7 @@ class Weights:
 
     def save_pretrained(self, path: Path, card: CardFacts, accelerator: Accelerator) -> None:
         """Write the present weights as a `from_pretrained` folder with model card; all processes must call it."""
-        weights = whole_state(saved_tensors(self.model), keep=accelerator.is_main_process)
+        weights = unsharded_state(saved_tensors(self.model), keep=accelerator.is_main_process)
         if accelerator.is_main_process:
             with atomic_directory(path) as folder:
                 self._folder(weights).write(folder)
@@ -123,5 +125,5 @@ class Weights:
     def load_average(self, average: dict[str, Tensor], num_updates: int) -> None:
         """Take up an unsharded moving average of this model."""
         tensors = saved_tensors(self.model)
-        parts = {name: part_of(tensors[name], value) if name in tensors else value for name, value in average.items()}
+        parts = {name: shard_of(tensors[name], value) if name in tensors else value for name, value in average.items()}
         self.average.load_state_dict(parts, num_updates)
