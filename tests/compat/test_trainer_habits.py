@@ -107,7 +107,7 @@ def test_the_processor_by_its_name_in_transformers(tmp_path, tiny_model, shapes)
     trainer.train()
     assert seen.kwargs["on_step_end"]["processing_class"] is processor
     trainer.save_model(str(tmp_path / "saved"))
-    assert RFDETRImageProcessor.from_pretrained(tmp_path / "saved").image_mean == [0.4, 0.4, 0.4]
+    assert list(RFDETRImageProcessor.from_pretrained(tmp_path / "saved").image_mean) == [0.4, 0.4, 0.4]
 
 
 def test_an_optimizer_and_a_schedule_of_ones_own(tmp_path, tiny_model, shapes):
