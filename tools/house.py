@@ -255,7 +255,7 @@ def task_measure(modules: dict[str, Module]) -> Measure:
     for module in modules.values():
         for node in ast.walk(module.tree) if module.name != "tasks" else ():
             parts = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", ())
-            names = {part.value for part in parts if isinstance(part, ast.Constant)}
+            names = {part.value if isinstance(part, ast.Constant) else None for part in parts}
             if len(names) > 1 and names <= TASK_NAMES:
                 found.append(f"{module.path}:{getattr(node, 'lineno', 0)} {', '.join(sorted(names))}")
     return Measure("tables by task outside tasks.py", len(found), 0, found)
