@@ -134,8 +134,12 @@ def plain_arguments(folder, **options):
 
 
 def test_the_plain_trainer_trains_evaluates_and_saves(tmp_path, detector, processor):
-    """The metrics of the object-detection script read logits and boxes at places 1 and 2 of a batch's predictions."""
-    rows, model, seen = make_shapes_dataset(5, image_size=64, seed=1), detector(), []
+    """The metrics of the object-detection script read logits and boxes at places 1 and 2 of a batch's predictions.
+
+    (Accelerate cuts each tensor of the labels of a last, smaller batch to as many rows as it has pictures, so that
+    script and test have complete batches.)
+    """
+    rows, model, seen = make_shapes_dataset(6, image_size=64, seed=1), detector(), []
 
     def compute_metrics(prediction):
         for batch, targets in zip(prediction.predictions, prediction.label_ids, strict=True):
@@ -160,7 +164,7 @@ def test_the_plain_trainer_trains_evaluates_and_saves(tmp_path, detector, proces
     assert result.training_loss > 0
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
     row = next(row for row in trainer.state.log_history if "eval_loss" in row)
-    assert row["eval_pictures"] == 5 and np.isfinite(row["eval_loss"])
+    assert row["eval_pictures"] == 6 and np.isfinite(row["eval_loss"])
 
     again = RFDETRForObjectDetection.from_pretrained(tmp_path / "checkpoint-3")
     for name, value in model.state_dict().items():
