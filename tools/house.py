@@ -35,11 +35,12 @@ LONGEST_FUNCTION, LONGEST_FILE, SHORT = 60, 600, 5
 TASK_NAMES = {"detection", "segmentation", "keypoints"}
 
 # What each folder may import; leaves may be imported by all. "" is the package itself, whose list imports the rest.
-LEAVES = {"tasks", "drawing", "options"}
+LEAVES = {"tasks", "drawing", "options", "bit_depth"}
 MAY_IMPORT = {
     "tasks": set(),
     "drawing": set(),
     "options": set(),
+    "bit_depth": set(),
     "hub": {"tasks"},
     "losses": {"tasks"},
     "models": {"losses"},

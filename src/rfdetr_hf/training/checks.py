@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback
 
 from ..data.audit import audit_dataset
-from ..data.schema import class_names, has_object_field, keypoint_schema
+from ..data.schema import class_names, has_object_field, keypoint_schema, max_objects
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..tasks import TASKS
@@ -149,6 +149,13 @@ def check_split(model: Any, split: str, dataset: Dataset) -> None:
                 f"the classes of {split} have {counts} keypoints, but the model's num_keypoints_per_class is "
                 f"{made_for}; build the model with the data set's"
             )
+    most = max_objects(dataset)
+    if most > model.config.num_queries:
+        logger.warning(
+            "%s: an image has %d objects, but the model has %d queries and finds at most so many in an image; use a "
+            "model with more (num_queries), or cut the images into tiles",
+            split, most, model.config.num_queries,
+        )  # fmt: skip
 
 
 def audit_splits(splits: Mapping[str, Dataset], audit: str, accelerator: Accelerator) -> None:

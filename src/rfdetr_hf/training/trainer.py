@@ -37,8 +37,8 @@ from .compatibility import TransformersMethods
 from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
-from .finetuning import apply_finetuning, merge_adapters
-from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor
+from .finetuning import apply_finetuning, in_float32, merge_adapters
+from .loaders import batch_to_device, build_eval_loader, build_train_loader, choose_processor
 from .meters import EvalLossMeter, LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
@@ -107,21 +107,18 @@ class RFDETRTrainer(TransformersMethods):
         processor = image_processor or processing_class
         model, args = check_kinds(model, args, self.splits, processor, model_init)
         self.args = args = args.for_run(model.task, eval_dataset)
-        self.model, self.augmentation = model, augmentation
+        self.model, self.augmentation = in_float32(model), augmentation
         self.train_dataset: Any = train_dataset
         self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
-        self.image_processor = processor = processor or default_processor(model.config, args.square_resize)
+        self.image_processor = processor = choose_processor(processor, model.config, args.square_resize, train_dataset)
         side, backbone = model.config.resolution, model.config.backbone_config
         self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
         rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
-        self.state = RunState(
-            is_local_process_zero=self.accelerator.is_local_main_process,
-            is_world_process_zero=self.accelerator.is_main_process,
-            best=best_model or BestModel(*rules),
-        )
+        who = {f"{name}_process_zero": getattr(self, f"{name}_process_zero")() for name in ("is_local", "is_world")}
+        self.state = RunState(**who, best=best_model or BestModel(*rules))
         self.control = TrainerControl()
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
         self.stateful: dict[str, Any] = {"losses": self.losses}
@@ -141,7 +138,7 @@ class RFDETRTrainer(TransformersMethods):
         self.preemption = PreemptionNotice()
         repository = args.hub_model_id or self.directory.root.resolve().name
         self.hub = HubUploader(repository, args.hub_token, args.hub_private_repo)
-        ours = own_callbacks(args, self.directory.metrics, self.directory.status, self.hub, self._fire)
+        ours = own_callbacks(args, self.directory, self.hub, self._fire)
         self.callback_handler: Any = CallbackHandler([*ours, *(callbacks or ())], model, processor, None, None)
         self._in_training = False
         self._fire("on_init_end")
