@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..console import log_to_console, log_to_file, stop_logging
+from ..state import OF_THE_PLACE
 from ..status import FAILED, FINISHED, RUNNING, RunStatus
 from ..status import FILE as STATUS
 from .directory import (
@@ -40,7 +41,6 @@ from .timeline import TimeLine
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-_OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
 
 
 class RunDirectory:
@@ -302,7 +302,7 @@ class RunDirectory:
         changed = [
             f"{name} {before[name]} -> {value}"
             for name, value in arguments.items()
-            if name in before and name not in _OF_THE_PLACE and before[name] != value
+            if name in before and name not in OF_THE_PLACE and before[name] != value
         ]
         if changed:
             raise FileExistsError(
