@@ -4,11 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from ..training.callbacks import time_left
-from ..training.preemption import EXIT_CODE
-from ..training.status import FAILED, FINISHED, PREEMPTED, RUNNING, read_status
-
-EXIT_CODES = {FINISHED: 0, FAILED: 1, RUNNING: 3, PREEMPTED: EXIT_CODE}
+from .. import STATUS_EXIT_CODES, read_status, status_line
 
 DESCRIPTION = """Where a run stands, from its status.json and its lock.
 
@@ -32,24 +28,5 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf status") -> int:
         fields = read_status(options.run)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(json.dumps(fields, indent=1) if options.json else _line(fields))
-    return EXIT_CODES[fields["state"]] if options.exit_code else 0
-
-
-def _line(fields: dict) -> str:
-    """One line for people; fields that are not there are left out."""
-    parts = []
-    if "step" in fields:
-        parts.append(f"step {fields['step']}/{fields.get('max_steps')}")
-    if fields.get("epoch") is not None:
-        parts.append(f"epoch {fields['epoch']:.2f}")
-    if fields.get("eta_seconds") is not None and fields["state"] == RUNNING:
-        parts.append(f"ETA {time_left(fields['eta_seconds'])}")
-    if fields.get("score") is not None:
-        parts.append(f"best {fields.get('metric')} {fields['score']:.4f}")
-    if fields.get("last_checkpoint"):
-        parts.append(f"last checkpoint {fields['last_checkpoint']}")
-    if fields.get("updated"):
-        parts.append(f"as of {fields['updated']}")
-    parts += [str(fields["message"])] if fields.get("message") else []
-    return f"{fields['state']}: {', '.join(parts)}"
+    print(json.dumps(fields, indent=1) if options.json else status_line(fields))
+    return STATUS_EXIT_CODES[fields["state"]] if options.exit_code else 0

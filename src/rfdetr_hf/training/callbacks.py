@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 
 from .best import candidate_scores
 from .meters import TIMINGS
-from .status import RUNNING, RunStatus
+from .status import RUNNING, RunStatus, time_left
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +109,6 @@ def log_line(state: TrainerState, logs: dict[str, float]) -> str:
     parts += [f"{logs['memory_gb']:.1f} GB"] if "memory_gb" in logs else []
     parts += [f"skipped {logs['skipped_steps']:.0f}"] if logs.get("skipped_steps") else []
     return " | ".join([head, *parts, f"ETA {time_left(logs['eta'])}"])
-
-
-def time_left(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 class StatusCallback(TrainerCallback):

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.lock import read_lock
+from .preemption import EXIT_CODE
 
 FILE = "status.json"
 _TIME = "%Y-%m-%d %H:%M:%S"
 RUNNING, FINISHED, PREEMPTED, FAILED = "running", "finished", "preempted", "failed"
+STATUS_EXIT_CODES = {FINISHED: 0, FAILED: 1, RUNNING: 3, PREEMPTED: EXIT_CODE}
+"""What `rfdetr-hf status --exit-code` answers, by state."""
 
 
 class RunStatus:
@@ -83,6 +86,32 @@ def read_status(root: str | Path) -> dict[str, Any]:
             told = f"the run ended without a word ({over}); go on with resume_from_checkpoint=auto"
             fields |= {"state": FAILED, "message": told}
     return fields
+
+
+def status_line(fields: dict[str, Any]) -> str:
+    """One line for people; fields that are not there are left out."""
+    parts = []
+    if "step" in fields:
+        parts.append(f"step {fields['step']}/{fields.get('max_steps')}")
+    if fields.get("epoch") is not None:
+        parts.append(f"epoch {fields['epoch']:.2f}")
+    if fields.get("eta_seconds") is not None and fields["state"] == RUNNING:
+        parts.append(f"ETA {time_left(fields['eta_seconds'])}")
+    if fields.get("score") is not None:
+        parts.append(f"best {fields.get('metric')} {fields['score']:.4f}")
+    if fields.get("last_checkpoint"):
+        parts.append(f"last checkpoint {fields['last_checkpoint']}")
+    if fields.get("updated"):
+        parts.append(f"as of {fields['updated']}")
+    parts += [str(fields["message"])] if fields.get("message") else []
+    return f"{fields['state']}: {', '.join(parts)}"
+
+
+def time_left(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 def _finite(value: Any) -> Any:

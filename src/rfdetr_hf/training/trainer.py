@@ -31,6 +31,7 @@ from .card import card_facts
 from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
+from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
 from .checks import audit_splits, check_run, check_split, default_metric
 from .compatibility import TransformersMethods
@@ -282,6 +283,7 @@ class RFDETRTrainer(TransformersMethods):
             world_size=self.accelerator.num_processes,
         )
         self.model.to(self.accelerator.device)
+        require_finite(self.model.state_dict(), "the model to train")
         if args.torch_compile:
             compile_blocks(self.model, args.torch_compile_backend)
         optimizer = self.create_optimizer()
@@ -455,6 +457,13 @@ class RFDETRTrainer(TransformersMethods):
             metrics = self.evaluate()
         except (Noticed, LoaderStuck) as reason:
             self._save_and_leave(due=due, error=reason if isinstance(reason, LoaderStuck) else None)
+        except Exception:
+            # All processes get here if the scoring failed; what a forward pass of one of them raised ends the others.
+            if self._in_training and (self.accelerator.num_processes == 1 or self.validation.scoring_failed):
+                logger.error("the evaluation of step %d failed; its checkpoint is written", self.state.global_step)
+                self._save(due=due)
+                self.checkpointer.wait()
+            raise
         improved = self.validation.keep_best(metrics, self.state, self._card(metrics))
         self.stopwatch.paused += time.perf_counter() - started
         return improved

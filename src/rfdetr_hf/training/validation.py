@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor
 from transformers import EvalPrediction
@@ -19,9 +18,10 @@ from ..evaluation.tables import summaries
 from ..hub.model_card import CardFacts
 from ..tasks import TASKS
 from .arguments import RFDETRTrainingArguments
-from .checkpoint.directory import CheckpointError, checksum
+from .checkpoint.directory import checksum
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import MODEL, Weights
+from .distributed import on_main
 from .meters import EvalLossMeter
 from .parallel import Parallel
 from .state import RunState
@@ -52,6 +52,9 @@ class Validation:
         watchdog: of the run.
         compute_metrics: further metrics, called on the main process.
         evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
+
+    Attributes:
+        scoring_failed: whether the latest scores could not be computed, which all processes know.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Validation:
         self.watchdog = watchdog
         self.compute_metrics = compute_metrics
         self.create_evaluator = evaluator or self._coco_evaluator
+        self.scoring_failed = False
 
     def _coco_evaluator(self, dataset: Dataset) -> CocoEvaluator:
         iou_types = TASKS[self.parallel.model.task].iou_types
@@ -134,8 +138,11 @@ class Validation:
         with self.watchdog.during("evaluation"):
             run_evaluation(detect, in_step(batches, parallel, self.watchdog.at), evaluator)
         evaluator.gather(accelerator)
-        scores = [self._scores(evaluator, dataset, folder) if accelerator.is_main_process else {}]
-        scores = broadcast_object_list(scores)[0]
+        try:
+            scores = on_main(lambda: self._scores(evaluator, dataset, folder), accelerator)
+        except Exception:
+            self.scoring_failed = True
+            raise
         return scores if losses is None else scores | losses.read(accelerator)
 
     def _scores(self, evaluator: CocoEvaluator, dataset: Dataset, folder: Path | None) -> dict[str, float]:
@@ -192,8 +199,5 @@ def _targets(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _checksum_of(folder: Path) -> str | None:
-    """The checksum of a model folder's weights, None where there is no valid folder."""
-    try:
-        return checksum(folder, MODEL)
-    except CheckpointError:
-        return None
+    """The checksum of the weights that a model folder holds now, None where there are none."""
+    return checksum(folder / MODEL) if (folder / MODEL).is_file() else None

@@ -16,6 +16,7 @@ from ..state import RunState
 from . import contents as files
 from .background import BackgroundWriter, host_copy
 from .directory import rng_state, set_rng_state, temporary_path
+from .previous import open_optimizer
 from .run_directory import RunDirectory
 from .weights import Weights
 
@@ -90,13 +91,12 @@ class Checkpointer:
         contents = self._gather(state, card)
         if not self.background:
             with self._shared_directory(step) as folder:
-                self.parallel.save_optimizer(folder)
                 files.write_contents(folder, contents)
-            if contents:
+            if self.accelerator.is_main_process:
                 self.directory.rotate(self.keep)
             self.accelerator.wait_for_everyone()
-        elif contents:
-            kept = host_copy(contents | {files.OPTIMIZER: self.parallel.optimizer.state_dict()})
+        elif self.accelerator.is_main_process:
+            kept = host_copy(contents)
             self._writer.start(lambda: self._write(step, kept))
         self._saved = state.snapshot() if self.background else None
 
@@ -131,13 +131,14 @@ class Checkpointer:
         Raises:
             ValueError: the checkpoint belongs to another run; see `RunState.check_same_run`.
         """
+        files.check_contents(folder)
         progress = files.read_content(folder, files.PROGRESS)
         state.check_same_run(folder, progress)
         average = self.weights.average
         if average is not None and not (folder / files.AVERAGE).exists():
             raise ValueError(f"use_ema=True, but {folder} holds no {files.AVERAGE}; resume with use_ema=False")
-        self.parallel.load_optimizer(folder)
         self.weights.load(folder)
+        self.parallel.load_optimizer(open_optimizer(folder), folder)
         if average is not None:
             self.weights.load_average(files.read_content(folder, files.AVERAGE), progress["ema_updates"])
         for name, file in FILE_OF_PART.items():
@@ -155,15 +156,17 @@ class Checkpointer:
         logger.info("resumed from %s at step %d", folder, state.global_step)
 
     def _gather(self, state: RunState, card: CardFacts) -> dict[str, Any]:
-        """What the main process writes, by file, without the optimizer; empty on the others."""
+        """What this process writes, by file: the main one nearly all, the others their parts of a sharded optimizer."""
         is_main = self.accelerator.is_main_process
         mine = {"generators": rng_state(), PER_PROCESS: self.parts[PER_PROCESS].state_dict()}
         processes = gather_object([mine])
         model, adapters, average = self.weights.gather(is_main)
+        part = self.parallel.optimizer_part()
         if not is_main:
-            return {}
+            return {} if part is None else {files.OPTIMIZER: part}
         updates = self.weights.average.num_updates if self.weights.average is not None else 0
-        contents = {files.MODEL: model, files.CARD: card, files.CALLBACKS: state.callback_state()}
+        contents: dict[str, Any] = {files.MODEL: model, files.CARD: card, files.OPTIMIZER: part}
+        contents |= {files.CALLBACKS: state.callback_state()}
         contents |= {files.PROCESSES: processes, files.PROGRESS: state.state_dict() | {"ema_updates": updates}}
         contents |= {files.ADAPTERS: adapters} if adapters else {}
         contents |= {files.AVERAGE: average} if average else {}

@@ -213,11 +213,29 @@ def verify(directory: str | Path) -> None:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {entry['size']}.")
     for name, entry in files.items():
         try:
-            changed = _sha256(root / name) != entry["sha256"]
+            changed = checksum(root / name) != entry["sha256"]
         except OSError as error:
             raise CheckpointError(f"{root / name} cannot be read: {error}") from error
         if changed:
             raise CheckpointError(f"{root / name} has changed since it was saved (SHA-256 differs).")
+
+
+def check_listed(directory: Path, names: Iterable[str]) -> None:
+    """Make sure that the files, and all in the folders, of these names are in the manifest.
+
+    Raises:
+        CheckpointError: one is there and not listed.
+    """
+    listed = _read_manifest(directory)
+    for name in names:
+        path = directory / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            found = file.relative_to(directory).as_posix()
+            if os.path.lexists(file) and not file.is_dir() and found not in listed:
+                raise CheckpointError(
+                    f"{file} is not in {MANIFEST}: it was not saved with the checkpoint; move it away, or resume from "
+                    "another checkpoint"
+                )
 
 
 def latest_valid_checkpoint(output_dir: str | Path, line: TimeLine | None = None) -> Path | None:
@@ -334,7 +352,7 @@ def _write_manifest(root: Path, about: Mapping[str, Any]) -> None:
         if path.is_dir():
             folders.append(path)
         else:
-            files[path.relative_to(root).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+            files[path.relative_to(root).as_posix()] = {"size": path.stat().st_size, "sha256": checksum(path)}
             _sync(path)
     manifest = root / MANIFEST
     manifest.write_text(json.dumps({**about, "files": files}, indent=1), encoding="utf-8")
@@ -382,18 +400,6 @@ def _put_in_place(temporary: Path, final: Path) -> None:
             os.rename(earlier, final)
             raise
     _sync(final.parent)
-
-
-def checksum(directory: str | Path, name: str) -> str:
-    """The SHA-256 sum that a directory's manifest has of a file.
-
-    Raises:
-        CheckpointError: there is no manifest, or the file is not in it.
-    """
-    files = _read_manifest(Path(directory))
-    if name not in files:
-        raise CheckpointError(f"{Path(directory) / MANIFEST} does not list {name}.")
-    return files[name]["sha256"]
 
 
 def _verifies(directory: Path) -> bool:
@@ -448,12 +454,13 @@ def _unchanged(path: Path, entry: Mapping[str, Any]) -> bool:
     """Whether a file is the one in the manifest; of large files only the size is looked at."""
     try:
         size = path.lstat().st_size
-        return size == entry["size"] and (size > _CHUNK or _sha256(path) == entry["sha256"])
+        return size == entry["size"] and (size > _CHUNK or checksum(path) == entry["sha256"])
     except OSError:
         return True
 
 
-def _sha256(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """The SHA-256 sum of a file as it is now."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -6,21 +6,22 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from ..console import log_to_console, log_to_file, stop_logging
+from ..distributed import on_main
 from ..state import OF_THE_PLACE
 from ..status import FAILED, FINISHED, RUNNING, RunStatus
 from ..status import FILE as STATUS
 from .directory import (
     MANIFEST,
     SET_ASIDE,
+    CheckpointError,
     about,
     aside_folder,
     atomic_directory,
@@ -40,7 +41,6 @@ from .timeline import TimeLine
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 
 
 class RunDirectory:
@@ -163,7 +163,7 @@ class RunDirectory:
                 self.lock.release()
                 raise
 
-        _on_main(claim, accelerator)
+        on_main(claim, accelerator)
 
     def release(self) -> None:
         """Let other runs write here."""
@@ -199,7 +199,7 @@ class RunDirectory:
             self.line = self._new_line(checkpoint, recorded)
             return checkpoint
 
-        return _on_main(prepare, accelerator)
+        return on_main(prepare, accelerator)
 
     def begin(self, accelerator: Accelerator, checkpoint: int = 0, model: int = 0, keep: int | None = 1) -> None:
         """The run fits its checkpoint: set aside what is not on the way to it. All processes must call it.
@@ -218,7 +218,7 @@ class RunDirectory:
                 set_aside(self.root, [self.root / n for n in names if os.path.lexists(self.root / n)], "started-over")
             self._set_aside_others()
 
-        _on_main(begin, accelerator)
+        on_main(begin, accelerator)
 
     def check_space(self, checkpoint: int, model: int, keep: int | None) -> None:
         """Make sure that the disk holds what is going to be written.
@@ -275,6 +275,11 @@ class RunDirectory:
         if str(resume).lower() not in ("true", "auto"):
             checkpoint = Path(str(resume))
             verify(checkpoint)
+            if (checkpoint / "model.safetensors").exists() and not (checkpoint / "trainer_state.json").exists():
+                raise CheckpointError(
+                    f"resume_from_checkpoint={resume} is a model, not a checkpoint to resume from; start a new run "
+                    f"from its weights with model_name_or_path={resume}"
+                )
             mark = time_line_of(checkpoint)
             is_here = self.root.resolve() in checkpoint.resolve().parents
             same_run = line is not None and mark is not None and line.same_run(mark)
@@ -388,17 +393,3 @@ class RunDirectory:
 def is_new(resume: bool | str | None) -> bool:
     """Whether `resume_from_checkpoint` asks for a run from the start, whatever there is."""
     return resume is None or str(resume).lower() == "false"
-
-
-def _on_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
-    """Do something on the main process; all return what it gave, or raise what it raised."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except Exception as error:  # noqa: BLE001 - raised by all processes below
-            outcome[1] = error
-    result, error = broadcast_object_list(outcome)
-    if error is not None:
-        raise error
-    return result

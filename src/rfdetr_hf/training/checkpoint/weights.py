@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,6 +18,7 @@ from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
 from ..finetuning import adapter_state, plain_state, unmerged_state
 from .sharded import local_part, saved_tensors, shard_of, unsharded_state, write_state, writing
+from .tree import read_tensors, require_finite
 
 MODEL, ADAPTERS = "model.safetensors", "adapters.safetensors"
 
@@ -37,7 +37,12 @@ class ModelFolder(NamedTuple):
     image_processor: RFDETRImageProcessor
 
     def write(self, folder: Path) -> None:
-        """Write `config.json`, `model.safetensors` and `preprocessor_config.json`."""
+        """Write `config.json`, `model.safetensors` and `preprocessor_config.json`.
+
+        Raises:
+            CheckpointError: weights are NaN or infinite.
+        """
+        require_finite(self.tensors, f"the weights for {folder.name}")
         with no_transformers_bars():
             self.skeleton.save_pretrained(folder, state_dict=self.tensors)
         self.image_processor.save_pretrained(folder)
@@ -130,9 +135,9 @@ class Weights:
 
     def load(self, folder: Path) -> None:
         """Put the weights of a model folder or checkpoint of the same configuration into the model."""
-        state = load_file(folder / MODEL)
+        state = read_tensors(folder / MODEL)
         if (folder / ADAPTERS).exists():
-            state = unmerged_state(state, load_file(folder / ADAPTERS))
+            state = unmerged_state(state, read_tensors(folder / ADAPTERS))
         write_state(self.model, state)
 
     def load_average(self, average: dict[str, Tensor], num_updates: int) -> None:
