@@ -42,7 +42,6 @@ from .timeline import TimeLine
 logger = logging.getLogger(__name__)
 
 
-
 class RunDirectory:
     """The files of one run: checkpoints, `best/`, `last/`, `metrics.csv`, `train.log`, the arguments, the status.
 
