@@ -342,7 +342,7 @@ class RFDETRTrainer(TransformersMethods):
         """The micro-batches of each optimizer step that is left of this epoch."""
         accumulation, state = self.args.gradient_accumulation_steps, self.state
         self.train_loader.batch_sampler.set_epoch(state.epochs_done, start_batch=state.steps_in_epoch * accumulation)
-        batches = Batches(self.train_loader, self.preemption)
+        batches = Batches(self.train_loader, self.preemption, self.args.dataloader_timeout)
         for _ in range(state.steps_left_in_epoch):
             started = time.perf_counter()
             self.watchdog.at("loading data")
@@ -599,7 +599,8 @@ class RFDETRTrainer(TransformersMethods):
 
     def _score(self, dataset: Dataset, on_batch: Callable[[list[int], Found], None], *options: Any) -> dict[str, float]:
         loader = self.callback_handler.eval_dataloader = self.get_eval_dataloader(dataset)
-        batches = Batches(loader, self.preemption if self._in_training else None)
+        notice = self.preemption if self._in_training else None
+        batches = Batches(loader, notice, self.args.dataloader_timeout)
         return self.validation.score(dataset, batches, self.to_device, on_batch, *options)
 
     def _after_batch(self, image_ids: list[int], found: Found) -> None:
