@@ -275,13 +275,10 @@ class RFDETRTrainer(TransformersMethods):
             self.model.enable_activation_checkpointing()
         self.train_loader = self.get_train_dataloader()
         state.begin(
-            args,
-            self.train_dataset["image_id"],
+            args, self.train_dataset["image_id"], strategy=parallel.name, world_size=self.accelerator.num_processes,
             steps_per_epoch=len(self.train_loader) // args.gradient_accumulation_steps,
             images_per_step=self.train_loader.batch_sampler.window_size,
-            strategy=parallel.name,
-            world_size=self.accelerator.num_processes,
-        )
+        )  # fmt: skip
         self.model.to(self.accelerator.device)
         require_finite(self.model.state_dict(), "the model to train")
         if args.torch_compile:
@@ -295,12 +292,9 @@ class RFDETRTrainer(TransformersMethods):
         if args.use_ema:
             self.weights.start_average(args.ema_decay, args.ema_tau, args.ema_update_interval)
         self.drop_path = self.drop_path or DropPathSchedule(
-            args.drop_path,
-            state.max_steps,
-            mode=args.drop_path_mode,
-            schedule=args.drop_path_schedule,
+            args.drop_path, state.max_steps, mode=args.drop_path_mode, schedule=args.drop_path_schedule,
             cutoff_steps=round(args.drop_path_cutoff_epochs * state.steps_per_epoch),
-        )
+        )  # fmt: skip
         handler = self.callback_handler
         handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
         handler.train_dataloader = self.train_loader

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader
-from torch.utils.data._utils import signal_handling
 
 from .parallel import Parallel
 from .preemption import Noticed, Overdue, PreemptionNotice, signals_wait
@@ -58,8 +58,9 @@ class Batches:
         """The error that ends the run."""
         where = f"this process, with {self.loader.num_workers} workers," if self.stuck else "another process"
         return LoaderStuck(
-            f"a loader of {where} gave no batch for {self.seconds:g} s (dataloader_timeout): look at the disk or server "
-            "that the images are on, and at a transform of your own that may wait for something; a checkpoint is written"
+            f"a loader of {where} gave no batch for {self.seconds:g} s (dataloader_timeout): look at the disk or "
+            "server that the images are on, and at a transform of your own that may wait for something; a checkpoint "
+            "is written"
         )
 
 
@@ -74,7 +75,7 @@ def end_workers(batches: Any, at_once: bool = False) -> None:
         return
     if at_once:
         if batches._worker_pids_set:  # or torch raises an error in the middle of anything when it sees them end
-            signal_handling._remove_worker_pids(id(batches))
+            _remove_worker_pids(id(batches))
             batches._worker_pids_set = False
         for worker in batches._workers:
             worker.kill()
