@@ -295,9 +295,8 @@ class RFDETRTrainer(TransformersMethods):
             args.drop_path, state.max_steps, mode=args.drop_path_mode, schedule=args.drop_path_schedule,
             cutoff_steps=round(args.drop_path_cutoff_epochs * state.steps_per_epoch),
         )  # fmt: skip
-        handler = self.callback_handler
-        handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
-        handler.train_dataloader = self.train_loader
+        handler, loader = self.callback_handler, self.train_loader
+        handler.optimizer, handler.lr_scheduler, handler.train_dataloader = self.optimizer, self.lr_scheduler, loader
         self.losses.reset()
         self.stopwatch.reset()
 
