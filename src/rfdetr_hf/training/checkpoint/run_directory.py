@@ -109,12 +109,18 @@ class RunDirectory:
                 logger.warning("%s", self.lock.taken_over)
         try:
             yield
+        except LockLost:
+            raise
         except BaseException as error:
-            if self.status.fields.get("state") == RUNNING and not isinstance(error, LockLost):
-                try:
+            try:
+                # Whatever failed may have failed because another run has taken the files away.
+                self.lock.check(before_writing=True)
+                if self.status.fields.get("state") == RUNNING:
                     self.set_status(state=FAILED, message=f"{type(error).__name__}: {error}")
-                except (OSError, LockLost) as further:
-                    logger.warning("the status cannot be written: %s", further)
+            except LockLost as lost:
+                raise lost from error
+            except OSError as further:
+                logger.warning("the status cannot be written: %s", further)
             raise
         finally:
             self.release()
