@@ -160,7 +160,7 @@ def test_new_classes_on_load(make_model):
 
 
 def test_unknown_field(make_model):
-    with pytest.raises(ValueError, match=r"\['resolutoin'\] are no fields of RFDETRConfig"):
+    with pytest.raises(ValueError, match=r"unknown fields \['resolutoin'\]"):
         RFDETRForObjectDetection.from_official(legacy_payload(make_model()), variant="nano", resolutoin=96)
 
 

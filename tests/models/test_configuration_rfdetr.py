@@ -29,7 +29,9 @@ PUBLISHED = {
 def test_every_published_variant_is_listed():
     variants = RFDETRConfig.variants()
     assert {name: variants[name].parameters for name in PUBLISHED} == {name: PUBLISHED[name][1] for name in PUBLISHED}
-    assert variants["seg-nano"] == ("segmentation", 312, 33_577_475, "Apache-2.0")
+    nano = variants["seg-nano"]
+    assert (nano.task, nano.resolution, nano.parameters) == ("segmentation", 312, 33_577_475)
+    assert nano.license == "Apache-2.0"
     assert variants["keypoint-preview"].task == "keypoints"
 
 

@@ -85,7 +85,9 @@ def test_deformable_attention_equals_a_loop_over_points(tiny_config, randomise, 
                         at = box[:2] + offsets[b, q, head, level, point] / 3 * box[2:] * 0.5
                         read = bilinear(images[level][part], *at.tolist())
                         expected[b, q, part] += weights[b, q, head, level, point] * read
-    torch.testing.assert_close(attention(query, reference, memory), attention.output_proj(expected))
+    found, given = attention(query, reference, memory.tokens, memory.shapes, memory.padding)
+    torch.testing.assert_close(found, attention.output_proj(expected))
+    assert torch.equal(given, weights)
 
 
 def test_self_attention_equals_torch_and_stays_inside_a_group(tiny_config, randomise, rng):
@@ -93,7 +95,8 @@ def test_self_attention_equals_torch_and_stays_inside_a_group(tiny_config, rando
     theirs = torch.nn.MultiheadAttention(32, 4, batch_first=True, dtype=torch.float64)
     theirs.load_state_dict(attention.state_dict())
     x, position = torch.randn(2, 2, 12, 32, generator=rng, dtype=torch.float64)
-    ours = attention(x, position, groups=3)
+    ours, weights = attention(x, position, groups=3)
+    assert weights is None
     for group in range(3):
         rows = slice(4 * group, 4 * group + 4)
         query = (x + position)[:, rows]
@@ -110,7 +113,8 @@ def test_padded_cells_are_hidden_from_detector_and_attention(tiny_config, random
     assert torch.equal(transformer.propose(memory, 3).boxes, transformer.propose(other, 3).boxes)
     query = torch.randn(2, 5, 32, generator=rng, dtype=torch.float64)
     reference = torch.rand(2, 5, 2, 4, generator=rng, dtype=torch.float64)
-    assert torch.equal(attention(query, reference, memory), attention(query, reference, other))
+    found = [attention(query, reference, each.tokens, each.shapes, each.padding)[0] for each in (memory, other)]
+    assert torch.equal(*found)
 
 
 def loop_proposals(transformer, memory, groups):
@@ -179,7 +183,7 @@ def test_query_position_uses_the_first_level_and_valid_ratios(tiny_config, rando
     maps, mask = two_levels(rng)
     memory = flatten_levels(maps, mask)
     seen = []
-    monkeypatch.setattr(decoder.layers[0], "forward", lambda x, position, scaled, *rest: seen.append(scaled) or x)
+    monkeypatch.setattr(decoder.layers[0], "forward", lambda x, _, scaled, *rest: seen.append(scaled) or (x, None, x))
     references = torch.rand(2, 6, 4, generator=rng, dtype=torch.float64)
     decoder(torch.zeros(2, 6, 32, dtype=torch.float64), references, memory, 1)
     expected = references[1] * torch.tensor([4 / 6, 1.0, 4 / 6, 1.0], dtype=torch.float64)
@@ -192,8 +196,12 @@ def test_feed_forward_dropout_is_off_in_evaluation(tiny_config, randomise, rng):
     x = torch.randn(1, 6, 32, generator=rng, dtype=torch.float64)
     memory = flatten_levels([torch.randn(1, 32, 4, 4, generator=rng, dtype=torch.float64)], None)
     reference = torch.rand(1, 6, 1, 4, generator=rng, dtype=torch.float64)
+
+    def run(groups):
+        return layer(x, x, reference, memory.tokens, memory.shapes, None, groups)[0]
+
     layer.eval()
-    assert torch.equal(layer(x, x, reference, memory, 1), layer(x, x, reference, memory, 1))
+    assert torch.equal(run(1), run(1))
     layer.train()
-    assert not torch.equal(layer(x, x, reference, memory, 3), layer(x, x, reference, memory, 3))
+    assert not torch.equal(run(3), run(3))
     assert F.relu(layer.linear1(x)).shape[-1] == 48

@@ -53,7 +53,7 @@ def test_nothing_is_changed_without_need(saved, table):
     assert table() == []
 
 
-@pytest.mark.parametrize("names", [["cat", "dog"], ["u", "v", "w", "x", "y"], list("abcdefgh")])
+@pytest.mark.parametrize("names", [["fox", "gnu"], ["u", "v", "w", "x", "y"], list("abcdefgh")])
 def test_new_classes_are_initialised_with_the_prior_bias(saved, table, names):
     model, folder = saved
     loaded = load(folder, id2label=dict(enumerate(names)))
@@ -104,7 +104,7 @@ def test_classes_of_an_official_file_keep_their_rows(tiny_config, tmp_path, tabl
 
 
 def test_unknown_class_init(saved):
-    with pytest.raises(ValueError, match="class_init must be one of prior, tile, got 'random'"):
+    with pytest.raises(ValueError, match="class_init must be one of prior, tile, new, got 'random'"):
         load(saved[1], class_init="random")
 
 

@@ -85,8 +85,28 @@ def score_evaluation(
     if compute_metrics is not None:
         found: Any = predictions_by_image(evaluator)
         truth: Any = truth_by_image(evaluator)
-        scores |= {name: float(value) for name, value in compute_metrics(EvalPrediction(found, truth)).items()}
+        scores |= _users_scores(compute_metrics(EvalPrediction(found, truth)), scores)
     return scores
+
+
+def _users_scores(given: Any, scores: Mapping[str, float]) -> dict[str, float]:
+    """What `compute_metrics` returned, as numbers.
+
+    Raises:
+        ValueError: it is no mapping of names to numbers, or has a name of `scores`.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"compute_metrics must return a dict of names and numbers, and returned {given!r}")
+    mine = {}
+    for key, value in given.items():
+        name = str(key).removeprefix("eval_")
+        if name in scores:
+            raise ValueError(f"compute_metrics returned {name!r}, which the evaluation gives itself; name it otherwise")
+        try:
+            mine[name] = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"compute_metrics returned {value!r} as {name!r}, which is no number") from error
+    return mine
 
 
 class DetectorEvaluation(NamedTuple):

@@ -3,7 +3,7 @@
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -66,6 +66,7 @@ class CardFacts:
         dataset: Hub id of the training data, if it comes from there.
         base_model: Hub id of the model that the training started from, if any.
         model_id: what the code of the card loads.
+        further: fields of the card's head that replace the others; `tags` come on top.
     """
 
     name: str
@@ -78,6 +79,24 @@ class CardFacts:
     dataset: str | None = None
     base_model: str | None = None
     model_id: str = "PATH_OR_ID"
+    further: Mapping[str, Any] = field(default_factory=dict)
+
+    def described(
+        self,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | Sequence[str] | None = None,
+        **metadata: Any,
+    ) -> "CardFacts":
+        """The same with what a user says of the model; see `RFDETRTrainer.create_model_card`."""
+        datasets = [dataset] if isinstance(dataset, str) else list(dataset or ())
+        metadata |= {"datasets": datasets} if datasets else {}
+        return replace(
+            self,
+            name=model_name or self.name,
+            base_model=self.base_model if finetuned_from is None else hub_model_id(finetuned_from),
+            further={**self.further, **metadata},
+        )
 
     @property
     def task(self) -> Task:
@@ -95,17 +114,20 @@ def write_model_card(folder: Path, facts: CardFacts) -> None:
 def metadata(facts: CardFacts) -> ModelCardData:
     """The card's YAML block, with the results as a `model-index`."""
     task = facts.task
-    return ModelCardData(
-        model_name=facts.name,
-        library_name="transformers" if task.auto_class else "rfdetr_hf",
-        pipeline_tag=task.pipeline_tag,
-        license="apache-2.0",
-        tags=[task.pipeline_tag, "rf-detr", "rfdetr_hf", "vision"],
-        datasets=[facts.dataset] if facts.dataset else None,
-        base_model=facts.base_model,
-        metrics=["map"] if facts.metrics else None,
-        eval_results=_eval_results(facts) or None,
-    )
+    tags = facts.further.get("tags") or ()
+    head: dict[str, Any] = {
+        "model_name": facts.name,
+        "library_name": "transformers" if task.auto_class else "rfdetr_hf",
+        "pipeline_tag": task.pipeline_tag,
+        "license": "apache-2.0",
+        "datasets": [facts.dataset] if facts.dataset else None,
+        "base_model": facts.base_model,
+        "metrics": ["map"] if facts.metrics else None,
+        "eval_results": _eval_results(facts) or None,
+        **facts.further,
+        "tags": [task.pipeline_tag, "rf-detr", "rfdetr_hf", "vision", *([tags] if isinstance(tags, str) else tags)],
+    }
+    return ModelCardData(**head)
 
 
 def hub_dataset_id(dataset: Dataset | None) -> str | None:

@@ -3,12 +3,13 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from ..bit_depth import upright_rgb
 from ..data.images import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
@@ -30,7 +31,9 @@ class NamedImage(NamedTuple):
     image: Image.Image
 
 
-def find_images(paths: Iterable[str | Path], every: int = 1) -> Iterator[NamedImage]:
+def find_images(
+    paths: Iterable[str | Path], every: int = 1, value_range: Sequence[float] | None = None
+) -> Iterator[NamedImage]:
     """The images of files and folders, in the order of their names, and the frames of videos, one at a time.
 
     A file that is asked for twice comes once.
@@ -38,6 +41,7 @@ def find_images(paths: Iterable[str | Path], every: int = 1) -> Iterator[NamedIm
     Args:
         paths: image files, video files and folders, which are searched to the bottom.
         every: take each `every`-th frame of a video.
+        value_range: of pictures with more than 8 bits, see `upright_rgb`; the image processor of a model knows it.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without images and videos.
@@ -53,7 +57,7 @@ def find_images(paths: Iterable[str | Path], every: int = 1) -> Iterator[NamedIm
             depths[absolute] = min(depth, depths.get(absolute, depth))
     names = unique_names(depths)
     for absolute, file in sources.items():
-        yield from _read(file, names[absolute], every)
+        yield from _read(file, names[absolute], every, value_range)
 
 
 def unique_names(depths: dict[Path, int]) -> dict[Path, str]:
@@ -103,7 +107,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path, name: str, every: int) -> Iterator[NamedImage]:
+def _read(file: Path, name: str, every: int, value_range: Sequence[float] | None) -> Iterator[NamedImage]:
     if file.suffix.lower() in VIDEO_SUFFIXES:
         for number, frame in _frames(file):
             if number % every == 0:
@@ -111,9 +115,10 @@ def _read(file: Path, name: str, every: int) -> Iterator[NamedImage]:
         return
     try:
         with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = upright_rgb(image, value_range)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{file} is no image that Pillow reads, and no video ({' '.join(sorted(VIDEO_SUFFIXES))})") from error
+        videos = " ".join(sorted(VIDEO_SUFFIXES))
+        raise ValueError(f"{file} is no image that Pillow reads, and no video ({videos})") from error
     yield NamedImage(name, file, upright)
 
 

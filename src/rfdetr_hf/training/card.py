@@ -35,7 +35,10 @@ def card_facts(
     """
     history, config = state.log_history, weights.config
     if metrics is None:
-        metrics = next((row for row in reversed(history) if row["step"] == step and "eval_runtime" in row), {})
+        metrics = {}
+        for row in history:
+            if row["step"] == step and any(name.startswith("eval_") and name.endswith("_runtime") for name in row):
+                metrics = metrics | row  # of each evaluation set
         metrics = metrics | next((row for row in reversed(history) if "test_runtime" in row), {})
     on_hub = args.push_to_hub or args.hub_model_id is not None
     return CardFacts(

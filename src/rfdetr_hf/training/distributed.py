@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -47,12 +48,28 @@ def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
         timeout["backend"] = "gloo"
     replicas = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     handlers: list[Any] = [replicas, InitProcessGroupKwargs(**timeout)]
-    accelerator = Accelerator(
-        # DeepSpeed would cast all of the module, losses and box geometry too; the step autocasts instead.
-        mixed_precision="no" if deepspeed else precision(args),
-        kwargs_handlers=handlers,
-    )
+    # DeepSpeed would cast the complete module, losses and box geometry too; the step autocasts instead.
+    accelerator = _with_own_precision("no" if deepspeed else precision(args), handlers)
     check_backend(accelerator, args)
+    return accelerator
+
+
+def _with_own_precision(mixed_precision: str, handlers: list[Any]) -> Accelerator:
+    """An accelerator whose precision holds for itself alone.
+
+    Accelerate keeps one state for all accelerators of a process and refuses another precision than that of the first.
+    In a notebook the trainings of a process have any precision each, so each gets a copy of the state.
+    """
+    shared = AcceleratorState._shared_state
+    before = shared.get("_mixed_precision")
+    if before is not None:
+        shared["_mixed_precision"] = mixed_precision
+    try:
+        accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers)
+        accelerator.state.__dict__ = dict(shared)
+    finally:
+        if before is not None:
+            shared["_mixed_precision"] = before
     return accelerator
 
 

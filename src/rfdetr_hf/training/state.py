@@ -30,8 +30,8 @@ _OF_THE_OPTIMIZER = (
     "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
 OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
-_OF_THE_BEST = ("metric_for_best_model", "greater_is_better", "smooth_alpha")
-_OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model")
+_OF_A_METRIC = ("metric_for_best_model", "metric", "greater_is_better", "smooth_alpha")
+_OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model", "greater_is_better")
 _OF_THE_DATA = (
     ("num_images", "training images", "resume with the same data"),
     ("image_ids", "image ids (as a checksum)", "resume with the same data in the same order"),
@@ -174,31 +174,46 @@ class RunState(TrainerState):
         for name in _KEPT:
             setattr(self, name, progress[name])
         before, now = progress["arguments"], self.identity["arguments"]
-        if all(before.get(name) == now[name] for name in _OF_THE_BEST):
-            self.best.load_state_dict(progress["best"])
-        else:
-            self.best_metric = self.best_global_step = self.best_model_checkpoint = self.best_weights = None
+        if any(before.get(name, now[name]) != now[name] for name in _OF_A_METRIC if name in now):
             logger.warning(
-                "the best model is chosen by %s now, before by %s: the comparison starts with the next evaluation",
-                *(", ".join(f"{name}={values.get(name)}" for name in _OF_THE_BEST) for values in (now, before)),
-            )
+                "the best model was chosen by %s so far: its score is forgotten, %s chooses the best of what follows",
+                before["metric_for_best_model"], now["metric_for_best_model"],
+            )  # fmt: skip
+            self.best_metric = self.best_global_step = self.best_model_checkpoint = self.best_weights = None
+        else:
+            self.best.load_state_dict(progress["best"])
         self.epochs_done = progress["epoch"]
         cut_short = self.steps_in_epoch < progress["steps_per_epoch"] and not self.epoch_stopped
         if self.epoch_finished and not (cut_short and self.global_step < self.max_steps):
             self.end_epoch()
-        self.stopped = self.stopped and all(before[name] == now[name] for name in _OF_STOPPING)
+        self.stopped = self.stopped and all(before.get(name) == now.get(name) for name in _OF_STOPPING)
 
     def keep_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:
-        """Take in the states of the callbacks that have one."""
-        self.stateful_callbacks = {type(c).__name__: c.state() for c in callbacks if isinstance(c, ExportableState)}
+        """Take in the states of the callbacks that have one; several of a class keep a list, as in Transformers."""
+        kept: dict[str, Any] = {}
+        for callback in callbacks:
+            if isinstance(callback, ExportableState):
+                kept.setdefault(type(callback).__name__, []).append(callback.state())
+        self.stateful_callbacks = {name: states if len(states) > 1 else states[0] for name, states in kept.items()}
 
     def restore_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:
-        """Give the callbacks back what `keep_callbacks` took."""
+        """Give the callbacks back what `keep_callbacks` took, those of one class in their order.
+
+        A callback that looks at another metric than before begins afresh. What no callback takes is named.
+        """
+        kept = self.stateful_callbacks.items()
+        left = {name: [states] if isinstance(states, Mapping) else [*states] for name, states in kept}
         for callback in callbacks:
-            kept = self.stateful_callbacks.get(type(callback).__name__)
-            if isinstance(callback, ExportableState) and kept is not None:
-                for name, value in kept["attributes"].items():
-                    setattr(callback, name, value)
+            states = left.get(type(callback).__name__)
+            if not states or not isinstance(callback, ExportableState):
+                continue
+            before, now = states.pop(0), callback.state()["args"]
+            changed = [n for n in _OF_A_METRIC if n in now and before["args"].get(n, now[n]) != now[n]]
+            for name, value in before["attributes"].items() if not changed else ():
+                setattr(callback, name, value)
+        for name, states in left.items():
+            if states:
+                logger.warning("the checkpoint has a state of %s, and this run has no such callback", name)
 
     def check_same_run(self, folder: Path, written: Mapping[str, Any]) -> None:
         """Compare a checkpoint's `state_dict` with this run; log which other arguments have changed.

@@ -1,55 +1,53 @@
 """The training loop."""
 
-import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainerCallback, TrainerControl
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
 from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
-from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
+from ..hub.push import HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
 from .best import BestModel
-from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback, StatusCallback
+from .callbacks import own_callbacks
 from .card import card_facts
 from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
-from .checks import audit_splits, check_run, check_split, default_metric
+from .checks import audit_splits, check_kinds, check_run, check_split, named_splits
 from .compatibility import TransformersMethods
 from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
-from .finetuning import apply_finetuning, merge_adapters
-from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor
-from .meters import EvalLossMeter, LossMeter, Stopwatch
+from .finetuning import apply_finetuning, in_float32, merge_adapters
+from .loaders import batch_to_device, build_eval_loader, build_train_loader, choose_processor
+from .meters import EvalLossMeter, LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
-from .optimization import build_optimizer, build_param_groups, build_scheduler
+from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
 from .parallel import choose_parallel, compile_blocks
 from .preemption import EXIT_CODE, Noticed, Preempted, PreemptionNotice
 from .state import RunState
 from .status import FINISHED, PREEMPTED
-from .trackers import TrackerCallback
 from .update import StepResult, update_weights
-from .validation import Found, PredictionOutput, Validation
+from .validation import Found, Validation
 from .waiting import Batches, LoaderStuck, end_workers
 from .watchdog import Watchdog
 
@@ -68,7 +66,7 @@ class RFDETRTrainer(TransformersMethods):
         model: the model to train; its `id2label` must name the classes of the data.
         args: see [`RFDETRTrainingArguments`]; the trainer works on a copy.
         train_dataset: a `datasets.Dataset` in the schema of [`load_detection_dataset`].
-        eval_dataset: likewise, for evaluation during training.
+        eval_dataset: likewise, for evaluation during training; or several by name, whose scores are `eval_<name>_map`…
         image_processor: the pre-processing of evaluation and prediction, saved with the model; default: a square resize
             to the model's resolution.
         callbacks: `transformers.TrainerCallback`s.
@@ -78,6 +76,9 @@ class RFDETRTrainer(TransformersMethods):
         compute_metrics: takes an `EvalPrediction` of all images, whose `predictions` are those of
             [`~evaluation.by_image.predictions_by_image`] and whose `label_ids` are those of
             [`~evaluation.by_image.truth_by_image`], and returns further metrics; called on the main process.
+        processing_class: another name of `image_processor`.
+        optimizers: an optimizer of the model's parameters and its schedule, each or None; default: by the arguments.
+        model_init: makes the model, after the seed of the arguments is set; in place of `model`.
         best_model: decides, after each evaluation, whether the weights are the best so far; default: by the arguments.
         drop_path: the drop path rate by optimizer step; default: by the arguments.
         evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
@@ -85,62 +86,60 @@ class RFDETRTrainer(TransformersMethods):
 
     def __init__(
         self,
-        model: RFDETRForObjectDetection,
-        args: RFDETRTrainingArguments,
+        model: RFDETRForObjectDetection | None = None,
+        args: RFDETRTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         image_processor: RFDETRImageProcessor | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         augmentation: Callable[..., Any] | None = None,
         test_dataset: Dataset | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         *,
+        processing_class: RFDETRImageProcessor | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        model_init: Callable[[], RFDETRForObjectDetection] | None = None,
         best_model: BestModel | None = None,
         drop_path: DropPathSchedule | None = None,
         evaluator: Callable[[Dataset], CocoEvaluator] | None = None,
     ) -> None:
-        self.args = args = copy.deepcopy(args)
-        args.metric_for_best_model = args.metric_for_best_model or default_metric(args, model.task)
-        self.model: RFDETRForObjectDetection = model
+        self.splits = named_splits(train_dataset, eval_dataset, test_dataset)
+        processor = image_processor or processing_class
+        model, args = check_kinds(model, args, self.splits, processor, model_init)
+        self.args = args = args.for_run(model.task, eval_dataset)
+        self.model, self.augmentation = in_float32(model), augmentation
         self.train_dataset: Any = train_dataset
         self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
-        self.augmentation = augmentation
-        self.image_processor = image_processor or default_processor(model.config, args.square_resize)
+        self.image_processor = processor = choose_processor(processor, model.config, args.square_resize, train_dataset)
         side, backbone = model.config.resolution, model.config.backbone_config
         self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
-        self.state = RunState(
-            is_local_process_zero=self.accelerator.is_local_main_process,
-            is_world_process_zero=self.accelerator.is_main_process,
-            best=best_model
-            or BestModel(args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha),
-        )
+        rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
+        who = {f"{name}_process_zero": getattr(self, f"{name}_process_zero")() for name in ("is_local", "is_world")}
+        self.state = RunState(**who, best=best_model or BestModel(*rules))
         self.control = TrainerControl()
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
         self.stateful: dict[str, Any] = {"losses": self.losses}
+        self.given_optimizer, self.given_scheduler = optimizers
         # Made when a training begins, for they depend on its data and on the launch.
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
         self.drop_path: Any = drop_path
         self.train_loader: Any = None
         self.weights = Weights(model, self.image_processor, train_dataset)
-        self.checkpointer = Checkpointer(
-            self.directory, self.accelerator, self.parallel, self.weights, self.stateful,
-            keep=args.save_total_limit, background=args.async_save,
-        )  # fmt: skip
+        of_the_run = self.directory, self.accelerator, self.parallel, self.weights
+        keep = {"keep": args.save_total_limit, "background": args.async_save}
+        self.checkpointer = Checkpointer(*of_the_run, self.stateful, **keep)
         self.watchdog = Watchdog(who=f"process {self.accelerator.process_index}")
-        ours = self.directory, self.accelerator, self.parallel, self.weights, self.watchdog
-        self.validation = Validation(args, *ours, compute_metrics, evaluator)
-        named = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "test_dataset": test_dataset}
-        self.splits = {name: dataset for name, dataset in named.items() if dataset is not None}
+        self.validation = Validation(args, *of_the_run, self.watchdog, compute_metrics, evaluator)
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
         self.preemption = PreemptionNotice()
-        self.hub = HubUploader(args.hub_model_id or self.directory.root.resolve().name, args.hub_token,
-                               args.hub_private_repo)  # fmt: skip
-        listeners = [*self._own_callbacks(), *(callbacks or ())]
-        self.callback_handler: Any = CallbackHandler(listeners, model, self.image_processor, None, None)
+        repository = args.hub_model_id or self.directory.root.resolve().name
+        self.hub = HubUploader(repository, args.hub_token, args.hub_private_repo)
+        ours = own_callbacks(args, self.directory, self.hub, self._fire)
+        self.callback_handler: Any = CallbackHandler([*ours, *(callbacks or ())], model, processor, None, None)
         self._in_training = False
         self._fire("on_init_end")
 
@@ -148,19 +147,6 @@ class RFDETRTrainer(TransformersMethods):
     def ema(self) -> ExponentialMovingAverage | None:
         """The moving average of the weights, once a run with `use_ema` has begun."""
         return self.weights.average
-
-    def _own_callbacks(self) -> list[TrainerCallback]:
-        args: Any = self.args
-        written = MetricsCsvCallback(self.directory.metrics), StatusCallback(self.directory.status)
-        ours: list[TrainerCallback] = [DefaultFlowCallback(), ProgressCallback(), *written]
-        if args.early_stopping_patience is not None:
-            rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
-            ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
-        if args.trackers:
-            ours.append(TrackerCallback(args.trackers))
-        if args.push_to_hub:
-            ours.append(HubCallback(self.hub, notify=lambda: self._fire("on_push_begin")))
-        return ours
 
     def _fire(self, event: str, **kwargs: Any) -> None:
         """Call the callbacks' method for an event."""
@@ -174,17 +160,29 @@ class RFDETRTrainer(TransformersMethods):
             self.train_dataset, self.args, self.model.config, self.scales, self.accelerator, self.augmentation
         )
 
-    def get_eval_dataloader(self, dataset: Dataset) -> DataLoader:
-        """This rank's share of a data set, every image once over all ranks."""
+    def get_eval_dataloader(self, dataset: Dataset | str | None = None) -> DataLoader:
+        """This rank's share of a data set, every image once over all ranks.
+
+        Args:
+            dataset: or the name of one, where several were given at construction; default: the one of construction.
+        """
+        if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping):
+            dataset = self.eval_dataset[dataset]
+        dataset = self.splits.get("eval_dataset") if dataset is None else dataset
+        if not isinstance(dataset, Dataset):
+            raise ValueError(f"get_eval_dataloader() needs a data set, and none is {dataset!r}")
         return build_eval_loader(dataset, self.args, self.model.config, self.image_processor, self.accelerator)
 
     def create_optimizer(self) -> Optimizer:
-        """The optimizer, of the model before it is sharded."""
+        """The optimizer, of the model before it is sharded; the one given at construction, if any."""
+        if self.given_optimizer is not None:
+            return self.given_optimizer
         return build_optimizer(build_param_groups(self.model, self.args), self.args, self.accelerator.device)
 
     def create_scheduler(self, optimizer: Optimizer) -> LRScheduler:
-        """The schedule of the learning rates, stepped once after each optimizer step."""
-        return build_scheduler(optimizer, self.args, self.state.max_steps, self.state.steps_per_epoch)
+        """The schedule of the learning rates, stepped once after each optimizer step; the one given, if any."""
+        steps = self.state.max_steps, self.state.steps_per_epoch
+        return self.given_scheduler or build_scheduler(optimizer, self.args, *steps)
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: float | None = None
@@ -243,12 +241,12 @@ class RFDETRTrainer(TransformersMethods):
                 audit_splits(self.splits, self.args.audit, self.accelerator)
             if self.accelerator.is_main_process:
                 self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
-            started = time.perf_counter()
+            started, first_step = time.perf_counter(), self.state.global_step
             self._in_training = True
             with self.preemption:
                 self._run_epochs()
                 self._in_training = False
-                output = self._finish(time.perf_counter() - started)
+                output = self._finish(time.perf_counter() - started, self.state.global_step - first_step)
                 self.directory.set_status(state=FINISHED, step=self.state.global_step)
             return output
 
@@ -425,7 +423,7 @@ class RFDETRTrainer(TransformersMethods):
         if not logs:
             return
         state.loss_total, state.loss_steps = state.loss_total + logs["loss"] * steps, state.loss_steps + steps
-        logs["learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
+        logs["learning_rate"] = present_rate(self.optimizer, self.args)
         logs["skipped_steps"] = state.skipped_steps
         logs |= self.stopwatch.read(self.accelerator.device, state.max_steps - state.global_step)
         self.losses.reset()
@@ -499,7 +497,7 @@ class RFDETRTrainer(TransformersMethods):
 
     # ------------------------------------------------------------------------------------------------ the end
 
-    def _finish(self, runtime: float) -> TrainOutput:
+    def _finish(self, runtime: float, steps: int) -> TrainOutput:
         state = self.state
         self._announce_saved()
         with self.weights.averaged():
@@ -520,14 +518,18 @@ class RFDETRTrainer(TransformersMethods):
             source = f"the weights of step {state.global_step}"
         merge_adapters(self.model)
         logger.info("the model in memory is %s", source)
-        metrics = {"train_runtime": runtime, "train_skipped_steps": state.skipped_steps}
+        metrics = {"train_loss": state.loss_total / max(state.loss_steps, 1)}
+        metrics |= speeds("train", runtime, steps * state.identity["images_per_step"], steps)
+        metrics["train_skipped_steps"] = state.skipped_steps
+        self.log(metrics)
+        metrics["epoch"] = state.epoch or 0.0
         if self.test_dataset is not None:
             metrics |= self.evaluate(self.test_dataset, metric_key_prefix="test")
             # Once more, with the scores in the card.
             chosen = (self.directory.best, state.best.step) if takes_best else (self.directory.last, state.global_step)
             self.weights.save_pretrained(self.directory.replacing(*chosen), self._card(), self.accelerator)
         self._fire("on_train_end")
-        return TrainOutput(state.global_step, state.loss_total / max(state.loss_steps, 1), metrics)
+        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
     def _card(self, metrics: Mapping[str, float] | None = None) -> CardFacts:
         """What the model card of the present weights says; without metrics, those of the weights' step."""
@@ -539,22 +541,29 @@ class RFDETRTrainer(TransformersMethods):
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
-    def evaluate(self, eval_dataset: Dataset | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Dataset | Mapping[str, Dataset] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """COCO metrics of the weights that the arguments name: `eval_map`…, and `eval_ema_map`… for the average.
 
         Outside of training the model in memory is evaluated, under the plain names.
 
         Args:
-            eval_dataset: default: the one given at construction.
+            eval_dataset: default: the one given at construction. Of several, each has its name behind the prefix.
             metric_key_prefix: first part of each name.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("evaluate() needs an eval_dataset, here or at construction")
+        if isinstance(dataset, Mapping):
+            parts = [self.evaluate(each, f"{metric_key_prefix}_{name}") for name, each in dataset.items()]
+            return {name: value for part in parts for name, value in part.items()}
+        check_kinds(self.model, self.args, {"eval_dataset": dataset}, None)
         check_split(self.model, metric_key_prefix, dataset)
         started = time.perf_counter()
         metrics: dict[str, float] = {}
-        for prefix in self.args.evaluated_prefixes if self._in_training else ("",):
+        prefixes = self.args.evaluated_prefixes if self._in_training else ("",)
+        for prefix in prefixes:
             folder = None
             if self._in_training:
                 step = str(self.state.global_step)
@@ -563,32 +572,12 @@ class RFDETRTrainer(TransformersMethods):
             with self.weights.averaged(bool(prefix)):
                 scores = self._score(dataset, self._after_batch, folder, losses)
             metrics |= {f"{metric_key_prefix}_{prefix}{name}": value for name, value in scores.items()}
-        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
+        batches = math.ceil(len(dataset) / (self.args.eval_batch_size * self.accelerator.num_processes))
+        passes = len(prefixes)
+        metrics |= speeds(metric_key_prefix, time.perf_counter() - started, passes * len(dataset), passes * batches)
         self.log(metrics)
         self._fire("on_evaluate", metrics=metrics)
         return metrics
-
-    def predict(self, dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
-        """Detections of every image of a data set by the model in memory, and the COCO metrics they give.
-
-        Returns:
-            predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes`
-                (n, 4) xyxy in pixels, on the CPU; `masks` as run-lengths, or `keypoints`, of such a model.
-        """
-        check_split(self.model, metric_key_prefix, dataset)
-        mine: list[dict[str, Any]] = []
-
-        def keep(image_ids: list[int], found: Found) -> None:
-            for image_id, each in zip(image_ids, found, strict=True):
-                on_host = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()}
-                mine.append({"image_id": image_id} | on_host)
-            self._after_batch(image_ids, found)
-
-        scores = self._score(dataset, keep)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        by_id = {each["image_id"]: each for each in gather_object(mine)}
-        self._fire("on_predict", metrics=metrics)
-        return PredictionOutput([by_id[image_id] for image_id in dataset["image_id"]], metrics)
 
     def _score(self, dataset: Dataset, on_batch: Callable[[list[int], Found], None], *options: Any) -> dict[str, float]:
         loader = self.callback_handler.eval_dataloader = self.get_eval_dataloader(dataset)
