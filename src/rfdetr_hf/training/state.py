@@ -29,7 +29,7 @@ _OF_THE_OPTIMIZER = (
     "learning_rate", "learning_rate_encoder", "layer_decay", "component_decay", "weight_decay", "param_groups",
     "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
-_OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
+OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
 _OF_A_METRIC = ("metric_for_best_model", "metric", "greater_is_better", "smooth_alpha")
 _OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model", "greater_is_better")
 _OF_THE_DATA = (
@@ -245,7 +245,7 @@ class RunState(TrainerState):
         changed = {
             name: f"{name} {before} -> {ours[name]}"
             for name, before in written.items()
-            if name in ours and name not in _OF_THE_PLACE and ours[name] != before
+            if name in ours and name not in OF_THE_PLACE and ours[name] != before
         }
         for name in _OF_THE_OPTIMIZER:
             if name in changed:

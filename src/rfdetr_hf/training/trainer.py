@@ -273,13 +273,10 @@ class RFDETRTrainer(TransformersMethods):
             self.model.enable_activation_checkpointing()
         self.train_loader = self.get_train_dataloader()
         state.begin(
-            args,
-            self.train_dataset["image_id"],
+            args, self.train_dataset["image_id"], strategy=parallel.name, world_size=self.accelerator.num_processes,
             steps_per_epoch=len(self.train_loader) // args.gradient_accumulation_steps,
             images_per_step=self.train_loader.batch_sampler.window_size,
-            strategy=parallel.name,
-            world_size=self.accelerator.num_processes,
-        )
+        )  # fmt: skip
         self.model.to(self.accelerator.device)
         require_finite(self.model.state_dict(), "the model to train")
         if args.torch_compile:
@@ -293,15 +290,11 @@ class RFDETRTrainer(TransformersMethods):
         if args.use_ema:
             self.weights.start_average(args.ema_decay, args.ema_tau, args.ema_update_interval)
         self.drop_path = self.drop_path or DropPathSchedule(
-            args.drop_path,
-            state.max_steps,
-            mode=args.drop_path_mode,
-            schedule=args.drop_path_schedule,
+            args.drop_path, state.max_steps, mode=args.drop_path_mode, schedule=args.drop_path_schedule,
             cutoff_steps=round(args.drop_path_cutoff_epochs * state.steps_per_epoch),
-        )
-        handler = self.callback_handler
-        handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
-        handler.train_dataloader = self.train_loader
+        )  # fmt: skip
+        handler, loader = self.callback_handler, self.train_loader
+        handler.optimizer, handler.lr_scheduler, handler.train_dataloader = self.optimizer, self.lr_scheduler, loader
         self.losses.reset()
         self.stopwatch.reset()
 
@@ -340,7 +333,7 @@ class RFDETRTrainer(TransformersMethods):
         """The micro-batches of each optimizer step that is left of this epoch."""
         accumulation, state = self.args.gradient_accumulation_steps, self.state
         self.train_loader.batch_sampler.set_epoch(state.epochs_done, start_batch=state.steps_in_epoch * accumulation)
-        batches = Batches(self.train_loader, self.preemption)
+        batches = Batches(self.train_loader, self.preemption, self.args.dataloader_timeout)
         for _ in range(state.steps_left_in_epoch):
             started = time.perf_counter()
             self.watchdog.at("loading data")
@@ -588,7 +581,8 @@ class RFDETRTrainer(TransformersMethods):
 
     def _score(self, dataset: Dataset, on_batch: Callable[[list[int], Found], None], *options: Any) -> dict[str, float]:
         loader = self.callback_handler.eval_dataloader = self.get_eval_dataloader(dataset)
-        batches = Batches(loader, self.preemption if self._in_training else None)
+        notice = self.preemption if self._in_training else None
+        batches = Batches(loader, notice, self.args.dataloader_timeout)
         return self.validation.score(dataset, batches, self.to_device, on_batch, *options)
 
     def _after_batch(self, image_ids: list[int], found: Found) -> None:
