@@ -118,6 +118,9 @@ class RFDETRTrainingArguments(RuntimeFacts):
     dataloader_pin_memory: bool = option(True, "Pin batches when the device is a GPU.")
     dataloader_persistent_workers: bool = option(True, "Keep the workers from epoch to epoch.")
     dataloader_prefetch_factor: int | None = option(None, "Batches that each worker loads ahead.", FROM_1)
+    dataloader_timeout: float = option(
+        600, "Seconds after which a batch that the workers do not give ends the run; 0 for never.", FROM_0
+    )
     audit: str = option("full", "Decode every image before the first step, read headers only, or neither.", AUDITS)
 
     bf16: bool = option(False, "bfloat16 autocast.")

@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 
 from .best import candidate_scores, is_skipped, larger_wins
 from .meters import TIMINGS
+from .status import RUNNING, RunStatus, time_left
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,24 @@ CONSOLE_TERMS = (
     "loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice",
     "loss_keypoints_l1", "loss_keypoints_findable", "loss_keypoints_visible", "loss_keypoints_nll",
 )  # fmt: skip
+_STATUS_INTERVAL = 2.0
 CONSOLE_SCORES = ("_map", "_map_50", "_map_75", "_mar_100")
+
+
+class _Bar(tqdm):
+    """A progress bar that ends when its terminal, or the program behind a pipe, does."""
+
+    def display(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().display(*args, **kwargs)
+        except OSError:
+            self.disable = True
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError:
+            self.disable = True
 
 
 class ProgressCallback(TrainerCallback):
@@ -34,7 +53,7 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(
+            self.bar = _Bar(
                 total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=args.disable_tqdm
             )
 
@@ -48,7 +67,7 @@ class ProgressCallback(TrainerCallback):
         if not state.is_world_process_zero or args.disable_tqdm or eval_dataloader is None:
             return
         if self.prediction_bar is None:
-            self.prediction_bar = tqdm(total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True)
+            self.prediction_bar = _Bar(total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True)
         self.prediction_bar.update(1)
 
     def on_evaluate(
@@ -95,11 +114,39 @@ def log_line(state: TrainerState, logs: dict[str, float]) -> str:
     return " | ".join([head, *parts, f"ETA {time_left(logs['eta'])}"])
 
 
-def time_left(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+class StatusCallback(TrainerCallback):
+    """Keeps `status.json` up to date while a run trains.
+
+    Args:
+        status: of the run.
+    """
+
+    def __init__(self, status: RunStatus) -> None:
+        self.status = status
+        self._written = 0.0
+
+    def _write(self, state: TrainerState, now: bool = True, **fields: Any) -> None:
+        running = state.is_world_process_zero and self.status.fields.get("state") == RUNNING
+        if running and (now or time.monotonic() - self._written >= _STATUS_INTERVAL):
+            self._written = time.monotonic()
+            fields |= {"step": state.global_step, "max_steps": state.max_steps, "score": state.best_metric}
+            self.status.write(epoch=state.epoch, **fields)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._write(state, metric=args.metric_for_best_model)
+
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Numbers | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._write(state, now=False, **({"eta_seconds": logs["eta"]} if logs and "eta" in logs else {}))
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._write(state, last_checkpoint=f"checkpoint-{state.global_step}")
 
 
 class MetricsCsvCallback(TrainerCallback):

@@ -12,12 +12,14 @@ from transformers.trainer_pt_utils import log_metrics, save_metrics, save_state
 
 from ..hub.model_card import CardFacts, write_model_card
 from ..hub.push import HubUploader
+from .checkpoint.directory import atomic_directory
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import Weights
+from .state import RunState
 
 
 class TransformersMethods:
-    """Callbacks in and out, who is the main process, metrics in the console and in files, the card of the run."""
+    """Callbacks in and out, who is the main process, metrics in files, the model in a folder, its card."""
 
     accelerator: Accelerator
     callback_handler: Any
@@ -26,6 +28,7 @@ class TransformersMethods:
     image_processor: Any
     model: nn.Module
     optimizer: Any
+    state: RunState
     test_dataset: Dataset | None
     weights: Weights
 
@@ -87,36 +90,6 @@ class TransformersMethods:
         write_model_card(self.directory.root, facts)
         return self.directory.root / "README.md"
 
-    def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
-        folder = Path(output_dir) if output_dir else self.directory.last
-        self.weights.save_pretrained(folder, self._card(), self.accelerator)
-
-    def push_to_hub(
-        self, commit_message: str = "End of training", blocking: bool = True, **description: Any
-    ) -> str | None:
-        """Upload the model in memory, with image processor and model card, to `hub_model_id`.
-
-        Args:
-            commit_message: of the commit.
-            blocking: wait, and raise what goes wrong; else upload in the background and report it.
-            description: for the card, see `create_model_card`.
-
-        Returns:
-            The address of the commit on the main process when blocking, else None.
-        """
-        folder = self.directory.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
-        self.weights.save_pretrained(folder, self._card().described(**description), self.accelerator)
-        if not self.accelerator.is_main_process:
-            return None
-        self._fire("on_push_begin")
-        try:
-            if blocking:
-                return self.hub.push(folder, commit_message)
-            return self.hub.submit(folder, commit_message)
-        finally:
-            shutil.rmtree(folder)
-
     def add_callback(self, callback: Any) -> None:
         """Add a callback, or an instance of a callback class, to those that listen."""
         self.callback_handler.add_callback(callback)
@@ -136,3 +109,35 @@ class TransformersMethods:
     def is_local_process_zero(self) -> bool:
         """Whether this is the main process of its machine."""
         return self.accelerator.is_local_main_process
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
+        folder = Path(output_dir) if output_dir else self.directory.last
+        target = self.directory.replacing(folder, self.state.global_step)
+        self.weights.save_pretrained(target, self._card(), self.accelerator)
+
+    def push_to_hub(
+        self, commit_message: str = "End of training", blocking: bool = True, **description: Any
+    ) -> str | None:
+        """Upload the model in memory, with image processor and model card, to `hub_model_id`.
+
+        Args:
+            commit_message: of the commit.
+            blocking: wait, and raise what goes wrong; else upload in the background and report it.
+            description: for the card, see `create_model_card`.
+
+        Returns:
+            The address of the commit on the main process when blocking, else None.
+        """
+        folder = self.directory.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
+        card = self._card().described(**description)
+        self.weights.save_pretrained(atomic_directory(folder), card, self.accelerator)
+        if not self.accelerator.is_main_process:
+            return None
+        self._fire("on_push_begin")
+        try:
+            if blocking:
+                return self.hub.push(folder, commit_message)
+            return self.hub.submit(folder, commit_message)
+        finally:
+            shutil.rmtree(folder)

@@ -1,13 +1,20 @@
 """How a run's processes find each other, and what they agree on."""
 
 import os
+import pickle
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 
 from .arguments import RFDETRTrainingArguments
 
@@ -23,6 +30,9 @@ SUPPORTED = (
     DistributedType.DEEPSPEED,
 )
 PRECISIONS = ("no", "bf16", "fp16")
+
+
+Result = TypeVar("Result")
 
 
 def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
@@ -61,6 +71,28 @@ def _with_own_precision(mixed_precision: str, handlers: list[Any]) -> Accelerato
         if before is not None:
             shared["_mixed_precision"] = before
     return accelerator
+
+
+def on_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
+    """Do something on the main process; all return what it gave, or raise what it raised."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except Exception as error:  # noqa: BLE001 - raised by all processes below
+            outcome[1] = error if accelerator.num_processes == 1 else _sendable(error)
+    result, error = broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    return result
+
+
+def _sendable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - of an exception's own making
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def precision(args: RFDETRTrainingArguments) -> str:

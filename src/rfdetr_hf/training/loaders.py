@@ -48,7 +48,7 @@ def build_train_loader(
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
     )
-    return shield_workers(build_train_dataloader(dataset, transform, options))
+    return _with_workers(build_train_dataloader(dataset, transform, options), args)
 
 
 def build_eval_loader(
@@ -65,7 +65,7 @@ def build_eval_loader(
     options = replace(
         _options(args, config, accelerator), batch_size=args.eval_batch_size, persistent_workers=False
     )  # fmt: skip
-    return shield_workers(build_eval_dataloader(dataset, transform, options))
+    return _with_workers(build_eval_dataloader(dataset, transform, options), args)
 
 
 def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProcessor:
@@ -105,12 +105,9 @@ def batch_to_device(
     return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
 
 
-def end_workers(loader: Any) -> None:
-    """End persistent workers, which would live as long as their loader."""
-    iterator = getattr(loader, "_iterator", None)
-    if iterator is not None:
-        loader._iterator = None
-        iterator._shutdown_workers()
+def _with_workers(loader: DataLoader, args: RFDETRTrainingArguments) -> DataLoader:
+    loader.timeout = args.dataloader_timeout if loader.num_workers else 0
+    return shield_workers(loader)
 
 
 def _options(args: RFDETRTrainingArguments, config: PreTrainedConfig, accelerator: Accelerator) -> LoaderOptions:

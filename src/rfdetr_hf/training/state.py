@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,10 +19,10 @@ from .best import BestModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Version of what a checkpoint holds; a checkpoint without one has this first one."""
+FORMAT = 2
+"""Version of what a checkpoint holds; a checkpoint without one has the first. The first is read as well."""
 ORDER = 1
-"""Version of the order of samples (`data.pipeline.order`) and of their random draws; likewise."""
+"""Version of the order of samples (`data.pipeline.order`) and of their random draws."""
 
 # What the optimizer's state holds, so that another value would have no effect.
 _OF_THE_OPTIMIZER = (
@@ -29,7 +30,8 @@ _OF_THE_OPTIMIZER = (
     "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
 _OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
-_OF_A_METRIC = ("metric_for_best_model", "metric", "greater_is_better", "smooth_alpha")
+_OF_THE_BEST = ("metric_for_best_model", "greater_is_better", "smooth_alpha")
+_OF_A_METRIC = ("metric", "greater_is_better")  # arguments of callbacks
 _OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model", "greater_is_better")
 _OF_THE_DATA = (
     ("num_images", "training images", "resume with the same data"),
@@ -105,7 +107,7 @@ class RunState(TrainerState):
             "images_per_step": images_per_step,
             "num_images": len(ids),
             "image_ids": hashlib.sha256(ids.tobytes()).hexdigest(),
-            "arguments": args.to_dict(),
+            "arguments": json.loads(args.to_json_string()),  # as a checkpoint gives them back
         }
 
     @property
@@ -173,14 +175,14 @@ class RunState(TrainerState):
         for name in _KEPT:
             setattr(self, name, progress[name])
         before, now = progress["arguments"], self.identity["arguments"]
-        if any(before.get(name, now[name]) != now[name] for name in _OF_A_METRIC if name in now):
-            logger.warning(
-                "the best model was chosen by %s so far: its score is forgotten, %s chooses the best of what follows",
-                before["metric_for_best_model"], now["metric_for_best_model"],
-            )  # fmt: skip
-            self.best_metric = self.best_global_step = self.best_model_checkpoint = self.best_weights = None
-        else:
+        if all(before.get(name) == now[name] for name in _OF_THE_BEST):
             self.best.load_state_dict(progress["best"])
+        else:
+            self.best_metric = self.best_global_step = self.best_model_checkpoint = self.best_weights = None
+            logger.warning(
+                "the best model is chosen by %s now, before by %s: the comparison starts with the next evaluation",
+                *(", ".join(f"{name}={values.get(name)}" for name in _OF_THE_BEST) for values in (now, before)),
+            )
         self.epochs_done = progress["epoch"]
         cut_short = self.steps_in_epoch < progress["steps_per_epoch"] and not self.epoch_stopped
         if self.epoch_finished and not (cut_short and self.global_step < self.max_steps):
@@ -221,7 +223,7 @@ class RunState(TrainerState):
             ValueError: its format, the data, their order, the step or the optimizer's settings are others.
         """
         ours = self.identity
-        if written.get("format", 1) != FORMAT or written.get("order", 1) != ORDER:
+        if written.get("format", 1) > FORMAT or written.get("order", 1) != ORDER:
             raise ValueError(
                 f"{folder} has format {written.get('format', 1)} and sample order {written.get('order', 1)}, this "
                 f"version resumes format {FORMAT} and order {ORDER}; resume with the version that wrote it, or start a "
@@ -233,12 +235,6 @@ class RunState(TrainerState):
                     f"{folder} was written with {written[name]} {meaning}, this run has {ours[name]}; {remedy}"
                 )
         self._check_arguments(folder, written["arguments"])
-        if written["strategy"] != ours["strategy"] and "zero" in written["strategy"] + ours["strategy"]:
-            raise ValueError(
-                f"{folder} was written under {written['strategy']}, this run is {ours['strategy']}: DeepSpeed's files "
-                "fit the same stage and number of processes only; launch as before, or start a new run from its "
-                "model.safetensors"
-            )
         if written["world_size"] != ours["world_size"]:
             logger.warning(
                 "%s was written by %d processes and is resumed by %d: random numbers will differ",

@@ -1,16 +1,14 @@
 """The training loop."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -26,35 +24,39 @@ from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
 from .best import BestModel
-from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
+from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback, StatusCallback
 from .card import card_facts
 from .checkpoint.checkpointer import Checkpointer
+from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
+from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
-from .checks import audit_splits, check_kinds, check_run, check_split, named_splits
-from .compatibility import TransformersMethods
-from .console import log_to_console, log_to_file, stop_logging
+from .checks import audit_splits, check_kinds, check_run, named_splits
 from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
+from .evaluation_methods import EvaluationMethods
 from .finetuning import apply_finetuning, merge_adapters
-from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor, end_workers
-from .meters import EvalLossMeter, LossMeter, Stopwatch, speeds
+from .loaders import batch_to_device, build_train_loader, default_processor
+from .meters import LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
 from .parallel import choose_parallel, compile_blocks
-from .preemption import EXIT_CODE, Preempted, PreemptionNotice
+from .preemption import EXIT_CODE, Noticed, Preempted, PreemptionNotice
 from .state import RunState
+from .status import FINISHED, PREEMPTED
 from .trackers import TrackerCallback
 from .update import StepResult, update_weights
-from .validation import Found, PredictionOutput, Validation
+from .validation import Validation
+from .waiting import Batches, LoaderStuck, end_workers
+from .watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 
 
-class RFDETRTrainer(TransformersMethods):
+class RFDETRTrainer(EvaluationMethods):
     """Trains, evaluates and saves an RF-DETR model on Accelerate.
 
     A subclass may override `create_optimizer`, `create_scheduler`, `get_train_dataloader`, `get_eval_dataloader` and
@@ -133,7 +135,8 @@ class RFDETRTrainer(TransformersMethods):
         of_the_run = self.directory, self.accelerator, self.parallel, self.weights
         keep = {"keep": args.save_total_limit, "background": args.async_save}
         self.checkpointer = Checkpointer(*of_the_run, self.stateful, **keep)
-        self.validation = Validation(args, *of_the_run, compute_metrics, evaluator)
+        self.watchdog = Watchdog(who=f"process {self.accelerator.process_index}")
+        self.validation = Validation(args, *of_the_run, self.watchdog, compute_metrics, evaluator)
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
         self.preemption = PreemptionNotice()
         repository = args.hub_model_id or self.directory.root.resolve().name
@@ -150,11 +153,8 @@ class RFDETRTrainer(TransformersMethods):
 
     def _own_callbacks(self) -> list[TrainerCallback]:
         args: Any = self.args
-        ours: list[TrainerCallback] = [
-            DefaultFlowCallback(),
-            ProgressCallback(),
-            MetricsCsvCallback(self.directory.metrics),
-        ]
+        written = MetricsCsvCallback(self.directory.metrics), StatusCallback(self.directory.status)
+        ours: list[TrainerCallback] = [DefaultFlowCallback(), ProgressCallback(), *written]
         if args.early_stopping_patience is not None:
             rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
             ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
@@ -175,19 +175,6 @@ class RFDETRTrainer(TransformersMethods):
         return build_train_loader(
             self.train_dataset, self.args, self.model.config, self.scales, self.accelerator, self.augmentation
         )
-
-    def get_eval_dataloader(self, dataset: Dataset | str | None = None) -> DataLoader:
-        """This rank's share of a data set, every image once over all ranks.
-
-        Args:
-            dataset: or the name of one, where several were given at construction; default: the one of construction.
-        """
-        if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping):
-            dataset = self.eval_dataset[dataset]
-        dataset = self.splits.get("eval_dataset") if dataset is None else dataset
-        if not isinstance(dataset, Dataset):
-            raise ValueError(f"get_eval_dataloader() needs a data set, and none is {dataset!r}")
-        return build_eval_loader(dataset, self.args, self.model.config, self.image_processor, self.accelerator)
 
     def create_optimizer(self) -> Optimizer:
         """The optimizer, of the model before it is sharded; the one given at construction, if any."""
@@ -229,40 +216,47 @@ class RFDETRTrainer(TransformersMethods):
             FileExistsError: `output_dir` holds an earlier run that this one would write into.
             DetectionDataError: the audit found images that can't be read.
             RuntimeError: `max_skipped_steps` steps in a row had a non-finite loss or gradient.
-            Preempted: the process got SIGTERM or SIGUSR1, and a checkpoint of the step it was in is written. A
-                `SystemExit` with the code `preemption.EXIT_CODE`.
+            RunInUse, LockLost: another process trains into `output_dir`.
+            LoaderStuck: the workers of a loader gave no batch for `dataloader_timeout` seconds; it is saved before.
+            Preempted: a process of the run got SIGTERM, SIGUSR1, SIGHUP or SIGINT (Ctrl-C), or its launcher ended, and
+                a checkpoint is written. A `SystemExit` with the code `preemption.EXIT_CODE`.
         """
         if self.train_dataset is None:
             raise ValueError("train() needs a train_dataset, given at construction")
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        checkpoint = self.directory.prepare(fetch_checkpoint(resume, self.args.hub_token), self.accelerator)
+        resume = fetch_checkpoint(resume, self.args.hub_token)
         with ExitStack() as stack:
-            if self.accelerator.is_main_process:
-                log_to_console()
-                stack.callback(stop_logging, log_to_file(self.directory.log))
+            stack.enter_context(self.directory.session(resume, self.accelerator))
+            stack.enter_context(self.watchdog)
             for close in [c.close for c in self.callback_handler.callbacks if hasattr(c, "close")]:
                 stack.callback(close)  # trackers write what they hold back
             stack.callback(self.checkpointer.close)
-            stack.callback(lambda: end_workers(self.train_loader))
+            stack.callback(lambda: end_workers(getattr(self.train_loader, "_iterator", None)))
             stack.push(self._end_training)
+            checkpoint = self.directory.prepare(resume, self.args.to_dict(), self.accelerator)
             self._build()
             if checkpoint is not None:
                 self.checkpointer.load(checkpoint, self.state)
                 self.state.restore_callbacks(self.callback_handler.callbacks)
-                self.validation.forget_lost_best(self.state)
-            audit_splits(self.splits, self.args.audit, self.accelerator)
+            self.directory.begin(self.accelerator, *self.weights.sizes(), self.args.save_total_limit)
+            self.validation.forget_lost_best(self.state)
+            with self.watchdog.during("audit of the data"):
+                audit_splits(self.splits, self.args.audit, self.accelerator)
             if self.accelerator.is_main_process:
                 self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
             started, first_step = time.perf_counter(), self.state.global_step
             self._in_training = True
             with self.preemption:
                 self._run_epochs()
-            self._in_training = False
-            return self._finish(time.perf_counter() - started, self.state.global_step - first_step)
+                self._in_training = False
+                output = self._finish(time.perf_counter() - started, self.state.global_step - first_step)
+                self.directory.set_status(state=FINISHED, step=self.state.global_step)
+            return output
 
     def _end_training(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         processes = self.accelerator.num_processes
-        if isinstance(error, Exception) and (self._in_training or processes > 1):
+        is_failure = isinstance(error, Exception) and not isinstance(error, LockLost)  # the log is another run's then
+        if is_failure and (self._in_training or processes > 1):
             # At once: the other processes are about to fail for want of this one.
             index = self.accelerator.process_index
             logger.error("process %d of %d failed", index, processes, exc_info=error)
@@ -290,6 +284,7 @@ class RFDETRTrainer(TransformersMethods):
             world_size=self.accelerator.num_processes,
         )
         self.model.to(self.accelerator.device)
+        require_finite(self.model.state_dict(), "the model to train")
         if args.torch_compile:
             compile_blocks(self.model, args.torch_compile_backend)
         optimizer = self.create_optimizer()
@@ -321,7 +316,7 @@ class RFDETRTrainer(TransformersMethods):
             logger.info("a callback had ended the run at step %d: it stays ended", state.global_step)
             self.control.should_training_stop = True
         if self.args.eval_on_start and state.global_step == 0:
-            self._evaluate_and_track()
+            self._evaluate_and_track(due=False)
         while state.epochs_done < state.num_train_epochs and not self.control.should_training_stop:
             self._fire("on_epoch_begin")
             if state.due:
@@ -336,22 +331,29 @@ class RFDETRTrainer(TransformersMethods):
                 if window is None:
                     break
                 if self.training_step(window, state).preempted:
-                    self._save_and_leave()
+                    self._save_and_leave(due=True)
                 self._log_evaluate_save()
             self._fire("on_epoch_end")
             self._log_evaluate_save(epoch_finished=True)
+            if self.parallel.sum_on_hosts(self.preemption.received)[0]:
+                self._save_and_leave(epoch_finished=True)
             state.end_epoch()
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The micro-batches of each optimizer step that is left of this epoch."""
         accumulation, state = self.args.gradient_accumulation_steps, self.state
         self.train_loader.batch_sampler.set_epoch(state.epochs_done, start_batch=state.steps_in_epoch * accumulation)
-        batches = iter(self.train_loader)
+        batches = Batches(self.train_loader, self.preemption)
         for _ in range(state.steps_left_in_epoch):
             started = time.perf_counter()
-            window = [next(batches) for _ in range(accumulation)]
+            self.watchdog.at("loading data")
+            window = batches.take(accumulation)
+            self.watchdog.at("waiting for the other processes")
+            without, stuck = self.parallel.sum_on_hosts(window is None, batches.stuck)
+            if without:  # no process takes a step that one has no data for
+                self._save_and_leave(error=batches.why_stuck() if stuck else None)
             self.stopwatch.waited += time.perf_counter() - started
-            yield window
+            yield window or []
 
     def training_step(self, window: list[Batch], state: RunState) -> StepResult:
         """One optimizer step: forward and backward over the window's micro-batches, then one update of all.
@@ -416,7 +418,7 @@ class RFDETRTrainer(TransformersMethods):
     def _log_evaluate_save(self, epoch_finished: bool = False) -> None:
         if self.control.should_log or self.state.global_step == self.state.max_steps:
             self._log_training()
-        improved = self._evaluate_and_track() if self.control.should_evaluate else False
+        improved = self._evaluate_and_track(due=not epoch_finished) if self.control.should_evaluate else False
         if self.control.should_save or (improved and self.args.save_strategy == SaveStrategy.BEST):
             self._announce_saved()
             self._save(epoch_finished)
@@ -440,15 +442,29 @@ class RFDETRTrainer(TransformersMethods):
 
     def log(self, logs: dict[str, float]) -> None:
         """Give a log event to the callbacks and to `state.log_history`."""
+        self.directory.lock.check()
         logs = {**logs, "epoch": self.state.epoch}
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._fire("on_log", logs=logs)
 
-    def _evaluate_and_track(self) -> bool:
-        """Evaluate; returns whether a score is the best so far, which `best/` then holds."""
+    def _evaluate_and_track(self, due: bool) -> bool:
+        """Evaluate; returns whether a score is the best so far, which `best/` then holds.
+
+        `due`: whether a run that has to end meanwhile must note that this is still to be done.
+        """
         self._announce_saved()
         started = time.perf_counter()
-        metrics = self.evaluate()
+        try:
+            metrics = self.evaluate()
+        except (Noticed, LoaderStuck) as reason:
+            self._save_and_leave(due=due, error=reason if isinstance(reason, LoaderStuck) else None)
+        except Exception:
+            # All processes get here if the scoring failed; what a forward pass of one of them raised ends the others.
+            if self._in_training and (self.accelerator.num_processes == 1 or self.validation.scoring_failed):
+                logger.error("the evaluation of step %d failed; its checkpoint is written", self.state.global_step)
+                self._save(due=due)
+                self.checkpointer.wait()
+            raise
         improved = self.validation.keep_best(metrics, self.state, self._card(metrics))
         self.stopwatch.paused += time.perf_counter() - started
         return improved
@@ -457,7 +473,8 @@ class RFDETRTrainer(TransformersMethods):
         """Write a checkpoint; `due`: the latest step's logging, evaluation and saving are still to be done."""
         self.state.mark(self.control, epoch_finished, due)
         self.state.keep_callbacks(self.callback_handler.callbacks)
-        self.checkpointer.save(self.state, self._card())
+        with self.watchdog.during("saving a checkpoint"):
+            self.checkpointer.save(self.state, self._card())
 
     def _announce_saved(self) -> None:
         """Fire `on_save` for a checkpoint from the background as it would have been at its step."""
@@ -473,14 +490,19 @@ class RFDETRTrainer(TransformersMethods):
         # A save that is due by now stays due.
         self.control.should_save = self.control.should_save or due
 
-    def _save_and_leave(self) -> None:
+    def _save_and_leave(self, epoch_finished: bool = False, due: bool = False, error: Any = None) -> NoReturn:
         self._announce_saved()
-        self._save(due=True)
+        self._save(epoch_finished, due)
         self.checkpointer.wait()
-        logger.warning(
-            "preempted: saved step %d; exit code %d; go on with resume_from_checkpoint=True",
-            self.state.global_step, EXIT_CODE,
-        )  # fmt: skip
+        self.preemption.acted = True
+        if error is not None:
+            raise error
+        step = self.state.global_step
+        logger.warning("preempted: saved step %d; exit code %d; resume_from_checkpoint=True goes on", step, EXIT_CODE)
+        self.directory.set_status(state=PREEMPTED, step=step, last_checkpoint=f"checkpoint-{step}")
+        self.directory.release()
+        # A launcher ends the other processes when the first one has ended.
+        self.accelerator.wait_for_everyone()
         raise Preempted
 
     # ------------------------------------------------------------------------------------------------ the end
@@ -489,7 +511,8 @@ class RFDETRTrainer(TransformersMethods):
         state = self.state
         self._announce_saved()
         with self.weights.averaged():
-            self.weights.save_pretrained(self.directory.last, self._card(), self.accelerator)
+            last = self.directory.replacing(self.directory.last, state.global_step)
+            self.weights.save_pretrained(last, self._card(), self.accelerator)
         # Accelerate's wrapper of `forward` comes off the model.
         self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
         takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
@@ -513,8 +536,8 @@ class RFDETRTrainer(TransformersMethods):
         if self.test_dataset is not None:
             metrics |= self.evaluate(self.test_dataset, metric_key_prefix="test")
             # Once more, with the scores in the card.
-            folder = self.directory.best if takes_best else self.directory.last
-            self.weights.save_pretrained(folder, self._card(), self.accelerator)
+            chosen = (self.directory.best, state.best.step) if takes_best else (self.directory.last, state.global_step)
+            self.weights.save_pretrained(self.directory.replacing(*chosen), self._card(), self.accelerator)
         self._fire("on_train_end")
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
@@ -525,72 +548,3 @@ class RFDETRTrainer(TransformersMethods):
         step = state.best_global_step if holds_best else state.global_step
         given = args, self.directory, self.hub.repo_id, self.weights, self.train_dataset
         return card_facts(*given, state, step, metrics)
-
-    # ------------------------------------------------------------------------------------------------ evaluation
-
-    def evaluate(
-        self, eval_dataset: Dataset | Mapping[str, Dataset] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """COCO metrics of the weights that the arguments name: `eval_map`…, and `eval_ema_map`… for the average.
-
-        Outside of training the model in memory is evaluated, under the plain names.
-
-        Args:
-            eval_dataset: default: the one given at construction. Of several, each has its name behind the prefix.
-            metric_key_prefix: first part of each name.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise ValueError("evaluate() needs an eval_dataset, here or at construction")
-        if isinstance(dataset, Mapping):
-            parts = [self.evaluate(each, f"{metric_key_prefix}_{name}") for name, each in dataset.items()]
-            return {name: value for part in parts for name, value in part.items()}
-        check_kinds(self.model, self.args, {"eval_dataset": dataset}, None)
-        check_split(self.model, metric_key_prefix, dataset)
-        started = time.perf_counter()
-        metrics: dict[str, float] = {}
-        prefixes = self.args.evaluated_prefixes if self._in_training else ("",)
-        for prefix in prefixes:
-            folder = None
-            if self._in_training:
-                step = str(self.state.global_step)
-                folder = self.directory.root / metric_key_prefix / step / ("ema" if prefix else "raw")
-            losses = EvalLossMeter() if self.args.eval_loss else None
-            with self.weights.averaged(bool(prefix)):
-                scores = self._score(dataset, self._after_batch, folder, losses)
-            metrics |= {f"{metric_key_prefix}_{prefix}{name}": value for name, value in scores.items()}
-        batches = math.ceil(len(dataset) / (self.args.eval_batch_size * self.accelerator.num_processes))
-        passes = len(prefixes)
-        metrics |= speeds(metric_key_prefix, time.perf_counter() - started, passes * len(dataset), passes * batches)
-        self.log(metrics)
-        self._fire("on_evaluate", metrics=metrics)
-        return metrics
-
-    def predict(self, dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
-        """Detections of every image of a data set by the model in memory, and the COCO metrics they give.
-
-        Returns:
-            predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes`
-                (n, 4) xyxy in pixels, on the CPU; `masks` as run-lengths, or `keypoints`, of such a model.
-        """
-        check_split(self.model, metric_key_prefix, dataset)
-        mine: list[dict[str, Any]] = []
-
-        def keep(image_ids: list[int], found: Found) -> None:
-            for image_id, each in zip(image_ids, found, strict=True):
-                on_host = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()}
-                mine.append({"image_id": image_id} | on_host)
-            self._after_batch(image_ids, found)
-
-        scores = self._score(dataset, keep)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        by_id = {each["image_id"]: each for each in gather_object(mine)}
-        self._fire("on_predict", metrics=metrics)
-        return PredictionOutput([by_id[image_id] for image_id in dataset["image_id"]], metrics)
-
-    def _score(self, dataset: Dataset, on_batch: Callable[[list[int], Found], None], *options: Any) -> dict[str, float]:
-        loader = self.callback_handler.eval_dataloader = self.get_eval_dataloader(dataset)
-        return self.validation.score(dataset, loader, self.to_device, on_batch, *options)
-
-    def _after_batch(self, image_ids: list[int], found: Found) -> None:
-        self._fire("on_prediction_step", image_ids=image_ids, detections=found)
