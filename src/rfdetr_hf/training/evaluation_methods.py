@@ -16,7 +16,9 @@ from .checks import check_kinds, check_split
 from .compatibility import TransformersMethods
 from .loaders import build_eval_loader
 from .meters import EvalLossMeter, speeds
+from .preemption import PreemptionNotice
 from .validation import Found, PredictionOutput, Validation
+from .waiting import Batches
 
 
 class EvaluationMethods(TransformersMethods):
@@ -26,6 +28,7 @@ class EvaluationMethods(TransformersMethods):
     eval_dataset: Dataset | Mapping[str, Dataset] | None
     model: RFDETRForObjectDetection
     splits: dict[str, Dataset]
+    preemption: PreemptionNotice
     validation: Validation
     to_device: Callable[..., dict[str, Any]]
     log: Callable[[dict[str, float]], None]

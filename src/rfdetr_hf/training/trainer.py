@@ -108,8 +108,7 @@ class RFDETRTrainer(EvaluationMethods):
         model, args = check_kinds(model, args, self.splits, processor, model_init)
         self.args = args = args.for_run(model.task, eval_dataset)
         self.model, self.augmentation = model, augmentation
-        self.train_dataset: Any = train_dataset
-        self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
+        self.train_dataset, self.eval_dataset, self.test_dataset = train_dataset, eval_dataset, test_dataset
         self.image_processor = processor or default_processor(model.config, args.square_resize)
         side, backbone = model.config.resolution, model.config.backbone_config
         self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
