@@ -84,6 +84,8 @@ class RFDETRTrainer(EvaluationMethods):
         evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
     """
 
+    train_dataset: Any
+
     def __init__(
         self,
         model: RFDETRForObjectDetection | None = None,
