@@ -252,7 +252,7 @@ def test_another_metric_at_resume_begins_the_comparison_afresh(tmp_path, tiny_mo
     assert run(2, "ema_a").state.best_metric == 100.0
     resumed = run(4, "ema_b", resume_from_checkpoint=True)
     assert resumed.state.best_global_step == 4 and resumed.state.best_metric == pytest.approx(0.4)
-    assert "chosen by ema_a so far: its score is forgotten, ema_b chooses the best of what follows" in caplog.text
+    assert "the best model is chosen by metric_for_best_model=ema_b" in caplog.text
     early = next(c for c in resumed.callback_handler.callbacks if type(c).__name__ == "EarlyStopping")
     assert early.best == pytest.approx(0.4)
 

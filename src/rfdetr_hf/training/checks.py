@@ -47,10 +47,11 @@ def check_kinds(
             "str": f"load it, {ours}({model!r})",
             "NoneType": "give a model, or model_init, a function that makes it",
             "OptimizedModule": "give the model itself and set torch_compile=True in the arguments",
-            "PeftModel": "give the model itself and set lora_r in the arguments",
         }
-        native = f"save it and load the folder, {ours}(folder)"
-        raise TypeError(f"model is a {kind}: {remedies.get(kind, native)}")
+        other = f"save it and load the folder, {ours}(folder)"
+        if kind.startswith("Peft"):
+            other = "give the model itself and set lora_r in the arguments"
+        raise TypeError(f"model is a {kind}: {remedies.get(kind, other)}")
     for name, dataset in splits.items():
         if isinstance(dataset, Mapping):
             raise TypeError(f"{name} is a {type(dataset).__name__} of {', '.join(map(str, dataset))}: give one of them")

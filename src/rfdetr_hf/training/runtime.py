@@ -17,8 +17,8 @@ class RuntimeFacts:
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
-        found: Any = PartialState().device
-        return found
+        device: Any = PartialState().device
+        return device
 
     @property
     def n_gpu(self) -> int:
