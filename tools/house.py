@@ -30,7 +30,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PACKAGE = "rfdetr_hf"
 TRAINER_FILE, TRAINER = "training/trainer.py", "RFDETRTrainer"
-CODE_LINES = 12_300
+# A budget: raise it in a commit that says what the lines are for.
+CODE_LINES = 16_900
 LONGEST_FUNCTION, LONGEST_FILE, SHORT = 60, 600, 5
 TASK_NAMES = {"detection", "segmentation", "keypoints"}
 

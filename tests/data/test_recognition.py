@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 from datasets import Dataset, Image
+from helpers.models import tiny_config
 
-from rfdetr_hf import load_detection_dataset
+from rfdetr_hf import RFDETRForObjectDetection, RFDETRTrainer, RFDETRTrainingArguments, load_detection_dataset
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.schema import class_names
 
@@ -139,12 +140,18 @@ def test_splits_without_objects(tmp_path, coco_content, write_coco, train, crowd
         if train == (split == "train"):
             content["annotations"] = [{**a, "iscrowd": 1} for a in content["annotations"]] if crowds else []
         write_coco(tmp_path / f"annotations/{split}.json", content, tmp_path / split)
+    splits = load_detection_dataset(tmp_path)
+    fault = "all objects are crowds" if crowds else "there is no object"
+    assert f"{'train' if train else 'validation'} split: {fault}" in caplog.text
+    model = RFDETRForObjectDetection(tiny_config(tuple(class_names(splits))))
+    args = RFDETRTrainingArguments(output_dir=str(tmp_path / "out"), max_steps=1, disable_tqdm=True)
+    given = {"train_dataset": splits["train"], "eval_dataset": splits["validation"]}
     if train:
-        with pytest.raises(DetectionDataError, match="training split: .*crowds" if crowds else "there is no object"):
-            load_detection_dataset(tmp_path)
+        with pytest.raises(ValueError, match="train_dataset has no object"):
+            RFDETRTrainer(model, args, **given).train()
     else:
-        load_detection_dataset(tmp_path)
-        assert "validation split: " in caplog.text and "no score can be given" in caplog.text
+        RFDETRTrainer(model, args, **given)
+        assert "eval_dataset has no object" in caplog.text
 
 
 class Nothing:

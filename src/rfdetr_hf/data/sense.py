@@ -18,28 +18,23 @@ _EXAMPLES = 3
 _LOOKED_AT = 64
 
 
-def check_sense(splits: Mapping[str, Dataset], source: str, *, need_train: bool) -> None:
+def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
     """Warn of splits without objects and of images that two splits share.
 
     Args:
         splits: in the schema, as they were read.
         source: for messages.
-        need_train: a training split without objects is an error, not a warning.
 
     Raises:
-        DetectionDataError: nothing to train on, or a file in two splits with different boxes.
+        DetectionDataError: a file in two splits with different boxes.
     """
     for name, split in splits.items():
         crowd = _objects(split).field("iscrowd").flatten().to_numpy(zero_copy_only=False).astype(bool)
         if len(crowd) and not crowd.all():
             continue
         fault = "all objects are crowds (field iscrowd)" if len(crowd) else "there is no object"
-        if name == "train" and need_train:
-            raise DetectionDataError(
-                f"{source}: training split: {fault} in {len(split)} images, so there is nothing to learn; check the "
-                "annotations and that images and annotations belong together"
-            )
-        logger.warning("%s: %s split: %s in %d images, so no score can be given", source, name, fault, len(split))
+        effect = "there is nothing to learn" if name == "train" else "no score can be given"
+        logger.warning("%s: %s split: %s in %d images, so %s", source, name, fault, len(split), effect)
     files = {name: _files(split) for name, split in splits.items()}
     names = list(splits)
     for index, first in enumerate(names):

@@ -125,8 +125,7 @@ def load_detection_dataset(
     found, reader = _recognise(_root(name_or_path), options)
     share = None if isinstance(validation_split, str) else validation_split
     named = (train_split, validation_split if isinstance(validation_split, str) else None, test_split)
-    need_train = class_names is None
-    chosen = choose_splits(list(found.splits), found.source, *named, need_train=need_train)
+    chosen = choose_splits(list(found.splits), found.source, *named, need_train=class_names is None)
     if share is not None and "validation" in chosen:
         logger.warning(
             "%s: its split %r is not used: validation_split=%s holds out training images instead",
@@ -140,7 +139,7 @@ def load_detection_dataset(
     counts = ", ".join(f"{ours} ({chosen[ours]}) {len(split)} images" for ours, split in splits.items())
     noun = "split" if len(splits) == 1 else "splits"
     logger.info("%s: %s, %d %s: %s", found.source, found.kind, len(splits), noun, counts)
-    check_sense(splits, found.source, need_train=need_train)
+    check_sense(splits, found.source)
     splits = with_value_range(splits, found.source)
     splits = splits if share is None else hold_out(splits, share, split_seed)
     return DatasetDict({name: splits[name] for name in SPLIT_NAMES if name in splits})

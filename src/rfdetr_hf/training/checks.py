@@ -94,6 +94,7 @@ def check_run(
     """
     for split, dataset in splits.items():
         check_split(model, split, dataset)
+        _check_objects(model, split, dataset)
     evaluated = {split: dataset for split, dataset in splits.items() if split.startswith("eval_")}
     if not evaluated:
         if args.eval_strategy != "no":
@@ -150,12 +151,23 @@ def check_split(model: Any, split: str, dataset: Dataset) -> None:
                 f"the classes of {split} have {counts} keypoints, but the model's num_keypoints_per_class is "
                 f"{made_for}; build the model with the data set's"
             )
-    most = max_objects(dataset)
-    if most > model.config.num_queries:
+
+
+def _check_objects(model: Any, split: str, dataset: Dataset) -> None:
+    """Whether there is something to learn and to score, and no more than the model can find."""
+    most, queries = max_objects(dataset), model.config.num_queries
+    if not most and split == "train_dataset":
+        raise ValueError(
+            f"{split} has no object, or crowds alone, in {len(dataset)} images: there is nothing to learn; check that "
+            "annotations and images belong together"
+        )
+    if not most:
+        logger.warning("%s has no object, or crowds alone: every score of it is -1, and no model is the best", split)
+    if most > queries:
         logger.warning(
             "%s: an image has %d objects, but the model has %d queries and finds at most so many in an image; use a "
             "model with more (num_queries), or cut the images into tiles",
-            split, most, model.config.num_queries,
+            split, most, queries,
         )  # fmt: skip
 
 
