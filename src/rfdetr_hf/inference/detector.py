@@ -131,8 +131,25 @@ def load_detector(
             f"the model {name_or_path} cannot be loaded; see its config.json and model.safetensors "
             f"({type(error).__name__}: {error})"
         ) from error
-    broken = [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
-    if broken:
-        raise ValueError(f"{name_or_path}: {len(broken)} of its weights are NaN or infinite, {broken[0]} the first")
     processor = load_processor(name_or_path, model.config.resolution, revision)
+    _check_loaded(str(name_or_path), model, processor)
     return ImageDetector(model, processor, device, threshold, bf16=bf16)
+
+
+def _check_loaded(name: str, model: RFDETRForObjectDetection, processor: RFDETRImageProcessor) -> None:
+    """What a prediction would fail on without knowing the file."""
+    broken = [key for key, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(f"{name}: {len(broken)} of its weights are NaN or infinite, {broken[0]} the first")
+    labels: Any = model.config.id2label
+    if sorted(labels) != list(range(model.config.num_labels)) or not all(isinstance(v, str) for v in labels.values()):
+        raise ValueError(
+            f"{name}, config.json: id2label {labels} must give each label 0 to {model.config.num_labels - 1} a text"
+        )
+    size, divisor = dict(processor.size), model.config.size_divisor
+    sides = [size[side] for side in ("height", "width") if side in size]
+    if min(size.values(), default=0) < 1 or any(side % divisor for side in sides):
+        raise ValueError(
+            f"{name}, preprocessor_config.json: size {size} must have positive sides, height and width multiples of "
+            f"{divisor}"
+        )
