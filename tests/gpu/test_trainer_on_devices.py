@@ -5,18 +5,13 @@ from functools import partial
 
 import pytest
 import torch
-from runs import quick_arguments
+from helpers.runs import quick_arguments
 from transformers import TrainerCallback
 
-from rfdetr_hf import HungarianMatcher, RFDETRTrainer, make_shapes_dataset
+from rfdetr_hf import HungarianMatcher, RFDETRTrainer
 from rfdetr_hf.training import trainer as trainer_module
 
 COMPILERS = {"cpu": "aot_eager", "cuda": "inductor"}
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(24, image_size=64, seed=1)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

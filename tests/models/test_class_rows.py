@@ -11,10 +11,10 @@ NAMES = ["ant", "bee", "traffic light"]
 
 
 @pytest.fixture
-def saved(tiny_config, tmp_path):
+def saved(deep_config, tmp_path):
     """A model with random weights for `NAMES`, and its folder."""
     torch.manual_seed(0)
-    model = RFDETRForObjectDetection(tiny_config(id2label=dict(enumerate(NAMES)), num_labels=3)).eval()
+    model = RFDETRForObjectDetection(deep_config(id2label=dict(enumerate(NAMES)), num_labels=3)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape) * 0.1
@@ -62,9 +62,9 @@ def test_new_rows_have_the_prior_bias(saved):
     assert loaded.class_embed.bias[0].item() == pytest.approx(-4.59512, abs=1e-4)
 
 
-def test_names_that_are_alike_in_the_file_are_not_guessed(tiny_config, tmp_path):
+def test_names_that_are_alike_in_the_file_are_not_guessed(deep_config, tmp_path):
     names = {0: "Bus", 1: "bus"}
-    RFDETRForObjectDetection(tiny_config(id2label=names, num_labels=2)).save_pretrained(tmp_path)
+    RFDETRForObjectDetection(deep_config(id2label=names, num_labels=2)).save_pretrained(tmp_path)
     model = RFDETRForObjectDetection.from_pretrained(tmp_path)
     with torch.no_grad():
         model.class_embed.weight.normal_()
@@ -98,9 +98,9 @@ def test_official_files_keep_rows_by_name(saved, tmp_path):
     assert rows_of(loaded, model) == [1, None]
 
 
-def test_keypoints_go_with_their_class(tiny_config, tmp_path):
+def test_keypoints_go_with_their_class(deep_config, tmp_path):
     names, schema = {0: "cat", 1: "nest", 2: "bird"}, [2, 0, 3]
-    model = RFDETRForKeypointDetection(tiny_config(id2label=names, num_labels=3, num_keypoints_per_class=schema))
+    model = RFDETRForKeypointDetection(deep_config(id2label=names, num_labels=3, num_keypoints_per_class=schema))
     model.save_pretrained(tmp_path)
     options = {"id2label": {0: "bird", 1: "cat"}, "num_keypoints_per_class": [3, 2]}
     loaded = RFDETRForKeypointDetection.from_pretrained(tmp_path, **options)
@@ -140,8 +140,8 @@ def test_ids_are_read_as_numbers_and_label2id_suffices():
     assert RFDETRConfig.from_variant("nano", id2label=unused).id2label == unused
 
 
-def test_an_id_that_was_changed_after_construction_is_found_by_the_model(tiny_config):
-    config = tiny_config()
+def test_an_id_that_was_changed_after_construction_is_found_by_the_model(deep_config):
+    config = deep_config()
     config.id2label = {1: "a", 2: "b"}
     with pytest.raises(ValueError, match="ids 1, 2"):
         RFDETRForObjectDetection(config)

@@ -131,8 +131,8 @@ def test_unknown_variant_and_unknown_field_are_errors():
         RFDETRConfig.from_variant("nano", num_querys=100)
 
 
-def test_a_field_changed_after_construction_is_checked_by_the_model(tiny_config):
-    config = tiny_config()
+def test_a_field_changed_after_construction_is_checked_by_the_model(deep_config):
+    config = deep_config()
     config.d_model = 30
     with pytest.raises(ValueError, match="does not divide d_model 30"):
         RFDETRForObjectDetection(config)

@@ -12,9 +12,9 @@ from rfdetr_hf.models.files.auto import load_processor
 
 
 @pytest.fixture
-def folder(tiny_config, tmp_path):
+def folder(deep_config, tmp_path):
     torch.manual_seed(0)
-    RFDETRForObjectDetection(tiny_config()).save_pretrained(tmp_path / "model")
+    RFDETRForObjectDetection(deep_config()).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 

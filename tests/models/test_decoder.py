@@ -63,8 +63,8 @@ def test_memory_without_a_mask_equals_one_without_padding(rng):
         assert torch.equal(getattr(plain, name), getattr(full, name))
 
 
-def test_deformable_attention_equals_a_loop_over_points(tiny_config, randomise, rng):
-    config = tiny_config(projector_scales=["P3", "P5"], decoder_n_points=3)
+def test_deformable_attention_equals_a_loop_over_points(deep_config, randomise, rng):
+    config = deep_config(projector_scales=["P3", "P5"], decoder_n_points=3)
     attention = randomise(DeformableAttention(config))
     maps, mask = two_levels(rng)
     memory = flatten_levels(maps, mask)
@@ -90,8 +90,8 @@ def test_deformable_attention_equals_a_loop_over_points(tiny_config, randomise, 
     assert torch.equal(given, weights)
 
 
-def test_self_attention_equals_torch_and_stays_inside_a_group(tiny_config, randomise, rng):
-    attention = randomise(GroupSelfAttention(tiny_config())).eval()
+def test_self_attention_equals_torch_and_stays_inside_a_group(deep_config, randomise, rng):
+    attention = randomise(GroupSelfAttention(deep_config())).eval()
     theirs = torch.nn.MultiheadAttention(32, 4, batch_first=True, dtype=torch.float64)
     theirs.load_state_dict(attention.state_dict())
     x, position = torch.randn(2, 2, 12, 32, generator=rng, dtype=torch.float64)
@@ -103,8 +103,8 @@ def test_self_attention_equals_torch_and_stays_inside_a_group(tiny_config, rando
         torch.testing.assert_close(ours[:, rows], theirs(query, query, x[:, rows], need_weights=False)[0])
 
 
-def test_padded_cells_are_hidden_from_detector_and_attention(tiny_config, randomise, rng):
-    config = tiny_config(projector_scales=["P3", "P5"])
+def test_padded_cells_are_hidden_from_detector_and_attention(deep_config, randomise, rng):
+    config = deep_config(projector_scales=["P3", "P5"])
     transformer, attention = randomise(RFDETRTransformer(config)), randomise(DeformableAttention(config))
     maps, mask = two_levels(rng)
     memory = flatten_levels(maps, mask)
@@ -134,8 +134,8 @@ def loop_proposals(transformer, memory, groups):
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_batched_proposals_equal_a_loop_over_groups_with_gradients(tiny_config, randomise, rng, groups):
-    transformer = randomise(RFDETRTransformer(tiny_config(projector_scales=["P3", "P5"])))
+def test_batched_proposals_equal_a_loop_over_groups_with_gradients(deep_config, randomise, rng, groups):
+    transformer = randomise(RFDETRTransformer(deep_config(projector_scales=["P3", "P5"])))
     maps, mask = two_levels(rng)
     maps = [x.requires_grad_() for x in maps]
 
@@ -154,8 +154,8 @@ def test_batched_proposals_equal_a_loop_over_groups_with_gradients(tiny_config, 
             torch.testing.assert_close(a, b)
 
 
-def test_invalid_cells_stay_in_the_ranking_and_give_zero_boxes(tiny_config, randomise, rng):
-    transformer = randomise(RFDETRTransformer(tiny_config(num_queries=24)))
+def test_invalid_cells_stay_in_the_ranking_and_give_zero_boxes(deep_config, randomise, rng):
+    transformer = randomise(RFDETRTransformer(deep_config(num_queries=24)))
     maps = [torch.randn(1, 32, 4, 6, generator=rng, dtype=torch.float64)]
     mask = torch.ones(1, 16, 24)
     mask[:, :, 16:] = 0
@@ -164,8 +164,8 @@ def test_invalid_cells_stay_in_the_ranking_and_give_zero_boxes(tiny_config, rand
     assert int((boxes == 0).all(-1).sum()) == 8
 
 
-def test_references_combine_learned_deltas_and_proposals_without_gradient(tiny_config, rng):
-    transformer = RFDETRTransformer(tiny_config())
+def test_references_combine_learned_deltas_and_proposals_without_gradient(deep_config, rng):
+    transformer = RFDETRTransformer(deep_config())
     boxes = torch.rand(2, 4, 4, generator=rng, requires_grad=True)
     learned = torch.randn(6, 4, generator=rng, requires_grad=True)
     references = transformer.references(learned, boxes)
@@ -178,8 +178,8 @@ def test_references_combine_learned_deltas_and_proposals_without_gradient(tiny_c
     assert learned.grad is not None
 
 
-def test_query_position_uses_the_first_level_and_valid_ratios(tiny_config, randomise, rng, monkeypatch):
-    decoder = randomise(RFDETRTransformer(tiny_config(projector_scales=["P3", "P5"]))).decoder
+def test_query_position_uses_the_first_level_and_valid_ratios(deep_config, randomise, rng, monkeypatch):
+    decoder = randomise(RFDETRTransformer(deep_config(projector_scales=["P3", "P5"]))).decoder
     maps, mask = two_levels(rng)
     memory = flatten_levels(maps, mask)
     seen = []
@@ -191,8 +191,8 @@ def test_query_position_uses_the_first_level_and_valid_ratios(tiny_config, rando
     torch.testing.assert_close(seen[0][0, :, 1], references[0])
 
 
-def test_feed_forward_dropout_is_off_in_evaluation(tiny_config, randomise, rng):
-    layer = randomise(RFDETRTransformer(tiny_config(dropout=0.5)).decoder.layers[0])
+def test_feed_forward_dropout_is_off_in_evaluation(deep_config, randomise, rng):
+    layer = randomise(RFDETRTransformer(deep_config(dropout=0.5)).decoder.layers[0])
     x = torch.randn(1, 6, 32, generator=rng, dtype=torch.float64)
     memory = flatten_levels([torch.randn(1, 32, 4, 4, generator=rng, dtype=torch.float64)], None)
     reference = torch.rand(1, 6, 1, 4, generator=rng, dtype=torch.float64)

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from official_files import legacy_payload, official_settings
+from helpers.official_files import legacy_payload, official_settings
 
 from rfdetr_hf import RFDETRConfig, RFDETRForInstanceSegmentation, RFDETRForKeypointDetection, RFDETRForObjectDetection
 from rfdetr_hf.models.files import official
@@ -31,13 +31,13 @@ ENCODER = {"hidden_size": 128, "num_attention_heads": 2}
 
 
 @pytest.fixture
-def payload(tiny_config):
+def payload(deep_config):
     """An official-looking file of a tiny model with some fields more: `payload(model_class, place, **fields)`."""
 
     def make(model_class=RFDETRForObjectDetection, place="model_config", **fields):
         schema = {"num_keypoints_per_class": [3]} if model_class is RFDETRForKeypointDetection else {}
         torch.manual_seed(0)
-        model = model_class(tiny_config(backbone_config=ENCODER, **schema))
+        model = model_class(deep_config(backbone_config=ENCODER, **schema))
         content = {"model": model.state_dict(), "args": official_settings(model.config) | schema}
         if place == "hyper_parameters":
             content = {

@@ -28,8 +28,8 @@ def labels_of(model_class, count=2):
 
 @pytest.mark.parametrize(("model_class", "fields", "extra"), CLASSES)
 @pytest.mark.parametrize("training", [True, False])
-def test_order_of_outputs(tiny_config, rng, model_class, fields, extra, training):
-    model = model_class(tiny_config(**fields)).train(training)
+def test_order_of_outputs(deep_config, rng, model_class, fields, extra, training):
+    model = model_class(deep_config(**fields)).train(training)
     pixels = torch.randn(2, 3, 64, 64, generator=rng)
     output = model(pixels, labels=labels_of(model_class), output_hidden_states=True, output_attentions=True)
     if training and extra == ["pred_masks"]:
@@ -42,8 +42,8 @@ def test_order_of_outputs(tiny_config, rng, model_class, fields, extra, training
 
 
 @pytest.mark.parametrize(("model_class", "fields", "extra"), CLASSES)
-def test_states_and_attention_weights(tiny_config, rng, model_class, fields, extra):
-    config = tiny_config(**fields)
+def test_states_and_attention_weights(deep_config, rng, model_class, fields, extra):
+    config = deep_config(**fields)
     model = model_class(config).eval()
     pixels = torch.randn(2, 3, 64, 64, generator=rng)
     plain = model(pixels)
@@ -63,8 +63,8 @@ def test_states_and_attention_weights(tiny_config, rng, model_class, fields, ext
 
 
 @pytest.mark.parametrize(("model_class", "fields", "extra"), CLASSES)
-def test_attention_in_plain_steps_is_equal(tiny_config, rng, model_class, fields, extra):
-    model = model_class(tiny_config(**fields)).eval()
+def test_attention_in_plain_steps_is_equal(deep_config, rng, model_class, fields, extra):
+    model = model_class(deep_config(**fields)).eval()
     pixels = torch.randn(2, 3, 64, 64, generator=rng)
     expected = model(pixels)
     model.set_attn_implementation("eager")
@@ -82,8 +82,8 @@ def test_attention_in_plain_steps_is_equal(tiny_config, rng, model_class, fields
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention", "foo"])
-def test_attention_that_the_models_do_not_have_is_refused(tiny_config, name):
-    model = RFDETRForObjectDetection(tiny_config())
+def test_attention_that_the_models_do_not_have_is_refused(deep_config, name):
+    model = RFDETRForObjectDetection(deep_config())
     with pytest.raises((ValueError, ImportError), match="(?i)attention|attn_implementation"):
         model.set_attn_implementation(name)
     assert model.config._attn_implementation == "sdpa"
@@ -91,8 +91,8 @@ def test_attention_that_the_models_do_not_have_is_refused(tiny_config, name):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize(("model_class", "fields", "extra"), CLASSES)
-def test_both_kinds_of_gradient_checkpointing(tiny_config, rng, model_class, fields, extra, reentrant):
-    model = model_class(tiny_config(**fields)).train()
+def test_both_kinds_of_gradient_checkpointing(deep_config, rng, model_class, fields, extra, reentrant):
+    model = model_class(deep_config(**fields)).train()
     pixels = torch.randn(2, 3, 64, 64, generator=rng)
 
     def gradients():
@@ -119,9 +119,9 @@ def test_both_kinds_of_gradient_checkpointing(tiny_config, rng, model_class, fie
         (torch.zeros(1, 3, 60, 64), "divisible"),
     ],
 )
-def test_pixels_that_are_none(tiny_config, pixels, message):
+def test_pixels_that_are_none(deep_config, pixels, message):
     with pytest.raises(ValueError, match=message):
-        RFDETRForObjectDetection(tiny_config()).eval()(pixels)
+        RFDETRForObjectDetection(deep_config()).eval()(pixels)
 
 
 def test_paths_are_pictures(tmp_path):
@@ -137,7 +137,7 @@ def test_paths_are_pictures(tmp_path):
         processor(tmp_path / "b.png")
 
 
-def test_the_plain_trainer_trains_and_evaluates(tiny_config, tmp_path, rng):
+def test_the_plain_trainer_trains_and_evaluates(deep_config, tmp_path, rng):
     """As in the example scripts: logits and boxes are what follows the loss and its terms."""
 
     class Data(torch.utils.data.Dataset):
@@ -163,7 +163,7 @@ def test_the_plain_trainer_trains_and_evaluates(tiny_config, tmp_path, rng):
     args = TrainingArguments(
         str(tmp_path), remove_unused_columns=False, eval_do_concat_batches=False, use_cpu=True, **options
     )
-    model = RFDETRForObjectDetection(tiny_config())
+    model = RFDETRForObjectDetection(deep_config())
     trainer = Trainer(
         model, args, train_dataset=Data(), eval_dataset=Data(), data_collator=collate,
         compute_metrics=lambda pair: seen.append(pair.predictions) or {},
@@ -175,8 +175,8 @@ def test_the_plain_trainer_trains_and_evaluates(tiny_config, tmp_path, rng):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_dynamic_int8_quantisation(tiny_config, rng):
-    model = RFDETRForObjectDetection(tiny_config()).eval()
+def test_dynamic_int8_quantisation(deep_config, rng):
+    model = RFDETRForObjectDetection(deep_config()).eval()
     pixels = torch.randn(1, 3, 64, 64, generator=rng)
     expected = model(pixels).logits
     quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)

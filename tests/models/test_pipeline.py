@@ -15,9 +15,9 @@ SMOOTHS_WHEN_SHRINKING = tuple(map(int, transformers.__version__.split(".")[:2])
 
 
 @pytest.mark.skipif(SMOOTHS_WHEN_SHRINKING, reason="transformers before 5.18 resizes with antialiasing")
-def test_pipeline_gives_our_detections(tiny_config, tmp_path):
+def test_pipeline_gives_our_detections(deep_config, tmp_path):
     torch.manual_seed(0)
-    model = RFDETRForObjectDetection(tiny_config(resolution=128, id2label=dict(enumerate("abcde")))).eval()
+    model = RFDETRForObjectDetection(deep_config(resolution=128, id2label=dict(enumerate("abcde")))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape) * 0.05
@@ -40,11 +40,11 @@ def test_pipeline_gives_our_detections(tiny_config, tmp_path):
 
 
 @pytest.mark.skipif(SMOOTHS_WHEN_SHRINKING, reason="transformers before 5.18 resizes with antialiasing")
-def test_pipeline_gives_our_masks(tiny_config, tmp_path):
+def test_pipeline_gives_our_masks(deep_config, tmp_path):
     """As docs/guides/model-files.md does it: from the name of a folder the pipeline looks for other classes."""
     torch.manual_seed(0)
     names = dict(enumerate("abcde"))
-    model = RFDETRForInstanceSegmentation(tiny_config(resolution=128, id2label=names)).eval()
+    model = RFDETRForInstanceSegmentation(deep_config(resolution=128, id2label=names)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape) * 0.05
@@ -68,10 +68,10 @@ def test_pipeline_gives_our_masks(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("subtask", [None, "instance"])
-def test_pipeline_on_our_own_classes(tiny_config, subtask):
+def test_pipeline_on_our_own_classes(deep_config, subtask):
     torch.manual_seed(0)
     names = dict(enumerate("abcde"))
-    model = RFDETRForInstanceSegmentation(tiny_config(resolution=128, id2label=names)).eval()
+    model = RFDETRForInstanceSegmentation(deep_config(resolution=128, id2label=names)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape) * 0.05

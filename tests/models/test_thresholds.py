@@ -56,8 +56,8 @@ def test_thresholds_that_are_none(outputs, threshold, message):
         PROCESSOR.post_process_object_detection(outputs, threshold)
 
 
-def test_the_model_knows_the_names(tiny_config):
-    model = RFDETRForObjectDetection(tiny_config(id2label={0: "ant", 1: "bee", 2: "cat"}, num_labels=3)).eval()
+def test_the_model_knows_the_names(deep_config):
+    model = RFDETRForObjectDetection(deep_config(id2label={0: "ant", 1: "bee", 2: "cat"}, num_labels=3)).eval()
     with torch.no_grad():
         model.class_embed.bias.copy_(torch.tensor([0.3, 0.5, 0.4]).logit())
         model.class_embed.weight.zero_()
@@ -69,8 +69,8 @@ def test_the_model_knows_the_names(tiny_config):
         model.detect(outputs, PROCESSOR, {"dog": 0.5})
 
 
-def test_keypoints_by_class(tiny_config, rng):
-    model = RFDETRForKeypointDetection(tiny_config(num_keypoints_per_class=[2, 0, 3])).eval()
+def test_keypoints_by_class(deep_config, rng):
+    model = RFDETRForKeypointDetection(deep_config(num_keypoints_per_class=[2, 0, 3])).eval()
     outputs = model(torch.randn(2, 3, 64, 64, generator=rng))
     every = model.detect(outputs, PROCESSOR, -1.0)
     limits = [2.0, 0.0, 2.0, 0.0, 2.0]

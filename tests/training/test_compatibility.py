@@ -16,15 +16,11 @@ from rfdetr_hf import (
     RFDETRImageProcessor,
     RFDETRTrainer,
     RFDETRTrainingArguments,
-    make_shapes_dataset,
 )
 
+SHAPES = 8  # images of the fixture `shapes`
+
 SHORT = {"max_steps": 2, "gradient_accumulation_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(8, image_size=64, seed=1)
 
 
 def test_the_end_of_a_training_is_logged_and_returned_with_its_speeds(tmp_path, tiny_model, shapes):

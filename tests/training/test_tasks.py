@@ -1,12 +1,10 @@
 """Segmentation and keypoints through the whole trainer: what it logs, splits of a step, and resuming."""
 
-import csv
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from runs import quick_arguments
+from helpers.runs import assert_same, metrics_rows, quick_arguments
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -52,16 +50,6 @@ arguments = partial(
     quick_arguments, num_train_epochs=2, gradient_accumulation_steps=2, logging_steps=2, learning_rate=1e-3,
     learning_rate_encoder=1e-3,
 )  # fmt: skip
-
-
-def rows(folder):
-    with open(Path(folder) / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_same(first, second):
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def test_a_run_scores_the_task(tmp_path, task, build, data):
@@ -143,4 +131,4 @@ def test_a_run_resumed_in_mid_epoch_ends_with_the_same_bits(tmp_path, build, dat
     RFDETRTrainer(build(seed=5), args, *data).train(resume_from_checkpoint=True)
     for file in ("best/model.safetensors", "last/model.safetensors", "checkpoint-8/ema.safetensors"):
         assert_same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file))
-    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+    assert metrics_rows(tmp_path / "whole") == metrics_rows(tmp_path / "cut")

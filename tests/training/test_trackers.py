@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
-from runs import quick_arguments
+from helpers.runs import quick_arguments
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -20,6 +20,8 @@ from rfdetr_hf import (
 from rfdetr_hf.data.schema import keypoint_schema
 from rfdetr_hf.training import trackers
 from rfdetr_hf.training.trackers import TrackerCallback, check_trackers, flatten
+
+SHAPES = 8  # images of the fixture `shapes`
 
 
 class Memory(GeneralTracker):
@@ -45,11 +47,6 @@ class Memory(GeneralTracker):
 
     def finish(self):
         self.finished += 1
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(8, image_size=64, seed=1)
 
 
 arguments = partial(
