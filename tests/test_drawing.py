@@ -114,3 +114,69 @@ def test_masks_of_every_form(form):
 def test_numbers_out_of_range(fields, message):
     with pytest.raises(ValueError, match=message):
         DrawingStyle(**fields)
+
+
+def boxes_of(*boxes, labels=None):
+    count = len(boxes)
+    labels = torch.tensor(labels or [0] * count)
+    return {"scores": torch.full((count,), 0.9), "labels": labels, "boxes": torch.tensor(boxes, dtype=torch.float32)}
+
+
+def area_of(picture, colour=RED):
+    """Rows and columns of the pixels of a colour."""
+    return np.nonzero((np.asarray(picture) == colour).all(-1))
+
+
+def test_labels_grow_with_the_picture():
+    heights = []
+    for side in (500, 4000):
+        box = [side * 0.4, side * 0.4, side * 0.6, side * 0.6]
+        rows, _ = area_of(draw_detections(Image.new("RGB", (side, side)), boxes_of(box), {0: "cat"}))
+        heights.append((box[1] - rows.min()) / side)
+    assert heights[1] > 0.015 and heights[1] == pytest.approx(heights[0], rel=0.5)
+
+
+@pytest.mark.parametrize("box", [(600, 200, 638, 300), (0, 0, 30, 5), (500, 470, 639, 479), (-50, -50, 20, 20)])
+def test_labels_stay_inside(box):
+    name = "construction worker"
+    free, _ = draw_detections(Image.new("RGB", (640, 480)), boxes_of([200, 200, 400, 400]), {0: name}), None
+    drawn = draw_detections(Image.new("RGB", (640, 480)), boxes_of(box), {0: name})
+    text = [(np.asarray(each) == 255).all(-1).sum() for each in (free, drawn)]
+    assert text[0] == pytest.approx(text[1], rel=0.02), "all letters are there"
+
+
+def test_labels_do_not_hide_each_other():
+    boxes = [[100, 100, 200, 200], [101, 100, 201, 200], [100, 102, 200, 202], [99, 99, 199, 199]]
+    alone = draw_detections(Image.new("RGB", (640, 480)), boxes_of(boxes[0]), {0: "bird"})
+    together = draw_detections(Image.new("RGB", (640, 480)), boxes_of(*boxes), {0: "bird"})
+    letters = [(np.asarray(each) == 255).all(-1).sum() for each in (alone, together)]
+    assert letters[1] == pytest.approx(4 * letters[0], rel=0.02)
+
+
+def test_names_without_glyphs_give_way_to_their_number_and_others_are_told_apart():
+    pictures = {}
+    for label, name in enumerate(("\U0001f426\U0010fffd", "\u732b\U0010fffd", "cat", "dog")):
+        drawn = draw_detections(
+            Image.new("RGB", (640, 480)), boxes_of([100, 100, 300, 300], labels=[label]), {label: name}
+        )
+        bright = np.asarray(drawn).min(-1) > 150
+        pictures[name] = bright[:, bright.any(0)].tobytes()
+    assert len(set(pictures.values())) == 4
+    unknown = draw_detections(Image.new("RGB", (640, 480)), boxes_of([100, 100, 300, 300], labels=[7]), {0: "cat"})
+    assert (np.asarray(unknown) == 255).all(-1).any(), "a label without a name is its number"
+
+
+def test_eighty_classes_have_colours_of_their_own():
+    seen = []
+    for label in range(80):
+        drawn = draw_detections(Image.new("RGB", (640, 480)), boxes_of([100, 100, 300, 300], labels=[label]), {})
+        seen.append(drawn.getpixel((100, 200)))
+    colours = np.array(seen)
+    distance = np.abs(colours[:, None] - colours).sum(-1) + 1000 * np.eye(80, dtype=int)
+    assert distance.min() >= 34
+
+
+@pytest.mark.parametrize("box", [(200, 200, 100, 100), (float("nan"),) * 4, (1e9, 0, 2e9, 5), (0, 0, float("inf"), 5)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+def test_boxes_and_images_of_every_kind(box, mode):
+    assert draw_detections(Image.new(mode, (640, 480)), boxes_of(box), {0: "a\nb"}).mode == "RGB"

@@ -12,7 +12,8 @@ from rfdetr_hf.evaluation.ground_truth import make_coco
 
 _DESCRIPTION = """
 The twelve numbers of COCO's detection evaluation, bit for bit those of pycocotools, and precision, recall and F1 at the
-score threshold with the best mean F1. It needs nothing but boxes, so it works with any detector.
+score threshold with the best mean F1. It needs nothing but boxes, so it works with any detector. Boxes are corners;
+loaded as evaluate.load(…, "xywh") it takes (x, y, width, height), which COCO's files have, without a rounding.
 """
 
 _CITATION = """
@@ -24,9 +25,15 @@ _CITATION = """
 }
 """
 
+_NO_IMAGES = (
+    "rfdetr_coco has no images to score: add(prediction=…, reference=…) or add_batch(predictions=…, references=…) "
+    "gives it some, also images without detections, for which the lists are empty"
+)
+
 _INPUTS = """
 Args:
-    predictions: one dict per image: `boxes` (n lists of x1, y1, x2, y2 in pixels), `scores` (n), `labels` (n).
+    predictions: one dict per image, with or without an id: `boxes` (n lists of x1, y1, x2, y2 in pixels), `scores` (n),
+        `labels` (n).
     references: one dict per image, in the same order: `boxes` (m lists of x1, y1, x2, y2), `labels` (m), and where
         there are any `area` (m, default width x height) and `iscrowd` (m, default 0).
     class_names: names by label; adds `map_class_<name>` and `mar_100_class_<name>`.
@@ -61,9 +68,24 @@ class RFDETRCoco(evaluate.Metric):
         """Adds the detections and objects of some images: lists of dicts of lists, arrays or tensors."""
         super().add_batch(
             predictions=[_as_lists(each, ("boxes", "scores", "labels")) for each in predictions],
-            references=[_reference(each) for each in references],
+            references=[_reference(each, self.config_name == "xywh") for each in references],
             **kwargs,
         )
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, float] | None:
+        """The scores of all images that were added, and of those given here.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if predictions is not None and references is not None:
+            if len(predictions):
+                self.add_batch(predictions=predictions, references=references)
+        elif predictions is not None or references is not None:
+            raise ValueError("compute() takes predictions and references together, a dict per image in each")
+        if self.writer is None:
+            raise ValueError(_NO_IMAGES)
+        return super().compute(**kwargs)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """Adds one image."""
@@ -77,10 +99,13 @@ class RFDETRCoco(evaluate.Metric):
         max_dets: int = 100,
         backend: str = "auto",
     ) -> dict[str, float]:
-        evaluator = CocoEvaluator(_ground_truth(predictions, references, class_names), max_dets, backend=backend)
+        if not len(references):
+            raise ValueError(_NO_IMAGES)
+        xywh = self.config_name == "xywh"
+        evaluator = CocoEvaluator(_ground_truth(predictions, references, class_names, xywh), max_dets, backend=backend)
         found = [
             {
-                "boxes": np.array(each["boxes"], dtype=np.float64).reshape(-1, 4),
+                "boxes_xywh" if xywh else "boxes": np.array(each["boxes"], dtype=np.float64).reshape(-1, 4),
                 "scores": np.array(each["scores"], dtype=np.float64),
                 "labels": np.array(each["labels"], dtype=np.int64),
             }
@@ -90,14 +115,16 @@ class RFDETRCoco(evaluate.Metric):
         return evaluator.compute(per_class=class_names is not None) | evaluator.analyze().summary()
 
 
-def _ground_truth(predictions: Sequence[Mapping], references: Sequence[Mapping], names: Sequence[str] | None) -> Any:
+def _ground_truth(
+    predictions: Sequence[Mapping], references: Sequence[Mapping], names: Sequence[str] | None, xywh: bool
+) -> Any:
     images, annotations = [], []
     for image_id, reference in enumerate(references, start=1):
         images.append({"id": image_id})
         fields = (reference[key] for key in ("boxes", "labels", "area", "iscrowd"))
-        for (x1, y1, x2, y2), label, area, crowd in zip(*fields, strict=True):
+        for (x1, y1, x2, y2), label, area, crowd in zip(*fields, strict=True):  # or x, y, width, height
             record = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(label)}
-            box = [x1, y1, x2 - x1, y2 - y1]
+            box = [x1, y1, x2, y2] if xywh else [x1, y1, x2 - x1, y2 - y1]
             annotations.append({**record, "bbox": box, "area": area, "iscrowd": int(crowd)})
     labels = {int(label) for each in (*predictions, *references) for label in each["labels"]}
     if names is not None and (outside := {label for label in labels if not 0 <= label < len(names)}):
@@ -106,9 +133,9 @@ def _ground_truth(predictions: Sequence[Mapping], references: Sequence[Mapping],
     return make_coco(images, annotations, [{"id": label, "name": name} for label, name in known.items()])
 
 
-def _reference(reference: Mapping[str, Any]) -> dict[str, list]:
+def _reference(reference: Mapping[str, Any], xywh: bool) -> dict[str, list]:
     made = _as_lists(reference, ("boxes", "labels"))
-    area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in made["boxes"]]
+    area = [x2 * y2 if xywh else (x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in made["boxes"]]
     optional = {"area": area, "iscrowd": [0] * len(area)}
     return made | {k: _listed(reference[k]) if reference.get(k) is not None else v for k, v in optional.items()}
 
@@ -117,7 +144,10 @@ def _as_lists(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, list]
     missing = [key for key in keys if key not in values]
     if missing:
         raise ValueError(f"Each image needs {', '.join(keys)}; {', '.join(missing)} missing from {sorted(values)}.")
-    return {key: _listed(values[key]) for key in keys}
+    listed = {key: _listed(values[key]) for key in keys}
+    if any(isinstance(label, str) for label in listed["labels"]):
+        raise ValueError(f"labels {listed['labels'][:3]} are texts: give integers, and their names as class_names.")
+    return listed
 
 
 def _listed(values: Any) -> list:

@@ -2,19 +2,46 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_utils
 
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 _SMALLEST_SIDE = 480
 _MASK_OPACITY = 110
-_POINT = 3
+_LINE, _POINT, _TEXT = 2, 3, 12  # pixels, of pictures up to `_UNIT_SIDE`; they grow with larger ones
+_UNIT_SIDE = 640
 _CORNERS = 48
 # Pillow refuses coordinates beyond 32 bits.
 _FARTHEST = 1e6
+# Fonts that systems bring along, for names that Pillow's own font has no glyphs for.
+_FONTS = (
+    "DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf", "msyh.ttc", "msgothic.ttc", "malgun.ttf", "simsun.ttc", "arialuni.ttf",
+    "Arial Unicode.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "AppleSDGothicNeo.ttc",
+)  # fmt: skip
+
+
+def _palette(first: Sequence[str], count: int) -> tuple[str, ...]:
+    """Colours as far from each other as possible, on which white text can be read."""
+    levels = np.arange(0, 256, 17)
+    grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
+    light = grid @ np.array([0.299, 0.587, 0.114])
+    grid = grid[(light > 25) & (light < 170)]
+    chosen = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in first]
+    nearest = np.full(len(grid), np.inf)
+    for number in range(count):
+        if number >= len(chosen):
+            chosen.append(grid[nearest.argmax()].tolist())
+        # The eye tells greens apart better than reds, and reds better than blues.
+        distance = (((grid - chosen[number]) ** 2) * np.array([3, 4, 2])).sum(1)
+        nearest = np.minimum(nearest, distance)
+    return tuple("#{:02x}{:02x}{:02x}".format(*colour) for colour in chosen)
+
+
+COLOURS = _palette(("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000"), count=96)
 
 
 @dataclass
@@ -22,18 +49,20 @@ class Shape:
     """What is drawn of one object, in pixels of the image.
 
     Attributes:
-        box: x1, y1, x2, y2.
+        box: x1, y1, x2, y2; one that is not finite is left out.
         colour: of all its parts.
         text: the label; "" for none.
+        plain_text: the label where no font has the glyphs of `text`.
         mask: (height, width), or a COCO run-length encoding.
         points: (n, 2) x, y.
-        lines: polylines, (corners, 2) each, two pixels wide.
-        outlines: polylines one pixel wide.
+        lines: polylines, (corners, 2) each, as wide as the box's.
+        outlines: polylines half as wide.
     """
 
     box: Sequence[float]
     colour: str
     text: str = ""
+    plain_text: str = ""
     mask: Any = None
     points: Sequence[Sequence[float]] | np.ndarray = ()
     lines: Sequence[np.ndarray] = ()
@@ -41,27 +70,84 @@ class Shape:
 
 
 def draw_shapes(canvas: Image.Image, shapes: Sequence[Shape], scale: float = 1.0) -> Image.Image:
-    """The canvas, an RGB image enlarged by `scale`, with masks below boxes, and labels on top."""
+    """The canvas, an RGB image enlarged by `scale`, with masks below boxes, and labels on top.
+
+    Lines and labels grow with the canvas. Labels stay inside it, and beside each other while there is room; the first
+    shapes choose first.
+    """
     for shape in shapes:
         if shape.mask is not None:
             stencil = Image.fromarray(_pixels(shape.mask) * np.uint8(_MASK_OPACITY))
             stencil = stencil.resize(canvas.size, Image.Resampling.NEAREST)
             canvas.paste(Image.new("RGB", canvas.size, shape.colour), mask=stencil)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default()
-    for shape in shapes:
-        # Pillow refuses a box whose corners are in the wrong order, which nothing keeps a detector from giving.
-        (left, right), (top, bottom) = (sorted(_placed(shape.box[axis::2], scale).tolist()) for axis in (0, 1))
-        pen.rectangle((left, top, right, bottom), outline=shape.colour, width=2)
-        for width, lines in ((2, shape.lines), (1, shape.outlines)):
+    unit = max(max(canvas.size) / _UNIT_SIDE, 1.0)
+    pen, thick, thin, radius = ImageDraw.Draw(canvas), round(_LINE * unit), round(_LINE * unit / 2), _POINT * unit
+    boxes = [_placed(shape.box, scale).tolist() if np.isfinite(shape.box).all() else None for shape in shapes]
+    for shape, box in zip(shapes, boxes, strict=True):
+        if box is not None:
+            # Pillow refuses a box whose corners are in the wrong order, which nothing keeps a detector from giving.
+            box[:] = [*np.minimum(box[:2], box[2:]).tolist(), *np.maximum(box[:2], box[2:]).tolist()]
+            pen.rectangle(box, outline=shape.colour, width=thick)
+        for width, lines in ((thick, shape.lines), (thin, shape.outlines)):
             for line in lines:
                 pen.line([tuple(corner) for corner in _placed(line, scale).tolist()], fill=shape.colour, width=width)
         for x, y in _placed(shape.points, scale).reshape(-1, 2).tolist():
-            pen.ellipse((x - _POINT, y - _POINT, x + _POINT, y + _POINT), fill=shape.colour)
-        if shape.text:
-            corner = (left, max(top - 12, 0))
-            pen.rectangle(pen.textbbox(corner, shape.text, font), fill=shape.colour)
-            pen.text(corner, shape.text, "white", font)
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=shape.colour)
+    taken = np.zeros((0, 4))
+    for shape, box in zip(shapes, boxes, strict=True):
+        if shape.text and box is not None:
+            text, font = _label(shape, round(_TEXT * unit), canvas.width)
+            left, top, right, bottom = pen.textbbox((0, 0), text, font)
+            x, y = _free_place(box, (right + 2 * thin, bottom + 2 * thin), canvas.size, taken)
+            place = (x, y, x + right + 2 * thin, y + bottom + 2 * thin)
+            taken = np.concatenate([taken, [place]])
+            pen.rectangle(place, fill=shape.colour)
+            pen.text((x + thin, y + thin), text, "white", font)
     return canvas
+
+
+def _free_place(
+    box: Sequence[float], size: tuple[float, float], canvas: tuple[int, int], taken: np.ndarray
+) -> tuple[float, float]:
+    """The corner of a label (width, height): above the box, in its corners, below it, or where it hides least."""
+    (left, top, right, bottom), (width, height) = box, size
+    corners = [(left, top - height), (left, top), (right - width, top - height), (right - width, top), (left, bottom)]
+    corners += [(left, bottom - height), (right - width, bottom), (right - width, bottom - height)]
+    corners += [(left, top + n * height) for n in range(1, 12)] + [(left, top - n * height) for n in range(2, 12)]
+    places = np.array(corners).clip(0, np.maximum(np.array(canvas) - size, 0))
+    if not len(taken):
+        return places[0, 0], places[0, 1]
+    low = np.maximum(places[:, None], taken[:, :2])
+    high = np.minimum(places[:, None] + np.array(size), taken[:, 2:])
+    hidden = np.clip(high - low, 0, None).prod(axis=2).sum(axis=1)
+    x, y = places[hidden.argmin()]
+    return x, y
+
+
+def _label(shape: Shape, size: int, room: int) -> tuple[str, Any]:
+    """The text on one line, no wider than the picture, and a font that has its glyphs."""
+    text = " ".join(shape.text.split())
+    font = _font_for(frozenset(text), size)
+    if font is None:
+        text, font = shape.plain_text or text.encode("ascii", "replace").decode(), ImageFont.load_default(size)
+    while len(text) > 1 and font.getlength(text) > room:
+        text = text.rstrip("…")[:-1] + "…" if _font_for(frozenset("…"), size) == font else text[:-1]
+    return text, font
+
+
+@lru_cache(maxsize=512)
+def _font_for(characters: frozenset[str], size: int) -> Any:
+    """A font with glyphs for these characters, or None."""
+    for name in ("", *_FONTS):
+        try:
+            font: Any = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
+        except OSError:
+            continue  # this system has no such font
+        # A character that no font has shows how a missing one looks.
+        missing = bytes(font.getmask("\U0010fffe"))
+        if all(each == " " or bytes(font.getmask(each)) != missing for each in characters):
+            return font
+    return None
 
 
 @dataclass(frozen=True)
@@ -98,7 +184,7 @@ def draw_detections(
     """The image with boxes, class names and scores, enlarged when it is small.
 
     Args:
-        image: RGB.
+        image: in any mode; the picture is RGB.
         detections: `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy in pixels; also `masks`, (n, height, width) or n
             COCO run-length encodings, `keypoints` (n, K, 2) in pixels or (n, K, 3) with their confidence, and
             `keypoint_covariance` (n, K, 2, 2), where the model gives them. Arrays, or tensors on the CPU.
@@ -107,12 +193,13 @@ def draw_detections(
         style: of the keypoints.
     """
     scale, style = max(1, round(_SMALLEST_SIDE / max(image.size))), style or DrawingStyle()
-    canvas = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    canvas = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     shapes = []
     for i in np.flatnonzero(np.asarray(detections["scores"]) > threshold).tolist():
         label, box = int(detections["labels"][i]), np.asarray(detections["boxes"][i], dtype=np.float64)
-        text = f"{id2label[label]} {float(detections['scores'][i]):.2f}"
-        shape = Shape(box.tolist(), COLOURS[label % len(COLOURS)], text)
+        score = f"{float(detections['scores'][i]):.2f}"
+        text, plain_text = f"{id2label.get(label, label)} {score}", f"{label} {score}"
+        shape = Shape(box.tolist(), COLOURS[label % len(COLOURS)], text, plain_text)
         if detections.get("masks") is not None:
             shape.mask = detections["masks"][i]
         if detections.get("keypoints") is not None:

@@ -6,6 +6,8 @@ import difflib
 import json
 import math
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -15,6 +17,7 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 
 class UsageError(ValueError):
@@ -56,9 +59,7 @@ class _HelpText(str):
     range: Range | None = None
 
 
-def option(
-    default: Any = ..., help: str = "", allowed: Range | Sequence[str] | None = None, **metadata: Any
-) -> Any:
+def option(default: Any = ..., help: str = "", allowed: Range | Sequence[str] | None = None, **metadata: Any) -> Any:
     """A field of a dataclass of options.
 
     Args:
@@ -78,9 +79,10 @@ def option(
     )  # fmt: skip
 
 
+_SECRET = re.compile(r"(?:^|_)(?:token|key|apikey|password|passwd|secret)$", re.IGNORECASE)
 _IN_WORDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping",
-    NoneType: "nothing",
+    NoneType: "null",
 }  # fmt: skip
 
 
@@ -93,8 +95,7 @@ def settle_options(options: Any) -> None:
     hints = get_type_hints(type(options))
     for each in dataclasses.fields(options):
         hint, value = hints[each.name], getattr(options, each.name)
-        union = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        kinds = [get_origin(kind) or kind for kind in union]
+        kinds = _kinds(hint)
         if isinstance(value, os.PathLike) and str in kinds:
             value = os.fspath(value)
         if isinstance(value, str) and dict in kinds:
@@ -106,7 +107,8 @@ def settle_options(options: Any) -> None:
         choices: Any = each.metadata.get("choices")
         if not any(_is_a(value, kind) for kind in kinds) or limits and value not in limits:
             rule = " or ".join(_IN_WORDS[kind] for kind in kinds) + (f", {limits}" if limits else "")
-            raise ValueError(f"{each.name}={value!r} is not valid: it must be {rule}")
+            shown = value if each.repr else "..."  # a secret
+            raise ValueError(f"{each.name}={shown!r} is not valid: it must be {rule}")
         for word in (value if isinstance(value, list) else [value]) if choices else ():
             if word not in choices:
                 raise ValueError(f"{each.name}={word!r} is not known; choose one of {', '.join(choices)}")
@@ -115,9 +117,24 @@ def settle_options(options: Any) -> None:
 def _is_a(value: Any, kind: type) -> bool:
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, Integral) and abs(int(value)) < 2**63
     if kind is float:
-        return isinstance(value, Real) and math.isfinite(value)
-    return isinstance(value, {int: Integral, list: (list, tuple)}.get(kind, kind))
+        number: Any = value
+        return isinstance(value, Real) and bool(abs(number) <= sys.float_info.max)
+    return isinstance(value, (list, tuple) if kind is list else kind)
+
+
+def without_secrets(values: Any) -> Any:
+    """A copy of nested values for files, trackers and the screen: tokens, keys and passwords are None.
+
+    What makes a secret is its name, such as hub_token or api_key; in an address what stands before an "@".
+    """
+    if isinstance(values, Mapping):
+        return {k: None if _SECRET.search(str(k)) else without_secrets(v) for k, v in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [without_secrets(value) for value in values]
+    return re.sub(r"://[^/@\s]+@", "://", values) if isinstance(values, str) else values
 
 
 def _read_mapping(name: str, text: str) -> dict[str, Any]:
@@ -126,12 +143,40 @@ def _read_mapping(name: str, text: str) -> dict[str, Any]:
     if not written and not Path(text).is_file():
         raise ValueError(f"{name}={text!r} is neither a mapping ({{...}}) nor a file")
     try:
-        value = yaml.safe_load(text if written else Path(text).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        value, _ = _load_yaml(text if written else Path(text).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise ValueError(f"{name} is not valid JSON or YAML: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{name}: {text} must hold a mapping, and holds {type(value).__name__}")
     return value
+
+
+def _load_yaml(text: str) -> tuple[Any, Any]:
+    """A YAML document by the types of its values, and with each value as the text that is written.
+
+    Raises:
+        ValueError: it is not valid, too deep, or has a key twice.
+    """
+    try:
+        nodes, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set()
+        while nodes:
+            node = nodes.pop()
+            if node is None or id(node) in seen or isinstance(node, yaml.ScalarNode):
+                continue
+            seen.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                twice = next((key for n, key in enumerate(keys) if key in keys[:n]), None)
+                if twice is not None:
+                    raise ValueError(f"{twice!r} stands there twice")
+                nodes += [value for _, value in node.value]
+            elif isinstance(node, yaml.SequenceNode):
+                nodes += node.value
+        return yaml.safe_load(text), yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except (RecursionError, OverflowError, TypeError) as error:
+        raise ValueError(f"a value that YAML cannot hold ({error})") from error
 
 
 class _Parser(HfArgumentParser):
@@ -177,49 +222,93 @@ def _parse_arguments(
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
     config_path = early.parse_known_args(list(argv))[0].config
-    fields = {f.name: f for cls in dataclass_types for f in dataclasses.fields(cls)}
-    from_file = read_options(config_path, list(fields)) if config_path else {}
-    parser.set_defaults(**{key: None for key, value in from_file.items() if value is None})
-    words = [word for key, value in from_file.items() if value is not None for word in to_words(fields[key], value)]
-    *parsed, _, unknown = parser.parse_args_into_dataclasses(
-        [*words, *argv], return_remaining_strings=True, look_for_args_file=False
-    )
+    values = read_options(config_path, dataclass_types) if config_path else {}
+    parser.set_defaults(**values)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in values
+    try:
+        *parsed, _, unknown = parser.parse_args_into_dataclasses(
+            list(argv), return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:
+        named = any(re.search(rf"\b{name}\b", str(error)) for name in values)
+        raise UsageError(f"{config_path}: {error}" if named else str(error)) from error
     if unknown:
         if not unknown[0].startswith("-"):
-            raise ValueError(f"{unknown[0]!r} on the command line belongs to no option; join several values by commas")
-        name = unknown[0].lstrip("-").split("=")[0]
-        raise ValueError(_unknown_option(name, list(fields), "on the command line"))
+            raise UsageError(f"{unknown[0]!r} on the command line belongs to no option; join several values by commas")
+        known = [f.name for cls in dataclass_types for f in dataclasses.fields(cls)]
+        raise UsageError(_unknown_option(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
     return tuple(parsed)
 
 
-def read_options(path: str, known: Sequence[str]) -> dict[str, Any]:
-    """The options of a YAML file.
+def read_options(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
+    """The options of a YAML file, each as its field wants it; texts are what is written, be it yes, 01 or 12:30.
+
+    Args:
+        path: of the file.
+        dataclass_types: whose fields the options are.
 
     Raises:
-        UsageError: it is no YAML, no mapping, or has a key that is not among `known`.
+        UsageError: it is no YAML, no mapping, has a key twice or one that is no field, or a value of another type.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        values, texts = _load_yaml(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    except ValueError as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold a mapping of option names to values")
-    for key in values:
+    hints = {name: hint for cls in dataclass_types for name, hint in get_type_hints(cls).items()}
+    known = [f.name for cls in dataclass_types for f in dataclasses.fields(cls)]
+    read = {}
+    for key, value in values.items():
+        text = texts.get(key, value)  # a merged mapping has no text of its own
         if key not in known:
             raise UsageError(_unknown_option(str(key), known, f"in {path}"))
-    return values
+        try:
+            read[key] = _as_written(hints[key], value, text)
+        except ValueError as error:
+            raise UsageError(f"{path}: {key}: {str(text)[:80]!r} {error}") from error
+    return read
+
+
+def _as_written(hint: Any, value: Any, text: Any) -> Any:
+    """A value of a YAML file for a field: numbers from numbers or their texts, texts as they are written."""
+    kinds = _kinds(hint)
+    if value is None and NoneType in kinds or isinstance(value, dict) and dict in kinds:
+        return value
+    items = value if isinstance(value, list) else [value]
+    texts = text if isinstance(text, list) else [text]
+    if list in kinds and value is not None:
+        inner = next(get_args(kind)[0] for kind in (hint, *get_args(hint)) if get_origin(kind) is list)
+        return [_as_written(inner, *pair) for pair in zip(items, texts, strict=True)]
+    scalar = not any(isinstance(each, (list, dict, NoneType)) for each in items)
+    if str in kinds and scalar:
+        return ",".join(
+            str(text).lower() if isinstance(v, bool) else str(text) for v, text in zip(items, texts, strict=True)
+        )
+    # Numbers from their texts as well: YAML takes 12:30 for 750 and 010 for 8.
+    for kind, read in ((bool, string_to_bool), (int, int), (float, float)):
+        if kind in kinds and scalar and not isinstance(text, list):
+            try:
+                return read(str(text))
+            except (ValueError, argparse.ArgumentTypeError):
+                continue
+    raise ValueError("must be " + " or ".join(_IN_WORDS[kind] for kind in kinds))
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The types that a field may have."""
+    union = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return [get_origin(kind) or kind for kind in union]
 
 
 def to_words(option: dataclasses.Field, value: Any) -> list[str]:
-    """An entry of a YAML file as words of the command line."""
-    if value is False:  # how YAML reads a bare no or off
-        value = next((word for word in ("no", "off") if word in option.metadata.get("choices", ())), value)
-    if isinstance(value, Mapping):
-        return [f"--{option.name}", json.dumps(value)]
+    """What `read_options` gives as words of the command line."""
     if isinstance(value, list):
-        is_text = option.type in (str, str | None)
-        return [f"--{option.name}", *([",".join(map(str, value))] if is_text else map(str, value))]
-    return [f"--{option.name}", str(value)]
+        return [f"--{option.name}", *map(str, value)]
+    return [f"--{option.name}={json.dumps(value) if isinstance(value, Mapping) else value}"]
 
 
 def _unknown_option(name: str, known: Sequence[str], where: str) -> str:

@@ -221,7 +221,7 @@ def test_ctrl_c_says_where_to_resume_and_resumes(run_yaml, tmp_path):
     root = tmp_path / "run"
     command = [sys.executable, "-m", "rfdetr_hf.cli", "fit", "--config", str(run_yaml), "--max_steps", "400"]
     code, out, err = interrupt(command, root)
-    assert code == 130, err
+    assert code == 75, err
     assert "Traceback" not in err
     checkpoint, words = hint(out)
     assert checkpoint.is_dir()
@@ -235,7 +235,7 @@ def test_ctrl_c_says_where_to_resume_and_resumes(run_yaml, tmp_path):
 def test_ctrl_c_of_the_example_says_so_too(run_yaml, tmp_path):
     options = ["--config", str(run_yaml), "--max_steps", "400"]
     code, out, err = interrupt([sys.executable, "examples/train.py", *options], tmp_path / "run")
-    assert code == 130 and "Traceback" not in err, err
+    assert code == 75 and "Traceback" not in err, err
     assert hint(out)[1] == ["python", "examples/train.py", *options, "--resume"]
 
 

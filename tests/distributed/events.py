@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -35,6 +36,18 @@ class Signal(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             os.kill(os.getpid(), getattr(signal, self.name))
+
+
+class SlowEvaluation(TrainerCallback):
+    """Takes its time after each batch of the evaluation of a step, and tells that it has begun."""
+
+    def __init__(self, path, step, seconds):
+        self.path, self.step, self.seconds = Path(path), step, seconds
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.path.touch()
+            time.sleep(self.seconds)
 
 
 class Fail(TrainerCallback):
@@ -129,6 +142,8 @@ def events_of(job, trainer, rank):
         events.append(Record(job["record"], trainer))
     if "signal" in job and rank == job["signal"]["rank"]:
         events.append(Signal(job["signal"]["step"], job["signal"]["name"]))
+    if "slow_evaluation" in job:
+        events.append(SlowEvaluation(**job["slow_evaluation"]))
     if "fail" in job and rank == job["fail"]["rank"]:
         events.append(Fail(job["fail"]["step"]))
     if "only_group" in job:

@@ -75,11 +75,9 @@ def differences(one, two, steps):
                  "last/model.safetensors", "best/model.safetensors"):  # fmt: skip
         ours, theirs = load_file(one / file), load_file(two / file)
         found += [f"{file}: {n}" for n in ours.keys() | theirs.keys() if not torch.equal(ours[n], theirs[n])]
-    files = [each / f"checkpoint-{steps}" / "optimizer.pt" for each in (one, two)]
-    if files[0].exists():
-        states = [torch.load(file)["state"] for file in files]
-        for i, state in states[0].items():
-            found += [f"optimizer {i}: {n}" for n, value in state.items() if not torch.equal(value, states[1][i][n])]
+    for file in sorted((one / f"checkpoint-{steps}" / "optimizer").iterdir()):
+        if file.read_bytes() != (two / f"checkpoint-{steps}" / "optimizer" / file.name).read_bytes():
+            found.append(f"optimizer/{file.name}")
     if (one / "metrics.csv").read_text() != (two / "metrics.csv").read_text():
         found.append("metrics.csv")
     return found

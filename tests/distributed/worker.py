@@ -7,6 +7,8 @@ accelerators Accelerate runs FSDP2 as plain data parallelism; the shim below mak
 import json
 import os
 import sys
+import time
+from pathlib import Path
 
 
 def run_fsdp_on_cpu() -> None:
@@ -51,6 +53,38 @@ def arguments(job: dict):
     return RFDETRTrainingArguments(output_dir=job["output_dir"], **{**defaults, **job.get("options", {})})
 
 
+class WaitWhile:
+    """A transform of the user's that hangs as long as a file exists."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, image, target):
+        while Path(self.path).exists():
+            time.sleep(0.05)
+        return image, target
+
+
+def slow_disk(path: str, seconds: float) -> None:
+    """Let every change of the disk take its time, and write down what is being done: `begin rename …`, `end`."""
+    diary = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    def slowed(name, function):
+        def called(*args, **kwargs):
+            os.write(diary, f"begin {name} {args[0]}\n".encode())
+            time.sleep(seconds)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                time.sleep(seconds)
+                os.write(diary, f"end {name} {args[0]}\n".encode())
+
+        return called
+
+    for name in ("rename", "replace", "fsync"):
+        setattr(os, name, slowed(name, getattr(os, name)))
+
+
 def main(job: dict) -> None:
     import torch
 
@@ -66,9 +100,13 @@ def main(job: dict) -> None:
     shapes = {"image_size": 64, "task": job.get("task", "detection")}
     data = make_shapes_dataset(job.get("images", 40), seed=1, **shapes)
     held_out = make_shapes_dataset(job["held_out"], seed=2, **shapes) if job.get("held_out") else None
-    trainer = RFDETRTrainer(model, arguments(job), data, held_out)
+    augmentation = WaitWhile(job["wait_while"]) if "wait_while" in job else None
+    trainer = RFDETRTrainer(model, arguments(job), data, held_out, augmentation=augmentation)
+    trainer.directory.lock.beat = job.get("beat", 30.0)
     for event in events_of(job, trainer, rank):
         trainer.add_callback(event)
+    if "slow_disk" in job and rank == 0:
+        slow_disk(**job["slow_disk"])
     trainer.train(resume_from_checkpoint=job.get("resume"))
 
 

@@ -122,7 +122,7 @@ def test_counts_agree_with_a_plain_loop(seed, iou_type):
     with_truth = curves.num_truths > 0
     best = analysis.summary()
     assert best["f1"] == curves.f1[with_truth].mean(axis=0).max() == curves.macro("f1")[curves.best]
-    assert best["score_threshold"] == curves.thresholds[curves.best]
+    assert best["score_threshold"] == (curves.thresholds[curves.best] if best["f1"] else -1)
 
 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
@@ -195,7 +195,7 @@ def test_worst_images():
 def test_nothing_found_and_nothing_there():
     for case in (scene([(CAT, (0, 0, 9, 9))], []), scene([], [(CAT, 0.5, (0, 0, 9, 9))]), scene([], [])):
         analysis = analysed(*case)
-        assert analysis.summary() == {"precision": 0, "recall": 0, "f1": 0, "score_threshold": 0}
+        assert analysis.summary() == {"precision": 0, "recall": 0, "f1": 0, "score_threshold": -1}
         assert analysis.confusion.sum() == len(analysis.evaluation.matches.row) + len(analysis.evaluation.truths.id)
         assert max(analysis.errors.cost.values()) <= 1 and len(analysis.per_class()) == 3
         assert [row["map"] for row in analysis.per_class()][1:] == [-1, -1]
@@ -206,3 +206,27 @@ def test_table_of_the_classes():
     assert [row["name"] for row in rows] == ["cat", "dog", "cow"] and [row["objects"] for row in rows] == [2, 1, 2]
     assert rows[0]["recall"] == 0.5 and rows[0]["best_threshold"] == 0.91 and rows[0]["best_f1"] == pytest.approx(2 / 3)
     assert rows[2]["map"] == rows[2]["f1"] == 0
+
+
+def test_no_threshold_is_best_where_nothing_is_right():
+    truth, predictions = scene([(CAT, (0, 0, 100, 100)), (DOG, (200, 0, 300, 100))], [
+        (CAT, 0.9, (0, 0, 100, 100)), (DOG, 0.8, (0, 150, 100, 250)), (COW, 0.7, (0, 150, 100, 250)),
+    ])  # fmt: skip
+    analysis = analysed(truth, predictions)
+    assert [row["best_threshold"] for row in analysis.per_class()] == [0.0, None, None]
+    assert [note for note in analysis.notes() if "best_threshold for dog:" in note]
+    silent = analysed(truth, {1: {**predictions[1], "labels": torch.full((3,), COW)}})
+    assert silent.summary() == {"precision": 0, "recall": 0, "f1": 0, "score_threshold": -1}
+
+
+def test_limits_that_hide_objects_are_named():
+    grid = [(20.0 * (i % 25), 20.0 * (i // 25)) for i in range(250)]
+    truths = [(CAT, (x, y, x + 15, y + 15)) for x, y in grid]
+    found = [(CAT, 0.9, (x, y, x + 15, y + 15)) for x, y in grid]
+    at_hundred, at_three_hundred = (analysed(*scene(truths, found), max_dets=limit) for limit in (100, 300))
+    assert at_hundred.summary()["recall"] == pytest.approx(0.4)
+    (note,) = at_hundred.notes()
+    assert "more than 100 objects" in note and "at least 150 objects count as missed" in note and "max_dets" in note
+    assert at_three_hundred.notes() == []
+    (note,) = analysed(*scene(truths, found[:200]), max_dets=300).notes()
+    assert "up to 250" in note and "200" in note and "num_queries" in note

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import os
 import socket
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from coco_cases import IOU_TYPES, SIGMAS, pycocotools_run, random_coco
+from coco_cases import IOU_TYPES, SIGMAS, as_coco, pycocotools_run, random_coco
 from datasets import ClassLabel, Dataset, Features, List, Value
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -168,7 +170,7 @@ def test_ground_truth_without_optional_columns():
     ("rows", "message"),
     [
         ([{"image_id": 3}, {"image_id": 3}], "more than once: 3"),
-        ([{"image_id": "a"}], "must hold integers"),
+        ([{"image_id": 0.5}], "must hold integers"),
         ([{"image_id": 3, "label": 7}], "Image 3: category 7"),
     ],
 )
@@ -424,3 +426,80 @@ def test_a_results_file_scores_the_same_in_pycocotools():
     np.testing.assert_array_equal(
         segmented.eval["precision"], pycocotools_run(truth, predictions, "segm").eval["precision"]
     )
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "ultrafast"])
+@pytest.mark.parametrize("kind", ["large", "huge", "text"])
+@pytest.mark.parametrize("iou_type", ["bbox", "segm", "keypoints"])
+def test_image_ids_are_exact_whatever_they_are(backend, kind, iou_type):
+    if backend == "ultrafast":
+        pytest.importorskip("ultrafast_pycocotools")
+    truth, predictions = random_coco(5)
+    renamed = {
+        "large": lambda image_id: 2**53 + 1 + image_id,
+        "huge": lambda image_id: 2**70 + image_id,
+        "text": lambda image_id: f"a/{image_id:05d}.jpg",
+    }[kind]
+    content = truth.dataset
+    images = [{**image, "id": renamed(image["id"])} for image in content["images"]]
+    annotations = [{**each, "image_id": renamed(each["image_id"])} for each in content["annotations"]]
+    other = as_coco(images, annotations, content["categories"])
+    scores, worst = [], []
+    for coco, found in ((truth, predictions), (other, {renamed(i): each for i, each in predictions.items()})):
+        evaluator = CocoEvaluator(coco, iou_types=[iou_type], sigmas=SIGMAS, backend=backend)
+        evaluator.update(list(found), list(found.values()))
+        scores.append(evaluator.compute() | evaluator.analyze().summary())
+        worst.append([each.image_id for each in evaluator.analyze().worst_images()])
+        assert {each["image_id"] for each in evaluator.predictions_json()} <= set(found)
+    assert scores[0] == scores[1] and worst[1] == [renamed(image_id) for image_id in worst[0]]
+
+
+def test_neighbouring_large_ids_are_two_images():
+    """In float64 both are 2 ** 53."""
+    images = [{"id": 2**53 + n, "width": 10, "height": 10} for n in range(3)]
+    record = {"category_id": 0, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
+    annotations = [{**record, "id": n + 1, "image_id": 2**53 + n} for n in range(3)]
+    evaluator = CocoEvaluator(as_coco(images, annotations, [{"id": 0, "name": "a"}]), backend="auto")
+    box = {"boxes": torch.tensor([[0.0, 0, 5, 5]]), "scores": torch.tensor([0.5]), "labels": torch.tensor([0])}
+    evaluator.update([2**53 + n for n in range(3)], [box] * 3)
+    assert evaluator.compute()["map"] == pytest.approx(1)
+
+
+def test_ids_of_two_kinds_are_refused():
+    images = [{"id": 1, "width": 10, "height": 10}, {"id": "b", "width": 10, "height": 10}]
+    with pytest.raises(ValueError, match="all integers or all texts"):
+        CocoEvaluator(as_coco(images, [], [{"id": 0, "name": "a"}]))
+
+
+def test_boxes_in_float64_are_scored_as_pycocotools_scores_them():
+    """IoU on the edge of .5: float32 tips it to the other side."""
+    truth, _ = random_coco(5)
+    images, annotations, predictions = [], [], {}
+    rng = np.random.default_rng(0)
+    for image_id in range(1, 41):
+        images.append({"id": image_id, "width": 1000, "height": 1000})
+        x, y, w, h = rng.uniform(0, 500), rng.uniform(0, 500), rng.uniform(50, 300), rng.uniform(50, 300)
+        box = [x, y, w, h]
+        annotations.append({"id": image_id, "image_id": image_id, "category_id": 1, "bbox": box, "area": w * h,
+                            "iscrowd": 0})  # fmt: skip
+        share = 0.5 + (image_id % 5 - 2) * 1e-9
+        predictions[image_id] = {
+            "boxes_xywh": np.array([[x, y, w * share, h]]),
+            "boxes": np.array([[x, y, x + w * share, y + h]]),
+            "scores": np.array([rng.uniform(0.3, 0.9)]),
+            "labels": np.array([1]),
+        }
+    truth = as_coco(images, annotations, [{"id": 1, "name": "a"}])
+    evaluator = CocoEvaluator(truth)
+    evaluator.update(list(predictions), list(predictions.values()))
+    results = [
+        {"image_id": i, "category_id": 1, "bbox": each["boxes_xywh"][0].tolist(), "score": float(each["scores"][0])}
+        for i, each in predictions.items()
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected = COCOeval(truth, truth.loadRes(results), "bbox")
+        expected.evaluate()
+        expected.accumulate()
+        expected.summarize()
+    assert list(evaluator.compute().values())[:12] == expected.stats.tolist()
+    assert 0.05 < expected.stats[1] < 0.95

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -5,7 +7,8 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from coco_cases import pycocotools_run, random_coco
+from coco_cases import as_coco, pycocotools_run, random_coco
+from pycocotools.cocoeval import COCOeval
 
 METRIC = str(Path(__file__).parents[2] / "metrics" / "rfdetr_coco")
 
@@ -53,6 +56,42 @@ def test_defaults_and_names(tmp_path):
         metric.compute(class_names=["cat"])
     with pytest.raises(ValueError, match="scores missing"):
         metric.add(prediction=box, reference=box)
+
+
+def test_float64_boxes_as_coco_has_them(tmp_path):
+    """Overlaps of a half, but for a billionth: in float32, or by way of corners, they fall to either side."""
+    rng = np.random.default_rng(0)
+    found, there, images, annotations, results = [], [], [], [], []
+    for image_id in range(1, 41):
+        x, y, w, h = rng.uniform(0, 500, 2).tolist() + rng.uniform(50, 300, 2).tolist()
+        near, score = [x, y, w * (0.5 + (image_id % 4 - 1.5) * 1e-9), h], rng.uniform(0.3, 0.9)
+        images.append({"id": image_id, "width": 1000, "height": 1000})
+        record = {"image_id": image_id, "category_id": 0, "bbox": [x, y, w, h]}
+        annotations.append({**record, "id": image_id, "area": w * h, "iscrowd": 0})
+        results.append({"image_id": image_id, "category_id": 0, "bbox": near, "score": score})
+        found.append({"boxes": [near], "scores": [score], "labels": [0], "image_id": f"{image_id}.jpg"})
+        there.append({"boxes": [[x, y, w, h]], "labels": [0], "image_id": f"{image_id}.jpg"})
+    truth = as_coco(images, annotations, [{"id": 0, "name": "a"}])
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected = COCOeval(truth, truth.loadRes(results), "bbox")
+        for step in (expected.evaluate, expected.accumulate, expected.summarize):
+            step()
+    exact = evaluate.load(METRIC, "xywh", cache_dir=str(tmp_path)).compute(predictions=found, references=there)
+    assert list(exact.values())[:12] == expected.stats.tolist() and 0.05 < exact["map_50"] < 0.95
+    for each in (*found, *there):
+        each["boxes"] = [[x, y, x + w, y + h] for x, y, w, h in each["boxes"]]
+    corners = evaluate.load(METRIC, cache_dir=str(tmp_path)).compute(predictions=found, references=there)
+    assert list(corners.values())[:12] == expected.stats.tolist()
+
+
+def test_no_images_and_labels_that_are_texts(tmp_path):
+    metric = evaluate.load(METRIC, cache_dir=str(tmp_path))
+    for given in ({}, {"predictions": [], "references": []}):
+        with pytest.raises(ValueError, match="no images to score"):
+            metric.compute(**given)
+    box = {"boxes": [[0, 0, 20, 20]], "labels": ["cat"]}
+    with pytest.raises(ValueError, match="class_names"):
+        metric.add(prediction={**box, "scores": [0.8]}, reference=box)
 
 
 def _worker(rank, folder):

@@ -2,14 +2,16 @@ import csv
 import io
 import json
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 from coco_cases import random_coco
+from datasets import ClassLabel, List
 from PIL import Image
 
-from rfdetr_hf import load_detection_dataset
-from rfdetr_hf.data.schema import category_ids, class_names
+from rfdetr_hf import load_detection_dataset, make_shapes_dataset
+from rfdetr_hf.data.schema import category_ids, class_names, keypoint_schema
 from rfdetr_hf.evaluation import plots
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.evaluation.report import write_results
@@ -66,7 +68,7 @@ def test_results_need_no_plots(shapes, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = evaluate_detector(forgetful(shapes), shapes, output_dir=tmp_path / "plain", backend="pycocotools")
     assert sorted(p.name for p in (tmp_path / "plain").iterdir()) == [
-        "errors.txt", "metrics.json", "per_class.csv", "predictions.json",
+        "errors.txt", "metrics.json", "per_class.csv", "predictions.json", "thresholds.json",
     ]  # fmt: skip
     metrics = write_results(done.evaluator, tmp_path / "small", predictions=False)
     assert metrics == done.metrics and not (tmp_path / "small" / "predictions.json").exists()
@@ -111,3 +113,70 @@ def test_large_confusion_matrices_keep_the_large_classes():
 
 def test_tables_align():
     assert aligned([["a", "bb"], ["long", "1"]]) == "a     bb\nlong   1"
+
+
+def test_names_are_texts_everywhere(shapes, tmp_path):
+    names = ["=cmd|' /C calc'!A0", "<script>alert(1)</script>", "a\n\x1b[31mb"]
+    category = List(ClassLabel(names=names))
+    renamed = shapes.cast_column("objects", {**shapes.features["objects"], "category": category})
+    done = evaluate_detector(
+        forgetful(renamed), renamed, output_dir=tmp_path, report=find_spec("matplotlib") is not None
+    )
+    with (tmp_path / "per_class.csv").open(newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["'" + names[0], *names[1:]]
+    assert json.loads((tmp_path / "thresholds.json").read_text()).keys() <= set(names)
+    assert "\x1b" not in done.tables() and "a\n" not in done.tables()
+    if find_spec("matplotlib") is not None:
+        assert "<script>" not in (tmp_path / "report.html").read_text()
+
+
+def test_image_ids_that_are_paths(shapes, tmp_path):
+    pytest.importorskip("matplotlib")
+    ids = [f"../train/{n}.jpg" for n in range(len(shapes))]
+    named = shapes.remove_columns("image_id").add_column("image_id", ids)
+    done = evaluate_detector(forgetful(named), named, output_dir=tmp_path / "out", report=True)
+    assert 0 < done.metrics["map"] < 1 and done.analysis.worst_images()[0].image_id in ids
+    assert {path.parent for path in tmp_path.rglob("*.jpg")} == {tmp_path / "out" / "worst_images"}
+
+
+def test_notes_are_in_table_and_report(shapes, tmp_path):
+    def blind(images):
+        return [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=int), "scores": torch.zeros(0)}] * len(
+            images
+        )
+
+    done = evaluate_detector(blind, shapes, output_dir=tmp_path, report=find_spec("matplotlib") is not None)
+    assert "no best_threshold for" in done.tables()
+    assert json.loads((tmp_path / "thresholds.json").read_text()) == {} and done.metrics["score_threshold"] == -1
+    if find_spec("matplotlib") is not None:
+        assert "no best_threshold for" in (tmp_path / "report.html").read_text()
+
+
+def test_keypoints_are_scored_with_the_sigmas_of_the_data_set():
+    """From Python, as the command line and the trainer do it."""
+    data = make_shapes_dataset(8, image_size=96, seed=1, task="keypoints")
+
+    def shaking():
+        rows, rng = iter(data.select_columns(["objects"])), torch.Generator().manual_seed(0)
+
+        def detect(images):
+            found = []
+            for _ in images:
+                objects = next(rows)["objects"]
+                boxes = torch.tensor(objects["bbox"]).reshape(-1, 4)
+                boxes[:, 2:] += boxes[:, :2]
+                points = torch.tensor(objects["keypoints"]).reshape(len(boxes), -1, 3)
+                points[..., :2] += 2 * torch.randn(points.shape[:2] + (2,), generator=rng)
+                labels = torch.tensor(objects["category"], dtype=torch.int64)
+                found.append({"boxes": boxes, "labels": labels, "scores": torch.ones(len(boxes)), "keypoints": points})
+            return found
+
+        return detect
+
+    of_data = {label: each.sigmas for label, each in enumerate(keypoint_schema(data).classes)}
+    halved = {label: [sigma / 2 for sigma in each] for label, each in of_data.items()}
+    maps = [
+        evaluate_detector(shaking(), data, iou_types=("bbox", "keypoints"), sigmas=sigmas).metrics["keypoint_map"]
+        for sigmas in (None, of_data, halved)
+    ]
+    assert maps[0] == maps[1] > maps[2]

@@ -100,8 +100,41 @@ def test_ids_of_the_hub():
     assert hub_dataset_id(None) is None and hub_dataset_id(data) is None
     data.info.update(info)
     assert hub_dataset_id(data) == "user/data"
-    assert hub_model_id("Roboflow/rf-detr-nano") == "Roboflow/rf-detr-nano"
     assert hub_model_id("/a/b") is hub_model_id("tests/hub") is hub_model_id(None) is None
+
+
+def test_a_base_model_is_what_was_fetched_from_the_hub(tmp_path, monkeypatch):
+    """A folder "outputs/best" that is gone has the form of a Hub id."""
+    commit = "0" * 40
+    repository = tmp_path / "models--user--model"
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert hub_model_id("user/model") == "user/model"
+    assert hub_model_id("outputs/best") is hub_model_id("user/my--model") is hub_model_id("user/name.git") is None
+
+
+def test_names_are_texts_and_paths_of_the_machine_are_nobodys_business(tmp_path, tiny_config):
+    names = ("<script>alert(1)</script>", "a|b\n# heading", "`code` [x](http://y)")
+    arguments = {"output_dir": "/home/anna/secret/run", "dataset_name": "C:\\Users\\anna\\data", "note": "```\nx"}
+    facts = CardFacts("my\n# run <b>", "RFDETRForObjectDetection", tiny_config(names), 1, {}, arguments, license="mit")
+    write_model_card(tmp_path, facts)
+    text = (tmp_path / "README.md").read_text()
+    text = ModelCard(text).text
+    assert "<script>" not in text and "<b>" not in text and "\n# heading" not in text and "\n# run" not in text
+    assert "anna" not in text and "output_dir: run" in text and "dataset_name: data" in text
+    assert text.count("```") % 2 == 0 and "alert" in text
+    assert ModelCard.load(tmp_path / "README.md").data.to_dict()["license"] == "mit"
+
+
+def test_what_a_reader_would_not_expect(tmp_path, tiny_config):
+    write_model_card(tmp_path, CardFacts("a", "RFDETRForInstanceSegmentation", tiny_config(), 1))
+    assert "objects inside others" in (tmp_path / "README.md").read_text()
+    config = tiny_config(num_keypoints_per_class=[4, 0, 4])
+    write_model_card(tmp_path, CardFacts("a", "RFDETRForKeypointDetection", config, 1))
+    assert "without keypoints (square) are at most 0.5" in " ".join((tmp_path / "README.md").read_text().split())
 
 
 def test_the_card_of_a_run_and_its_code_run_as_written(tmp_path, tiny_model):

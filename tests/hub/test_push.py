@@ -250,3 +250,10 @@ def test_the_token_is_saved_nowhere(tmp_path, hub, tiny_model, shapes):
     assert len(files) > 10
     assert [p.name for p in files if TOKEN.encode() in p.read_bytes()] == []
     assert json.loads((tmp_path / "run" / "training_args.json").read_text())["hub_token"] is None
+
+
+@pytest.mark.parametrize("name", ["user/my--model", "user/my model", "a/b/c"])
+def test_a_name_that_no_repository_can_have_is_refused_at_once(tmp_path, tiny_model, shapes, name):
+    args = arguments(tmp_path / "run", hub_model_id=name, hub_strategy="end")
+    with pytest.raises(ValueError, match=f"no repository '{name}'.*hub_model_id"):
+        RFDETRTrainer(tiny_model(), args, shapes, shapes)

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -9,7 +10,9 @@ from pycocotools.coco import COCO
 
 import rfdetr_hf
 from rfdetr_hf import RFDETRImageProcessor, parse_arguments
+from rfdetr_hf.cli.main import main
 from rfdetr_hf.data.keypoints import ClassKeypoints
+from rfdetr_hf.inference.images import NamedImage
 from rfdetr_hf.inference.predict import PredictArguments, load_detector, predict
 from rfdetr_hf.inference.results import CocoResults, as_records, keypoints_of_classes, run_length
 
@@ -126,7 +129,7 @@ def test_models_of_other_tasks(tmp_path, tiny_config, name, overrides, extra):
     image.save(tmp_path / "image.png")
     formats = ["pictures", "json", "coco"]
     args = PredictArguments(str(tmp_path / "model"), [str(tmp_path / "image.png")], str(tmp_path / "out"), formats, 0.0)
-    assert predict(args, say=lambda line: None) == 1
+    assert predict(args, say=lambda line: None).images == 1
     drawn = Image.open(tmp_path / "out" / "image.png")
     assert drawn.getextrema() != ((255, 255),) * 3
     objects = json.loads((tmp_path / "out" / "predictions.json").read_text())["image"]["objects"]
@@ -153,3 +156,138 @@ def test_files_that_are_there_are_not_replaced_silently(keypoint_folder):
     with pytest.raises(FileExistsError, match="would replace its source"):
         predict(onto_itself)
     assert (keypoint_folder / "image.png").read_bytes() == before
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_config):
+    """A model for three classes, and a folder of five images."""
+    torch.manual_seed(0)
+    rfdetr_hf.RFDETRForObjectDetection(tiny_config()).save_pretrained(tmp_path / "model")
+    RFDETRImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 60, 80, 3), dtype=np.uint8)
+    for number, each in enumerate(pixels):
+        Image.fromarray(each).save(tmp_path / "images" / f"{number}.jpg")
+    return tmp_path
+
+
+def command(folder, *words, images="images", out="out"):
+    always = ["--model_name_or_path", str(folder / "model"), "--images", str(folder / images)]
+    return main(["predict", *always, "--output_dir", str(folder / out), "--threshold", "0", *words])
+
+
+def test_one_bad_file_costs_no_other(folder, capsys):
+    truncated = (folder / "images" / "3.jpg").read_bytes()[:400]
+    (folder / "images" / "3.jpg").write_bytes(truncated)
+    (folder / "images" / "text.png").write_text("no picture")
+    (folder / "images" / "._0.jpg").write_bytes(b"\0\5\26\7 of macOS")
+    assert command(folder, "--formats", "pictures", "json", "coco") == 1
+    printed = capsys.readouterr().out
+    assert "skipped" in printed and "3.jpg" in printed and "text.png" in printed and "._0" not in printed
+    assert sorted(json.loads((folder / "out" / "predictions.json").read_text())) == ["0", "1", "2", "4"]
+    content = json.loads((folder / "out" / "coco.json").read_text())
+    assert len(content["images"]) == 4 and len(list((folder / "out").glob("*.png"))) == 4
+    assert {a["image_id"] for a in content["annotations"]} == {1, 2, 3, 4}
+    assert len({a["id"] for a in content["annotations"]}) == len(content["annotations"])
+    assert COCO(str(folder / "out" / "coco.json")).getImgIds() == [1, 2, 3, 4]
+
+
+def test_strict_stops_at_a_bad_file_and_keeps_what_was_found(folder, capsys):
+    (folder / "images" / "3.jpg").write_bytes((folder / "images" / "3.jpg").read_bytes()[:400])
+    words = ("--strict", "true", "--batch_size", "1", "--formats", "json", "coco")
+    assert command(folder, *words) == 1
+    assert "3.jpg" in capsys.readouterr().err
+    assert sorted(json.loads((folder / "out" / "predictions.json").read_text())) == ["0", "1", "2"]
+    assert len(json.loads((folder / "out" / "coco.json").read_text())["images"]) == 3
+
+
+def test_all_bad_is_an_error(folder, capsys):
+    (folder / "bad").mkdir()
+    (folder / "bad" / "a.png").write_bytes(b"x")
+    assert command(folder, images="bad") == 1
+    assert "a.png" in capsys.readouterr().err
+    good = folder / "good"
+    assert command(folder, out=good.name) == 0
+
+
+def test_results_are_written_as_they_come(folder):
+    seen = []
+
+    def images():
+        for number in range(6):
+            text = (folder / "out" / "predictions.json").read_text() if number else ""
+            seen.append(text.count('"source"'))
+            yield NamedImage(f"frame-{number}", folder / "clip.mp4", Image.new("RGB", (64, 64)), number)
+
+    args = PredictArguments(
+        str(folder / "model"), output_dir=str(folder / "out"), formats=["json", "coco"], batch_size=1, threshold=-1.0
+    )
+    assert predict(args, images(), say=lambda line: None) == (6, [])
+    assert seen == [0, 1, 2, 3, 4, 5]
+    names = [image["file_name"] for image in json.loads((folder / "out" / "coco.json").read_text())["images"]]
+    assert names == [f"frame-{number}.png" for number in range(6)], "frames have names of their own"
+
+
+def test_a_cut_video_is_named(folder, capsys):
+    cv2 = pytest.importorskip("cv2")
+    path = folder / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (80, 60))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        writer.write(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8))
+    writer.release()
+    assert command(folder, "--formats", "coco", images="clip.avi") == 0
+    images = json.loads((folder / "out" / "coco.json").read_text())["images"]
+    assert len(images) == len({image["file_name"] for image in images}) == 20
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    assert command(folder, "--formats", "json", images="clip.avi", out="cut") == 1
+    assert "of 20 frames" in capsys.readouterr().out
+    assert 0 < len(json.loads((folder / "cut" / "predictions.json").read_text())) < 20
+
+
+def test_patterns_and_what_is_no_file(folder, capsys):
+    assert command(folder, "--formats", "json", images="images/[01].jpg") == 0
+    assert sorted(json.loads((folder / "out" / "predictions.json").read_text())) == ["0", "1"]
+    for address in ("https://example.org/a.jpg", "rtsp://1.2.3.4/s"):
+        words = ["predict", "--model_name_or_path", str(folder / "no model"), "--images", address]
+        assert main([*words, "--output_dir", str(folder / "no")]) == 1
+        assert f"{address} is an address" in capsys.readouterr().err
+
+
+def test_thresholds_by_class(folder, capsys):
+    def found(*words, out):
+        assert command(folder, "--formats", "json", *words, out=out) == 0
+        images = json.loads((folder / out / "predictions.json").read_text()).values()
+        return sorted((o["label"], o["score"]) for image in images for o in image["objects"])
+
+    everything = found(out="all")
+    names = {name for name, _ in everything}
+    assert len(names) > 1
+    one = min(names)
+    (folder / "thresholds.json").write_text(json.dumps({one: 1.0}))
+    for given in (json.dumps({one: 1.0}), str(folder / "thresholds.json")):
+        assert found("--thresholds", given, out=f"out{len(given)}") == [each for each in everything if each[0] != one]
+    assert command(folder, "--thresholds", json.dumps({one[:-1]: 0.5}), out="wrong") == 1
+    assert f"did you mean {one!r}" in capsys.readouterr().err
+
+
+def test_thresholds_of_a_detector(tiny_config):
+    processor = RFDETRImageProcessor(size={"height": 64, "width": 64})
+    model = rfdetr_hf.RFDETRForObjectDetection(tiny_config())
+    image = Image.new("RGB", (90, 70), "white")
+    (every,) = rfdetr_hf.ImageDetector(model, processor)([image])
+    least = [0.0, 1.0, float(every["scores"].median())]
+    (kept,) = rfdetr_hf.ImageDetector(model, processor, threshold=least)([image])
+    expected = every["scores"] > torch.tensor(least)[every["labels"]]
+    assert torch.equal(kept["boxes"], every["boxes"][expected])
+    for wrong in ([0.5], {"no such class": 0.5}, [0.5, None, 0.5]):
+        with pytest.raises(ValueError, match="thresholds"):
+            rfdetr_hf.ImageDetector(model, processor, threshold=wrong)
+
+
+def test_classes_without_keypoints_keep_their_detections(tiny_config):
+    """Their scores x come as x / (1 + x): a threshold of .5 would leave none of them."""
+    processor = RFDETRImageProcessor(size={"height": 64, "width": 64})
+    model = rfdetr_hf.RFDETRForKeypointDetection(tiny_config(num_keypoints_per_class=[4, 0, 4]))
+    assert rfdetr_hf.ImageDetector(model, processor, threshold=0.5).thresholds == [0.5, pytest.approx(1 / 3), 0.5]
+    assert rfdetr_hf.ImageDetector(model, processor, threshold={"circle": 0.2}).thresholds[0] == 0.2

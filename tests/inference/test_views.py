@@ -107,14 +107,90 @@ def test_tiles_find_each_object_once():
         TiledDetector(blobs, overlap=1.0)
 
 
-def test_pieces_give_way_to_the_whole():
-    boxes = ((0, 0.9, 0, 0, 40, 50), (0, 0.6, 0, 0, 100, 50), (1, 0.8, 0, 0, 40, 50), (0, 0.3, 10, 10, 20, 20))
-    pieces = found(*boxes, cut=torch.tensor([True, False, True, False]))
-    merged = merge_tiles(pieces)
-    assert merged["scores"].tolist() == pytest.approx([0.8, 0.6, 0.3]), "the small one is whole, not a piece"
-    none_cut = merge_tiles({**pieces, "cut": torch.zeros(4, dtype=torch.bool)})
-    assert len(none_cut["scores"]) == 4
-    assert len(merge_tiles(found(*boxes, cut=torch.zeros(4, dtype=torch.bool)), iou=0.3)["scores"]) == 3
+class Frame:
+    """An image that knows where it was cut from."""
+
+    def __init__(self, width, height, frame=None):
+        self.width, self.height, self.size = width, height, (width, height)
+        self.frame = frame or (0, 0, width, height)
+
+    def crop(self, frame):
+        return Frame(frame[2] - frame[0], frame[3] - frame[1], frame)
+
+
+def seeing(objects, size):
+    """A detector that sees what a frame shows of objects (box, score in the complete image, score in tiles)."""
+
+    def detect(frames):
+        detections = []
+        for left, top, right, bottom in (each.frame for each in frames):
+            rows = []
+            for (x1, y1, x2, y2), complete, tiles in objects:
+                box = (max(x1, left) - left, max(y1, top) - top, min(x2, right) - left, min(y2, bottom) - top)
+                score = complete if (right - left, bottom - top) == size else tiles
+                if score and min(box[2] - box[0], box[3] - box[1]) >= 8:
+                    rows.append((0, score, *box))
+            detections.append(found(*rows))
+        return detections
+
+    return detect
+
+
+def merged(objects, size=(1600, 1200), tile=640, overlap=0.2):
+    result = TiledDetector(seeing(objects, size), tile=tile, overlap=overlap)([Frame(*size)])[0]
+    return sorted(result["boxes"].round().int().tolist())
+
+
+@pytest.mark.parametrize("complete", [0.1, 0.4, 0.46, 0.95])
+def test_a_large_object_is_one_whatever_its_pieces_score(complete):
+    assert merged([((100, 100, 1400, 1000), complete, 0.9)]) == [[100, 100, 1400, 1000]]
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize(
+    "box", [(450, 100, 690, 260), (500, 400, 1300, 1100), (630, 500, 650, 700), (0, 0, 1600, 1200)]
+)
+def test_an_object_on_seams_and_corners_that_only_tiles_see_is_one(box, overlap):
+    assert merged([(box, 0, 0.9)], overlap=overlap) == [list(box)]
+
+
+def test_neighbours_stay_two():
+    seen_at_once = [((100, 100, 200, 200), 0.9, 0), ((130, 100, 230, 200), 0.8, 0)]
+    assert len(merged(seen_at_once)) == 2, "IoU .54 in one view"
+    both = [(box, 0.9, 0.8) for box, *_ in seen_at_once]
+    assert len(merged(both)) == 2, "and in tiles"
+    inside = [((0, 0, 1200, 1100), 0.9, 0), ((200, 200, 240, 240), 0, 0.8)]
+    assert len(merged(inside)) == 2, "a small one that is not cut, within a large one"
+    in_a_row = [((500, 100, 570, 200), 0, 0.9), ((572, 100, 700, 200), 0, 0.9)]
+    assert len(merged(in_a_row)) == 2, "one ends in the overlap where the other begins"
+
+
+def test_planted_objects_are_counted_once():
+    rng, wrong, total = np.random.default_rng(0), 0, 0
+    for _ in range(60):
+        width, height = rng.integers(700, 2200, 2).tolist()
+        boxes = []
+        for _ in range(40):
+            size = np.minimum(np.exp(rng.uniform(np.log(16), np.log(1200), 2)), (width, height))
+            corner = rng.uniform(0, (width - size[0], height - size[1]))
+            box = np.concatenate([corner, corner + size]).round()
+            apart = all((box[:2] >= other[2:] + 4).any() or (other[:2] >= box[2:] + 4).any() for other in boxes)
+            if apart and len(boxes) < 8:
+                boxes.append(box)
+        objects = [(tuple(box.tolist()), *rng.choice([0.4, 0.9], 2)) for box in boxes]
+        tile, overlap = int(rng.choice([320, 480, 640])), float(rng.choice([0.1, 0.2, 0.4]))
+        result = merged(objects, (width, height), tile, overlap)
+        expected = [list(map(int, box)) for box, *_ in objects if min(box[2] - box[0], box[3] - box[1]) >= 8]
+        wrong += len(set(map(tuple, result)) ^ set(map(tuple, expected)))
+        total += len(expected)
+    assert total > 200 and wrong <= total * 0.01
+
+
+def test_detections_of_one_frame_never_suppress_each_other():
+    one = found((0, 0.9, 0, 0, 10, 10), (0, 0.5, 0, 0, 10, 10), (1, 0.6, 0, 0, 10, 10))
+    assert merge_tiles([one], [(0, 0, 20, 20)], (20, 20))["scores"].tolist() == pytest.approx([0.9, 0.6, 0.5])
+    assert len(merge_tiles([one], [(0, 0, 20, 20)], (20, 20), top_k=2)["scores"]) == 2
+    assert merge_tiles([found()], [(0, 0, 20, 20)], (20, 20))["boxes"].shape == (0, 4)
 
 
 def test_masks_are_refused():

@@ -3,8 +3,8 @@ import json
 import pytest
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
-from rfdetr_hf.training.checks import default_metric
+from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, UsageError, parse_arguments
+from rfdetr_hf.training.optimization import encoder_rate
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 
@@ -12,7 +12,7 @@ TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 def test_the_defaults_are_the_published_recipe():
     args = RFDETRTrainingArguments()
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 16
-    assert (args.learning_rate, args.learning_rate_encoder, args.layer_decay, args.component_decay) == (
+    assert (args.learning_rate, encoder_rate(args), args.layer_decay, args.component_decay) == (
         1e-4, 1.5e-4, 0.8, 0.7,
     )  # fmt: skip
     assert (args.max_grad_norm, args.ema_decay, args.ema_tau, args.weight_decay) == (0.1, 0.993, 100.0, 1e-4)
@@ -71,6 +71,82 @@ def test_a_broken_yaml_file_is_named(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("run_name: yes", "run_name", "yes"),
+        ("run_name: 01", "run_name", "01"),
+        ("run_name: 12:30", "run_name", "12:30"),
+        ("run_name: 2020-01-01", "run_name", "2020-01-01"),
+        ("run_name: null", "run_name", None),
+        ("run_name: 'null'", "run_name", "null"),
+        ("report_to: [tensorboard, wandb]", "report_to", "tensorboard,wandb"),
+        ("save_strategy: no", "save_strategy", "no"),
+        ("multi_scale: OFF", "multi_scale", "off"),
+        ("resume_from_checkpoint: True", "resume_from_checkpoint", "true"),
+        ("learning_rate: 1e-3", "learning_rate", 1e-3),
+        ("learning_rate: '1e-3'", "learning_rate", 1e-3),
+        ("max_steps: 010", "max_steps", 10),
+        ("bf16: yes", "bf16", True),
+        ("bf16: 'true'", "bf16", True),
+    ],
+)
+def test_a_value_of_a_file_is_what_is_written(tmp_path, line, name, value):
+    config = tmp_path / "run.yaml"
+    config.write_text(line + "\n")
+    (args,) = parse_arguments((RFDETRTrainingArguments,), ["--config", str(config)])
+    assert getattr(args, name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: null", r"run\.yaml: learning_rate: 'null' must be a number"),
+        ("learning_rate:", r"run\.yaml: learning_rate: '' must be a number"),
+        ("learning_rate: true", r"run\.yaml: learning_rate: 'true' must be a number"),
+        ("learning_rate: [1, 2]", r"run\.yaml: learning_rate: .* must be a number"),
+        ("learning_rate: {a: 1}", r"run\.yaml: learning_rate: .* must be a number"),
+        ("learning_rate: 1e400", r"run\.yaml: learning_rate=inf is not valid: it must be a number, in \(0, 10\]"),
+        ("learning_rate: .nan", r"run\.yaml: learning_rate: '\.nan' must be a number"),
+        ("lora_r: 12:30", r"run\.yaml: lora_r: '12:30' must be a whole number"),
+        ("max_steps: 3.5", r"run\.yaml: max_steps: '3\.5' must be a whole number"),
+        ("max_steps: 99999999999999999999", r"run\.yaml: max_steps=99999999999999999999 is not valid"),
+        ("seed: -1", r"run\.yaml: seed=-1 is not valid: it must be a whole number, in \[0, 4\.29497e\+09\]"),
+        ("bf16: maybe", r"run\.yaml: bf16: 'maybe' must be true or false"),
+        ("seed: 1\nseed: 2", r"run\.yaml is not valid YAML: 'seed' stands there twice"),
+        ("run_name: {a: 1}", r"run\.yaml: run_name: .* must be a text or null"),
+        ("audit: sometimes", r"run\.yaml: audit='sometimes' is not known; choose one of full"),
+        ("eval_strategy: always", r"run\.yaml: eval_strategy='always' is not known; choose one of no"),
+        ("seed: " + "[" * 3000, r"run\.yaml is not valid YAML"),
+        ("1: 2", r"unknown option '1' in .*run\.yaml"),
+        ("!!python/object:os.system x", r"run\.yaml is not valid YAML"),
+        ("run_name: 2020-99-99", r"run\.yaml is not valid YAML: month"),
+    ],
+)
+def test_what_a_file_must_not_hold_is_named_with_file_and_option(tmp_path, text, message):
+    config = tmp_path / "run.yaml"
+    config.write_text(text + "\n")
+    with pytest.raises(UsageError, match=message):
+        parse_arguments((RFDETRTrainingArguments,), ["--config", str(config)])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    for path, message in ((tmp_path, "Is a directory"), (tmp_path / "none.yaml", "No such file")):
+        with pytest.raises(UsageError, match=f"--config {path}: {message}"):
+            parse_arguments((RFDETRTrainingArguments,), ["--config", str(path)])
+    (tmp_path / "latin.yaml").write_bytes(b"run_name: \xe9\n")
+    with pytest.raises(UsageError, match=r"latin\.yaml is not valid YAML: 'utf-8' codec"):
+        parse_arguments((RFDETRTrainingArguments,), ["--config", str(tmp_path / "latin.yaml")])
+
+
+def test_the_encoder_follows_the_rate_that_is_given():
+    assert encoder_rate(RFDETRTrainingArguments(learning_rate=1e-6)) == 1.5e-6
+    assert encoder_rate(RFDETRTrainingArguments(learning_rate=1e-6, learning_rate_encoder=1e-5)) == 1e-5
+    run = RFDETRTrainingArguments(learning_rate=1e-6).for_run("detection")
+    assert run.to_dict()["learning_rate_encoder"] == 1.5e-6
+    assert RFDETRTrainingArguments().for_run("detection").learning_rate_encoder == 1.5e-4
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"learning_rate": 0}, "learning_rate=0 is not valid"),
@@ -83,7 +159,7 @@ def test_a_broken_yaml_file_is_named(tmp_path, text, message):
         ({"warmup_steps": 2.5}, "warmup_steps=2.5 is not valid"),
         ({"warmup_steps": -1}, "warmup_steps=-1 is not valid: it must be a number, zero or more"),
         ({"num_train_epochs": 0}, "num_train_epochs=0 needs max_steps"),
-        ({"learning_rate": float("inf")}, "learning_rate=inf is not valid: it must be a number, positive"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf is not valid: it must be a number, in"),
         ({"ema_decay": float("nan")}, "ema_decay=nan is not valid"),
         ({"max_steps": 1.5}, "max_steps=1.5 is not valid: it must be a whole number"),
         ({"use_ema": "false"}, "use_ema='false' is not valid: it must be true or false"),
@@ -117,7 +193,7 @@ def test_invalid_values_are_refused_by_name(values, message):
 def test_task_and_evaluated_weights_decide_the_metric_of_the_best_model(values, prefixes, task, metric):
     args = RFDETRTrainingArguments(**values)
     assert args.evaluated_prefixes == prefixes
-    assert default_metric(args, task) == metric
+    assert args.for_run(task).metric_for_best_model == metric
 
 
 def test_the_arguments_survive_json():

@@ -1,3 +1,4 @@
+import json
 import threading
 
 import pytest
@@ -35,7 +36,10 @@ def train(tmp_path, tiny_model, shapes):
     return run
 
 
-STATES = ("model.safetensors", "ema.safetensors", "optimizer.pt", "scheduler.pt", "rank_states.pt")
+STATES = (
+    "model.safetensors", "ema.safetensors", "optimizer/rank-0.safetensors", "optimizer/index.json", "scheduler.json",
+    "rank_states.safetensors",
+)  # fmt: skip
 
 
 class Told(TrainerCallback):
@@ -75,7 +79,7 @@ def test_the_files_are_those_of_the_other_way(tmp_path, train, options):
         verify(ours)
         assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
         assert [file for file in STATES if (ours / file).read_bytes() != (theirs / file).read_bytes()] == []
-        progress = [torch.load(folder / "progress.pt", weights_only=True) for folder in (ours, theirs)]
+        progress = [json.loads((folder / "progress.json").read_text()) for folder in (ours, theirs)]
         assert progress[0] | {"arguments": None} == progress[1] | {"arguments": None}
 
 

@@ -91,18 +91,55 @@ def test_early_stopping_counts_evaluations_without_enough_improvement():
 def test_early_stopping_takes_the_better_of_raw_and_average_and_skips_early_epochs():
     callback = EarlyStopping("map", patience=1, skip_epochs=2)
     assert not evaluate(callback, 1, eval_map=0.9, eval_ema_map=0.9)
+    assert not evaluate(callback, 2, eval_map=0.8, eval_ema_map=0.8)
     assert callback.best is None
-    assert not evaluate(callback, 2, eval_map=0.1, eval_ema_map=0.4)
+    assert not evaluate(callback, 2.5, eval_map=0.1, eval_ema_map=0.4)
     assert callback.best == 0.4
     assert not evaluate(callback, 3, eval_map=0.5, eval_ema_map=0.2)
     assert evaluate(callback, 4, eval_map=0.4, eval_ema_map=0.45)
 
 
-def test_early_stopping_ignores_other_evaluations_and_stops_at_nan():
-    callback = EarlyStopping("ema_map", patience=5)
+def test_early_stopping_ignores_other_evaluations():
+    callback = EarlyStopping("ema_map", patience=1)
     assert not evaluate(callback, 1, eval_map=0.9)
     assert callback.best is None
-    assert evaluate(callback, 2, eval_ema_map=float("nan"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_no_score_for_early_stopping_and_for_the_best_model(value):
+    stopping, best = EarlyStopping("map", patience=2), BestModel("map", smooth_alpha=0.5)
+    for epoch, metrics in enumerate([{"eval_map": value, "eval_ema_map": 0.3}, {"eval_map": value}], start=1):
+        assert not evaluate(stopping, epoch, **metrics)
+        best.update(metrics, epoch, step=epoch)
+    assert (stopping.best, best.score, best.source) == (0.3, 0.3, "ema")
+    assert evaluate(stopping, 3, eval_map=value)
+
+
+def test_early_stopping_by_a_loss_stops_when_it_rises():
+    callback = EarlyStopping("loss", patience=1)
+    assert not evaluate(callback, 1, eval_loss=2.0)
+    assert not evaluate(callback, 2, eval_loss=1.0)
+    assert evaluate(callback, 3, eval_loss=1.5) and callback.best == 1.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "larger"),
+    [("map", True), ("ema_map_50", True), ("loss", False), ("eval_ema_loss", False), ("loss_bbox", False),
+     ("my_loss", False), ("lossless", True), ("val1_ema_loss_giou", False)],
+)  # fmt: skip
+def test_losses_are_better_when_smaller(metric, larger):
+    best = BestModel(metric)
+    assert best.greater_is_better is larger
+    assert BestModel(metric, greater_is_better=not larger).greater_is_better is not larger
+
+
+def test_the_best_of_the_first_epochs_does_not_count_their_last_evaluation_included():
+    """skip_best_epochs=2 leaves out what the official package calls the epochs 0 and 1."""
+    best = BestModel("map", skip_epochs=2)
+    assert [best.update({"eval_map": 1 / epoch}, epoch, step=epoch) for epoch in (1, 1.5, 2, 2.5, 3)] == [
+        False, False, False, True, False,
+    ]  # fmt: skip
+    assert BestModel("map").update({"eval_map": 0.1}, epoch=0, step=0), "eval_on_start competes"
 
 
 def test_early_stopping_state_round_trip():
@@ -119,6 +156,10 @@ def test_candidates_of_the_best_model():
     assert candidate_scores(metrics, "map") == {"raw": 0.1, "ema": 0.2}
     assert candidate_scores(metrics, "eval_ema_map") == {"ema": 0.2}
     assert candidate_scores(metrics, "map_50") == {"raw": 0.9}
+    several = {"eval_day_map": 0.1, "eval_day_ema_map": 0.2, "eval_night_map": 0.3}
+    assert candidate_scores(several, "day_map") == {"raw": 0.1, "ema": 0.2}
+    assert candidate_scores(several, "day_ema_map") == {"ema": 0.2}
+    assert candidate_scores(several, "night_map") == {"raw": 0.3}
 
 
 def test_the_average_must_be_strictly_better_and_so_must_a_later_evaluation():
@@ -133,9 +174,9 @@ def test_the_average_must_be_strictly_better_and_so_must_a_later_evaluation():
 @pytest.mark.parametrize(("greater", "later"), [(True, 0.6), (False, 0.4)])
 def test_skipped_epochs_choose_nothing(greater, later):
     best = BestModel("map", greater_is_better=greater, skip_epochs=2)
-    assert not best.update({"eval_map": 0.5}, epoch=1.9, step=1)
+    assert not best.update({"eval_map": 0.5}, epoch=2, step=1)
     assert best.score is None
-    assert best.update({"eval_map": 0.5}, epoch=2, step=2)
+    assert best.update({"eval_map": 0.5}, epoch=2.1, step=2)
     assert best.update({"eval_map": later}, epoch=3, step=3)
 
 

@@ -155,9 +155,11 @@ def test_replacing_is_whole(tmp_path):
     save(tmp_path / "best", "old")
     (tmp_path / "best" / "stray.txt").write_text("of the old one")
     save(tmp_path / "best", "new")
-    assert names(tmp_path) == ["best"]
+    assert names(tmp_path) == ["best", "set-aside"]
     assert names(tmp_path / "best") == [MANIFEST, "model.bin", "rng"]
     assert (tmp_path / "best" / "model.bin").read_text() == "new"
+    (stray,) = (tmp_path / "set-aside").glob("*-replaced-best/best/*")
+    assert stray.read_text() == "of the old one"
 
 
 def test_foreign_directories_are_not_replaced(tmp_path):

@@ -2,6 +2,7 @@ import pytest
 
 from rfdetr_hf import resume_hint
 from rfdetr_hf.training import launching
+from rfdetr_hf.training.preemption import Preempted
 
 
 @pytest.mark.parametrize(
@@ -14,12 +15,13 @@ from rfdetr_hf.training import launching
         (["--hub_token=hf_secret", "--push_to_hub"], ["--push_to_hub"]),
     ],
 )
-def test_the_hint_of_an_interrupted_run_leaves_out_earlier_resumes_and_secrets(monkeypatch, capsys, given, left):
+@pytest.mark.parametrize("end", [KeyboardInterrupt, Preempted])
+def test_the_hint_of_an_interrupted_run_leaves_out_earlier_resumes_and_secrets(monkeypatch, capsys, given, left, end):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr(launching, "_words_of_parent", list)
-    monkeypatch.setattr(launching, "latest_valid_checkpoint", lambda folder: f"{folder}/checkpoint-3")
-    with pytest.raises(KeyboardInterrupt), resume_hint("out", given, ["rfdetr-hf", "fit"]):
-        raise KeyboardInterrupt
+    monkeypatch.setattr(launching, "words_of", lambda pid: [])
+    monkeypatch.setattr(launching.RunDirectory, "newest", lambda self: self.root / "checkpoint-3")
+    with pytest.raises(end), resume_hint("out", given, ["rfdetr-hf", "fit"]):
+        raise end
     out = capsys.readouterr().out
     assert out.splitlines()[1:] == [
         "out/checkpoint-3 is complete. Go on from there with:", "  " + " ".join(["rfdetr-hf fit", *left, "--resume"])
@@ -39,13 +41,13 @@ def test_the_hint_of_an_interrupted_run_leaves_out_earlier_resumes_and_secrets(m
 )  # fmt: skip
 def test_the_words_of_a_launcher_come_from_its_command_line(monkeypatch, parent, expected):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr(launching, "_words_of_parent", lambda: parent)
+    monkeypatch.setattr(launching, "words_of", lambda pid: parent)
     assert launching.started_with(["rfdetr-hf", "fit"], ["--bf16"]) == expected
 
 
 def test_without_a_command_line_the_number_of_processes_is_told(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setattr(launching, "_words_of_parent", list)
+    monkeypatch.setattr(launching, "words_of", lambda pid: [])
     head = ["accelerate", "launch", "--num_processes", "4"]
     assert launching.started_with(["rfdetr-hf", "fit"], []) == [*head, "-m", "rfdetr_hf.cli", "fit"]
     assert launching.started_with(["python", "train.py"], []) == [*head, "train.py"]

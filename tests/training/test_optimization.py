@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers.trainer_utils import SchedulerType
 
-from rfdetr_hf.training.optimization import build_optimizer, build_param_groups, build_scheduler
+from rfdetr_hf.training.optimization import SCHEDULES, build_optimizer, build_param_groups, build_scheduler
 
 OUT_INDICES = {"nano": [3, 6, 9, 12], "base": [2, 5, 8, 11]}
 
@@ -323,6 +323,14 @@ def test_schedule_options_that_do_not_fit_are_errors(options, message):
     args = arguments(**options)
     with pytest.raises(ValueError, match=message):
         build_scheduler(small_optimizer(args), args, 20, 10)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "step"])
+@pytest.mark.parametrize("warmup", [4, 5, 9])
+def test_a_warmup_to_the_last_step_and_beyond_leaves_no_room_to_descend(name, warmup):
+    """Five steps, of which the last one is step 4."""
+    used = factors(arguments(lr_scheduler_type=name, warmup_steps=warmup), 5)
+    assert used == sorted(used) and used[-1] == pytest.approx(min(1.0, (5 if used[0] else 4) / warmup))
 
 
 def test_a_warmup_longer_than_the_run_is_announced(caplog):

@@ -169,7 +169,6 @@ def test_a_snapshot_stays_as_it_is():
         ({"seed": 7}, "42 as its seed, this run has 7"),
         ({"steps_per_epoch": 5}, "6 steps in an epoch, this run has 5"),
         ({"learning_rate": 1e-5}, "learning_rate=0.0001, which its optimizer keeps, and this run has 1e-05"),
-        ({"strategy": "zero2 x 2"}, "written under replicated, this run is zero2 x 2"),
     ],
 )
 def test_another_run_is_refused(options, message):

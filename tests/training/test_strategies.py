@@ -7,7 +7,6 @@ from runs import quick_arguments
 
 from rfdetr_hf import RFDETRTrainer, make_shapes_dataset
 from rfdetr_hf.training import distributed
-from rfdetr_hf.training.checkpoint.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +63,3 @@ def test_launches_that_would_not_train_are_refused(monkeypatch, tmp_path, accele
         monkeypatch.setenv(name, value)
     with pytest.raises((RuntimeError, ValueError), match=message):
         distributed.check_backend(accelerator, arguments(tmp_path, **options))
-
-
-def test_auto_starts_where_nothing_was_saved_and_refuses_where_all_is_broken(tmp_path):
-    run = RunDirectory(tmp_path)
-    (tmp_path / "metrics.csv").write_text("step\n")
-    assert run.find_checkpoint("auto") is None
-    (tmp_path / "checkpoint-3").mkdir()
-    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
-        run.find_checkpoint("auto")

@@ -269,3 +269,24 @@ def test_pictures_are_arrays_of_one_size(shapes):
     config = SimpleNamespace(id2label={1: "square"}, keypoint_schema=None)
     pictures = trackers._pictures(shapes, {row["image_id"]: found for row in shapes.select([2, 5])}, config)
     assert np.stack(pictures).shape == (2, 480, 480, 3)
+
+
+def test_tensorboard_shows_a_step_once_after_a_run_that_died_past_its_checkpoint(tmp_path, tiny_model, shapes):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Die(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                raise RuntimeError("killed")
+
+    args = quick_arguments(
+        tmp_path, max_steps=5, gradient_accumulation_steps=1, eval_strategy="no", save_strategy="steps", save_steps=2,
+        logging_steps=1, report_to="tensorboard",
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="killed"):
+        RFDETRTrainer(tiny_model(), args, shapes, callbacks=[Die()]).train()
+    RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=True)
+    events = EventAccumulator(str(next((tmp_path / "runs").glob("*"))))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]

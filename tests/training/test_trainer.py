@@ -61,12 +61,14 @@ def test_a_run_leaves_what_the_design_says(tmp_path, tiny_model, shapes, held_ou
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "best", "last", "checkpoint-6", "checkpoint-12", "metrics.csv", "train.log", "training_args.json", "eval",
+        "status.json",
     }  # fmt: skip
     for folder in ("best", "last"):
         for file in ("config.json", "model.safetensors", "preprocessor_config.json", "README.md"):
             assert (tmp_path / "run" / folder / file).is_file()
-    for file in ("config.json", "model.safetensors", "ema.safetensors", "optimizer.pt", "scheduler.pt",
-                 "rank_states.pt", "trainer_state.json", "progress.pt", "preprocessor_config.json"):  # fmt: skip
+    for file in ("config.json", "model.safetensors", "ema.safetensors", "optimizer/index.json",
+                 "optimizer/rank-0.safetensors", "scheduler.json", "rank_states.safetensors", "trainer_state.json",
+                 "progress.json", "preprocessor_config.json"):  # fmt: skip
         assert (tmp_path / "run" / "checkpoint-12" / file).is_file()
     trained = [n for n, p in trainer.model.named_parameters() if p.requires_grad]
     after = load_file(tmp_path / "run" / "checkpoint-12" / "model.safetensors")
@@ -113,7 +115,7 @@ def test_one_batch_of_four_equals_four_batches_of_one(tmp_path, tiny_model, shap
         )  # fmt: skip
         trainer = RFDETRTrainer(tiny_model().double(), args, shapes)
         trainer.train()
-        losses = [row["loss"] for row in trainer.state.log_history]
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         runs.append((losses, load_file(tmp_path / name / "last" / "model.safetensors")))
     assert len(runs[0][0]) == 5
     assert runs[0][0] == pytest.approx(runs[1][0], rel=rtol)
@@ -148,9 +150,9 @@ def test_a_run_resumed_in_mid_epoch_ends_with_the_same_bits(tmp_path, tiny_model
     resumed.train(resume_from_checkpoint=True)
     for file in ("best/model.safetensors", "last/model.safetensors", "checkpoint-18/ema.safetensors"):
         assert_same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file))
-    optimizers = [torch.load(tmp_path / run / "checkpoint-18" / "optimizer.pt") for run in ("whole", "cut")]
-    for key, state in optimizers[0]["state"].items():
-        assert_same(state, optimizers[1]["state"][key])
+    optimizers = [tmp_path / run / "checkpoint-18" / "optimizer" for run in ("whole", "cut")]
+    assert_same(*(load_file(folder / "rank-0.safetensors") for folder in optimizers))
+    assert len({(folder / "index.json").read_text() for folder in optimizers}) == 1
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
     stopping = [
         json.loads((tmp_path / run / "checkpoint-18" / "trainer_state.json").read_text()) for run in ("whole", "cut")

@@ -1,7 +1,7 @@
 """`rfdetr-hf evaluate`: how good a trained model is on a split, and what is wrong with it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
@@ -11,10 +11,12 @@ from .. import (
     DataArguments,
     DetectorEvaluation,
     ImageDetector,
+    Range,
     ViewArguments,
     check_output,
     evaluate_detector,
     log_to_console,
+    option,
     parse_arguments,
     with_views,
 )
@@ -36,11 +38,11 @@ output folder gets them as files with predictions.json (COCO results with the ca
 class EvaluateArguments(TrainedModelArguments, ViewArguments):
     """Which model, which split, how to look, where to write."""
 
-    split: str = field(default="validation", metadata={"help": "Split of the data set."})
-    output_dir: str | None = field(default=None, metadata={"help": "Folder for the results; new or empty."})
-    report: bool = field(default=False, metadata={"help": "Also curves, worst images and report.html."})
-    max_dets: int = field(default=100, metadata={"help": "A limit of detections beside COCO's 100."})
-    backend: str = field(default="auto", metadata={"help": "Who computes the scores.", "choices": list(BACKENDS)})
+    split: str = option("validation", "Split of the data set.")
+    output_dir: str | None = option(None, "Folder for the results; new or empty.")
+    report: bool = option(False, "Also curves, worst images and report.html.")
+    max_dets: int = option(100, "A limit of detections beside COCO's 100.", Range(1))
+    backend: str = option("auto", "Who computes the scores.", BACKENDS)
 
     def __post_init__(self) -> None:
         TrainedModelArguments.__post_init__(self)

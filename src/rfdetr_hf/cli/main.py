@@ -13,6 +13,7 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 VERBS = {
     "fit": "train a model, or go on with an interrupted training",
+    "status": "where a training stands; with --exit-code for schedulers",
     "validate": "COCO metrics of a trained model on the validation split",
     "test": "the same on the test split",
     "evaluate": "tables, errors and a report of a trained model; flips, scales, tiles",

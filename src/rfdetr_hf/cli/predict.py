@@ -9,7 +9,10 @@ DESCRIPTION = """Find objects on images, in folders and in videos.
   rfdetr-hf predict --model_name_or_path outputs/mine/best --images photo.jpg holiday/ clip.mp4
   rfdetr-hf predict ... --formats json coco --threshold 0.3
 
-Pictures with boxes, predictions.json and coco.json go to --output_dir."""
+  rfdetr-hf predict ... --thresholds evaluation/mine/thresholds.json
+
+Pictures with boxes, predictions.json and coco.json go to --output_dir. Files that cannot be read are named and left
+out; the exit code is then 1, though all others are done."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,5 +20,4 @@ def main(argv: Sequence[str]) -> int:
     (args,) = parse_arguments((PredictArguments,), argv, prog="rfdetr-hf predict", description=DESCRIPTION)
     if not args.images:
         raise UsageError("--images is missing: name image files, video files or folders")
-    predict(args)
-    return 0
+    return 1 if predict(args).skipped else 0

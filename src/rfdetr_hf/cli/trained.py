@@ -91,7 +91,7 @@ def as_options(argv: Sequence[str], types: Sequence[type]) -> list[str]:
     words = _named(list(argv))
     path = _value_of("--config", words)
     verb, fit = ({f.name: f for cls in each for f in dataclasses.fields(cls)} for each in (types, FIT_TYPES))
-    values: dict[str, Any] = read_options(path, [*verb, *fit]) if path else {}
+    values: dict[str, Any] = read_options(path, [*types, *FIT_TYPES]) if path else {}
     foreign = [key for key in values if key not in verb]
     if not foreign:
         return words

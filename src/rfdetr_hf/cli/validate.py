@@ -4,10 +4,10 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from .. import DataArguments, RFDETRTrainer, RFDETRTrainingArguments, log_to_console, parse_arguments
+from .. import DataArguments, Range, RFDETRTrainer, RFDETRTrainingArguments, log_to_console, option, parse_arguments
 from .trained import TrainedModelArguments, as_options, load_subject
 
 DESCRIPTION = """COCO metrics of a trained model on the {split} split of a data set, by the trainer: as during a
@@ -24,8 +24,8 @@ training, and on several processes under accelerate launch.
 class EvaluationArguments(TrainedModelArguments):
     """Which model, where to write."""
 
-    num_workers: int = field(default=2, metadata={"help": "Processes that load images."})
-    output: str | None = field(default=None, metadata={"help": "A JSON file for the metrics; must not exist yet."})
+    num_workers: int = option(2, "Processes that load images.", Range(0))
+    output: str | None = option(None, "A JSON file for the metrics; must not exist yet.")
 
 
 TYPES = (EvaluationArguments, DataArguments)

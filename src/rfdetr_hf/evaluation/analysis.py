@@ -8,13 +8,13 @@ import numpy as np
 from .backends import Evaluation
 from .confusion import confusion_matrix
 from .error_types import ErrorTypes, error_types
-from .metrics import OperatingCurves, class_table, operating_curves
+from .metrics import OperatingCurves, class_table, least_scores, operating_curves
 
 
 class ImageErrors(NamedTuple):
     """What went wrong on one image at a score threshold."""
 
-    image_id: int
+    image_id: int | str
     true_positives: int
     false_positives: int
     missed: int
@@ -23,14 +23,13 @@ class ImageErrors(NamedTuple):
 def worst_images(evaluation: Evaluation, threshold: float, limit: int = 20) -> list[ImageErrors]:
     """The images with the most wrong detections and missed objects; images without an error are not listed."""
     matches, truths = evaluation.matches, evaluation.truths
-    image_ids = np.array(sorted(evaluation.ground_truth.imgs))
-    counted = matches.score >= np.float32(threshold)
+    image_ids = evaluation.image_ids.tolist()
+    counted = matches.score >= least_scores(threshold)
     kinds = (matches.correct, matches.wrong)
     right, wrong = (np.bincount(matches.image[counted & kind], minlength=len(image_ids)) for kind in kinds)
     missed = np.bincount(truths.image[~truths.ignored], minlength=len(image_ids)) - right
     order = np.argsort(-(wrong + missed), kind="stable")[:limit]
-    columns = (image_ids, right, wrong, missed)
-    rows = [ImageErrors(*(int(column[i]) for column in columns)) for i in order]
+    rows = [ImageErrors(image_ids[i], *(int(column[i]) for column in (right, wrong, missed))) for i in order]
     return [row for row in rows if row.false_positives + row.missed]
 
 
@@ -72,16 +71,43 @@ class DetectionAnalysis:
         return worst_images(self.evaluation, self.threshold, limit)
 
     def summary(self) -> dict[str, float]:
-        """Macro `precision`, `recall` and `f1` at the best threshold, and that `score_threshold`."""
+        """Macro `precision`, `recall` and `f1` at the best threshold, and that `score_threshold`, -1 for none.
+
+        None is best where no detection is right.
+        """
         at = self.curves.best
         scores = {name: float(self.curves.macro(name)[at]) for name in ("precision", "recall", "f1")}
-        return scores | {"score_threshold": self.threshold}
+        return scores | {"score_threshold": self.threshold if scores["f1"] > 0 else -1.0}
+
+    def notes(self) -> list[str]:
+        """What the numbers do not say by themselves: thresholds that are not given, and limits that hide objects."""
+        evaluation, truths, notes = self.evaluation, self.evaluation.truths, []
+        silent = [row["name"] for row in self.per_class() if row["objects"] and row["best_threshold"] is None]
+        if silent:
+            notes.append(f"no best_threshold for {', '.join(silent)}: no detection of it is right at any score")
+        there = ~truths.ignored
+        limit, per_image = evaluation.limits[-1], np.bincount(truths.image[there], minlength=len(evaluation.image_ids))
+        cells = np.bincount(truths.image[there] * np.int64(len(evaluation.category_ids)) + truths.category[there])
+        if hidden := np.maximum(cells - limit, 0).sum():
+            option = "" if evaluation.iou_type == "keypoints" else "; raise max_dets"
+            notes.append(
+                f"{(cells > limit).sum()} times an image has more than {limit} objects of a class, the limit of "
+                f"detections: at least {hidden} objects count as missed, whatever the detector finds{option}"
+            )
+        found = np.bincount(evaluation.detections.rows["image"], minlength=len(per_image)).max(initial=0)
+        # A model gives each image as many detections as it has queries: more objects cannot be found.
+        if (crowded := per_image > found).any() and self.curves.true_positives.any():
+            notes.append(
+                f"{crowded.sum()} images have more objects (up to {per_image.max()}) than any image has detections "
+                f"({found}): a model finds no more than its num_queries, and detections below a threshold are missing"
+            )
+        return notes
 
     def per_class(self) -> list[dict[str, Any]]:
         """A row for each class: its objects, AP and AR, and precision, recall and F1 at the common best threshold.
 
         `map` and `mar` are COCO's for all areas at the largest limit, -1 without objects; `best_threshold` and
-        `best_f1` are those of this class alone.
+        `best_f1` are those of this class alone, the threshold None where no detection is right at any score.
         """
         curves, at = self.curves, self.curves.best
         rows = class_table(self.evaluation)
@@ -89,5 +115,6 @@ class DetectionAnalysis:
         for k, row in enumerate(rows):
             row["objects"] = int(curves.num_truths[k])
             row |= {name: float(getattr(curves, name)[k, at]) for name in ("precision", "recall", "f1")}
-            row |= {"best_threshold": float(curves.thresholds[best[k]]), "best_f1": float(curves.f1[k, best[k]])}
+            best_f1 = float(curves.f1[k, best[k]])
+            row |= {"best_threshold": float(curves.thresholds[best[k]]) if best_f1 else None, "best_f1": best_f1}
         return rows

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -11,10 +11,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
 from .detection_table import DetectionTable
-from .ground_truth import Truths, make_coco, silenced, truth_arrays
+from .ground_truth import Truths, make_coco, renumbered, silenced, truth_arrays
 
 BACKENDS = ("pycocotools", "ultrafast", "auto")
 IOU_TYPES = ("bbox", "segm", "keypoints")
+_LARGEST_ID = 2**53  # that a float64 holds exactly
 
 COCO_PERSON_SIGMAS = tuple(Params("keypoints").kpt_oks_sigmas.tolist())
 
@@ -67,6 +68,7 @@ class Evaluation:
         category_ids: sorted.
         ground_truth: the `COCO` in use.
         sigmas: (category, K) of the keypoints, 1 where a category has no such keypoint; None for other types.
+        image_ids: sorted, integers or texts.
         detections: the table that was scored.
         truths: the objects of the evaluated images.
         matches: at IoU .5.
@@ -82,6 +84,7 @@ class Evaluation:
     category_ids: tuple[int, ...]
     ground_truth: COCO
     sigmas: np.ndarray | None
+    image_ids: np.ndarray
     detections: DetectionTable
     truths: Truths
     matches: CocoMatches
@@ -117,7 +120,8 @@ def evaluate(
     Args:
         ground_truth: annotation ids are positive.
         detections: ordered by image; labels are category ids.
-        image_ids: sorted ids of all images of the ground truth, which `detections.rows["image"]` counts.
+        image_ids: sorted ids of all images of the ground truth, integers or texts, which `detections.rows["image"]`
+            counts.
         evaluated: (len(image_ids),) bool; other images are left out.
         iou_type: "bbox", "segm" or "keypoints".
         limits: detections per image and category; for keypoints COCO's standard is (20,).
@@ -137,14 +141,18 @@ def evaluate(
     category_ids = sorted(ground_truth.getCatIds())
     # pycocotools divides by the number of keypoints of an object without any, whose result it then ignores.
     with silenced(), np.errstate(divide="ignore", invalid="ignore"):
-        parts = _parts(ground_truth, detections, category_ids, sigmas if iou_type == "keypoints" else None)
-        runs = [_run(part, image_ids, evaluated, iou_type, limits, fast) for part in parts]
+        # Compiled code keeps ids in float64 and pycocotools in a dict of pairs: positions are safe in both.
+        exact = image_ids.dtype != object and not (np.abs(image_ids) > _LARGEST_ID).any()
+        numbers = image_ids if exact else np.arange(len(image_ids))
+        truth = ground_truth if exact else renumbered(ground_truth, image_ids)
+        parts = _parts(truth, detections, category_ids, sigmas if iou_type == "keypoints" else None)
+        runs = [_run(part, numbers, evaluated, iou_type, limits, fast) for part in parts]
     truths = truth_arrays(ground_truth, image_ids, evaluated, iou_type)
     columns = [np.concatenate(column) for column in zip(*(columns for _, columns in runs), strict=True)]
     columns = [column[np.argsort(columns[2], kind="stable")] for column in columns]
     number, _, category, truth_id, ignored = columns
     rows = detections.rows[number - 1]
-    truth = np.where(truth_id == 0, -1, np.searchsorted(truths.id, truth_id))
+    found = np.where(truth_id == 0, -1, np.searchsorted(truths.id, truth_id))
     finished, params = [run for run, _ in runs], runs[0][0].params
     return Evaluation(
         iou_type=iou_type,
@@ -157,14 +165,15 @@ def evaluate(
         category_ids=tuple(category_ids),
         ground_truth=ground_truth,
         sigmas=_sigma_table(sigmas, category_ids) if sigmas is not None and iou_type == "keypoints" else None,
+        image_ids=image_ids,
         detections=detections,
         truths=truths,
         matches=CocoMatches(
             row=number - 1,
             image=rows["image"],
             category=np.searchsorted(category_ids, category),
-            score=rows["score"].astype(np.float64),
-            truth=truth,
+            score=rows["score"],
+            truth=found,
             ignored=ignored.astype(bool),
         ),
     )
@@ -269,7 +278,7 @@ def records(
         # One by one: pycocotools 2.0.11 under numpy 2 cannot take 256 masks or more at once.
         areas = [int(mask_utils.area(rle)) for rle in rles]
     elif iou_type == "keypoints" and detections.keypoints is not None:
-        points = detections.keypoints.astype(np.float64)
+        points = detections.keypoints
         corners = [points[..., :2].min(axis=1), points[..., :2].max(axis=1)]
         areas = np.prod(corners[1] - corners[0], axis=1).tolist()
         shapes = [{"keypoints": each} for each in points.reshape(len(points), 3 * points.shape[1]).tolist()]
@@ -285,9 +294,9 @@ def records(
 
 def run_lengths(detections: DetectionTable, ground_truth: COCO, image_ids: np.ndarray) -> list[dict[str, Any]]:
     """The masks as RLE dicts with the sizes of their images."""
-    sizes = {}
+    sizes, known = {}, cast(Any, ground_truth.imgs)
     for position in np.unique(detections.rows["image"]).tolist():
-        image = ground_truth.imgs[int(image_ids[position])]
+        image = known[image_ids[position]]
         sizes[position] = [image["height"], image["width"]]
     images = detections.rows["image"].tolist()
     return [{"size": sizes[i], "counts": counts} for i, counts in zip(images, detections.masks or (), strict=True)]

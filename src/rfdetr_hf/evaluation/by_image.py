@@ -11,8 +11,8 @@ def predictions_by_image(evaluator: CocoEvaluator) -> list[dict[str, Any]]:
     """The detections of each image, in the order of `evaluator.image_ids`.
 
     Returns:
-        Dicts with `image_id`, `scores` (n,) float32, `labels` (n,) int64, `boxes` (n, 4) float32 xyxy in pixels and,
-        where the evaluator scores them, `masks` (n compressed COCO RLE dicts) and `keypoints` (n, K, 3) float32.
+        Dicts with `image_id`, `scores` (n,) float64, `labels` (n,) int64, `boxes` (n, 4) float64 xyxy in pixels and,
+        where the evaluator scores them, `masks` (n compressed COCO RLE dicts) and `keypoints` (n, K, 3) float64.
     """
     table, truth = evaluator.table, evaluator.ground_truth
     starts = np.searchsorted(table.rows["image"], np.arange(len(evaluator.image_ids) + 1))
@@ -43,8 +43,9 @@ def truth_by_image(evaluator: CocoEvaluator) -> list[dict[str, Any]]:
     return [_truth(evaluator, image_id) for image_id in evaluator.image_ids.tolist()]
 
 
-def _truth(evaluator: CocoEvaluator, image_id: int) -> dict[str, Any]:
-    objects: Any = evaluator.ground_truth.imgToAnns.get(image_id, [])
+def _truth(evaluator: CocoEvaluator, image_id: int | str) -> dict[str, Any]:
+    index: Any = evaluator.ground_truth.imgToAnns
+    objects = index.get(image_id, [])
     boxes = np.array([each["bbox"] for each in objects], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     truth = {

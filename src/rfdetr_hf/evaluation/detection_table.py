@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-# One detection, 28 bytes; `image` is the position of the image id among the sorted ids of the ground truth.
-DETECTION = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f4"), ("box", "f4", (4,))])
+# One detection, 64 bytes; `image` is the position of the image id among the sorted ids of the ground truth, `size` is
+# width and height of the box, which are not always what its corners give to the last bit.
+DETECTION = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f8"), ("box", "f8", (4,)), ("size", "f8", (2,))])
 _WORDS = DETECTION.itemsize // 4
 
 
@@ -22,7 +23,7 @@ class DetectionTable:
     Attributes:
         rows: (n,) of dtype `DETECTION`; boxes are xyxy in pixels.
         masks: per row the counts of a compressed COCO RLE of the image's size, or None where there are no masks.
-        keypoints: (n, K, 3) float32 x, y in pixels and a confidence, or None where there are none.
+        keypoints: (n, K, 3) float64 x, y in pixels and a confidence, or None where there are none.
     """
 
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=DETECTION))
@@ -44,9 +45,7 @@ class DetectionTable:
     @property
     def boxes_xywh(self) -> np.ndarray:
         """(n, 4) float64 x, y, width, height: what COCO's arithmetic works on."""
-        boxes = self.rows["box"].astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
-        return boxes
+        return np.concatenate([self.rows["box"][:, :2], self.rows["size"]], axis=1)
 
 
 def concatenate(tables: Sequence[DetectionTable], like: DetectionTable) -> DetectionTable:
@@ -59,7 +58,7 @@ def concatenate(tables: Sequence[DetectionTable], like: DetectionTable) -> Detec
 
 
 def pack(
-    ids: Sequence[int],
+    ids: Sequence[Any],
     positions: Sequence[int],
     predictions: Sequence[Mapping[str, Any]],
     sizes: Sequence[tuple[int, int]],
@@ -70,17 +69,19 @@ def pack(
     Args:
         ids: image ids, for error messages.
         positions: of these images among all.
-        predictions: per image `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy; where `like` has the columns also
-            `masks` ((n, H, W) bool or n RLE dicts) and `keypoints` (n, K, 3).
+        predictions: per image `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy or `boxes_xywh`; where `like` has the
+            columns also `masks` ((n, H, W) bool or n RLE dicts) and `keypoints` (n, K, 3).
         sizes: (height, width) of the images, which the masks must have; read only when there are masks.
         like: an empty table that says which columns there are.
 
     Raises:
         ValueError: sizes do not fit, a field is missing, or a number is not finite.
     """
-    numbers, labels, counts, masks = [], [], [], []
+    numbers, labels, counts, sized, masks = [], [], [], [], []
     for image_id, prediction, size in zip(ids, predictions, sizes, strict=True):
-        fields = (_field(prediction, key, image_id) for key in ("scores", "labels", "boxes"))
+        exact_size = "boxes_xywh" in prediction
+        names = ("scores", "labels", "boxes_xywh" if exact_size else "boxes")
+        fields = (_field(prediction, key, image_id) for key in names)
         score, label, box = map(torch.as_tensor, fields)
         box = box.reshape(0, 4) if box.numel() == 0 else box
         if score.ndim != 1 or score.shape != label.shape or box.shape != (len(score), 4):
@@ -88,18 +89,34 @@ def pack(
                 f"Image {image_id}: scores {tuple(score.shape)}, labels {tuple(label.shape)} and boxes "
                 f"{tuple(box.shape)} do not fit; expected (n,), (n,) and (n, 4)."
             )
-        columns = [score[:, None].float(), box.float()]
+        columns = [score[:, None], box]
         if like.keypoints is not None:
             columns.append(_points(prediction, image_id, len(score), like.keypoints.shape[1]).to(score.device))
         if like.masks is not None:
             masks.extend(_encode(_field(prediction, "masks", image_id), image_id, len(score), size))
-        numbers.append(torch.cat(columns, dim=1))
+        # Float64 stays what it is; not all devices know it, so nothing else becomes it there.
+        exact = any(column.dtype == torch.float64 for column in columns)
+        numbers.append(torch.cat([column.double() if exact else column.float() for column in columns], dim=1))
         labels.append(label.to(torch.int32))
         counts.append(len(score))
-    # The bits of the floats travel as integers: one tensor, one copy to the host.
-    words = torch.cat([torch.cat(labels)[:, None], torch.cat(numbers).view(torch.int32)], dim=1).cpu().numpy()
-    images = np.repeat(np.asarray(positions, dtype=np.int32), counts)
-    table = _from_words(np.concatenate([images[:, None], words], axis=1), masks, like)
+        sized.append(exact_size)
+    # One tensor, one copy to the host: the bits of the labels travel as a number of the same width.
+    values, every = torch.cat(numbers), torch.cat(labels)
+    bits = every.double() if values.dtype == torch.float64 else every.view(torch.float32)
+    copied = torch.cat([bits[:, None], values], dim=1).cpu().numpy()
+    rows = np.empty(len(copied), dtype=DETECTION)
+    rows["image"] = np.repeat(np.asarray(positions, dtype=np.int32), counts)
+    first = np.ascontiguousarray(copied[:, 0])
+    rows["label"] = first if copied.dtype == np.float64 else first.view(np.int32)
+    rows["score"], rows["box"] = copied[:, 1], copied[:, 2:6]
+    given = np.repeat(sized, counts)[:, None]
+    corner, last = rows["box"][:, :2].copy(), rows["box"][:, 2:].copy()
+    rows["size"] = np.where(given, last, last - corner)
+    rows["box"][:, 2:] = np.where(given, corner + last, last)
+    points = None
+    if like.keypoints is not None:
+        points = copied[:, 6:].astype(np.float64).reshape(len(rows), *like.keypoints.shape[1:])
+    table = DetectionTable(rows, masks if like.masks is not None else None, points)
     _require_finite(table, ids, positions)
     return table
 
@@ -145,7 +162,7 @@ def _to_words(table: DetectionTable) -> np.ndarray:
     words = np.ascontiguousarray(table.rows).view(np.int32).reshape(-1, _WORDS)
     if table.keypoints is None:
         return words
-    points = np.ascontiguousarray(table.keypoints).view(np.int32).reshape(len(words), 3 * table.keypoints.shape[1])
+    points = np.ascontiguousarray(table.keypoints).view(np.int32).reshape(len(words), 6 * table.keypoints.shape[1])
     return np.concatenate([words, points], axis=1)
 
 
@@ -153,17 +170,17 @@ def _from_words(words: np.ndarray, masks: list[bytes], like: DetectionTable) -> 
     rows = np.ascontiguousarray(words[:, :_WORDS]).view(DETECTION).reshape(-1)
     points = None
     if like.keypoints is not None:
-        points = np.ascontiguousarray(words[:, _WORDS:]).view(np.float32).reshape(len(rows), *like.keypoints.shape[1:])
+        points = np.ascontiguousarray(words[:, _WORDS:]).view(np.float64).reshape(len(rows), *like.keypoints.shape[1:])
     return DetectionTable(rows, masks if like.masks is not None else None, points)
 
 
-def _field(prediction: Mapping[str, Any], key: str, image_id: int) -> Any:
+def _field(prediction: Mapping[str, Any], key: str, image_id: Any) -> Any:
     if key not in prediction:
         raise ValueError(f"Image {image_id}: the prediction has no {key!r}, only {sorted(prediction)}.")
     return prediction[key]
 
 
-def _points(prediction: Mapping[str, Any], image_id: int, count: int, num_keypoints: int) -> Tensor:
+def _points(prediction: Mapping[str, Any], image_id: Any, count: int, num_keypoints: int) -> Tensor:
     points = torch.as_tensor(_field(prediction, "keypoints", image_id))
     if points.numel() == 0 and count == 0:
         return torch.zeros(0, 3 * num_keypoints)
@@ -171,10 +188,10 @@ def _points(prediction: Mapping[str, Any], image_id: int, count: int, num_keypoi
         raise ValueError(
             f"Image {image_id}: keypoints {tuple(points.shape)} do not fit; expected ({count}, {num_keypoints}, 3)."
         )
-    return points.float().flatten(1)
+    return points.flatten(1)
 
 
-def _encode(masks: Any, image_id: int, count: int, size: tuple[int, int]) -> list[bytes]:
+def _encode(masks: Any, image_id: Any, count: int, size: tuple[int, int]) -> list[bytes]:
     """Run lengths of the masks of one image; the dense masks are not kept."""
     if isinstance(masks, Tensor | np.ndarray):
         masks = torch.as_tensor(masks)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .backends import Evaluation
+from .metrics import least_scores
 from .similarity import Pairs, overlaps
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
@@ -62,7 +63,7 @@ def error_types(evaluation: Evaluation, threshold: float) -> ErrorTypes:
     for number, name in enumerate(KINDS[:-1]):
         cost[name] = _mean_ap(evaluation, ranking, kind == number, np.where(kind == number, mended, -1)) - base
     cost["missed"] = _mean_ap(evaluation, ranking, missed=missed) - base
-    above = evaluation.matches.score >= np.float32(threshold)
+    above = evaluation.matches.score >= least_scores(threshold)
     count = {name: int((kind == number).sum()) for number, name in enumerate(KINDS[:-1])}
     confident = {name: int((kind[above] == number).sum()) for number, name in enumerate(KINDS[:-1])}
     count["missed"] = int(missed.sum())
@@ -122,7 +123,7 @@ def _best_of_each_target(evaluation: Evaluation, kind: np.ndarray, target: np.nd
 def _missed(evaluation: Evaluation, spoken_for: np.ndarray, threshold: float) -> np.ndarray:
     """(m,) bool: objects to be found that no right detection above the threshold has, and nobody speaks for."""
     missed = ~evaluation.truths.ignored
-    right = evaluation.matches.correct & (evaluation.matches.score >= np.float32(threshold))
+    right = evaluation.matches.correct & (evaluation.matches.score >= least_scores(threshold))
     missed[evaluation.matches.truth[right]] = False
     missed[spoken_for[spoken_for >= 0]] = False
     return missed

@@ -15,7 +15,7 @@ from ..data.keypoints import DEFAULT_SIGMA
 from .analysis import DetectionAnalysis
 from .backends import BACKENDS, COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evaluate, run_lengths
 from .detection_table import DETECTION, DetectionTable, concatenate, first_few, gather, pack
-from .ground_truth import coco_ground_truth, keypoint_sigmas, repeated
+from .ground_truth import coco_ground_truth, id_array, keypoint_sigmas, repeated
 from .metrics import COCO_LIMITS, class_scores, summarize
 
 __all__ = ["DETECTION", "CocoEvaluator", "coco_ground_truth", "summarize"]
@@ -28,7 +28,7 @@ PREFIXES = {"bbox": "", "segm": "segm_", "keypoints": "keypoint_"}
 class CocoEvaluator:
     """Scores one pass over a split: `update` per batch, `gather` where there are several processes, `compute`.
 
-    Every detection given is kept, in float32: 28 bytes each, and its run lengths or keypoints. Only the best of an
+    Every detection given is kept, in float64: 64 bytes each, and its run lengths or keypoints. Only the best of an
     image *and category* count for the scores (100 by COCO's standard), so nothing that pycocotools would look at gets
     lost: give it all that the model's post-processing returns. Images that an evaluator never saw are an error, not
     images without detections.
@@ -50,7 +50,7 @@ class CocoEvaluator:
 
     Attributes:
         ground_truth: The `COCO` in use.
-        image_ids: Sorted image ids, int64.
+        image_ids: Sorted image ids, int64 or objects: texts, or integers beyond 64 bits.
 
     Raises:
         ValueError: `max_dets` below 1, an unknown type or backend, truth that lacks what a type needs, a map to an
@@ -84,8 +84,8 @@ class CocoEvaluator:
             if sigmas is None and isinstance(ground_truth, Dataset):
                 sigmas = keypoint_sigmas(ground_truth)
             self.sigmas, count = _keypoint_sigmas(self.ground_truth, sigmas)
-            points = np.empty((0, count, 3), dtype=np.float32)
-        self.image_ids = np.array(sorted(self.ground_truth.imgs), dtype=np.int64)
+            points = np.empty((0, count, 3))
+        self.image_ids = id_array(self.ground_truth.imgs)
         self._position = {image_id: position for position, image_id in enumerate(self.image_ids.tolist())}
         self._seen = np.zeros(len(self.image_ids), dtype=np.uint8)
         self._empty = DetectionTable(masks=[] if "segm" in self.iou_types else None, keypoints=points)
@@ -93,14 +93,17 @@ class CocoEvaluator:
         self._analyses: dict[tuple[str, bool], DetectionAnalysis] = {}
         self._gathered = False
 
-    def update(self, image_ids: Sequence[int] | Tensor, predictions: Sequence[Mapping[str, Any]]) -> None:
+    def update(
+        self, image_ids: Sequence[int] | Sequence[str] | np.ndarray | Tensor, predictions: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Adds the detections of a batch, in one copy from the device.
 
         Args:
             image_ids: One id for each prediction.
             predictions: Per image `scores` (n,), `labels` (n,) and `boxes` (n, 4) xyxy in pixels of the original
-                image; for "segm" also `masks`, (n, H, W) bool at the size of the image or n RLE dicts, for
-                "keypoints" `keypoints` (n, K, 3): x, y in pixels, and a confidence that COCO does not look at.
+                image, or `boxes_xywh`, (x, y, width, height) as COCO's files have them; for "segm" also `masks`,
+                (n, H, W) bool at the size of the image or n RLE dicts, for "keypoints" `keypoints` (n, K, 3): x, y in
+                pixels, and a confidence that COCO does not look at.
                 Equal scores rank in the order given.
 
         Raises:
@@ -108,7 +111,8 @@ class CocoEvaluator:
                 label is not a category of the ground truth.
         """
         self._require_open("update")
-        ids = [int(i) for i in (image_ids.tolist() if isinstance(image_ids, Tensor) else image_ids)]
+        given = image_ids.tolist() if isinstance(image_ids, (Tensor, np.ndarray)) else image_ids
+        ids = [i if isinstance(i, str) else int(i) for i in given]
         if len(ids) != len(predictions):
             raise ValueError(f"{len(ids)} image ids but {len(predictions)} predictions.")
         positions = self._positions(ids)
@@ -116,7 +120,8 @@ class CocoEvaluator:
             # Only masks need the sizes, which a ground truth of boxes may lack.
             sizes = [(0, 0)] * len(ids)
             if self._empty.masks is not None:
-                images = [self.ground_truth.imgs[image_id] for image_id in ids]
+                known: Any = self.ground_truth.imgs
+                images = [known[image_id] for image_id in ids]
                 sizes = [(image["height"], image["width"]) for image in images]
             table = pack(ids, positions, predictions, sizes, self._empty)
             self._chunks.append(self._categorised(table))
@@ -229,7 +234,7 @@ class CocoEvaluator:
             rles = run_lengths(table, self.ground_truth, self.image_ids)
             fields["segmentation"] = [{**rle, "counts": rle["counts"].decode()} for rle in rles]
         if table.keypoints is not None:
-            fields["keypoints"] = [each.flatten().tolist() for each in table.keypoints.astype(np.float64)]
+            fields["keypoints"] = [each.flatten().tolist() for each in table.keypoints]
         return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
 
     @property
@@ -241,7 +246,7 @@ class CocoEvaluator:
         if self._gathered:
             raise RuntimeError(f"{action}() after gather(): use a new CocoEvaluator for each pass over the data.")
 
-    def _positions(self, ids: Sequence[int]) -> list[int]:
+    def _positions(self, ids: Sequence[int | str]) -> list[int]:
         unknown = [image_id for image_id in ids if image_id not in self._position]
         if unknown:
             raise ValueError(f"Images {first_few(unknown)} are not in the ground truth.")

@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,8 +41,8 @@ def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
     ids = [image["id"] for image in images]
-    if not all(isinstance(image_id, int) for image_id in ids):
-        raise ValueError("Column image_id must hold integers; give the images numbers, e.g. their row index.")
+    if len({type(image_id) for image_id in ids} | {int}) > 1 and not all(isinstance(each, str) for each in ids):
+        raise ValueError("Column image_id must hold integers, or texts; give the images numbers, e.g. their row index.")
     if len(set(ids)) < len(ids):
         raise ValueError(f"image_id appears more than once: {first_few(repeated(ids))}.")
     categories = [{"id": label, "name": name} for label, name in enumerate(names)]
@@ -101,6 +101,28 @@ def truth_arrays(coco: COCO, image_ids: np.ndarray, evaluated: np.ndarray, iou_t
     )
 
 
+def id_array(ids: Iterable[int | str]) -> np.ndarray:
+    """The ids sorted, exact whatever they are: int64, or objects where they are texts or larger.
+
+    Raises:
+        ValueError: some are texts and some are numbers.
+    """
+    listed = list(ids)
+    if len({isinstance(each, str) for each in listed}) > 1:
+        raise ValueError(f"image ids must be all integers or all texts; see {first_few(map(str, listed), 4)}.")
+    fits = all(not isinstance(each, str) and -(2**63) <= each < 2**63 for each in listed)
+    return np.array(sorted(listed), dtype=np.int64 if fits else object)  # type: ignore[type-var]
+
+
+def renumbered(coco: COCO, image_ids: np.ndarray) -> COCO:
+    """The same truth with the positions of the images among `image_ids` for ids."""
+    content: Any = coco.dataset
+    position = {image_id: i for i, image_id in enumerate(image_ids.tolist())}
+    images = [{**image, "id": position[image["id"]]} for image in content["images"]]
+    annotations = [{**each, "image_id": position[each["image_id"]]} for each in content["annotations"]]
+    return make_coco(images, annotations, content["categories"])
+
+
 def make_coco(images: Sequence[Any], annotations: Sequence[Any], categories: Sequence[Any]) -> COCO:
     """An indexed `COCO` of these records."""
     with silenced():
@@ -115,7 +137,7 @@ def silenced() -> contextlib.AbstractContextManager:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def repeated(ids: Sequence[int]) -> list[int]:
+def repeated(ids: Sequence[Any]) -> list[Any]:
     """The ids that occur more than once."""
     return [image_id for image_id, count in Counter(ids).items() if count > 1]
 

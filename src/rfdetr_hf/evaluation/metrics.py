@@ -10,6 +10,11 @@ COCO_LIMITS = {"bbox": (1, 10, 100), "segm": (1, 10, 100), "keypoints": (20,)}
 SCORE_THRESHOLDS = np.linspace(0, 1, 101)
 
 
+def least_scores(thresholds: np.ndarray | float) -> np.ndarray:
+    """The scores from which a detection counts at thresholds: the .9 of a model, in float32, is a little below .9."""
+    return np.minimum(thresholds, np.float32(thresholds).astype(np.float64))
+
+
 def summarize(evaluation: Evaluation) -> dict[str, float]:
     """pycocotools' numbers of an evaluation by name, and those of a limit other than the standard's.
 
@@ -124,9 +129,8 @@ class OperatingCurves(NamedTuple):
 def operating_curves(evaluation: Evaluation, thresholds: np.ndarray = SCORE_THRESHOLDS) -> OperatingCurves:
     """Counts of right and wrong detections of each class at each score threshold, in one pass."""
     matches, classes = evaluation.matches, len(evaluation.category_ids)
-    # Scores are float32: so are thresholds, or .9 would not pass .9.
     # The number of thresholds that a detection passes; those that pass none drop out with the first column.
-    passed = np.searchsorted(thresholds.astype(np.float32), matches.score, side="right")
+    passed = np.searchsorted(least_scores(thresholds), matches.score, side="right")
     cell = matches.category * (len(thresholds) + 1) + passed
     counts = []
     for kind in (matches.correct, matches.wrong):

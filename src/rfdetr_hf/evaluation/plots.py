@@ -11,6 +11,7 @@ from ..drawing import Shape, draw_shapes
 from .analysis import DetectionAnalysis
 from .backends import Evaluation, run_lengths
 from .error_types import KINDS
+from .metrics import least_scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +123,9 @@ def error_costs(analysis: DetectionAnalysis) -> "Figure":
     return figure
 
 
-def draw_errors(analysis: DetectionAnalysis, image: Image.Image, image_id: int, long_side: int = 900) -> Image.Image:
+def draw_errors(
+    analysis: DetectionAnalysis, image: Image.Image, image_id: int | str, long_side: int = 900
+) -> Image.Image:
     """An image with its objects, and the detections at or above the best threshold: boxes, and masks or keypoints.
 
     Args:
@@ -132,9 +135,9 @@ def draw_errors(analysis: DetectionAnalysis, image: Image.Image, image_id: int, 
         long_side: of the picture returned.
     """
     evaluation = analysis.evaluation
-    position = sorted(evaluation.ground_truth.imgs).index(image_id)
+    position = evaluation.image_ids.tolist().index(image_id)
     matches, truths = evaluation.matches, evaluation.truths
-    shown = (matches.image == position) & (matches.score >= np.float32(analysis.threshold)) & ~matches.ignored
+    shown = (matches.image == position) & (matches.score >= least_scores(analysis.threshold)) & ~matches.ignored
     found = set(matches.truth[shown & matches.correct].tolist())
     there = np.flatnonzero((truths.image == position) & ~truths.ignored).tolist()
     # Objects first, so that detections are drawn over them.
@@ -166,8 +169,7 @@ def _detection_shape(analysis: DetectionAnalysis, match: int) -> Shape:
     text, colour = (text, RIGHT) if kind < 0 else (f"{text} {KINDS[kind]}", WRONG)
     shape = Shape(table.rows["box"][0].tolist(), colour, text)
     if evaluation.iou_type == "segm":
-        image_ids = np.array(sorted(evaluation.ground_truth.imgs))
-        shape.mask = run_lengths(table, evaluation.ground_truth, image_ids)[0]
+        shape.mask = run_lengths(table, evaluation.ground_truth, evaluation.image_ids)[0]
     elif table.keypoints is not None and evaluation.iou_type == "keypoints":
         shape.points = table.keypoints[0][table.keypoints[0, :, 2] > 0, :2]
     return shape

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -39,9 +40,10 @@ def write_results(
     category_ids: Sequence[int] | None = None,
     predictions: bool = True,
 ) -> dict[str, float]:
-    """Writes metrics.json, per_class.csv, errors.txt and predictions.json; returns the metrics.
+    """Writes metrics.json, per_class.csv, thresholds.json, errors.txt and predictions.json; returns the metrics.
 
-    Of IoU types after the first per_class.csv and errors.txt go to a folder with the type's name.
+    Of IoU types after the first the tables go to a folder with the type's name. thresholds.json has the best score
+    threshold of each class that has one, as `rfdetr-hf predict --thresholds` takes them.
 
     Args:
         evaluator: after its updates (and `gather`).
@@ -56,7 +58,10 @@ def write_results(
     for iou_type, analysis in analyses.items():
         place = folder_of(folder, iou_type, analyses)
         place.mkdir(exist_ok=True)
-        write_class_csv(analysis.per_class(), place / "per_class.csv")
+        rows = analysis.per_class()
+        write_class_csv(rows, place / "per_class.csv")
+        thresholds = {row["name"]: row["best_threshold"] for row in rows if row["best_threshold"] is not None}
+        (place / "thresholds.json").write_text(json.dumps(thresholds, indent=1) + "\n", encoding="utf-8")
         (place / "errors.txt").write_text(aligned(error_cells(analysis)) + "\n", encoding="utf-8")
     if predictions:
         text = json.dumps(evaluator.predictions_json(category_ids))
@@ -107,7 +112,8 @@ def _draw_worst(analysis: DetectionAnalysis, folder: Path, dataset: Dataset, lim
     row_of = {image_id: row for row, image_id in enumerate(rows["image_id"])}
     (folder / "worst_images").mkdir(exist_ok=True)
     for rank, errors in enumerate(analysis.worst_images(limit), start=1):
-        path = folder / "worst_images" / f"{rank:02d}_image_{errors.image_id}.jpg"
+        name = re.sub(r"[^\w.-]", "_", str(errors.image_id))[:100]
+        path = folder / "worst_images" / f"{rank:02d}_image_{name}.jpg"
         draw_errors(analysis, decode_image(rows[row_of[errors.image_id]]), errors.image_id).save(path, quality=88)
         right, wrong, missed = errors[1:]
         pictures.append((path, f"Image {errors.image_id}: {right} right, {wrong} wrong, {missed} missed"))
@@ -128,9 +134,13 @@ def _part(analysis: DetectionAnalysis, plots: Sequence[Path], pictures: Sequence
     """What the page says of one IoU type."""
     best = analysis.summary()
     lines = [
-        f"<p>{_advice(analysis)}</p><p>At the score threshold {best['score_threshold']:.2f}, which has the best mean "
-        f"F1: precision {best['precision']:.3f}, recall {best['recall']:.3f}, F1 {best['f1']:.3f} (mean over classes, "
-        f"{overlap_name(analysis)} .50).</p>",
+        f"<p>{_advice(analysis)}</p>",
+        f"<p>At the score threshold {best['score_threshold']:.2f}, which has the best mean F1: precision "
+        f"{best['precision']:.3f}, recall {best['recall']:.3f}, F1 {best['f1']:.3f} (mean over classes, "
+        f"{overlap_name(analysis)} .50).</p>"
+        if best["f1"]
+        else "<p>No detection is right, so there is no best score threshold.</p>",
+        *(f"<p><b>Note:</b> {escape(note)}.</p>" for note in analysis.notes()),
         "<h2>Classes</h2>" + _html_table(class_cells(analysis.per_class())),
         "<h2>Errors</h2><p class='note'>What AP50 would gain if one type of error were mended alone, and how often "
         "each happens at the threshold and among all detections.</p>" + _html_table(error_cells(analysis)),

@@ -16,7 +16,7 @@ from .plots import plots_installed, save_plots
 from .report import folder_of, write_report, write_results
 from .tables import TITLES, aligned, class_cells, error_cells, scores_table, summaries
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 Found = dict[str, Any]  # what a detector finds on one image
@@ -58,8 +58,8 @@ def score_evaluation(
     Args:
         evaluator: of `dataset`.
         dataset: that was evaluated.
-        folder: for metrics.json, per_class.csv, errors.txt and predictions.json with the original category ids; tables
-            of IoU types other than the first in a folder with their name. None writes nothing.
+        folder: for metrics.json, per_class.csv, thresholds.json, errors.txt and predictions.json with the original
+            category ids; tables of IoU types other than the first in a folder with their name. None writes nothing.
         per_class: the scores of each class too, and a line of the log for each.
         predictions: whether predictions.json is written.
         plots: curves and confusion matrix in `folder`, where matplotlib is installed.
@@ -74,6 +74,9 @@ def score_evaluation(
     if per_class:
         for iou_type, analysis in analyses.items():
             logger.info("%s\n%s", TITLES[iou_type], aligned(class_cells(analysis.per_class())))
+    for iou_type, analysis in analyses.items():
+        for note in analysis.notes():
+            logger.warning("%s: %s", TITLES[iou_type], note)
     if folder is not None:
         if report:
             write_report(evaluator, folder, dataset, title)
@@ -85,8 +88,28 @@ def score_evaluation(
     if compute_metrics is not None:
         found: Any = predictions_by_image(evaluator)
         truth: Any = truth_by_image(evaluator)
-        scores |= {name: float(value) for name, value in compute_metrics(EvalPrediction(found, truth)).items()}
+        scores |= _users_scores(compute_metrics(EvalPrediction(found, truth)), scores)
     return scores
+
+
+def _users_scores(given: Any, scores: Mapping[str, float]) -> dict[str, float]:
+    """What `compute_metrics` returned, as numbers.
+
+    Raises:
+        ValueError: it is no mapping of names to numbers, or has a name of `scores`.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"compute_metrics must return a dict of names and numbers, and returned {given!r}")
+    mine = {}
+    for key, value in given.items():
+        name = str(key).removeprefix("eval_")
+        if name in scores:
+            raise ValueError(f"compute_metrics returned {name!r}, which the evaluation gives itself; name it otherwise")
+        try:
+            mine[name] = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"compute_metrics returned {value!r} as {name!r}, which is no number") from error
+    return mine
 
 
 class DetectorEvaluation(NamedTuple):
@@ -117,6 +140,7 @@ class DetectorEvaluation(NamedTuple):
         for iou_type, analysis in self.analyses.items():
             parts += [f"{TITLES[iou_type]}:"] if len(self.analyses) > 1 else []
             parts += [aligned(class_cells(analysis.per_class())), aligned(error_cells(analysis))]
+            parts += [f"Note: {note}." for note in analysis.notes()]
         return "\n\n".join(parts)
 
 

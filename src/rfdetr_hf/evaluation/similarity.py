@@ -56,8 +56,7 @@ def overlaps(evaluation: Evaluation, matches: np.ndarray, truths: np.ndarray) ->
 
 def _box_overlap(evaluation: Evaluation, match: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Intersection over union in pycocotools' order of operations."""
-    x1, y1, x2, y2 = evaluation.detections.rows["box"][evaluation.matches.row[match]].astype(np.float64).T
-    w, h = x2 - x1, y2 - y1
+    x1, y1, w, h = evaluation.detections.boxes_xywh[evaluation.matches.row[match]].T
     left, top, width, height = evaluation.truths.box[truth].T
     across = np.minimum(w + x1, width + left) - np.maximum(x1, left)
     down = np.minimum(h + y1, height + top) - np.maximum(y1, top)
@@ -74,10 +73,9 @@ def _mask_overlap(evaluation: Evaluation, match: np.ndarray, truth: np.ndarray) 
         found, found_at = np.unique(match[pairs], return_inverse=True)
         there, there_at = np.unique(truth[pairs], return_inverse=True)
         table = evaluation.detections.take(evaluation.matches.row[found])
-        image_ids = np.array(sorted(evaluation.ground_truth.imgs))
         annotations: Any = [evaluation.ground_truth.anns[i] for i in evaluation.truths.id[there].tolist()]
         rles = [evaluation.ground_truth.annToRLE(annotation) for annotation in annotations]
-        lengths: Any = run_lengths(table, evaluation.ground_truth, image_ids)
+        lengths: Any = run_lengths(table, evaluation.ground_truth, evaluation.image_ids)
         overlap[pairs] = np.asarray(mask_utils.iou(lengths, rles, [0] * len(rles)))[found_at, there_at]
     return overlap
 
@@ -88,7 +86,7 @@ def _keypoint_overlap(evaluation: Evaluation, match: np.ndarray, truth: np.ndarr
     annotations: Any = [evaluation.ground_truth.anns[i] for i in evaluation.truths.id.tolist()]
     points = np.array([annotation["keypoints"] for annotation in annotations]).reshape(len(annotations), -1, 3)
     area = np.array([annotation["area"] for annotation in annotations])
-    found = evaluation.detections.keypoints[evaluation.matches.row[match]].astype(np.float64)
+    found = evaluation.detections.keypoints[evaluation.matches.row[match]]
     distance = ((found[..., :2] - points[truth][..., :2]) ** 2).sum(axis=-1)
     sigmas = evaluation.sigmas[evaluation.truths.category[truth]]
     error = distance / (2 * sigmas) ** 2 / (area[truth][:, None] + np.spacing(1)) / 2

@@ -1,6 +1,7 @@
 """The numbers of an evaluation for people and for files."""
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from .error_types import KINDS
 from .evaluator import PREFIXES
 
 TITLES = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
+# Line breaks and terminal codes, which a class name may hold.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _CLASS_COLUMNS = ("objects", "map", "map_50", "map_75", "mar", "precision", "recall", "f1", "best_threshold", "best_f1")
 
 
@@ -42,6 +46,7 @@ def error_cells(analysis: DetectionAnalysis) -> list[list[str]]:
 
 def aligned(cells: Sequence[Sequence[str]]) -> str:
     """Cells as text: the first column to the left, the others to the right."""
+    cells = [[_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", cell) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for first, *rest in cells:
@@ -51,14 +56,18 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
 
 
 def write_class_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """The rows of `DetectionAnalysis.per_class` as a CSV file."""
+    """The rows of `DetectionAnalysis.per_class` as a CSV file.
+
+    A name that a spreadsheet would run as a formula gets an apostrophe in front, which makes it a text there.
+    """
     with Path(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["name", *_CLASS_COLUMNS])
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow({**row, "name": ("'" if row["name"].startswith(_FORMULA) else "") + row["name"]})
 
 
-def _cell(value: float) -> str:
+def _cell(value: float | None) -> str:
     if isinstance(value, int):
         return str(value)
-    return "-" if value == -1 else f"{value:.4f}"
+    return "-" if value is None or value == -1 else f"{value:.4f}"

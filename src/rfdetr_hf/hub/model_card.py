@@ -3,16 +3,18 @@
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from html import escape
 from importlib.metadata import version
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from string import Template
 from typing import Any
 
 import yaml
 from datasets import Dataset
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
 
 from ..tasks import TASKS, Task
@@ -36,6 +38,14 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DOWNLOAD = re.compile(r"hf://datasets/([^@]+)@")
 
 
+# What a task's models do that a reader of the card would not expect.
+NESTED_OBJECTS = """
+The pipeline gives each pixel to one object: of objects inside others, which `model.detect` keeps, it drops one.
+"""
+WITHOUT_KEYPOINTS = """
+Scores of classes without keypoints ($classes) are at most 0.5: take t / (1 + t) where you would take the threshold t,
+as `rfdetr-hf predict` does, 1/3 in place of 0.5.
+"""
 PLAIN_TRANSFORMERS = """
 With plain transformers, without rfdetr_hf (its image processor needs torchvision):
 
@@ -66,6 +76,8 @@ class CardFacts:
         dataset: Hub id of the training data, if it comes from there.
         base_model: Hub id of the model that the training started from, if any.
         model_id: what the code of the card loads.
+        license: of the model, as the Hub names licences.
+        further: fields of the card's head that replace the others; `tags` come on top.
     """
 
     name: str
@@ -78,6 +90,25 @@ class CardFacts:
     dataset: str | None = None
     base_model: str | None = None
     model_id: str = "PATH_OR_ID"
+    license: str = "apache-2.0"
+    further: Mapping[str, Any] = field(default_factory=dict)
+
+    def described(
+        self,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | Sequence[str] | None = None,
+        **metadata: Any,
+    ) -> "CardFacts":
+        """The same with what a user says of the model; see `RFDETRTrainer.create_model_card`."""
+        datasets = [dataset] if isinstance(dataset, str) else list(dataset or ())
+        metadata |= {"datasets": datasets} if datasets else {}
+        return replace(
+            self,
+            name=model_name or self.name,
+            base_model=self.base_model if finetuned_from is None else hub_model_id(finetuned_from, fetched=False),
+            further={**self.further, **metadata},
+        )
 
     @property
     def task(self) -> Task:
@@ -95,17 +126,20 @@ def write_model_card(folder: Path, facts: CardFacts) -> None:
 def metadata(facts: CardFacts) -> ModelCardData:
     """The card's YAML block, with the results as a `model-index`."""
     task = facts.task
-    return ModelCardData(
-        model_name=facts.name,
-        library_name="transformers" if task.auto_class else "rfdetr_hf",
-        pipeline_tag=task.pipeline_tag,
-        license="apache-2.0",
-        tags=[task.pipeline_tag, "rf-detr", "rfdetr_hf", "vision"],
-        datasets=[facts.dataset] if facts.dataset else None,
-        base_model=facts.base_model,
-        metrics=["map"] if facts.metrics else None,
-        eval_results=_eval_results(facts) or None,
-    )
+    tags = facts.further.get("tags") or ()
+    head: dict[str, Any] = {
+        "model_name": " ".join(facts.name.split()),
+        "library_name": "transformers" if task.auto_class else "rfdetr_hf",
+        "pipeline_tag": task.pipeline_tag,
+        "license": facts.license,
+        "datasets": [facts.dataset] if facts.dataset else None,
+        "base_model": facts.base_model,
+        "metrics": ["map"] if facts.metrics else None,
+        "eval_results": _eval_results(facts) or None,
+        **facts.further,
+        "tags": [task.pipeline_tag, "rf-detr", "rfdetr_hf", "vision", *([tags] if isinstance(tags, str) else tags)],
+    }
+    return ModelCardData(**head)
 
 
 def hub_dataset_id(dataset: Dataset | None) -> str | None:
@@ -116,10 +150,22 @@ def hub_dataset_id(dataset: Dataset | None) -> str | None:
     return None
 
 
-def hub_model_id(name_or_path: str | None) -> str | None:
-    """`name_or_path` if it is a Hub id, else None."""
+def hub_model_id(name_or_path: str | None, fetched: bool = True) -> str | None:
+    """`name_or_path` if it is a Hub id, else None.
+
+    Args:
+        name_or_path: what a model was loaded from.
+        fetched: this machine must have fetched the model. A folder that was there when a model was loaded from it, such
+            as "outputs/best", may be gone, and its name would pass.
+    """
     text = str(name_or_path or "")
-    return text if _HUB_ID.fullmatch(text) and not Path(text).exists() else None
+    if not _HUB_ID.fullmatch(text) or Path(text).exists():
+        return None
+    try:
+        cached = try_to_load_from_cache(text, "config.json")
+    except HFValidationError:
+        return None
+    return text if isinstance(cached, str) or not fetched else None
 
 
 def _body(facts: CardFacts, has_curves: bool) -> str:
@@ -127,24 +173,48 @@ def _body(facts: CardFacts, has_curves: bool) -> str:
     names_of_labels: Any = config.id2label
     names = {"model_id": facts.model_id, "auto_class": task.auto_class, "pipeline_tag": task.pipeline_tag}
     plain = Template(PLAIN_TRANSFORMERS).substitute(names) if task.auto_class else ""
+    if task.object_field == "segmentation":
+        plain += NESTED_OBJECTS
+    labels = [as_text(name) for _, name in sorted(names_of_labels.items())]
+    if task.object_field == "keypoints":
+        counts = config.num_keypoints_per_class or []
+        without = [name for name, count in zip(labels, counts, strict=False) if not count]
+        plain += Template(WITHOUT_KEYPOINTS).substitute(classes=", ".join(without)) if without else ""
     template = Template(files("rfdetr_hf.hub").joinpath("templates/model_card.md").read_text(encoding="utf-8"))
     return template.substitute(
-        title=f"{facts.name}: RF-DETR trained with rfdetr_hf",
+        title=f"{as_text(facts.name)}: RF-DETR trained with rfdetr_hf",
         task_name=task.title,
         num_labels=config.num_labels,
         resolution=config.resolution,
         parameters=f"{facts.parameters / 1e6:.1f}",
-        trained_on=f" on [{facts.dataset}](https://huggingface.co/datasets/{facts.dataset})" if facts.dataset else "",
-        classes=", ".join(str(name) for _, name in sorted(names_of_labels.items())),
+        trained_on=f" on [{as_text(facts.dataset)}](https://huggingface.co/datasets/{facts.dataset})"
+        if facts.dataset
+        else "",
+        classes=", ".join(labels),
         model_class=facts.model_class,
         model_id=facts.model_id,
         plain_transformers=plain,
         results=_table(facts.metrics) or "Not evaluated.",
         evaluations=_evaluations(facts.log_history) + (f"\n![Loss and mAP]({CURVES})\n" if has_curves else ""),
-        arguments=yaml.safe_dump(dict(facts.training_arguments), sort_keys=False),
+        arguments=_arguments(facts.training_arguments),
         versions="\n".join(f"- {name} {version(name)}" for name in FRAMEWORKS)
         + f"\n- Python {platform.python_version()}",
     )
+
+
+def as_text(name: str) -> str:
+    """A name as Markdown that shows it, on one line, whatever it holds: HTML, links, tables, line breaks."""
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape(" ".join(str(name).split()), quote=False))
+
+
+def _arguments(values: Mapping[str, Any]) -> str:
+    """The arguments as YAML. Of paths on this machine the last part alone is anybody's business."""
+    shown = {}
+    for name, value in values.items():
+        if isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+            value = PureWindowsPath(value).name
+        shown[name] = value
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).replace("```", "'''")
 
 
 def _scores(metrics: Mapping[str, float]) -> list[tuple[str, str, str, float]]:

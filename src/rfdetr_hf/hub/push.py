@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -188,9 +189,18 @@ class HubCallback(TrainerCallback):
     Args:
         uploader: does the work.
         notify: called before each upload; the trainer fires `on_push_begin`.
+
+    Raises:
+        ValueError: the repository cannot have this name.
     """
 
     def __init__(self, uploader: HubUploader, notify: Callable[[], None]) -> None:
+        try:
+            validate_repo_id(uploader.repo_id)
+        except HFValidationError as error:
+            raise ValueError(
+                f"the Hub has no repository {uploader.repo_id!r} ({error}): set hub_model_id to user/name"
+            ) from error
         self.uploader = uploader
         self.notify = notify
 

@@ -1,8 +1,10 @@
 """A model of any task as a plain function: PIL images in, detections out."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,6 +15,50 @@ from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
 
+def class_thresholds(
+    thresholds: float | Sequence[float] | Mapping[str, float], config: Any, default: float = 0.5
+) -> list[float]:
+    """Least scores by label.
+
+    A keypoint model's scores x of classes without keypoints come as x / (1 + x), never above 0.5 (see `fuse_scores`): a
+    threshold t that is meant for all classes is t / (1 + t) for these.
+
+    Args:
+        thresholds: one for all classes, one for each label, or by class name.
+        config: of the model, with the names of the classes.
+        default: of the classes that a mapping does not name.
+
+    Raises:
+        ValueError: an unknown class, another number of thresholds than classes, or one that is no number.
+    """
+    id2label, counts = config.id2label, config.num_keypoints_per_class or [1] * config.num_labels
+    common = thresholds if isinstance(thresholds, (int, float)) else default
+    lowered = [common / (1 + common) if count == 0 and common > 0 else common for count in counts]
+    lowered += [common] * (len(id2label) - len(lowered))
+    if isinstance(thresholds, Mapping):
+        for name in thresholds:
+            if name not in id2label.values():
+                near = difflib.get_close_matches(str(name), list(id2label.values()), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(id2label.values())}"
+                raise ValueError(f"thresholds: the model has no class {name!r}; {hint}")
+        values = [thresholds.get(id2label[label], lowered[label]) for label in range(len(id2label))]
+    else:
+        values = lowered if isinstance(thresholds, (int, float)) else list(thresholds)
+    if len(values) != len(id2label):
+        raise ValueError(f"thresholds: {len(values)} are given for {len(id2label)} classes")
+    for label, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            raise ValueError(f"thresholds: that of {id2label[label]!r} is {value!r}; it must be a number")
+    return [float(value) for value in values]
+
+
+def above(found: Found, thresholds: Sequence[float]) -> Found:
+    """What scores more than the threshold of its label."""
+    least = np.array(thresholds)[np.asarray(found["labels"])]
+    kept = np.flatnonzero(np.asarray(found["scores"], dtype=np.float64) > least).tolist()
+    return {name: [v[i] for i in kept] if isinstance(v, list) else v[kept] for name, v in found.items()}
+
+
 class ImageDetector:
     """A model of any task and its image processor as a detector.
 
@@ -20,7 +66,7 @@ class ImageDetector:
         model: is moved to `device`, and put into evaluation mode.
         image_processor: of the model.
         device: default: cuda where there is one.
-        threshold: detections of this score or less are left out.
+        threshold: detections of this score or less are left out; by class as for `class_thresholds`.
         bf16: compute in bfloat16.
     """
 
@@ -29,13 +75,13 @@ class ImageDetector:
         model: RFDETRForObjectDetection,
         image_processor: RFDETRImageProcessor,
         device: str | None = None,
-        threshold: float = -1.0,
+        threshold: float | Sequence[float] | Mapping[str, float] = -1.0,
         *,
         bf16: bool = False,
     ) -> None:
         cast(torch.nn.Module, model).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.image_processor = model.eval(), image_processor
-        self.threshold, self.bf16 = threshold, bf16
+        self.thresholds, self.bf16 = class_thresholds(threshold, model.config), bf16
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Found]:
@@ -54,14 +100,15 @@ class ImageDetector:
             outputs = self.model(**{name: value.to(device) for name, value in inputs.items()})
         sizes = [(image.height, image.width) for image in images]
         options = {"pixel_mask": inputs.get("pixel_mask"), "as_rle": True}
-        found = self.model.detect(outputs, self.image_processor, self.threshold, sizes, **options)
-        return [{name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()} for each in found]
+        found = self.model.detect(outputs, self.image_processor, min(self.thresholds), sizes, **options)
+        found = [{name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()} for each in found]
+        return [above(each, self.thresholds) for each in found]
 
 
 def load_detector(
     name_or_path: str,
     device: str | None = None,
-    threshold: float = -1.0,
+    threshold: float | Sequence[float] | Mapping[str, float] = -1.0,
     *,
     revision: str | None = None,
     bf16: bool = False,
@@ -74,6 +121,18 @@ def load_detector(
         revision: branch, tag or commit of a Hub id.
     """
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
-    model = load_model(name_or_path, **options)
+    try:
+        model = load_model(name_or_path, **options)
+    except Exception as error:
+        # Fields that nobody expects end in errors of all kinds, most of which do not know their file.
+        if str(name_or_path) in str(error) or isinstance(error, ImportError):
+            raise
+        raise ValueError(
+            f"the model {name_or_path} cannot be loaded; see its config.json and model.safetensors "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    broken = [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(f"{name_or_path}: {len(broken)} of its weights are NaN or infinite, {broken[0]} the first")
     processor = load_processor(name_or_path, model.config.resolution, revision)
     return ImageDetector(model, processor, device, threshold, bf16=bf16)

@@ -1,18 +1,25 @@
 """Images to look at: files, folders and the frames of videos."""
 
+import glob
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from ..data.errors import DetectionDataError
 from ..data.images import IMAGE_SUFFIXES
+from ..data.pipeline.pixels import decode_image
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
 _FRAME = re.compile(r"-\d{6,}$")
+_ADDRESS = re.compile(r"[a-zA-Z][\w+.-]+:/+\w")
+# A damaged video may say any number of frames: so many in a row that cannot be read are its end.
+_FAILURES_IN_A_ROW = 100
 
 
 class NamedImage(NamedTuple):
@@ -23,37 +30,49 @@ class NamedImage(NamedTuple):
             suffix, and no folder above, but where files would share it; frames of a video end in their number.
         source: the file it comes from.
         image: the pixels.
+        frame: its number in a video, from 0; None for an image file.
     """
 
     name: str
     source: Path
     image: Image.Image
+    frame: int | None = None
 
 
-def find_images(paths: Iterable[str | Path], every: int = 1) -> Iterator[NamedImage]:
+def find_images(
+    paths: Iterable[str | Path],
+    every: int = 1,
+    skip: Callable[[str], None] | None = None,
+    value_range: Sequence[float] | None = None,
+) -> Iterator[NamedImage]:
     """The images of files and folders, in the order of their names, and the frames of videos, one at a time.
 
-    A file that is asked for twice comes once.
+    A file that is asked for twice comes once. Of folders hidden files, those of macOS (`._a.jpg`) among them, are left
+    out, and of images with several pages the first one is taken.
 
     Args:
-        paths: image files, video files and folders, which are searched to the bottom.
+        paths: image files, video files and folders, which are searched to the bottom; patterns such as `*.jpg`.
         every: take each `every`-th frame of a video.
+        skip: is told of each file that cannot be read, or not to its end, with its name and the reason; the others
+            still come. Without it such a file is an error.
+        value_range: of pictures with more than 8 bits, see `upright_rgb`; the image processor of a model knows it.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without images and videos.
-        ValueError: a file that is neither an image nor a video.
+        ValueError: without `skip`, a file that cannot be read as an image or a video.
         ImportError: a video, and neither OpenCV nor imageio is installed.
     """
     sources: dict[Path, Path] = {}
     depths: dict[Path, int] = {}
-    for path in map(Path, paths):
+    for path in [Path(match) for asked in paths for match in _matches(asked)]:
         for file in _files(path):
             absolute, depth = Path(os.path.abspath(file)), len(file.relative_to(path).parts) or 1
             sources.setdefault(absolute, file)
             depths[absolute] = min(depth, depths.get(absolute, depth))
     names = unique_names(depths)
-    for absolute, file in sources.items():
-        yield from _read(file, names[absolute], every)
+    # Paths are checked at once, before the first image is asked for.
+    read = (_read(file, names[absolute], every, skip, value_range) for absolute, file in sources.items())
+    return (image for images in read for image in images)
 
 
 def unique_names(depths: dict[Path, int]) -> dict[Path, str]:
@@ -92,32 +111,55 @@ def _keys(names: dict[Path, str]) -> dict[Path, str]:
     return {file: stem if (stem := _FRAME.sub("", key)) in videos else key for file, key in keys.items()}
 
 
+def _matches(path: str | Path) -> list[str]:
+    """The path itself, or what a pattern finds that no shell has expanded."""
+    if not os.path.exists(path) and glob.has_magic(str(path)):
+        return sorted(glob.glob(str(path), recursive=True)) or [str(path)]
+    if _ADDRESS.match(str(path)):
+        raise FileNotFoundError(f"{path} is an address, and only files are read: download it, or save the stream")
+    return [str(path)]
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        raise FileNotFoundError(f"{path} does not exist: name image files, video files and folders")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and p.is_file())
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     if not files:
         raise FileNotFoundError(f"{path} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}) and no videos")
     return files
 
 
-def _read(file: Path, name: str, every: int) -> Iterator[NamedImage]:
-    if file.suffix.lower() in VIDEO_SUFFIXES:
-        for number, frame in _frames(file):
-            if number % every == 0:
-                yield NamedImage(f"{name}-{number:06d}", file, frame)
-        return
+def _read(
+    file: Path, name: str, every: int, skip: Callable[[str], None] | None, value_range: Sequence[float] | None
+) -> Iterator[NamedImage]:
     try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{file} is no image that Pillow reads, and no video ({' '.join(sorted(VIDEO_SUFFIXES))})") from error
-    yield NamedImage(name, file, upright)
+        if file.suffix.lower() in VIDEO_SUFFIXES:
+            for number, frame in _frames(file, skip):
+                if number % every == 0:
+                    yield NamedImage(f"{name}-{number:06d}", file, frame, number)
+        else:
+            yield NamedImage(name, file, _image(file, value_range))
+    except DetectionDataError as error:
+        if skip is None:
+            raise
+        skip(str(error))
 
 
-def _frames(file: Path) -> Iterator[tuple[int, Image.Image]]:
+def _image(file: Path, value_range: Sequence[float] | None) -> Image.Image:
+    try:
+        return decode_image({"image": os.fspath(file), "value_range": value_range})
+    except MemoryError as error:
+        raise DetectionDataError(f"{file}: there is not enough memory for this image") from error
+    except Exception as error:
+        # Whatever a decoder makes of damaged bytes; the reader's own words are about annotations.
+        cause = error.__cause__ or error
+        raise DetectionDataError(f"{file}: cannot be read as an image ({cause or type(cause).__name__})") from error
+
+
+def _frames(file: Path, skip: Callable[[str], None] | None) -> Iterator[tuple[int, Image.Image]]:
     """The frames of a video with their numbers, by OpenCV, or by imageio with one of its video plugins."""
     try:
         import cv2
@@ -126,17 +168,25 @@ def _frames(file: Path) -> Iterator[tuple[int, Image.Image]]:
         return
     capture = cv2.VideoCapture(str(file))
     if not capture.isOpened():
-        raise ValueError(f"{file}: OpenCV cannot read this video")
-    number = 0
+        raise DetectionDataError(f"{file}: OpenCV cannot read this video")
+    expected = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    number = found = failures = 0
     try:
-        while True:
+        # Damage in the middle is no end: frames come after it.
+        while failures < _FAILURES_IN_A_ROW and (not failures or number < expected):
             read, frame = capture.read()
-            if not read:
-                return
-            yield number, Image.fromarray(frame[:, :, ::-1])
-            number += 1
+            if read:
+                yield number, Image.fromarray(frame[:, :, ::-1])
+            found, failures, number = found + read, 0 if read else failures + 1, number + 1
     finally:
         capture.release()
+    if not found:
+        raise DetectionDataError(f"{file}: OpenCV opens this video, but reads no frame of it")
+    if found < expected:
+        message = f"{file}: {found} of {expected:.0f} frames can be read: the video is cut or damaged"
+        if skip is None:
+            raise DetectionDataError(message)
+        skip(message)
 
 
 def _frames_of_imageio(file: Path) -> Iterator[tuple[int, Image.Image]]:
@@ -144,6 +194,12 @@ def _frames_of_imageio(file: Path) -> Iterator[tuple[int, Image.Image]]:
         import imageio.v3 as imageio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(f"{file}: videos need OpenCV or imageio: pip install 'rfdetr-hf[video]'") from error
-    frames: Iterator[Any] = imageio.imiter(file)
-    for number, frame in enumerate(frames):
+    frames: Iterator[Any] = iter(imageio.imiter(file))
+    for number in range(sys.maxsize):
+        try:
+            frame = next(frames, None)
+        except Exception as error:  # whatever its plugins raise
+            raise DetectionDataError(f"{file}: imageio reads {number} frames of this video ({error})") from error
+        if frame is None:
+            return
         yield number, Image.fromarray(frame).convert("RGB")

@@ -1,58 +1,67 @@
 """Detect objects on images and write what was found: pictures, JSON, COCO."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..drawing import DrawingStyle, draw_detections
+from ..options import FROM_1, option, settle_options
 from ..tasks import TASKS
-from .detector import load_detector
+from .detector import above, class_thresholds, load_detector
 from .images import NamedImage, find_images
-from .results import CocoResults, as_records, keypoints_of_classes
+from .results import CocoFile, CocoResults, JsonFile, as_records, keypoints_of_classes
 from .views import ViewArguments, with_views
 
 FORMATS = ("pictures", "json", "coco")
+
+
+class Predicted(NamedTuple):
+    """What `predict` did.
+
+    Attributes:
+        images: number of images that were looked at.
+        skipped: for each file that could not be read, or not to its end, its name and the reason.
+    """
+
+    images: int
+    skipped: list[str]
 
 
 @dataclass
 class PredictArguments(ViewArguments):
     """Which model, which images, what to write."""
 
-    model_name_or_path: str = field(metadata={"help": "A model folder, Hub id or official file."})
-    images: list[str] = field(default_factory=list, metadata={"help": "Image files, video files and folders."})
-    output_dir: str = field(default="predictions", metadata={"help": "Folder for what is written; new or empty."})
-    formats: list[str] = field(
-        default_factory=lambda: ["pictures"],
-        metadata={
-            "help": "pictures, predictions.json (a list for each image), coco.json (a COCO data set).",
-            "choices": list(FORMATS),
-        },
+    model_name_or_path: str = option(help="A model folder, Hub id or official file.")
+    images: list[str] = option(list, "Image files, video files, folders and patterns.")
+    output_dir: str = option("predictions", "Folder for what is written; new or empty.")
+    formats: list[str] = option(
+        lambda: ["pictures"],
+        "pictures, predictions.json (a list for each image), coco.json (a COCO data set).",
+        FORMATS,
     )
-    threshold: float = field(default=0.5, metadata={"help": "Least score of what is drawn and written."})
-    task: str | None = field(
-        default=None,
-        metadata={"help": "What the model must be for; default: what it is for.", "choices": list(TASKS)},
+    threshold: float = option(
+        0.5, "Least score of what is drawn and written; t / (1 + t) for classes without keypoints of a keypoint model."
     )
-    keypoint_threshold: float = field(
-        default=0.3, metadata={"help": "Least confidence of keypoints in pictures and coco.json."}
+    thresholds: dict | str | None = option(
+        None, "Least scores by class name (JSON, or thresholds.json of evaluate); other classes have threshold."
     )
-    ellipses: float = field(
-        default=0.0, metadata={"help": "Draw covariance ellipses of keypoints, of so many standard deviations."}
-    )
-    batch_size: int = field(default=8, metadata={"help": "Images that the model sees at once."})
-    every: int = field(default=1, metadata={"help": "Take each n-th frame of videos."})
-    device: str | None = field(default=None, metadata={"help": "Default: cuda where there is one."})
-    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16."})
-    overwrite: bool = field(default=False, metadata={"help": "Write into a folder that has files, and replace them."})
+    task: str | None = option(None, "What the model must be for; default: what it is for.", tuple(TASKS))
+    keypoint_threshold: float = option(0.3, "Least confidence of keypoints in pictures and coco.json.")
+    ellipses: float = option(0.0, "Draw covariance ellipses of keypoints, of so many standard deviations.")
+    batch_size: int = option(8, "Images that the model sees at once.", FROM_1)
+    every: int = option(1, "Take each n-th frame of videos.", FROM_1)
+    device: str | None = option(None, "Default: cuda where there is one.")
+    bf16: bool = option(False, "Compute in bfloat16.")
+    overwrite: bool = option(False, "Write into a folder that has files, and replace them.")
+    strict: bool = option(False, "Stop at the first file that cannot be read, instead of leaving it out.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not valid: it must be at least 1")
+        settle_options(self)
         self.style()
 
     def style(self, schema: Mapping[str, Any] | None = None) -> DrawingStyle:
@@ -62,61 +71,81 @@ class PredictArguments(ViewArguments):
 
 def predict(
     args: PredictArguments, images: Iterable[NamedImage] | None = None, say: Callable[[str], None] = print
-) -> int:
-    """Detect on all images and write what `args.formats` names into `args.output_dir`.
+) -> Predicted:
+    """Detect on all images and write what `args.formats` names into `args.output_dir`, as it is found.
+
+    A file that cannot be read is left out; `args.strict` makes it an error.
 
     Args:
         args: what to do.
         images: default: what `args.images` names.
-        say: takes a line for each image.
-
-    Returns:
-        The number of images.
+        say: takes a line for each image, and for each file that is left out.
 
     Raises:
-        ValueError: no images are named, one cannot be read, or views are asked for of a model that gives more than
-            boxes.
+        ValueError: no images are named, none can be read, one cannot be read (`strict`), a threshold is for an unknown
+            class, or views are asked for of a model that gives more than boxes.
         FileNotFoundError: an image or the model is not there.
         FileExistsError: the output folder has files and `overwrite` is not set, or a picture would replace its source.
     """
     if images is None and not args.images:
         raise ValueError("--images is missing: name image files, video files or folders")
-    output = Path(args.output_dir)
+    output, skipped = Path(args.output_dir), list[str]()
     if not args.overwrite and output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"--output_dir {output} has files: choose another, or replace them with --overwrite true")
-    # Boxes of several views are fused before they are cut.
-    threshold = -1.0 if args.fuses or args.tile else args.threshold
-    plain = load_detector(args.model_name_or_path, args.device, threshold, bf16=args.bf16)
+
+    def skip(message: str) -> None:
+        skipped.append(message)
+        say(f"skipped {message}")
+
+    found = args.images, args.every, None if args.strict else skip
+    items = iter(find_images(*found) if images is None else images)  # names a missing file before the model is read
+    plain = load_detector(args.model_name_or_path, args.device, bf16=args.bf16)
+    if images is None and plain.image_processor.value_range:
+        items = iter(find_images(*found, plain.image_processor.value_range))
     model, detect = plain.model, with_views(plain, args, args.batch_size)
     if args.task not in (None, model.task):
         raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {model.task}")
     config: Any = model.config
     id2label, style = config.id2label, args.style(config.keypoint_schema)
-    objects, count = {}, 0
+    by_class: Any = args.thresholds or {}
+    thresholds = class_thresholds(by_class, config, args.threshold)
+    if detect is plain:  # Boxes of several views are fused before they are cut.
+        plain.thresholds = thresholds
     coco = CocoResults(id2label, keypoints_of_classes(config), args.keypoint_threshold)
     output.mkdir(parents=True, exist_ok=True)
-    for batch in _batches(find_images(args.images, args.every) if images is None else images, args.batch_size):
-        for item, found in zip(batch, detect([item.image for item in batch]), strict=True):
-            records = as_records(found, id2label, args.threshold)
-            objects[item.name] = {"source": str(item.source), "objects": records}
-            coco.add(str(item.source), item.image.size, found, args.threshold)
-            where = item.source
-            if "pictures" in args.formats:
-                where = output / f"{item.name}.png"
-                if where.resolve() == item.source.resolve():
-                    raise FileExistsError(f"--output_dir {output}: the picture would replace its source {where}")
-                where.parent.mkdir(parents=True, exist_ok=True)
-                draw_detections(item.image, found, id2label, args.threshold, style).save(where)
-            say(f"{where}: {len(records)} objects")
-            count += 1
-    for name, file, value in (("json", "predictions.json", objects), ("coco", "coco.json", coco.to_dict())):
+    count = 0
+    with ExitStack() as files:
+        json_file = files.enter_context(JsonFile(output / "predictions.json")) if "json" in args.formats else None
+        coco_file = files.enter_context(CocoFile(output / "coco.json", coco)) if "coco" in args.formats else None
+        while batch := list(islice(items, args.batch_size)):
+            for item, found in zip(batch, detect([item.image for item in batch]), strict=True):
+                found, where, count = above(found, thresholds), f"{item.source}", count + 1
+                records = as_records(found, id2label, -1.0)
+                if json_file is not None:
+                    frame = {} if item.frame is None else {"frame": item.frame}
+                    json_file.add(item.name, {"source": str(item.source), **frame, "objects": records})
+                if coco_file is not None and item.frame is None:
+                    coco_file.add(str(item.source), item.image.size, found)
+                elif coco_file is not None:
+                    of_video = {"video": str(item.source), "frame": item.frame}
+                    coco_file.add(f"{item.name}.png", item.image.size, found, **of_video)
+                if "pictures" in args.formats:
+                    where = _draw(item, output, draw_detections(item.image, found, id2label, -1.0, style))
+                say(f"{where}: {len(records)} objects")
+    for name, file in (("json", "predictions.json"), ("coco", "coco.json")):
         if name in args.formats:
-            (output / file).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
             say(f"{output / file}: {count} images")
-    return count
+    if skipped and not count:
+        raise ValueError(f"none of the images can be read; {len(skipped)} were skipped, the first is {skipped[0]}")
+    if skipped:
+        say(f"{len(skipped)} files were skipped or are not complete; see above")
+    return Predicted(count, skipped)
 
 
-def _batches(items: Iterable[NamedImage], size: int) -> Iterator[list[NamedImage]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def _draw(item: NamedImage, output: Path, picture: Any) -> str:
+    where = output / f"{item.name}.png"
+    if os.path.realpath(where) == os.path.realpath(item.source):
+        raise FileExistsError(f"--output_dir {output}: the picture would replace its source {where}")
+    where.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(where)
+    return str(where)

@@ -1,7 +1,11 @@
-"""Detections as values for files: a plain list for each image, or a COCO data set."""
+"""Detections as values for files, a plain list for each image or a COCO data set, and files that grow with them."""
 
+import json
+import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -66,6 +70,7 @@ class CocoResults:
     ) -> None:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
+        self._counts = [0, 0]
         self.categories: list[dict[str, Any]] = [{"id": i, "name": name} for i, name in sorted(id2label.items())]
         self.keypoint_threshold = keypoint_threshold
         for category, each in zip(self.categories, keypoints, strict=False):
@@ -83,12 +88,27 @@ class CocoResults:
                 or n run-length encodings, and `keypoints` (n, K, 3) in pixels with their confidence.
             threshold: scores must be above it.
         """
-        image_id = len(self.images) + 1
-        self.images.append({"id": image_id, "file_name": file_name, "width": size[0], "height": size[1]})
+        image, annotations = self.records(file_name, size, detections, threshold)
+        self.images.append(image)
+        self.annotations += annotations
+
+    def records(
+        self, file_name: str, size: tuple[int, int], detections: Mapping[str, Any], threshold: float = 0.0, **more: Any
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The next image and its annotations, numbered on; they are not kept. For the arguments see `add`.
+
+        Args:
+            more: further fields of the image.
+        """
+        self._counts[0] += 1
+        image = {"id": self._counts[0], "file_name": file_name, "width": size[0], "height": size[1], **more}
+        annotations = []
         for i, score in enumerate(detections["scores"].tolist()):
             if score > threshold:
-                head = {"id": len(self.annotations) + 1, "image_id": image_id}
-                self.annotations.append({**head, **self._annotation(detections, i), "score": round(score, 5)})
+                self._counts[1] += 1
+                head = {"id": self._counts[1], "image_id": image["id"]}
+                annotations.append({**head, **self._annotation(detections, i), "score": round(score, 5)})
+        return image, annotations
 
     def _annotation(self, detections: Mapping[str, Any], i: int) -> dict[str, Any]:
         x1, y1, x2, y2 = (round(value, 2) for value in detections["boxes"][i].tolist())
@@ -112,3 +132,70 @@ class CocoResults:
     def to_dict(self) -> dict[str, Any]:
         """What a COCO file holds."""
         return {"images": self.images, "annotations": self.annotations, "categories": self.categories}
+
+
+class JsonFile(AbstractContextManager):
+    """A JSON object that grows on disk, entry by entry; what was added before an error is valid JSON after it.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+        self._file.write("{")
+        self._entries = 0
+
+    def add(self, name: str, value: Any) -> None:
+        """One more entry."""
+        self.open(name)
+        self._file.write(json.dumps(value))
+        self._file.flush()
+
+    def open(self, name: str) -> None:
+        """The name of an entry, whose value `write` gives."""
+        self._file.write(("," if self._entries else "") + f"\n {json.dumps(name)}: ")
+        self._entries += 1
+
+    def write(self, text: str) -> None:
+        """A part of the value of the entry that `open` began."""
+        self._file.write(text)
+
+    def __exit__(self, *error: object) -> None:
+        self._file.write("\n}\n")
+        self._file.close()
+
+
+class CocoFile(AbstractContextManager):
+    """A COCO data set that grows on disk: its images wait in a temporary file beside it, not in memory.
+
+    Args:
+        path: of the file.
+        coco: makes the records.
+    """
+
+    def __init__(self, path: Path, coco: CocoResults) -> None:
+        self._coco, self._annotations, self._images = coco, 0, 0
+        self._waiting: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent)
+        self._file = JsonFile(path)
+        self._file.add("categories", coco.categories)
+        self._file.open("annotations")
+        self._file.write("[")
+
+    def add(self, file_name: str, size: tuple[int, int], detections: Mapping[str, Any], **more: Any) -> None:
+        """One more image; see `CocoResults.records`."""
+        image, annotations = self._coco.records(file_name, size, detections, -1.0, **more)
+        for annotation in annotations:
+            self._file.write(("," if self._annotations else "") + "\n  " + json.dumps(annotation))
+            self._annotations += 1
+        self._waiting.write(json.dumps(image) + "\n")
+
+    def __exit__(self, *error: object) -> None:
+        self._file.write("]")
+        self._file.open("images")
+        self._waiting.seek(0)
+        for number, line in enumerate(self._waiting):
+            self._file.write(("," if number else "[") + "\n  " + line.rstrip("\n"))
+        self._file.write("]" if self._waiting.tell() else "[]")
+        self._waiting.close()
+        self._file.__exit__()

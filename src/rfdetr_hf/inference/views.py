@@ -4,7 +4,7 @@ A detector takes a list of PIL images and returns for each a dict `scores` (n,),
 pixels of that image. The ones here wrap another, and work with any.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,10 @@ from .detector import ImageDetector
 
 LEAST_TILE, LARGEST_OVERLAP = 32, 0.9
 _FIELDS = ("scores", "labels", "boxes")
-_CUT_COMPETES_AT = 0.5
-_INSIDE = 0.7
+# A box is cut by a border that is nearer than this share of the frame's side.
+_NEAR_BORDER = 0.03
+# Detections that are looked at for each object that is kept.
+_CANDIDATES = 8
 
 
 @dataclass(kw_only=True)
@@ -151,13 +153,14 @@ class TiledDetector:
 
     def _merged(self, image: Image.Image) -> Found:
         frames = tile_frames(image.width, image.height, self.tile, self.overlap)
-        parts = []
+        found = []
         for start in range(0, len(frames), self.batch_size):
             batch = frames[start : start + self.batch_size]
-            found = self.detect([image.crop(frame) for frame in batch])
-            parts += [_placed(each, frame, image.size) for each, frame in zip(found, batch, strict=True)]
-        merged = {name: torch.cat([part[name] for part in parts]) for name in (*_FIELDS, "cut")}
-        return merge_tiles(merged, self.iou, self.top_k)
+            for frame, each in zip(batch, self.detect([image.crop(frame) for frame in batch]), strict=True):
+                _only_boxes([each])
+                offset = torch.tensor([*frame[:2], *frame[:2]], dtype=each["boxes"].dtype)
+                found.append({**each, "boxes": each["boxes"] + offset})
+        return merge_tiles(found, frames, image.size, self.iou, self.top_k)
 
 
 def tile_frames(width: int, height: int, tile: int, overlap: float) -> list[tuple[int, int, int, int]]:
@@ -197,46 +200,137 @@ def fuse_views(views: Sequence[Found], iou: float = 0.55, top_k: int = 300) -> F
     return _as_tensors(weight[best] / len(views), label[best], fused[best])
 
 
-def merge_tiles(found: Mapping[str, Tensor], iou: float = 0.5, top_k: int = 300) -> Found:
-    """Suppression within each class that knows of boxes cut off by a tile's border.
+def merge_tiles(
+    found: Sequence[Found],
+    frames: Sequence[tuple[int, int, int, int]],
+    size: tuple[int, int],
+    iou: float = 0.5,
+    top_k: int = 300,
+) -> Found:
+    """Joins what several frames of an image show of one object; detections of one frame stay apart.
 
-    A detection goes if a better one of its class overlaps it by `iou`; also if one of the two is cut and 70 % of the
-    smaller lie in the other. Cut boxes compete at half their score, so that a whole box wins over its pieces.
+    A box that touches the border of its frame is cut there: the object may go on. So each side of a box is either known
+    or only a bound. Frame by frame a detection joins an object of its class that a neighbouring frame shows, if it
+    fits: the completed box (each side as some detection knows it, else the outermost bound), cut to the frame of each
+    detection of the object, overlaps that detection by `iou`, so that every frame has seen what it would see of such an
+    object. An object has the best of its detections' scores, and the box of the best that is not cut, or else the
+    completed box.
 
     Args:
-        found: `scores`, `labels`, `boxes` and `cut` (n,) bool of one image.
-        iou: overlap from which two detections are one.
-        top_k: detections kept.
+        found: for each frame `scores`, `labels`, `boxes` in pixels of the image.
+        frames: (left, top, right, bottom) in pixels of the image.
+        size: (width, height) of the image.
+        iou: overlap from which a detection is what its frame shows of an object.
+        top_k: objects kept.
     """
-    scores, labels, boxes = (found[name].double().numpy() for name in _FIELDS)
-    cut = found["cut"].numpy()
-    order = np.argsort(-scores * np.where(cut, _CUT_COMPETES_AT, 1.0), kind="stable")
-    kept: list[int] = []
-    for i in order:
-        rivals = np.array([k for k in kept if labels[k] == labels[i]], dtype=np.int64)
-        same = _iou(boxes[i], boxes[rivals]) >= iou
-        inside = (cut[i] | cut[rivals]) & (_iou(boxes[i], boxes[rivals], of_smaller=True) >= _INSIDE)
-        if not (same | inside).any():
-            kept.append(int(i))
-    best = np.array(kept, dtype=np.int64)
-    best = best[np.argsort(-scores[best], kind="stable")][:top_k]
-    return _as_tensors(scores[best], labels[best], boxes[best])
+    frame_of = np.repeat(np.arange(len(frames)), [len(each["scores"]) for each in found])
+    scores, labels, boxes = (torch.cat([each[name] for each in found]).double().numpy() for name in _FIELDS)
+    order = np.argsort(-scores, kind="stable")[: _CANDIDATES * top_k]
+    order = order[np.argsort(frame_of[order], kind="stable")]
+    frame_of, scores, labels, boxes = frame_of[order], scores[order], labels[order], boxes[order]
+    borders = np.array(frames, dtype=np.float64).reshape(-1, 4)
+    inner = borders != np.array([0, 0, *size])
+    reach = np.tile(np.maximum(_NEAR_BORDER * (borders[:, 2:] - borders[:, :2]), 2.0), 2)
+    cut = inner[frame_of] & (np.abs(boxes - borders[frame_of]) < reach[frame_of])
+    # A cut box goes up to the border, and a little beyond, so that frames that only touch see each other's boxes.
+    borders = borders + inner * np.array([-1, -1, 1, 1])
+    boxes = np.where(cut, borders[frame_of], boxes)
+    low, high = np.maximum(borders[:, None, :2], borders[:, :2]), np.minimum(borders[:, None, 2:], borders[:, 2:])
+    neighbours = (low <= high).all(axis=2)
+    objects = _Objects(boxes, borders[frame_of], frame_of, labels, scores, neighbours, iou)
+    for i in range(len(scores)):
+        objects.add([i], boxes[i], cut[i])
+    objects.join_open()
+    best, joined = [], []
+    for members, hull in objects.members():
+        ranked = sorted(members, key=lambda k: -scores[k])
+        best.append(ranked[0])
+        joined.append(next((boxes[k] for k in ranked if not cut[k].any()), hull))
+    chosen = np.argsort(-scores[best], kind="stable")[:top_k]
+    best, joined = np.array(best, dtype=np.int64)[chosen], np.array(joined).reshape(-1, 4)[chosen]
+    return _as_tensors(scores[best], labels[best], joined.clip(0, np.tile(size, 2)))
+
+
+class _Objects:
+    """The objects that detections (n of them) were joined to; see `merge_tiles`.
+
+    Args:
+        boxes, borders: (n, 4) of the detections and of their frames.
+        frame_of, labels, scores: (n,).
+        neighbours: (frames, frames) bool.
+        iou: overlap from which a detection fits.
+    """
+
+    def __init__(
+        self,
+        boxes: np.ndarray,
+        borders: np.ndarray,
+        frame_of: np.ndarray,
+        labels: np.ndarray,
+        scores: np.ndarray,
+        neighbours: np.ndarray,
+        iou: float,
+    ) -> None:
+        self.boxes, self.borders, self.frame_of, self.labels, self.scores = boxes, borders, frame_of, labels, scores
+        self.neighbours, self.iou = neighbours, iou
+        self._members: list[list[int]] = []
+        # Each detection may begin an object, and each of these begin again in `join_open`.
+        room = 2 * len(boxes)
+        self._hulls, self._open = np.zeros((room, 4)), np.zeros((room, 4), dtype=bool)
+        self._labels, self._scores = np.zeros(room), np.zeros(room)
+        self._seen = np.zeros((room, len(neighbours)), dtype=bool)
+
+    def add(self, members: list[int], box: np.ndarray, cut: np.ndarray) -> None:
+        """Detections that are one object, whose sides `cut` are only bounds, join another or begin one."""
+        count, seen = len(self._members), np.zeros(len(self.neighbours), dtype=bool)
+        seen[self.frame_of[members]] = True
+        hulls, still_open = self._hulls[:count], self._open[:count]
+        outermost = np.concatenate([np.minimum(hulls[:, :2], box[:2]), np.maximum(hulls[:, 2:], box[2:])], axis=1)
+        completed = np.where(still_open & cut, outermost, np.where(still_open, box[None], hulls))
+        others = self._seen[:count]
+        possible = (self._labels[:count] == self.labels[members[0]]) & ~others[:, seen].any(axis=1)
+        possible &= others[:, self.neighbours[seen].any(axis=0)].any(axis=1)
+        fits = possible.astype(np.float64)
+        for k in members:
+            fits = np.minimum(fits, _iou(self.boxes[k], _inside(completed, self.borders[k])))
+        candidates = np.flatnonzero(fits >= self.iou)
+        at = count
+        for candidate in candidates[np.argsort(-(fits * self._scores[:count])[candidates], kind="stable")].tolist():
+            theirs = self._members[candidate]
+            shown = [_inside(completed[[candidate]], self.borders[k]) for k in theirs]
+            if min(_iou(self.boxes[k], part)[0] for k, part in zip(theirs, shown, strict=True)) >= self.iou:
+                at = candidate
+                break
+        if at == count:
+            self._members.append([])
+            completed, still_open = box[None].repeat(count + 1, 0), np.ones((count + 1, 4), dtype=bool)
+        self._members[at] += members
+        self._hulls[at], self._open[at] = completed[at], still_open[at] & cut
+        self._labels[at], self._seen[at] = self.labels[members[0]], self._seen[at] | seen
+        self._scores[at] = self.scores[self._members[at]].max()
+
+    def join_open(self) -> None:
+        """Give objects with open sides, which may be pieces of one, a second chance to find each other."""
+        for at in np.flatnonzero(self._open.any(axis=1)).tolist():
+            members, self._members[at] = self._members[at], []
+            self._seen[at], self._scores[at] = False, 0
+            self.add(members, self._hulls[at].copy(), self._open[at].copy())
+
+    def members(self) -> Iterator[tuple[list[int], np.ndarray]]:
+        """The detections and the completed box of each object."""
+        return ((each, self._hulls[at]) for at, each in enumerate(self._members) if each)
+
+
+def _inside(boxes: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """The parts of boxes (n, 4) within a frame (4,), or within one each (n, 4)."""
+    low, high = frame[..., :2], frame[..., 2:]
+    return np.concatenate([np.clip(boxes[:, :2], low, high), np.clip(boxes[:, 2:], low, high)], axis=1)
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:
     step = max(round(tile * (1 - overlap)), 1)
     last = max(length - tile, 0)
     return [*range(0, last, step), last]
-
-
-def _placed(found: Found, frame: tuple[int, int, int, int], size: tuple[int, int]) -> Found:
-    """Boxes of a tile in pixels of the image, and which of them touch a border that is not the image's."""
-    _only_boxes([found])
-    left, top, right, bottom = frame
-    boxes = found["boxes"] + torch.tensor([left, top, left, top], dtype=found["boxes"].dtype)
-    inner = torch.tensor([left > 0, top > 0, right < size[0], bottom < size[1]])
-    touches = (boxes - torch.tensor(frame)).abs() < 1.5
-    return {**{name: found[name] for name in _FIELDS}, "boxes": boxes, "cut": (touches & inner).any(dim=1)}
 
 
 def _unmirrored(found: Found, width: int) -> Found:
@@ -251,12 +345,12 @@ def _only_boxes(views: Sequence[Mapping[str, Tensor]]) -> None:
         raise ValueError(f"Views and tiles are merged for boxes alone, but the detector gives {', '.join(extra)}.")
 
 
-def _iou(box: np.ndarray, others: np.ndarray, of_smaller: bool = False) -> np.ndarray:
+def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     shared = np.maximum(sides, 0).prod(axis=1)
     own, their = (box[2:] - box[:2]).prod(), (others[:, 2:] - others[:, :2]).prod(axis=1)
-    whole = np.minimum(own, their) if of_smaller else own + their - shared
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+    union = own + their - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 def _as_tensors(scores: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> Found:

@@ -23,6 +23,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..bit_depth import is_deep, to_bytes
 from .post_processing import (
     DEFAULT_THRESHOLD,
     TRACE_ALPHA,
@@ -69,6 +70,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
         size_divisor: The padded height and width are rounded up to a multiple of this. The model needs
             `config.size_divisor` (patch size x windows) wherever `size` does not fix the shape.
         resample: Bilinear (default) or bicubic.
+        value_range: (low, high) of Pillow pictures with more than 8 bits, which become 0 to 255, as the training data
+            had it; by default each picture's own range.
         do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std, do_convert_rgb: As in every
             image processor. Floating-point pictures are rescaled too, so pass `do_rescale=False` for values in [0, 1].
     """
@@ -90,12 +93,14 @@ class RFDETRImageProcessor(BaseImageProcessor):
     size_divisor = None
 
     def __init__(self, **kwargs: Any) -> None:
+        self.value_range: Sequence[float] | None = kwargs.pop("value_range", None)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the processor, under the class name that transformers knows."""
-        return {**super().to_dict(), "image_processor_type": "RfDetrImageProcessor"}
+        fields = {**super().to_dict(), "image_processor_type": "RfDetrImageProcessor"}
+        return fields if fields.get("value_range") else {k: v for k, v in fields.items() if k != "value_range"}
 
     def preprocess(
         self,
@@ -118,7 +123,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
             `pixel_values` float32 (B, 3, H, W); `pixel_mask` int64 (B, H, W) when there is padding; `labels` when
             there are annotations: per picture `class_labels` (n,), `boxes` (n, 4) cxcywh in [0, 1] of the picture
             without its padding, `area` in pixels after the resize, `iscrowd`, `image_id` (1,), `orig_size` and
-            `size` (height, width).
+            `size` (height, width). The attribute `original_sizes` holds height and width of each upright picture, the
+            `target_sizes` of the post-processing; it is no field, so that `model(**inputs)` does not get it.
 
         Raises:
             ValueError: Unusable pictures or annotations (the message names which), different sizes without `do_pad`,
@@ -153,7 +159,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
     ) -> Tensor:
         """One picture of any supported kind -> float32 (C, H, W), values as given."""
         if isinstance(image, Image.Image):
-            image, input_data_format = _array_from_pil(image, bool(do_convert_rgb)), ChannelDimension.LAST
+            image = _array_from_pil(image, bool(do_convert_rgb), self.value_range)
+            input_data_format = ChannelDimension.LAST
         if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] in (1, 3, 4):
             # NumPy has pixels last wherever that is possible: three rows of pixels are no three channels.
             input_data_format = input_data_format or ChannelDimension.LAST
@@ -191,7 +198,9 @@ class RFDETRImageProcessor(BaseImageProcessor):
         images = [self._model_pixels(image, **kwargs) for image in images]
         sizes = [_size(image) for image in images]
         data = _stack(images, _padded_size(sizes, pad_size, size_divisor) if do_pad else None)
-        features = BatchFeature(data, tensor_type=return_tensors)
+        features: Any = BatchFeature(data, tensor_type=return_tensors)
+        # Beside the data, so that the model is not given it: a photograph may have been turned.
+        features.original_sizes = original_sizes
         if annotations is not None:
             features["labels"] = [
                 BatchFeature(_coco_labels(*item), tensor_type=return_tensors)
@@ -448,13 +457,13 @@ def _flatten(images: Any) -> list[Any]:
     return [images]
 
 
-def _array_from_pil(image: Image.Image, convert_to_rgb: bool) -> np.ndarray:
+def _array_from_pil(
+    image: Image.Image, convert_to_rgb: bool, value_range: Sequence[float] | None = None
+) -> np.ndarray:
     """An upright (H, W[, C]) uint8 array."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        raise ValueError(
-            f"A Pillow image has mode {image.mode!r}, which has no fixed range: scale it to 8 bits (mode 'L') first."
-        )
     image = ImageOps.exif_transpose(image)
+    if is_deep(image):
+        image = Image.fromarray(to_bytes(np.asarray(image), value_range))
     if convert_to_rgb and image.mode != "RGB":
         # Pillow warns about palettes with transparency unless they pass through RGBA.
         image = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")

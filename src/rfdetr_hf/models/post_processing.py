@@ -74,13 +74,15 @@ def image_masks(
         size: (height, width) of the masks.
         image_share: (2,) share of the canvas' (width, height) that is image; None where nothing is padded.
         threshold: Logits above it are object.
-        as_rle: Encode each chunk as COCO run-lengths and drop it, so that never more than 32 masks exist.
+        as_rle: Encode each mask as COCO run-lengths. Only the neighbourhood of its positive logits is resized, on the
+            CPU, one mask at a time: cost and memory are those of the objects, not of the image.
 
     Returns:
         (n, height, width) bool, or n dicts of `size` and `counts` (text, so that they can be written as JSON).
     """
-    chunks = (_resize(chunk, size, image_share) > threshold for chunk in logits.split(_MASKS_AT_ONCE))
-    return [rle for chunk in chunks for rle in _run_lengths(chunk)] if as_rle else torch.cat(list(chunks))
+    if as_rle:
+        return _run_lengths(logits - threshold if threshold else logits, size, image_share)
+    return torch.cat([_resize(chunk, size, image_share) > threshold for chunk in logits.split(_MASKS_AT_ONCE)])
 
 
 def as_segments(found: Mapping[str, Any], overlapping: bool) -> dict[str, Any]:
@@ -140,11 +142,61 @@ def _canvas_axis(side: int, share: Tensor, cells: int, like: Tensor) -> Tensor:
     return 2 * (centres * share).minimum(share - 0.5 / cells) - 1
 
 
-def _run_lengths(masks: Tensor) -> list[dict[str, Any]]:
-    # pycocotools takes (H, W, n) in column-major order: that is the memory of a contiguous (n, W, H).
-    array = masks.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy().transpose(2, 1, 0)
-    encoded: list[Any] = list(mask_utils.encode(np.asfortranarray(array)))
-    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in encoded]
+def _run_lengths(logits: Tensor, size: tuple[int, int], image_share: Tensor | None) -> list[dict[str, Any]]:
+    """The run-lengths of the masks that `_resize` gives, up to the rounding of a pixel whose logit is zero.
+
+    A pixel is positive only if one of the four cells around it is.
+    """
+    low = logits.float().cpu().numpy()
+    shares = (None, None) if image_share is None else image_share.flip(0).tolist()
+    rows, columns = (_cells(side, cells, share) for side, cells, share in zip(size, low.shape[1:], shares, strict=True))
+    encoded = []
+    for mask in low:
+        positive = mask > 0
+        top, bottom = _reach(positive.any(axis=1), rows)
+        left, right = _reach(positive.any(axis=0), columns)
+        first, second, share = (each[left:right] for each in columns)
+        across = mask[:, first] * (1 - share) + mask[:, second] * share
+        first, second, share = (each[top:bottom, None] for each in rows)
+        inside = (across[first[:, 0]] * (1 - share) + across[second[:, 0]] * share) > 0
+        encoded.append(_encoded(inside, top, left, size))
+    return encoded
+
+
+def _cells(side: int, cells: int, share: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of `side` pixels the two cells that it lies between, and the share of the second (float32)."""
+    centres = (np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32((share or 1) * cells / side)
+    at = np.maximum(centres - np.float32(0.5), 0)
+    if share is not None:
+        # Past the last cell of the image that cell is repeated.
+        at = np.minimum(at, np.float32(max(share * cells - 1, 0)))
+    first = np.minimum(at.astype(np.int64), cells - 1)
+    return first, np.minimum(first + 1, cells - 1), at - first.astype(np.float32)
+
+
+def _reach(positive: np.ndarray, cells: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[int, int]:
+    """The first pixel that lies beside a positive cell, and the one after the last."""
+    touched = np.flatnonzero(positive[cells[0]] | positive[cells[1]])
+    return (int(touched[0]), int(touched[-1]) + 1) if len(touched) else (0, 0)
+
+
+def _encoded(inside: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's run-lengths of a mask (height, width) that is a part of an image, where nothing is around it."""
+    height, width = size
+    # Pixels are counted column by column; a border of zeros ends the runs of each column.
+    padded = np.zeros((inside.shape[1], inside.shape[0] + 2), dtype=np.int8)
+    padded[:, 1:-1] = inside.T
+    column, row = np.nonzero(np.diff(padded, axis=1))
+    ends = (column + left) * height + row + top
+    # A run that goes on at the top of the next column is one run.
+    joined = np.flatnonzero(ends[1:-1:2] == ends[2::2])
+    ends = np.delete(ends, np.concatenate([2 * joined + 1, 2 * joined + 2]))
+    counts = np.diff(ends, prepend=0, append=height * width)
+    if counts[-1] == 0 and len(counts) > 1:
+        counts = counts[:-1]
+    plain: Any = {"size": [height, width], "counts": counts.tolist()}
+    rle = mask_utils.frPyObjects(plain, height, width)
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 def class_slots(keypoints: Tensor, labels: Tensor, schema: Sequence[int]) -> tuple[Tensor, Tensor]:

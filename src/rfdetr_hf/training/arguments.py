@@ -1,25 +1,41 @@
 """What decides a run: training arguments, and the arguments that choose model and data."""
 
 import contextlib
+import copy
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..data.conventions import BOX_FORMATS
 from ..data.schema import class_names, has_keypoints, keypoint_schema
 from ..hub.push import STRATEGIES as HUB_STRATEGIES
 from ..models.configuration_rfdetr import RFDETRConfig
 from ..models.files.adapt import CLASS_INITS
 from ..models.files.auto import is_official, source_task
-from ..options import BELOW_1, FACTOR, FROM_0, FROM_1, POSITIVE, PROBABILITY, option, settle_options
+from ..options import (
+    BELOW_1,
+    FACTOR,
+    FROM_0,
+    FROM_1,
+    POSITIVE,
+    PROBABILITY,
+    Range,
+    option,
+    settle_options,
+    without_secrets,
+)
 from ..tasks import TASKS
+from .best import larger_wins
 from .drop_path import MODES as DROP_PATH_MODES
 from .drop_path import SCHEDULES as DROP_PATH_SCHEDULES
 from .optimization import SCHEDULES as LR_SCHEDULES
-from .optimization import check_schedule_options
+from .optimization import check_schedule_options, encoder_rate
+from .runtime import RuntimeFacts
 
 MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
 PARAM_GROUPS = ("default", "official")
@@ -27,7 +43,7 @@ AUDITS = ("full", "headers", "off")
 
 
 @dataclass
-class RFDETRTrainingArguments:
+class RFDETRTrainingArguments(RuntimeFacts):
     """All options of a training. Names are those of `transformers.TrainingArguments` where it has one.
 
     The defaults are the published fine-tuning recipe: AdamW at 1e-4 (encoder 1.5e-4, decayed by layer), effective
@@ -47,11 +63,15 @@ class RFDETRTrainingArguments:
     )
     gradient_accumulation_steps: int = option(4, "Micro-batches of one optimizer step.", FROM_1)
 
-    learning_rate: float = option(1e-4, "Rate of projector, heads and queries.", POSITIVE)
-    learning_rate_encoder: float = option(1.5e-4, "Rate of the encoder, before layer and component decay.", POSITIVE)
+    learning_rate: float = option(1e-4, "Rate of projector, heads and queries.", Range(0, 10, "(]"))
+    learning_rate_encoder: float | None = option(
+        None,
+        "Rate of the encoder, before layer and component decay; default: 1.5 times learning_rate.",
+        Range(0, 10, "(]"),
+    )
     layer_decay: float = option(0.8, "Factor on the encoder's rate for each layer away from its output.", FACTOR)
     component_decay: float = option(0.7, "Factor on the decoder's rate; squared on the encoder's.", FACTOR)
-    weight_decay: float = option(1e-4, "AdamW's weight decay.", FROM_0)
+    weight_decay: float = option(1e-4, "AdamW's weight decay.", Range(0, 10))
     param_groups: str = option(
         "default",
         "'default' decays no bias, norm, LayerScale or embedding; 'official' is the table of the rfdetr package.",
@@ -59,7 +79,7 @@ class RFDETRTrainingArguments:
     )
     adam_beta1: float = option(0.9, "AdamW's first beta.", BELOW_1)
     adam_beta2: float = option(0.999, "AdamW's second beta.", BELOW_1)
-    adam_epsilon: float = option(1e-8, "AdamW's epsilon.", POSITIVE)
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon.", Range(1e-37))
     max_grad_norm: float = option(0.1, "Gradients are clipped to this global L2 norm; 0 turns clipping off.", FROM_0)
     freeze_backbone: bool = option(False, "Train projector, decoder and heads only.")
     freeze_encoder_blocks: int = option(0, "First encoder blocks that are not trained; nor the embeddings.", FROM_0)
@@ -100,6 +120,9 @@ class RFDETRTrainingArguments:
     dataloader_pin_memory: bool = option(True, "Pin batches when the device is a GPU.")
     dataloader_persistent_workers: bool = option(True, "Keep the workers from epoch to epoch.")
     dataloader_prefetch_factor: int | None = option(None, "Batches that each worker loads ahead.", FROM_1)
+    dataloader_timeout: float = option(
+        600, "Seconds after which a batch that the workers do not give ends the run; 0 for never.", FROM_0
+    )
     audit: str = option("full", "Decode every image before the first step, read headers only, or neither.", AUDITS)
 
     bf16: bool = option(False, "bfloat16 autocast.")
@@ -109,7 +132,7 @@ class RFDETRTrainingArguments:
     torch_compile_backend: str = option("inductor", "What compiles them.")
     gradient_checkpointing: bool = option(False, "Recompute encoder blocks in the backward pass to save memory.")
     max_skipped_steps: int = option(20, "Non-finite steps in a row that end the run with an error.", FROM_0)
-    seed: int = option(42, "Seed of data order, augmentation, scales and drop path.")
+    seed: int = option(42, "Seed of data order, augmentation, scales and drop path.", Range(0, 2**32 - 1))
     ddp_timeout: int = option(1800, "Seconds that a process waits for the others before it gives up.", POSITIVE)
     full_determinism: bool = option(
         False, "Deterministic kernels (slower) where PyTorch has them; it warns of each that has none."
@@ -141,9 +164,9 @@ class RFDETRTrainingArguments:
         "map, map_50, mar_100, ...: the best of raw and averaged weights; ema_map etc.: of the average alone. Default: "
         "the mAP of the model's task (map, segm_map, keypoint_map) of what is evaluated.",
     )
-    greater_is_better: bool = option(True, "Whether a larger metric is a better one.")
+    greater_is_better: bool | None = option(None, "Whether a larger metric is better; default: where it is no loss.")
     skip_best_epochs: float = option(
-        0.0, "Evaluations before this epoch choose no best model and stop nothing.", FROM_0
+        0.0, "The evaluations of so many first epochs choose no best model and stop nothing.", FROM_0
     )
     smooth_alpha: float = option(0.0, "Exponential smoothing of the metric that chooses the best model.", BELOW_1)
     early_stopping_patience: int | None = option(
@@ -170,8 +193,13 @@ class RFDETRTrainingArguments:
         "Upload the model at the end, also at every save, also the last checkpoint, or also all checkpoints.",
         HUB_STRATEGIES,
     )
+    hub_license: str = option("apache-2.0", "Licence of the model, as the Hub names licences; for its card.")
     hub_private_repo: bool | None = option(None, "Whether a new repository is private; default: the account's setting.")
-    hub_token: str | None = option(None, "Token of the Hub; default: the login of this machine. Never saved.")
+    hub_token: str | None = dataclasses.field(
+        default=None,
+        repr=False,
+        metadata={"help": "Token of the Hub; default: the login of this machine. Never saved."},
+    )
 
     resume_from_checkpoint: str | None = field(
         default=None,
@@ -185,16 +213,16 @@ class RFDETRTrainingArguments:
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.report_to, str):
+            self.report_to = ",".join(map(str, self.report_to or ())) or "none"
+        settle_options(self)
         self.eval_strategy = IntervalStrategy(self.eval_strategy)
         self.save_strategy = SaveStrategy(self.save_strategy)
         self.logging_strategy = IntervalStrategy(self.logging_strategy)
-        if not isinstance(self.report_to, str):
-            self.report_to = ",".join(self.report_to or ()) or "none"
-        settle_options(self)
         for name in ("eval_steps", "save_steps", "logging_steps", "warmup_steps"):
             value = getattr(self, name)
             if value is not None and value >= 1:
-                if value != int(value):
+                if value != int(value) or value >= 2**63:
                     raise ValueError(f"{name}={value!r} is not valid: from 1 on it counts steps, in full numbers")
                 setattr(self, name, int(value))
         if self.eval_strategy == IntervalStrategy.STEPS and self.eval_steps is None:
@@ -260,9 +288,25 @@ class RFDETRTrainingArguments:
         names = tuple(name.strip() for name in self.report_to.split(","))
         return tuple(name for name in names if name not in ("", "none"))
 
+    def for_run(self, task: str, evaluated: Any = None) -> "RFDETRTrainingArguments":
+        """A copy with a value for each option whose default depends on others, on the model's task or on the data.
+
+        Args:
+            task: of the model.
+            evaluated: the evaluation data; of a mapping of data sets the first one chooses the best model.
+        """
+        start = f"{next(iter(evaluated))}_" if isinstance(evaluated, Mapping) and evaluated else ""
+        start += "ema_" if self.evaluated_prefixes == ("ema_",) else ""
+        metric = self.metric_for_best_model or start + TASKS[task].best_metric
+        larger = larger_wins(metric) if self.greater_is_better is None else self.greater_is_better
+        resolved = copy.deepcopy(self)
+        resolved.metric_for_best_model, resolved.greater_is_better = metric, larger
+        resolved.learning_rate_encoder = encoder_rate(self)
+        return resolved
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, ready for JSON or YAML; without the token."""
-        values = dataclasses.asdict(self) | {"hub_token": None}
+        """The fields as plain values, ready for JSON or YAML; without secrets."""
+        values = without_secrets(dataclasses.asdict(self))
         return {k: v.value if isinstance(v, (IntervalStrategy, SaveStrategy)) else v for k, v in values.items()}
 
     def to_sanitized_dict(self) -> dict[str, Any]:
@@ -361,6 +405,8 @@ class DataArguments:
     test_split: str | None = option(None, "Name of the test split where it is not 'test' or the like.")
     task: str | None = option(None, "What the objects need besides boxes; default: what the model needs.", tuple(TASKS))
     label_dir: str | None = option(None, "Label folder of a YOLO layout where it is not 'labels'.")
+    bbox_format: str | None = option(None, "How boxes are written, where it is not as usual.", BOX_FORMATS)
+    max_image_pixels: int | None = option(None, "Most pixels of an image; default: Pillow's limit.", FROM_1)
     missing_masks: str = option("error", "Objects without a mask: an error, or their box.", ("error", "box"))
     keypoint_schema: dict | str | None = option(
         None, "Names, skeleton, flip_pairs and sigmas of the keypoints of each class (JSON, a YAML mapping or a file)."
@@ -399,6 +445,8 @@ class DataArguments:
             "test_split": self.test_split,
             "task": model_task,
             "label_dir": self.label_dir,
+            "bbox_format": self.bbox_format,
+            "max_image_pixels": self.max_image_pixels,
             "missing_masks": self.missing_masks,
             "keypoint_schema": self.keypoint_schema,
         }

@@ -4,15 +4,21 @@ import csv
 import logging
 import math
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
-from .best import candidate_scores
+from ..hub.push import HubCallback, HubUploader
+from .best import candidate_scores, is_skipped, larger_wins
+from .checkpoint.run_directory import RunDirectory
 from .meters import TIMINGS
+from .status import RUNNING, RunStatus, time_left
+from .trackers import TrackerCallback
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +28,24 @@ CONSOLE_TERMS = (
     "loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice",
     "loss_keypoints_l1", "loss_keypoints_findable", "loss_keypoints_visible", "loss_keypoints_nll",
 )  # fmt: skip
+_STATUS_INTERVAL = 2.0
 CONSOLE_SCORES = ("_map", "_map_50", "_map_75", "_mar_100")
+
+
+class _Bar(tqdm):
+    """A progress bar that ends when its terminal, or the program behind a pipe, does."""
+
+    def display(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().display(*args, **kwargs)
+        except OSError:
+            self.disable = True
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError:
+            self.disable = True
 
 
 class ProgressCallback(TrainerCallback):
@@ -34,7 +57,7 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(
+            self.bar = _Bar(
                 total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=args.disable_tqdm
             )
 
@@ -48,7 +71,7 @@ class ProgressCallback(TrainerCallback):
         if not state.is_world_process_zero or args.disable_tqdm or eval_dataloader is None:
             return
         if self.prediction_bar is None:
-            self.prediction_bar = tqdm(total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True)
+            self.prediction_bar = _Bar(total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True)
         self.prediction_bar.update(1)
 
     def on_evaluate(
@@ -75,6 +98,9 @@ class ProgressCallback(TrainerCallback):
 def log_line(state: TrainerState, logs: dict[str, float]) -> str:
     """One readable line of a log event: training terms and speed, or the main scores of an evaluation."""
     head = f"step {state.global_step}/{state.max_steps} epoch {logs.get('epoch', state.epoch or 0):.2f}"
+    if "train_runtime" in logs:
+        speed = f"{logs['train_samples_per_second']:.1f} img/s"
+        return f"{head} | end after {time_left(logs['train_runtime'])} | loss {logs['train_loss']:.4f} | {speed}"
     if "loss" not in logs:
         shown = {k: v for k, v in logs.items() if k.endswith(CONSOLE_SCORES)}
         return head + " | " + " ".join(f"{k} {v:.4f}" for k, v in shown.items())
@@ -92,11 +118,39 @@ def log_line(state: TrainerState, logs: dict[str, float]) -> str:
     return " | ".join([head, *parts, f"ETA {time_left(logs['eta'])}"])
 
 
-def time_left(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+class StatusCallback(TrainerCallback):
+    """Keeps `status.json` up to date while a run trains.
+
+    Args:
+        status: of the run.
+    """
+
+    def __init__(self, status: RunStatus) -> None:
+        self.status = status
+        self._written = 0.0
+
+    def _write(self, state: TrainerState, now: bool = True, **fields: Any) -> None:
+        running = state.is_world_process_zero and self.status.fields.get("state") == RUNNING
+        if running and (now or time.monotonic() - self._written >= _STATUS_INTERVAL):
+            self._written = time.monotonic()
+            fields |= {"step": state.global_step, "max_steps": state.max_steps, "score": state.best_metric}
+            self.status.write(epoch=state.epoch, **fields)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._write(state, metric=args.metric_for_best_model)
+
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Numbers | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._write(state, now=False, **({"eta_seconds": logs["eta"]} if logs and "eta" in logs else {}))
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._write(state, last_checkpoint=f"checkpoint-{state.global_step}")
 
 
 class MetricsCsvCallback(TrainerCallback):
@@ -122,7 +176,7 @@ class MetricsCsvCallback(TrainerCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: Numbers | None = None, **kwargs: Any
     ) -> None:
-        if not self.in_run or not logs:
+        if not self.in_run or not logs or "train_runtime" in logs:  # a run that was resumed sums up less
             return
         row = _row({"step": state.global_step, **logs})
         new_columns = not self.rows or not set(row) <= set(self._columns())
@@ -152,15 +206,15 @@ def _row(logs: dict[str, Any]) -> dict[str, str]:
 class EarlyStopping(TrainerCallback, ExportableState):
     """Stops the run when the metric has not improved by `threshold` in `patience` evaluations.
 
-    The metric is the larger of the raw and the averaged weights' where both are evaluated. A non-finite value stops
-    the run.
+    The metric is the better of the raw and the averaged weights' where both are evaluated. A value that is not finite
+    is no improvement.
 
     Args:
         metric: name without prefix ("map"), or with "ema_" to look at the averaged weights alone.
         patience: evaluations.
         threshold: least improvement.
-        skip_epochs: evaluations before this epoch are ignored.
-        greater_is_better: direction of the metric.
+        skip_epochs: evaluations of the first so many epochs are ignored.
+        greater_is_better: direction of the metric; default: the one that its name says, see `larger_wins`.
     """
 
     def __init__(
@@ -169,35 +223,57 @@ class EarlyStopping(TrainerCallback, ExportableState):
         patience: int,
         threshold: float = 0.0,
         skip_epochs: float = 0.0,
-        greater_is_better: bool = True,
+        greater_is_better: bool | None = None,
     ) -> None:
         self.metric = metric
         self.patience = patience
         self.threshold = threshold
         self.skip_epochs = skip_epochs
-        self.greater_is_better = greater_is_better
+        self.greater_is_better = larger_wins(metric) if greater_is_better is None else greater_is_better
         self.best: float | None = None
         self.evaluations_without_improvement = 0
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: Numbers | None = None, **kwargs: Any
     ) -> None:
-        values = list(candidate_scores(metrics or {}, self.metric).values())
-        if not values or state.epoch < self.skip_epochs:
+        values = candidate_scores(metrics or {}, self.metric).values()
+        if not values or is_skipped(state.epoch or 0.0, self.skip_epochs):
             return
-        value = max(values) if self.greater_is_better else min(values)
-        gain = math.inf if self.best is None else value - self.best if self.greater_is_better else self.best - value
-        if gain > self.threshold:
+        sign = 1 if self.greater_is_better else -1
+        value = max((value for value in values if math.isfinite(value)), key=lambda each: sign * each, default=None)
+        if value is not None and (self.best is None or sign * (value - self.best) > self.threshold):
             self.best, self.evaluations_without_improvement = value, 0
         else:
             self.evaluations_without_improvement += 1
-        if not math.isfinite(value) or self.evaluations_without_improvement >= self.patience:
-            logger.info(
-                "early stopping: no better %s than %.4f for %d evaluations", self.metric, self.best, self.patience
-            )
+        if self.evaluations_without_improvement >= self.patience:
+            best = "no finite" if self.best is None else f"no better one than {self.best:.4f}"
+            logger.info("early stopping: %s %s in %d evaluations", best, self.metric, self.patience)
             control.should_training_stop = True
 
     def state(self) -> dict[str, dict[str, Any]]:
         names = ("metric", "patience", "threshold", "skip_epochs", "greater_is_better")
         attributes = ("best", "evaluations_without_improvement")
         return {"args": {n: getattr(self, n) for n in names}, "attributes": {n: getattr(self, n) for n in attributes}}
+
+
+def own_callbacks(
+    args: Any, directory: RunDirectory, hub: HubUploader, fire: Callable[[str], None]
+) -> list[TrainerCallback]:
+    """The callbacks that the arguments of a run ask for, in the order in which they are called.
+
+    Args:
+        args: settled for the run.
+        directory: of the run.
+        hub: uploads the run's models.
+        fire: calls the callbacks; with "on_push_begin" before each upload.
+    """
+    written = MetricsCsvCallback(directory.metrics), StatusCallback(directory.status)
+    ours: list[TrainerCallback] = [DefaultFlowCallback(), ProgressCallback(), *written]
+    if args.early_stopping_patience is not None:
+        rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
+        ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
+    if args.trackers:
+        ours.append(TrackerCallback(args.trackers))
+    if args.push_to_hub:
+        ours.append(HubCallback(hub, notify=lambda: fire("on_push_begin")))
+    return ours

@@ -35,7 +35,10 @@ def card_facts(
     """
     history, config = state.log_history, weights.config
     if metrics is None:
-        metrics = next((row for row in reversed(history) if row["step"] == step and "eval_runtime" in row), {})
+        metrics = {}
+        for row in history:
+            if row["step"] == step and any(name.startswith("eval_") and name.endswith("_runtime") for name in row):
+                metrics = metrics | row  # of each evaluation set
         metrics = metrics | next((row for row in reversed(history) if "test_runtime" in row), {})
     on_hub = args.push_to_hub or args.hub_model_id is not None
     return CardFacts(
@@ -48,5 +51,6 @@ def card_facts(
         log_history=list(history),
         dataset=hub_dataset_id(dataset),
         base_model=hub_model_id(config._name_or_path),
+        license=args.hub_license,
         model_id=repo_id if on_hub else "PATH_OR_ID",
     )

@@ -2,24 +2,75 @@
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
-from datasets import Dataset
+from accelerate.utils import set_seed
+from datasets import Dataset, IterableDataset
+from transformers import TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback
 
 from ..data.audit import audit_dataset
-from ..data.schema import class_names, has_object_field, keypoint_schema
+from ..data.schema import class_names, has_object_field, keypoint_schema, max_objects
+from ..models.image_processing_rfdetr import RFDETRImageProcessor
+from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..tasks import TASKS
 from .arguments import RFDETRTrainingArguments
+from .best import larger_wins
 
 logger = logging.getLogger(__name__)
 
 
-def default_metric(args: RFDETRTrainingArguments, task: str) -> str:
-    """The metric of the best model where none is named: the mAP of the task, of the average alone or of both."""
-    return ("ema_" if args.evaluated_prefixes == ("ema_",) else "") + TASKS[task].best_metric
+def check_kinds(
+    model: Any, args: Any, splits: Mapping[str, Any], processor: Any, model_init: Callable[[], Any] | None = None
+) -> tuple[RFDETRForObjectDetection, RFDETRTrainingArguments]:
+    """Whether the trainer was given what it needs, and not what a script for another trainer has.
+
+    Returns:
+        The model, or the one that `model_init` makes by the seed of the arguments; and these.
+
+    Raises:
+        TypeError: it was not; the message says how to get it.
+    """
+    kind, ours = type(model).__name__, "RFDETRForObjectDetection.from_pretrained"
+    if not isinstance(args, RFDETRTrainingArguments):
+        given = "transformers' TrainingArguments" if isinstance(args, TrainingArguments) else f"{type(args).__name__}"
+        raise TypeError(f"args is {given}: give RFDETRTrainingArguments, which has the same names")
+    if model_init is not None and model is not None:
+        raise TypeError("model and model_init exclude each other; give one of them")
+    if model_init is not None:
+        set_seed(args.seed)
+        model, kind = (made := model_init()), type(made).__name__
+    if not isinstance(model, RFDETRForObjectDetection):
+        remedies = {
+            "str": f"load it, {ours}({model!r})",
+            "NoneType": "give a model, or model_init, a function that makes it",
+            "OptimizedModule": "give the model itself and set torch_compile=True in the arguments",
+        }
+        other = f"save it and load the folder, {ours}(folder)"
+        if kind.startswith("Peft"):
+            other = "give the model itself and set lora_r in the arguments"
+        raise TypeError(f"model is a {kind}: {remedies.get(kind, other)}")
+    for name, dataset in splits.items():
+        if isinstance(dataset, Mapping):
+            raise TypeError(f"{name} is a {type(dataset).__name__} of {', '.join(map(str, dataset))}: give one of them")
+        if not isinstance(dataset, Dataset):
+            remedy = "load its rows into a datasets.Dataset" if isinstance(dataset, IterableDataset) else (
+                "give a datasets.Dataset, as load_detection_dataset makes it"
+            )  # fmt: skip
+            raise TypeError(f"{name} is a {type(dataset).__name__}: {remedy}")
+    if processor is not None and not isinstance(processor, RFDETRImageProcessor):
+        raise TypeError(f"the image processor is a {type(processor).__name__}: give an RFDETRImageProcessor")
+    return model, args
+
+
+def named_splits(train: Any, evaluation: Any, test: Any) -> dict[str, Any]:
+    """The data sets of a run that there are, by name; a mapping of evaluation sets gives `eval_<name>_dataset`s."""
+    several = evaluation if isinstance(evaluation, Mapping) else {}
+    named = {"train_dataset": train} | {f"eval_{name}_dataset": dataset for name, dataset in several.items()}
+    named |= {"eval_dataset": None if isinstance(evaluation, Mapping) else evaluation, "test_dataset": test}
+    return {name: dataset for name, dataset in named.items() if dataset is not None}
 
 
 def check_run(
@@ -32,10 +83,10 @@ def check_run(
     """Compare model, data, arguments and callbacks.
 
     Args:
-        model: to be trained.
-        args: with the metric of the best model.
-        splits: by name, "train_dataset" and so on.
-        callbacks: the user's.
+        model: to train.
+        args: of the run, with `metric_for_best_model`.
+        splits: the data sets that there are, by the names of `named_splits`.
+        callbacks: of the user.
         score_names: what an evaluation of a split gives, without prefix; None where nobody knows.
 
     Raises:
@@ -43,7 +94,8 @@ def check_run(
     """
     for split, dataset in splits.items():
         check_split(model, split, dataset)
-    if "eval_dataset" not in splits:
+    evaluated = {split: dataset for split, dataset in splits.items() if split.startswith("eval_")}
+    if not evaluated:
         if args.eval_strategy != "no":
             raise ValueError(
                 f"eval_strategy={args.eval_strategy.value!r} needs an eval_dataset: hold out a share of the training "
@@ -51,10 +103,26 @@ def check_run(
                 "to 'no'"
             )
         return
-    scores = score_names(splits["eval_dataset"])
-    if scores is not None:
-        _check_metric(args, scores)
-    _check_early_stopping(args, callbacks)
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    stops = any(isinstance(c, EarlyStoppingCallback) or c is EarlyStoppingCallback for c in callbacks)
+    logged, known = [], []
+    for split, dataset in evaluated.items():
+        start, scores = split.removeprefix("eval_").removesuffix("dataset"), score_names(dataset)
+        if scores is None or args.eval_loss and not larger_wins(metric):
+            # A user's own scores, and the terms of the loss, are known after the first evaluation.
+            scores = [*(scores or ()), metric.removeprefix(start).removeprefix("ema_")]
+        logged += [f"{start}{prefix}{score}" for prefix in args.evaluated_prefixes for score in scores]
+        known += [f"{start}{score}" for score in scores]
+    if metric not in {*known, *logged}:
+        near = difflib.get_close_matches(metric, [*known, *logged], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(dict.fromkeys([*known, *logged]))}"
+        raise ValueError(f"metric_for_best_model={metric!r} is in no evaluation of this run; {hint}")
+    if stops and metric not in logged:
+        prefix = args.evaluated_prefixes[-1]
+        raise ValueError(
+            f"EarlyStoppingCallback looks at eval_{metric}, which is not evaluated; set metric_for_best_model to "
+            f"{prefix}map, or eval_raw_weights=True"
+        )
 
 
 def check_split(model: Any, split: str, dataset: Dataset) -> None:
@@ -82,28 +150,13 @@ def check_split(model: Any, split: str, dataset: Dataset) -> None:
                 f"the classes of {split} have {counts} keypoints, but the model's num_keypoints_per_class is "
                 f"{made_for}; build the model with the data set's"
             )
-
-
-def _check_metric(args: Any, scores: Iterable[str]) -> None:
-    """A metric that no evaluation gives would leave the run without a best model."""
-    known = [f"{prefix}{name}" for name in scores for prefix in ("", *args.evaluated_prefixes)]
-    asked = args.metric_for_best_model.removeprefix("eval_")
-    is_loss = args.eval_loss and asked.removeprefix("ema_").startswith("loss")
-    if asked not in known and not is_loss:
-        near = difflib.get_close_matches(asked, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(dict.fromkeys(known))}"
-        raise ValueError(f"metric_for_best_model={asked!r} is in no evaluation of this run; {hint}")
-
-
-def _check_early_stopping(args: Any, callbacks: Sequence[Any]) -> None:
-    metric = "eval_" + args.metric_for_best_model.removeprefix("eval_")
-    evaluated = [f"eval_{prefix}" for prefix in args.evaluated_prefixes]
-    stops = any(isinstance(c, EarlyStoppingCallback) or c is EarlyStoppingCallback for c in callbacks)
-    if stops and not any(metric.startswith(e) and (e != "eval_" or "ema_" not in metric) for e in evaluated):
-        raise ValueError(
-            f"EarlyStoppingCallback looks at {metric}, which is not evaluated; set metric_for_best_model to "
-            f"{evaluated[-1].removeprefix('eval_')}map, or eval_raw_weights=True"
-        )
+    most = max_objects(dataset)
+    if most > model.config.num_queries:
+        logger.warning(
+            "%s: an image has %d objects, but the model has %d queries and finds at most so many in an image; use a "
+            "model with more (num_queries), or cut the images into tiles",
+            split, most, model.config.num_queries,
+        )  # fmt: skip
 
 
 def audit_splits(splits: Mapping[str, Dataset], audit: str, accelerator: Accelerator) -> None:

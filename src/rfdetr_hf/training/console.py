@@ -13,7 +13,11 @@ LOGGER = "rfdetr_hf"
 
 class _AboveProgressBars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+        try:
+            tqdm.write(self.format(record))
+        except (OSError, ValueError):
+            # The terminal, or the program behind a pipe, has gone. The training goes on, and saves.
+            logging.getLogger(LOGGER).removeHandler(self)
 
 
 def log_to_console() -> None:

@@ -1,12 +1,20 @@
 """How a run's processes find each other, and what they agree on."""
 
 import os
+import pickle
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 
 from .arguments import RFDETRTrainingArguments
 
@@ -24,6 +32,9 @@ SUPPORTED = (
 PRECISIONS = ("no", "bf16", "fp16")
 
 
+Result = TypeVar("Result")
+
+
 def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
     """The accelerator of a run: how it was launched comes from the environment, as `accelerate launch` sets it.
 
@@ -37,13 +48,51 @@ def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
         timeout["backend"] = "gloo"
     replicas = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     handlers: list[Any] = [replicas, InitProcessGroupKwargs(**timeout)]
-    accelerator = Accelerator(
-        # DeepSpeed would cast all of the module, losses and box geometry too; the step autocasts instead.
-        mixed_precision="no" if deepspeed else precision(args),
-        kwargs_handlers=handlers,
-    )
+    # DeepSpeed would cast the complete module, losses and box geometry too; the step autocasts instead.
+    accelerator = _with_own_precision("no" if deepspeed else precision(args), handlers)
     check_backend(accelerator, args)
     return accelerator
+
+
+def _with_own_precision(mixed_precision: str, handlers: list[Any]) -> Accelerator:
+    """An accelerator whose precision holds for itself alone.
+
+    Accelerate keeps one state for all accelerators of a process and refuses another precision than that of the first.
+    In a notebook the trainings of a process have any precision each, so each gets a copy of the state.
+    """
+    shared = AcceleratorState._shared_state
+    before = shared.get("_mixed_precision")
+    if before is not None:
+        shared["_mixed_precision"] = mixed_precision
+    try:
+        accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers)
+        accelerator.state.__dict__ = dict(shared)
+    finally:
+        if before is not None:
+            shared["_mixed_precision"] = before
+    return accelerator
+
+
+def on_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
+    """Do something on the main process; all return what it gave, or raise what it raised."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except Exception as error:  # noqa: BLE001 - raised by all processes below
+            outcome[1] = error if accelerator.num_processes == 1 else _sendable(error)
+    result, error = broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    return result
+
+
+def _sendable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - of an exception's own making
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def precision(args: RFDETRTrainingArguments) -> str:

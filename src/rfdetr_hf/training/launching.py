@@ -3,15 +3,14 @@
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 from accelerate import PartialState
 
-from .checkpoint.directory import latest_valid_checkpoint
+from .checkpoint.run_directory import RunDirectory
+from .parent import launcher_words, words_of
+from .preemption import Preempted
 
-LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun")
-LAUNCHER_MODULES = ("accelerate.commands.launch", "accelerate.commands.accelerate_cli", "torch.distributed.run")
 SCRIPT_OF_THE_COMMAND = ("-m", "rfdetr_hf.cli")
 # Options that the command of a resumed run must not repeat, and those that no terminal should show.
 _NOT_REPEATED = ("--resume", "--resume_from_checkpoint", "--hub_token")
@@ -19,7 +18,7 @@ _NOT_REPEATED = ("--resume", "--resume_from_checkpoint", "--hub_token")
 
 @contextmanager
 def resume_hint(output_dir: str, argv: Sequence[str], program: Sequence[str]) -> Iterator[None]:
-    """Around a training: when it is interrupted, the main process prints what to type to go on.
+    """Around a training: when it has to end early, the main process prints what to type to go on.
 
     Args:
         output_dir: of the run.
@@ -29,15 +28,16 @@ def resume_hint(output_dir: str, argv: Sequence[str], program: Sequence[str]) ->
     words = started_with(program, argv)  # now: an interruption may end the launcher before its processes
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Preempted):
         if PartialState().is_main_process:
-            print(f"\n{how_to_go_on(output_dir, argv, words)}", flush=True)
+            with suppress(OSError):  # a pipe to a program that the same Ctrl-C has ended
+                print(f"\n{how_to_go_on(output_dir, argv, words)}", flush=True)
         raise
 
 
 def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -> str:
     """What to type after an interruption: `program`, launcher included, and its options `argv`."""
-    checkpoint = latest_valid_checkpoint(output_dir)
+    checkpoint = RunDirectory(output_dir).newest()
     if checkpoint is None:
         return f"No checkpoint is written yet: remove {output_dir} and start again."
     words, left_out = [], False
@@ -55,27 +55,12 @@ def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -
 
 def started_with(program: Sequence[str], argv: Sequence[str]) -> list[str]:
     """The words in front of `argv` on the command line: those of a launcher with its options, or `program`."""
-    parent = _words_of_parent()
+    parent = words_of(os.getppid())
     before, after = parent[: len(parent) - len(argv)], parent[len(parent) - len(argv) :]
-    for n, word in enumerate(before if after == [*argv] else ()):
-        if Path(word).name in LAUNCHERS:
-            return [Path(word).name, *before[n + 1 :]]
-        if word in LAUNCHER_MODULES:
-            return ["python", "-m", *before[n:]]
+    if after == [*argv] and (launcher := launcher_words(before)):
+        return launcher
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes == "1":
         return [*program]
     script = program[1:] if program[0] == "python" else [*SCRIPT_OF_THE_COMMAND, *program[1:]]
     return ["accelerate", "launch", "--num_processes", processes, *script]
-
-
-def _words_of_parent() -> list[str]:
-    """The command line of the process that started this one; empty where the system does not say."""
-    try:
-        import psutil
-    except ImportError:
-        return []
-    try:
-        return psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        return []

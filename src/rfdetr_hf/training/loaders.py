@@ -1,7 +1,10 @@
 """The loaders of a run, as its arguments describe them."""
 
+import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,10 +16,12 @@ from transformers import PreTrainedConfig
 from ..data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
 from ..data.pipeline.pixels import prepare_pixels
 from ..data.pipeline.recipe import MAX_SIZE, build_eval_transform, build_train_transform
-from ..data.schema import has_keypoints, has_masks, keypoint_schema
+from ..data.schema import has_keypoints, has_masks, keypoint_schema, value_range
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .arguments import RFDETRTrainingArguments
 from .preemption import shield_workers
+
+logger = logging.getLogger(__name__)
 
 # Masks of half the input's size: a quarter, the size of the predictions, loses much of the small objects.
 MASK_DOWNSAMPLE_RATIO = 2
@@ -48,7 +53,7 @@ def build_train_loader(
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
     )
-    return shield_workers(build_train_dataloader(dataset, transform, options))
+    return _with_workers(build_train_dataloader(dataset, transform, options), args)
 
 
 def build_eval_loader(
@@ -65,16 +70,37 @@ def build_eval_loader(
     options = replace(
         _options(args, config, accelerator), batch_size=args.eval_batch_size, persistent_workers=False
     )  # fmt: skip
-    return shield_workers(build_eval_dataloader(dataset, transform, options))
+    return _with_workers(build_eval_dataloader(dataset, transform, options), args)
 
 
 def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProcessor:
     """The image processor of a model: to a square of its resolution, or its shorter side to it and padding."""
     side = config.resolution
-    if square:
-        return RFDETRImageProcessor(size={"height": side, "width": side})
-    size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
-    return RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
+    made = RFDETRImageProcessor(size={"height": side, "width": side})
+    if not square:
+        size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
+        made = RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
+    stored = Path(str(config._name_or_path)) / "preprocessor_config.json"
+    if stored.is_file() and (theirs := RFDETRImageProcessor.from_pretrained(stored.parent)).size != made.size:
+        logger.warning(
+            "%s has the size %s, and this run evaluates and saves %s: resolution and square_resize say so; "
+            "image_processor= of the trainer keeps another",
+            stored, dict(theirs.size), dict(made.size),
+        )  # fmt: skip
+    return made
+
+
+def choose_processor(
+    given: RFDETRImageProcessor | None, config: PreTrainedConfig, square: bool, dataset: Any
+) -> RFDETRImageProcessor:
+    """The given processor or the default one, which reads pictures of more than 8 bits as the training data does."""
+    processor = given or default_processor(config, square)
+    found = value_range(dataset) if isinstance(dataset, Dataset) else None
+    if found is None or getattr(processor, "value_range", None):
+        return processor
+    processor = copy.copy(processor)
+    processor.value_range = list(found)
+    return processor
 
 
 def batch_to_device(
@@ -105,12 +131,9 @@ def batch_to_device(
     return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
 
 
-def end_workers(loader: Any) -> None:
-    """End persistent workers, which would live as long as their loader."""
-    iterator = getattr(loader, "_iterator", None)
-    if iterator is not None:
-        loader._iterator = None
-        iterator._shutdown_workers()
+def _with_workers(loader: DataLoader, args: RFDETRTrainingArguments) -> DataLoader:
+    loader.timeout = args.dataloader_timeout if loader.num_workers else 0
+    return shield_workers(loader)
 
 
 def _options(args: RFDETRTrainingArguments, config: PreTrainedConfig, accelerator: Accelerator) -> LoaderOptions:

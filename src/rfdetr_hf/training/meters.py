@@ -7,7 +7,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-TIMINGS = ("images_per_second", "data_wait", "memory_gb", "eta", "_runtime")
+TIMINGS = ("_per_second", "data_wait", "memory_gb", "eta", "_runtime")
+
+
+def speeds(prefix: str, runtime: float, images: int, steps: int) -> dict[str, float]:
+    """What Transformers reports of a training or an evaluation: seconds, images and steps per second."""
+    names = ("runtime", "samples_per_second", "steps_per_second")
+    return {f"{prefix}_{n}": v for n, v in zip(names, (runtime, images / runtime, steps / runtime), strict=True)}
 
 
 class LossMeter:

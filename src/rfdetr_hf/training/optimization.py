@@ -83,7 +83,7 @@ def build_param_groups(model: Any, args: Any) -> list[dict[str, Any]]:
             if component.startswith("encoder"):
                 # The order of the factors is that of the official trainer: the products agree to the last bit.
                 depth = last_layer_id - layer_id
-                rate = args.learning_rate_encoder * args.layer_decay**depth * args.component_decay**2
+                rate = encoder_rate(args) * args.layer_decay**depth * args.component_decay**2
             groups[group_name] = {
                 "params": [],
                 "lr": rate,
@@ -100,6 +100,21 @@ def build_param_groups(model: Any, args: Any) -> list[dict[str, Any]]:
         )
     ordered = sorted(groups.values(), key=lambda group: group["order"])
     return [{key: value for key, value in group.items() if key != "order"} for group in ordered]
+
+
+def encoder_rate(args: Any) -> float:
+    """The encoder's rate; where none is given, the published proportion: 1.5 times `args.learning_rate`."""
+    # Without the rounding error: 1e-4 gives 1.5e-4 to the last bit.
+    return args.learning_rate_encoder or float(f"{1.5 * args.learning_rate:.12g}")
+
+
+def present_rate(optimizer: torch.optim.Optimizer, args: Any) -> float:
+    """What the schedule has made of `args.learning_rate`, be a group of that rate trained or not."""
+    groups = optimizer.param_groups
+    head = next((group for group in groups if str(group.get("name", "")).startswith("head")), None)
+    if head is not None or "name" not in groups[0]:
+        return (head or groups[0])["lr"]
+    return args.learning_rate * groups[0]["lr"] / groups[0]["initial_lr"]
 
 
 def _optimized_parameters(model: Any, official: bool) -> list[tuple[str, nn.Parameter]]:
@@ -180,6 +195,7 @@ def build_scheduler(
         )
     kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     check_schedule_options(kind, args)
+    options = dict(args.lr_scheduler_kwargs or {})
     warmup = int(steps_per_epoch * (args.warmup_epochs or 0)) or args.warmup_steps or 0
     warmup = math.ceil(num_training_steps * warmup) if warmup < 1 else int(warmup)
     if warmup >= num_training_steps:
@@ -187,11 +203,13 @@ def build_scheduler(
             "The warm-up takes %d steps, but the run has only %d: no step follows it.", warmup, num_training_steps
         )
     last = num_training_steps - 1
+    if kind not in _OWN_SCHEDULES and warmup >= last:
+        kind, options = "constant_with_warmup", {}  # theirs divide by the steps that are left after the warm-up
     if kind in _OWN_SCHEDULES:
         factor = _own_factor(kind, args, warmup, last, steps_per_epoch)
         return LambdaLR(optimizer, _clamped(lambda s: (s + 1) / warmup if s < warmup else factor(s), last))
     # transformers reaches the end of its schedules at step `num_training_steps`, one after the last that is taken.
-    scheduler: Any = get_scheduler(kind, optimizer, warmup, max(last, 1), dict(args.lr_scheduler_kwargs or {}))
+    scheduler: Any = get_scheduler(kind, optimizer, warmup, max(last, 1), options)
     scheduler.lr_lambdas = [_clamped(factor, last) for factor in scheduler.lr_lambdas]
     return scheduler
 

@@ -14,7 +14,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
 from .arguments import RFDETRTrainingArguments
-from .checkpoint.optimizer import load_optimizer, save_optimizer, save_optimizer_shards
+from .checkpoint.optimizer import OptimizerPart, StateReader, index_of, load_optimizer, pieces_of
+from .checkpoint.zero import load_zero, zero_index, zero_pieces
 from .distributed import precision
 
 
@@ -93,18 +94,20 @@ class Parallel:
         """Clip, and step if the gradients are finite, in one go; returns their norm and whether the step was taken."""
         raise NotImplementedError(f"{self.name} clips and steps by itself")
 
-    def save_optimizer(self, folder: Path) -> None:
-        """Write the optimizer's state into a checkpoint; all processes must call it."""
-        if self.accelerator.is_main_process:
-            save_optimizer(self.optimizer, folder)
+    def optimizer_part(self) -> OptimizerPart | None:
+        """What this process writes of the optimizer into a checkpoint; all processes must call it."""
+        if not self.accelerator.is_main_process:
+            return None
+        return OptimizerPart(0, list(pieces_of(self.optimizer)), index_of(self.optimizer), 1)
 
-    def load_optimizer(self, folder: Path) -> None:
-        """Read what `save_optimizer` of this or another launch wrote.
+    def load_optimizer(self, reader: StateReader, folder: Path) -> None:
+        """Read the optimizer of a checkpoint of any launch, once the model has its weights.
 
         Raises:
-            ValueError: it was written by a launch, or for a model, whose state does not fit.
+            CheckpointError: a file is missing or damaged.
+            ValueError: it is of another model.
         """
-        load_optimizer(self.optimizer, folder)
+        load_optimizer(self.optimizer, reader, folder)
 
 
 class FSDP2(Parallel):
@@ -126,14 +129,14 @@ class FSDP2(Parallel):
     def clip(self) -> Tensor:
         return super().clip().full_tensor()  # a DTensor
 
-    def save_optimizer(self, folder: Path) -> None:
-        save_optimizer_shards(self.optimizer, folder, self.accelerator.is_main_process)
+    def optimizer_part(self) -> OptimizerPart:
+        rank, files = self.accelerator.process_index, self.accelerator.num_processes
+        index = index_of(self.optimizer) if self.accelerator.is_main_process else None
+        return OptimizerPart(rank, list(pieces_of(self.optimizer)), index, files)
 
 
 class DeepSpeed(Parallel):
-    """DeepSpeed's ZeRO in all stages. Its engine reduces, clips and steps, and writes its own checkpoints."""
-
-    FOLDER, TAG = "deepspeed", "state"
+    """DeepSpeed's ZeRO in all stages. Its engine reduces, clips and steps."""
 
     def __init__(self, accelerator: Accelerator, args: RFDETRTrainingArguments, model: PreTrainedModel) -> None:
         super().__init__(accelerator, args, model)
@@ -182,13 +185,22 @@ class DeepSpeed(Parallel):
             raise RuntimeError("DeepSpeed took a step with a gradient that is not finite; install deepspeed>=0.19.8")
         return grad_norm, taken
 
-    def save_optimizer(self, folder: Path) -> None:
-        self.wrapped.save_checkpoint(str(folder / self.FOLDER), tag=self.TAG)
+    def optimizer_part(self) -> OptimizerPart | None:
+        if self.stage == 0:
+            return super().optimizer_part()
+        is_main, split = self.accelerator.is_main_process, self.stage == 3
+        pieces = list(zero_pieces(self.wrapped, self.model, is_main))
+        if not (is_main or split):
+            return None
+        index = zero_index(self.wrapped, self.model) if is_main else None
+        return OptimizerPart(
+            self.accelerator.process_index, pieces, index, self.accelerator.num_processes if split else 1
+        )
 
-    def load_optimizer(self, folder: Path) -> None:
-        if not (folder / self.FOLDER).is_dir():
-            raise ValueError(f"{folder} was not written under DeepSpeed; resume with the launch that wrote it")
-        self.wrapped.load_checkpoint(str(folder / self.FOLDER), tag=self.TAG, load_lr_scheduler_states=False)
+    def load_optimizer(self, reader: StateReader, folder: Path) -> None:
+        if self.stage == 0:
+            return super().load_optimizer(reader, folder)
+        load_zero(self.wrapped, self.model, reader, folder)
 
 
 def choose_parallel(accelerator: Accelerator, args: RFDETRTrainingArguments, model: PreTrainedModel) -> Parallel:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,18 +19,20 @@ from .best import BestModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Version of what a checkpoint holds; a checkpoint without one has this first one."""
+FORMAT = 2
+"""Version of what a checkpoint holds; a checkpoint without one has the first. The first is read as well."""
 ORDER = 1
-"""Version of the order of samples (`data.pipeline.order`) and of their random draws; likewise."""
+"""Version of the order of samples (`data.pipeline.order`) and of their random draws."""
 
 # What the optimizer's state holds, so that another value would have no effect.
 _OF_THE_OPTIMIZER = (
     "learning_rate", "learning_rate_encoder", "layer_decay", "component_decay", "weight_decay", "param_groups",
     "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
-_OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
-_OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model")
+OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
+_OF_THE_BEST = ("metric_for_best_model", "greater_is_better", "smooth_alpha")
+_OF_A_METRIC = ("metric", "greater_is_better")  # arguments of callbacks
+_OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model", "greater_is_better")
 _OF_THE_DATA = (
     ("num_images", "training images", "resume with the same data"),
     ("image_ids", "image ids (as a checksum)", "resume with the same data in the same order"),
@@ -104,7 +107,7 @@ class RunState(TrainerState):
             "images_per_step": images_per_step,
             "num_images": len(ids),
             "image_ids": hashlib.sha256(ids.tobytes()).hexdigest(),
-            "arguments": args.to_dict(),
+            "arguments": json.loads(args.to_json_string()),  # as a checkpoint gives them back
         }
 
     @property
@@ -171,25 +174,47 @@ class RunState(TrainerState):
             setattr(self, name, callback_state[name])
         for name in _KEPT:
             setattr(self, name, progress[name])
-        self.best.load_state_dict(progress["best"])
+        before, now = progress["arguments"], self.identity["arguments"]
+        if all(before.get(name) == now[name] for name in _OF_THE_BEST):
+            self.best.load_state_dict(progress["best"])
+        else:
+            self.best_metric = self.best_global_step = self.best_model_checkpoint = self.best_weights = None
+            logger.warning(
+                "the best model is chosen by %s now, before by %s: the comparison starts with the next evaluation",
+                *(", ".join(f"{name}={values.get(name)}" for name in _OF_THE_BEST) for values in (now, before)),
+            )
         self.epochs_done = progress["epoch"]
         cut_short = self.steps_in_epoch < progress["steps_per_epoch"] and not self.epoch_stopped
         if self.epoch_finished and not (cut_short and self.global_step < self.max_steps):
             self.end_epoch()
-        before, now = progress["arguments"], self.identity["arguments"]
-        self.stopped = self.stopped and all(before[name] == now[name] for name in _OF_STOPPING)
+        self.stopped = self.stopped and all(before.get(name) == now.get(name) for name in _OF_STOPPING)
 
     def keep_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:
-        """Take in the states of the callbacks that have one."""
-        self.stateful_callbacks = {type(c).__name__: c.state() for c in callbacks if isinstance(c, ExportableState)}
+        """Take in the states of the callbacks that have one; several of a class keep a list, as in Transformers."""
+        kept: dict[str, Any] = {}
+        for callback in callbacks:
+            if isinstance(callback, ExportableState):
+                kept.setdefault(type(callback).__name__, []).append(callback.state())
+        self.stateful_callbacks = {name: states if len(states) > 1 else states[0] for name, states in kept.items()}
 
     def restore_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:
-        """Give the callbacks back what `keep_callbacks` took."""
+        """Give the callbacks back what `keep_callbacks` took, those of one class in their order.
+
+        A callback that looks at another metric than before begins afresh. What no callback takes is named.
+        """
+        kept = self.stateful_callbacks.items()
+        left = {name: [states] if isinstance(states, Mapping) else [*states] for name, states in kept}
         for callback in callbacks:
-            kept = self.stateful_callbacks.get(type(callback).__name__)
-            if isinstance(callback, ExportableState) and kept is not None:
-                for name, value in kept["attributes"].items():
-                    setattr(callback, name, value)
+            states = left.get(type(callback).__name__)
+            if not states or not isinstance(callback, ExportableState):
+                continue
+            before, now = states.pop(0), callback.state()["args"]
+            changed = [n for n in _OF_A_METRIC if n in now and before["args"].get(n, now[n]) != now[n]]
+            for name, value in before["attributes"].items() if not changed else ():
+                setattr(callback, name, value)
+        for name, states in left.items():
+            if states:
+                logger.warning("the checkpoint has a state of %s, and this run has no such callback", name)
 
     def check_same_run(self, folder: Path, written: Mapping[str, Any]) -> None:
         """Compare a checkpoint's `state_dict` with this run; log which other arguments have changed.
@@ -198,7 +223,7 @@ class RunState(TrainerState):
             ValueError: its format, the data, their order, the step or the optimizer's settings are others.
         """
         ours = self.identity
-        if written.get("format", 1) != FORMAT or written.get("order", 1) != ORDER:
+        if written.get("format", 1) > FORMAT or written.get("order", 1) != ORDER:
             raise ValueError(
                 f"{folder} has format {written.get('format', 1)} and sample order {written.get('order', 1)}, this "
                 f"version resumes format {FORMAT} and order {ORDER}; resume with the version that wrote it, or start a "
@@ -210,12 +235,6 @@ class RunState(TrainerState):
                     f"{folder} was written with {written[name]} {meaning}, this run has {ours[name]}; {remedy}"
                 )
         self._check_arguments(folder, written["arguments"])
-        if written["strategy"] != ours["strategy"] and "zero" in written["strategy"] + ours["strategy"]:
-            raise ValueError(
-                f"{folder} was written under {written['strategy']}, this run is {ours['strategy']}: DeepSpeed's files "
-                "fit the same stage and number of processes only; launch as before, or start a new run from its "
-                "model.safetensors"
-            )
         if written["world_size"] != ours["world_size"]:
             logger.warning(
                 "%s was written by %d processes and is resumed by %d: random numbers will differ",
@@ -227,7 +246,7 @@ class RunState(TrainerState):
         changed = {
             name: f"{name} {before} -> {ours[name]}"
             for name, before in written.items()
-            if name in ours and name not in _OF_THE_PLACE and ours[name] != before
+            if name in ours and name not in OF_THE_PLACE and ours[name] != before
         }
         for name in _OF_THE_OPTIMIZER:
             if name in changed:

@@ -68,7 +68,7 @@ class TrackerCallback(TrainerCallback):
             return
         config = {name: v for name, v in model.config.to_dict().items() if name not in ("id2label", "label2id")}
         values = flatten({**args.to_dict(), "model": config})
-        self.trackers = [_started(each, args) for each in self.names]
+        self.trackers = [_started(each, args, state.global_step) for each in self.names]
         for tracker in self.trackers:
             tracker.store_init_configuration(values)
 
@@ -119,12 +119,14 @@ class TrackerCallback(TrainerCallback):
         self.trackers = []
 
 
-def _started(tracker: str | GeneralTracker, args: RFDETRTrainingArguments) -> GeneralTracker:
+def _started(tracker: str | GeneralTracker, args: RFDETRTrainingArguments, step: int) -> GeneralTracker:
     if isinstance(tracker, GeneralTracker):
         return tracker
     tracker_class = LOGGER_TYPE_TO_CLASS[tracker]
     run_name = args.run_name or Path(args.output_dir).resolve().name
-    options = {_RUN_NAME[tracker]: run_name} if tracker in _RUN_NAME else {}
+    options: dict[str, Any] = {_RUN_NAME[tracker]: run_name} if tracker in _RUN_NAME else {}
+    # What a killed run has written past the checkpoint that this one goes on from is not shown.
+    options |= {"purge_step": step + 1} if tracker == "tensorboard" and step else {}
     options |= cast(dict[str, Any], args.tracker_kwargs or {}).get(tracker, {})
     if tracker_class.requires_logging_directory:
         # The name of a tracker with files is that of their folder.

@@ -1,62 +1,61 @@
 """The training loop."""
 
-import copy
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainerCallback, TrainerControl
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
 from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
-from ..hub.push import HubCallback, HubUploader, fetch_checkpoint
+from ..hub.push import HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
 from .best import BestModel
-from .callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback
+from .callbacks import own_callbacks
 from .card import card_facts
 from .checkpoint.checkpointer import Checkpointer
+from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
+from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
-from .checks import audit_splits, check_run, check_split, default_metric
-from .compatibility import TransformersMethods
-from .console import log_to_console, log_to_file, stop_logging
+from .checks import audit_splits, check_kinds, check_run, named_splits
 from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
+from .evaluation_methods import EvaluationMethods
 from .finetuning import apply_finetuning, in_float32, merge_adapters
-from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor, end_workers
-from .meters import EvalLossMeter, LossMeter, Stopwatch
+from .loaders import batch_to_device, build_train_loader, choose_processor
+from .meters import LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
-from .optimization import build_optimizer, build_param_groups, build_scheduler
+from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
 from .parallel import choose_parallel, compile_blocks
-from .preemption import EXIT_CODE, Preempted, PreemptionNotice
+from .preemption import EXIT_CODE, Noticed, Preempted, PreemptionNotice
 from .state import RunState
-from .trackers import TrackerCallback
+from .status import FINISHED, PREEMPTED
 from .update import StepResult, update_weights
-from .validation import Found, PredictionOutput, Validation
+from .validation import Validation
+from .waiting import Batches, LoaderStuck, end_workers
+from .watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 
 
-class RFDETRTrainer(TransformersMethods):
+class RFDETRTrainer(EvaluationMethods):
     """Trains, evaluates and saves an RF-DETR model on Accelerate.
 
     A subclass may override `create_optimizer`, `create_scheduler`, `get_train_dataloader`, `get_eval_dataloader` and
@@ -66,7 +65,7 @@ class RFDETRTrainer(TransformersMethods):
         model: the model to train; its `id2label` must name the classes of the data.
         args: see [`RFDETRTrainingArguments`]; the trainer works on a copy.
         train_dataset: a `datasets.Dataset` in the schema of [`load_detection_dataset`].
-        eval_dataset: likewise, for evaluation during training.
+        eval_dataset: likewise, for evaluation during training; or several by name, whose scores are `eval_<name>_map`…
         image_processor: the pre-processing of evaluation and prediction, saved with the model; default: a square resize
             to the model's resolution.
         callbacks: `transformers.TrainerCallback`s.
@@ -76,69 +75,73 @@ class RFDETRTrainer(TransformersMethods):
         compute_metrics: takes an `EvalPrediction` of all images, whose `predictions` are those of
             [`~evaluation.by_image.predictions_by_image`] and whose `label_ids` are those of
             [`~evaluation.by_image.truth_by_image`], and returns further metrics; called on the main process.
+        processing_class: another name of `image_processor`.
+        optimizers: an optimizer of the model's parameters and its schedule, each or None; default: by the arguments.
+        model_init: makes the model, after the seed of the arguments is set; in place of `model`.
         best_model: decides, after each evaluation, whether the weights are the best so far; default: by the arguments.
         drop_path: the drop path rate by optimizer step; default: by the arguments.
         evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
     """
 
+    train_dataset: Any
+
     def __init__(
         self,
-        model: RFDETRForObjectDetection,
-        args: RFDETRTrainingArguments,
+        model: RFDETRForObjectDetection | None = None,
+        args: RFDETRTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         image_processor: RFDETRImageProcessor | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         augmentation: Callable[..., Any] | None = None,
         test_dataset: Dataset | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         *,
+        processing_class: RFDETRImageProcessor | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+        model_init: Callable[[], RFDETRForObjectDetection] | None = None,
         best_model: BestModel | None = None,
         drop_path: DropPathSchedule | None = None,
         evaluator: Callable[[Dataset], CocoEvaluator] | None = None,
     ) -> None:
-        self.args = args = copy.deepcopy(args)
-        args.metric_for_best_model = args.metric_for_best_model or default_metric(args, model.task)
-        self.model: RFDETRForObjectDetection = in_float32(model)
-        self.train_dataset: Any = train_dataset
-        self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
-        self.augmentation = augmentation
-        self.image_processor = image_processor or default_processor(model.config, args.square_resize)
+        self.splits = named_splits(train_dataset, eval_dataset, test_dataset)
+        processor = image_processor or processing_class
+        model, args = check_kinds(model, args, self.splits, processor, model_init)
+        self.args = args = args.for_run(model.task, eval_dataset)
+        self.model, self.augmentation = in_float32(model), augmentation
+        self.train_dataset, self.eval_dataset, self.test_dataset = train_dataset, eval_dataset, test_dataset
+        self.image_processor = processor = choose_processor(processor, model.config, args.square_resize, train_dataset)
         side, backbone = model.config.resolution, model.config.backbone_config
         self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
+        rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
+        local, world = self.is_local_process_zero(), self.is_world_process_zero()
         self.state = RunState(
-            is_local_process_zero=self.accelerator.is_local_main_process,
-            is_world_process_zero=self.accelerator.is_main_process,
-            best=best_model
-            or BestModel(args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha),
+            is_local_process_zero=local, is_world_process_zero=world, best=best_model or BestModel(*rules)
         )
         self.control = TrainerControl()
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
         self.stateful: dict[str, Any] = {"losses": self.losses}
+        self.given_optimizer, self.given_scheduler = optimizers
         # Made when a training begins, for they depend on its data and on the launch.
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
         self.drop_path: Any = drop_path
         self.train_loader: Any = None
         self.weights = Weights(model, self.image_processor, train_dataset)
-        self.checkpointer = Checkpointer(
-            self.directory, self.accelerator, self.parallel, self.weights, self.stateful,
-            keep=args.save_total_limit, background=args.async_save,
-        )  # fmt: skip
-        self.validation = Validation(
-            args, self.directory, self.accelerator, self.parallel, self.weights, compute_metrics, evaluator
-        )
-        named = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "test_dataset": test_dataset}
-        self.splits = {name: dataset for name, dataset in named.items() if dataset is not None}
+        of_the_run = self.directory, self.accelerator, self.parallel, self.weights
+        keep = {"keep": args.save_total_limit, "background": args.async_save}
+        self.checkpointer = Checkpointer(*of_the_run, self.stateful, **keep)
+        self.watchdog = Watchdog(who=f"process {self.accelerator.process_index}")
+        self.validation = Validation(args, *of_the_run, self.watchdog, compute_metrics, evaluator)
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
         self.preemption = PreemptionNotice()
-        self.hub = HubUploader(args.hub_model_id or self.directory.root.resolve().name, args.hub_token,
-                               args.hub_private_repo)  # fmt: skip
-        listeners = [*self._own_callbacks(), *(callbacks or ())]
-        self.callback_handler: Any = CallbackHandler(listeners, model, self.image_processor, None, None)
+        repository = args.hub_model_id or self.directory.root.resolve().name
+        self.hub = HubUploader(repository, args.hub_token, args.hub_private_repo)
+        ours = own_callbacks(args, self.directory, self.hub, self._fire)
+        self.callback_handler: Any = CallbackHandler([*ours, *(callbacks or ())], model, processor, None, None)
         self._in_training = False
         self._fire("on_init_end")
 
@@ -146,22 +149,6 @@ class RFDETRTrainer(TransformersMethods):
     def ema(self) -> ExponentialMovingAverage | None:
         """The moving average of the weights, once a run with `use_ema` has begun."""
         return self.weights.average
-
-    def _own_callbacks(self) -> list[TrainerCallback]:
-        args: Any = self.args
-        ours: list[TrainerCallback] = [
-            DefaultFlowCallback(),
-            ProgressCallback(),
-            MetricsCsvCallback(self.directory.metrics),
-        ]
-        if args.early_stopping_patience is not None:
-            rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs
-            ours.append(EarlyStopping(args.metric_for_best_model, *rules, args.greater_is_better))
-        if args.trackers:
-            ours.append(TrackerCallback(args.trackers))
-        if args.push_to_hub:
-            ours.append(HubCallback(self.hub, notify=lambda: self._fire("on_push_begin")))
-        return ours
 
     def _fire(self, event: str, **kwargs: Any) -> None:
         """Call the callbacks' method for an event."""
@@ -175,17 +162,16 @@ class RFDETRTrainer(TransformersMethods):
             self.train_dataset, self.args, self.model.config, self.scales, self.accelerator, self.augmentation
         )
 
-    def get_eval_dataloader(self, dataset: Dataset) -> DataLoader:
-        """This rank's share of a data set, every image once over all ranks."""
-        return build_eval_loader(dataset, self.args, self.model.config, self.image_processor, self.accelerator)
-
     def create_optimizer(self) -> Optimizer:
-        """The optimizer, of the model before it is sharded."""
+        """The optimizer, of the model before it is sharded; the one given at construction, if any."""
+        if self.given_optimizer is not None:
+            return self.given_optimizer
         return build_optimizer(build_param_groups(self.model, self.args), self.args, self.accelerator.device)
 
     def create_scheduler(self, optimizer: Optimizer) -> LRScheduler:
-        """The schedule of the learning rates, stepped once after each optimizer step."""
-        return build_scheduler(optimizer, self.args, self.state.max_steps, self.state.steps_per_epoch)
+        """The schedule of the learning rates, stepped once after each optimizer step; the one given, if any."""
+        steps = self.state.max_steps, self.state.steps_per_epoch
+        return self.given_scheduler or build_scheduler(optimizer, self.args, *steps)
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: float | None = None
@@ -216,40 +202,47 @@ class RFDETRTrainer(TransformersMethods):
             FileExistsError: `output_dir` holds an earlier run that this one would write into.
             DetectionDataError: the audit found images that can't be read.
             RuntimeError: `max_skipped_steps` steps in a row had a non-finite loss or gradient.
-            Preempted: the process got SIGTERM or SIGUSR1, and a checkpoint of the step it was in is written. A
-                `SystemExit` with the code `preemption.EXIT_CODE`.
+            RunInUse, LockLost: another process trains into `output_dir`.
+            LoaderStuck: the workers of a loader gave no batch for `dataloader_timeout` seconds; it is saved before.
+            Preempted: a process of the run got SIGTERM, SIGUSR1, SIGHUP or SIGINT (Ctrl-C), or its launcher ended, and
+                a checkpoint is written. A `SystemExit` with the code `preemption.EXIT_CODE`.
         """
         if self.train_dataset is None:
             raise ValueError("train() needs a train_dataset, given at construction")
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        checkpoint = self.directory.prepare(fetch_checkpoint(resume, self.args.hub_token), self.accelerator)
+        resume = fetch_checkpoint(resume, self.args.hub_token)
         with ExitStack() as stack:
-            if self.accelerator.is_main_process:
-                log_to_console()
-                stack.callback(stop_logging, log_to_file(self.directory.log))
+            stack.enter_context(self.directory.session(resume, self.accelerator))
+            stack.enter_context(self.watchdog)
             for close in [c.close for c in self.callback_handler.callbacks if hasattr(c, "close")]:
                 stack.callback(close)  # trackers write what they hold back
             stack.callback(self.checkpointer.close)
-            stack.callback(lambda: end_workers(self.train_loader))
+            stack.callback(lambda: end_workers(getattr(self.train_loader, "_iterator", None)))
             stack.push(self._end_training)
+            checkpoint = self.directory.prepare(resume, self.args.to_dict(), self.accelerator)
             self._build()
             if checkpoint is not None:
                 self.checkpointer.load(checkpoint, self.state)
                 self.state.restore_callbacks(self.callback_handler.callbacks)
-                self.validation.forget_lost_best(self.state)
-            audit_splits(self.splits, self.args.audit, self.accelerator)
+            self.directory.begin(self.accelerator, *self.weights.sizes(), self.args.save_total_limit)
+            self.validation.forget_lost_best(self.state)
+            with self.watchdog.during("audit of the data"):
+                audit_splits(self.splits, self.args.audit, self.accelerator)
             if self.accelerator.is_main_process:
                 self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
-            started = time.perf_counter()
+            started, first_step = time.perf_counter(), self.state.global_step
             self._in_training = True
             with self.preemption:
                 self._run_epochs()
-            self._in_training = False
-            return self._finish(time.perf_counter() - started)
+                self._in_training = False
+                output = self._finish(time.perf_counter() - started, self.state.global_step - first_step)
+                self.directory.set_status(state=FINISHED, step=self.state.global_step)
+            return output
 
     def _end_training(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         processes = self.accelerator.num_processes
-        if isinstance(error, Exception) and (self._in_training or processes > 1):
+        is_failure = isinstance(error, Exception) and not isinstance(error, LockLost)  # the log is another run's then
+        if is_failure and (self._in_training or processes > 1):
             # At once: the other processes are about to fail for want of this one.
             index = self.accelerator.process_index
             logger.error("process %d of %d failed", index, processes, exc_info=error)
@@ -269,14 +262,12 @@ class RFDETRTrainer(TransformersMethods):
             self.model.enable_activation_checkpointing()
         self.train_loader = self.get_train_dataloader()
         state.begin(
-            args,
-            self.train_dataset["image_id"],
+            args, self.train_dataset["image_id"], strategy=parallel.name, world_size=self.accelerator.num_processes,
             steps_per_epoch=len(self.train_loader) // args.gradient_accumulation_steps,
             images_per_step=self.train_loader.batch_sampler.window_size,
-            strategy=parallel.name,
-            world_size=self.accelerator.num_processes,
-        )
+        )  # fmt: skip
         self.model.to(self.accelerator.device)
+        require_finite(self.model.state_dict(), "the model to train")
         if args.torch_compile:
             compile_blocks(self.model, args.torch_compile_backend)
         optimizer = self.create_optimizer()
@@ -288,15 +279,11 @@ class RFDETRTrainer(TransformersMethods):
         if args.use_ema:
             self.weights.start_average(args.ema_decay, args.ema_tau, args.ema_update_interval)
         self.drop_path = self.drop_path or DropPathSchedule(
-            args.drop_path,
-            state.max_steps,
-            mode=args.drop_path_mode,
-            schedule=args.drop_path_schedule,
+            args.drop_path, state.max_steps, mode=args.drop_path_mode, schedule=args.drop_path_schedule,
             cutoff_steps=round(args.drop_path_cutoff_epochs * state.steps_per_epoch),
-        )
-        handler = self.callback_handler
-        handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
-        handler.train_dataloader = self.train_loader
+        )  # fmt: skip
+        handler, loader = self.callback_handler, self.train_loader
+        handler.optimizer, handler.lr_scheduler, handler.train_dataloader = self.optimizer, self.lr_scheduler, loader
         self.losses.reset()
         self.stopwatch.reset()
 
@@ -308,7 +295,7 @@ class RFDETRTrainer(TransformersMethods):
             logger.info("a callback had ended the run at step %d: it stays ended", state.global_step)
             self.control.should_training_stop = True
         if self.args.eval_on_start and state.global_step == 0:
-            self._evaluate_and_track()
+            self._evaluate_and_track(due=False)
         while state.epochs_done < state.num_train_epochs and not self.control.should_training_stop:
             self._fire("on_epoch_begin")
             if state.due:
@@ -323,22 +310,29 @@ class RFDETRTrainer(TransformersMethods):
                 if window is None:
                     break
                 if self.training_step(window, state).preempted:
-                    self._save_and_leave()
+                    self._save_and_leave(due=True)
                 self._log_evaluate_save()
             self._fire("on_epoch_end")
             self._log_evaluate_save(epoch_finished=True)
+            if self.parallel.sum_on_hosts(self.preemption.received)[0]:
+                self._save_and_leave(epoch_finished=True)
             state.end_epoch()
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The micro-batches of each optimizer step that is left of this epoch."""
         accumulation, state = self.args.gradient_accumulation_steps, self.state
         self.train_loader.batch_sampler.set_epoch(state.epochs_done, start_batch=state.steps_in_epoch * accumulation)
-        batches = iter(self.train_loader)
+        batches = Batches(self.train_loader, self.preemption, self.args.dataloader_timeout)
         for _ in range(state.steps_left_in_epoch):
             started = time.perf_counter()
-            window = [next(batches) for _ in range(accumulation)]
+            self.watchdog.at("loading data")
+            window = batches.take(accumulation)
+            self.watchdog.at("waiting for the other processes")
+            without, stuck = self.parallel.sum_on_hosts(window is None, batches.stuck)
+            if without:  # no process takes a step that one has no data for
+                self._save_and_leave(error=batches.why_stuck() if stuck else None)
             self.stopwatch.waited += time.perf_counter() - started
-            yield window
+            yield window or []
 
     def training_step(self, window: list[Batch], state: RunState) -> StepResult:
         """One optimizer step: forward and backward over the window's micro-batches, then one update of all.
@@ -403,7 +397,7 @@ class RFDETRTrainer(TransformersMethods):
     def _log_evaluate_save(self, epoch_finished: bool = False) -> None:
         if self.control.should_log or self.state.global_step == self.state.max_steps:
             self._log_training()
-        improved = self._evaluate_and_track() if self.control.should_evaluate else False
+        improved = self._evaluate_and_track(due=not epoch_finished) if self.control.should_evaluate else False
         if self.control.should_save or (improved and self.args.save_strategy == SaveStrategy.BEST):
             self._announce_saved()
             self._save(epoch_finished)
@@ -418,7 +412,7 @@ class RFDETRTrainer(TransformersMethods):
         if not logs:
             return
         state.loss_total, state.loss_steps = state.loss_total + logs["loss"] * steps, state.loss_steps + steps
-        logs["learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
+        logs["learning_rate"] = present_rate(self.optimizer, self.args)
         logs["skipped_steps"] = state.skipped_steps
         logs |= self.stopwatch.read(self.accelerator.device, state.max_steps - state.global_step)
         self.losses.reset()
@@ -427,15 +421,29 @@ class RFDETRTrainer(TransformersMethods):
 
     def log(self, logs: dict[str, float]) -> None:
         """Give a log event to the callbacks and to `state.log_history`."""
+        self.directory.lock.check()
         logs = {**logs, "epoch": self.state.epoch}
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._fire("on_log", logs=logs)
 
-    def _evaluate_and_track(self) -> bool:
-        """Evaluate; returns whether a score is the best so far, which `best/` then holds."""
+    def _evaluate_and_track(self, due: bool) -> bool:
+        """Evaluate; returns whether a score is the best so far, which `best/` then holds.
+
+        `due`: whether a run that has to end meanwhile must note that this is still to be done.
+        """
         self._announce_saved()
         started = time.perf_counter()
-        metrics = self.evaluate()
+        try:
+            metrics = self.evaluate()
+        except (Noticed, LoaderStuck) as reason:
+            self._save_and_leave(due=due, error=reason if isinstance(reason, LoaderStuck) else None)
+        except Exception:
+            # All processes get here if the scoring failed; what a forward pass of one of them raised ends the others.
+            if self._in_training and (self.accelerator.num_processes == 1 or self.validation.scoring_failed):
+                logger.error("the evaluation of step %d failed; its checkpoint is written", self.state.global_step)
+                self._save(due=due)
+                self.checkpointer.wait()
+            raise
         improved = self.validation.keep_best(metrics, self.state, self._card(metrics))
         self.stopwatch.paused += time.perf_counter() - started
         return improved
@@ -444,7 +452,8 @@ class RFDETRTrainer(TransformersMethods):
         """Write a checkpoint; `due`: the latest step's logging, evaluation and saving are still to be done."""
         self.state.mark(self.control, epoch_finished, due)
         self.state.keep_callbacks(self.callback_handler.callbacks)
-        self.checkpointer.save(self.state, self._card())
+        with self.watchdog.during("saving a checkpoint"):
+            self.checkpointer.save(self.state, self._card())
 
     def _announce_saved(self) -> None:
         """Fire `on_save` for a checkpoint from the background as it would have been at its step."""
@@ -460,23 +469,29 @@ class RFDETRTrainer(TransformersMethods):
         # A save that is due by now stays due.
         self.control.should_save = self.control.should_save or due
 
-    def _save_and_leave(self) -> None:
+    def _save_and_leave(self, epoch_finished: bool = False, due: bool = False, error: Any = None) -> NoReturn:
         self._announce_saved()
-        self._save(due=True)
+        self._save(epoch_finished, due)
         self.checkpointer.wait()
-        logger.warning(
-            "preempted: saved step %d; exit code %d; go on with resume_from_checkpoint=True",
-            self.state.global_step, EXIT_CODE,
-        )  # fmt: skip
+        self.preemption.acted = True
+        if error is not None:
+            raise error
+        step = self.state.global_step
+        logger.warning("preempted: saved step %d; exit code %d; resume_from_checkpoint=True goes on", step, EXIT_CODE)
+        self.directory.set_status(state=PREEMPTED, step=step, last_checkpoint=f"checkpoint-{step}")
+        self.directory.release()
+        # A launcher ends the other processes when the first one has ended.
+        self.accelerator.wait_for_everyone()
         raise Preempted
 
     # ------------------------------------------------------------------------------------------------ the end
 
-    def _finish(self, runtime: float) -> TrainOutput:
+    def _finish(self, runtime: float, steps: int) -> TrainOutput:
         state = self.state
         self._announce_saved()
         with self.weights.averaged():
-            self.weights.save_pretrained(self.directory.last, self._card(), self.accelerator)
+            last = self.directory.replacing(self.directory.last, state.global_step)
+            self.weights.save_pretrained(last, self._card(), self.accelerator)
         # Accelerate's wrapper of `forward` comes off the model.
         self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
         takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
@@ -492,41 +507,18 @@ class RFDETRTrainer(TransformersMethods):
             source = f"the weights of step {state.global_step}"
         merge_adapters(self.model)
         logger.info("the model in memory is %s", source)
-        metrics = {"train_runtime": runtime, "train_skipped_steps": state.skipped_steps}
+        metrics = {"train_loss": state.loss_total / max(state.loss_steps, 1)}
+        metrics |= speeds("train", runtime, steps * state.identity["images_per_step"], steps)
+        metrics["train_skipped_steps"] = state.skipped_steps
+        self.log(metrics)
+        metrics["epoch"] = state.epoch or 0.0
         if self.test_dataset is not None:
             metrics |= self.evaluate(self.test_dataset, metric_key_prefix="test")
             # Once more, with the scores in the card.
-            folder = self.directory.best if takes_best else self.directory.last
-            self.weights.save_pretrained(folder, self._card(), self.accelerator)
+            chosen = (self.directory.best, state.best.step) if takes_best else (self.directory.last, state.global_step)
+            self.weights.save_pretrained(self.directory.replacing(*chosen), self._card(), self.accelerator)
         self._fire("on_train_end")
-        return TrainOutput(state.global_step, state.loss_total / max(state.loss_steps, 1), metrics)
-
-    def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
-        folder = Path(output_dir) if output_dir else self.directory.last
-        self.weights.save_pretrained(folder, self._card(), self.accelerator)
-
-    def push_to_hub(self, commit_message: str = "End of training", blocking: bool = True) -> str | None:
-        """Upload the model in memory, with image processor and model card, to `hub_model_id`.
-
-        Args:
-            commit_message: of the commit.
-            blocking: wait, and raise what goes wrong; else upload in the background and report it.
-
-        Returns:
-            The address of the commit on the main process when blocking, else None.
-        """
-        folder = self.directory.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
-        self.weights.save_pretrained(folder, self._card(), self.accelerator)
-        if not self.accelerator.is_main_process:
-            return None
-        self._fire("on_push_begin")
-        try:
-            if blocking:
-                return self.hub.push(folder, commit_message)
-            return self.hub.submit(folder, commit_message)
-        finally:
-            shutil.rmtree(folder)
+        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
     def _card(self, metrics: Mapping[str, float] | None = None) -> CardFacts:
         """What the model card of the present weights says; without metrics, those of the weights' step."""
@@ -535,63 +527,3 @@ class RFDETRTrainer(TransformersMethods):
         step = state.best_global_step if holds_best else state.global_step
         given = args, self.directory, self.hub.repo_id, self.weights, self.train_dataset
         return card_facts(*given, state, step, metrics)
-
-    # ------------------------------------------------------------------------------------------------ evaluation
-
-    def evaluate(self, eval_dataset: Dataset | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """COCO metrics of the weights that the arguments name: `eval_map`…, and `eval_ema_map`… for the average.
-
-        Outside of training the model in memory is evaluated, under the plain names.
-
-        Args:
-            eval_dataset: default: the one given at construction.
-            metric_key_prefix: first part of each name.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise ValueError("evaluate() needs an eval_dataset, here or at construction")
-        check_split(self.model, metric_key_prefix, dataset)
-        started = time.perf_counter()
-        metrics: dict[str, float] = {}
-        for prefix in self.args.evaluated_prefixes if self._in_training else ("",):
-            folder = None
-            if self._in_training:
-                step = str(self.state.global_step)
-                folder = self.directory.root / metric_key_prefix / step / ("ema" if prefix else "raw")
-            losses = EvalLossMeter() if self.args.eval_loss else None
-            with self.weights.averaged(bool(prefix)):
-                scores = self._score(dataset, self._after_batch, folder, losses)
-            metrics |= {f"{metric_key_prefix}_{prefix}{name}": value for name, value in scores.items()}
-        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
-        self.log(metrics)
-        self._fire("on_evaluate", metrics=metrics)
-        return metrics
-
-    def predict(self, dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
-        """Detections of every image of a data set by the model in memory, and the COCO metrics they give.
-
-        Returns:
-            predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes`
-                (n, 4) xyxy in pixels, on the CPU; `masks` as run-lengths, or `keypoints`, of such a model.
-        """
-        check_split(self.model, metric_key_prefix, dataset)
-        mine: list[dict[str, Any]] = []
-
-        def keep(image_ids: list[int], found: Found) -> None:
-            for image_id, each in zip(image_ids, found, strict=True):
-                on_host = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()}
-                mine.append({"image_id": image_id} | on_host)
-            self._after_batch(image_ids, found)
-
-        scores = self._score(dataset, keep)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        by_id = {each["image_id"]: each for each in gather_object(mine)}
-        self._fire("on_predict", metrics=metrics)
-        return PredictionOutput([by_id[image_id] for image_id in dataset["image_id"]], metrics)
-
-    def _score(self, dataset: Dataset, on_batch: Callable[[list[int], Found], None], *options: Any) -> dict[str, float]:
-        loader = self.callback_handler.eval_dataloader = self.get_eval_dataloader(dataset)
-        return self.validation.score(dataset, loader, self.to_device, on_batch, *options)
-
-    def _after_batch(self, image_ids: list[int], found: Found) -> None:
-        self._fire("on_prediction_step", image_ids=image_ids, detections=found)

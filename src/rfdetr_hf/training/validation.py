@@ -1,18 +1,14 @@
 """How good the weights of a run are, on which data, and which were the best."""
 
-import itertools
 import logging
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
 from ..data.pipeline.collate import PER_IMAGE
@@ -22,12 +18,15 @@ from ..evaluation.tables import summaries
 from ..hub.model_card import CardFacts
 from ..tasks import TASKS
 from .arguments import RFDETRTrainingArguments
-from .checkpoint.directory import CheckpointError, checksum
+from .checkpoint.directory import checksum
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import MODEL, Weights
+from .distributed import on_main
 from .meters import EvalLossMeter
 from .parallel import Parallel
 from .state import RunState
+from .waiting import Batches, in_step
+from .watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +49,12 @@ class Validation:
         accelerator: of the run.
         parallel: has the model that is called.
         weights: of the run.
+        watchdog: of the run.
         compute_metrics: further metrics, called on the main process.
         evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
+
+    Attributes:
+        scoring_failed: whether the latest scores could not be computed, which all processes know.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Validation:
         accelerator: Accelerator,
         parallel: Parallel,
         weights: Weights,
+        watchdog: Watchdog,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         evaluator: Callable[[Dataset], CocoEvaluator] | None = None,
     ) -> None:
@@ -69,8 +73,10 @@ class Validation:
         self.accelerator = accelerator
         self.parallel = parallel
         self.weights = weights
+        self.watchdog = watchdog
         self.compute_metrics = compute_metrics
         self.create_evaluator = evaluator or self._coco_evaluator
+        self.scoring_failed = False
 
     def _coco_evaluator(self, dataset: Dataset) -> CocoEvaluator:
         iou_types = TASKS[self.parallel.model.task].iou_types
@@ -87,7 +93,7 @@ class Validation:
     def score(
         self,
         dataset: Dataset,
-        batches: DataLoader,
+        batches: Batches,
         to_device: Callable[[Mapping[str, Any]], dict[str, Any]],
         on_batch: Callable[[list[int], Found], None],
         folder: Path | None = None,
@@ -97,7 +103,7 @@ class Validation:
 
         Args:
             dataset: its truth.
-            batches: this process's share of it; the first process has the most.
+            batches: this process's share of it.
             to_device: makes a batch the arguments of forward.
             on_batch: called with the image ids of a batch and what was found on each.
             folder: where results, tables and curves are written; None for nowhere.
@@ -129,18 +135,15 @@ class Validation:
             return image_ids, found
 
         evaluator = self.create_evaluator(dataset)
-        run_evaluation(detect, self._in_step(batches, len(dataset)), evaluator)
+        with self.watchdog.during("evaluation"):
+            run_evaluation(detect, in_step(batches, parallel, self.watchdog.at), evaluator)
         evaluator.gather(accelerator)
-        scores = [self._scores(evaluator, dataset, folder) if accelerator.is_main_process else {}]
-        scores = broadcast_object_list(scores)[0]
+        try:
+            scores = on_main(lambda: self._scores(evaluator, dataset, folder), accelerator)
+        except Exception:
+            self.scoring_failed = True
+            raise
         return scores if losses is None else scores | losses.read(accelerator)
-
-    def _in_step(self, batches: DataLoader, num_images: int) -> Any:
-        """The batches; where forward passes need all processes, as many on each, filled up with None."""
-        if not self.parallel.collective_forward or self.parallel.optimizer is None:
-            return batches
-        most = math.ceil(num_images / self.accelerator.num_processes / self.args.eval_batch_size)
-        return itertools.chain(batches, [None] * (most - len(batches)))
 
     def _scores(self, evaluator: CocoEvaluator, dataset: Dataset, folder: Path | None) -> dict[str, float]:
         args = self.args
@@ -158,7 +161,8 @@ class Validation:
             state.best_metric, state.best_global_step = state.best.score, state.best.step
             state.best_model_checkpoint = str(self.directory.best)
             with self.weights.averaged(state.best.source == "ema"):
-                self.weights.save_pretrained(self.directory.best, card, self.accelerator)
+                best = self.directory.replacing(self.directory.best, state.best.step)
+                self.weights.save_pretrained(best, card, self.accelerator)
             state.best_weights = _checksum_of(self.directory.best)
         return improved
 
@@ -195,8 +199,5 @@ def _targets(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _checksum_of(folder: Path) -> str | None:
-    """The checksum of a model folder's weights, None where there is no valid folder."""
-    try:
-        return checksum(folder, MODEL)
-    except CheckpointError:
-        return None
+    """The checksum of the weights that a model folder holds now, None where there are none."""
+    return checksum(folder / MODEL) if (folder / MODEL).is_file() else None

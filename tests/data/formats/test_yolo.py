@@ -118,7 +118,7 @@ def test_label_files_without_an_image_are_told(write_yolo, caplog):
 
 
 def test_images_without_a_label_file_may_be_left_out(write_yolo):
-    images = {"images/train/a.jpg": None, "images/train/b.jpg": ""}
+    images = {"images/train/a.jpg": None, "images/train/b.jpg": "0 .5 .5 .5 .5"}
     train = load_detection_dataset(write_yolo(images, skip_if_label_file_missing=True))["train"]
     assert train["file_name"] == ["images/train/b.jpg"]
 

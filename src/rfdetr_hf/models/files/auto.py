@@ -75,5 +75,12 @@ def load_processor(source: str | Path, resolution: int, revision: str | None = N
         revision: Branch, tag or commit of a Hub id.
     """
     if not is_official(source) and has_processor(source, revision):
-        return RFDETRImageProcessor.from_pretrained(str(source), revision=revision or "main")
+        try:
+            return RFDETRImageProcessor.from_pretrained(str(source), revision=revision or "main")
+        except Exception as error:
+            # Whatever transformers and its validators raise for a field.
+            raise ValueError(
+                f"{source}, preprocessor_config.json cannot be read: restore it, or remove it "
+                f"({str(error) or type(error).__name__})"
+            ) from error
     return RFDETRImageProcessor(size={"height": resolution, "width": resolution})

@@ -15,7 +15,8 @@ from ..parallel import Parallel
 from ..state import RunState
 from . import contents as files
 from .background import BackgroundWriter, host_copy
-from .directory import atomic_directory, rng_state, set_rng_state, temporary_path
+from .directory import rng_state, set_rng_state, temporary_path
+from .previous import open_optimizer
 from .run_directory import RunDirectory
 from .weights import Weights
 
@@ -86,18 +87,17 @@ class Checkpointer:
             Exception: what writing the one before failed with.
         """
         self._writer.wait()
-        path = self.directory.checkpoint(state.global_step)
+        step = state.global_step
         contents = self._gather(state, card)
         if not self.background:
-            with self._shared_directory(path) as folder:
-                self.parallel.save_optimizer(folder)
+            with self._shared_directory(step) as folder:
                 files.write_contents(folder, contents)
-            if contents:
+            if self.accelerator.is_main_process:
                 self.directory.rotate(self.keep)
             self.accelerator.wait_for_everyone()
-        elif contents:
-            kept = host_copy(contents | {files.OPTIMIZER: self.parallel.optimizer.state_dict()})
-            self._writer.start(lambda: self._write(path, kept))
+        elif self.accelerator.is_main_process:
+            kept = host_copy(contents)
+            self._writer.start(lambda: self._write(step, kept))
         self._saved = state.snapshot() if self.background else None
 
     def wait(self) -> RunState | None:
@@ -131,13 +131,14 @@ class Checkpointer:
         Raises:
             ValueError: the checkpoint belongs to another run; see `RunState.check_same_run`.
         """
+        files.check_contents(folder)
         progress = files.read_content(folder, files.PROGRESS)
         state.check_same_run(folder, progress)
         average = self.weights.average
         if average is not None and not (folder / files.AVERAGE).exists():
             raise ValueError(f"use_ema=True, but {folder} holds no {files.AVERAGE}; resume with use_ema=False")
-        self.parallel.load_optimizer(folder)
         self.weights.load(folder)
+        self.parallel.load_optimizer(open_optimizer(folder), folder)
         if average is not None:
             self.weights.load_average(files.read_content(folder, files.AVERAGE), progress["ema_updates"])
         for name, file in FILE_OF_PART.items():
@@ -155,31 +156,33 @@ class Checkpointer:
         logger.info("resumed from %s at step %d", folder, state.global_step)
 
     def _gather(self, state: RunState, card: CardFacts) -> dict[str, Any]:
-        """What the main process writes, by file, without the optimizer; empty on the others."""
+        """What this process writes, by file: the main one nearly all, the others their parts of a sharded optimizer."""
         is_main = self.accelerator.is_main_process
         mine = {"generators": rng_state(), PER_PROCESS: self.parts[PER_PROCESS].state_dict()}
         processes = gather_object([mine])
         model, adapters, average = self.weights.gather(is_main)
+        part = self.parallel.optimizer_part()
         if not is_main:
-            return {}
+            return {} if part is None else {files.OPTIMIZER: part}
         updates = self.weights.average.num_updates if self.weights.average is not None else 0
-        contents = {files.MODEL: model, files.CARD: card, files.CALLBACKS: state.callback_state()}
+        contents: dict[str, Any] = {files.MODEL: model, files.CARD: card, files.OPTIMIZER: part}
+        contents |= {files.CALLBACKS: state.callback_state()}
         contents |= {files.PROCESSES: processes, files.PROGRESS: state.state_dict() | {"ema_updates": updates}}
         contents |= {files.ADAPTERS: adapters} if adapters else {}
         contents |= {files.AVERAGE: average} if average else {}
         return contents | {FILE_OF_PART[n]: self.parts[n].state_dict() for n in FILE_OF_PART if n in self.parts}
 
-    def _write(self, path: Path, contents: Mapping[str, Any]) -> None:
-        with atomic_directory(path) as folder:
+    def _write(self, step: int, contents: Mapping[str, Any]) -> None:
+        with self.directory.replacing(self.directory.checkpoint(step), step) as folder:
             files.write_contents(folder, contents)
         self.directory.rotate(self.keep)
 
     @contextmanager
-    def _shared_directory(self, path: Path) -> Iterator[Path]:
-        """`atomic_directory` for all processes at once, on a file system that all see: the main one commits it."""
-        wait = self.accelerator.wait_for_everyone
+    def _shared_directory(self, step: int) -> Iterator[Path]:
+        """A checkpoint's folder for all processes at once, on a file system that all see: the main one commits it."""
+        wait, path = self.accelerator.wait_for_everyone, self.directory.checkpoint(step)
         if self.accelerator.is_main_process:
-            with atomic_directory(path) as folder:
+            with self.directory.replacing(path, step) as folder:
                 wait()
                 yield folder
                 wait()

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ...hub.model_card import CURVES, write_model_card
-from .directory import MANIFEST
-from .optimizer import FILE as OPTIMIZER
-from .optimizer import SHARDS
+from . import previous
+from .directory import MANIFEST, CheckpointError, check_listed
+from .optimizer import FOLDER as OPTIMIZER
+from .optimizer import write_optimizer
+from .tree import load_tree, read_tensors, require_finite, save_tree
 from .weights import ADAPTERS, MODEL
 
-AVERAGE, SCHEDULER, SCALER = "ema.safetensors", "scheduler.pt", "scaler.pt"
-PROGRESS, CALLBACKS, PROCESSES = "progress.pt", "trainer_state.json", "rank_states.pt"
-CARD, DEEPSPEED = "README.md", "deepspeed"
+AVERAGE, SCHEDULER, SCALER = "ema.safetensors", "scheduler.json", "scaler.json"
+PROGRESS, CALLBACKS, PROCESSES = "progress.json", "trainer_state.json", "rank_states.safetensors"
+CARD = "README.md"
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -26,11 +27,8 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_tensors(path: Path, value: Any) -> None:
+    require_finite(value, path.name)
     save_file(value, path, metadata={"format": "pt"})
-
-
-def _write_state(path: Path, value: Any) -> None:
-    torch.save(value, path)
 
 
 @dataclass(frozen=True)
@@ -60,19 +58,27 @@ TABLE = (
     ),
     Entry(ADAPTERS, "adapters, and the layers below them as they were; of a run with adapters", "main", _write_tensors),
     Entry(AVERAGE, "the moving average; of a run with use_ema", "main", _write_tensors),
-    Entry(OPTIMIZER, "the optimizer, unsharded", "launch", _write_state),
-    Entry(SHARDS, "the optimizer under FSDP2, each process its part", "all"),
-    Entry(DEEPSPEED, "the optimizer under DeepSpeed, each process its part", "all"),
-    Entry(SCHEDULER, "the schedule of the learning rates", "main", _write_state),
-    Entry(SCALER, "the scale of the loss; of a run in fp16", "main", _write_state),
-    Entry(PROCESSES, "of each process: random generators, loss sums since the last log line", "main", _write_state),
+    Entry(OPTIMIZER, "the optimizer: an index, and pieces of each process that has some", "launch", write_optimizer),
+    Entry(SCHEDULER, "the schedule of the learning rates", "main", _write_json),
+    Entry(SCALER, "the scale of the loss; of a run in fp16", "main", _write_json),
+    Entry(PROCESSES, "of each process: random generators, loss sums since the last log line", "main", save_tree),
     Entry(PROGRESS, "position in the epoch, counts, the best, the run's identity, `format`, `order`", "main",
-          _write_state),
+          _write_json),
     Entry(CALLBACKS, "what callbacks see: step, epoch, log history, their own states", "main", _write_json),
     Entry(CARD, "the model card", "main", lambda path, value: write_model_card(path.parent, value), (CURVES,)),
     Entry(MANIFEST, "size and checksum of every other file; written last", "main"),
 )  # fmt: skip
 _ROWS = {entry.file: entry for entry in TABLE}
+
+
+def check_contents(folder: Path) -> None:
+    """Make sure that every file of the table that is there, under its present or its earlier name, was saved.
+
+    Raises:
+        CheckpointError: one is not in the manifest.
+    """
+    names = [name for entry in TABLE for name in (entry.file, *entry.beside) if name != MANIFEST]
+    check_listed(folder, [*names, *(Path(name).with_suffix(".pt").name for name in names)])
 
 
 def write_contents(folder: Path, contents: Mapping[str, Any]) -> None:
@@ -82,10 +88,19 @@ def write_contents(folder: Path, contents: Mapping[str, Any]) -> None:
 
 
 def read_content(folder: Path, name: str) -> Any:
-    """Read back what `write_contents` wrote into a file that is no model and no card."""
+    """Read back what `write_contents` wrote into a file that is no model, no optimizer and no card.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
     path = folder / name
+    if not path.exists() and path.with_suffix(".pt").exists():
+        return previous.load(path.with_suffix(".pt"))
     if path.suffix == ".safetensors":
-        return load_file(path)
-    if path.suffix == ".json":
+        return load_tree(path) if name == PROCESSES else read_tensors(path)
+    try:
         return json.loads(path.read_text(encoding="utf-8"))
-    return torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}") from error

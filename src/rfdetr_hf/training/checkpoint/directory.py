@@ -7,10 +7,13 @@ makes of it:
 | killed | left behind | afterwards |
 |---|---|---|
 | before the manifest is complete | the previous one, a broken `.tmp-<name>` | the previous one |
-| before the rename, `<name>` existed | the previous one, a valid `.tmp-<name>` | the previous one |
-| before the rename, `<name>` is new | a valid `.tmp-<name>` | the new one |
-| between the two renames of a replacement | the previous one as `.del-<name>`, a valid `.tmp-<name>` | the new one |
+| before the rename, `<name>` existed | the previous one, a whole `.tmp-<name>` | the previous one |
+| before the rename, `<name>` is new | a whole `.tmp-<name>` | the new one |
+| between the two renames of a replacement | the previous one as `.del-<name>`, a whole `.tmp-<name>` | the new one |
 | while deleting | a part of `.del-<name>` | nothing of it |
+
+What a manifest does not list, or what has changed since, is a user's: it is moved to `set-aside/<time>-<why>/` before
+the rest is deleted.
 """
 
 import errno
@@ -21,7 +24,8 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,12 +34,17 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from .timeline import TimeLine
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 TEMPORARY, DELETED = ".tmp-", ".del-"
+SET_ASIDE = "set-aside"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _LEFTOVER = re.compile(r"(\.tmp-|\.del-)(checkpoint-\d+|best|last|(?:\.del-)?push(?:-\d+)*)")
+# What systems and network file systems put into folders by themselves.
+_NOBODYS = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+")
 _CHUNK = 1 << 20
 _FULL = 1 << 20
 
@@ -49,12 +58,40 @@ def checkpoint_path(output_dir: str | Path, step: int) -> Path:
     return Path(output_dir) / f"checkpoint-{step}"
 
 
-def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The directories named `checkpoint-<step>`, oldest step first, valid or broken."""
+def list_checkpoints(output_dir: str | Path, line: TimeLine | None = None) -> list[Path]:
+    """The directories named `checkpoint-<step>`, oldest step first, valid or broken.
+
+    Args:
+        output_dir: the run directory.
+        line: leave out those that are on another time line than this one.
+    """
     root = Path(output_dir)
     matches = [(_CHECKPOINT.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
-    found = [(int(match[1]), path) for match, path in matches if match and path.is_dir()]
-    return [path for _, path in sorted(found)]
+    found = sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
+    if line is None:
+        return [path for _, path in found]
+    marks = [(step, path, time_line_of(path)) for step, path in found]
+    return [path for step, path, mark in marks if mark is None or line.leads_from(mark, step)]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps behind a checkpoint: by its manifest, or else by its name.
+
+    Raises:
+        CheckpointError: neither tells.
+    """
+    step = about(checkpoint).get("step")
+    if isinstance(step, int):
+        return step
+    digits = checkpoint.name.removeprefix("checkpoint-")
+    if not digits.isdecimal():
+        raise CheckpointError(f"{checkpoint} does not tell its step; name it checkpoint-<step>.")
+    return int(digits)
+
+
+def time_line_of(directory: str | Path) -> TimeLine | None:
+    """The time line up to a checkpoint or model folder; None where its manifest does not tell."""
+    return TimeLine.from_json(about(directory).get("time_line"))
 
 
 def temporary_path(final_path: str | Path) -> Path:
@@ -64,14 +101,16 @@ def temporary_path(final_path: str | Path) -> Path:
 
 
 @contextmanager
-def atomic_directory(final_path: str | Path) -> Iterator[Path]:
+def atomic_directory(final_path: str | Path, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Fill a directory that appears under its name only when it is complete and on the disk.
 
-    An earlier directory of this name stays in place until the new one is complete. If the block or the commit fails,
-    the temporary directory is removed and the earlier one is as it was. One process enters the context.
+    An earlier directory of this name stays in place until the new one is complete; then a user's files in it are set
+    aside. If the block or the commit fails, the temporary directory is removed and the earlier one is as it was. One
+    process enters the context.
 
     Args:
         final_path: the directory to make, or to replace if an earlier call made it.
+        about: further entries of the manifest; see `about`.
 
     Yields:
         The temporary directory to write into.
@@ -81,15 +120,14 @@ def atomic_directory(final_path: str | Path) -> Iterator[Path]:
         OSError: writing failed. If the disk is full, the message says so and what to do.
     """
     final = Path(final_path)
-    if final.exists() and not (final / MANIFEST).is_file() and not (final.is_dir() and not any(final.iterdir())):
-        raise FileExistsError(f"{final} exists and is no checkpoint of this trainer (no {MANIFEST}); move it away.")
+    check_replaceable(final)
     temporary = temporary_path(final)
     if temporary.exists():
         shutil.rmtree(temporary)
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        _write_manifest(temporary)
+        _write_manifest(temporary, about or {})
         _put_in_place(temporary, final)
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_for_lack_of_space(error, temporary):
@@ -103,7 +141,60 @@ def atomic_directory(final_path: str | Path) -> Iterator[Path]:
         # After a commit the name is gone; whatever still has it is incomplete.
         if temporary.exists():
             _remove(temporary)
-    _remove(final.with_name(DELETED + final.name))
+    _discard(final.with_name(DELETED + final.name), f"replaced-{final.name}")
+
+
+def check_replaceable(path: Path) -> None:
+    """Make sure that `atomic_directory` may write there.
+
+    Raises:
+        FileExistsError: something stands there that has no manifest, so it is not ours to replace.
+    """
+    if os.path.lexists(path) and not (path / MANIFEST).is_file() and not _is_empty_directory(path):
+        raise FileExistsError(f"{path} exists and is no checkpoint of this trainer (no {MANIFEST}); move it away.")
+
+
+def set_aside(root: str | Path, paths: Iterable[str | Path], why: str) -> Path | None:
+    """Move files and folders to `set-aside/<time>-<why>/`, under their paths below the root. Nothing is deleted.
+
+    Args:
+        root: the run directory.
+        paths: below it.
+        why: a few words for the name.
+
+    Returns:
+        The folder; None without paths.
+
+    Raises:
+        OSError: something cannot be moved.
+    """
+    root, folder = Path(root), None
+    for path in map(Path, paths):
+        folder = folder or aside_folder(root, why)
+        # The name that a folder had before it was to be deleted.
+        parts = [part.removeprefix(DELETED) for part in path.relative_to(root).parts]
+        target, number = folder.joinpath(*parts), 1
+        while os.path.lexists(target):
+            number += 1
+            target = folder.joinpath(*parts[:-1], f"{parts[-1]}-{number}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(path, target)
+        logger.warning("%s is set aside: it is %s now", path, target)
+    return folder
+
+
+def aside_folder(root: Path, why: str) -> Path:
+    """Where `set_aside` moves things now."""
+    return root / SET_ASIDE / f"{time.strftime('%Y%m%d-%H%M%S')}-{why}"
+
+
+def about(directory: str | Path) -> dict[str, Any]:
+    """What the manifest of a directory tells beside its files; nothing where it cannot be read."""
+    try:
+        entries = _read_manifest_entries(Path(directory))
+    except CheckpointError:
+        return {}
+    return {name: value for name, value in entries.items() if name != "files"}
 
 
 def verify(directory: str | Path) -> None:
@@ -122,19 +213,38 @@ def verify(directory: str | Path) -> None:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {entry['size']}.")
     for name, entry in files.items():
         try:
-            changed = _sha256(root / name) != entry["sha256"]
+            changed = checksum(root / name) != entry["sha256"]
         except OSError as error:
             raise CheckpointError(f"{root / name} cannot be read: {error}") from error
         if changed:
             raise CheckpointError(f"{root / name} has changed since it was saved (SHA-256 differs).")
 
 
-def latest_valid_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest `checkpoint-<step>` that verifies; each newer one that doesn't is named in a warning.
+def check_listed(directory: Path, names: Iterable[str]) -> None:
+    """Make sure that the files, and all in the folders, of these names are in the manifest.
+
+    Raises:
+        CheckpointError: one is there and not listed.
+    """
+    listed = _read_manifest(directory)
+    for name in names:
+        path = directory / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            found = file.relative_to(directory).as_posix()
+            if os.path.lexists(file) and not file.is_dir() and found not in listed:
+                raise CheckpointError(
+                    f"{file} is not in {MANIFEST}: it was not saved with the checkpoint; move it away, or resume from "
+                    "another checkpoint"
+                )
+
+
+def latest_valid_checkpoint(output_dir: str | Path, line: TimeLine | None = None) -> Path | None:
+    """The newest `checkpoint-<step>`, of a time line if given, that verifies; each newer one that doesn't is named in a
+    warning.
 
     Run `clean_leftovers` first where a run may have been killed.
     """
-    for path in reversed(list_checkpoints(output_dir)):
+    for path in reversed(list_checkpoints(output_dir, line)):
         try:
             verify(path)
         except CheckpointError as error:
@@ -144,14 +254,16 @@ def latest_valid_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
-def rotate(output_dir: str | Path, limit: int | None) -> list[Path]:
+def rotate(output_dir: str | Path, limit: int | None, line: TimeLine | None = None) -> list[Path]:
     """Delete the oldest checkpoints until `limit` are left.
 
-    Never deleted: the newest, and the newest that verifies. They count, so more than `limit` may remain.
+    Never deleted: the newest, and the newest that verifies. They count, so more than `limit` may remain. What has no
+    manifest, or is on another time line, is left alone and does not count.
 
     Args:
         output_dir: the run directory.
         limit: how many to keep, at least 1; None keeps all.
+        line: of the run.
 
     Returns:
         The deleted directories.
@@ -160,18 +272,18 @@ def rotate(output_dir: str | Path, limit: int | None) -> list[Path]:
         return []
     if limit < 1:
         raise ValueError(f"The limit of checkpoints must be at least 1, not {limit}.")
-    checkpoints = list_checkpoints(output_dir)
+    checkpoints = [path for path in list_checkpoints(output_dir, line) if (path / MANIFEST).is_file()]
     excess = len(checkpoints) - limit
     if excess <= 0:
         return []
-    kept = (checkpoints[-1], latest_valid_checkpoint(output_dir))
+    kept = (checkpoints[-1], latest_valid_checkpoint(output_dir, line))
     victims = [path for path in checkpoints if path not in kept][:excess]
     for path in victims:
         # A name of its own first: a deletion that is cut short never looks like a checkpoint.
         doomed = path.with_name(DELETED + path.name)
-        _remove(doomed)
+        _discard(doomed, f"deleted-{path.name}")
         os.rename(path, doomed)
-        _remove(doomed)
+        _discard(doomed, f"deleted-{path.name}")
     return victims
 
 
@@ -184,8 +296,7 @@ def clean_leftovers(output_dir: str | Path) -> None:
     root = Path(output_dir)
     if not root.is_dir():
         return
-    named = (path for path in root.iterdir() if _LEFTOVER.fullmatch(path.name))
-    leftovers = sorted(path for path in named if path.is_dir() and not path.is_symlink())
+    leftovers = sorted(path for path in root.iterdir() if _is_leftover(path))
     for path in leftovers:
         if path.name.startswith(TEMPORARY):
             final = path.with_name(path.name.removeprefix(TEMPORARY))
@@ -198,7 +309,11 @@ def clean_leftovers(output_dir: str | Path) -> None:
                 _put_in_place(path, final)
     for path in leftovers:
         if path.name.startswith(DELETED):
-            _remove(path)
+            _discard(path, f"deleted-{path.name.removeprefix(DELETED)}")
+
+
+def _is_leftover(path: Path) -> bool:
+    return _LEFTOVER.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def rng_state() -> dict[str, Any]:
@@ -231,32 +346,43 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _write_manifest(root: Path) -> None:
+def _write_manifest(root: Path, about: Mapping[str, Any]) -> None:
     files, folders = {}, [root]
     for path in sorted(root.rglob("*")):
         if path.is_dir():
             folders.append(path)
         else:
-            files[path.relative_to(root).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+            files[path.relative_to(root).as_posix()] = {"size": path.stat().st_size, "sha256": checksum(path)}
             _sync(path)
     manifest = root / MANIFEST
-    manifest.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    manifest.write_text(json.dumps({**about, "files": files}, indent=1), encoding="utf-8")
     _sync(manifest)
     for folder in reversed(folders):
         _sync(folder)
 
 
-def _read_manifest(root: Path) -> dict[str, dict[str, Any]]:
+def _read_manifest_entries(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        return {
-            str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])} for name, entry in files.items()
-        }
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path} cannot be read: it holds no table.")
+    return entries
+
+
+def _read_manifest(root: Path) -> dict[str, dict[str, Any]]:
+    entries = _read_manifest_entries(root)
+    try:
+        return {
+            str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
+            for name, entry in entries["files"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{root / MANIFEST} cannot be read: {error!r}") from error
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
@@ -265,7 +391,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
         os.rename(temporary, final)
     else:
         earlier = final.with_name(DELETED + final.name)
-        _remove(earlier)
+        _discard(earlier, f"replaced-{final.name}")
         logger.debug("Replacing %s.", final)
         os.rename(final, earlier)
         try:
@@ -274,18 +400,6 @@ def _put_in_place(temporary: Path, final: Path) -> None:
             os.rename(earlier, final)
             raise
     _sync(final.parent)
-
-
-def checksum(directory: str | Path, name: str) -> str:
-    """The SHA-256 sum that a directory's manifest has of a file.
-
-    Raises:
-        CheckpointError: there is no manifest, or the file is not in it.
-    """
-    files = _read_manifest(Path(directory))
-    if name not in files:
-        raise CheckpointError(f"{Path(directory) / MANIFEST} does not list {name}.")
-    return files[name]["sha256"]
 
 
 def _verifies(directory: Path) -> bool:
@@ -303,6 +417,10 @@ def _is_for_lack_of_space(error: Exception, directory: Path) -> bool:
     return directory.exists() and shutil.disk_usage(directory).free < _FULL
 
 
+def _is_empty_directory(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def _remove(directory: Path) -> None:
     """Delete a directory that nothing reads any more; what cannot be deleted is only reported, it does no harm."""
     shutil.rmtree(directory, ignore_errors=True)
@@ -310,7 +428,39 @@ def _remove(directory: Path) -> None:
         logger.warning("Could not remove all of %s; delete it by hand.", directory)
 
 
-def _sha256(path: Path) -> str:
+def _discard(directory: Path, why: str) -> None:
+    """Delete a directory that nothing reads any more, and set aside what in it is a user's."""
+    if not os.path.lexists(directory):
+        return
+    if directory.is_symlink() or not directory.is_dir():
+        set_aside(directory.parent, [directory], why)
+        return
+    try:
+        listed = _read_manifest(directory)
+    except CheckpointError:
+        listed = {}
+    present = [Path(at, name) for at, folders, files in os.walk(directory) for name in (*folders, *files)]
+    present = [path for path in present if path.is_symlink() or not path.is_dir()]
+    own = {directory / name for name, entry in listed.items() if _unchanged(directory / name, entry)}
+    strange = [p for p in present if p not in own and p != directory / MANIFEST and not _NOBODYS.fullmatch(p.name)]
+    set_aside(directory.parent, strange, why)
+    for path in own:
+        path.unlink(missing_ok=True)
+    # The manifest last: a deletion that is cut short still knows what was whose.
+    _remove(directory)
+
+
+def _unchanged(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file is the one in the manifest; of large files only the size is looked at."""
+    try:
+        size = path.lstat().st_size
+        return size == entry["size"] and (size > _CHUNK or checksum(path) == entry["sha256"])
+    except OSError:
+        return True
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 sum of a file as it is now."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -1,105 +1,262 @@
-"""The optimizer's state in a checkpoint: one file where every process has all of it, shards by name under FSDP2.
+"""The optimizer's state in a checkpoint: `optimizer/index.json`, and a safetensors file of pieces per process.
 
-Either is read back into either, by any number of processes.
+A piece is a range of one flattened state tensor, under the name of its parameter. A process of any launch reads the
+ranges that it needs, whoever wrote them: one process, data parallelism, FSDP2 and ZeRO read each other's files.
 """
 
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from .sharded import shard_of
+from .directory import CheckpointError
+from .tree import require_finite
 
-FILE, SHARDS, GROUPS = "optimizer.pt", "optimizer", "groups.pt"
-
-
-def save_optimizer(optimizer: Any, folder: Path) -> None:
-    """Write the unsharded state to `optimizer.pt`."""
-    torch.save(optimizer.state_dict(), folder / FILE)
+FOLDER, INDEX, FORMAT = "optimizer", "index.json", 1
 
 
-def save_optimizer_shards(optimizer: Any, folder: Path, is_main: bool) -> None:
-    """Write each process's part to `optimizer/`, under the names of the parameters; all processes must call it."""
-    named = {_key(name, field): value for name, _, state in _states(optimizer) for field, value in state.items()}
-    dcp.state_dict_saver.save(named, checkpoint_id=folder / SHARDS)
-    if is_main:
-        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        torch.save(groups, folder / SHARDS / GROUPS)
+class Piece(NamedTuple):
+    """The elements from `start` on of the flattened state `field` ("exp_avg") of a parameter."""
+
+    name: str
+    field: str
+    start: int
+    values: Tensor
 
 
-def load_optimizer(optimizer: Any, folder: Path) -> None:
-    """Read either form into an optimizer over the same named parameters, sharded or not.
+class OptimizerIndex(NamedTuple):
+    """What the pieces belong to.
+
+    Attributes:
+        groups: the parameter groups as plain values, without the parameters; `param_names` has their names.
+        shapes: of the parameters, by name.
+        numbers: state that is one number for the whole parameter (`step`), by parameter and field.
+    """
+
+    groups: list[dict[str, Any]]
+    shapes: dict[str, list[int]]
+    numbers: dict[str, dict[str, float]]
+
+
+class OptimizerPart(NamedTuple):
+    """What one process writes of the optimizer.
+
+    Attributes:
+        rank: of the process.
+        pieces: that it holds, or that it writes for all.
+        index: on the main process, else None.
+        files: number of the processes that write pieces.
+    """
+
+    rank: int
+    pieces: list[Piece]
+    index: OptimizerIndex | None
+    files: int
+
+
+def write_optimizer(target: Path, part: OptimizerPart) -> None:
+    """Write the part of one process into the folder of the optimizer."""
+    target.mkdir(exist_ok=True)
+    tensors, starts = {}, {}
+    for name, field, start, values in part.pieces:
+        key = f"{name}:{field}"
+        tensors[key], starts[key] = values.detach().reshape(-1).cpu().contiguous(), start
+    require_finite(tensors, "the optimizer")
+    save_file(tensors, target / f"rank-{part.rank}.safetensors", metadata={"starts": json.dumps(starts)})
+    if part.index is not None:
+        content = {"format": FORMAT, "files": part.files, **part.index._asdict()}
+        (target / INDEX).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+class StateReader(Protocol):
+    """Reads ranges of the states of a checkpoint's optimizer; `fields` has the names of the states by parameter."""
+
+    index: OptimizerIndex
+    fields: dict[str, list[str]]
+
+    def read(self, name: str, field: str, start: int, stop: int) -> Tensor:
+        """The elements `start` to `stop` of a flattened state tensor, (stop - start,), in host memory."""
+        ...
+
+
+class OptimizerReader:
+    """The optimizer's state of a checkpoint.
 
     Raises:
-        ValueError: the checkpoint holds neither form, or other parameters.
+        CheckpointError: a file is missing or damaged.
     """
-    if (folder / FILE).is_file():
-        saved = torch.load(folder / FILE, weights_only=True, map_location="cpu")
-        _check_names(optimizer, saved["param_groups"], folder)
-        states = {
-            index: {field: _as_parameter(parameter, value) for field, value in saved["state"][index].items()}
-            for index, (_, parameter, _) in enumerate(_states(optimizer))
-            if index in saved["state"]
-        }
-        groups = saved["param_groups"]
-    elif (folder / SHARDS).is_dir():
-        groups = torch.load(folder / SHARDS / GROUPS, weights_only=True)
-        _check_names(optimizer, groups, folder)
-        states = _read_shards(optimizer, folder / SHARDS)
-    else:
-        raise ValueError(
-            f"{folder} holds no optimizer that fits this launch; resume with the launch that wrote it, or start a new "
-            "run from its model.safetensors"
-        )
-    # Through the optimizer's own `load_state_dict`, which knows where each tensor has to be.
-    indices = [group["params"] for group in optimizer.state_dict()["param_groups"]]
-    filled = [{**group, "params": params} for group, params in zip(groups, indices, strict=True)]
-    optimizer.load_state_dict({"state": states, "param_groups": filled})
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / FOLDER
+        path = self._folder / INDEX
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise CheckpointError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
+            self.index = OptimizerIndex(content["groups"], content["shapes"], content["numbers"])
+            self._files = [self._folder / f"rank-{rank}.safetensors" for rank in range(content["files"])]
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing") from None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+        # key -> (first element, number of the file)
+        self._starts: dict[str, list[tuple[int, int]]] = {}
+        self.fields: dict[str, list[str]] = {}
+        for number, file in enumerate(self._files):
+            for key, start in self._header(file).items():
+                self._starts.setdefault(key, []).append((start, number))
+                name, _, field = key.rpartition(":")
+                if field not in self.fields.setdefault(name, []):
+                    self.fields[name].append(field)
+
+    @staticmethod
+    def _header(path: Path) -> Mapping[str, int]:
+        try:
+            with safe_open(path, "pt") as file:
+                starts = json.loads(file.metadata()["starts"])
+                return {key: int(starts[key]) for key in file.keys()}
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing") from None
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+
+    def read(self, name: str, field: str, start: int, stop: int) -> Tensor:
+        """The elements `start` to `stop` of a flattened state tensor, (stop - start,), in host memory.
+
+        Raises:
+            CheckpointError: no file holds some of them.
+        """
+        parts, reached = [], start
+        for first, number in sorted(self._starts.get(f"{name}:{field}", ())):
+            with safe_open(self._files[number], "pt") as file:
+                piece = file.get_slice(f"{name}:{field}")
+                last = first + piece.get_shape()[0]
+                if first <= reached < min(last, stop):
+                    parts.append(piece[reached - first : min(last, stop) - first])
+                    reached = min(last, stop)
+        if reached < stop:
+            raise CheckpointError(f"{self._folder} holds no elements from {reached} on of {name}:{field}")
+        return torch.cat(parts) if parts else torch.empty(0)
 
 
-def _states(optimizer: Any) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
-    """(name, parameter, its state) of every parameter, in the order of the groups."""
+class _State(NamedTuple):
+    name: str
+    parameter: Tensor
+    values: dict[str, Any]
+
+
+def _states(optimizer: Any) -> list[_State]:
+    """Every parameter of a torch optimizer with its state, in the order of the groups."""
     return [
-        (name, parameter, optimizer.state.get(parameter, {}))
+        _State(name, parameter, optimizer.state.get(parameter, {}))
         for group in optimizer.param_groups
         for name, parameter in zip(group["param_names"], group["params"], strict=True)
     ]
 
 
-def _key(name: str, field: str) -> str:
-    return f"{name}:{field}"
+def plain_groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups without their parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
 
 
-def _check_names(optimizer: Any, groups: list[dict[str, Any]], folder: Path) -> None:
-    ours, theirs = ([group["param_names"] for group in each] for each in (optimizer.param_groups, groups))
-    if ours != theirs:
+def index_of(optimizer: Any) -> OptimizerIndex:
+    """The index of a torch optimizer over named parameters, sharded or not."""
+    numbers = {
+        name: {field: float(value) for field, value in values.items() if _is_number(value)}
+        for name, _, values in _states(optimizer)
+    }
+    shapes = {name: list(parameter.shape) for name, parameter, _ in _states(optimizer)}
+    return OptimizerIndex(plain_groups(optimizer.param_groups), shapes, numbers)
+
+
+def pieces_of(optimizer: Any) -> Iterable[Piece]:
+    """The pieces that this process holds of a torch optimizer; of what several hold, only the first has a piece."""
+    for name, parameter, values in _states(optimizer):
+        start, stop, first_holder = local_range(parameter)
+        for field, value in values.items():
+            if not _is_number(value) and first_holder and stop > start:
+                local = value.to_local() if isinstance(value, DTensor) else value
+                yield Piece(name, field, start, local)
+
+
+def local_range(parameter: Tensor) -> tuple[int, int, bool]:
+    """Which elements of a flattened parameter this process has, and whether no process before it has the same.
+
+    Raises:
+        ValueError: it is split along another dimension than the first.
+    """
+    if not isinstance(parameter, DTensor):
+        first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        return 0, parameter.numel(), first
+    mesh, placements = parameter.device_mesh, parameter.placements
+    if any(placement.is_shard() and not placement.is_shard(0) for placement in placements):
+        raise ValueError(
+            f"a parameter of the shape {tuple(parameter.shape)} is split along {placements}: only the first dimension "
+            "is supported"
+        )
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
+    row = math.prod(parameter.shape[1:])
+    coordinate = mesh.get_coordinate() or [0] * mesh.ndim
+    first = all(place.is_shard() or index == 0 for place, index in zip(placements, coordinate, strict=True))
+    start = offset[0] * row if shape else 0
+    return start, start + math.prod(shape), first
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.dim() == 0
+
+
+def load_optimizer(optimizer: Any, reader: StateReader, folder: Path) -> None:
+    """Read a checkpoint's state into a torch optimizer over named parameters, sharded or not.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        ValueError: the checkpoint has other parameter groups.
+    """
+    check_groups(optimizer.param_groups, reader.index.groups, folder)
+    states: dict[int, dict[str, Any]] = {}
+    for i, (name, parameter, _) in enumerate(_states(optimizer)):
+        if name not in reader.fields:
+            continue
+        start, stop, _ = local_range(parameter)
+        state: dict[str, Any] = {key: torch.tensor(value) for key, value in reader.index.numbers[name].items()}
+        for field in reader.fields[name]:
+            state[field] = _like(parameter, reader.read(name, field, start, stop))
+        states[i] = state
+    current = optimizer.state_dict()
+    indices = [group["params"] for group in current["param_groups"]]
+    groups = [{**group, "params": params} for group, params in zip(reader.index.groups, indices, strict=True)]
+    for group in groups:
+        if "betas" in group:
+            group["betas"] = tuple(group["betas"])
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def check_groups(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Compare parameter groups by the names of their parameters.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if [group["param_names"] for group in ours] != [group["param_names"] for group in theirs]:
         raise ValueError(
             f"the parameter groups of {folder} differ from this run's; resume with the same model, param_groups and "
             "freeze_backbone"
         )
 
 
-def _as_parameter(parameter: Tensor, value: Any) -> Any:
-    """An unsharded state tensor in the parameter's layout; numbers (the step) stay what they are."""
-    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
-        return value
-    part = shard_of(parameter, value)
-    layout = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
-    return DTensor.from_local(part, parameter.device_mesh, parameter.placements, **layout)
-
-
-def _read_shards(optimizer: Any, folder: Path) -> dict[int, dict[str, Tensor]]:
-    saved: Any = dcp.filesystem.FileSystemReader(folder).read_metadata().state_dict_metadata
-    loaded: dict[str, Tensor] = {}
-    states: dict[int, dict[str, Tensor]] = {}
-    for index, (name, parameter, _) in enumerate(_states(optimizer)):
-        fields = [key.removeprefix(f"{name}:") for key in saved if key.startswith(f"{name}:")]
-        for field in fields:
-            per_weight = tuple(saved[_key(name, field)].size) == tuple(parameter.shape)
-            empty = torch.zeros_like(parameter) if per_weight else torch.zeros(())
-            loaded[_key(name, field)] = states.setdefault(index, {})[field] = empty
-    dcp.state_dict_loader.load(loaded, checkpoint_id=folder)
-    return states
+def _like(parameter: Tensor, flat: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return flat.view(parameter.shape)
+    row = math.prod(parameter.shape[1:])
+    local = flat.view(flat.numel() // max(row, 1), *parameter.shape[1:]) if parameter.dim() else flat.view(())
+    layout: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
+    return DTensor.from_local(local.to(parameter.device), parameter.device_mesh, parameter.placements, **layout)

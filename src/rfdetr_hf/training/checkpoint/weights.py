@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,8 +17,8 @@ from ...models.image_processing_rfdetr import RFDETRImageProcessor
 from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
 from ..finetuning import adapter_state, plain_state, unmerged_state
-from .directory import atomic_directory
 from .sharded import local_part, saved_tensors, shard_of, unsharded_state, write_state, writing
+from .tree import read_tensors, require_finite
 
 MODEL, ADAPTERS = "model.safetensors", "adapters.safetensors"
 
@@ -38,7 +37,12 @@ class ModelFolder(NamedTuple):
     image_processor: RFDETRImageProcessor
 
     def write(self, folder: Path) -> None:
-        """Write `config.json`, `model.safetensors` and `preprocessor_config.json`."""
+        """Write `config.json`, `model.safetensors` and `preprocessor_config.json`.
+
+        Raises:
+            CheckpointError: weights are NaN or infinite.
+        """
+        require_finite(self.tensors, f"the weights for {folder.name}")
         with no_transformers_bars():
             self.skeleton.save_pretrained(folder, state_dict=self.tensors)
         self.image_processor.save_pretrained(folder)
@@ -86,6 +90,12 @@ class Weights:
             writing=lambda: writing(self.model), local=local_part,
         )  # fmt: skip
 
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of a checkpoint with AdamW's state, and of a model folder, roughly."""
+        model = sum(tensor.numel() * tensor.element_size() for tensor in saved_tensors(self.model).values())
+        trained = sum(each.numel() * 4 for each in self.model.parameters() if each.requires_grad)
+        return model * (1 if self.average is None else 2) + 2 * trained, model
+
     def averaged(self, swapped: bool = True) -> contextlib.AbstractContextManager:
         """Within the block the model has the averaged weights, if `swapped`."""
         return self.average.swap() if swapped and self.average is not None else contextlib.nullcontext()
@@ -106,20 +116,28 @@ class Weights:
             skeleton.to(self.model.dtype)
         return ModelFolder(skeleton, plain_state(self.model, weights), self.image_processor)
 
-    def save_pretrained(self, path: Path, card: CardFacts, accelerator: Accelerator) -> None:
-        """Write the present weights as a `from_pretrained` folder with model card; all processes must call it."""
+    def save_pretrained(
+        self, target: contextlib.AbstractContextManager[Path], card: CardFacts, accelerator: Accelerator
+    ) -> None:
+        """Write the present weights as a `from_pretrained` folder with model card; all processes must call it.
+
+        Args:
+            target: gives the main process the folder to write into, such as `atomic_directory(path)`.
+            card: what the model card says.
+            accelerator: of the run.
+        """
         weights = unsharded_state(saved_tensors(self.model), keep=accelerator.is_main_process)
         if accelerator.is_main_process:
-            with atomic_directory(path) as folder:
+            with target as folder:
                 self._folder(weights).write(folder)
                 write_model_card(folder, card)
         accelerator.wait_for_everyone()
 
     def load(self, folder: Path) -> None:
         """Put the weights of a model folder or checkpoint of the same configuration into the model."""
-        state = load_file(folder / MODEL)
+        state = read_tensors(folder / MODEL)
         if (folder / ADAPTERS).exists():
-            state = unmerged_state(state, load_file(folder / ADAPTERS))
+            state = unmerged_state(state, read_tensors(folder / ADAPTERS))
         write_state(self.model, state)
 
     def load_average(self, average: dict[str, Tensor], num_updates: int) -> None:

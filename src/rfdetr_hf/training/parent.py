@@ -1,0 +1,81 @@
+"""The process that started this one: whether it is a launcher, and a signal when it ends (Linux)."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+logger = logging.getLogger("rfdetr_hf")
+
+LAUNCHER_SCRIPTS = ("accelerate", "accelerate-launch", "torchrun", "deepspeed")
+LAUNCHER_MODULES = (
+    "accelerate.commands.launch", "accelerate.commands.accelerate_cli", "torch.distributed.run",
+    "torch.distributed.launch", "deepspeed.launcher.launch", "deepspeed.launcher.runner",
+)  # fmt: skip
+# Options of the interpreter that are followed by a word of their own.
+_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
+_PR_SET_PDEATHSIG = 1
+
+
+def words_of(pid: int) -> list[str]:
+    """The command line of a process; empty where the system does not tell."""
+    if sys.platform == "linux":
+        try:
+            return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
+        except OSError:
+            return []
+    import psutil
+
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
+
+
+def launcher_words(words: Sequence[str]) -> list[str]:
+    """A launcher's command line as one would type it: `accelerate launch …`, `python -m torch.distributed.run …`.
+
+    Args:
+        words: the command line of any process.
+
+    Returns:
+        Empty for what is no launcher, such as a shell that has one in its script.
+    """
+    if not words:
+        return []
+    if Path(words[0]).stem in LAUNCHER_SCRIPTS:
+        return [Path(words[0]).stem, *words[1:]]
+    if not Path(words[0]).name.startswith(("python", "pypy")):
+        return []
+    n = 1
+    while n < len(words) and words[n].startswith("-") and words[n] not in ("-m", "-c"):
+        n += 2 if words[n] in _WITH_VALUE else 1
+    script = list(words[n:])
+    if len(script) > 1 and script[0] == "-m":
+        return ["python", *script] if script[1] in LAUNCHER_MODULES else []
+    if script and Path(script[0]).stem in LAUNCHER_SCRIPTS:
+        return [Path(script[0]).stem, *script[1:]]
+    return []
+
+
+def signal_at_launchers_end(number: int) -> bool:
+    """Have the system send a signal to this process when the launcher that started it ends, however it ends.
+
+    A launcher that only waits passes no signal on, and one that is killed cannot: its processes would train on as
+    orphans. Nothing is asked for where the parent is a shell, a notebook or another program, and outside Linux.
+
+    Args:
+        number: the signal.
+
+    Returns:
+        Whether the launcher has ended already, in which case no signal comes any more.
+    """
+    parent = os.getppid()
+    if sys.platform != "linux" or not launcher_words(words_of(parent)):
+        return False
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0) != 0:
+        logger.warning("no signal will come at the launcher's end: %s", os.strerror(ctypes.get_errno()))
+    return os.getppid() != parent

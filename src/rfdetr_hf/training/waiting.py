@@ -1,0 +1,113 @@
+"""Waiting for batches: a notice of an early end, or workers that hang, end the wait on all processes alike."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch._C import _remove_worker_pids
+from torch.utils.data import DataLoader
+
+from .parallel import Parallel
+from .preemption import Noticed, Overdue, PreemptionNotice, signals_wait
+
+_END = object()
+
+
+class LoaderStuck(RuntimeError):
+    """A loader gave no batch for `dataloader_timeout` seconds."""
+
+
+class Batches:
+    """The batches of a loader, waited for.
+
+    Args:
+        loader: of this process.
+        notice: ends the wait; None where nothing does.
+        seconds: after which the wait ends; 0 for never.
+    """
+
+    def __init__(self, loader: DataLoader, notice: PreemptionNotice | None, seconds: float) -> None:
+        self.loader = loader
+        self.notice = notice
+        self.seconds = seconds
+        self.stuck = False
+        with signals_wait():
+            self._batches = iter(loader)
+
+    def take(self, count: int) -> list[Any] | None:
+        """The next batches, fewer at the end; None if a notice came, or if they did not come in time (`stuck`)."""
+        taken: list[Any] = []
+        try:
+            for _ in range(count):
+                with self.notice.interrupts(self.seconds) if self.notice is not None else contextlib.nullcontext():
+                    batch = next(self._batches, _END)
+                if batch is _END:
+                    break
+                taken.append(batch)
+        except Noticed:
+            return None
+        except (Overdue, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader timed out" not in str(error):
+                raise
+            self.stuck = True
+            end_workers(self._batches, at_once=True)
+            return None
+        return taken
+
+    def why_stuck(self) -> LoaderStuck:
+        """The error that ends the run."""
+        where = f"this process, with {self.loader.num_workers} workers," if self.stuck else "another process"
+        return LoaderStuck(
+            f"a loader of {where} gave no batch for {self.seconds:g} s (dataloader_timeout): look at the disk or "
+            "server that the images are on, and at a transform of your own that may wait for something; a checkpoint "
+            "is written"
+        )
+
+
+def end_workers(batches: Any, at_once: bool = False) -> None:
+    """End the workers of an iteration over a loader.
+
+    Args:
+        batches: the iteration.
+        at_once: they hang, would not end by themselves, and whoever waits for them would hang as well.
+    """
+    if not hasattr(batches, "_shutdown_workers"):
+        return
+    if at_once:
+        if batches._worker_pids_set:  # or torch raises an error in the middle of anything when it sees them end
+            _remove_worker_pids(id(batches))
+            batches._worker_pids_set = False
+        for worker in batches._workers:
+            worker.kill()
+    batches._shutdown_workers()
+
+
+def in_step(batches: Batches, parallel: Parallel, watch: Callable[[str], None]) -> Iterator[Any]:
+    """This process's evaluation batches, until all processes are at their end.
+
+    Args:
+        batches: of this process; those of others may be more.
+        parallel: where forward passes need all processes, None stands for a batch that this one has not.
+        watch: is told what is being done.
+
+    Raises:
+        Noticed: some process has notice of an early end; on all of them.
+        LoaderStuck: on all of them.
+    """
+    ended = False
+    while True:
+        watch("evaluation: loading data")
+        taken = [] if ended else batches.take(1)
+        ended = taken == []
+        watch("evaluation")
+        stuck, noticed, present = parallel.sum_on_hosts(batches.stuck, taken is None, bool(taken))
+        if stuck:
+            raise batches.why_stuck()
+        if noticed:
+            raise Noticed
+        if not present:
+            return
+        if taken:
+            yield taken[0]
+        elif parallel.collective_forward and parallel.optimizer is not None:
+            yield None

@@ -1,0 +1,329 @@
+"""What scripts and callbacks written for the Trainer of Transformers find here."""
+
+import copy
+import types
+
+import pytest
+import torch
+import transformers
+from accelerate import Accelerator
+from datasets import DatasetDict
+from helpers.runs import metrics_rows, quick_arguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from rfdetr_hf import (
+    RFDETRImageProcessor,
+    RFDETRTrainer,
+    RFDETRTrainingArguments,
+    make_shapes_dataset,
+)
+
+SHORT = {"max_steps": 2, "gradient_accumulation_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return make_shapes_dataset(8, image_size=64, seed=1)
+
+
+def test_the_end_of_a_training_is_logged_and_returned_with_its_speeds(tmp_path, tiny_model, shapes):
+    class Last(TrainerCallback):
+        logs: dict = {}
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.logs = dict(logs)
+
+    last = Last()
+    output = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **SHORT), shapes, callbacks=[last]).train()
+    names = {"train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second", "epoch"}
+    assert names <= output.metrics.keys() and names <= last.logs.keys()
+    assert output.metrics["train_loss"] == output.training_loss > 0
+    seconds = output.metrics["train_runtime"]
+    assert output.metrics["train_samples_per_second"] == pytest.approx(2 * 2 / seconds)
+    assert output.metrics["train_steps_per_second"] == pytest.approx(2 / seconds)
+    assert output.metrics["epoch"] == 0.4
+    assert not any(name.startswith("train_") for name in metrics_rows(tmp_path)[0])
+    assert "| end after 0:00:" in (tmp_path / "train.log").read_text()
+
+
+def test_an_evaluation_gives_its_speeds(tmp_path, tiny_model, shapes):
+    metrics = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **SHORT), eval_dataset=shapes).evaluate()
+    assert metrics["eval_samples_per_second"] == pytest.approx(8 / metrics["eval_runtime"])
+    assert metrics["eval_steps_per_second"] == pytest.approx(4 / metrics["eval_runtime"])
+
+
+def test_several_evaluation_sets_have_names(tmp_path, tiny_model, shapes):
+    sets = {"day": shapes.select(range(2)), "night": shapes.select(range(2, 6))}
+    args = quick_arguments(tmp_path, **SHORT | {"eval_strategy": "steps", "eval_steps": 1})
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, sets)
+    assert trainer.args.metric_for_best_model == "day_ema_map" and args.metric_for_best_model is None
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "eval_night_ema_map" in row]
+    assert len(rows) == 2 and trainer.state.best_global_step in (1, 2)
+    assert {"eval_day_map", "eval_night_map"} <= trainer.evaluate().keys()
+    assert len(trainer.get_eval_dataloader("night").dataset) == 4
+    with pytest.raises(ValueError, match="metric_for_best_model='map' is in no evaluation of this run; did you mean"):
+        RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, metric_for_best_model="map"), shapes, sets)
+    with pytest.raises(ValueError, match="the classes of eval_day_dataset"):
+        RFDETRTrainer(tiny_model(names="abc"), quick_arguments(tmp_path, **SHORT), eval_dataset=sets)
+
+
+def test_loaders_without_arguments(tmp_path, tiny_model, shapes):
+    trainer = RFDETRTrainer(
+        tiny_model(), quick_arguments(tmp_path), eval_dataset=shapes, test_dataset=shapes.select(range(3))
+    )
+    assert trainer.num_examples(trainer.get_eval_dataloader()) == 8
+    assert trainer.num_examples(trainer.get_test_dataloader()) == 3
+    assert len(trainer.get_test_dataloader(shapes.select(range(2))).dataset) == 2
+    nothing = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **SHORT))
+    with pytest.raises(ValueError, match="get_eval_dataloader"):
+        nothing.get_eval_dataloader()
+    with pytest.raises(ValueError, match="needs a test_dataset"):
+        nothing.get_test_dataloader()
+
+
+def test_processing_class_and_model_init(tmp_path, tiny_model, shapes):
+    processor = RFDETRImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.1, 0.2, 0.3])
+    args = quick_arguments(tmp_path, **SHORT, seed=5)
+
+    def make():
+        return tiny_model(seed=torch.initial_seed() % 1000)
+
+    trainer = RFDETRTrainer(args=args, model_init=make, processing_class=processor, train_dataset=shapes)
+    assert trainer.processing_class is trainer.image_processor is processor
+    expected = tiny_model(seed=5).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in trainer.model.state_dict().items())
+    with pytest.raises(TypeError, match="model and model_init exclude each other"):
+        RFDETRTrainer(tiny_model(), args, model_init=make)
+
+
+def test_an_optimizer_and_a_schedule_of_the_user(tmp_path, tiny_model, shapes):
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    args = quick_arguments(tmp_path, **SHORT | {"max_steps": 3}, logging_steps=1)
+    trainer = RFDETRTrainer(model, args, shapes, optimizers=(optimizer, schedule))
+    trainer.train()
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD) and trainer.lr_scheduler is schedule
+    rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+    assert rates == [0.125, 0.0625, 0.03125]
+    assert trainer.get_learning_rates() == [0.03125]
+    assert trainer.get_num_trainable_parameters() == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_callbacks_find_the_facts_of_the_process_in_the_arguments(tmp_path, tiny_model, shapes):
+    seen = {}
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            names = ("device", "n_gpu", "world_size", "process_index", "local_process_index", "local_rank",
+                     "train_batch_size", "eval_batch_size", "should_save", "should_log", "logging_dir")  # fmt: skip
+            seen.update({name: getattr(args, name) for name in names})
+
+    RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **SHORT), shapes, callbacks=[Look()]).train()
+    assert isinstance(seen.pop("device"), torch.device) and seen.pop("n_gpu") in (0, 1)
+    assert seen == {
+        "world_size": 1, "process_index": 0, "local_process_index": 0, "local_rank": 0, "train_batch_size": 2,
+        "eval_batch_size": 2, "should_save": True, "should_log": True, "logging_dir": str(tmp_path / "runs"),
+    }  # fmt: skip
+
+
+def test_a_card_with_what_the_user_says(tmp_path, tiny_model, shapes):
+    trainer = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **SHORT), shapes)
+    path = trainer.create_model_card(finetuned_from="someone/base", dataset=["a/b"], tags=["x"], license="mit")
+    head = path.read_text().split("---")[1]
+    assert path == tmp_path / "README.md" and "base_model: someone/base" in head and "license: mit" in head
+    assert "- a/b" in head and "- x" in head and "- rf-detr" in head
+    folder = tmp_path / "local"
+    folder.mkdir()
+    assert "base_model" not in trainer.create_model_card(finetuned_from=str(folder)).read_text().split("---")[1]
+
+
+def native(_):
+    module = pytest.importorskip("transformers.models.rf_detr.modeling_rf_detr")
+    with torch.device("meta"):
+        return module.RfDetrForObjectDetection(module.RfDetrConfig())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: "Roboflow/rf-detr-nano", r"model is a str: load it, .*from_pretrained\('Roboflow/rf-detr-nano'"),
+        (lambda model: None, "model is a NoneType: give a model, or model_init"),
+        (native, r"model is a RfDetrForObjectDetection: save it and load the folder, RFDETRForObjectDetection.from_"),
+        (torch.compile, "model is a OptimizedModule: give the model itself and set torch_compile=True"),
+        (lambda model: torch.nn.Linear(1, 1), "model is a Linear"),
+    ],
+)
+def test_a_model_of_another_kind_gets_a_sentence(tmp_path, tiny_model, make, message):
+    with pytest.raises(TypeError, match=message):
+        RFDETRTrainer(make(tiny_model()), quick_arguments(tmp_path))
+
+
+def test_other_things_of_another_kind_get_a_sentence(tmp_path, tiny_model, shapes):
+    model, args = tiny_model(), quick_arguments(tmp_path, **SHORT)
+    for given, message in (
+        (TrainingArguments(str(tmp_path), report_to="none"), "args is transformers' TrainingArguments: give RFDETRTr"),
+        (None, "args is NoneType: give RFDETRTrainingArguments"),
+        (str(tmp_path), "args is str"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            RFDETRTrainer(model, given, shapes)
+    both = DatasetDict(train=shapes, validation=shapes)
+    for data, message in (
+        (both, "train_dataset is a DatasetDict of train, validation: give one of them"),
+        (shapes.to_iterable_dataset(), "train_dataset is a IterableDataset: load its rows"),
+        (list(shapes), "train_dataset is a list: give a datasets.Dataset"),
+        ("synthetic-shapes", "train_dataset is a str"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            RFDETRTrainer(model, args, data)
+    with pytest.raises(TypeError, match="the image processor is a SimpleNamespace"):
+        RFDETRTrainer(model, args, shapes, processing_class=types.SimpleNamespace())
+    with pytest.raises(TypeError, match="eval_dataset is a list"):
+        RFDETRTrainer(model, args, eval_dataset=shapes).evaluate(list(shapes))
+
+
+def test_trainers_of_any_precision_live_in_one_process(tmp_path, tiny_model, shapes):
+    one = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path / "one", **SHORT), shapes, shapes)
+    other = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path / "two", **SHORT, bf16=True), shapes, shapes)
+    for trainer, precision in ((one, "no"), (other, "bf16"), (one, "no")):
+        assert trainer.accelerator.mixed_precision == precision
+        dtypes = []
+        hook = trainer.model.class_embed.register_forward_hook(lambda m, i, out, kept=dtypes: kept.append(out.dtype))
+        trainer.evaluate()
+        hook.remove()
+        assert dtypes[0] == (torch.float32 if precision == "no" else torch.bfloat16)
+    other.train()
+    one.train()
+
+
+def test_an_accelerator_of_the_user_keeps_its_precision(tmp_path, tiny_model):
+    theirs = Accelerator(mixed_precision="no")
+    ours = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **SHORT, bf16=True)).accelerator
+    assert (theirs.mixed_precision, ours.mixed_precision) == ("no", "bf16")
+    assert Accelerator().mixed_precision == "no"
+
+
+class Counting(TrainerCallback, ExportableState):
+    """Keeps what it was made with, and counts steps."""
+
+    def __init__(self, start=0):
+        self.count = start
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.count += 1
+
+    def state(self):
+        return {"args": {}, "attributes": {"count": self.count}}
+
+
+def test_callbacks_of_one_class_keep_a_state_each_and_a_lost_one_is_named(tmp_path, tiny_model, shapes, caplog):
+    saving = SHORT | {"save_strategy": "steps", "save_steps": 2}
+    first = [Counting(10), Counting(20)]
+    RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **saving), shapes, callbacks=first).train()
+    again = [Counting(), Counting()]
+    args = quick_arguments(tmp_path, **saving | {"max_steps": 3})
+    RFDETRTrainer(tiny_model(), args, shapes, callbacks=again).train(resume_from_checkpoint=True)
+    assert [callback.count for callback in again] == [13, 23]
+    caplog.clear()
+    args = quick_arguments(tmp_path, **saving | {"max_steps": 4})
+    RFDETRTrainer(tiny_model(), args, shapes, callbacks=[Counting()]).train(resume_from_checkpoint=True)
+    assert "the checkpoint has a state of Counting, and this run has no such callback" in caplog.text
+
+
+def test_another_metric_at_resume_begins_the_comparison_afresh(tmp_path, tiny_model, shapes, caplog):
+    counted = []
+
+    def scores(pair):
+        counted.append(1)
+        return {"a": 100.0, "b": 0.1 * len(counted)}
+
+    def run(steps, metric, **options):
+        args = quick_arguments(
+            tmp_path, max_steps=steps, gradient_accumulation_steps=1, eval_strategy="steps", eval_steps=1,
+            save_strategy="steps", save_steps=1, metric_for_best_model=metric, early_stopping_patience=5,
+        )  # fmt: skip
+        trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes.select(range(2)), compute_metrics=scores)
+        trainer.train(**options)
+        return trainer
+
+    assert run(2, "ema_a").state.best_metric == 100.0
+    resumed = run(4, "ema_b", resume_from_checkpoint=True)
+    assert resumed.state.best_global_step == 4 and resumed.state.best_metric == pytest.approx(0.4)
+    assert "the best model is chosen by metric_for_best_model=ema_b" in caplog.text
+    early = next(c for c in resumed.callback_handler.callbacks if type(c).__name__ == "EarlyStopping")
+    assert early.best == pytest.approx(0.4)
+
+
+def test_the_worst_model_is_not_kept_when_a_loss_chooses(tmp_path, tiny_model, shapes):
+    args = quick_arguments(
+        tmp_path, **SHORT | {"max_steps": 9, "eval_strategy": "steps", "eval_steps": 3}, eval_loss=True,
+        metric_for_best_model="eval_ema_loss", learning_rate=1e-3, ema_tau=1,
+    )  # fmt: skip
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes, callbacks=[EarlyStoppingCallback(3)])
+    trainer.train()
+    losses = [row["eval_ema_loss"] for row in trainer.state.log_history if "eval_ema_loss" in row]
+    assert trainer.state.best_metric == min(losses) < max(losses)
+    assert trainer.args.greater_is_better is False and args.greater_is_better is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "compute_metrics must return a dict of names and numbers, and returned None"),
+        ({"map": 1.0}, "compute_metrics returned 'map', which the evaluation gives itself"),
+        ({"eval_map_50": 1.0}, "compute_metrics returned 'map_50', which the evaluation gives itself"),
+        ({"a": "good"}, "compute_metrics returned 'good' as 'a', which is no number"),
+        ([1.0], "compute_metrics must return a dict"),
+    ],
+)
+def test_what_compute_metrics_must_not_return(tmp_path, tiny_model, shapes, given, message):
+    args = quick_arguments(tmp_path, **SHORT)
+    trainer = RFDETRTrainer(tiny_model(), args, eval_dataset=shapes, compute_metrics=lambda pair: given)
+    with pytest.raises(ValueError, match=message):
+        trainer.evaluate()
+
+
+def test_a_prefix_that_compute_metrics_gives_is_not_given_twice(tmp_path, tiny_model, shapes):
+    args = quick_arguments(tmp_path, **SHORT)
+    trainer = RFDETRTrainer(tiny_model(), args, eval_dataset=shapes, compute_metrics=lambda pair: {"eval_a": 2})
+    assert trainer.evaluate()["eval_a"] == 2.0
+
+
+def test_the_logged_rate_is_that_of_the_head(tmp_path, tiny_model, shapes):
+    args = quick_arguments(tmp_path, **SHORT | {"max_steps": 4}, logging_steps=1, learning_rate=1e-6, warmup_steps=4)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes)
+    trainer.train()
+    rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+    assert rates == pytest.approx([0.5e-6, 0.75e-6, 1e-6, 1e-6])
+    encoder = [group for group in trainer.optimizer.param_groups if group["name"].startswith("encoder")]
+    assert max(group["lr"] for group in encoder) <= 1.5e-6
+    frozen = tiny_model()
+    for name, parameter in frozen.named_parameters():
+        parameter.requires_grad_("encoder" in name)
+    args = quick_arguments(tmp_path / "frozen", **SHORT, logging_steps=1, learning_rate=1e-6)
+    trainer = RFDETRTrainer(frozen, args, shapes)
+    trainer.train()
+    rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+    assert rates == pytest.approx([1e-6, 1e-6])
+
+
+def test_the_token_is_nowhere(tmp_path):
+    args = RFDETRTrainingArguments(
+        str(tmp_path), hub_token="hf_secret", report_to="wandb",
+        tracker_kwargs={"wandb": {"api_key": "hf_secret", "entity": "us", "host": "https://me:hf_secret@host/x"}},
+    )  # fmt: skip
+    shown = [repr(args), str(args), args.to_json_string(), str(args.to_sanitized_dict()), str(copy.deepcopy(args))]
+    assert not any("hf_secret" in text.replace(repr(args.tracker_kwargs), "") for text in shown)
+    assert args.to_dict()["tracker_kwargs"] == {"wandb": {"api_key": None, "entity": "us", "host": "https://host/x"}}
+    with pytest.raises(ValueError, match="hub_token='...' is not valid") as caught:
+        RFDETRTrainingArguments(str(tmp_path), hub_token=["hf_secret"])
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_the_trainer_of_transformers_has_these_methods_too():
+    for name in ("create_model_card", "num_examples", "get_test_dataloader", "get_learning_rates", "push_to_hub",
+                 "get_num_trainable_parameters", "log_metrics", "save_metrics", "save_state"):  # fmt: skip
+        assert hasattr(transformers.Trainer, name) and hasattr(RFDETRTrainer, name), name
