@@ -90,5 +90,6 @@ def test_pipeline_on_our_own_classes(deep_config, subtask):
     assert (covered.sum(0) <= 1).all() and np.array_equal(covered.any(0), ours["masks"].any(0).numpy())
     maps = processor.post_process_instance_segmentation(output, **options, return_binary_maps=True)[0]
     assert torch.equal(maps["segmentation"], ours["masks"][ours["masks"].flatten(1).any(1)])
+    assert [segment["id"] for segment in maps["segments_info"]] == list(range(len(maps["segmentation"])))
     with pytest.raises(ValueError, match="mask_threshold=1.5"):
         processor.post_process_instance_segmentation(output, **options, mask_threshold=1.5)

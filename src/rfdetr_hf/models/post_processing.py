@@ -101,9 +101,10 @@ def as_segments(found: Mapping[str, Any], overlapping: bool) -> dict[str, Any]:
     for index, (score, label) in enumerate(zip(found["scores"].tolist(), found["labels"].tolist(), strict=True)):
         pixels = masks[index] if overlapping else masks[index] & (map_of_ids == -1)
         if pixels.any():
+            identifier = len(kept)  # from 0: readers of overlapping masks take it for the row
+            map_of_ids[pixels] = identifier
+            segments.append({"id": identifier, "label_id": label, "was_fused": False, "score": score})
             kept.append(index)
-            map_of_ids[pixels] = len(kept)
-            segments.append({"id": len(kept), "label_id": label, "was_fused": False, "score": score})
     return {"segmentation": masks[kept] if overlapping else map_of_ids, "segments_info": segments}
 
 
