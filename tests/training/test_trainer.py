@@ -147,7 +147,7 @@ def test_a_new_run_does_not_write_into_an_earlier_one(tmp_path, tiny_model, shap
 
 def test_resume_without_a_checkpoint_is_an_error(tmp_path, tiny_model, shapes):
     args = arguments(tmp_path, max_steps=1, eval_strategy="no")
-    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no valid checkpoint"):
         RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=True)
 
 
