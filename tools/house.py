@@ -19,6 +19,7 @@ All is read from the syntax trees of `src/rfdetr_hf`; nothing is imported.
 
 import argparse
 import ast
+import builtins
 import io
 import sys
 import tokenize
@@ -212,7 +213,7 @@ def _given_self(module: Module) -> set[str]:
     """Calls in the trainer's file that pass its bare `self` on."""
     found = set()
     for node in ast.walk(module.tree):
-        if isinstance(node, ast.Call):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) not in dir(builtins):
             values = [*node.args, *(keyword.value for keyword in node.keywords)]
             if any(isinstance(value, ast.Name) and value.id == "self" for value in values):
                 found.add(f"{module.path}:{node.lineno} {ast.unparse(node.func)}(self)")
