@@ -217,7 +217,7 @@ def test_all_events_fire_in_their_order(tmp_path, tiny_model, shapes):
     assert names == [
         "on_init_end", "on_train_begin", "on_epoch_begin", "on_step_begin", "on_pre_optimizer_step",
         "on_optimizer_step", "on_step_end", "on_log", "on_epoch_end", "on_prediction_step", "on_prediction_step",
-        "on_log", "on_evaluate", "on_save", "on_train_end",
+        "on_log", "on_evaluate", "on_save", "on_log", "on_train_end",
     ]  # fmt: skip
     events.clear()
     trainer.predict(shapes)
