@@ -64,6 +64,9 @@ class PreemptionNotice(contextlib.AbstractContextManager):
         self._process = os.getpid()
         self._earlier: dict[int, Any] = {}
         self._ended = threading.Event()
+        # Until the block is entered nothing has to be saved, and the process just ends with its launcher.
+        if signal_at_launchers_end(signal.SIGTERM):
+            signal.raise_signal(signal.SIGTERM)
 
     def __enter__(self) -> "PreemptionNotice":
         self.received = self.acted = False
