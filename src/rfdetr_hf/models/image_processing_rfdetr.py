@@ -96,7 +96,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
         self.value_range: Sequence[float] | None = kwargs.pop("value_range", None)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
-        for name, least in (("image_mean", -math.inf), ("image_std", 0.0), ("rescale_factor", 0.0)):
+        least_of = {"image_mean": -math.inf, "image_std": 0.0} if self.do_normalize else {}
+        for name, least in {**least_of, **({"rescale_factor": 0.0} if self.do_rescale else {})}.items():
             value: Any = getattr(self, name)
             numbers = list(value) if isinstance(value, (list, tuple)) else [value]
             are_sound = all(isinstance(x, (int, float)) and least < x < math.inf for x in numbers)
