@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
         least_of = {"image_mean": -math.inf, "image_std": 0.0} if self.do_normalize else {}
         for name, least in {**least_of, **({"rescale_factor": 0.0} if self.do_rescale else {})}.items():
             value: Any = getattr(self, name)
-            numbers = list(value) if isinstance(value, (list, tuple)) else [value]
-            are_sound = all(isinstance(x, (int, float)) and least < x < math.inf for x in numbers)
+            numbers = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
+            are_sound = all(isinstance(x, Real) and least < x < math.inf for x in numbers)
             if not are_sound or len(numbers) not in ((1,) if name == "rescale_factor" else (1, 3)):
                 above = " above 0" if least == 0 else ""
                 raise ValueError(f"{name} is {value!r}: it must be a number{above}, or three of mean and std.")
