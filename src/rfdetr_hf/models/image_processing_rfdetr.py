@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -101,7 +100,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
         for name, least in {**least_of, **({"rescale_factor": 0.0} if self.do_rescale else {})}.items():
             value: Any = getattr(self, name)
             numbers = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
-            are_sound = all(isinstance(x, Real) and least < x < math.inf for x in numbers)
+            are_sound = all(isinstance(x, (int, float, np.floating)) and least < float(x) < math.inf for x in numbers)
             if not are_sound or len(numbers) not in ((1,) if name == "rescale_factor" else (1, 3)):
                 above = " above 0" if least == 0 else ""
                 raise ValueError(f"{name} is {value!r}: it must be a number{above}, or three of mean and std.")
