@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rfdetr_hf import RFDETRForInstanceSegmentation, RFDETRForObjectDetection, load_model
+from rfdetr_hf import RFDETRForInstanceSegmentation, RFDETRForObjectDetection, RFDETRImageProcessor, load_model
 from rfdetr_hf.models.files.auto import load_processor
 
 
@@ -136,6 +136,10 @@ def test_configuration_that_is_damaged(folder, text):
         ({"class_cost": float("nan")}, "class_cost"),
         ({"num_keypoints_per_class": 3}, "num_keypoints_per_class"),
         ({"dtype": "float33"}, "float33"),
+        ({"decoder_layers": 10**9}, "decoder_layers is 1000000000"),
+        ({"group_detr": 10**9}, "group_detr"),
+        ({"d_model": 2**40}, "d_model"),
+        ({"num_keypoints_per_class": [10**9]}, "num_keypoints_per_class"),
     ],
 )
 def test_fields_that_are_wrong_are_named_with_the_file(folder, fields, named):
@@ -166,6 +170,42 @@ def test_processor_that_is_damaged_is_not_replaced_by_the_standard_one(folder):
     (folder / "preprocessor_config.json").write_text("{")
     with pytest.raises((ValueError, OSError), match="preprocessor_config.json"):
         load_processor(folder, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_weights_of_a_type_that_no_model_has(folder, dtype):
+    def change(state):
+        return {**state, "class_embed.weight": state["class_embed.weight"].to(dtype)}
+
+    change_weights(folder, change)
+    with pytest.raises(ValueError, match=f"model: class_embed.weight is of the type {dtype}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_std": [0.1, 0.0, 0.1]},
+        {"image_std": -1},
+        {"image_mean": [0.5, 0.5]},
+        {"image_mean": None},
+        {"image_mean": "grey"},
+        {"rescale_factor": float("nan")},
+        {"rescale_factor": 0},
+        {"do_normalize": "yes"},
+        {"size": {"height": -4, "width": 64}},
+        {"size": {"height": 0, "width": 0}},
+        {"size": {"height": 10**9, "width": 64}},
+        {"resample": 99},
+    ],
+)
+def test_fields_of_a_processor_that_are_wrong(folder, fields):
+    RFDETRImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    with pytest.raises(ValueError) as caught:
+        load_processor(folder, 64)
+    assert "preprocessor_config.json" in str(caught.value) and str(folder) in str(caught.value)
 
 
 def test_model_of_another_task(folder):

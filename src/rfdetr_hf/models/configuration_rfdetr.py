@@ -42,6 +42,10 @@ _FIXED_DETECTOR = {
 }
 
 
+# Far above any model; a damaged file does not make us build millions of modules.
+MOST_MODULES, LARGEST_SIZE = 512, 2**16
+_MODULE_COUNTS = ("num_hidden_layers", "decoder_layers", "group_detr", "c2f_num_blocks")
+
 # The default of fields that have a value as soon as the configuration is made.
 _DERIVED: Any = None
 
@@ -62,6 +66,8 @@ def _require_positive(config: PreTrainedConfig, *fields: str) -> None:
         value = getattr(config, field)
         is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         _require(is_count, f"{field} must be a positive integer, got {value!r}.")
+        limit = MOST_MODULES if field in _MODULE_COUNTS else LARGEST_SIZE
+        _require(value <= limit, f"{field} is {value}, and no model is that large: at most {limit}.")
 
 
 def _require_numbers(config: PreTrainedConfig) -> None:
@@ -368,10 +374,11 @@ class RFDETRConfig(PreTrainedConfig):
 
     def _validate_keypoints(self) -> None:
         schema = self.num_keypoints_per_class
-        counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in schema)
+        counts = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= MOST_MODULES for n in schema)
         _require(
             counts and (not schema or max(schema) > 0),
-            f"num_keypoints_per_class {schema} must be numbers of keypoints, at least one of them above 0.",
+            f"num_keypoints_per_class {schema} must be numbers of keypoints, at least one of them above 0, none above "
+            f"{MOST_MODULES}.",
         )
         _require(
             len(schema) <= self.num_labels,

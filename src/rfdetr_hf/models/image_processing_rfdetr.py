@@ -96,6 +96,22 @@ class RFDETRImageProcessor(BaseImageProcessor):
         self.value_range: Sequence[float] | None = kwargs.pop("value_range", None)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
+        least_of = {"image_mean": -math.inf, "image_std": 0.0} if self.do_normalize else {}
+        for name, least in {**least_of, **({"rescale_factor": 0.0} if self.do_rescale else {})}.items():
+            value: Any = getattr(self, name)
+            numbers = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
+            are_sound = all(isinstance(x, (int, float, np.floating)) and least < float(x) < math.inf for x in numbers)
+            if not are_sound or len(numbers) not in ((1,) if name == "rescale_factor" else (1, 3)):
+                above = " above 0" if least == 0 else ""
+                raise ValueError(f"{name} is {value!r}: it must be a number{above}, or three of mean and std.")
+        for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad", "antialias"):
+            if not isinstance(getattr(self, name), (bool, type(None))):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be true or false.")
+        if self.do_resize and self.resample not in _INTERPOLATION:
+            raise ValueError(f"resample is {self.resample!r}: only bilinear (2) and bicubic (3) are supported.")
+        sides = [side for side in dict(self.size).values() if side is not None]
+        if not sides or not all(isinstance(side, int) and 0 < side <= 2**16 for side in sides):
+            raise ValueError(f"size is {dict(self.size)}: sides are positive numbers of pixels.")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the processor, under the class name that transformers knows."""

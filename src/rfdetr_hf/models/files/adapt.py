@@ -63,11 +63,15 @@ def require_model(names: Mapping[str, Any], origin: str) -> None:
 
 
 def require_finite(state: Mapping[str, Tensor], origin: str) -> None:
-    """Check that no tensor holds NaN or infinity.
+    """Check that weights are floating-point numbers without NaN and infinity.
 
     Raises:
         ValueError: naming the file and the tensors.
     """
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for name, tensor in state.items():
+        if tensor.dtype not in kinds and not _SCHEMA_BUFFERS.search(name):
+            raise ValueError(f"{origin}: {name} is of the type {tensor.dtype}; weights are float16 to float64.")
     floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and not tensor.is_meta}
     wrong = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
     if wrong:
