@@ -71,9 +71,13 @@ def options_of(arguments: type) -> list[str]:
 
 
 def methods_of(cls: type) -> list[tuple[str, Any]]:
-    """The documented public methods that the class itself defines."""
+    """The documented public methods that the class defines, or takes from classes that are not public."""
+    public = {f"rfdetr_hf.{module}" for module in rfdetr_hf.PUBLIC_NAMES}
+    hidden = [c for c in cls.__mro__[1:] if c.__module__.startswith("rfdetr_hf.") and c.__module__ not in public]
     found = []
-    for name, member in vars(cls).items():
+    for name, member in [item for c in (cls, *hidden) for item in vars(c).items()]:
+        if name in dict(found):
+            continue
         function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
         if not name.startswith("_") and inspect.isfunction(function) and function.__doc__:
             found.append((name, getattr(cls, name)))

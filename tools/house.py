@@ -19,6 +19,7 @@ All is read from the syntax trees of `src/rfdetr_hf`; nothing is imported.
 
 import argparse
 import ast
+import builtins
 import io
 import sys
 import tokenize
@@ -30,16 +31,18 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PACKAGE = "rfdetr_hf"
 TRAINER_FILE, TRAINER = "training/trainer.py", "RFDETRTrainer"
-CODE_LINES = 12_300
+# A budget: raise it in a commit that says what the lines are for.
+CODE_LINES = 16_900
 LONGEST_FUNCTION, LONGEST_FILE, SHORT = 60, 600, 5
 TASK_NAMES = {"detection", "segmentation", "keypoints"}
 
 # What each folder may import; leaves may be imported by all. "" is the package itself, whose list imports the rest.
-LEAVES = {"tasks", "drawing", "options"}
+LEAVES = {"tasks", "drawing", "options", "bit_depth"}
 MAY_IMPORT = {
     "tasks": set(),
     "drawing": set(),
     "options": set(),
+    "bit_depth": set(),
     "hub": {"tasks"},
     "losses": {"tasks"},
     "models": {"losses"},
@@ -210,7 +213,7 @@ def _given_self(module: Module) -> set[str]:
     """Calls in the trainer's file that pass its bare `self` on."""
     found = set()
     for node in ast.walk(module.tree):
-        if isinstance(node, ast.Call):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) not in dir(builtins):
             values = [*node.args, *(keyword.value for keyword in node.keywords)]
             if any(isinstance(value, ast.Name) and value.id == "self" for value in values):
                 found.add(f"{module.path}:{node.lineno} {ast.unparse(node.func)}(self)")

@@ -120,7 +120,8 @@ def _is_a(value: Any, kind: type) -> bool:
     if kind is int:
         return isinstance(value, Integral) and abs(int(value)) < 2**63
     if kind is float:
-        return isinstance(value, Real) and abs(value) <= sys.float_info.max
+        number: Any = value
+        return isinstance(value, Real) and bool(abs(number) <= sys.float_info.max)
     return isinstance(value, (list, tuple) if kind is list else kind)
 
 

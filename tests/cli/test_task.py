@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from test_main import TINY
+from .test_main import TINY
 
 from rfdetr_hf import DataArguments, ModelArguments
 from rfdetr_hf.cli.main import main

@@ -250,7 +250,7 @@ def test_a_schema_of_the_command_line_reaches_the_data(coco_points, tmp_path, fo
     ("schema", "task", "message"),
     [
         ("none.yaml", "keypoints", "'none.yaml' is neither a mapping .* nor a file"),
-        ("{classes: [", "keypoints", "neither valid JSON nor YAML"),
+        ("{classes: [", "keypoints", "not valid JSON or YAML"),
         (GIVEN, "detection", "keypoint_schema is for task=keypoints, and task is detection"),
     ],
 )

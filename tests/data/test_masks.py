@@ -171,7 +171,8 @@ def test_missing_masks_are_errors_or_boxes(coco_masks):
 def test_masks_stay_with_their_boxes_when_others_are_dropped_or_moved(tmp_path, write_coco, coco_content):
     content = coco_content()
     outlines = {i: [value + i for value in SQUARE] for i in range(5)}
-    places = [(1, [0, 0, 9, 9]), (0, [1, 1, 0, 0]), (1, [2, 2, 9, 9]), (0, [3, 3, 9, 9]), (0, [90, 90, 9, 9])]
+    boxes = [[9, 8, 20, 20], [11, 9, 0, 0], [12, 10, 20, 20], [13, 11, 20, 20], [90, 90, 9, 9]]
+    places = list(zip((1, 0, 1, 0, 0), boxes, strict=True))
     content["annotations"] = [
         {"id": i, "image_id": image, "category_id": 3, "bbox": box, "segmentation": [outlines[i]]}
         for i, (image, box) in enumerate(places)

@@ -293,8 +293,8 @@ def test_options_that_do_nothing_are_refused(cppe, tmp_path, coco_content, write
         load_detection_dataset(cppe(), name="x")
     with pytest.raises(TypeError, match="train_split"):
         load_detection_dataset("imagefolder", split="train")
-    with pytest.raises(ValueError, match="bbox_format='cxcywh'"):
-        load_detection_dataset(cppe(), bbox_format="cxcywh")
+    with pytest.raises(ValueError, match="bbox_format='yolo'"):
+        load_detection_dataset(cppe(), bbox_format="yolo")
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -200,6 +200,17 @@ def test_a_worker_that_hangs_ends_the_run_with_a_message(job, world):
     assert len(list(Path(stuck["output_dir"]).glob("checkpoint-*/manifest.json"))) == 1
 
 
+def test_a_read_of_the_process_itself_that_hangs_ends_the_run_too(job, tmp_path):
+    hanging = tmp_path / "hang"
+    stuck = job("stuck", wait_while=str(hanging), options=LONG | {"dataloader_num_workers": 0, "dataloader_timeout": 2})
+    processes = start(stuck)
+    wait_for_training(stuck["output_dir"], processes)
+    hanging.touch()
+    codes, outputs = finish(processes)
+    assert codes == [1] and "gave no batch for 2 s (dataloader_timeout)" in outputs[0], outputs[0][-3000:]
+    assert state_of(stuck) == "failed"
+
+
 def test_a_second_writer_is_refused_and_leaves_the_first_alone(job):
     long = job("long", options=LONG)
     first = start(long)

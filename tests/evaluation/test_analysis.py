@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from coco_cases import IOU_TYPES, SIGMAS, as_coco, random_coco
+from helpers.coco_cases import IOU_TYPES, SIGMAS, as_coco, random_coco
 
 from rfdetr_hf.evaluation.analysis import DetectionAnalysis, confusion_matrix, operating_curves, worst_images
 from rfdetr_hf.evaluation.error_types import KINDS, error_types

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from coco_cases import IOU_TYPES, SIGMAS, as_coco, pycocotools_run, random_coco
+from helpers.coco_cases import IOU_TYPES, SIGMAS, as_coco, pycocotools_run, random_coco
 
 from rfdetr_hf.evaluation.backends import evaluate
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator

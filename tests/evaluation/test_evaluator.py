@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from coco_cases import IOU_TYPES, SIGMAS, as_coco, pycocotools_run, random_coco
 from datasets import ClassLabel, Dataset, Features, List, Value
+from helpers.coco_cases import IOU_TYPES, SIGMAS, as_coco, pycocotools_run, random_coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 

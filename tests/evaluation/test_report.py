@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from coco_cases import random_coco
 from datasets import ClassLabel, List
+from helpers.coco_cases import random_coco
 from PIL import Image
 
 from rfdetr_hf import load_detection_dataset, make_shapes_dataset

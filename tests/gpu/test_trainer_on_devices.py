@@ -5,18 +5,13 @@ from functools import partial
 
 import pytest
 import torch
-from runs import quick_arguments
+from helpers.runs import quick_arguments
 from transformers import TrainerCallback
 
-from rfdetr_hf import HungarianMatcher, RFDETRTrainer, make_shapes_dataset
+from rfdetr_hf import HungarianMatcher, RFDETRTrainer
 from rfdetr_hf.training import trainer as trainer_module
 
 COMPILERS = {"cpu": "aot_eager", "cuda": "inductor"}
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(24, image_size=64, seed=1)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -56,7 +51,8 @@ def test_a_training_learns_and_stays_in_float32(tmp_path, tiny_model, shapes, de
     trainer.train()
     losses = logged(trainer, "loss")
     # The scale of fp16 starts high: a few overflows are its way down.
-    assert len(losses) + trainer.state.skipped_steps == 24 and trainer.state.skipped_steps <= (8 if "fp16" in precision else 0)
+    assert len(losses) + trainer.state.skipped_steps == 24
+    assert trainer.state.skipped_steps <= (8 if "fp16" in precision else 0)
     assert sum(losses[-6:]) < sum(losses[:6])
     tensors = [*trainer.model.parameters(), *trainer.ema.state_dict().values()]
     assert {tensor.device.type for tensor in tensors} == {device}

@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.runs import quick_arguments
 from huggingface_hub import HfApi
-from runs import quick_arguments
 from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection, TrainerCallback
 
@@ -13,16 +13,12 @@ from rfdetr_hf import (
     RFDETRForObjectDetection,
     RFDETRImageProcessor,
     RFDETRTrainer,
-    make_shapes_dataset,
 )
 from rfdetr_hf.hub.push import HubUploader, fetch_checkpoint
 
 from .fake_hub import TOKEN, USER
 
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(8, image_size=64, seed=1)
+SHAPES = 8  # images of the fixture `shapes`
 
 
 arguments = partial(

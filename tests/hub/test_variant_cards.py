@@ -1,22 +1,15 @@
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.scripts import load_script
 from huggingface_hub import ModelCard
 
 import rfdetr_hf
 from rfdetr_hf import RFDETRConfig
 
 FOLDER = Path(__file__).parents[2] / "model_cards"
-
-
-def generator():
-    spec = importlib.util.spec_from_file_location("generate_cards", FOLDER / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_variant_has_a_card_and_every_card_a_variant():
@@ -26,7 +19,7 @@ def test_every_variant_has_a_card_and_every_card_a_variant():
 @pytest.mark.parametrize("variant", RFDETRConfig.variants())
 def test_the_cards_are_what_the_generator_writes_and_valid(variant):
     text = (FOLDER / f"rf-detr-{variant}.md").read_text()
-    assert text == generator().card(variant), "run model_cards/generate.py"
+    assert text == load_script("model_cards/generate.py").card(variant), "run model_cards/generate.py"
     card = ModelCard(text)
     row = RFDETRConfig.variants()[variant]
     assert card.data.license == "apache-2.0"

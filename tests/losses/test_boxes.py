@@ -1,6 +1,6 @@
 import pytest
 import torch
-from plain_loss import make_predictions, overlaps
+from helpers.plain_loss import make_predictions, overlaps
 
 from rfdetr_hf.losses.boxes import cxcywh_to_xyxy, iou_and_giou
 

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from plain_loss import CONFIG, layer_losses, make_predictions, make_targets, match
+from helpers.plain_loss import CONFIG, layer_losses, make_predictions, make_targets, match
 
 from rfdetr_hf.losses import LayerOutput, RFDETRCriterion
 from rfdetr_hf.losses.criterion import quality_focal_loss
@@ -12,18 +12,13 @@ SUFFIXES = ("", "_0", "_1", "_enc")
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def criterion():
     return RFDETRCriterion(CONFIG)
 
 
-def predict(generator, images, rows=(12, 12, 12, 12), dtype=torch.float64):
+def predict(rng, images, rows=(12, 12, 12, 12), dtype=torch.float64):
     return [
-        LayerOutput(suffix, *make_predictions(generator, images, count, CLASSES, dtype))
+        LayerOutput(suffix, *make_predictions(rng, images, count, CLASSES, dtype))
         for suffix, count in zip(SUFFIXES, rows, strict=True)
     ]
 
@@ -37,9 +32,9 @@ def inputs(layers):
     [((3, 0, 2), (12, 12, 12, 12), 2), ((2, 5), (12, 12, 12, 6), 3), ((1,), (4, 4, 4, 4), 1)],
 )
 @pytest.mark.parametrize("num_boxes", [None, 7.5])
-def test_equals_plain_loss(criterion, generator, counts, rows, groups, num_boxes):
+def test_equals_plain_loss(criterion, rng, counts, rows, groups, num_boxes):
     """Values and gradients of every term; the second case has more objects than queries."""
-    layers, targets = predict(generator, len(counts), rows), make_targets(generator, counts, CLASSES)
+    layers, targets = predict(rng, len(counts), rows), make_targets(rng, counts, CLASSES)
     losses = criterion(layers, targets, groups, num_boxes)
     divisor = num_boxes or sum(counts) * groups
     expected = {}
@@ -60,8 +55,8 @@ def test_equals_plain_loss(criterion, generator, counts, rows, groups, num_boxes
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_names_and_weights(criterion, generator):
-    losses = criterion(predict(generator, 2), make_targets(generator, (1, 2), CLASSES), 2)
+def test_names_and_weights(criterion, rng):
+    losses = criterion(predict(rng, 2), make_targets(rng, (1, 2), CLASSES), 2)
     names = {f"{name}{suffix}" for name in ("loss_ce", "loss_bbox", "loss_giou") for suffix in SUFFIXES}
     assert criterion.weight_dict.keys() == names
     assert losses.keys() == names | {"class_error"} | {f"cardinality_error{suffix}" for suffix in SUFFIXES}
@@ -71,8 +66,8 @@ def test_names_and_weights(criterion, generator):
     assert {name for name in only_last.weight_dict if name.startswith("loss_ce")} == {"loss_ce", "loss_ce_enc"}
 
 
-def test_values_for_the_log(criterion, generator):
-    layers, targets = predict(generator, 2), make_targets(generator, (3, 2), CLASSES)
+def test_values_for_the_log(criterion, rng):
+    layers, targets = predict(rng, 2), make_targets(rng, (3, 2), CLASSES)
     losses = criterion(layers, targets, 2)
     matches = match(layers[0].logits, layers[0].boxes, targets, 2)
     right = [layers[0].logits[b, q].argmax() == targets[b]["class_labels"][t] for b, q, t in matches]
@@ -84,8 +79,8 @@ def test_values_for_the_log(criterion, generator):
         assert losses[f"cardinality_error{layer.name_suffix}"].item() == expected.item()
 
 
-def test_images_without_objects(criterion, generator):
-    layers, targets = predict(generator, 2), make_targets(generator, (0, 0), CLASSES)
+def test_images_without_objects(criterion, rng):
+    layers, targets = predict(rng, 2), make_targets(rng, (0, 0), CLASSES)
     losses = criterion(layers, targets, 2)
     for layer in layers:
         background = -(layer.logits.sigmoid() ** 2) * (1 - layer.logits.sigmoid()).log()
@@ -98,17 +93,17 @@ def test_images_without_objects(criterion, generator):
     assert losses["class_error"] == 100
 
 
-def test_box_terms_are_zero_only_through_their_own_graph(criterion, generator):
-    layers = predict(generator, 1)
-    losses = criterion(layers, make_targets(generator, (0,), CLASSES), 2)
+def test_box_terms_are_zero_only_through_their_own_graph(criterion, rng):
+    layers = predict(rng, 1)
+    losses = criterion(layers, make_targets(rng, (0,), CLASSES), 2)
     for name in ("loss_bbox", "loss_giou"):
         for layer in layers:
             (grad,) = torch.autograd.grad(losses[name + layer.name_suffix], layer.boxes, retain_graph=True)
             assert grad.abs().sum() == 0
 
 
-def test_perfect_predictions(criterion, generator):
-    targets = make_targets(generator, (4,), CLASSES)
+def test_perfect_predictions(criterion, rng):
+    targets = make_targets(rng, (4,), CLASSES)
     logits = torch.full((1, 4, CLASSES), -40.0, dtype=torch.float64)
     logits[0, range(4), targets[0]["class_labels"]] = 40.0
     layers = [LayerOutput("", logits, targets[0]["boxes"][None])]
@@ -117,8 +112,8 @@ def test_perfect_predictions(criterion, generator):
     assert losses["class_error"] == 0 and losses["cardinality_error"] == 0
 
 
-def test_order_does_not_matter(criterion, generator):
-    layers, targets = predict(generator, 3), make_targets(generator, (3, 0, 2), CLASSES)
+def test_order_does_not_matter(criterion, rng):
+    layers, targets = predict(rng, 3), make_targets(rng, (3, 0, 2), CLASSES)
     before = criterion(layers, targets, 2)
     order = [2, 0, 1]
     moved = [LayerOutput(layer.name_suffix, layer.logits[order], layer.boxes[order]) for layer in layers]
@@ -127,9 +122,9 @@ def test_order_does_not_matter(criterion, generator):
         torch.testing.assert_close(value, before[name])
 
 
-def test_groups_are_independent(criterion, generator):
+def test_groups_are_independent(criterion, rng):
     """The loss of three groups is the mean of the losses of each alone."""
-    layers, targets = predict(generator, 2), make_targets(generator, (3, 1), CLASSES)
+    layers, targets = predict(rng, 2), make_targets(rng, (3, 1), CLASSES)
     together = criterion(layers, targets, 3)
     apart = []
     for group in range(3):
@@ -140,8 +135,8 @@ def test_groups_are_independent(criterion, generator):
         torch.testing.assert_close(together[name], sum(losses[name] for losses in apart) / 3)
 
 
-def test_micro_batches_add_up_to_the_batch(criterion, generator):
-    layers, targets = predict(generator, 4), make_targets(generator, (3, 0, 2, 1), CLASSES)
+def test_micro_batches_add_up_to_the_batch(criterion, rng):
+    layers, targets = predict(rng, 4), make_targets(rng, (3, 0, 2, 1), CLASSES)
     whole = criterion.weighted_sum(criterion(layers, targets, 2))
     parts = 0
     for image in range(4):
@@ -154,32 +149,32 @@ def test_micro_batches_add_up_to_the_batch(criterion, generator):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-15)
 
 
-def test_a_given_normaliser_is_taken_as_it_is(criterion, generator):
+def test_a_given_normaliser_is_taken_as_it_is(criterion, rng):
     # One box, one group, two processes: each process divides by half a box.
-    layers, targets = predict(generator, 1), make_targets(generator, (1,), CLASSES)
+    layers, targets = predict(rng, 1), make_targets(rng, (1,), CLASSES)
     one = criterion(layers, targets, 2, 1.0)["loss_bbox"]
     for half in (0.5, torch.tensor(0.5)):
         torch.testing.assert_close(criterion(layers, targets, 2, half)["loss_bbox"], 2 * one, rtol=1e-12, atol=0)
 
 
-def test_default_normaliser_is_the_mean_over_processes(criterion, generator, monkeypatch):
+def test_default_normaliser_is_the_mean_over_processes(criterion, rng, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(50))
-    layers, targets = predict(generator, 2), make_targets(generator, (3, 2), CLASSES)
+    layers, targets = predict(rng, 2), make_targets(rng, (3, 2), CLASSES)
     averaged = criterion(layers, targets, 2)  # (5 boxes x 2 groups + 50 elsewhere) / 4
     torch.testing.assert_close(averaged, criterion(layers, targets, 2, 15.0))
 
 
-def test_gradient_of_the_classification_term(generator):
-    logits = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+def test_gradient_of_the_classification_term(rng):
+    logits = torch.randn(3, 4, generator=rng, dtype=torch.float64, requires_grad=True)
     index, quality = torch.tensor([1, 6, 11]), torch.tensor([0.01, 0.5, 1.0], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: quality_focal_loss(x, index, quality), (logits,))
     assert torch.autograd.gradcheck(lambda x: quality_focal_loss(x, index[:0], quality[:0]), (logits,))
 
 
-def test_gradient_of_the_box_terms(criterion, generator):
-    layers, targets = predict(generator, 2), make_targets(generator, (2, 1), CLASSES)
+def test_gradient_of_the_box_terms(criterion, rng):
+    layers, targets = predict(rng, 2), make_targets(rng, (2, 1), CLASSES)
 
     def box_terms(*boxes):
         moved = [o._replace(logits=o.logits.detach(), boxes=b) for o, b in zip(layers, boxes, strict=True)]
@@ -191,11 +186,11 @@ def test_gradient_of_the_box_terms(criterion, generator):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16])
-def test_saturated_logits(criterion, generator, dtype, autocast):
+def test_saturated_logits(criterion, rng, dtype, autocast):
     """Finite and equal to float64 at logits of +-10^4, with gradients, whatever the type of the predictions."""
-    targets = make_targets(generator, (3, 0, 2), CLASSES, torch.float32)
-    logits = torch.randn(3, 12, CLASSES, generator=generator).mul(1e5).clamp(-1e4, 1e4).to(dtype)
-    boxes = make_predictions(generator, 3, 12, CLASSES, torch.float32)[1].detach().to(dtype)
+    targets = make_targets(rng, (3, 0, 2), CLASSES, torch.float32)
+    logits = torch.randn(3, 12, CLASSES, generator=rng).mul(1e5).clamp(-1e4, 1e4).to(dtype)
+    boxes = make_predictions(rng, 3, 12, CLASSES, torch.float32)[1].detach().to(dtype)
     results = []
     for to, inside in ((dtype, autocast), (torch.float64, None)):
         layers = [LayerOutput("", logits.to(to, copy=True).requires_grad_(), boxes.to(to, copy=True).requires_grad_())]
@@ -213,9 +208,9 @@ def test_saturated_logits(criterion, generator, dtype, autocast):
         torch.testing.assert_close(grad.double(), wanted, rtol=torch.finfo(dtype).eps * 2, atol=1e-5)
 
 
-def test_keeps_no_copy_of_the_logits(criterion, generator):
+def test_keeps_no_copy_of_the_logits(criterion, rng):
     """Between forward and backward, only the logits themselves are held at their size."""
-    layers, targets = predict(generator, 2, dtype=torch.bfloat16), make_targets(generator, (1, 2), CLASSES)
+    layers, targets = predict(rng, 2, dtype=torch.bfloat16), make_targets(rng, (1, 2), CLASSES)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         criterion(layers, targets, 2)
@@ -224,18 +219,18 @@ def test_keeps_no_copy_of_the_logits(criterion, generator):
     assert large and {t.data_ptr() for t in large} == own
 
 
-def test_bad_label_names_the_image(criterion, generator):
-    targets = make_targets(generator, (1, 1), CLASSES)
+def test_bad_label_names_the_image(criterion, rng):
+    targets = make_targets(rng, (1, 1), CLASSES)
     targets[1]["class_labels"] += CLASSES
     with pytest.raises(ValueError, match="labels of image 1 of the batch: field 'class_labels'"):
-        criterion(predict(generator, 2), targets, 2)
+        criterion(predict(rng, 2), targets, 2)
 
 
 @pytest.mark.gpu
-def test_on_the_device_equals_the_host(criterion, generator):
+def test_on_the_device_equals_the_host(criterion, rng):
     layers, targets = (
-        predict(generator, 2, dtype=torch.float32),
-        make_targets(generator, (3, 1), CLASSES, torch.float32),
+        predict(rng, 2, dtype=torch.float32),
+        make_targets(rng, (3, 1), CLASSES, torch.float32),
     )
     expected = criterion(layers, targets, 2)
     moved = [LayerOutput(o.name_suffix, o.logits.cuda(), o.boxes.cuda()) for o in layers]

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from plain_loss import make_predictions, make_targets, match
+from helpers.plain_loss import make_predictions, make_targets, match
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rfdetr_hf.losses import HungarianMatcher, matcher, pack_objects
@@ -13,17 +13,12 @@ CLASSES = 5
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def hungarian():
     return HungarianMatcher(class_cost=2, bbox_cost=5, giou_cost=2, focal_alpha=0.25)
 
 
-def predict(generator, images, rows_per_layer, dtype=torch.float64):
-    layers = [make_predictions(generator, images, rows, CLASSES, dtype) for rows in rows_per_layer]
+def predict(rng, images, rows_per_layer, dtype=torch.float64):
+    layers = [make_predictions(rng, images, rows, CLASSES, dtype) for rows in rows_per_layer]
     return [logits for logits, _ in layers], [boxes for _, boxes in layers]
 
 
@@ -48,9 +43,9 @@ def triples(matches, layer, counts):
         ((2,), (7,), 1),
     ],
 )
-def test_equals_plain_matching(hungarian, generator, counts, rows, groups):
-    logits, boxes = predict(generator, len(counts), rows)
-    targets = make_targets(generator, counts, CLASSES)
+def test_equals_plain_matching(hungarian, rng, counts, rows, groups):
+    logits, boxes = predict(rng, len(counts), rows)
+    targets = make_targets(rng, counts, CLASSES)
     matches = hungarian(logits, boxes, pack(targets, logits), groups)
     assert matches.layer.tolist() == sorted(matches.layer.tolist())
     for layer in range(len(rows)):
@@ -58,9 +53,9 @@ def test_equals_plain_matching(hungarian, generator, counts, rows, groups):
         assert matches.per_layer[layer] == sum(min(n, rows[layer] // groups) for n in counts) * groups
 
 
-def test_takes_stacked_layers(hungarian, generator):
-    logits, boxes = predict(generator, 2, (8, 8))
-    objects = pack(make_targets(generator, (2, 1), CLASSES), logits)
+def test_takes_stacked_layers(hungarian, rng):
+    logits, boxes = predict(rng, 2, (8, 8))
+    objects = pack(make_targets(rng, (2, 1), CLASSES), logits)
     listed = hungarian(logits, boxes, objects, 2)
     stacked = hungarian(torch.stack(logits), torch.stack(boxes), objects, 2)
     assert torch.equal(listed.query, stacked.query) and torch.equal(listed.target, stacked.target)
@@ -79,9 +74,9 @@ def test_optimal_by_brute_force(objects, queries):
     assert chosen.sum() == min(objects, queries)
 
 
-def test_order_of_images_and_objects_does_not_matter(hungarian, generator):
-    logits, boxes = predict(generator, 3, (12, 12))
-    targets = make_targets(generator, (3, 1, 4), CLASSES)
+def test_order_of_images_and_objects_does_not_matter(hungarian, rng):
+    logits, boxes = predict(rng, 3, (12, 12))
+    targets = make_targets(rng, (3, 1, 4), CLASSES)
     before = hungarian(logits, boxes, pack(targets, logits), 2)
     order = [2, 0, 1]
     flipped = [{name: value.flip(0) for name, value in targets[image].items()} for image in order]
@@ -91,9 +86,9 @@ def test_order_of_images_and_objects_does_not_matter(hungarian, generator):
         assert moved == triples(before, layer, (3, 1, 4))
 
 
-def test_groups_are_independent(hungarian, generator):
-    logits, boxes = predict(generator, 2, (12,))
-    objects = pack(make_targets(generator, (3, 2), CLASSES), logits)
+def test_groups_are_independent(hungarian, rng):
+    logits, boxes = predict(rng, 2, (12,))
+    objects = pack(make_targets(rng, (3, 2), CLASSES), logits)
     together = triples(hungarian(logits, boxes, objects, 3), 0, (3, 2))
     apart = set()
     for group in range(3):
@@ -103,22 +98,22 @@ def test_groups_are_independent(hungarian, generator):
     assert together == apart
 
 
-def test_no_objects_at_all(hungarian, generator):
-    logits, boxes = predict(generator, 2, (6, 6))
-    matches = hungarian(logits, boxes, pack(make_targets(generator, (0, 0), CLASSES), logits), 2)
+def test_no_objects_at_all(hungarian, rng):
+    logits, boxes = predict(rng, 2, (6, 6))
+    matches = hungarian(logits, boxes, pack(make_targets(rng, (0, 0), CLASSES), logits), 2)
     assert matches.per_layer == [0, 0] and len(matches.query) == 0 and matches.query.dtype == torch.int64
 
 
-def test_rows_must_fit_the_groups(hungarian, generator):
-    logits, boxes = predict(generator, 1, (7,))
+def test_rows_must_fit_the_groups(hungarian, rng):
+    logits, boxes = predict(rng, 1, (7,))
     with pytest.raises(ValueError, match="7 query rows .* num_groups=2"):
-        hungarian(logits, boxes, pack(make_targets(generator, (1,), CLASSES), logits), 2)
+        hungarian(logits, boxes, pack(make_targets(rng, (1,), CLASSES), logits), 2)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_non_finite_predictions_are_matched_last(hungarian, generator, bad):
-    logits, boxes = predict(generator, 2, (8,))
-    targets = make_targets(generator, (3, 2), CLASSES)
+def test_non_finite_predictions_are_matched_last(hungarian, rng, bad):
+    logits, boxes = predict(rng, 2, (8,))
+    targets = make_targets(rng, (3, 2), CLASSES)
     logits[0].data[0, 1], boxes[0].data[0, 2] = bad, bad
     matches = hungarian(logits, boxes, pack(targets, logits), 1)
     assert len(matches.query) == 5
@@ -129,10 +124,10 @@ def test_non_finite_predictions_are_matched_last(hungarian, generator, bad):
     assert triples(matches, 0, (3, 2)) >= {(b, kept[q], t) for b, q, t in rest if b == 0}
 
 
-def test_everything_non_finite_still_matches(hungarian, generator):
-    logits, boxes = predict(generator, 1, (4,))
+def test_everything_non_finite_still_matches(hungarian, rng):
+    logits, boxes = predict(rng, 1, (4,))
     logits[0].data.fill_(float("nan"))
-    matches = hungarian(logits, boxes, pack(make_targets(generator, (3,), CLASSES), logits), 1)
+    matches = hungarian(logits, boxes, pack(make_targets(rng, (3,), CLASSES), logits), 1)
     assert len(triples(matches, 0, (3,))) == 3
 
 
@@ -144,10 +139,10 @@ def test_replacement_is_above_all_and_near():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_saturated_logits_match_in_float32(hungarian, generator, dtype, autocast):
-    logits, boxes = predict(generator, 2, (8,), torch.float32)
+def test_saturated_logits_match_in_float32(hungarian, rng, dtype, autocast):
+    logits, boxes = predict(rng, 2, (8,), torch.float32)
     logits[0].data.mul_(1e4).clamp_(-1e4, 1e4)
-    targets = make_targets(generator, (3, 2), CLASSES, torch.float32)
+    targets = make_targets(rng, (3, 2), CLASSES, torch.float32)
     narrow = [logits[0].to(dtype)]
     cost = hungarian.pair_cost(narrow, boxes, pack(targets, narrow))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -174,10 +169,10 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("counts", [(20,) * 8, (153, *(1,) * 7)])
-def test_memory_follows_the_number_of_objects(hungarian, generator, counts, monkeypatch):
+def test_memory_follows_the_number_of_objects(hungarian, rng, counts, monkeypatch):
     """However the objects are spread over the images, the cost has one number per object and row of its own image."""
-    logits, boxes = predict(generator, 8, (600, 600), torch.float32)
-    objects = pack(make_targets(generator, counts, CLASSES, torch.float32), logits)
+    logits, boxes = predict(rng, 8, (600, 600), torch.float32)
+    objects = pack(make_targets(rng, counts, CLASSES, torch.float32), logits)
     assert objects.labels.numel() == 160
     with LargestTensor() as seen:
         cost = hungarian.pair_cost(logits, boxes, objects)
@@ -187,9 +182,9 @@ def test_memory_follows_the_number_of_objects(hungarian, generator, counts, monk
     torch.testing.assert_close(hungarian.pair_cost(logits, boxes, objects), cost, rtol=0, atol=0)
 
 
-def test_host_reads_no_single_values(hungarian, generator):
-    logits, boxes = predict(generator, 3, (12, 12, 6))
-    objects = pack(make_targets(generator, (3, 0, 2), CLASSES), logits)
+def test_host_reads_no_single_values(hungarian, rng):
+    logits, boxes = predict(rng, 3, (12, 12, 6))
+    objects = pack(make_targets(rng, (3, 0, 2), CLASSES), logits)
     with LargestTensor() as seen:
         hungarian(logits, boxes, objects, 2)
     assert seen.reads == 0
@@ -207,15 +202,15 @@ def test_host_reads_no_single_values(hungarian, generator):
         ({"boxes": torch.ones(2, 4, dtype=torch.int64)}, "image 1.*'boxes' must be floats"),
     ],
 )
-def test_targets_that_do_not_fit(generator, change, message):
-    targets = make_targets(generator, (1, 2), CLASSES)
+def test_targets_that_do_not_fit(rng, change, message):
+    targets = make_targets(rng, (1, 2), CLASSES)
     targets[1] |= change
     with pytest.raises(ValueError, match=message):
         pack_objects(targets, torch.zeros(2, 4, CLASSES), 2, CLASSES)
 
 
-def test_missing_field_and_missing_image(generator):
-    targets = make_targets(generator, (1, 2), CLASSES)
+def test_missing_field_and_missing_image(rng):
+    targets = make_targets(rng, (1, 2), CLASSES)
     with pytest.raises(ValueError, match="hold 2 images, the predictions 3"):
         pack_objects(targets, torch.zeros(3, 4, CLASSES), 3, CLASSES)
     del targets[0]["boxes"]
@@ -224,11 +219,11 @@ def test_missing_field_and_missing_image(generator):
 
 
 def check_batched_solver(device):
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     counts, queries, groups = [3, 0, 7, 1], [9, 9, 7], 2
-    objects = pack_objects(make_targets(generator, counts, CLASSES), torch.zeros(1, dtype=torch.float64), 4, CLASSES)
+    objects = pack_objects(make_targets(rng, counts, CLASSES), torch.zeros(1, dtype=torch.float64), 4, CLASSES)
     objects = objects._replace(image=objects.image.to(device))
-    cost = torch.randn(11, sum(queries) * groups, generator=generator)
+    cost = torch.randn(11, sum(queries) * groups, generator=rng)
     expected = solve_scipy(cost.numpy(), counts, queries, groups)
     assert (expected >= 0).all()
     assert solve_batched(cost.to(device), objects, queries, groups).tolist() == expected.tolist()
@@ -247,12 +242,12 @@ def test_batched_solver_equals_scipy():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("batched", [False, True])
-def test_on_the_device_equals_the_host(hungarian, generator, batched, monkeypatch):
+def test_on_the_device_equals_the_host(hungarian, rng, batched, monkeypatch):
     if batched:
         pytest.importorskip("torch_linear_assignment")
     monkeypatch.setattr(matcher, "_HAS_BATCHED_SOLVER", batched)
-    logits, boxes = predict(generator, 3, (12, 12, 6), torch.float32)
-    targets = make_targets(generator, (3, 0, 2), CLASSES, torch.float32)
+    logits, boxes = predict(rng, 3, (12, 12, 6), torch.float32)
+    targets = make_targets(rng, (3, 0, 2), CLASSES, torch.float32)
     expected = hungarian(logits, boxes, pack(targets, logits), 2)
     logits, boxes = [x.cuda() for x in logits], [x.cuda() for x in boxes]
     matches = hungarian(logits, boxes, pack(targets, logits), 2)

@@ -125,12 +125,12 @@ def test_blocks_are_compiled_for_any_rate_at_once():
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 80), (48, 64)])
-def test_size_error_names_the_sizes(tiny_config, height, width):
+def test_size_error_names_the_sizes(deep_config, height, width):
     with pytest.raises(ValueError, match=f"{height} x {width} pixels.*16 x 2 = 32.*to 64 x (96|64)"):
-        RFDETRBackbone(tiny_config())(torch.zeros(1, 3, height, width))
+        RFDETRBackbone(deep_config())(torch.zeros(1, 3, height, width))
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 64, 64), (3, 64, 64)])
-def test_channel_error_names_the_shape(tiny_config, shape):
+def test_channel_error_names_the_shape(deep_config, shape):
     with pytest.raises(ValueError, match=r"shape \(batch, 3, H, W\)"):
-        RFDETRBackbone(tiny_config())(torch.zeros(shape))
+        RFDETRBackbone(deep_config())(torch.zeros(shape))

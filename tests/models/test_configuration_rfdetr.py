@@ -29,7 +29,9 @@ PUBLISHED = {
 def test_every_published_variant_is_listed():
     variants = RFDETRConfig.variants()
     assert {name: variants[name].parameters for name in PUBLISHED} == {name: PUBLISHED[name][1] for name in PUBLISHED}
-    assert variants["seg-nano"] == ("segmentation", 312, 33_577_475, "Apache-2.0")
+    nano = variants["seg-nano"]
+    assert (nano.task, nano.resolution, nano.parameters) == ("segmentation", 312, 33_577_475)
+    assert nano.license == "Apache-2.0"
     assert variants["keypoint-preview"].task == "keypoints"
 
 
@@ -129,8 +131,8 @@ def test_unknown_variant_and_unknown_field_are_errors():
         RFDETRConfig.from_variant("nano", num_querys=100)
 
 
-def test_a_field_changed_after_construction_is_checked_by_the_model(tiny_config):
-    config = tiny_config()
+def test_a_field_changed_after_construction_is_checked_by_the_model(deep_config):
+    config = deep_config()
     config.d_model = 30
     with pytest.raises(ValueError, match="does not divide d_model 30"):
         RFDETRForObjectDetection(config)

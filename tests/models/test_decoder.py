@@ -63,8 +63,8 @@ def test_memory_without_a_mask_equals_one_without_padding(rng):
         assert torch.equal(getattr(plain, name), getattr(full, name))
 
 
-def test_deformable_attention_equals_a_loop_over_points(tiny_config, randomise, rng):
-    config = tiny_config(projector_scales=["P3", "P5"], decoder_n_points=3)
+def test_deformable_attention_equals_a_loop_over_points(deep_config, randomise, rng):
+    config = deep_config(projector_scales=["P3", "P5"], decoder_n_points=3)
     attention = randomise(DeformableAttention(config))
     maps, mask = two_levels(rng)
     memory = flatten_levels(maps, mask)
@@ -85,23 +85,26 @@ def test_deformable_attention_equals_a_loop_over_points(tiny_config, randomise, 
                         at = box[:2] + offsets[b, q, head, level, point] / 3 * box[2:] * 0.5
                         read = bilinear(images[level][part], *at.tolist())
                         expected[b, q, part] += weights[b, q, head, level, point] * read
-    torch.testing.assert_close(attention(query, reference, memory), attention.output_proj(expected))
+    found, given = attention(query, reference, memory.tokens, memory.shapes, memory.padding)
+    torch.testing.assert_close(found, attention.output_proj(expected))
+    assert torch.equal(given, weights)
 
 
-def test_self_attention_equals_torch_and_stays_inside_a_group(tiny_config, randomise, rng):
-    attention = randomise(GroupSelfAttention(tiny_config())).eval()
+def test_self_attention_equals_torch_and_stays_inside_a_group(deep_config, randomise, rng):
+    attention = randomise(GroupSelfAttention(deep_config())).eval()
     theirs = torch.nn.MultiheadAttention(32, 4, batch_first=True, dtype=torch.float64)
     theirs.load_state_dict(attention.state_dict())
     x, position = torch.randn(2, 2, 12, 32, generator=rng, dtype=torch.float64)
-    ours = attention(x, position, groups=3)
+    ours, weights = attention(x, position, groups=3)
+    assert weights is None
     for group in range(3):
         rows = slice(4 * group, 4 * group + 4)
         query = (x + position)[:, rows]
         torch.testing.assert_close(ours[:, rows], theirs(query, query, x[:, rows], need_weights=False)[0])
 
 
-def test_padded_cells_are_hidden_from_detector_and_attention(tiny_config, randomise, rng):
-    config = tiny_config(projector_scales=["P3", "P5"])
+def test_padded_cells_are_hidden_from_detector_and_attention(deep_config, randomise, rng):
+    config = deep_config(projector_scales=["P3", "P5"])
     transformer, attention = randomise(RFDETRTransformer(config)), randomise(DeformableAttention(config))
     maps, mask = two_levels(rng)
     memory = flatten_levels(maps, mask)
@@ -110,7 +113,8 @@ def test_padded_cells_are_hidden_from_detector_and_attention(tiny_config, random
     assert torch.equal(transformer.propose(memory, 3).boxes, transformer.propose(other, 3).boxes)
     query = torch.randn(2, 5, 32, generator=rng, dtype=torch.float64)
     reference = torch.rand(2, 5, 2, 4, generator=rng, dtype=torch.float64)
-    assert torch.equal(attention(query, reference, memory), attention(query, reference, other))
+    found = [attention(query, reference, each.tokens, each.shapes, each.padding)[0] for each in (memory, other)]
+    assert torch.equal(*found)
 
 
 def loop_proposals(transformer, memory, groups):
@@ -130,8 +134,8 @@ def loop_proposals(transformer, memory, groups):
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_batched_proposals_equal_a_loop_over_groups_with_gradients(tiny_config, randomise, rng, groups):
-    transformer = randomise(RFDETRTransformer(tiny_config(projector_scales=["P3", "P5"])))
+def test_batched_proposals_equal_a_loop_over_groups_with_gradients(deep_config, randomise, rng, groups):
+    transformer = randomise(RFDETRTransformer(deep_config(projector_scales=["P3", "P5"])))
     maps, mask = two_levels(rng)
     maps = [x.requires_grad_() for x in maps]
 
@@ -150,8 +154,8 @@ def test_batched_proposals_equal_a_loop_over_groups_with_gradients(tiny_config, 
             torch.testing.assert_close(a, b)
 
 
-def test_invalid_cells_stay_in_the_ranking_and_give_zero_boxes(tiny_config, randomise, rng):
-    transformer = randomise(RFDETRTransformer(tiny_config(num_queries=24)))
+def test_invalid_cells_stay_in_the_ranking_and_give_zero_boxes(deep_config, randomise, rng):
+    transformer = randomise(RFDETRTransformer(deep_config(num_queries=24)))
     maps = [torch.randn(1, 32, 4, 6, generator=rng, dtype=torch.float64)]
     mask = torch.ones(1, 16, 24)
     mask[:, :, 16:] = 0
@@ -160,8 +164,8 @@ def test_invalid_cells_stay_in_the_ranking_and_give_zero_boxes(tiny_config, rand
     assert int((boxes == 0).all(-1).sum()) == 8
 
 
-def test_references_combine_learned_deltas_and_proposals_without_gradient(tiny_config, rng):
-    transformer = RFDETRTransformer(tiny_config())
+def test_references_combine_learned_deltas_and_proposals_without_gradient(deep_config, rng):
+    transformer = RFDETRTransformer(deep_config())
     boxes = torch.rand(2, 4, 4, generator=rng, requires_grad=True)
     learned = torch.randn(6, 4, generator=rng, requires_grad=True)
     references = transformer.references(learned, boxes)
@@ -174,12 +178,12 @@ def test_references_combine_learned_deltas_and_proposals_without_gradient(tiny_c
     assert learned.grad is not None
 
 
-def test_query_position_uses_the_first_level_and_valid_ratios(tiny_config, randomise, rng, monkeypatch):
-    decoder = randomise(RFDETRTransformer(tiny_config(projector_scales=["P3", "P5"]))).decoder
+def test_query_position_uses_the_first_level_and_valid_ratios(deep_config, randomise, rng, monkeypatch):
+    decoder = randomise(RFDETRTransformer(deep_config(projector_scales=["P3", "P5"]))).decoder
     maps, mask = two_levels(rng)
     memory = flatten_levels(maps, mask)
     seen = []
-    monkeypatch.setattr(decoder.layers[0], "forward", lambda x, position, scaled, *rest: seen.append(scaled) or x)
+    monkeypatch.setattr(decoder.layers[0], "forward", lambda x, _, scaled, *rest: seen.append(scaled) or (x, None, x))
     references = torch.rand(2, 6, 4, generator=rng, dtype=torch.float64)
     decoder(torch.zeros(2, 6, 32, dtype=torch.float64), references, memory, 1)
     expected = references[1] * torch.tensor([4 / 6, 1.0, 4 / 6, 1.0], dtype=torch.float64)
@@ -187,13 +191,17 @@ def test_query_position_uses_the_first_level_and_valid_ratios(tiny_config, rando
     torch.testing.assert_close(seen[0][0, :, 1], references[0])
 
 
-def test_feed_forward_dropout_is_off_in_evaluation(tiny_config, randomise, rng):
-    layer = randomise(RFDETRTransformer(tiny_config(dropout=0.5)).decoder.layers[0])
+def test_feed_forward_dropout_is_off_in_evaluation(deep_config, randomise, rng):
+    layer = randomise(RFDETRTransformer(deep_config(dropout=0.5)).decoder.layers[0])
     x = torch.randn(1, 6, 32, generator=rng, dtype=torch.float64)
     memory = flatten_levels([torch.randn(1, 32, 4, 4, generator=rng, dtype=torch.float64)], None)
     reference = torch.rand(1, 6, 1, 4, generator=rng, dtype=torch.float64)
+
+    def run(groups):
+        return layer(x, x, reference, memory.tokens, memory.shapes, None, groups)[0]
+
     layer.eval()
-    assert torch.equal(layer(x, x, reference, memory, 1), layer(x, x, reference, memory, 1))
+    assert torch.equal(run(1), run(1))
     layer.train()
-    assert not torch.equal(layer(x, x, reference, memory, 3), layer(x, x, reference, memory, 3))
+    assert not torch.equal(run(3), run(3))
     assert F.relu(layer.linear1(x)).shape[-1] == 48

@@ -46,10 +46,10 @@ def read_plainly(folder, auto_class="AutoModelForObjectDetection") -> subprocess
         (RFDETRForInstanceSegmentation, "AutoModelForInstanceSegmentation", torch.float64),
     ],
 )
-def test_plain_transformers_gives_equal_outputs(tiny_config, rng, tmp_path, model_class, auto_class, dtype):
+def test_plain_transformers_gives_equal_outputs(deep_config, rng, tmp_path, model_class, auto_class, dtype):
     """Here the two implementations agree: square, unpadded, fewer than 50 cells a side, more cells than queries."""
     torch.manual_seed(0)
-    model = model_class(tiny_config(resolution=128)).to(dtype).eval()
+    model = model_class(deep_config(resolution=128)).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape, generator=rng) * 0.05
@@ -71,9 +71,9 @@ def test_plain_transformers_gives_equal_outputs(tiny_config, rng, tmp_path, mode
     ],
 )
 def test_plain_transformers_refuses_a_model_that_it_cannot_represent(
-    tiny_config, tmp_path, model_class, fields, model_type
+    deep_config, tmp_path, model_class, fields, model_type
 ):
-    model_class(tiny_config(**fields)).save_pretrained(tmp_path)
+    model_class(deep_config(**fields)).save_pretrained(tmp_path)
     result = read_plainly(tmp_path)
     assert result.returncode != 0
     assert model_type in result.stderr

@@ -7,7 +7,7 @@ Needs it installed, with its training extra: `pip install "rfdetr[train]==1.11.2
 import numpy as np
 import pytest
 import torch
-from parity import golden_model
+from helpers.golden import golden_model
 from PIL import Image
 
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig

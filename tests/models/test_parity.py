@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from parity import golden_batch, golden_model, golden_wide_batch
+from helpers.golden import golden_batch, golden_model, golden_wide_batch
 
 from rfdetr_hf import (
     RFDETRForInstanceSegmentation,

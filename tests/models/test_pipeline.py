@@ -15,9 +15,9 @@ SMOOTHS_WHEN_SHRINKING = tuple(map(int, transformers.__version__.split(".")[:2])
 
 
 @pytest.mark.skipif(SMOOTHS_WHEN_SHRINKING, reason="transformers before 5.18 resizes with antialiasing")
-def test_pipeline_gives_our_detections(tiny_config, tmp_path):
+def test_pipeline_gives_our_detections(deep_config, tmp_path):
     torch.manual_seed(0)
-    model = RFDETRForObjectDetection(tiny_config(resolution=128, id2label=dict(enumerate("abcde")))).eval()
+    model = RFDETRForObjectDetection(deep_config(resolution=128, id2label=dict(enumerate("abcde")))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape) * 0.05
@@ -40,11 +40,11 @@ def test_pipeline_gives_our_detections(tiny_config, tmp_path):
 
 
 @pytest.mark.skipif(SMOOTHS_WHEN_SHRINKING, reason="transformers before 5.18 resizes with antialiasing")
-def test_pipeline_gives_our_masks(tiny_config, tmp_path):
+def test_pipeline_gives_our_masks(deep_config, tmp_path):
     """As docs/guides/model-files.md does it: from the name of a folder the pipeline looks for other classes."""
     torch.manual_seed(0)
     names = dict(enumerate("abcde"))
-    model = RFDETRForInstanceSegmentation(tiny_config(resolution=128, id2label=names)).eval()
+    model = RFDETRForInstanceSegmentation(deep_config(resolution=128, id2label=names)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape) * 0.05
@@ -65,3 +65,31 @@ def test_pipeline_gives_our_masks(tiny_config, tmp_path):
     # Theirs is a map in which each pixel belongs to one object of those that cover it.
     shown = np.array(found[0]["mask"]) > 0
     assert shown.sum() > 1000 and (shown & ~ours["masks"][0].numpy()).mean() < 0.002
+
+
+@pytest.mark.parametrize("subtask", [None, "instance"])
+def test_pipeline_on_our_own_classes(deep_config, subtask):
+    torch.manual_seed(0)
+    names = dict(enumerate("abcde"))
+    model = RFDETRForInstanceSegmentation(deep_config(resolution=128, id2label=names)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape) * 0.05
+        model.class_embed.bias.fill_(0.0)
+    processor = RFDETRImageProcessor(size={"height": 128, "width": 128})
+    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (150, 200, 3)).astype("uint8"))
+    pipeline = transformers.pipeline("image-segmentation", model=model, image_processor=processor)
+    found = pipeline(picture, threshold=0.3, **({} if subtask is None else {"subtask": subtask}))
+    with torch.no_grad():
+        output = model(**processor(picture))
+    options = {"threshold": 0.3, "target_sizes": [(150, 200)]}
+    ours = processor.post_process_instance_segmentation(output, **options)[0]
+    assert found[0]["label"] == names[ours["labels"][0].item()] and found[0]["mask"].size == (200, 150)
+    assert np.array_equal(np.array(found[0]["mask"]) > 0, ours["masks"][0].numpy())
+    covered = np.stack([np.array(each["mask"]) > 0 for each in found])
+    assert (covered.sum(0) <= 1).all() and np.array_equal(covered.any(0), ours["masks"].any(0).numpy())
+    maps = processor.post_process_instance_segmentation(output, **options, return_binary_maps=True)[0]
+    assert torch.equal(maps["segmentation"], ours["masks"][ours["masks"].flatten(1).any(1)])
+    assert [segment["id"] for segment in maps["segments_info"]] == list(range(len(maps["segmentation"])))
+    with pytest.raises(ValueError, match="mask_threshold=1.5"):
+        processor.post_process_instance_segmentation(output, **options, mask_threshold=1.5)

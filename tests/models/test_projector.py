@@ -35,8 +35,8 @@ def expected_level(maps, state, level, scale):
 
 
 @pytest.mark.parametrize("scales", [["P4"], ["P3", "P5"], ["P3", "P4", "P5"]])
-def test_levels_follow_their_equations(tiny_config, rng, scales):
-    projector = MultiScaleProjector(tiny_config(projector_scales=scales)).double()
+def test_levels_follow_their_equations(deep_config, rng, scales):
+    projector = MultiScaleProjector(deep_config(projector_scales=scales)).double()
     with torch.no_grad():
         for parameter in projector.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.2 + (parameter.dim() == 1))
@@ -48,8 +48,8 @@ def test_levels_follow_their_equations(tiny_config, rng, scales):
         torch.testing.assert_close(level, expected_level(maps, projector.state_dict(), index, scale))
 
 
-def test_names_of_the_two_level_projector(tiny_config):
-    keys = set(MultiScaleProjector(tiny_config(projector_scales=["P3", "P5"])).state_dict())
+def test_names_of_the_two_level_projector(deep_config):
+    keys = set(MultiScaleProjector(deep_config(projector_scales=["P3", "P5"])).state_dict())
     assert {"stages_sampling.0.1.0.weight", "stages_sampling.0.1.0.bias", "stages_sampling.1.0.0.conv.weight"} <= keys
     assert {"stages_sampling.1.0.0.bn.bias", "stages.1.0.m.2.cv2.bn.weight", "stages.1.1.bias"} <= keys
 

@@ -9,9 +9,9 @@ from rfdetr_hf import RFDETRForInstanceSegmentation
 
 
 @pytest.fixture
-def model(tiny_config):
+def model(deep_config):
     torch.manual_seed(0)
-    model = RFDETRForInstanceSegmentation(tiny_config())
+    model = RFDETRForInstanceSegmentation(deep_config())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -58,8 +58,8 @@ def test_evaluation_with_labels_uses_one_group(model, rng):
     torch.testing.assert_close(output.pred_masks, plain.pred_masks)
 
 
-def test_auxiliary_loss_off(tiny_config, rng):
-    model = RFDETRForInstanceSegmentation(tiny_config(auxiliary_loss=False)).train()
+def test_auxiliary_loss_off(deep_config, rng):
+    model = RFDETRForInstanceSegmentation(deep_config(auxiliary_loss=False)).train()
     output = model(torch.randn(2, 3, 64, 64, generator=rng), labels=make_labels(rng, (2, 1)))
     masks = {name for name in output.loss_dict if "mask" in name}
     assert masks == {"loss_mask_ce", "loss_mask_dice", "loss_mask_ce_enc", "loss_mask_dice_enc"}
@@ -106,9 +106,9 @@ def test_saved_and_loaded(model, rng, tmp_path):
         torch.testing.assert_close(again(pixels).pred_masks, model.eval()(pixels).pred_masks, rtol=0, atol=0)
 
 
-def test_initial_head(tiny_config):
+def test_initial_head(deep_config):
     torch.manual_seed(0)
-    head = RFDETRForInstanceSegmentation(tiny_config()).segmentation_head
+    head = RFDETRForInstanceSegmentation(deep_config()).segmentation_head
     assert head.bias.item() == 0 and head.blocks[0].norm.weight.eq(1).all()
     assert 0.3 < head.blocks[0].dwconv.weight.abs().max() <= 1 / 3  # torch's default: a fan-in of 9
     width = head.query_features_proj.weight.shape[1]

@@ -1,10 +1,10 @@
 import pytest
-from test_tools import load
+from helpers.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def fuzz():
-    return load("fuzz_options")
+    return load_script("tools/fuzz_options.py")
 
 
 def test_a_few_changed_option_files_are_read_as_written_or_refused_by_name(fuzz):

@@ -16,15 +16,11 @@ from rfdetr_hf import (
     RFDETRImageProcessor,
     RFDETRTrainer,
     RFDETRTrainingArguments,
-    make_shapes_dataset,
 )
 
+SHAPES = 8  # images of the fixture `shapes`
+
 SHORT = {"max_steps": 2, "gradient_accumulation_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(8, image_size=64, seed=1)
 
 
 def test_the_end_of_a_training_is_logged_and_returned_with_its_speeds(tmp_path, tiny_model, shapes):
@@ -252,7 +248,7 @@ def test_another_metric_at_resume_begins_the_comparison_afresh(tmp_path, tiny_mo
     assert run(2, "ema_a").state.best_metric == 100.0
     resumed = run(4, "ema_b", resume_from_checkpoint=True)
     assert resumed.state.best_global_step == 4 and resumed.state.best_metric == pytest.approx(0.4)
-    assert "chosen by ema_a so far: its score is forgotten, ema_b chooses the best of what follows" in caplog.text
+    assert "the best model is chosen by metric_for_best_model=ema_b" in caplog.text
     early = next(c for c in resumed.callback_handler.callbacks if type(c).__name__ == "EarlyStopping")
     assert early.best == pytest.approx(0.4)
 

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from runs import quick_arguments
+from helpers.runs import quick_arguments
 from transformers import TrainerControl
 
 from rfdetr_hf.training.best import BestModel

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
-from runs import quick_arguments
+from helpers.runs import quick_arguments
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -20,6 +20,8 @@ from rfdetr_hf import (
 from rfdetr_hf.data.schema import keypoint_schema
 from rfdetr_hf.training import trackers
 from rfdetr_hf.training.trackers import TrackerCallback, check_trackers, flatten
+
+SHAPES = 8  # images of the fixture `shapes`
 
 
 class Memory(GeneralTracker):
@@ -45,11 +47,6 @@ class Memory(GeneralTracker):
 
     def finish(self):
         self.finished += 1
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(8, image_size=64, seed=1)
 
 
 arguments = partial(
@@ -220,7 +217,7 @@ def test_all_events_fire_in_their_order(tmp_path, tiny_model, shapes):
     assert names == [
         "on_init_end", "on_train_begin", "on_epoch_begin", "on_step_begin", "on_pre_optimizer_step",
         "on_optimizer_step", "on_step_end", "on_log", "on_epoch_end", "on_prediction_step", "on_prediction_step",
-        "on_log", "on_evaluate", "on_save", "on_train_end",
+        "on_log", "on_evaluate", "on_save", "on_log", "on_train_end",
     ]  # fmt: skip
     events.clear()
     trainer.predict(shapes)
@@ -269,3 +266,24 @@ def test_pictures_are_arrays_of_one_size(shapes):
     config = SimpleNamespace(id2label={1: "square"}, keypoint_schema=None)
     pictures = trackers._pictures(shapes, {row["image_id"]: found for row in shapes.select([2, 5])}, config)
     assert np.stack(pictures).shape == (2, 480, 480, 3)
+
+
+def test_tensorboard_shows_a_step_once_after_a_run_that_died_past_its_checkpoint(tmp_path, tiny_model, shapes):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Die(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                raise RuntimeError("killed")
+
+    args = quick_arguments(
+        tmp_path, max_steps=5, gradient_accumulation_steps=1, eval_strategy="no", save_strategy="steps", save_steps=2,
+        logging_steps=1, report_to="tensorboard",
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="killed"):
+        RFDETRTrainer(tiny_model(), args, shapes, callbacks=[Die()]).train()
+    RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=True)
+    events = EventAccumulator(str(next((tmp_path / "runs").glob("*"))))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]

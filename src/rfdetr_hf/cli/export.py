@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .. import ExportReport, Range, export_model, load_model, option, parse_arguments, settle_options
+from .. import ExportReport, Range, export_model, load_model, load_processor, option, parse_arguments, settle_options
 
 DESCRIPTION = """Write a trained model as an ONNX file or a torch.export program.
 
@@ -35,8 +36,9 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf export") -> ExportReport:
     """Load, export, compare, print."""
     (args,) = parse_arguments((ExportArguments,), argv, prog=prog, description=DESCRIPTION)
     size = None if args.size is None else (args.size[0], args.size[-1])
-    options = {} if args.opset is None else {"opset": args.opset}
+    options: dict[str, Any] = {} if args.opset is None else {"opset": args.opset}
     model = load_model(args.model_name_or_path)
+    options["processor"] = load_processor(args.model_name_or_path, model.config.resolution)
     report = export_model(model, args.output, args.format, size=size, tolerance=args.tolerance, **options)
     print(report)
     return report

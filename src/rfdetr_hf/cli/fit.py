@@ -59,9 +59,9 @@ def build_trainer(
         if model_args.init_backbone_from is not None:
             model.init_backbone_from(model_args.init_backbone_from)
     elif is_official(source):
-        model = model_class(task).from_official(source, class_init=model_args.class_init, **fields)
+        model = model_class(task).from_official(source, **model_args.class_options, **fields)
     else:
-        fields |= {"revision": model_args.revision, "class_init": model_args.class_init}
+        fields |= {"revision": model_args.revision, **model_args.class_options}
         model = model_class(task).from_pretrained(source, **fields)
     if source is not None and isinstance(model, RFDETRForKeypointDetection):
         model.reset_keypoint_precision()  # learnt elsewhere, they would make the first losses very large

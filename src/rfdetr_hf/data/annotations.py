@@ -4,7 +4,8 @@ No Python object per image or box outlives the reader: arrays go into Arrow colu
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -12,12 +13,12 @@ import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, NamedSplit, concatenate_datasets
 
 from ..tasks import TASKS, TaskName
+from .conventions import BOX_FORMATS, BoxFormat
 from .errors import DetectionDataError
 from .keypoints import ClassKeypoints, KeypointSchema
 from .schema import detection_features
 
 MissingMasks = Literal["error", "box"]
-BoxFormat = Literal["xywh", "xyxy"]
 
 
 class Labels(NamedTuple):
@@ -44,8 +45,9 @@ class ReadOptions:
         missing_masks: "error" refuses objects without a mask, "box" makes their box their mask.
         keypoints: what the keypoints are, by label, instead of what the source says.
         class_names: the label table, instead of the training split's.
-        bbox_format: how the boxes of a `datasets` source are written.
+        bbox_format: how the boxes are written; None for what is usual for the source.
         image_dir, label_dir: where images and rows are, instead of where they are found.
+        need_test: a test split that is missing is an error, and is not left out.
         load: options of `datasets.load_dataset` or of the generator.
     """
 
@@ -53,13 +55,14 @@ class ReadOptions:
     missing_masks: MissingMasks = "error"
     keypoints: KeypointSchema | None = None
     class_names: Sequence[str] | None = None
-    bbox_format: BoxFormat = "xywh"
+    bbox_format: BoxFormat | None = None
     image_dir: str | Mapping[str, str] | None = None
     label_dir: str | None = None
+    need_test: bool = False
     load: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = {"task": TASKS, "missing_masks": get_args(MissingMasks), "bbox_format": get_args(BoxFormat)}
+        known = {"task": TASKS, "missing_masks": get_args(MissingMasks), "bbox_format": (*BOX_FORMATS, None)}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}: use one of {list(values)}")
@@ -146,6 +149,7 @@ class Annotations:
         size: (m, 2) int64 width and height.
         file_name: one name or None per image.
         boxes: see `Boxes`.
+        background: why images have no objects -> how many, where the source says why.
     """
 
     source: str
@@ -153,13 +157,25 @@ class Annotations:
     size: np.ndarray
     file_name: Sequence[str | None]
     boxes: Boxes
+    background: Mapping[str, int] = field(default_factory=dict)
+
+    def keep_images(self, keep: np.ndarray) -> tuple["Annotations", np.ndarray]:
+        """The images of a boolean mask, and the indices of the boxes that are in them."""
+        rows = np.flatnonzero(keep)
+        inside = np.flatnonzero(keep[self.boxes.row])
+        boxes = self.boxes.select(inside)
+        boxes = replace(boxes, row=np.searchsorted(rows, boxes.row))
+        names = [self.file_name[row] for row in rows.tolist()]
+        return replace(self, image_id=self.image_id[rows], size=self.size[rows], file_name=names, boxes=boxes), inside
 
 
 def class_table(names: Mapping[int, str], class_names: Sequence[str] | None, source: str) -> Labels:
     """The labels of a source that numbers its classes: by ascending id, or as `class_names` orders them.
 
     Raises:
-        DetectionDataError: no class, a name that two of them share, or a name of `class_names` that none has.
+        DetectionDataError: no class, a name that two of them share, or an id below 0.
+
+    Classes of `class_names` that the source lacks have no objects here; their ids are new ones.
     """
     ids = sorted(names)
     ordered = [names[i] for i in ids]
@@ -167,14 +183,15 @@ def class_table(names: Mapping[int, str], class_names: Sequence[str] | None, sou
     if shared or not names:
         fault = f"the name {shared[0]!r} belongs to several categories" if shared else "there are no categories"
         raise DetectionDataError(f"{source}: {fault}; give each class one name")
+    if ids[0] < 0:
+        raise DetectionDataError(
+            f"{source}: the id of {names[ids[0]]!r} is {ids[0]}, which stands for no category; leave it out"
+        )
     if class_names is None:
         return Labels(ordered, ids)
-    missing = [name for name in class_names if name not in ordered]
-    if missing:
-        raise DetectionDataError(
-            f"{source}: class_names has {missing}, but the categories are {ordered}; use their names"
-        )
-    return Labels(list(class_names), [ids[ordered.index(name)] for name in class_names])
+    position = {name: ids[index] for index, name in enumerate(ordered)}
+    unknown = count(ids[-1] + 1)
+    return Labels(list(class_names), [position[n] if n in position else next(unknown) for n in class_names])
 
 
 def map_ids(values: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from .errors import DetectionDataError, Problems
 from .pipeline.pixels import check_image
-from .schema import category_ids, class_names, has_keypoints, has_masks, keypoint_schema
+from .schema import category_ids, class_names, has_keypoints, has_masks, keypoint_schema, value_range
 
 logger = logging.getLogger(__name__)
 # Its functions are made at import, where type checkers do not see them.
@@ -44,6 +44,7 @@ class AuditReport:
         max_boxes_image_id: that image.
         polygon_masks, rle_masks: objects with a mask of each form, crowds included; None without masks.
         keypoint_objects: objects with a labelled keypoint; None without keypoints.
+        value_range: of pictures with more than 8 bits, what becomes 0 to 255; None without such.
         labelled_keypoints: class -> keypoint -> how often it is labelled, hidden ones included.
     """
 
@@ -65,13 +66,17 @@ class AuditReport:
     rle_masks: int | None = None
     keypoint_objects: int | None = None
     labelled_keypoints: dict[str, dict[str, int]] | None = None
+    value_range: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         checked = "decoded" if self.decoded else "headers read"
         width = max([4, *(len(name) for name in self.boxes_per_class)])
         fullest = f", at most {self.max_boxes} in an image (id {self.max_boxes_image_id})" if self.num_boxes else ""
+        deep = ""
+        if self.value_range is not None:
+            deep = f", more than 8 bits: {self.value_range[0]:g} to {self.value_range[1]:g} become 0 to 255"
         lines = [
-            f"{self.split}: {self.num_images} images ({checked}), {self.num_empty_images} without objects",
+            f"{self.split}: {self.num_images} images ({checked}), {self.num_empty_images} without objects{deep}",
             f"{self.num_boxes} boxes{fullest}, {self.num_crowds} crowds; "
             f"{self.small} small, {self.medium} medium, {self.large} large",
             f"{'label':>5}  {'category id':>11}  {'name':<{width}}  {'boxes':>9}  {'images':>9}",
@@ -168,6 +173,7 @@ def _count(dataset: Dataset, split: str, decoded: bool) -> AuditReport:
         large=int((area >= _MEDIUM).sum()),
         max_boxes=int(counts.max(initial=0)),
         max_boxes_image_id=columns["image_id"][fullest].as_py() if len(counts) else None,
+        value_range=value_range(dataset),
         **masks,
         **(_count_keypoints(objects, category, dataset) if has_keypoints(dataset) else {}),
     )

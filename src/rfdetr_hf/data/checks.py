@@ -1,6 +1,7 @@
 """The rules for annotations of all formats: what is an error, what is repaired and counted in the log."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,13 +9,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .annotations import Annotations, Labels, MissingMasks, ReadOptions, name_box
+from .annotations import Annotations, Boxes, Labels, MissingMasks, ReadOptions, name_box
+from .conventions import check_convention, to_xywh
 from .errors import Problems
-from .masks import Polygons, mask_array, parse_mask
+from .masks import Polygons, mask_array, mask_extents, parse_mask
 
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 5
+# More images without objects than that are worth a warning.
+BACKGROUND_SHARE = 0.5
+# Masks that show nothing, or lie elsewhere than their box, are dropped up to this share of all; more are a fault.
+_ODD_MASKS_SHARE = 0.1
+_APART = 0.1  # overlap (IoU) of a box with its mask's extent below which the two belong to different objects
+_SAME_PLACE = 1e-3  # pixels
 
 
 def settle(
@@ -23,6 +31,7 @@ def settle(
     options: ReadOptions,
     problems: Problems,
     masks: Sequence[Any] | None = None,
+    written: str | None = "xywh",
 ) -> Annotations:
     """Check the annotations of a split, and repair what a rule repairs.
 
@@ -32,12 +41,17 @@ def settle(
         options: what was asked for.
         problems: with the faults that the reader has found; raised with those that are found here.
         masks: one per box, in any form that `parse_mask` reads, where the task has masks.
+        written: how the boxes are written; None for left, top, width, height in pixels that need no check.
 
     Raises:
         DetectionDataError: faults that no rule repairs.
     """
     find_broken(annotations, problems)
     boxes = annotations.boxes
+    if written is not None:
+        size = annotations.size[boxes.row]
+        check_convention(boxes.bbox, size, written, lambda i: name_box(annotations, i), problems)
+        boxes = replace(boxes, bbox=to_xywh(boxes.bbox, size, written))
     if masks is not None:
         boxes = replace(boxes, masks=_read_masks(masks, annotations, problems))
     if labels.keypoints is not None and boxes.keypoints is not None:
@@ -47,16 +61,22 @@ def settle(
         fitted[:, :shared] = boxes.keypoints[:, :shared]
         boxes = replace(boxes, keypoints=fitted)
     problems.raise_if_any()
-    settled = _settle_missing_masks(_repair_boxes(replace(annotations, boxes=boxes)), options.missing_masks, problems)
+    before = np.bincount(boxes.row, minlength=len(annotations.size)) > 0
+    settled = _repair_boxes(_drop_repeated(replace(annotations, boxes=boxes)))
+    settled = _settle_odd_masks(settled, options.missing_masks, problems)
+    settled = _settle_missing_masks(settled, options.missing_masks, problems)
+    settled = _settle_keypoints(settled, problems)
     problems.raise_if_any()
+    _report_background(settled, before)
     return settled
 
 
 def find_broken(annotations: Annotations, problems: Problems) -> None:
     """Note what no rule can repair: sizes that are none, image ids used twice, boxes and areas that are no numbers."""
-    for row in np.flatnonzero((annotations.size <= 0).any(axis=1)):
+    size = annotations.size
+    for row in np.flatnonzero((size <= 0).any(axis=1) | (size >= 2**31).any(axis=1)).tolist():
         problems.add(
-            f"image id {annotations.image_id[row]}: fields width and height are {annotations.size[row].tolist()}",
+            f"image id {annotations.image_id[row]}: fields width and height are {size[row].tolist()}",
             "correct the sizes, or leave the fields out to have them read from the files",
         )
     ids, counts = np.unique(annotations.image_id, return_counts=True)
@@ -65,10 +85,12 @@ def find_broken(annotations: Annotations, problems: Problems) -> None:
         "give every image of a split an id of its own (a Hub data set without the column image_id is numbered by row)",
     )
     boxes = annotations.boxes
+    # Numbers near the end of what floats hold are no positions, and their products are infinite.
+    finite = np.isfinite(boxes.bbox).all(axis=1) & (np.abs(boxes.bbox) < 1e100).all(axis=1)
     problems.add_all(
         (
             f"{name_box(annotations, i)}: field bbox is {boxes.bbox[i].tolist()}, not finite"
-            for i in np.flatnonzero(~np.isfinite(boxes.bbox).all(axis=1)).tolist()
+            for i in np.flatnonzero(~finite).tolist()
         ),
         "correct these boxes or delete the annotations",
     )
@@ -79,6 +101,57 @@ def find_broken(annotations: Annotations, problems: Problems) -> None:
         ),
         "correct the areas, or leave the field out to use width x height",
     )
+
+
+def drop_repeated_images(annotations: Annotations, files: Sequence[str], problems: Problems) -> np.ndarray:
+    """The rows to keep when a file is listed under several image ids: all, or the first of entries that agree.
+
+    Args:
+        annotations: categories are labels.
+        files: one per image; empty where the image has no file.
+        problems: collects files whose entries have different boxes.
+    """
+    first: dict[str, int] = {}
+    keep = np.ones(len(files), bool)
+    repeated = [row for row, file in enumerate(files) if file and first.setdefault(file, row) != row]
+    # An id used twice is a fault of its own.
+    repeated = [row for row in repeated if annotations.image_id[row] != annotations.image_id[first[files[row]]]]
+    if not repeated:
+        return keep
+    boxes, counts = annotations.boxes, Counter(files)
+    members: dict[int, list[tuple]] = {row: [] for row, file in enumerate(files) if counts[file] > 1}
+    for index in np.flatnonzero(np.isin(boxes.row, list(members))).tolist():
+        place = tuple(np.round(boxes.bbox[index] / _SAME_PLACE).tolist())
+        members[int(boxes.row[index])].append((int(boxes.category[index]), *place))
+    for row in repeated:
+        original = first[files[row]]
+        if sorted(members[row]) == sorted(members[original]):
+            keep[row] = False
+            continue
+        problems.add(
+            f"{annotations.file_name[row]} is listed as image id {annotations.image_id[original]} and as image id "
+            f"{annotations.image_id[row]}, with different boxes",
+            "list each file once, with all of its boxes",
+        )
+    if not keep.all():
+        names = ", ".join(str(annotations.file_name[row]) for row in np.flatnonzero(~keep)[:_EXAMPLES].tolist())
+        logger.warning(
+            "%s: dropped %d entries of files that are listed twice with the same boxes: %s",
+            annotations.source, int((~keep).sum()), names,
+        )  # fmt: skip
+    return keep
+
+
+def _drop_repeated(annotations: Annotations) -> Annotations:
+    """Without the boxes that are written twice: same image, class, kind and place."""
+    boxes = annotations.boxes
+    place = np.round(boxes.bbox / _SAME_PLACE)
+    keys = np.column_stack([boxes.row, boxes.category, boxes.iscrowd, place])
+    _, first = np.unique(keys, axis=0, return_index=True)
+    repeated = np.ones(len(keys), bool)
+    repeated[first] = False
+    _report(annotations, "dropped", "written twice", repeated)
+    return replace(annotations, boxes=boxes.select(~repeated)) if repeated.any() else annotations
 
 
 def _repair_boxes(annotations: Annotations) -> Annotations:
@@ -103,12 +176,25 @@ def _repair_boxes(annotations: Annotations) -> Annotations:
     return replace(annotations, boxes=replace(boxes, bbox=bbox, area=area).select(~(empty | outside)))
 
 
-def _report(annotations: Annotations, verb: str, reason: str, mask: np.ndarray) -> None:
+def _report(annotations: Annotations, verb: str, reason: str, mask: np.ndarray, what: str = "boxes") -> None:
     rows = np.flatnonzero(mask)
     if len(rows):
-        names = ", ".join(name_box(annotations, i) for i in rows[:_EXAMPLES])
+        names = ", ".join(name_box(annotations, i) for i in rows[:_EXAMPLES].tolist())
         more = ", …" if len(rows) > _EXAMPLES else ""
-        logger.warning("%s: %s %d boxes (%s): %s%s", annotations.source, verb, len(rows), reason, names, more)
+        logger.warning("%s: %s %d %s (%s): %s%s", annotations.source, verb, len(rows), what, reason, names, more)
+
+
+def _report_background(annotations: Annotations, annotated: np.ndarray) -> None:
+    """One line on images without objects; a warning when they are more than what makes sense."""
+    total = len(annotations.size)
+    filled = np.bincount(annotations.boxes.row, minlength=total) > 0
+    empty = int(total - filled.sum())
+    lost = int((annotated & ~filled).sum())
+    reasons = dict(annotations.background) or {"without annotations": int((~annotated).sum())}
+    reasons["that lost all boxes to the rules above"] = lost
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    level = logging.WARNING if empty > BACKGROUND_SHARE * total else logging.INFO
+    logger.log(level, "%s: %d images, %d of them background%s", annotations.source, total, empty, why and f": {why}")
 
 
 def _read_masks(values: Sequence[Any], annotations: Annotations, problems: Problems) -> pa.StructArray:
@@ -131,6 +217,50 @@ def _read_masks(values: Sequence[Any], annotations: Annotations, problems: Probl
                 "write masks as polygons [[x, y, x, y, …], …] in pixels or as run-length encodings of the image's size",
             )
     return mask_array(parsed)
+
+
+def _settle_odd_masks(annotations: Annotations, missing: MissingMasks, problems: Problems) -> Annotations:
+    """Without the objects whose mask shows nothing or lies elsewhere than their box: in training and in scoring.
+
+    Masks without a pixel count as missing where a missing mask is the box.
+    """
+    boxes = annotations.boxes
+    if boxes.masks is None or not len(boxes.masks):
+        return annotations
+    size = annotations.size[boxes.row]
+    # left, top, right, bottom, and whether there are pixels; NaN without a mask
+    extent, visible = mask_extents(boxes.masks, size)
+    given = boxes.masks.is_valid().to_numpy(zero_copy_only=False)
+    share = np.abs(extent).max(axis=1, initial=0)
+    normalised = given & ~visible & (share > 0) & (share <= 1.0) & (size > 8).all(axis=1)
+    if normalised.sum() >= max(1, 0.5 * (given & ~visible).sum()) and normalised.sum() > _ODD_MASKS_SHARE * given.sum():
+        problems.add(
+            f"{name_box(annotations, int(np.flatnonzero(normalised)[0]))}: field segmentation of {normalised.sum()} "
+            "objects is between 0 and 1",
+            "write polygons in pixels: multiply them by width and height",
+        )
+        return annotations
+    low = np.maximum(extent[:, :2], boxes.bbox[:, :2])
+    high = np.minimum(extent[:, 2:], boxes.bbox[:, :2] + boxes.bbox[:, 2:])
+    shared = (high - low).clip(min=0).prod(axis=1)
+    union = boxes.bbox[:, 2:].prod(axis=1) + (extent[:, 2:] - extent[:, :2]).prod(axis=1) - shared
+    apart = given & visible & ~boxes.iscrowd & (shared < _APART * union)
+    hollow = given & ~visible
+    if missing == "box" and hollow.any():
+        _report(annotations, "used the box of", "their mask covers no pixel", hollow, "objects")
+        keep = pa.array([None if empty else i for i, empty in enumerate(hollow.tolist())], pa.int64())
+        boxes, hollow = replace(boxes, masks=boxes.masks.take(keep)), np.zeros_like(hollow)
+    odd = apart | hollow
+    if odd.sum() > _ODD_MASKS_SHARE * given.sum():
+        for mask, text in ((hollow, "covers no pixel of the image"), (apart, "lies elsewhere than the box")):
+            problems.add_all(
+                (f"{name_box(annotations, i)}: field segmentation {text}" for i in np.flatnonzero(mask).tolist()),
+                "correct these masks, delete the annotations, or load the data with task='detection'",
+            )
+        return annotations
+    _report(annotations, "dropped", "their mask covers no pixel of the image", hollow, "objects")
+    _report(annotations, "dropped", "their mask lies elsewhere than their box", apart, "objects")
+    return replace(annotations, boxes=boxes.select(~odd))
 
 
 def _settle_missing_masks(annotations: Annotations, missing: MissingMasks, problems: Problems) -> Annotations:
@@ -158,3 +288,31 @@ def _settle_missing_masks(annotations: Annotations, missing: MissingMasks, probl
     filled = pa.concat_arrays([boxes.masks, mask_array([[polygon] for polygon in corners])]).take(pa.array(order))
     logger.warning("%s: %d objects without a mask use their box as mask", annotations.source, len(without))
     return replace(annotations, boxes=replace(boxes, masks=filled))
+
+
+def _settle_keypoints(annotations: Annotations, problems: Problems) -> Annotations:
+    """Keypoints outside their image are not labelled, in training and in scoring; counted in the log."""
+    boxes: Boxes = annotations.boxes
+    if boxes.keypoints is None or not boxes.keypoints.size:
+        return annotations
+    points = boxes.keypoints.reshape(len(boxes.row), -1, 3)
+    labelled = points[..., 2] > 0
+    size = annotations.size[boxes.row][:, None]
+    shares = labelled & (np.abs(points[..., :2]) <= 1).all(axis=-1) & (size > 8).all(axis=-1)
+    if shares.sum() >= max(3, 0.5 * labelled.sum()):
+        problems.add(
+            f"{name_box(annotations, int(np.flatnonzero(shares.any(axis=1))[0]))}: field keypoints: {shares.sum()} of "
+            f"{labelled.sum()} keypoints are between 0 and 1",
+            "write keypoints in pixels: multiply x and y by width and height",
+        )
+        return annotations
+    outside = labelled & ((points[..., :2] < 0) | (points[..., :2] > size)).any(axis=-1)
+    _report(
+        annotations,
+        "took as not labelled",
+        "they lie outside their image",
+        np.any(outside, axis=1),
+        "objects' keypoints",
+    )
+    flat = np.where(outside[..., None], 0.0, points).reshape(boxes.keypoints.shape)
+    return replace(annotations, boxes=replace(boxes, keypoints=flat))

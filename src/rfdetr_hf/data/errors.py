@@ -7,6 +7,10 @@ class DetectionDataError(ValueError):
     """Data that cannot be used as it is; the message names the file, the annotation or image, the field, the remedy."""
 
 
+class SplitMissingError(DetectionDataError):
+    """A split that a source names, but whose images or annotations are not there; a test split may be left out."""
+
+
 class Problems:
     """Faults found in one source, so that one error can tell of up to `LIMIT` of them at once.
 

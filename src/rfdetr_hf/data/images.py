@@ -1,46 +1,179 @@
 """Image files below a folder, and their names."""
 
 import os
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from .errors import DetectionDataError
 
 # All that is trained on, and predicted on.
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"}
 )
+# What operating systems and tools leave in a user's folders.
+_SYSTEM = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"})
+# A tree of so many folders without images is no data set (a system's /proc, a home).
+_MAX_BARREN_FOLDERS = 20_000
+
+
+class Resolved(NamedTuple):
+    """Where the files of a list are.
+
+    Attributes:
+        paths: one per name, None for a file that is not there.
+        repairs: how names were read differently than they are written -> how many.
+    """
+
+    paths: list[str | None]
+    repairs: Counter[str]
+
+    @property
+    def missing(self) -> int:
+        """How many names lead nowhere."""
+        return sum(path is None for path in self.paths)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden (``.git``, ``._a.jpg``) or a system's (``__MACOSX``)."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def walk_files(root: str | os.PathLike[str]) -> Iterator[tuple[str, str, bool]]:
+    """The files below a folder, without hidden and system ones; links are followed, each folder comes once.
+
+    Yields:
+        the path relative to `root` with forward slashes, the path, and whether it is a regular file (a link that leads
+        nowhere and a pipe are none).
+
+    Raises:
+        DetectionDataError: a folder cannot be read, or there is a tree of folders without end.
+    """
+    seen: set[tuple[int, int]] = set()
+    stack = [("", os.fspath(root))]
+    barren = 0
+    while stack:
+        prefix, folder = stack.pop()
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                ordered = sorted(entries, key=lambda entry: entry.name)
+            # By path, not by entry: of a link in a circle they say no, where an entry raises.
+            kinds = [(e, os.path.isdir(e.path), os.path.isfile(e.path)) for e in ordered if not is_hidden(e.name)]
+        except OSError as error:
+            raise DetectionDataError(
+                f"{folder}: cannot be read ({error.strerror or error}); make it readable, or take it out of the data"
+            ) from error
+        barren += 1
+        for entry, is_dir, is_file in kinds:
+            relative = f"{prefix}{entry.name}"
+            if is_dir:
+                stack.append((f"{relative}/", entry.path))
+                continue
+            if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                barren = 0
+            yield relative, entry.path, is_file
+        if barren > _MAX_BARREN_FOLDERS:
+            raise DetectionDataError(
+                f"{os.fspath(root)}: {barren} folders in a row hold no image; give the folder of the data set itself"
+            )
 
 
 class ImageFolder:
-    """The image files below one folder, found by whatever name an annotation file gives them.
+    """The image files below one folder, found by the names that an annotation file gives them.
 
-    A name may be a bare file name, a relative path with either slash, or an absolute path of another machine: then the
-    last part decides, if it is unique in the folder.
+    Only the listed path counts. It may differ from the path on disk in what tools change: the case of the suffix, the
+    composition of accents, %20 for a blank, backslashes, blanks around it, or leading folders that all names of a list
+    share (an absolute path of another machine). Each of these counts only where it leads to one file.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
         self.paths: dict[str, str] = {}
-        self._by_name: dict[str, str | None] = {}
-        for folder, _, names in os.walk(self.root, followlinks=True):
-            prefix = os.path.relpath(folder, self.root).replace(os.sep, "/")
-            for name in names:
-                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                    relative = name if prefix == "." else f"{prefix}/{name}"
-                    self.paths[relative] = os.path.join(folder, name)
-                    self._by_name[name] = None if name in self._by_name else relative
+        self.broken: list[str] = []
+        for relative, path, regular in walk_files(self.root):
+            if os.path.splitext(relative)[1].lower() in IMAGE_SUFFIXES:
+                if regular:
+                    self.paths[relative] = path
+                else:
+                    self.broken.append(path)
+
+    @cached_property
+    def _by_spelling(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for relative in self.paths:
+            found.setdefault(_spelling(relative), []).append(relative)
+        return found
 
     def find(self, file_name: str) -> str | None:
-        """The path of a file, or None."""
-        relative = os.path.normpath(file_name.replace("\\", "/")).replace(os.sep, "/")
+        """The path of a file by its name as it is written, or None."""
+        relative = os.path.normpath(file_name).replace(os.sep, "/")
         if relative in self.paths:
             return self.paths[relative]
         direct = os.path.join(self.root, relative)
-        if os.path.isfile(direct):
-            return direct
-        by_name = self._by_name.get(relative.rsplit("/", 1)[-1])
-        return self.paths[by_name] if by_name else None
+        return direct if "\0" not in direct and os.path.isfile(direct) else None
+
+    def resolve(self, names: Sequence[str]) -> Resolved:
+        """The paths of all files of a list, after the repairs that lead to one file each."""
+        best = self._without_prefix(names, 0)
+        if best.missing and names:
+            parts = [_spelling(name).split("/")[:-1] for name in names]
+            shared = os.path.commonprefix(parts)
+            for count in range(1, len(shared) + 1):
+                found = self._without_prefix(names, count)
+                if found.missing < best.missing:
+                    best = found
+        return best
+
+    def _without_prefix(self, names: Sequence[str], count: int) -> Resolved:
+        prefix = "/".join(_spelling(names[0]).split("/")[:count]) if count else ""
+        repairs: Counter[str] = Counter()
+        paths: list[str | None] = []
+        for name in names:
+            if not count and (path := self.find(name)) is not None:
+                paths.append(path)
+                continue
+            spelling = "/".join(_spelling(name).split("/")[count:])
+            candidates = self._by_spelling.get(spelling, ())
+            paths.append(self.paths[candidates[0]] if len(candidates) == 1 else None)
+            if len(candidates) == 1:
+                repairs[f"without the leading {prefix!r}" if count else _difference(name, candidates[0])] += 1
+        return Resolved(paths, repairs)
+
+    def of_same_name(self, file_name: str) -> str | None:
+        """A file of this base name in another folder, to mention; it is not the one that is listed."""
+        base = _spelling(file_name).rsplit("/", 1)[-1]
+        return next((relative for relative in self.paths if _spelling(relative).rsplit("/", 1)[-1] == base), None)
 
     def unlisted(self, used: Iterable[str]) -> list[str]:
         """The files, relative to the folder, whose paths are not among `used`."""
         known = set(used)
         return sorted(relative for relative, path in self.paths.items() if path not in known)
+
+
+def _spelling(name: str) -> str:
+    """What names that tools write differently have in common."""
+    text = unicodedata.normalize("NFC", unquote(name.strip())).replace("\\", "/")
+    stem, suffix = os.path.splitext(text)
+    parts = [part for part in (stem + suffix.lower()).split("/") if part not in ("", ".")]
+    return "/".join(parts)
+
+
+def _difference(name: str, found: str) -> str:
+    changes = {
+        "with slashes for backslashes": name.replace("\\", "/"),
+        "without blanks around it": name.strip(),
+        "with %20 and its like decoded": unquote(name),
+        "with its suffix in another case": os.path.splitext(name)[0] + os.path.splitext(found)[1],
+    }
+    if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", found):
+        return "with accents composed differently"
+    single = [words for words, to in changes.items() if to != name and os.path.normpath(to) == found]
+    return single[0] if single else "after several repairs"

@@ -194,7 +194,11 @@ def pairs_of_permutation(index: Sequence[int], count: int) -> Pairs:
     Raises:
         ValueError: it is no permutation of `count` keypoints that undoes itself.
     """
-    if sorted(index) != list(range(count)) or any(index[index[i]] != i for i in range(count)):
+    if (
+        any(i is None for i in index)
+        or sorted(index) != list(range(count))
+        or any(index[index[i]] != i for i in range(count))
+    ):
         raise ValueError(f"{list(index)} is no list of {count} positions in which partners point at each other")
     return tuple((i, j) for i, j in enumerate(index) if i < j)
 

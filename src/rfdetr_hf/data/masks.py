@@ -14,11 +14,14 @@ import pyarrow as pa
 import pycocotools.mask
 from datasets import List, Value
 
+from .values import as_integer, shown
+
 Polygons = list[np.ndarray]
 # Type stubs of it exist, and say otherwise.
 coco_masks: Any = pycocotools.mask
 
 _MIN_NUMBERS = 6  # of three corners
+_FARTHEST = 1e6  # pixels; the decoder counts in 32 bits
 
 
 def mask_feature() -> List:
@@ -60,13 +63,20 @@ def parse_mask(value: Any, height: int, width: int) -> Polygons | str | None:
         if value.get("counts") is not None:
             return _compressed(value, height, width)
         if value.get("rle") is not None:
-            return value["rle"]
+            return _checked_counts(value["rle"], height, width)
         value = value.get("polygons")
-    if value is None or not len(value):
+    if value is None:
         return None
-    if isinstance(value, str):
-        raise ValueError(f"is the text {value[:40]!r}, neither polygons nor a run-length encoding")
-    if np.ndim(value[0]) == 0:
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        kind = "the text " if isinstance(value, str) else ""
+        raise ValueError(f"is {kind}{shown(value)}, neither polygons nor a run-length encoding")
+    if not len(value):
+        return None
+    if any(isinstance(part, Mapping) for part in value):
+        if len(value) == 1:
+            return parse_mask(value[0], height, width)
+        raise ValueError("is a list of several run-length encodings: merge them to one, without a list")
+    if not any(isinstance(part, (list, tuple, np.ndarray)) for part in value):
         value = [value]
     polygons = [_polygon(numbers) for numbers in value]
     return [polygon for polygon in polygons if len(polygon) >= _MIN_NUMBERS] or None
@@ -74,33 +84,114 @@ def parse_mask(value: Any, height: int, width: int) -> Polygons | str | None:
 
 def packed_mask(value: Any) -> Any:
     """The same mask with its polygons as arrays, a fraction of the memory; other values stay as they are."""
+    if not isinstance(value, list) or not all(isinstance(part, list) for part in value):
+        return value
     try:
-        return [np.array(polygon, np.float64) for polygon in value] if isinstance(value, list) else value
+        packed = [np.array(polygon) for polygon in value]
     except (TypeError, ValueError):
         return value
+    return packed if all(each.dtype.kind in "iuf" for each in packed) else value
 
 
 def _polygon(numbers: Any) -> np.ndarray:
     try:
-        polygon = np.asarray(numbers, np.float64)
-    except (TypeError, ValueError) as error:
+        polygon = np.asarray(numbers)
+        if polygon.dtype.kind not in "iuf" and polygon.size:
+            raise TypeError(f"such as {shown(np.ravel(polygon)[0])}")
+        polygon = polygon.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"has a polygon that holds more than numbers ({error})") from error
+    if polygon.ndim == 2 and polygon.shape[1] == 2:
+        polygon = polygon.ravel()
     if polygon.ndim != 1 or len(polygon) % 2:
         raise ValueError(f"has a polygon of shape {polygon.shape}, not x, y, x, y, … in a row")
-    if not np.isfinite(polygon).all():
+    if not np.isfinite(polygon).all() or (np.abs(polygon) > _FARTHEST).any():
         raise ValueError("has a polygon that is not finite")
     return polygon
 
 
 def _compressed(rle: Mapping[str, Any], height: int, width: int) -> str:
-    size, counts = list(rle.get("size") or ()), rle["counts"]
-    if size != [height, width]:
-        raise ValueError(f"is a run-length encoding of size {size}, but the image has (height, width) {height, width}")
+    size, counts = rle.get("size"), rle["counts"]
+    if not isinstance(size, (list, tuple, np.ndarray)) or [as_integer(side) for side in list(size)] != [height, width]:
+        raise ValueError(
+            f"is a run-length encoding of size {shown(size)}, but the image has (height, width) {height, width}"
+        )
     if isinstance(counts, (str, bytes)):
-        return counts if isinstance(counts, str) else counts.decode("ascii")
-    if sum(counts) != height * width:
-        raise ValueError(f"is a run-length encoding of {sum(counts)} pixels, but the image has {height * width}")
-    return coco_masks.frPyObjects({"size": size, "counts": list(counts)}, height, width)["counts"].decode("ascii")
+        return _checked_counts(counts, height, width)
+    runs = [as_integer(run) for run in counts] if isinstance(counts, (list, tuple, np.ndarray)) else [None]
+    if any(run is None or run < 0 for run in runs):
+        raise ValueError(f"is a run-length encoding whose counts are {shown(counts)}, not numbers of pixels")
+    total = sum(run for run in runs if run)
+    if total != height * width:
+        raise ValueError(f"is a run-length encoding of {total} pixels, but the image has {height * width}")
+    return coco_masks.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"].decode("ascii")
+
+
+def _checked_counts(counts: Any, height: int, width: int) -> str:
+    """Compressed counts whose runs fill the image; the decoder would write beyond its memory for others.
+
+    Each run is written in digits of five bits, lowest first, with a flag for "more" (32) and, in the last digit, one
+    for the sign (16), all 48 higher; from the fourth run on it is the difference to the run before the last.
+    """
+    text = counts.decode("ascii", "replace") if isinstance(counts, bytes) else counts
+    if not isinstance(text, str) or not text.isascii():
+        raise ValueError(f"is a run-length encoding whose counts are {shown(counts)}, no compressed counts")
+    digits = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+    last = (digits & 32) == 0
+    if not len(digits) or digits.min() < 0 or digits.max() > 63 or not last[-1]:
+        raise ValueError(f"is a run-length encoding whose counts are {shown(counts)}, no compressed counts")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        raise ValueError("is a run-length encoding with a run of more than 7 digits")
+    place = np.arange(len(digits)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((digits & 31) << (5 * place), starts)
+    runs -= np.where(digits[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    for start in (1, 2):
+        # The first difference is that of the fourth run to the second.
+        part = runs[start::2]
+        np.cumsum(part, out=part)
+    if runs.min() < 0 or int(runs.sum()) != height * width:
+        raise ValueError(f"is a run-length encoding of {int(runs.sum())} pixels, but the image has {height * width}")
+    return text
+
+
+def mask_extents(masks: pa.StructArray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where masks lie, and whether they cover a pixel of their image.
+
+    Args:
+        masks: n of `mask_array`.
+        size: (n, 2) width and height of the images.
+
+    Returns:
+        (n, 4) left, top, right, bottom in pixels, zeros where there is no mask; and (n,) bool.
+    """
+    extent, visible = np.zeros((len(masks), 4)), np.zeros(len(masks), bool)
+    for index, mask in enumerate(masks.to_pylist()):
+        if mask is None:
+            continue
+        width, height = size[index].tolist()
+        if mask["rle"] is not None:
+            encoded = {"size": [height, width], "counts": mask["rle"].encode("ascii")}
+            left, top, wide, high = coco_masks.toBbox(encoded)
+            extent[index] = left, top, left + wide, top + high
+            visible[index] = wide > 0
+            continue
+        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask["polygons"]])
+        low, high = points.min(axis=0), points.max(axis=0)
+        extent[index] = *low, *high
+        if (high <= 0).any() or low[0] >= width or low[1] >= height:
+            continue
+        # Only thin and small outlines may miss every pixel; drawing the others would cost minutes.
+        if (high - low).min() >= 2 and (low >= 0).all() and high[0] <= width and high[1] <= height:
+            x, y = points[:, 0], points[:, 1]
+            if len(mask["polygons"]) == 1 and abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) > 8 * (high - low).max():
+                visible[index] = True
+                continue
+        drawn = coco_masks.frPyObjects(mask["polygons"], height, width)
+        visible[index] = bool(np.sum(coco_masks.area(drawn)))
+    return extent, visible
 
 
 def encode_mask(pixels: np.ndarray) -> str:

@@ -10,6 +10,7 @@ image_id  int64, unique in its split
 width     int32, of the frame that the boxes are in
 height    int32
 file_name string or null, as the source wrote it
+value_range only where pictures have more than 8 bits: float64 (low, high) of all of them together
 objects   parallel lists ``id`` int64, ``bbox`` float64 (x, y, w, h) in pixels, ``category``
           `ClassLabel` (contiguous, 0-based), ``area`` float64, ``iscrowd`` bool;
           where asked for ``segmentation``, see `rfdetr_hf.data.masks`, and ``keypoints``, float64
@@ -43,7 +44,9 @@ __all__ = [
     "has_object_field",
     "keypoint_schema",
     "label_table",
+    "max_objects",
     "undecoded",
+    "value_range",
 ]
 
 # The `id` of a feature is the one free field that every operation of `datasets` carries along: select, map, casts,
@@ -158,6 +161,22 @@ def schema_of_keypoints(feature: Any) -> KeypointSchema | None:
     if not text.startswith(_KEYPOINTS_PREFIX):
         return None
     return KeypointSchema.from_dict(json.loads(text.removeprefix(_KEYPOINTS_PREFIX)))
+
+
+def value_range(dataset: AnyDataset) -> tuple[float, float] | None:
+    """The range of the numbers in pictures of more than 8 bits, which becomes 0 to 255; None where there are none."""
+    split = next(iter(dataset.values())) if isinstance(dataset, DatasetDict) else dataset
+    if "value_range" not in split.column_names or not len(split):
+        return None
+    low, high = split.select_columns(["value_range"])[0]["value_range"]
+    return float(low), float(high)
+
+
+def max_objects(dataset: Dataset) -> int:
+    """The most objects of an image, crowds left out."""
+    column = dataset.select_columns(["objects"]).with_format("arrow")[:]["objects"]
+    lists = [flags for chunk in column.chunks for flags in chunk.field("iscrowd").to_pylist()]
+    return max((flags.count(False) for flags in lists), default=0)
 
 
 def label_table(dataset: AnyDataset) -> str:

@@ -1,19 +1,37 @@
 """The one door to data: `load_detection_dataset`."""
 
+import contextlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, NamedSplit
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, NamedSplit
 
 from ..tasks import TaskName
-from .annotations import BoxFormat, MissingMasks, ReadOptions
+from .annotations import MissingMasks, ReadOptions
+from .conventions import BoxFormat
 from .errors import DetectionDataError
-from .formats import coco, hub, shapes, yolo
+from .formats import Found, coco, hub, shapes, yolo
+from .images import is_hidden
 from .keypoints import KeypointSchema
-from .splits import SPLIT_NAMES, choose_splits
+from .pipeline.pixels import set_max_image_pixels
+from .sense import check_sense, with_value_range
+from .splits import SPLIT_NAMES, canonical_split, choose_splits
+from .values import shown
 
+logger = logging.getLogger(__name__)
+
+_HELP = (
+    "it may be a Hub id, a Roboflow export, a folder with annotations/*.json, a COCO file beside its images, "
+    "a YOLO data.yaml or its folder, an imagefolder with metadata, Parquet files, a folder of save_to_disk, "
+    "or 'synthetic-shapes'"
+)
+_LAYOUTS = {"COCO or Roboflow COCO": coco, "YOLO": yolo, "what datasets loads": hub}
+_MAX_CHILDREN = 50
+_LONGEST_NAME = 2000
 # Asked in this order; the last one takes everything.
 FORMATS = (shapes, coco, yolo, hub)
 
@@ -32,8 +50,9 @@ def load_detection_dataset(
     test_split: str | None = None,
     split_seed: int = 0,
     class_names: Sequence[str] | None = None,
-    bbox_format: BoxFormat = "xywh",
+    bbox_format: BoxFormat | None = None,
     missing_masks: MissingMasks = "error",
+    max_image_pixels: int | None = None,
     keypoint_schema: KeypointSchema | Mapping[str, Any] | None = None,
     **load_options: Any,
 ) -> DatasetDict:
@@ -68,8 +87,12 @@ def load_detection_dataset(
         split_seed: seed of the held-out share.
         class_names: the label table to use instead of the training split's, for instance a model's; with it the
             training split may be missing. Gives names to categories that are plain integers 0, 1, 2….
-        bbox_format: how the boxes of a `datasets` source are written, "xywh" or "xyxy", in pixels.
+        bbox_format: how the boxes are written: "xywh" (left, top, width, height), "xyxy" or "cxcywh" in pixels, or with
+            an "n" at the end in shares of width and height. By default "cxcywhn" in YOLO rows and "xywh" elsewhere.
+            Boxes that make sense only in another format are an error that names it.
         missing_masks: with task "segmentation", what an object without a mask is: an "error", or its "box" is its mask.
+        max_image_pixels: the largest image that is decoded, in this process and those that it starts; larger ones are
+            errors. By default Pillow's limit, 179 million.
         keypoint_schema: with task "keypoints", their names, skeletons, mirror pairs and sigmas for each label, where
             the source does not name them or others are better; or such a schema as a dict.
         load_options: further options of `datasets.load_dataset` or `make_shapes_splits`.
@@ -84,27 +107,99 @@ def load_detection_dataset(
     """
     if isinstance(keypoint_schema, Mapping):
         keypoint_schema = KeypointSchema.from_dict(keypoint_schema)
+    if max_image_pixels is not None:
+        set_max_image_pixels(max_image_pixels)
     load = {"name": name, "revision": revision, "data_files": data_files, **load_options}
     load = {key: value for key, value in load.items() if value is not None}
     options = ReadOptions(
-        task, missing_masks, keypoint_schema, class_names, bbox_format, image_dir, label_dir, load
-    )  # fmt: skip
-    root = name_or_path
-    if not isinstance(root, (Dataset, DatasetDict)):
-        root = os.path.expanduser(os.fspath(root))
-    found, reader = next((found, each) for each in FORMATS if (found := each.find(root, options)) is not None)
+        task=task,
+        missing_masks=missing_masks,
+        keypoints=keypoint_schema,
+        class_names=class_names,
+        bbox_format=bbox_format,
+        image_dir=image_dir,
+        label_dir=label_dir,
+        need_test=test_split is not None,
+        load=load,
+    )
+    found, reader = _recognise(_root(name_or_path), options)
     share = None if isinstance(validation_split, str) else validation_split
     named = (train_split, validation_split if isinstance(validation_split, str) else None, test_split)
     chosen = choose_splits(list(found.splits), found.source, *named, need_train=class_names is None)
-    if share is not None:
-        chosen.pop("validation", None)
+    if share is not None and "validation" in chosen:
+        logger.warning(
+            "%s: its split %r is not used: validation_split=%s holds out training images instead",
+            found.source, chosen.pop("validation"), share,
+        )  # fmt: skip
     if not chosen:
         raise DetectionDataError(
             f"{found.source}: no split for training, validation or test among {list(found.splits)}"
         )
     splits = reader.read(found, {ours: found.splits[theirs] for ours, theirs in chosen.items()}, options)
+    counts = ", ".join(f"{ours} ({chosen[ours]}) {len(split)} images" for ours, split in splits.items())
+    noun = "split" if len(splits) == 1 else "splits"
+    logger.info("%s: %s, %d %s: %s", found.source, found.kind, len(splits), noun, counts)
+    check_sense(splits, found.source)
+    splits = with_value_range(splits, found.source)
     splits = splits if share is None else hold_out(splits, share, split_seed)
     return DatasetDict({name: splits[name] for name in SPLIT_NAMES if name in splits})
+
+
+def _root(name_or_path: Any) -> Any:
+    if isinstance(name_or_path, (Dataset, DatasetDict)):
+        return name_or_path
+    if isinstance(name_or_path, (IterableDataset, IterableDatasetDict)):
+        raise TypeError(
+            f"{type(name_or_path).__name__} has no length and no rows to go back to: load the data set without "
+            "streaming=True, or make a datasets.Dataset of it"
+        )
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(
+            f"a data set is a name, a path, a datasets.Dataset or DatasetDict, not {type(name_or_path).__name__}"
+        )
+    root = os.path.expanduser(os.fspath(name_or_path))
+    if not root.strip() or "\0" in root or len(root) > _LONGEST_NAME:
+        raise DetectionDataError(f"the name of the data set is {shown(root)}; give a Hub id or a path ({_HELP})")
+    looks_local = root.startswith((".", os.sep)) or root.count("/") > 1
+    if looks_local and not os.path.exists(root):
+        raise DetectionDataError(f"{root}: no such folder; {_HELP}")
+    return root
+
+
+def _recognise(root: Any, options: ReadOptions) -> tuple[Found, Any]:
+    """The format of a source, by evidence: the one that finds most of the splits train, validation and test."""
+    candidates: list[tuple[Found, Any]] = []
+    faults: list[Exception] = []
+    for each in FORMATS:
+        if each is hub and (candidates or faults):
+            break
+        try:
+            found = each.find(root, options)
+        except (DetectionDataError, TypeError) as error:
+            faults.append(error)
+            continue
+        if found is not None:
+            candidates.append((found, each))
+    if candidates:
+        best = max(candidates, key=lambda pair: len({canonical_split(name) for name in pair[0].splits} - {None}))
+        for found, _ in candidates:
+            if found is not best[0]:
+                logger.warning(
+                    "%s: is read as %s; there is also %s with the splits %s, to be read by the path of its file",
+                    found.source, best[0].kind, found.kind, list(found.splits),
+                )  # fmt: skip
+        return best
+    if faults:
+        raise faults[0]
+    folder = Path(root)
+    lines = [f"  - {kind}: {each.near(folder)}" for kind, each in _LAYOUTS.items()]
+    for child in sorted(folder.iterdir())[:_MAX_CHILDREN] if folder.is_dir() else ():
+        if child.is_dir() and not is_hidden(child.name):
+            for each in (coco, yolo):
+                with contextlib.suppress(DetectionDataError, TypeError):
+                    inner = each.find(str(child), options)
+                    lines += [f"  - its folder {child.name} is {inner.kind}: give {child}"] if inner else []
+    raise DetectionDataError("\n".join([f"{root}: no data set is recognised there. Looked for:", *lines]))
 
 
 def hold_out(splits: Mapping[str, Dataset], share: float, seed: int) -> dict[str, Dataset]:

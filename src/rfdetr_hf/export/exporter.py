@@ -1,17 +1,23 @@
 """Export a model, and compare the file with the model before it gets its name."""
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
+from ..models.post_processing import DEFAULT_THRESHOLD, Threshold
 from .onnx import OPSET, onnx_runner, write_onnx
 from .parity import TOLERANCE, Runner, check_differences, largest_differences
 from .wrapper import FixedSizeDetector, check_size, export_program, on_cpu
 
+# Of a `torch.export` program: `torch.export.load(path, extra_files=...)` gives it.
+METADATA_FILE = "metadata.json"
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 
 
@@ -41,6 +47,8 @@ def export_model(
     size: tuple[int, int] | None = None,
     opset: int = OPSET,
     tolerance: float = TOLERANCE,
+    processor: RFDETRImageProcessor | None = None,
+    threshold: Threshold = DEFAULT_THRESHOLD,
 ) -> ExportReport:
     """Write a model of any task for another runtime: one image size, free batch size, float32.
 
@@ -53,6 +61,8 @@ def export_model(
         size: (height, width) of the input in pixels; default: the model's `resolution`, square.
         opset: operator set of ONNX.
         tolerance: largest difference of any output, relative to the output's size where that is above 1.
+        processor: what prepares the pictures, for the metadata; default: the standard one.
+        threshold: scores that count, one for all classes or one for each (see `class_thresholds`), for the metadata.
 
     Raises:
         ValueError: for an unknown format, size or operator set.
@@ -69,7 +79,7 @@ def export_model(
     detector = FixedSizeDetector(model, size)
     draft = path.with_name(f".tmp-{path.name}")
     try:
-        exported = _write(detector, draft, format, opset)
+        exported = _write(detector, draft, format, opset, metadata_of(detector, processor, threshold))
         differences = largest_differences(_runner(reference, detector), exported, detector, tolerance)
         check_differences(differences, tolerance)
         os.replace(draft, path)
@@ -86,13 +96,40 @@ def _new_file(path: Path, suffix: str) -> Path:
     return path
 
 
-def _write(detector: FixedSizeDetector, path: Path, format: str, opset: int) -> Runner:
+def metadata_of(
+    detector: FixedSizeDetector, processor: RFDETRImageProcessor | None, threshold: Threshold
+) -> dict[str, Any]:
+    """What a user of the file has to know, as values for JSON: how pictures become pixels, and what the outputs mean.
+
+    `size` (height, width), `mean` and `std` of the pixels times `rescale_factor`, `names` of the classes in order,
+    `id2label`, `task`, `thresholds` in the order of the names, and `num_keypoints_per_class` where there are any.
+    """
+    config, task = detector.model.config, detector.model.task
+    processor, limits = processor or RFDETRImageProcessor(), detector.model.thresholds(threshold)
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    limits = limits.tolist() if isinstance(limits, Tensor) else [limits] * len(names)
+    metadata = {
+        "task": task,
+        "size": list(detector.size),
+        "mean": [float(value) for value in processor.image_mean],
+        "std": [float(value) for value in processor.image_std],
+        "rescale_factor": processor.rescale_factor,
+        "names": names,
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "thresholds": limits,
+    }
+    if config.num_keypoints_per_class:
+        metadata["num_keypoints_per_class"] = config.num_keypoints_per_class
+    return metadata
+
+
+def _write(detector: FixedSizeDetector, path: Path, format: str, opset: int, metadata: Mapping[str, Any]) -> Runner:
     """Write the file; returns what runs it."""
     if format == "onnx":
-        write_onnx(detector, path, opset)
+        write_onnx(detector, path, opset, metadata)
         return onnx_runner(path)
     with open(path, "wb") as file:
-        torch.export.save(export_program(detector), file)
+        torch.export.save(export_program(detector), file, extra_files={METADATA_FILE: json.dumps(metadata)})
     with open(path, "rb") as file:
         return torch.export.load(file).module()
 

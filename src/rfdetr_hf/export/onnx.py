@@ -5,7 +5,7 @@ import importlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,16 +27,18 @@ def _require(name: str) -> ModuleType:
         raise ImportError(f"ONNX export needs {name}; install the extra: pip install 'rfdetr-hf[onnx]'") from error
 
 
-def write_onnx(detector: FixedSizeDetector, path: str | Path, opset: int = OPSET) -> None:
+def write_onnx(
+    detector: FixedSizeDetector, path: str | Path, opset: int = OPSET, metadata: Mapping[str, Any] | None = None
+) -> None:
     """Write a detector as one ONNX file with a free batch size.
 
     The input is `pixel_values` (batch, 3, height, width) float32; the outputs have the names of the model's outputs.
-    The metadata holds `id2label` as JSON.
 
     Args:
         detector: the model at its size.
         path: the file.
         opset: version of the operator set, 18 or more.
+        metadata: written into the file, each value as JSON, text without quotes.
 
     Raises:
         ImportError: without onnx and onnxscript.
@@ -58,8 +60,8 @@ def write_onnx(detector: FixedSizeDetector, path: str | Path, opset: int = OPSET
         )
     graph = onnx.load(str(path))
     _tidy(graph)
-    labels = {str(index): name for index, name in detector.model.config.id2label.items()}
-    onnx.helper.set_model_props(graph, {"id2label": json.dumps(labels)})
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
+    onnx.helper.set_model_props(graph, texts)
     onnx.checker.check_model(graph)
     onnx.save(graph, str(path))
 

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
@@ -90,7 +91,9 @@ def export_program(detector: FixedSizeDetector) -> torch.export.ExportedProgram:
     shapes = {FixedSizeDetector.input_name: {0: torch.export.Dim("batch", min=1)}}
     # A batch of two: torch.export takes the sizes 0 and 1 for constants.
     program = torch.export.export(detector, (detector.example(2),), dynamic_shapes=shapes)
-    for node in program.graph.nodes:
-        # The files would show the paths of this machine.
-        node.meta.pop("stack_trace", None)
+    for part in program.graph_module.modules():
+        # What runs without gradient is a graph of its own.
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            # The files would show the paths of this machine.
+            node.meta.pop("stack_trace", None)
     return program

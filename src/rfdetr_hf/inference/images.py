@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,10 @@ class NamedImage(NamedTuple):
 
 
 def find_images(
-    paths: Iterable[str | Path], every: int = 1, skip: Callable[[str], None] | None = None
+    paths: Iterable[str | Path],
+    every: int = 1,
+    skip: Callable[[str], None] | None = None,
+    value_range: Sequence[float] | None = None,
 ) -> Iterator[NamedImage]:
     """The images of files and folders, in the order of their names, and the frames of videos, one at a time.
 
@@ -52,6 +55,7 @@ def find_images(
         every: take each `every`-th frame of a video.
         skip: is told of each file that cannot be read, or not to its end, with its name and the reason; the others
             still come. Without it such a file is an error.
+        value_range: of pictures with more than 8 bits, see `upright_rgb`; the image processor of a model knows it.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without images and videos.
@@ -67,7 +71,8 @@ def find_images(
             depths[absolute] = min(depth, depths.get(absolute, depth))
     names = unique_names(depths)
     # Paths are checked at once, before the first image is asked for.
-    return (image for absolute, file in sources.items() for image in _read(file, names[absolute], every, skip))
+    read = (_read(file, names[absolute], every, skip, value_range) for absolute, file in sources.items())
+    return (image for images in read for image in images)
 
 
 def unique_names(depths: dict[Path, int]) -> dict[Path, str]:
@@ -127,23 +132,25 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path, name: str, every: int, skip: Callable[[str], None] | None) -> Iterator[NamedImage]:
+def _read(
+    file: Path, name: str, every: int, skip: Callable[[str], None] | None, value_range: Sequence[float] | None
+) -> Iterator[NamedImage]:
     try:
         if file.suffix.lower() in VIDEO_SUFFIXES:
             for number, frame in _frames(file, skip):
                 if number % every == 0:
                     yield NamedImage(f"{name}-{number:06d}", file, frame, number)
         else:
-            yield NamedImage(name, file, _image(file))
+            yield NamedImage(name, file, _image(file, value_range))
     except DetectionDataError as error:
         if skip is None:
             raise
         skip(str(error))
 
 
-def _image(file: Path) -> Image.Image:
+def _image(file: Path, value_range: Sequence[float] | None) -> Image.Image:
     try:
-        return decode_image({"image": os.fspath(file)})
+        return decode_image({"image": os.fspath(file), "value_range": value_range})
     except MemoryError as error:
         raise DetectionDataError(f"{file}: there is not enough memory for this image") from error
     except Exception as error:

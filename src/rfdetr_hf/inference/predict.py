@@ -96,8 +96,11 @@ def predict(
         skipped.append(message)
         say(f"skipped {message}")
 
-    items = iter(find_images(args.images, args.every, None if args.strict else skip) if images is None else images)
+    found = args.images, args.every, None if args.strict else skip
+    items = iter(find_images(*found) if images is None else images)  # names a missing file before the model is read
     plain = load_detector(args.model_name_or_path, args.device, bf16=args.bf16)
+    if images is None and plain.image_processor.value_range:
+        items = iter(find_images(*found, plain.image_processor.value_range))
     model, detect = plain.model, with_views(plain, args, args.batch_size)
     if args.task not in (None, model.task):
         raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {model.task}")

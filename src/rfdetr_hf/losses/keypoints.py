@@ -54,7 +54,8 @@ class KeypointTerms:
       d = (dx, dy) under the predicted precision L Lᵀ / A, up to a constant. It may be negative.
 
     A prediction that is not finite is left out of its term and gets no gradient. Objects of a class without keypoints
-    have zeros. The matching cost of a pair is the weighted sum of the same terms.
+    or beyond the schema have zeros; for one of the latter the official package drops the keypoint terms of its batch.
+    The matching cost of a pair is the weighted sum of the same terms.
 
     Args:
         config: read for num_keypoints_per_class and the four keypoint_*_loss_coefficient.

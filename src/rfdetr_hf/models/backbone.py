@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention import attend
 from .configuration_rfdetr import RFDETRBackboneConfig
 from .initialization import init_norm, init_vit, with_init
 
@@ -100,7 +101,7 @@ class ViTAttention(nn.Module):
         super().__init__()
         width, std = config.hidden_size, config.initializer_range
         names = ("query", "key", "value")
-        self.num_heads = config.num_attention_heads
+        self.config, self.num_heads = config, config.num_attention_heads
         self.attention = nn.ModuleDict({name: with_init(nn.Linear(width, width), init_vit, std=std) for name in names})
         self.output = nn.ModuleDict({"dense": with_init(nn.Linear(width, width), init_vit, std=std)})
 
@@ -109,7 +110,7 @@ class ViTAttention(nn.Module):
         query, key, value = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for projection in self.attention.values()
         )
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended, _ = attend(query, key, value, self.config._attn_implementation)
         return self.output["dense"](attended.transpose(1, 2).flatten(-2))
 
 

@@ -1,7 +1,9 @@
 """The configuration of RF-DETR models and the table of published variants."""
 
 import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from transformers import PreTrainedConfig
 
@@ -15,6 +17,8 @@ MULTI_LEVEL_MODEL_TYPE = "rf_detr_multi_level"
 # It would read a keypoint model as a detector whose class logits lack the keypoints' part.
 KEYPOINT_MODEL_TYPE = "rf_detr_keypoint"
 _MODEL_TYPES = (MODEL_TYPE, MULTI_LEVEL_MODEL_TYPE, KEYPOINT_MODEL_TYPE)
+# The name of a row of the class head that no class has.
+UNUSED_LABEL = "N/A"
 PROJECTOR_SCALES = ("P3", "P4", "P5")
 
 # Fields of the transformers configurations that have a single value in RF-DETR. They are written to the file, because
@@ -58,6 +62,39 @@ def _require_positive(config: PreTrainedConfig, *fields: str) -> None:
         value = getattr(config, field)
         is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         _require(is_count, f"{field} must be a positive integer, got {value!r}.")
+
+
+def _require_numbers(config: PreTrainedConfig) -> None:
+    for name, declared in config.__dataclass_fields__.items():
+        if declared.type is float:
+            value = getattr(config, name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            _require(is_number, f"{name} must be a number, got {value!r}.")
+
+
+def _as_list(name: str, value: Any) -> list[Any]:
+    _require(isinstance(value, (list, tuple)), f"{name} must be a list, got {value!r}.")
+    return list(value)
+
+
+def _class_names(id2label: Any) -> dict[int, str]:
+    """`id2label` with integers as ids.
+
+    Raises:
+        ValueError: if the ids are not 0, 1, ..., n - 1, or a name stands twice; only "N/A", a row without a class, may.
+    """
+    _require(isinstance(id2label, Mapping), f"id2label must be a dict of ids and names, got {id2label!r:.80}.")
+    ids = [str(id_) for id_ in id2label]
+    names = [str(id2label[id_]) for id_ in id2label]
+    listed = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    _require(
+        sorted(ids) == sorted(map(str, range(len(ids)))),
+        f"id2label has the ids {listed}: they must be 0 to {len(ids) - 1} without gaps, since row i of the class head "
+        f"is class i. Count the classes from 0: {dict(enumerate(names[:3]))}{' ...' if len(ids) > 3 else ''}",
+    )
+    twice = sorted({name for name in names if name != UNUSED_LABEL and names.count(name) > 1})
+    _require(not twice, f"id2label has the names {twice[:3]} twice: each class needs a name of its own.")
+    return dict(sorted((int(id_), name) for id_, name in zip(ids, names, strict=True)))
 
 
 class RFDETRBackboneConfig(PreTrainedConfig):
@@ -107,7 +144,7 @@ class RFDETRBackboneConfig(PreTrainedConfig):
         _require(registers == 0, f"num_register_tokens is {registers}, and encoders with registers are not supported.")
         if self.out_indices is None and features is not None:
             self.out_indices = [int(name.removeprefix("stage")) for name in features]
-        self.out_indices = [3, 6, 9, 12] if self.out_indices is None else list(self.out_indices)
+        self.out_indices = [3, 6, 9, 12] if self.out_indices is None else _as_list("out_indices", self.out_indices)
         super().__post_init__(**kwargs)
         self.validate()
         _require(
@@ -141,6 +178,7 @@ class RFDETRBackboneConfig(PreTrainedConfig):
             ValueError: naming the fields and what to change.
         """
         _require_fixed(self, _FIXED_BACKBONE)
+        _require_numbers(self)
         _require_positive(
             self, "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "image_size", "patch_size",
             "num_channels", "num_windows",
@@ -154,15 +192,16 @@ class RFDETRBackboneConfig(PreTrainedConfig):
             f"image_size {self.image_size} is smaller than patch_size {self.patch_size}: the position table is empty.",
         )
         taps, blocks = self.out_indices, self.num_hidden_layers
+        are_numbers = bool(taps) and all(isinstance(tap, int) for tap in taps)
         _require(
-            bool(taps) and list(taps) == sorted(set(taps)) and 1 <= taps[0] and taps[-1] <= blocks,
+            are_numbers and list(taps) == sorted(set(taps)) and 1 <= taps[0] and taps[-1] <= blocks,
             f"out_indices {taps} must be ascending, distinct and within 1..num_hidden_layers ({blocks}).",
         )
         _require(0 <= self.drop_path_rate < 1, f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, with `out_features` beside `out_indices` as transformers stores them."""
-        return {**super().to_dict(), "out_features": self.out_features}
+        """All fields, with `out_features` beside `out_indices` as transformers stores them; the type is the model's."""
+        return {**super().to_dict(), "out_features": self.out_features, "dtype": None}
 
 
 class RFDETRConfig(PreTrainedConfig):
@@ -184,7 +223,8 @@ class RFDETRConfig(PreTrainedConfig):
         layer_norm_eps: Epsilon of the projector norms (decoder norms have 1e-5).
         class_cost, bbox_cost, giou_cost: Weights of the matching cost.
         class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: Weights of the loss terms.
-        auxiliary_loss: Whether decoder layers before the last are supervised too.
+        auxiliary_loss: Whether decoder layers before the last are supervised too. The proposals of the encoder always
+            are; the official package leaves them untrained without it.
         mask_downsample_ratio: Masks have height and width of the input divided by this (segmentation).
         intermediate_size: Hidden width of the query block of the segmentation head, 4 * d_model; derived.
         mask_point_sample_ratio: Mask losses and costs read one point for each so many cells of a mask.
@@ -198,6 +238,7 @@ class RFDETRConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
+    sub_configs: ClassVar[Any] = {"backbone_config": RFDETRBackboneConfig}
 
     backbone_config: Any = None
     resolution: int = _DERIVED
@@ -249,7 +290,8 @@ class RFDETRConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = _as_backbone_config(self.backbone_config)
-        self.projector_scales = ["P4"] if self.projector_scales is None else list(self.projector_scales)
+        scales = ["P4"] if self.projector_scales is None else self.projector_scales
+        self.projector_scales = _as_list("projector_scales", scales)
         if self.num_feature_levels is None:
             self.num_feature_levels = len(self.projector_scales)
         if self.resolution is None:
@@ -257,7 +299,18 @@ class RFDETRConfig(PreTrainedConfig):
             self.resolution = blocks * self.size_divisor
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.d_model
-        self.num_keypoints_per_class = list(self.num_keypoints_per_class or [])
+        self.num_keypoints_per_class = _as_list("num_keypoints_per_class", self.num_keypoints_per_class or [])
+        given: Any = self.label2id
+        if self.id2label is None and given:
+            self.id2label = {id_: name for name, id_ in given.items()}
+        if self.id2label is not None:
+            self.id2label = _class_names(self.id2label)
+            count, names = kwargs.pop("num_labels", None), len(self.id2label)
+            _require(count in (None, names), f"num_labels is {count}, but id2label has {names} names: give one.")
+            self.label2id = {name: id_ for id_, name in self.id2label.items()}
+            differing = [name for name, id_ in (given or {}).items() if str(self.label2id.get(name)) != str(id_)]
+            unknown = [name for name in differing if name != UNUSED_LABEL]
+            _require(not unknown, f"label2id and id2label name different ids for {unknown[:3]}: give id2label alone.")
         super().__post_init__(**kwargs)
         self.validate()
 
@@ -274,6 +327,7 @@ class RFDETRConfig(PreTrainedConfig):
         """
         self.backbone_config.validate()
         _require_fixed(self, _FIXED_DETECTOR)
+        _require_numbers(self)
         _require_positive(
             self, "resolution", "d_model", "decoder_layers", "decoder_self_attention_heads", "c2f_num_blocks",
             "decoder_cross_attention_heads", "decoder_n_points", "decoder_ffn_dim", "num_queries", "group_detr",
@@ -285,6 +339,7 @@ class RFDETRConfig(PreTrainedConfig):
         for field in ("dropout", "attention_dropout", "activation_dropout"):
             _require(0 <= getattr(self, field) < 1, f"{field} must be in [0, 1), got {getattr(self, field)!r}.")
         _require(self.num_labels >= 1, f"num_labels must be at least 1, got {self.num_labels}: set id2label.")
+        _class_names(self.id2label)
 
     def _validate_sizes(self) -> None:
         patch, windows = self.backbone_config.patch_size, self.backbone_config.num_windows
@@ -336,6 +391,21 @@ class RFDETRConfig(PreTrainedConfig):
         return {**super().to_dict(), "model_type": model_type}
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "RFDETRConfig":
+        """Read the `config.json` of a folder or Hub repository, ours or that of plain transformers.
+
+        Raises:
+            OSError: if there is none, or it is no JSON.
+            ValueError: naming the file and the field that is missing or wrong.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            if str(pretrained_model_name_or_path) in str(error):
+                raise
+            raise ValueError(f"{pretrained_model_name_or_path}: config.json: {error}") from error
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict]:
         """Read `config.json`, ours or that of plain transformers (see `complete_plain_config`).
 
@@ -356,7 +426,8 @@ class RFDETRConfig(PreTrainedConfig):
         """This configuration with some fields changed.
 
         A dict `backbone_config` is merged. Where the position table fits the resolution, a new `resolution` brings a
-        table of its own size, unless `backbone_config` gives an `image_size`. `id2label` implies `label2id`.
+        table of its own size, unless `backbone_config` gives an `image_size`. One of `id2label` and `label2id`
+        implies the other.
 
         Raises:
             ValueError: for a name that is no field, or fields that do not fit together.
@@ -371,10 +442,7 @@ class RFDETRConfig(PreTrainedConfig):
         merged = {**fields["backbone_config"], **encoder}
         if "out_indices" in encoder:
             merged = {name: merged[name] for name in merged if name not in ("out_features", "window_block_indexes")}
-        if "id2label" in overrides:
-            overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
-            overrides.setdefault("label2id", {name: key for key, name in overrides["id2label"].items()})
-        elif overrides.get("num_labels", self.num_labels) != self.num_labels:
+        if {"id2label", "label2id"} & set(overrides) or overrides.get("num_labels", self.num_labels) != self.num_labels:
             fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
         fields |= {**overrides, "backbone_config": merged, "model_type": MODEL_TYPE}
         return type(self)(**fields)
@@ -441,6 +509,9 @@ def _as_dict(config: Any) -> dict[str, Any]:
 def _as_backbone_config(config: Any) -> RFDETRBackboneConfig:
     if isinstance(config, RFDETRBackboneConfig):
         return config
+    _require(
+        isinstance(config, (dict, PreTrainedConfig, type(None))), f"backbone_config must be a dict, got {config!r:.80}."
+    )
     fields = _as_dict(config)
     found = fields.pop("model_type", RFDETRBackboneConfig.model_type)
     _require(

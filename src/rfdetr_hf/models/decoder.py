@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .attention import attend
 from .configuration_rfdetr import RFDETRConfig
 from .geometry import (
     LevelShapes,
@@ -124,43 +125,40 @@ class Proposals(NamedTuple):
     boxes: Tensor
 
 
-def stacked(modules: Iterable[Any], groups: int) -> tuple[Tensor, Tensor]:
-    """Weights and biases of the first `groups` modules, which are alike, with a leading group dimension."""
-    modules = list(modules)[:groups]
-    return torch.stack([module.weight for module in modules]), torch.stack([module.bias for module in modules])
-
-
-def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(G, N, in) with a weight (G, out, in) and a bias (G, out) for each group -> (G, N, out)."""
-    return torch.baddbmm(bias[:, None].to(x.dtype), x, weight.transpose(1, 2).to(x.dtype))
+def grouped_linear(modules: Iterable[Any], groups: int) -> Callable[[Tensor], Tensor]:
+    """The same linear layer of the first `groups` groups as one function, (G, N, in) -> (G, N, out)."""
+    first, *others = list(modules)[:groups]
+    if not others:
+        # The module itself, since it may be a quantised one, which has no weight to be read.
+        return first
+    weight = torch.stack([module.weight for module in (first, *others)])  # (G, out, in)
+    bias = torch.stack([module.bias for module in (first, *others)])  # (G, out)
+    return lambda x: torch.baddbmm(bias[:, None].to(x.dtype), x, weight.transpose(1, 2).to(x.dtype))
 
 
 class _ProposalHeads:
-    """The heads of several groups stacked, so that each operation runs once for all of them."""
+    """The heads of several groups as one, so that each operation runs once for all of them."""
 
     def __init__(self, transformer: "RFDETRTransformer", groups: int) -> None:
-        boxes = [head.layers for head in list(transformer.enc_out_bbox_embed)[:groups]]
-        self.output = stacked(transformer.enc_output, groups)
-        self.norm = stacked(transformer.enc_output_norm, groups)
-        self.classes = stacked(transformer.enc_out_class_embed, groups)
-        self.boxes = [stacked(layers, groups) for layers in zip(*boxes, strict=True)]
+        norms: list[Any] = list(transformer.enc_output_norm)[:groups]
+        boxes: list[Any] = list(transformer.enc_out_bbox_embed)[:groups]
+        self.output = grouped_linear(transformer.enc_output, groups)
+        self.norm = [torch.stack(parts)[:, None] for parts in zip(*((n.weight, n.bias) for n in norms), strict=True)]
+        self.logits = grouped_linear(transformer.enc_out_class_embed, groups)  # (G, N, C) -> (G, N, K)
+        self.boxes = [grouped_linear(layers, groups) for layers in zip(*(head.layers for head in boxes), strict=True)]
 
     def features(self, tokens: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, C)."""
-        x = grouped_linear(tokens, *self.output)
-        weight, bias = self.norm
-        x = F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS)
-        return x * weight[:, None] + bias[:, None]
-
-    def logits(self, features: Tensor) -> Tensor:
-        """(G, N, C) -> (G, N, K)."""
-        return grouped_linear(features, *self.classes)
+        x = self.output(tokens)
+        weight, bias = self.norm  # (G, 1, C)
+        return F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS) * weight + bias
 
     def deltas(self, features: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, 4)."""
-        for layer in self.boxes[:-1]:
-            features = F.relu(grouped_linear(features, *layer))
-        return grouped_linear(features, *self.boxes[-1])
+        *hidden, last = self.boxes
+        for layer in hidden:
+            features = F.relu(layer(features))
+        return last(features)
 
 
 def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -180,7 +178,7 @@ class GroupSelfAttention(nn.Module):
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__()
         width = config.d_model
-        self.num_heads = config.decoder_self_attention_heads
+        self.config, self.num_heads = config, config.decoder_self_attention_heads
         self.dropout = config.attention_dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
@@ -191,10 +189,13 @@ class GroupSelfAttention(nn.Module):
         init.xavier_uniform_(self.in_proj_weight)
         init.zeros_(self.in_proj_bias)
 
-    def forward(self, x: Tensor, position: Tensor, groups: int, attends: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, position: Tensor, groups: int, attends: Tensor | None = None, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """x, position (B, groups * q, C); a query attends to the queries of its own group.
 
-        `attends` (q, q) narrows that down: False where the query of the row does not see the one of the column.
+        `attends` (q, q) narrows that down: False where the query of the row does not see the one of the column. The
+        weights (B * groups, heads, q, q) are given if they are asked for.
         """
         batch, width = x.shape[0], x.shape[-1]
         x, position = (t.unflatten(1, (groups, -1)).flatten(0, 1) for t in (x, position))  # (B * groups, q, C)
@@ -204,9 +205,10 @@ class GroupSelfAttention(nn.Module):
         # (B * groups, heads, q, C / heads)
         query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
         rate = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attends, dropout_p=rate)
+        kind = self.config._attn_implementation
+        attended, weights = attend(query, key, value, kind, attends, rate, need_weights)
         attended = attended.transpose(1, 2).flatten(-2)  # (B * groups, q, C)
-        return self.out_proj(attended.unflatten(0, (batch, groups)).flatten(1, 2))  # (B, groups * q, C)
+        return self.out_proj(attended.unflatten(0, (batch, groups)).flatten(1, 2)), weights  # (B, groups * q, C)
 
 
 class DeformableAttention(nn.Module):
@@ -227,19 +229,25 @@ class DeformableAttention(nn.Module):
         self.value_proj = with_init(nn.Linear(width, width), init_xavier_zero_bias)
         self.output_proj = with_init(nn.Linear(width, width), init_xavier_zero_bias)
 
-    def forward(self, query: Tensor, reference: Tensor, memory: Memory) -> Tensor:
-        """query (B, Q, C), reference (B, Q, L, 4) -> (B, Q, C)."""
-        value = self.value_proj(memory.tokens)
-        if memory.padding is not None:
-            value = value.masked_fill(memory.padding[..., None], 0.0)
+    def forward(
+        self, query: Tensor, reference: Tensor, tokens: Tensor, shapes: LevelShapes, padding: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Read tokens (B, S, C), which are padding where `padding` (B, S) is True.
+
+        query (B, Q, C), reference (B, Q, L, 4) -> (B, Q, C), and the weights of the points (B, Q, heads, L, P).
+        """
+        value = self.value_proj(tokens)
+        if padding is not None:
+            value = value.masked_fill(padding[..., None], 0.0)
         layout = (self.heads, self.levels, self.points)
         # (B, Q, heads, L, P, 2) and (B, Q, heads, L * P)
         offsets = self.sampling_offsets(query).unflatten(-1, (*layout, 2)).to(reference.dtype)
         weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).to(reference.dtype).softmax(-1)
         centre, size = reference[:, :, None, :, None, :2], reference[:, :, None, :, None, 2:]  # (B, Q, 1, L, 1, 2)
         locations = centre + offsets / self.points * size * 0.5
-        sampled = self._sample(value.to(reference.dtype), locations, weights.unflatten(-1, layout[1:]), memory.shapes)
-        return self.output_proj(sampled.to(query.dtype))
+        weights = weights.unflatten(-1, layout[1:])
+        sampled = self._sample(value.to(reference.dtype), locations, weights, shapes)
+        return self.output_proj(sampled.to(query.dtype)), weights
 
     def _sample(self, value: Tensor, locations: Tensor, weights: Tensor, shapes: LevelShapes) -> Tensor:
         """value (B, S, C), locations (B, Q, heads, L, P, 2), weights (B, Q, heads, L, P) -> (B, Q, C)."""
@@ -268,15 +276,53 @@ class RFDETRDecoderLayer(nn.Module):
         self.linear2 = with_init(nn.Linear(hidden, width), init_xavier)
         self.norm3 = layer_norm(width)
 
-    def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Memory, groups: int) -> Tensor:
-        """x, position (B, Q, C); reference (B, Q, L, 4) -> (B, Q, C)."""
-        x = self.norm1(x + self._drop(self.self_attn(x, position, groups), self.dropout))
-        x = self.norm2(x + self._drop(self.cross_attn(x + position, reference, memory), self.dropout))
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        tokens: Tensor,
+        shapes: LevelShapes,
+        padding: Tensor | None,
+        groups: int,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x, position (B, Q, C); reference (B, Q, L, 4); tokens (B, S, C); padding (B, S).
+
+        Returns:
+            (B, Q, C), and the weights of both attentions, see `GroupSelfAttention` and `DeformableAttention`.
+        """
+        answer, weights = self.self_attn(x, position, groups, need_weights=need_weights)
+        x = self.norm1(x + self._drop(answer, self.dropout))
+        answer, cross_weights = self.cross_attn(x + position, reference, tokens, shapes, padding)
+        x = self.norm2(x + self._drop(answer, self.dropout))
         hidden = self._drop(F.relu(self.linear1(x)), self.activation_dropout)
-        return self.norm3(x + self._drop(self.linear2(hidden), self.dropout))
+        return self.norm3(x + self._drop(self.linear2(hidden), self.dropout)), weights, cross_weights
 
     def _drop(self, x: Tensor, rate: float) -> Tensor:
         return F.dropout(x, rate, self.training)
+
+
+class DecoderStates(NamedTuple):
+    """What the layers of the decoder give.
+
+    Attributes:
+        hidden: (B, Q, C), the queries and the state after each layer.
+        attentions: For each layer the weights of the self-attention, None where they are not asked for.
+        cross_attentions: For each layer the weights of the deformable attention.
+        keypoints: (B, Q, N, C), the state of the keypoints after each layer; of keypoint models.
+    """
+
+    hidden: list[Tensor]
+    attentions: list[Tensor | None]
+    cross_attentions: list[Tensor]
+    keypoints: list[Tensor]
+
+    def add(self, hidden: Tensor, attention: Tensor | None, cross_attention: Tensor) -> None:
+        """Append what one layer gave."""
+        self.hidden.append(hidden)
+        self.attentions.append(attention)
+        self.cross_attentions.append(cross_attention)
 
 
 class RFDETRDecoder(nn.Module):
@@ -291,13 +337,16 @@ class RFDETRDecoder(nn.Module):
         self.norm = layer_norm(width)
         self.ref_point_head = MLP([2 * width, width, width], [init_xavier, init_xavier])
 
-    def forward(self, queries: Tensor, references: Tensor, memory: Memory, groups: int) -> list[Tensor]:
-        """queries (B, Q, C), references (B, Q, 4) -> the state (B, Q, C) after each layer, before `norm`."""
+    def forward(
+        self, queries: Tensor, references: Tensor, memory: Memory, groups: int, need_weights: bool = False
+    ) -> "DecoderStates":
+        """queries (B, Q, C), references (B, Q, 4) -> what each layer gives, before `norm`."""
         scaled, position = self._placed(references, memory, queries.dtype)
-        states = []
+        states = DecoderStates([queries], [], [], [])
         for layer in self.layers:
-            queries = layer(queries, position, scaled, memory, groups)
-            states.append(queries)
+            tokens, shapes, padding = memory.tokens, memory.shapes, memory.padding
+            queries, *weights = layer(queries, position, scaled, tokens, shapes, padding, groups, need_weights)
+            states.add(queries, *weights)
         return states
 
     def _placed(self, references: Tensor, memory: Memory, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

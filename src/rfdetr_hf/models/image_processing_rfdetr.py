@@ -1,6 +1,7 @@
 """Pictures in, detections out: the image processor of RF-DETR, on Pillow, NumPy and PyTorch alone."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,19 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .post_processing import class_slots, fuse_scores, image_keypoints, image_masks, image_shares
+from ..bit_depth import is_deep, to_bytes
+from .post_processing import (
+    DEFAULT_THRESHOLD,
+    TRACE_ALPHA,
+    Threshold,
+    as_segments,
+    class_slots,
+    class_thresholds,
+    fuse_scores,
+    image_keypoints,
+    image_masks,
+    image_shares,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -57,6 +70,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
         size_divisor: The padded height and width are rounded up to a multiple of this. The model needs
             `config.size_divisor` (patch size x windows) wherever `size` does not fix the shape.
         resample: Bilinear (default) or bicubic.
+        value_range: (low, high) of Pillow pictures with more than 8 bits, which become 0 to 255, as the training data
+            had it; by default each picture's own range.
         do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std, do_convert_rgb: As in every
             image processor. Floating-point pictures are rescaled too, so pass `do_rescale=False` for values in [0, 1].
     """
@@ -78,12 +93,14 @@ class RFDETRImageProcessor(BaseImageProcessor):
     size_divisor = None
 
     def __init__(self, **kwargs: Any) -> None:
+        self.value_range: Sequence[float] | None = kwargs.pop("value_range", None)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the processor, under the class name that transformers knows."""
-        return {**super().to_dict(), "image_processor_type": "RfDetrImageProcessor"}
+        fields = {**super().to_dict(), "image_processor_type": "RfDetrImageProcessor"}
+        return fields if fields.get("value_range") else {k: v for k, v in fields.items() if k != "value_range"}
 
     def preprocess(
         self,
@@ -95,7 +112,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
 
         Args:
             images: A picture or a list of them: Pillow, NumPy or torch, (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4
-                channels, uint8 or float; a 4-D array is a batch; a string is a path or URL. Alpha is dropped.
+                channels, uint8 or float; a 4-D array is a batch; a string or `Path` is a file, a string
+                also a URL. Alpha is dropped.
             annotations: Per picture `{"image_id": int, "annotations": [COCO objects]}` in pixels of the upright
                 picture. Crowds and boxes that are empty within the picture are left out.
             **kwargs: Any field of the processor, for this call; `input_data_format` settles the channel axis where
@@ -105,7 +123,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
             `pixel_values` float32 (B, 3, H, W); `pixel_mask` int64 (B, H, W) when there is padding; `labels` when
             there are annotations: per picture `class_labels` (n,), `boxes` (n, 4) cxcywh in [0, 1] of the picture
             without its padding, `area` in pixels after the resize, `iscrowd`, `image_id` (1,), `orig_size` and
-            `size` (height, width).
+            `size` (height, width). The attribute `original_sizes` holds height and width of each upright picture, the
+            `target_sizes` of the post-processing; it is no field, so that `model(**inputs)` does not get it.
 
         Raises:
             ValueError: Unusable pictures or annotations (the message names which), different sizes without `do_pad`,
@@ -124,7 +143,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
             raise ValueError(f"resample={kwargs['resample']!r}: only bilinear (2) and bicubic (3) are supported.")
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
-        flat = _flatten(self.fetch_images(images))
+        flat = _flatten(self.fetch_images(_plain_paths(images)))
         if not flat:
             raise ValueError("RFDETRImageProcessor was given an empty list of images.")
         return flat
@@ -140,11 +159,18 @@ class RFDETRImageProcessor(BaseImageProcessor):
     ) -> Tensor:
         """One picture of any supported kind -> float32 (C, H, W), values as given."""
         if isinstance(image, Image.Image):
-            image, input_data_format = _array_from_pil(image, bool(do_convert_rgb)), ChannelDimension.LAST
+            image = _array_from_pil(image, bool(do_convert_rgb), self.value_range)
+            input_data_format = ChannelDimension.LAST
+        if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] in (1, 3, 4):
+            # NumPy has pixels last wherever that is possible: three rows of pixels are no three channels.
+            input_data_format = input_data_format or ChannelDimension.LAST
         pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
         if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
             raise TypeError(f"An image has dtype {pixels.dtype}; pass uint8 (0-255) or floating point.")
         pixels = _channels_first(pixels, input_data_format).to(device)
+        if not pixels.numel() or (pixels.is_floating_point() and not pixels.isfinite().all()):
+            what = "holds NaN or infinity" if pixels.numel() else "has no pixels"
+            raise ValueError(f"An image of the shape {tuple(pixels.shape)} {what}: leave it out.")
         if do_rescale and pixels.is_floating_point() and pixels.numel() and pixels.max() <= 1:
             logger.warning_once(
                 "A floating-point image with values up to 1 is about to be multiplied by rescale_factor; "
@@ -172,7 +198,9 @@ class RFDETRImageProcessor(BaseImageProcessor):
         images = [self._model_pixels(image, **kwargs) for image in images]
         sizes = [_size(image) for image in images]
         data = _stack(images, _padded_size(sizes, pad_size, size_divisor) if do_pad else None)
-        features = BatchFeature(data, tensor_type=return_tensors)
+        features: Any = BatchFeature(data, tensor_type=return_tensors)
+        # Beside the data, so that the model is not given it: a photograph may have been turned.
+        features.original_sizes = original_sizes
         if annotations is not None:
             features["labels"] = [
                 BatchFeature(_coco_labels(*item), tensor_type=return_tensors)
@@ -211,7 +239,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
     def post_process_object_detection(
         self,
         outputs: Any,
-        threshold: float = 0.5,
+        threshold: Threshold = DEFAULT_THRESHOLD,
         target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         top_k: int | None = None,
     ) -> list[dict[str, Tensor]]:
@@ -222,7 +250,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
 
         Args:
             outputs: Has `logits` (B, Q, C) and `pred_boxes` (B, Q, 4) cxcywh in [0, 1].
-            threshold: Detections with a score above it are kept. A NaN score is kept, so that it can't go unseen.
+            threshold: Detections with a score above it are kept; one for all classes, or one for each as a sequence or
+                a dict of class ids. A NaN score is kept, so that it can't go unseen.
             target_sizes: (B, 2) height and width of the original (upright) images. Without it boxes are in [0, 1].
             top_k: Most detections per image, at most Q x C; default Q.
 
@@ -236,30 +265,47 @@ class RFDETRImageProcessor(BaseImageProcessor):
     def post_process_instance_segmentation(
         self,
         outputs: Any,
-        threshold: float = 0.5,
+        threshold: Threshold = DEFAULT_THRESHOLD,
         target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         top_k: int | None = None,
         pixel_mask: Tensor | None = None,
         as_rle: bool = False,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float | None = None,
+        return_binary_maps: bool = False,
     ) -> list[dict[str, Any]]:
         """Raw outputs -> detections with masks per image, see `post_process_object_detection`.
+
+        With one of the last two arguments the result has besides what transformers' pipeline and other tools read.
 
         Args:
             outputs: Has `pred_masks` (B, Q, h, w) as well.
             threshold, target_sizes, top_k: As there. Without sizes the masks keep the size that the model gave them.
             pixel_mask: (B, H, W) that the model got, if it got one: the masks of padded images are cut to the image.
             as_rle: Masks as COCO run-lengths. They are encoded in chunks, so that the memory stays small.
+            mask_threshold: Probability above which a pixel belongs to the object.
+            overlap_mask_area_threshold: Given by transformers' pipeline: each pixel belongs to the best object alone.
+                An object that keeps no pixel is left out; the value itself has no effect.
+            return_binary_maps: Masks of transformers' form that may overlap.
 
         Returns:
-            Per image `scores`, `labels`, `boxes`, and `masks`: (n, H, W) bool, or n dicts of `size` and `counts`.
+            Per image `scores`, `labels`, `boxes`, and `masks`: (n, H, W) bool, or n dicts of `size` and `counts`. For
+            other tools `segments_info`, for each object a dict of `id`, `label_id` and `score`, and `segmentation`:
+            (H, W) int32 of these ids, -1 where there is none, or (n, H, W) bool.
         """
+        if not 0 < mask_threshold < 1:
+            raise ValueError(f"mask_threshold={mask_threshold}: it is a probability between 0 and 1.")
         found = _detections(outputs, threshold, target_sizes, top_k)
         shares = image_shares(pixel_mask, len(found))
         for index, (each, share) in enumerate(zip(found, shares, strict=True)):
             logits = outputs.pred_masks[index, each.pop("queries")]
             height, width = logits.shape[-2:] if target_sizes is None else target_sizes[index]
             size = int(height), int(width)
-            each["masks"] = image_masks(logits, size, share, as_rle)
+            each["masks"] = image_masks(logits, size, share, as_rle, math.log(mask_threshold / (1 - mask_threshold)))
+        if overlap_mask_area_threshold is not None or return_binary_maps:
+            if as_rle:
+                raise ValueError("as_rle gives run-lengths in our own form: leave it out, or the other arguments.")
+            return [each | as_segments(each, return_binary_maps) for each in found]
         return found
 
     @torch.no_grad()
@@ -267,10 +313,10 @@ class RFDETRImageProcessor(BaseImageProcessor):
         self,
         outputs: Any,
         num_keypoints_per_class: Sequence[int],
-        threshold: float = 0.5,
+        threshold: Threshold = DEFAULT_THRESHOLD,
         target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         top_k: int | None = None,
-        trace_alpha: float = 0.2,
+        trace_alpha: float = TRACE_ALPHA,
     ) -> list[dict[str, Tensor]]:
         """Raw outputs -> detections with keypoints per image, see `post_process_object_detection`.
 
@@ -289,28 +335,46 @@ class RFDETRImageProcessor(BaseImageProcessor):
             confidence, `keypoint_precision` (n, K, 3), `keypoint_covariance` (n, K, 2, 2).
         """
         schema, found = list(num_keypoints_per_class), []
+        limits = class_thresholds(threshold, outputs.logits.shape[-1])
         for index, each in enumerate(_detections(outputs, -1, target_sizes, top_k)):
             keypoints = outputs.pred_keypoints[index, each.pop("queries")]
             keypoints, active = class_slots(keypoints, each["labels"], schema)
             each["scores"] = fuse_scores(each["scores"], keypoints, active, each["labels"], len(schema), trace_alpha)
             each |= image_keypoints(keypoints, active, (1, 1) if target_sizes is None else target_sizes[index])
-            keep = ~(each["scores"] <= threshold)
+            keep = ~(each["scores"] <= _least(limits, each["labels"]))
             found.append({name: value[keep] for name, value in each.items()})
         return found
 
 
 def _detections(
-    outputs: Any, threshold: float, target_sizes: Tensor | Sequence[Sequence[int]] | None, top_k: int | None
+    outputs: Any,
+    threshold: Threshold,
+    target_sizes: Tensor | Sequence[Sequence[int]] | None,
+    top_k: int | None,
 ) -> list[dict[str, Any]]:
     """Per image `scores`, `labels`, `boxes` and `queries`, the rows that the detections come from."""
+    limits = class_thresholds(threshold, outputs.logits.shape[-1])
     scores, labels, queries = select_top_detections(outputs.logits, top_k)
     boxes = image_boxes(outputs.pred_boxes, target_sizes)
-    boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
-    counts = [scores.shape[1]] * len(scores)
-    if threshold >= 0:
-        counts = (~(scores <= threshold)).sum(1).tolist()
+    boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))  # (B, k, 4)
     fields = {"scores": scores, "labels": labels, "boxes": boxes, "queries": queries}
+    if isinstance(limits, float) and limits < 0:
+        return [{name: value[i] for name, value in fields.items()} for i in range(len(scores))]
+    keep = ~(scores <= _least(limits, labels))  # (B, k)
+    if isinstance(limits, Tensor):
+        # What is kept comes first, so that the host waits once, for the counts.
+        order = keep.sort(dim=1, descending=True, stable=True).indices
+        fields = {
+            name: value.gather(1, order.reshape(*order.shape, *[1] * (value.ndim - 2)).expand_as(value))
+            for name, value in fields.items()
+        }
+    counts = keep.sum(1).tolist()
     return [{name: value[i, :n] for name, value in fields.items()} for i, n in enumerate(counts)]
+
+
+def _least(limits: float | Tensor, labels: Tensor) -> float | Tensor:
+    """The threshold of each detection."""
+    return limits.to(labels.device)[labels] if isinstance(limits, Tensor) else limits
 
 
 def select_top_detections(logits: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -354,7 +418,8 @@ def image_boxes(boxes: Tensor, target_sizes: Tensor | Sequence[Sequence[int]] | 
     if target_sizes is None:
         return corners.clamp(0, 1)
     if not isinstance(target_sizes, Tensor):
-        target_sizes = torch.tensor([[int(side) for side in size] for size in target_sizes])
+        pairs: list[Any] = [list(size) if hasattr(size, "__iter__") else [size] for size in target_sizes]
+        target_sizes = torch.tensor([[int(side) for side in pair] for pair in pairs])
     if tuple(target_sizes.shape) != (len(boxes), 2):
         raise ValueError(
             f"target_sizes has shape {tuple(target_sizes.shape)}; {len(boxes)} images need ({len(boxes)}, 2): "
@@ -369,6 +434,21 @@ def _size(image: Tensor) -> tuple[int, int]:
     return height, width
 
 
+def _plain_paths(images: Any) -> Any:
+    """The same images, with text in place of path objects.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if isinstance(images, (list, tuple)):
+        return [_plain_paths(image) for image in images]
+    if not isinstance(images, os.PathLike):
+        return images
+    if not os.path.isfile(images):
+        raise FileNotFoundError(f"There is no image file {os.fspath(images)}.")
+    return os.fspath(images)
+
+
 def _flatten(images: Any) -> list[Any]:
     if isinstance(images, (list, tuple)):
         return [image for item in images for image in _flatten(item)]
@@ -377,13 +457,13 @@ def _flatten(images: Any) -> list[Any]:
     return [images]
 
 
-def _array_from_pil(image: Image.Image, convert_to_rgb: bool) -> np.ndarray:
+def _array_from_pil(
+    image: Image.Image, convert_to_rgb: bool, value_range: Sequence[float] | None = None
+) -> np.ndarray:
     """An upright (H, W[, C]) uint8 array."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        raise ValueError(
-            f"A Pillow image has mode {image.mode!r}, which has no fixed range: scale it to 8 bits (mode 'L') first."
-        )
     image = ImageOps.exif_transpose(image)
+    if is_deep(image):
+        image = Image.fromarray(to_bytes(np.asarray(image), value_range))
     if convert_to_rgb and image.mode != "RGB":
         # Pillow warns about palettes with transparency unless they pass through RGBA.
         image = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")

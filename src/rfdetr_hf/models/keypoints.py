@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import ModelOutput
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
 from ..losses.keypoints import KEYPOINT_CHANNELS, KeypointTerms
@@ -21,6 +22,7 @@ from .configuration_rfdetr import RFDETRConfig
 from .decoder import (
     DECODER_NORM_EPS,
     MLP,
+    DecoderStates,
     DeformableAttention,
     GroupSelfAttention,
     Memory,
@@ -30,12 +32,12 @@ from .decoder import (
     flatten_levels,
     grouped_linear,
     layer_norm,
-    stacked,
 )
-from .geometry import geometry_dtype
+from .geometry import LevelShapes, geometry_dtype
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_torch_default, init_xavier, init_xavier_zero_bias, init_zeros, with_init
-from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection, RFDETRObjectDetectionOutput
+from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection
+from .post_processing import DEFAULT_THRESHOLD, Threshold
 from .projector import MultiScaleProjector, RFDETRBackbone
 
 INSTANCE_SCALE = 1e-6
@@ -43,7 +45,7 @@ _CLASS_CHANNEL = 7
 
 
 @dataclass
-class RFDETRKeypointDetectionOutput(RFDETRObjectDetectionOutput):
+class RFDETRKeypointDetectionOutput(ModelOutput):
     """Output of `RFDETRForKeypointDetection`: that of the detector, and the keypoints.
 
     Each class of the schema has K slots, K being the largest number of keypoints of a class; slots that a class does
@@ -51,14 +53,28 @@ class RFDETRKeypointDetectionOutput(RFDETRObjectDetectionOutput):
     "findable" (the annotators gave it) and "visible"; log l11, l21, log l22 of the lower triangular L whose product
     L Lᵀ, divided by the area of the box, is the precision of (x, y); what the keypoint adds to the logit of its class.
 
+    They follow the boxes; the other fields are those of `RFDETRObjectDetectionOutput`.
+
     Attributes:
         pred_keypoints: (B, Q, classes of the schema * K, 8). The dicts of `auxiliary_outputs` have it as well.
         enc_outputs_keypoints: (B, groups * T, classes of the schema * K, 8) of the proposals; in training or with
             labels.
     """
 
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
     pred_keypoints: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    enc_outputs_class: Tensor | None = None
+    enc_outputs_coord_logits: Tensor | None = None
     enc_outputs_keypoints: Tensor | None = None
+    init_reference_points: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
 
 
 def keypoint_head(width: int) -> MLP:
@@ -119,32 +135,40 @@ class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer, GradientCheckpointingLayer)
         position: Tensor,
         keypoint_position: Tensor,
         reference: Tensor,
-        memory: Memory,
-        keypoint_memory: Memory,
+        tokens: Tensor,
+        keypoint_tokens: Tensor,
+        shapes: LevelShapes,
+        padding: Tensor | None,
         groups: int,
         attends: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """x, position (B, Q, C); keypoints (B, Q, N, C); keypoint_position (N, C); reference (B, Q, L, 4).
 
-        `attends` (1 + N, 1 + N) says which of a query and its keypoints see which; None for all.
+        `tokens` and `keypoint_tokens` (B, S, C) are what queries and keypoints attend to. `attends` (1 + N, 1 + N) says
+        which of a query and its keypoints see which; None for all. Every tensor is an argument: reentrant checkpointing
+        cuts the graph at arguments alone.
         """
-        x = super().forward(x, position, reference, memory, groups)
+        x, weights, cross_weights = super().forward(
+            x, position, reference, tokens, shapes, padding, groups, need_weights
+        )
         x, keypoints = self._exchange(x, keypoints, keypoint_position, attends)
         count = keypoints.shape[2]
         query = (keypoints + position[:, :, None]).flatten(1, 2)  # (B, Q * N, C), at (B, Q * N, L, 4)
         reference = reference[:, :, None].expand(-1, -1, count, -1, -1).flatten(1, 2)
-        read = self.kp_cross_attn(query, reference, keypoint_memory).unflatten(1, (-1, count))
-        keypoints = self.kp_cross_attn_norm(keypoints + self._drop(read, self.dropout))
+        read, _ = self.kp_cross_attn(query, reference, keypoint_tokens, shapes, padding)
+        keypoints = self.kp_cross_attn_norm(keypoints + self._drop(read.unflatten(1, (-1, count)), self.dropout))
         hidden = self._drop(F.relu(self.kp_linear1(keypoints)), self.activation_dropout)
-        return x, self.kp_norm5(keypoints + self._drop(self.kp_linear3(hidden), self.dropout))
+        keypoints = self.kp_norm5(keypoints + self._drop(self.kp_linear3(hidden), self.dropout))
+        return x, keypoints, weights, cross_weights
 
     def _exchange(
         self, x: Tensor, keypoints: Tensor, keypoint_position: Tensor, attends: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         tokens = torch.cat([x[:, :, None], keypoints], 2)  # (B, Q, 1 + N, C)
         position = F.pad(keypoint_position, (0, 0, 1, 0)).to(tokens.dtype)[None]
-        answer = self.kp_inst_self_attn(tokens.flatten(0, 1), position, 1, attends).view_as(tokens)
-        answer = self._drop(answer, self.dropout)
+        answer, _ = self.kp_inst_self_attn(tokens.flatten(0, 1), position, 1, attends)
+        answer = self._drop(answer.view_as(tokens), self.dropout)
         x = self.kp_inst_norm(x + answer[:, :, 0] * self.instance_kp_layer_scale)
         return x, self.kp_norm(keypoints + answer[:, :, 1:])
 
@@ -174,18 +198,21 @@ class RFDETRKeypointDecoder(RFDETRDecoder):
         keypoints: Tensor,
         references: Tensor,
         memory: Memory,
-        keypoint_memory: Memory,
+        keypoint_tokens: Tensor,
         groups: int,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """queries (B, Q, C), keypoints (B, Q, N, C), references (B, Q, 4) -> both states after each layer."""
+        need_weights: bool = False,
+    ) -> DecoderStates:
+        """queries (B, Q, C), keypoints (B, Q, N, C), references (B, Q, 4) -> what each layer gives."""
         scaled, position = self._placed(references, memory, queries.dtype)
         attends = ~self.keypoint_class_mask if self.several_classes else None
-        states = []
+        states = DecoderStates([queries], [], [], [])
         for layer in self.layers:
-            queries, keypoints = layer(
-                queries, keypoints, position, self.keypoint_pos_embed, scaled, memory, keypoint_memory, groups, attends
-            )
-            states.append((queries, keypoints))
+            queries, keypoints, *weights = layer(
+                queries, keypoints, position, self.keypoint_pos_embed, scaled, memory.tokens, keypoint_tokens,
+                memory.shapes, memory.padding, groups, attends, need_weights,
+            )  # fmt: skip
+            states.add(queries, *weights)
+            states.keypoints.append(keypoints)
         return states
 
 
@@ -220,10 +247,10 @@ class RFDETRKeypointTransformer(RFDETRTransformer):
         count = x.shape[2]
         x = x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 3)  # (G, B * T * N, C)
         heads: list[Any] = list(self.enc_out_keypoint_embed)[:groups]
-        *hidden, last = [stacked(layers, groups) for layers in zip(*(head.layers for head in heads), strict=True)]
+        *hidden, last = [grouped_linear(layers, groups) for layers in zip(*(h.layers for h in heads), strict=True)]
         for layer in hidden:
-            x = F.relu(grouped_linear(x, *layer))
-        x = grouped_linear(x, *last)
+            x = F.relu(layer(x))
+        x = last(x)
         return x.unflatten(1, (batch, -1, count)).transpose(0, 1).flatten(1, 2)  # (G, B, T, N, 8) -> (B, G*T, N, 8)
 
 
@@ -281,13 +308,13 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
         self,
         outputs: Any,
         processor: RFDETRImageProcessor,
-        threshold: float = 0.5,
+        threshold: Threshold = DEFAULT_THRESHOLD,
         target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         **options: Any,
     ) -> list[dict[str, Any]]:
         """See `RFDETRForObjectDetection.detect`; each image has `keypoints` and their precision besides."""
         schema = self.config.num_keypoints_per_class
-        return processor.post_process_keypoint_detection(outputs, schema, threshold, target_sizes)
+        return processor.post_process_keypoint_detection(outputs, schema, self.thresholds(threshold), target_sizes)
 
     @torch.no_grad()
     def reset_keypoint_precision(self) -> None:
@@ -298,7 +325,12 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
             head.layers[-1].bias[4:7] = 0
 
     def _decode(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool, drop_path_rate: float | None = None
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        every_layer: bool,
+        drop_path_rate: float | None = None,
+        need_weights: bool = False,
     ) -> DetectorStates:
         maps, keypoint_maps = self.backbone[0](pixel_values, drop_path_rate)
         memory = flatten_levels(maps, pixel_mask)
@@ -310,19 +342,19 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
             transformer.keypoint_query_initializer(queries).expand(batch, -1, -1, -1),
             references,
             memory,
-            memory._replace(tokens=tokens),
+            tokens,
             self._groups,
+            need_weights,
         )
-        hidden, keypoints = zip(*(states if every_layer else states[-1:]), strict=True)
-        hidden_states = transformer.decoder.norm(torch.stack(hidden))
-        return DetectorStates(maps, proposals, references, hidden_states, list(keypoints))
+        kept = states._replace(keypoints=states.keypoints if every_layer else states.keypoints[-1:])
+        return DetectorStates(maps, proposals, references, self._normed(states, every_layer), kept)
 
     def _layers(
         self, states: DetectorStates, pixel_values: Tensor, pixel_mask: Tensor | None, supervised: bool
     ) -> list[LayerOutput]:
         layers = super()._layers(states, pixel_values, pixel_mask, supervised)
         *earlier, last = (  # (B, Q, N, 8) of each decoder layer
-            place_keypoints(self.keypoint_embed(each), states.references) for each in states.keypoint_states or ()
+            place_keypoints(self.keypoint_embed(each), states.references) for each in states.decoder.keypoints
         )
         keypoints = [last, *earlier]
         if supervised:
@@ -339,14 +371,14 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
         boost = F.pad(boost, (0, layer.logits.shape[-1] - len(parts)))
         return layer._replace(logits=layer.logits + boost, keypoints=padded)
 
-    def _output(self, states: DetectorStates, layers: list[LayerOutput]) -> RFDETRObjectDetectionOutput:
-        output: Any = super()._output(states, layers)
-        output.pred_keypoints = layers[0].keypoints
-        for fields, layer in zip(output.auxiliary_outputs or [], layers[1:-1], strict=True):
-            fields["pred_keypoints"] = layer.keypoints
+    def _output_fields(self, states: DetectorStates, layers: list[LayerOutput]) -> dict[str, Any]:
+        fields = super()._output_fields(states, layers)
+        fields["pred_keypoints"] = layers[0].keypoints
+        for earlier, layer in zip(fields.get("auxiliary_outputs", []), layers[1:-1], strict=True):
+            earlier["pred_keypoints"] = layer.keypoints
         if len(layers) > 1:
-            output.enc_outputs_keypoints = layers[-1].keypoints
-        return output
+            fields["enc_outputs_keypoints"] = layers[-1].keypoints
+        return fields
 
 
 def place_keypoints(deltas: Tensor, boxes: Tensor) -> Tensor:

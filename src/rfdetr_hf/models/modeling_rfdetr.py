@@ -12,11 +12,21 @@ from transformers.utils.generic import ModelOutput
 from ..losses.criterion import LayerOutput, RFDETRCriterion
 from .backbone import RFDETRViTLayer, WindowedDinov2
 from .configuration_rfdetr import RFDETRConfig
-from .decoder import Memory, Proposals, RFDETRDecoderLayer, RFDETRTransformer, box_head, class_head, flatten_levels
+from .decoder import (
+    DecoderStates,
+    Memory,
+    Proposals,
+    RFDETRDecoderLayer,
+    RFDETRTransformer,
+    box_head,
+    class_head,
+    flatten_levels,
+)
 from .files.pretrained import RFDETRPreTrainedModel
 from .geometry import refine_boxes
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_standard_normal, init_zeros, with_init
+from .post_processing import DEFAULT_THRESHOLD, Threshold, class_thresholds
 from .projector import RFDETRBackbone
 
 
@@ -36,6 +46,10 @@ class RFDETRObjectDetectionOutput(ModelOutput):
         enc_outputs_coord_logits: (B, groups * T, 4) boxes of the proposals (the name is that of transformers).
         init_reference_points: (B, Q, 4), the boxes that the decoder refines.
         last_hidden_state: (B, Q, d_model), the normalised state after the last layer.
+        hidden_states: (B, Q, d_model) for the queries and the state after each decoder layer, before the norm; if they
+            are asked for, like the next two.
+        attentions: For each decoder layer the weights (B * groups, heads, num_queries, num_queries) among queries.
+        cross_attentions: For each decoder layer the weights (B, Q, heads, levels, points) of the points that are read.
     """
 
     loss: Tensor | None = None
@@ -47,6 +61,9 @@ class RFDETRObjectDetectionOutput(ModelOutput):
     enc_outputs_coord_logits: Tensor | None = None
     init_reference_points: Tensor | None = None
     last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
 
 
 class DetectorStates(NamedTuple):
@@ -57,14 +74,14 @@ class DetectorStates(NamedTuple):
         proposals: Features, logits and boxes of the chosen cells.
         references: (B, Q, 4), the boxes that the decoder refines.
         hidden_states: (layers, B, Q, d_model) after `decoder.norm`: all layers, or the last alone.
-        keypoint_states: For each of these layers (B, Q, keypoints, d_model); of keypoint models.
+        decoder: What the layers gave, before the norm; of the keypoints as many layers as of `hidden_states`.
     """
 
     maps: list[Tensor]
     proposals: Proposals
     references: Tensor
     hidden_states: Tensor
-    keypoint_states: list[Tensor] | None = None
+    decoder: DecoderStates
 
 
 class RFDETRForObjectDetection(RFDETRPreTrainedModel):
@@ -84,7 +101,6 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__(config)
         config.validate()
-        _check_attention(config)
         width, rows = config.d_model, config.group_detr * config.num_queries
         self.backbone = nn.ModuleList([self.backbone_class(config)])
         self.transformer = self.transformer_class(config)
@@ -153,7 +169,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         self,
         outputs: Any,
         processor: RFDETRImageProcessor,
-        threshold: float = 0.5,
+        threshold: Threshold = DEFAULT_THRESHOLD,
         target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         *,
         pixel_mask: Tensor | None = None,
@@ -164,7 +180,8 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         Args:
             outputs: What `forward` returned.
             processor: Of the model.
-            threshold: Detections with a higher score are kept; a negative one keeps all.
+            threshold: Detections with a higher score are kept; a negative one keeps all. Also one for each class, as a
+                sequence or as a dict of names or ids, in which a class that is left out has 0.5.
             target_sizes: (B, 2) height and width of the images; without it boxes are in [0, 1].
             pixel_mask: (B, H, W) that `forward` got, if it got one; masks need it.
             as_rle: Masks as COCO run-lengths.
@@ -172,7 +189,11 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         Returns:
             Per image `scores`, `labels`, `boxes`, and what the task has besides.
         """
-        return processor.post_process_object_detection(outputs, threshold, target_sizes)
+        return processor.post_process_object_detection(outputs, self.thresholds(threshold), target_sizes)
+
+    def thresholds(self, threshold: Threshold) -> float | Tensor:
+        """`threshold` with a value for each class, from a dict of class names or ids; see `class_thresholds`."""
+        return class_thresholds(threshold, self.config.num_labels, self.config.id2label)
 
     def forward(
         self,
@@ -182,6 +203,8 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         num_boxes: Tensor | float | None = None,
         drop_path_rate: float | None = None,
         seed: int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> RFDETRObjectDetectionOutput | tuple:
         """Detect objects, and compute the loss if there are labels.
@@ -199,21 +222,32 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
                 step, the loss of an image (labels with `image_id`) does not depend on how the step is split into
                 micro-batches and processes. By default each pass draws its own from torch's generator. In evaluation
                 the points are always the same.
+            output_attentions, output_hidden_states: Give the states of the decoder and its attention weights; by
+                default what the configuration says.
             return_dict: False for a tuple.
 
         Raises:
-            ValueError: for shapes that do not fit together, or a rate that is not in [0, 1).
+            ValueError: for pixels that are no normalised floats, an empty batch, shapes that do not fit together, or a
+                rate that is not in [0, 1).
         """
         _check_batch(pixel_values, pixel_mask, labels)
         supervised = self.training or labels is not None
         every_layer = supervised and self.config.auxiliary_loss
-        states = self._decode(pixel_values, pixel_mask, every_layer, drop_path_rate)
+        need_weights = self.config.output_attentions if output_attentions is None else output_attentions
+        states = self._decode(pixel_values, pixel_mask, every_layer, drop_path_rate, bool(need_weights))
         layers = self._layers(states, pixel_values, pixel_mask, supervised)
-        output = self._output(states, layers)
+        fields = self._output_fields(states, layers)
         if labels is not None:
             seed = seed if self.training else 0
-            output.loss_dict = self.loss_function(layers, labels, self._groups, num_boxes, seed)
-            output.loss = self.loss_function.weighted_sum(output.loss_dict)
+            fields["loss_dict"] = self.loss_function(layers, labels, self._groups, num_boxes, seed)
+            fields["loss"] = self.loss_function.weighted_sum(fields["loss_dict"])
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            fields["hidden_states"] = tuple(states.decoder.hidden)
+        if need_weights:
+            fields["attentions"] = tuple(states.decoder.attentions)
+            fields["cross_attentions"] = tuple(states.decoder.cross_attentions)
+        # Made at once: the order of a ModelOutput is the order in which its fields get a value.
+        output = self.output_class(**fields)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
@@ -223,15 +257,23 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         return self.config.group_detr if self.training else 1
 
     def _decode(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None, every_layer: bool, drop_path_rate: float | None = None
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        every_layer: bool,
+        drop_path_rate: float | None = None,
+        need_weights: bool = False,
     ) -> DetectorStates:
         maps = self.backbone[0](pixel_values, drop_path_rate)
         memory = flatten_levels(maps, pixel_mask)
         proposals, references, queries = self._queries(memory)
-        decoder = self.transformer.decoder
-        states = decoder(queries.expand(references.shape[0], -1, -1), references, memory, self._groups)
-        hidden_states = decoder.norm(torch.stack(states if every_layer else states[-1:]))
-        return DetectorStates(maps, proposals, references, hidden_states)
+        queries = queries.expand(references.shape[0], -1, -1)
+        states = self.transformer.decoder(queries, references, memory, self._groups, need_weights)
+        return DetectorStates(maps, proposals, references, self._normed(states, every_layer), states)
+
+    def _normed(self, states: DecoderStates, every_layer: bool) -> Tensor:
+        """(layers, B, Q, d_model): the states after all layers, or the last alone, through the decoder's norm."""
+        return self.transformer.decoder.norm(torch.stack(states.hidden[1:] if every_layer else states.hidden[-1:]))
 
     def _queries(self, memory: Memory) -> tuple[Proposals, Tensor, Tensor]:
         """The proposals, the boxes (B, Q, 4) that the decoder starts from, and its queries (Q, d_model)."""
@@ -255,27 +297,19 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
             layers.append(LayerOutput("_enc", states.proposals.logits, states.proposals.boxes))
         return layers
 
-    def _output(self, states: DetectorStates, layers: list[LayerOutput]) -> RFDETRObjectDetectionOutput:
+    def _output_fields(self, states: DetectorStates, layers: list[LayerOutput]) -> dict[str, Any]:
         last, *others = layers
-        output = self.output_class(
-            logits=last.logits,
-            pred_boxes=last.boxes,
-            init_reference_points=states.references,
-            last_hidden_state=states.hidden_states[-1],
-        )
+        fields: dict[str, Any] = {
+            "logits": last.logits,
+            "pred_boxes": last.boxes,
+            "init_reference_points": states.references,
+            "last_hidden_state": states.hidden_states[-1],
+        }
         if others:
             *earlier, encoder = others
-            output.auxiliary_outputs = [{"logits": layer.logits, "pred_boxes": layer.boxes} for layer in earlier]
-            output.enc_outputs_class, output.enc_outputs_coord_logits = encoder.logits, encoder.boxes
-        return output
-
-
-def _check_attention(config: RFDETRConfig) -> None:
-    if config._attn_implementation != "sdpa":
-        raise ValueError(
-            f"attn_implementation {config._attn_implementation!r} is not available: RF-DETR runs torch's scaled dot "
-            "product attention ('sdpa'). Choose among its kernels with torch.nn.attention.sdpa_kernel."
-        )
+            fields["auxiliary_outputs"] = [{"logits": layer.logits, "pred_boxes": layer.boxes} for layer in earlier]
+            fields |= {"enc_outputs_class": encoder.logits, "enc_outputs_coord_logits": encoder.boxes}
+        return fields
 
 
 def _check_task(config: RFDETRConfig) -> None:
@@ -288,6 +322,13 @@ def _check_task(config: RFDETRConfig) -> None:
 
 def _check_batch(pixel_values: Tensor, pixel_mask: Tensor | None, labels: Sequence[Any] | None) -> None:
     batch = pixel_values.shape[0]
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values are {pixel_values.dtype}: the model takes normalised floats, which RFDETRImageProcessor "
+            "makes of pictures."
+        )
+    if not batch:
+        raise ValueError("pixel_values hold no image: leave out the empty batch.")
     if pixel_mask is not None and tuple(pixel_mask.shape) != (batch, *pixel_values.shape[-2:]):
         raise ValueError(
             f"pixel_mask has the shape {tuple(pixel_mask.shape)}, but pixel_values {tuple(pixel_values.shape)} "

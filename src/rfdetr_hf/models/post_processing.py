@@ -1,7 +1,7 @@
 """Masks and keypoints of selected detections, in the frame of the original image."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,21 +11,69 @@ from torch.nn import functional as F
 
 from .geometry import valid_sizes
 
+# How much uncertain keypoints lower a score, see `fuse_scores`.
+TRACE_ALPHA = 0.2
 # Masks that are resized at a time: at the size of the image they are the largest tensors of an evaluation.
 _MASKS_AT_ONCE = 32
 _MIN_OFF_DIAGONAL = 1e-12
 _MIN_WEIGHT = 1e-12
 
 
+Threshold = float | Sequence[float] | Mapping[Any, float] | Tensor
+DEFAULT_THRESHOLD = 0.5
+
+
+def class_thresholds(
+    threshold: Threshold, num_labels: int, id2label: Mapping[int, str] | None = None
+) -> float | Tensor:
+    """One threshold, or a tensor (num_labels,) with one for each class.
+
+    Args:
+        threshold: A number; a sequence or tensor with one for each class; a dict with classes as keys, by id or by
+            name. A class that the dict leaves out has 0.5.
+        num_labels: Number of classes.
+        id2label: Names of the classes, for a dict with names.
+
+    Raises:
+        ValueError: for a class that there is not, another number of thresholds, or what is no number.
+    """
+    if isinstance(threshold, Mapping):
+        ids = {name: id_ for id_, name in (id2label or {}).items()}
+        values = [DEFAULT_THRESHOLD] * num_labels
+        for key, value in threshold.items():
+            index = ids.get(key, key)
+            if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < num_labels:
+                known = ", ".join(list(ids)[:5]) if ids else f"ids from 0 to {num_labels - 1}; model.detect knows names"
+                raise ValueError(f"threshold has the class {key!r}, and the model has none of that name: {known}.")
+            values[index] = value
+        threshold = values
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float, Tensor, Sequence, np.ndarray)):
+        raise ValueError(f"threshold={threshold!r}: give a number, or one for each class.")
+    try:
+        found = torch.as_tensor(threshold, dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"threshold={threshold!r}: give a number, or one for each class ({error}).") from error
+    if found.ndim == 0:
+        return float(found) if isinstance(threshold, Tensor) else float(cast(float, threshold))
+    if found.shape != (num_labels,):
+        raise ValueError(f"threshold has the shape {tuple(found.shape)}: give a number, or {num_labels}, one a class.")
+    return found
+
+
 def image_masks(
-    logits: Tensor, size: tuple[int, int], image_share: Tensor | None = None, as_rle: bool = False
+    logits: Tensor,
+    size: tuple[int, int],
+    image_share: Tensor | None = None,
+    as_rle: bool = False,
+    threshold: float = 0.0,
 ) -> Tensor | list[dict[str, Any]]:
-    """Binary masks of one image: bilinear to its size, object where the logit is above 0, not cut at the box.
+    """Binary masks of one image: bilinear to its size, object where the logit is high, not cut at the box.
 
     Args:
         logits: (n, h, w) of the complete canvas.
         size: (height, width) of the masks.
         image_share: (2,) share of the canvas' (width, height) that is image; None where nothing is padded.
+        threshold: Logits above it are object.
         as_rle: Encode each mask as COCO run-lengths. Only the neighbourhood of its positive logits is resized, on the
             CPU, one mask at a time: cost and memory are those of the objects, not of the image.
 
@@ -33,8 +81,31 @@ def image_masks(
         (n, height, width) bool, or n dicts of `size` and `counts` (text, so that they can be written as JSON).
     """
     if as_rle:
-        return _run_lengths(logits, size, image_share)
-    return torch.cat([_resize(chunk, size, image_share) > 0 for chunk in logits.split(_MASKS_AT_ONCE)])
+        return _run_lengths(logits - threshold if threshold else logits, size, image_share)
+    return torch.cat([_resize(chunk, size, image_share) > threshold for chunk in logits.split(_MASKS_AT_ONCE)])
+
+
+def as_segments(found: Mapping[str, Any], overlapping: bool) -> dict[str, Any]:
+    """The detections of one image in the form of transformers.
+
+    Args:
+        found: `scores`, `labels` and `masks` (n, H, W), best first.
+        overlapping: Keep masks apart; else a pixel belongs to the first object whose mask has it.
+
+    Returns:
+        `segmentation`: (n, H, W) bool, or (H, W) int32 of ids with -1 for none; `segments_info`: for each object `id`,
+        `label_id` and `score`. Objects without a pixel of their own are left out.
+    """
+    masks, segments, kept = found["masks"], [], []
+    map_of_ids = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
+    for index, (score, label) in enumerate(zip(found["scores"].tolist(), found["labels"].tolist(), strict=True)):
+        pixels = masks[index] if overlapping else masks[index] & (map_of_ids == -1)
+        if pixels.any():
+            identifier = len(kept)  # from 0: readers of overlapping masks take it for the row
+            map_of_ids[pixels] = identifier
+            segments.append({"id": identifier, "label_id": label, "was_fused": False, "score": score})
+            kept.append(index)
+    return {"segmentation": masks[kept] if overlapping else map_of_ids, "segments_info": segments}
 
 
 def image_shares(pixel_mask: Tensor | None, batch: int) -> Sequence[Tensor | None]:

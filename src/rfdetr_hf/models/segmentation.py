@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
 from ..losses.masks import MaskFactors, MaskTerms
@@ -15,14 +16,17 @@ from .decoder import DECODER_NORM_EPS
 from .geometry import full_sizes, geometry_dtype, valid_sizes
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_norm, init_torch_default, init_zeros, with_init
-from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection, RFDETRObjectDetectionOutput
+from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection
+from .post_processing import DEFAULT_THRESHOLD, Threshold
 
 MASK_BLOCK_NORM_EPS = 1e-6
 
 
 @dataclass
-class RFDETRInstanceSegmentationOutput(RFDETRObjectDetectionOutput):
+class RFDETRInstanceSegmentationOutput(ModelOutput):
     """Output of `RFDETRForInstanceSegmentation`: that of the detector, and the masks.
+
+    The masks follow the boxes; the other fields are those of `RFDETRObjectDetectionOutput`.
 
     Attributes:
         pred_masks: (B, Q, H // r, W // r) logits with r = `mask_downsample_ratio`, of the complete canvas, padding
@@ -30,7 +34,19 @@ class RFDETRInstanceSegmentationOutput(RFDETRObjectDetectionOutput):
             multiplied out for all queries and groups.
     """
 
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
     pred_masks: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    enc_outputs_class: Tensor | None = None
+    enc_outputs_coord_logits: Tensor | None = None
+    init_reference_points: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
 
 
 class MaskBlock(nn.Module):
@@ -129,12 +145,14 @@ class RFDETRForInstanceSegmentation(RFDETRForObjectDetection):
         self,
         outputs: Any,
         processor: RFDETRImageProcessor,
-        threshold: float = 0.5,
+        threshold: Threshold = DEFAULT_THRESHOLD,
         target_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         **options: Any,
     ) -> list[dict[str, Any]]:
         """See `RFDETRForObjectDetection.detect`; each image has `masks` besides."""
-        return processor.post_process_instance_segmentation(outputs, threshold, target_sizes, **options)
+        return processor.post_process_instance_segmentation(
+            outputs, self.thresholds(threshold), target_sizes, **options
+        )
 
     def _layers(
         self, states: DetectorStates, pixel_values: Tensor, pixel_mask: Tensor | None, supervised: bool
@@ -150,11 +168,11 @@ class RFDETRForInstanceSegmentation(RFDETRForObjectDetection):
         factors = [factors[decoder - 1], *factors[: decoder - 1], *factors[decoder:]]
         return [layer._replace(masks=masks) for layer, masks in zip(layers, factors, strict=True)]
 
-    def _output(self, states: DetectorStates, layers: list[LayerOutput]) -> RFDETRObjectDetectionOutput:
-        output: Any = super()._output(states, layers)
+    def _output_fields(self, states: DetectorStates, layers: list[LayerOutput]) -> dict[str, Any]:
+        fields = super()._output_fields(states, layers)
         if not self.training and layers[0].masks is not None:
-            output.pred_masks = layers[0].masks.dense()
-        return output
+            fields["pred_masks"] = layers[0].masks.dense()
+        return fields
 
 
 def _image_share(pixel_mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,9 +11,11 @@ from typing import Any, cast
 from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..data.conventions import BOX_FORMATS
 from ..data.schema import class_names, has_keypoints, keypoint_schema
 from ..hub.push import STRATEGIES as HUB_STRATEGIES
 from ..models.configuration_rfdetr import RFDETRConfig
+from ..models.files.adapt import CLASS_INITS
 from ..models.files.auto import is_official, source_task
 from ..options import (
     BELOW_1,
@@ -333,7 +335,12 @@ class ModelArguments:
     )
     resolution: int | None = option(None, "Side of the square input in pixels; default: the variant's.", FROM_1)
     revision: str | None = option(None, "Branch, tag or commit of model_name_or_path on the Hub.")
-    class_init: str = option("prior", "New class rows: fresh, or repeated as rfdetr does.", ("prior", "tile"))
+    class_init: str = option(
+        "prior", "Class rows: kept by name and else new, all new, or repeated as rfdetr does.", CLASS_INITS
+    )
+    rename_classes: dict | str | None = option(
+        None, "Classes of model_name_or_path that have another name in the data, {old: new} (JSON or a YAML mapping)."
+    )
     init_backbone_from: str | None = option(None, "DINOv2 of transformers to start a variant's encoder from.")
 
     def __post_init__(self) -> None:
@@ -342,7 +349,8 @@ class ModelArguments:
         where = "with model_name_or_path"
         if self.model_name_or_path is None:
             self.variant = self.variant or "nano"
-            where, idle = "without model_name_or_path", {"revision": None, "class_init": "prior"}
+            where = "without model_name_or_path"
+            idle = {"revision": None, "class_init": "prior", "rename_classes": None}
         elif is_official(self.model_name_or_path) and self.revision is not None:
             where, idle = f"on the file {self.model_name_or_path}", {"revision": None}
         for name, value in idle.items():
@@ -360,6 +368,11 @@ class ModelArguments:
             options = {} if self.revision is None else {"revision": self.revision}
             return source_task(self.model_name_or_path, **options)
         return RFDETRConfig.variants()[str(self.variant)].task
+
+    @property
+    def class_options(self) -> dict[str, Any]:
+        """What `from_pretrained` and `from_official` do with the class rows of the checkpoint."""
+        return {"class_init": self.class_init, "rename_classes": self.rename_classes}
 
     def config_fields(self, dataset: Dataset | None = None) -> dict[str, Any]:
         """The fields of the model's configuration that these options and the data decide.
@@ -392,6 +405,8 @@ class DataArguments:
     test_split: str | None = option(None, "Name of the test split where it is not 'test' or the like.")
     task: str | None = option(None, "What the objects need besides boxes; default: what the model needs.", tuple(TASKS))
     label_dir: str | None = option(None, "Label folder of a YOLO layout where it is not 'labels'.")
+    bbox_format: str | None = option(None, "How boxes are written, where it is not as usual.", BOX_FORMATS)
+    max_image_pixels: int | None = option(None, "Most pixels of an image; default: Pillow's limit.", FROM_1)
     missing_masks: str = option("error", "Objects without a mask: an error, or their box.", ("error", "box"))
     keypoint_schema: dict | str | None = option(
         None, "Names, skeleton, flip_pairs and sigmas of the keypoints of each class (JSON, a YAML mapping or a file)."
@@ -430,6 +445,8 @@ class DataArguments:
             "test_split": self.test_split,
             "task": model_task,
             "label_dir": self.label_dir,
+            "bbox_format": self.bbox_format,
+            "max_image_pixels": self.max_image_pixels,
             "missing_masks": self.missing_masks,
             "keypoint_schema": self.keypoint_schema,
         }

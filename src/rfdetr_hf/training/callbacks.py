@@ -15,6 +15,7 @@ from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
 from ..hub.push import HubCallback, HubUploader
 from .best import candidate_scores, is_skipped, larger_wins
+from .checkpoint.run_directory import RunDirectory
 from .meters import TIMINGS
 from .status import RUNNING, RunStatus, time_left
 from .trackers import TrackerCallback
@@ -256,18 +257,17 @@ class EarlyStopping(TrainerCallback, ExportableState):
 
 
 def own_callbacks(
-    args: Any, metrics: Path, status: RunStatus, hub: HubUploader, fire: Callable[[str], None]
+    args: Any, directory: RunDirectory, hub: HubUploader, fire: Callable[[str], None]
 ) -> list[TrainerCallback]:
     """The callbacks that the arguments of a run ask for, in the order in which they are called.
 
     Args:
         args: settled for the run.
-        metrics: path of `metrics.csv`.
-        status: of the run.
+        directory: of the run.
         hub: uploads the run's models.
         fire: calls the callbacks; with "on_push_begin" before each upload.
     """
-    written = MetricsCsvCallback(metrics), StatusCallback(status)
+    written = MetricsCsvCallback(directory.metrics), StatusCallback(directory.status)
     ours: list[TrainerCallback] = [DefaultFlowCallback(), ProgressCallback(), *written]
     if args.early_stopping_patience is not None:
         rules = args.early_stopping_patience, args.early_stopping_threshold, args.skip_best_epochs

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback
 
 from ..data.audit import audit_dataset
-from ..data.schema import class_names, has_object_field, keypoint_schema
+from ..data.schema import class_names, has_object_field, keypoint_schema, max_objects
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..tasks import TASKS
@@ -47,10 +47,11 @@ def check_kinds(
             "str": f"load it, {ours}({model!r})",
             "NoneType": "give a model, or model_init, a function that makes it",
             "OptimizedModule": "give the model itself and set torch_compile=True in the arguments",
-            "PeftModel": "give the model itself and set lora_r in the arguments",
         }
-        native = f"save it and load the folder, {ours}(folder)"
-        raise TypeError(f"model is a {kind}: {remedies.get(kind, native)}")
+        other = f"save it and load the folder, {ours}(folder)"
+        if kind.startswith("Peft"):
+            other = "give the model itself and set lora_r in the arguments"
+        raise TypeError(f"model is a {kind}: {remedies.get(kind, other)}")
     for name, dataset in splits.items():
         if isinstance(dataset, Mapping):
             raise TypeError(f"{name} is a {type(dataset).__name__} of {', '.join(map(str, dataset))}: give one of them")
@@ -93,6 +94,7 @@ def check_run(
     """
     for split, dataset in splits.items():
         check_split(model, split, dataset)
+        _check_objects(model, split, dataset)
     evaluated = {split: dataset for split, dataset in splits.items() if split.startswith("eval_")}
     if not evaluated:
         if args.eval_strategy != "no":
@@ -149,6 +151,24 @@ def check_split(model: Any, split: str, dataset: Dataset) -> None:
                 f"the classes of {split} have {counts} keypoints, but the model's num_keypoints_per_class is "
                 f"{made_for}; build the model with the data set's"
             )
+
+
+def _check_objects(model: Any, split: str, dataset: Dataset) -> None:
+    """Whether there is something to learn and to score, and no more than the model can find."""
+    most, queries = max_objects(dataset), model.config.num_queries
+    if not most and split == "train_dataset":
+        raise ValueError(
+            f"{split} has no object, or crowds alone, in {len(dataset)} images: there is nothing to learn; check that "
+            "annotations and images belong together"
+        )
+    if not most:
+        logger.warning("%s has no object, or crowds alone: every score of it is -1, and no model is the best", split)
+    if most > queries:
+        logger.warning(
+            "%s: an image has %d objects, but the model has %d queries and finds at most so many in an image; use a "
+            "model with more (num_queries), or cut the images into tiles",
+            split, most, queries,
+        )  # fmt: skip
 
 
 def audit_splits(splits: Mapping[str, Dataset], audit: str, accelerator: Accelerator) -> None:

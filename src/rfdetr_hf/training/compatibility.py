@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from datasets import Dataset
-from torch import Tensor
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import log_metrics, save_metrics, save_state
 
@@ -16,20 +15,18 @@ from ..hub.push import HubUploader
 from .checkpoint.directory import atomic_directory
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import Weights
-from .checks import check_split
 from .state import RunState
-from .validation import Found, PredictionOutput
 
 
 class TransformersMethods:
-    """Callbacks in and out, who is the main process, metrics and predictions, model and card in a folder."""
+    """Callbacks in and out, who is the main process, metrics in files, the model in a folder, its card."""
 
     accelerator: Accelerator
     callback_handler: Any
     directory: RunDirectory
     hub: HubUploader
     image_processor: Any
-    model: Any
+    model: nn.Module
     optimizer: Any
     state: RunState
     test_dataset: Dataset | None
@@ -76,12 +73,6 @@ class TransformersMethods:
     def _fire(self, event: str, **kwargs: Any) -> None:
         raise NotImplementedError
 
-    def _score(self, dataset: Dataset, on_batch: Any, *options: Any) -> dict[str, float]:
-        raise NotImplementedError
-
-    def _after_batch(self, image_ids: list[int], found: Found) -> None:
-        raise NotImplementedError
-
     def create_model_card(self, **description: Any) -> Path | None:
         """Write the card of the model in memory to `output_dir`, on the main process. Model folders have theirs.
 
@@ -98,31 +89,6 @@ class TransformersMethods:
         self.directory.root.mkdir(parents=True, exist_ok=True)
         write_model_card(self.directory.root, facts)
         return self.directory.root / "README.md"
-
-    def push_to_hub(
-        self, commit_message: str = "End of training", blocking: bool = True, **description: Any
-    ) -> str | None:
-        """Upload the model in memory, with image processor and model card, to `hub_model_id`.
-
-        Args:
-            commit_message: of the commit.
-            blocking: wait, and raise what goes wrong; else upload in the background and report it.
-            description: for the card, see `create_model_card`.
-
-        Returns:
-            The address of the commit on the main process when blocking, else None.
-        """
-        folder = self.directory.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
-        self.weights.save_pretrained(atomic_directory(folder), self._card().described(**description), self.accelerator)
-        if not self.accelerator.is_main_process:
-            return None
-        self._fire("on_push_begin")
-        try:
-            if blocking:
-                return self.hub.push(folder, commit_message)
-            return self.hub.submit(folder, commit_message)
-        finally:
-            shutil.rmtree(folder)
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback, or an instance of a callback class, to those that listen."""
@@ -150,24 +116,28 @@ class TransformersMethods:
         target = self.directory.replacing(folder, self.state.global_step)
         self.weights.save_pretrained(target, self._card(), self.accelerator)
 
-    def predict(self, dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
-        """Detections of every image of a data set by the model in memory, and the COCO metrics they give.
+    def push_to_hub(
+        self, commit_message: str = "End of training", blocking: bool = True, **description: Any
+    ) -> str | None:
+        """Upload the model in memory, with image processor and model card, to `hub_model_id`.
+
+        Args:
+            commit_message: of the commit.
+            blocking: wait, and raise what goes wrong; else upload in the background and report it.
+            description: for the card, see `create_model_card`.
 
         Returns:
-            predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes`
-                (n, 4) xyxy in pixels, on the CPU; `masks` as run-lengths, or `keypoints`, of such a model.
+            The address of the commit on the main process when blocking, else None.
         """
-        check_split(self.model, metric_key_prefix, dataset)
-        mine: list[dict[str, Any]] = []
-
-        def keep(image_ids: list[int], found: Found) -> None:
-            for image_id, each in zip(image_ids, found, strict=True):
-                on_host = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()}
-                mine.append({"image_id": image_id} | on_host)
-            self._after_batch(image_ids, found)
-
-        scores = self._score(dataset, keep)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        by_id = {each["image_id"]: each for each in gather_object(mine)}
-        self._fire("on_predict", metrics=metrics)
-        return PredictionOutput([by_id[image_id] for image_id in dataset["image_id"]], metrics)
+        folder = self.directory.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
+        card = self._card().described(**description)
+        self.weights.save_pretrained(atomic_directory(folder), card, self.accelerator)
+        if not self.accelerator.is_main_process:
+            return None
+        self._fire("on_push_begin")
+        try:
+            if blocking:
+                return self.hub.push(folder, commit_message)
+            return self.hub.submit(folder, commit_message)
+        finally:
+            shutil.rmtree(folder)

@@ -29,6 +29,17 @@ _PREFIXES = {
 PARTS = (*_PREFIXES, "heads")
 
 
+def in_float32(model: RFDETRForObjectDetection) -> RFDETRForObjectDetection:
+    """The model, with weights of fewer bits widened in place: most updates are too small for these."""
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    narrow = sorted({str(parameter.dtype) for parameter in parameters if parameter.dtype.itemsize < 4})
+    if narrow:
+        logger.warning("the weights are %s: they are trained and saved in float32", ", ".join(narrow))
+        model.float()
+        model.config.dtype = torch.float32
+    return model
+
+
 def part_of(name: str) -> str:
     """The part that a parameter belongs to: "encoder", "projector", "decoder" (with the queries) or "heads".
 

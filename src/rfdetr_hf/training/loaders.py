@@ -1,5 +1,6 @@
 """The loaders of a run, as its arguments describe them."""
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from transformers import PreTrainedConfig
 from ..data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
 from ..data.pipeline.pixels import prepare_pixels
 from ..data.pipeline.recipe import MAX_SIZE, build_eval_transform, build_train_transform
-from ..data.schema import has_keypoints, has_masks, keypoint_schema
+from ..data.schema import has_keypoints, has_masks, keypoint_schema, value_range
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .arguments import RFDETRTrainingArguments
 from .preemption import shield_workers
@@ -87,6 +88,19 @@ def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProc
             stored, dict(theirs.size), dict(made.size),
         )  # fmt: skip
     return made
+
+
+def choose_processor(
+    given: RFDETRImageProcessor | None, config: PreTrainedConfig, square: bool, dataset: Any
+) -> RFDETRImageProcessor:
+    """The given processor or the default one, which reads pictures of more than 8 bits as the training data does."""
+    processor = given or default_processor(config, square)
+    found = value_range(dataset) if isinstance(dataset, Dataset) else None
+    if found is None or getattr(processor, "value_range", None):
+        return processor
+    processor = copy.copy(processor)
+    processor.value_range = list(found)
+    return processor
 
 
 def batch_to_device(

@@ -26,7 +26,7 @@ SIGNALS = tuple(
 _LEFT_IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
 AT_ONCE = 1.0
 """Seconds after which a second Ctrl-C ends the process; what comes earlier is the first one, passed on by launchers."""
-_WATCH = 2.0
+_WATCH, _LOOK = 2.0, 1.0
 
 
 class Preempted(SystemExit):
@@ -38,6 +38,10 @@ class Preempted(SystemExit):
 
 class Noticed(BaseException):
     """Raised by a notice within `PreemptionNotice.interrupts`; no `Exception`, for code that handles those."""
+
+
+class Overdue(BaseException):
+    """Raised within `PreemptionNotice.interrupts` when its time is over."""
 
 
 class PreemptionNotice(contextlib.AbstractContextManager):
@@ -53,11 +57,13 @@ class PreemptionNotice(contextlib.AbstractContextManager):
     received = acted = False
     _number: int | None = None
     _first_interrupt: float | None = None
-    _interrupts = False
+    _interrupts = _overdue = False
+    _deadline: float | None = None
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._earlier: dict[int, Any] = {}
+        self._ended = threading.Event()
 
     def __enter__(self) -> "PreemptionNotice":
         self.received = self.acted = False
@@ -66,11 +72,15 @@ class PreemptionNotice(contextlib.AbstractContextManager):
         if threading.current_thread() is threading.main_thread():
             ignored = [number for number in _LEFT_IGNORED if signal.getsignal(number) == signal.SIG_IGN]
             self._earlier = {n: signal.signal(n, self._handle) for n in SIGNALS if n not in ignored}
+            self._ended.clear()
+            if hasattr(signal, "pthread_kill"):
+                threading.Thread(target=self._watch_time, name="overdue", daemon=True).start()
             if signal_at_launchers_end(signal.SIGTERM):
                 self._handle(signal.SIGTERM, None)
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self._ended.set()
         for number, handler in self._earlier.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._earlier = {}
@@ -79,23 +89,47 @@ class PreemptionNotice(contextlib.AbstractContextManager):
             signal.raise_signal(self._number)
 
     @contextlib.contextmanager
-    def interrupts(self) -> Iterator[None]:
+    def interrupts(self, seconds: float = 0.0) -> Iterator[None]:
         """A block that waits for something else than the other processes: a notice ends it.
+
+        Args:
+            seconds: end it after this time as well, whatever it does (not on Windows); 0 for never.
 
         Raises:
             Noticed: there was a notice, or one came.
+            Overdue: the time is over.
         """
+        self._deadline = time.monotonic() + seconds if seconds else None
         self._interrupts = True
         try:
             if self.received:
                 raise Noticed
             yield
         finally:
-            self._interrupts = False
+            self._interrupts, self._deadline = False, None
+
+    def _watch_time(self) -> None:
+        last = time.monotonic()
+        while not self._ended.wait(_LOOK):
+            now, deadline = time.monotonic(), self._deadline
+            if now - last > 10 * _LOOK and deadline is not None:  # the process was suspended, its workers as well
+                self._deadline = deadline + now - last
+            elif deadline is not None and now > deadline:
+                self._deadline, self._overdue = None, True
+                signal.pthread_kill(
+                    threading.main_thread().ident or 0, signal.SIGUSR1
+                )  # ends what the system waits for
+            last = now
 
     def _handle(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:
             _die_of(number)
+            return
+        if self._overdue:
+            self._overdue = False
+            if self._interrupts:
+                self._interrupts = False
+                raise Overdue
             return
         if number == signal.SIGINT:
             if self._first_interrupt is None:

@@ -17,7 +17,8 @@ class RuntimeFacts:
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
-        return PartialState().device
+        device: Any = PartialState().device
+        return device
 
     @property
     def n_gpu(self) -> int:

@@ -29,8 +29,9 @@ _OF_THE_OPTIMIZER = (
     "learning_rate", "learning_rate_encoder", "layer_decay", "component_decay", "weight_decay", "param_groups",
     "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
-_OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
-_OF_A_METRIC = ("metric_for_best_model", "metric", "greater_is_better", "smooth_alpha")
+OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
+_OF_THE_BEST = ("metric_for_best_model", "greater_is_better", "smooth_alpha")
+_OF_A_METRIC = ("metric", "greater_is_better")  # arguments of callbacks
 _OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model", "greater_is_better")
 _OF_THE_DATA = (
     ("num_images", "training images", "resume with the same data"),
@@ -174,14 +175,14 @@ class RunState(TrainerState):
         for name in _KEPT:
             setattr(self, name, progress[name])
         before, now = progress["arguments"], self.identity["arguments"]
-        if any(before.get(name, now[name]) != now[name] for name in _OF_A_METRIC if name in now):
-            logger.warning(
-                "the best model was chosen by %s so far: its score is forgotten, %s chooses the best of what follows",
-                before["metric_for_best_model"], now["metric_for_best_model"],
-            )  # fmt: skip
-            self.best_metric = self.best_global_step = self.best_model_checkpoint = self.best_weights = None
-        else:
+        if all(before.get(name) == now[name] for name in _OF_THE_BEST):
             self.best.load_state_dict(progress["best"])
+        else:
+            self.best_metric = self.best_global_step = self.best_model_checkpoint = self.best_weights = None
+            logger.warning(
+                "the best model is chosen by %s now, before by %s: the comparison starts with the next evaluation",
+                *(", ".join(f"{name}={values.get(name)}" for name in _OF_THE_BEST) for values in (now, before)),
+            )
         self.epochs_done = progress["epoch"]
         cut_short = self.steps_in_epoch < progress["steps_per_epoch"] and not self.epoch_stopped
         if self.epoch_finished and not (cut_short and self.global_step < self.max_steps):
@@ -245,7 +246,7 @@ class RunState(TrainerState):
         changed = {
             name: f"{name} {before} -> {ours[name]}"
             for name, before in written.items()
-            if name in ours and name not in _OF_THE_PLACE and ours[name] != before
+            if name in ours and name not in OF_THE_PLACE and ours[name] != before
         }
         for name in _OF_THE_OPTIMIZER:
             if name in changed:

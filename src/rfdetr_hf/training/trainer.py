@@ -1,7 +1,6 @@
 """The training loop."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,14 +31,14 @@ from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
-from .checks import audit_splits, check_kinds, check_run, check_split, named_splits
-from .compatibility import TransformersMethods
+from .checks import audit_splits, check_kinds, check_run, named_splits
 from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
-from .finetuning import apply_finetuning, merge_adapters
-from .loaders import batch_to_device, build_eval_loader, build_train_loader, default_processor
-from .meters import EvalLossMeter, LossMeter, Stopwatch, speeds
+from .evaluation_methods import EvaluationMethods
+from .finetuning import apply_finetuning, in_float32, merge_adapters
+from .loaders import batch_to_device, build_train_loader, choose_processor
+from .meters import LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
 from .parallel import choose_parallel, compile_blocks
@@ -47,7 +46,7 @@ from .preemption import EXIT_CODE, Noticed, Preempted, PreemptionNotice
 from .state import RunState
 from .status import FINISHED, PREEMPTED
 from .update import StepResult, update_weights
-from .validation import Found, Validation
+from .validation import Validation
 from .waiting import Batches, LoaderStuck, end_workers
 from .watchdog import Watchdog
 
@@ -56,7 +55,7 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, Any]
 
 
-class RFDETRTrainer(TransformersMethods):
+class RFDETRTrainer(EvaluationMethods):
     """Trains, evaluates and saves an RF-DETR model on Accelerate.
 
     A subclass may override `create_optimizer`, `create_scheduler`, `get_train_dataloader`, `get_eval_dataloader` and
@@ -84,6 +83,8 @@ class RFDETRTrainer(TransformersMethods):
         evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
     """
 
+    train_dataset: Any
+
     def __init__(
         self,
         model: RFDETRForObjectDetection | None = None,
@@ -107,20 +108,18 @@ class RFDETRTrainer(TransformersMethods):
         processor = image_processor or processing_class
         model, args = check_kinds(model, args, self.splits, processor, model_init)
         self.args = args = args.for_run(model.task, eval_dataset)
-        self.model, self.augmentation = model, augmentation
-        self.train_dataset: Any = train_dataset
-        self.eval_dataset, self.test_dataset = eval_dataset, test_dataset
-        self.image_processor = processor = processor or default_processor(model.config, args.square_resize)
+        self.model, self.augmentation = in_float32(model), augmentation
+        self.train_dataset, self.eval_dataset, self.test_dataset = train_dataset, eval_dataset, test_dataset
+        self.image_processor = processor = choose_processor(processor, model.config, args.square_resize, train_dataset)
         side, backbone = model.config.resolution, model.config.backbone_config
         self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
         rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
+        local, world = self.is_local_process_zero(), self.is_world_process_zero()
         self.state = RunState(
-            is_local_process_zero=self.accelerator.is_local_main_process,
-            is_world_process_zero=self.accelerator.is_main_process,
-            best=best_model or BestModel(*rules),
+            is_local_process_zero=local, is_world_process_zero=world, best=best_model or BestModel(*rules)
         )
         self.control = TrainerControl()
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
@@ -141,7 +140,7 @@ class RFDETRTrainer(TransformersMethods):
         self.preemption = PreemptionNotice()
         repository = args.hub_model_id or self.directory.root.resolve().name
         self.hub = HubUploader(repository, args.hub_token, args.hub_private_repo)
-        ours = own_callbacks(args, self.directory.metrics, self.directory.status, self.hub, self._fire)
+        ours = own_callbacks(args, self.directory, self.hub, self._fire)
         self.callback_handler: Any = CallbackHandler([*ours, *(callbacks or ())], model, processor, None, None)
         self._in_training = False
         self._fire("on_init_end")
@@ -162,19 +161,6 @@ class RFDETRTrainer(TransformersMethods):
         return build_train_loader(
             self.train_dataset, self.args, self.model.config, self.scales, self.accelerator, self.augmentation
         )
-
-    def get_eval_dataloader(self, dataset: Dataset | str | None = None) -> DataLoader:
-        """This rank's share of a data set, every image once over all ranks.
-
-        Args:
-            dataset: or the name of one, where several were given at construction; default: the one of construction.
-        """
-        if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping):
-            dataset = self.eval_dataset[dataset]
-        dataset = self.splits.get("eval_dataset") if dataset is None else dataset
-        if not isinstance(dataset, Dataset):
-            raise ValueError(f"get_eval_dataloader() needs a data set, and none is {dataset!r}")
-        return build_eval_loader(dataset, self.args, self.model.config, self.image_processor, self.accelerator)
 
     def create_optimizer(self) -> Optimizer:
         """The optimizer, of the model before it is sharded; the one given at construction, if any."""
@@ -276,13 +262,10 @@ class RFDETRTrainer(TransformersMethods):
             self.model.enable_activation_checkpointing()
         self.train_loader = self.get_train_dataloader()
         state.begin(
-            args,
-            self.train_dataset["image_id"],
+            args, self.train_dataset["image_id"], strategy=parallel.name, world_size=self.accelerator.num_processes,
             steps_per_epoch=len(self.train_loader) // args.gradient_accumulation_steps,
             images_per_step=self.train_loader.batch_sampler.window_size,
-            strategy=parallel.name,
-            world_size=self.accelerator.num_processes,
-        )
+        )  # fmt: skip
         self.model.to(self.accelerator.device)
         require_finite(self.model.state_dict(), "the model to train")
         if args.torch_compile:
@@ -296,15 +279,11 @@ class RFDETRTrainer(TransformersMethods):
         if args.use_ema:
             self.weights.start_average(args.ema_decay, args.ema_tau, args.ema_update_interval)
         self.drop_path = self.drop_path or DropPathSchedule(
-            args.drop_path,
-            state.max_steps,
-            mode=args.drop_path_mode,
-            schedule=args.drop_path_schedule,
+            args.drop_path, state.max_steps, mode=args.drop_path_mode, schedule=args.drop_path_schedule,
             cutoff_steps=round(args.drop_path_cutoff_epochs * state.steps_per_epoch),
-        )
-        handler = self.callback_handler
-        handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
-        handler.train_dataloader = self.train_loader
+        )  # fmt: skip
+        handler, loader = self.callback_handler, self.train_loader
+        handler.optimizer, handler.lr_scheduler, handler.train_dataloader = self.optimizer, self.lr_scheduler, loader
         self.losses.reset()
         self.stopwatch.reset()
 
@@ -343,7 +322,7 @@ class RFDETRTrainer(TransformersMethods):
         """The micro-batches of each optimizer step that is left of this epoch."""
         accumulation, state = self.args.gradient_accumulation_steps, self.state
         self.train_loader.batch_sampler.set_epoch(state.epochs_done, start_batch=state.steps_in_epoch * accumulation)
-        batches = Batches(self.train_loader, self.preemption)
+        batches = Batches(self.train_loader, self.preemption, self.args.dataloader_timeout)
         for _ in range(state.steps_left_in_epoch):
             started = time.perf_counter()
             self.watchdog.at("loading data")
@@ -548,51 +527,3 @@ class RFDETRTrainer(TransformersMethods):
         step = state.best_global_step if holds_best else state.global_step
         given = args, self.directory, self.hub.repo_id, self.weights, self.train_dataset
         return card_facts(*given, state, step, metrics)
-
-    # ------------------------------------------------------------------------------------------------ evaluation
-
-    def evaluate(
-        self, eval_dataset: Dataset | Mapping[str, Dataset] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """COCO metrics of the weights that the arguments name: `eval_map`…, and `eval_ema_map`… for the average.
-
-        Outside of training the model in memory is evaluated, under the plain names.
-
-        Args:
-            eval_dataset: default: the one given at construction. Of several, each has its name behind the prefix.
-            metric_key_prefix: first part of each name.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise ValueError("evaluate() needs an eval_dataset, here or at construction")
-        if isinstance(dataset, Mapping):
-            parts = [self.evaluate(each, f"{metric_key_prefix}_{name}") for name, each in dataset.items()]
-            return {name: value for part in parts for name, value in part.items()}
-        check_kinds(self.model, self.args, {"eval_dataset": dataset}, None)
-        check_split(self.model, metric_key_prefix, dataset)
-        started = time.perf_counter()
-        metrics: dict[str, float] = {}
-        prefixes = self.args.evaluated_prefixes if self._in_training else ("",)
-        for prefix in prefixes:
-            folder = None
-            if self._in_training:
-                step = str(self.state.global_step)
-                folder = self.directory.root / metric_key_prefix / step / ("ema" if prefix else "raw")
-            losses = EvalLossMeter() if self.args.eval_loss else None
-            with self.weights.averaged(bool(prefix)):
-                scores = self._score(dataset, self._after_batch, folder, losses)
-            metrics |= {f"{metric_key_prefix}_{prefix}{name}": value for name, value in scores.items()}
-        batches = math.ceil(len(dataset) / (self.args.eval_batch_size * self.accelerator.num_processes))
-        passes = len(prefixes)
-        metrics |= speeds(metric_key_prefix, time.perf_counter() - started, passes * len(dataset), passes * batches)
-        self.log(metrics)
-        self._fire("on_evaluate", metrics=metrics)
-        return metrics
-
-    def _score(self, dataset: Dataset, on_batch: Callable[[list[int], Found], None], *options: Any) -> dict[str, float]:
-        loader = self.callback_handler.eval_dataloader = self.get_eval_dataloader(dataset)
-        batches = Batches(loader, self.preemption if self._in_training else None)
-        return self.validation.score(dataset, batches, self.to_device, on_batch, *options)
-
-    def _after_batch(self, image_ids: list[int], found: Found) -> None:
-        self._fire("on_prediction_step", image_ids=image_ids, detections=found)

@@ -1,12 +1,14 @@
 """Waiting for batches: a notice of an early end, or workers that hang, end the wait on all processes alike."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader
 
 from .parallel import Parallel
-from .preemption import Noticed, PreemptionNotice, signals_wait
+from .preemption import Noticed, Overdue, PreemptionNotice, signals_wait
 
 _END = object()
 
@@ -21,11 +23,13 @@ class Batches:
     Args:
         loader: of this process.
         notice: ends the wait; None where nothing does.
+        seconds: after which the wait ends; 0 for never.
     """
 
-    def __init__(self, loader: DataLoader, notice: PreemptionNotice | None) -> None:
+    def __init__(self, loader: DataLoader, notice: PreemptionNotice | None, seconds: float) -> None:
         self.loader = loader
         self.notice = notice
+        self.seconds = seconds
         self.stuck = False
         with signals_wait():
             self._batches = iter(loader)
@@ -35,41 +39,47 @@ class Batches:
         taken: list[Any] = []
         try:
             for _ in range(count):
-                if self.notice is None:
+                with self.notice.interrupts(self.seconds) if self.notice is not None else contextlib.nullcontext():
                     batch = next(self._batches, _END)
-                else:
-                    with self.notice.interrupts():
-                        batch = next(self._batches, _END)
                 if batch is _END:
                     break
                 taken.append(batch)
         except Noticed:
             return None
-        except RuntimeError as error:
-            if "DataLoader timed out" not in str(error):
+        except (Overdue, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader timed out" not in str(error):
                 raise
             self.stuck = True
-            end_workers(self._batches)
+            end_workers(self._batches, at_once=True)
             return None
         return taken
 
     def why_stuck(self) -> LoaderStuck:
         """The error that ends the run."""
-        where = "this process" if self.stuck else "another process"
+        where = f"this process, with {self.loader.num_workers} workers," if self.stuck else "another process"
         return LoaderStuck(
-            f"the {self.loader.num_workers} workers of a loader of {where} gave no batch for {self.loader.timeout:.0f} "
-            "s (dataloader_timeout): look at the disk or server that the images are on, and at a transform of your own "
-            "that may wait for something; a checkpoint is written"
+            f"a loader of {where} gave no batch for {self.seconds:g} s (dataloader_timeout): look at the disk or "
+            "server that the images are on, and at a transform of your own that may wait for something; a checkpoint "
+            "is written"
         )
 
 
-def end_workers(batches: Any) -> None:
-    """End the workers of an iteration over a loader, also those that hang, which the process would wait for."""
-    if hasattr(batches, "_shutdown_workers"):
-        batches._shutdown_workers()
+def end_workers(batches: Any, at_once: bool = False) -> None:
+    """End the workers of an iteration over a loader.
+
+    Args:
+        batches: the iteration.
+        at_once: they hang, would not end by themselves, and whoever waits for them would hang as well.
+    """
+    if not hasattr(batches, "_shutdown_workers"):
+        return
+    if at_once:
+        if batches._worker_pids_set:  # or torch raises an error in the middle of anything when it sees them end
+            _remove_worker_pids(id(batches))
+            batches._worker_pids_set = False
         for worker in batches._workers:
-            if worker.is_alive():
-                worker.kill()
+            worker.kill()
+    batches._shutdown_workers()
 
 
 def in_step(batches: Batches, parallel: Parallel, watch: Callable[[str], None]) -> Iterator[Any]:

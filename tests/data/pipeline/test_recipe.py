@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from numpy.random import default_rng
 from PIL import Image, ImageDraw
 
 from rfdetr_hf import RFDETRImageProcessor
@@ -46,10 +47,6 @@ def found_box(image):
     return None if not len(rows) else np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
 
-def generator(seed):
-    return np.random.default_rng(seed)
-
-
 # ------------------------------------------------------------------------------------------- boxes follow pixels
 
 
@@ -73,7 +70,7 @@ def test_boxes_follow_pixels_through_the_recipe(size, square):
     transform = build_train_transform(0, [96, 128, 160], multi_scale="per_sample", square=square, max_size=250)
     sizes = set()
     for seed in range(40):
-        out = transform(make_sample(width, height, [box]), generator(seed))
+        out = transform(make_sample(width, height, [box]), default_rng(seed))
         found, boxes = found_box(out.image), out.target["boxes"]
         sizes.add(tuple(out.image.shape[1:]))
         if not len(boxes):  # the crop missed it
@@ -92,9 +89,9 @@ def test_boxes_follow_pixels_through_reduced_jpeg_decoding(size):
     transform = build_train_transform(192, multi_scale="off", scale_jitter=False)
     for seed in range(4):
         sample = as_jpeg(plain)
-        out = transform(sample, generator(seed))
+        out = transform(sample, default_rng(seed))
         assert sample.image.width == -(-width // 4)  # decoded at a quarter: an eighth would be less than 192
-        exact = transform(plain, generator(seed))
+        exact = transform(plain, default_rng(seed))
         assert np.array_equal(out.target["boxes"], exact.target["boxes"])
         assert np.abs(found_box(out.image) - out.target["boxes"][0]).max() <= 1.01
         assert (out.image.float() - exact.image.float()).abs().mean() < 1.0
@@ -120,7 +117,7 @@ def test_small_jpegs_are_decoded_in_full():
 
 def test_crop_statistics_match_the_recipe():
     transform = build_train_transform(128, multi_scale="off")
-    views = [transform.draw_view(300, 500, generator(seed)) for seed in range(3000)]
+    views = [transform.draw_view(300, 500, default_rng(seed)) for seed in range(3000)]
     crops = [view for view in views if view.right - view.left < 500]
     assert 0.46 < len(crops) / len(views) < 0.54
     assert 0.46 < np.mean([view.flip for view in views]) < 0.54
@@ -135,16 +132,16 @@ def test_crop_statistics_match_the_recipe():
 
 def test_scale_jitter_off_and_flip_off_is_a_plain_resize():
     transform = build_train_transform(64, multi_scale="off", scale_jitter=False, horizontal_flip=0)
-    assert {transform.draw_view(90, 50, generator(seed)) for seed in range(20)} == {View(0, 0, 50, 90, 64, 64)}
+    assert {transform.draw_view(90, 50, default_rng(seed)) for seed in range(20)} == {View(0, 0, 50, 90, 64, 64)}
 
 
 def test_modes_choose_the_size():
     per_batch = build_train_transform(64, [32, 96, 64])
-    assert {per_batch.draw_view(90, 50, generator(seed)).width for seed in range(20)} == {96}
+    assert {per_batch.draw_view(90, 50, default_rng(seed)).width for seed in range(20)} == {96}
     per_sample = build_train_transform(64, [32, 96, 64], multi_scale="per_sample")
-    assert {per_sample.draw_view(90, 50, generator(seed)).width for seed in range(40)} == {32, 64, 96}
+    assert {per_sample.draw_view(90, 50, default_rng(seed)).width for seed in range(40)} == {32, 64, 96}
     off = build_train_transform(64, [32, 96, 64], multi_scale="off")
-    assert {off.draw_view(90, 50, generator(seed)).width for seed in range(20)} == {64}
+    assert {off.draw_view(90, 50, default_rng(seed)).width for seed in range(20)} == {64}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +168,7 @@ def test_bad_arguments_are_named(arguments):
 
 def test_same_generator_same_sample():
     transform = build_train_transform(64, [32, 64, 96], multi_scale="per_sample")
-    first, again, other = (transform(make_sample(), generator(seed)) for seed in (3, 3, 4))
+    first, again, other = (transform(make_sample(), default_rng(seed)) for seed in (3, 3, 4))
     assert torch.equal(first.image, again.image)
     assert np.array_equal(first.target["boxes"], again.target["boxes"])
     assert not torch.equal(first.image, other.image)
@@ -209,7 +206,7 @@ def test_boxes_past_the_border_are_cut():
 def test_image_without_objects():
     transform = build_train_transform(64, multi_scale="off")
     for seed in range(6):
-        out = transform(make_sample(boxes=()), generator(seed))
+        out = transform(make_sample(boxes=()), default_rng(seed))
         assert out.target["boxes"].shape == (0, 4) and out.target["boxes"].dtype == np.float32
         assert out.image.shape == (3, 64, 64)
 
@@ -233,7 +230,7 @@ def still(**options):
 
 
 def test_plain_function_runs_after_the_resize():
-    out = still(augmentation=mirrored)(make_sample(200, 200, [(20, 20, 80, 120)]), generator(0))
+    out = still(augmentation=mirrored)(make_sample(200, 200, [(20, 20, 80, 120)]), default_rng(0))
     assert out.target["boxes"].tolist() == [[60, 10, 90, 60]] == [found_box(out.image).tolist()]
 
 
@@ -241,10 +238,10 @@ def test_square_size_is_restored_after_an_augmentation_that_crops():
     def crop(image, target):
         return image.crop((0, 0, 50, 80)), target
 
-    out = still(augmentation=crop)(make_sample(100, 100, [(10, 20, 40, 60), (60, 10, 90, 90)]), generator(0))
+    out = still(augmentation=crop)(make_sample(100, 100, [(10, 20, 40, 60), (60, 10, 90, 90)]), default_rng(0))
     assert out.image.shape == (3, 100, 100)
     assert out.target["boxes"].tolist() == [[20, 25, 80, 75]] == [found_box(out.image).tolist()]
-    kept = still(augmentation=crop, square=False)(make_sample(100, 100, [(10, 20, 40, 60)]), generator(0))
+    kept = still(augmentation=crop, square=False)(make_sample(100, 100, [(10, 20, 40, 60)]), default_rng(0))
     assert kept.image.shape == (3, 80, 50)
 
 
@@ -253,7 +250,7 @@ def test_global_generators_are_seeded_and_put_back():
     expected = [random.random(), np.random.rand(), torch.rand(()).item()]
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     transform = still(augmentation=global_noise)
-    noise = [transform(make_sample(), generator(seed)).target["noise"][0] for seed in (5, 5, 6)]
+    noise = [transform(make_sample(), default_rng(seed)).target["noise"][0] for seed in (5, 5, 6)]
     assert [random.random(), np.random.rand(), torch.rand(()).item()] == expected
     assert np.array_equal(noise[0], noise[1])
     assert (noise[0] != noise[2]).all()
@@ -269,7 +266,7 @@ def test_global_generators_are_seeded_and_put_back():
 )
 def test_unusable_results_are_named(augmentation, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        still(augmentation=augmentation)(make_sample(), generator(0))
+        still(augmentation=augmentation)(make_sample(), default_rng(0))
 
 
 def test_unusable_augmentation_is_named():
@@ -281,12 +278,12 @@ def test_albumentations_moves_boxes_and_drops_rows():
     A = pytest.importorskip("albumentations")
     compose = A.Compose([A.Crop(0, 0, 60, 100), A.VerticalFlip(p=1.0)])
     sample = make_sample(100, 100, [(70, 10, 90, 30), (10, 10, 40, 30)])
-    out = still(augmentation=compose, square=False)(sample, generator(0))
+    out = still(augmentation=compose, square=False)(sample, default_rng(0))
     assert out.image.shape == (3, 100, 60)
     assert out.target["class_labels"].tolist() == [1]
     assert out.target["boxes"].tolist() == [[10, 70, 40, 90]] == [found_box(out.image).tolist()]
     assert out.target["area"].tolist() == [600]
-    empty = still(augmentation=compose)(make_sample(boxes=()), generator(0))
+    empty = still(augmentation=compose)(make_sample(boxes=()), default_rng(0))
     assert empty.target["boxes"].shape == (0, 4)
 
 
@@ -295,9 +292,9 @@ def test_albumentations_keeps_box_limits_and_takes_a_single_transform():
     limits = A.BboxParams(format="coco", label_fields=["anything"], min_visibility=0.6)
     cut = [A.Crop(0, 0, 50, 100)]
     sample = make_sample(100, 100, [(40, 10, 60, 30)])
-    out = still(augmentation=A.Compose(cut, bbox_params=limits), square=False)(sample, generator(0))
+    out = still(augmentation=A.Compose(cut, bbox_params=limits), square=False)(sample, default_rng(0))
     assert len(out.target["boxes"]) == 0
-    cut_only = still(augmentation=cut[0], square=False)(sample, generator(0))
+    cut_only = still(augmentation=cut[0], square=False)(sample, default_rng(0))
     assert cut_only.target["boxes"] == pytest.approx(np.array([[40, 10, 50, 30]]), abs=1e-4)
 
 
@@ -305,8 +302,8 @@ def test_albumentations_draws_from_the_sample_and_not_in_step():
     A = pytest.importorskip("albumentations")
     transform = still(augmentation=A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]))
     sample = make_sample(100, 100, [(10, 20, 30, 60)])
-    seen = [tuple(transform(sample, generator(seed)).target["boxes"][0]) for seed in range(40)]
-    assert seen == [tuple(transform(sample, generator(seed)).target["boxes"][0]) for seed in range(40)]
+    seen = [tuple(transform(sample, default_rng(seed)).target["boxes"][0]) for seed in range(40)]
+    assert seen == [tuple(transform(sample, default_rng(seed)).target["boxes"][0]) for seed in range(40)]
     assert len(set(seen)) == 4  # transforms seeded alike would flip both ways or not at all
 
 
@@ -355,7 +352,7 @@ def fake_torchvision(monkeypatch):
 
 def test_torchvision_interface(monkeypatch):
     sample = make_sample(100, 100, [(70, 10, 90, 30), (10, 10, 40, 30)])
-    out = still(augmentation=fake_torchvision(monkeypatch), square=False)(sample, generator(0))
+    out = still(augmentation=fake_torchvision(monkeypatch), square=False)(sample, default_rng(0))
     assert out.image.shape == (3, 100, 60)
     assert out.target["class_labels"].tolist() == [1]
     assert out.target["boxes"].tolist() == [[10, 10, 40, 30]] == [found_box(out.image).tolist()]
@@ -366,7 +363,7 @@ def test_torchvision_itself():
     parts = [v2.RandomHorizontalFlip(p=1.0), v2.CenterCrop(60), v2.SanitizeBoundingBoxes(), v2.ToImage()]
     sample = make_sample(100, 100, [(0, 10, 15, 30), (30, 30, 40, 50)])
     sample.image = pixels_from_pil(sample.image)
-    out = adapt_augmentation(v2.Compose(parts))(sample, generator(0))
+    out = adapt_augmentation(v2.Compose(parts))(sample, default_rng(0))
     assert out.image.shape == (3, 60, 60)
     assert out.target["class_labels"].tolist() == [1]
     assert out.target["boxes"].tolist() == [[40, 10, 50, 30]] == [found_box(out.image).tolist()]

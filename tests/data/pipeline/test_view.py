@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from numpy.random import default_rng
 from PIL import Image, ImageDraw
 
 from rfdetr_hf.data.keypoints import ClassKeypoints, KeypointSchema
@@ -79,10 +80,6 @@ def pixels_of(image, label, size):
     return (small[label] > 127).numpy()
 
 
-def generator(seed):
-    return np.random.default_rng(seed)
-
-
 def assert_masks_follow(out, least=0.9):
     for mask, label in zip(out.target["masks"], out.target["class_labels"], strict=True):
         pixels = pixels_of(out.image, label, mask.shape)
@@ -97,7 +94,7 @@ def test_masks_follow_pixels_through_the_recipe(forms):
     transform = build_train_transform(256, multi_scale="off", mask_downsample_ratio=2, keypoint_schema=SCHEMA)
     seen = set()
     for seed in range(40):
-        out = transform(make_sample(forms), generator(seed))
+        out = transform(make_sample(forms), default_rng(seed))
         assert out.target["masks"].shape[1:] == (128, 128) and out.target["masks"].dtype == bool
         assert "segmentation" not in out.target
         assert_masks_follow(out)
@@ -108,7 +105,7 @@ def test_masks_follow_pixels_through_the_recipe(forms):
 def test_masks_and_pixels_moved_by_one_row_are_told_apart():
     """The bound of the test above is tight enough to see a shift of two pixels of the mask."""
     out = build_train_transform(256, multi_scale="off", mask_downsample_ratio=2, keypoint_schema=SCHEMA)(
-        make_sample(), generator(0)
+        make_sample(), default_rng(0)
     )
     out.target["masks"] = np.roll(out.target["masks"], 2, axis=2)
     with pytest.raises(AssertionError):
@@ -120,7 +117,7 @@ def test_masks_have_one_size_whatever_the_scale_and_shape():
         transform = build_train_transform(
             0, [128, 192, 256], multi_scale="per_sample", mask_downsample_ratio=4, keypoint_schema=SCHEMA, **options
         )
-        samples = [transform(make_sample(), generator(seed)) for seed in range(12)]
+        samples = [transform(make_sample(), default_rng(seed)) for seed in range(12)]
         assert len({sample.image.shape for sample in samples}) > 2
         for sample in samples:
             assert sample.target["masks"].shape[1:] == (64, 64)
@@ -131,7 +128,7 @@ def test_masks_have_one_size_whatever_the_scale_and_shape():
 
 def test_large_masks_travel_as_tensors():
     sample = build_train_transform(512, multi_scale="off", mask_downsample_ratio=2, keypoint_schema=SCHEMA)(
-        make_sample(), generator(1)
+        make_sample(), default_rng(1)
     )
     labels = DetectionCollator()([sample, sample])["labels"]
     assert isinstance(labels.__getstate__()["fields"]["masks"], torch.Tensor)
@@ -166,7 +163,7 @@ def test_masks_too_small_for_their_grid_keep_a_pixel():
 
 
 def test_without_a_ratio_there_are_no_masks():
-    out = still(mask_downsample_ratio=None)(make_sample(), generator(0))
+    out = still(mask_downsample_ratio=None)(make_sample(), default_rng(0))
     assert "masks" not in out.target and "segmentation" not in out.target
     with pytest.raises(ValueError, match="mask_downsample_ratio"):
         still(mask_downsample_ratio=0)
@@ -189,8 +186,8 @@ def test_keypoints_follow_their_dots():
     transform = build_train_transform(240, multi_scale="off", keypoint_schema=SCHEMA)
     flips, outside = 0, 0
     for seed in range(60):
-        view = transform.draw_view(HEIGHT, WIDTH, generator(seed))
-        out = transform(dotted(), generator(seed))
+        view = transform.draw_view(HEIGHT, WIDTH, default_rng(seed))
+        out = transform(dotted(), default_rng(seed))
         if not len(out.target["boxes"]):
             continue
         # The dots of left and right change their names in a mirror, their colours do not.
@@ -225,14 +222,14 @@ def test_flip_is_the_boxes_own():
 def test_unknown_flip_pairs_switch_the_flip_off(caplog):
     unknown = KeypointSchema((ClassKeypoints.of(["a", "b", "c"]),) * 2)
     transform = build_train_transform(64, multi_scale="off", keypoint_schema=unknown)
-    assert not any(transform.draw_view(50, 50, generator(seed)).flip for seed in range(30))
+    assert not any(transform.draw_view(50, 50, default_rng(seed)).flip for seed in range(30))
     assert "not mirrored" in caplog.text
     with pytest.raises(ValueError, match="keypoint_schema"):
-        build_train_transform(64, multi_scale="off", horizontal_flip=1)(make_sample(), generator(0))
+        build_train_transform(64, multi_scale="off", horizontal_flip=1)(make_sample(), default_rng(0))
 
 
 def test_keypoints_in_a_batch_are_relative():
-    sample = still(mask_downsample_ratio=None, square=False)(make_sample(), generator(0))
+    sample = still(mask_downsample_ratio=None, square=False)(make_sample(), default_rng(0))
     batch = DetectionCollator(64)([sample])
     assert sample.image.shape == (3, HEIGHT, WIDTH) and batch["pixel_values"].shape[-2:] == (256, 320)
     points = batch["labels"].unpack()[0]["keypoints"]
@@ -250,12 +247,12 @@ def test_plain_function_gets_masks_of_the_image_and_they_shrink_later():
         return image.crop((0, 0, 200, 240)), {**target, "masks": target["masks"][:, :, :200]}
 
     seen = []
-    out = still(augmentation=crop, mask_downsample_ratio=2)(make_sample(), generator(0))
+    out = still(augmentation=crop, mask_downsample_ratio=2)(make_sample(), default_rng(0))
     assert seen == [(2, 240, 240)] and out.image.shape == (3, 240, 240)
     assert out.target["masks"].shape[1:] == (120, 120)
     assert_masks_follow(out)
     kept = still(augmentation=lambda image, target: (image, target), mask_downsample_ratio=2)(
-        make_sample(), generator(0)
+        make_sample(), default_rng(0)
     )
     assert kept.target["masks"].shape == (2, 120, 120)
     assert_masks_follow(kept)
@@ -263,7 +260,7 @@ def test_plain_function_gets_masks_of_the_image_and_they_shrink_later():
 
 def test_masks_of_another_size_than_the_image_are_refused():
     with pytest.raises(ValueError, match="returned masks of .* for an image of"):
-        still(augmentation=lambda image, target: (image.crop((0, 0, 99, 99)), target))(make_sample(), generator(0))
+        still(augmentation=lambda image, target: (image.crop((0, 0, 99, 99)), target))(make_sample(), default_rng(0))
 
 
 def assert_mirrored(out, width=240):
@@ -278,35 +275,35 @@ def assert_mirrored(out, width=240):
 
 def test_albumentations_moves_masks_and_keypoints():
     A = pytest.importorskip("albumentations")
-    out = still(augmentation=A.HorizontalFlip(p=1.0))(make_sample(), generator(0))
+    out = still(augmentation=A.HorizontalFlip(p=1.0))(make_sample(), default_rng(0))
     assert_mirrored(out)
     half_turn = A.Compose([A.HorizontalFlip(p=1.0), A.VerticalFlip(p=1.0)])
-    turned = still(augmentation=half_turn)(make_sample(), generator(0))
+    turned = still(augmentation=half_turn)(make_sample(), default_rng(0))
     expected = np.array(POINTS[0]) * (240 / WIDTH, 1, 1)
     np.testing.assert_allclose(
         turned.target["keypoints"][0][:, :2], 240 - expected[:, :2], atol=1e-3, err_msg="a half turn swaps nobody"
     )
-    crop = still(augmentation=A.Crop(120, 0, 240, 120), square=False)(make_sample(), generator(0))
+    crop = still(augmentation=A.Crop(120, 0, 240, 120), square=False)(make_sample(), default_rng(0))
     assert crop.target["class_labels"].tolist() == [1], "of the other, only the box reaches into the crop"
     np.testing.assert_allclose(crop.target["keypoints"][0], [[80, 50, 2], [0, 0, 0], [0, 0, 0]], atol=1e-3)
     assert_masks_follow(crop)
     sample = make_sample()
     sample.target = {name: values[:0] for name, values in sample.target.items()}
-    empty = still(augmentation=A.HorizontalFlip(p=1.0))(sample, generator(0)).target
+    empty = still(augmentation=A.HorizontalFlip(p=1.0))(sample, default_rng(0)).target
     assert empty["masks"].shape == (0, 240, 240) and empty["keypoints"].shape == (0, 3, 3)
 
 
 def test_torchvision_moves_masks_and_keypoints():
     v2 = pytest.importorskip("torchvision.transforms.v2")
     parts = v2.Compose([v2.RandomHorizontalFlip(p=1.0), v2.SanitizeBoundingBoxes()])
-    assert_mirrored(still(augmentation=parts)(make_sample(), generator(0)))
+    assert_mirrored(still(augmentation=parts)(make_sample(), default_rng(0)))
 
 
 def test_a_mirror_without_known_pairs_is_refused():
     A = pytest.importorskip("albumentations")
-    sample = still(mask_downsample_ratio=None)(make_sample(), generator(0))
+    sample = still(mask_downsample_ratio=None)(make_sample(), default_rng(0))
     with pytest.raises(ValueError, match="flip pairs are not known"):
-        adapt_augmentation(A.HorizontalFlip(p=1.0))(sample, generator(0))
+        adapt_augmentation(A.HorizontalFlip(p=1.0))(sample, default_rng(0))
 
 
 # ------------------------------------------------------------------------------------------- evaluation and loaders

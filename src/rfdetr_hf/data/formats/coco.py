@@ -1,6 +1,7 @@
 """COCO annotation files, in the layout of a Roboflow export and in the layout of COCO itself."""
 
 import logging
+import mmap
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,13 @@ import numpy as np
 from datasets import Dataset
 
 from ..annotations import Annotations, Labels, ReadOptions, build_dataset, class_table, map_ids, name_box, path_array
-from ..checks import settle
-from ..errors import DetectionDataError, Problems
-from ..images import ImageFolder
+from ..checks import drop_repeated_images, settle
+from ..errors import DetectionDataError, Problems, SplitMissingError
+from ..images import ImageFolder, Resolved, is_hidden
 from ..keypoints import ClassKeypoints
 from ..pipeline.pixels import image_size
 from ..splits import SPLIT_NAMES, canonical_split
-from . import Found
+from . import Found, read_splits
 from .coco_file import CocoFile, read_coco_file
 from .hub import is_saved
 
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 ROBOFLOW_FILE = "_annotations.coco.json"
 # Files that COCO ships beside the instances, without boxes or with the same ones again.
 _OTHER_KINDS = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")
+# What tools call the folder of all images.
+_IMAGE_FOLDERS = ("images", "data", "imgs", "JPEGImages")
 _PROBES = 20
 
 
@@ -43,13 +46,16 @@ def find(root: Any, options: ReadOptions) -> Found | None:
     if not isinstance(root, str):
         return None
     path, files, load = Path(root), options.load.get("data_files"), dict(options.load)
+    kind = "COCO"
     if path.is_file() and path.suffix == ".json":
         base, locations = path.parent, {path.stem: locate(path.parent, path, path.stem)}
     elif path.is_dir() and isinstance(files, Mapping) and all(str(file).endswith(".json") for file in files.values()):
         base, locations = path, {split: locate(path, path / file, split) for split, file in files.items()}
         del load["data_files"]
     elif path.is_dir() and not files and not is_saved(path):
-        base, locations = path, find_roboflow(path) or find_coco(path, keypoints=options.task == "keypoints")
+        base, locations = path, find_roboflow(path)
+        kind = "Roboflow COCO" if locations else kind
+        locations = locations or find_coco(path, keypoints=options.task == "keypoints")
     else:
         return None
     if not locations:
@@ -59,13 +65,22 @@ def find(root: Any, options: ReadOptions) -> Found | None:
     if given is not None:
         folder = {split: given if isinstance(given, str) else given.get(split) for split in locations}
         locations = {split: locate(base, at.annotation_file, split, folder[split]) for split, at in locations.items()}
-    return Found(root, locations)
+    return Found(root, kind, locations)
+
+
+def near(folder: Path) -> str:
+    """How near a folder comes to the layouts of COCO."""
+    jsons = [file for part in (folder, folder / "annotations") for file in _json_files(part)]
+    if not jsons:
+        return f"no */{ROBOFLOW_FILE}, no annotations/*.json and no *.json"
+    listed = ", ".join(str(file.relative_to(folder)) for file in jsons[:3])
+    return f"{listed}: no COCO file, which holds the lists images, annotations and categories"
 
 
 def find_roboflow(root: Path) -> dict[str, CocoLocation]:
     """The splits of a Roboflow COCO export: folder name -> location. Empty when `root` is none."""
-    files = sorted(root.glob(f"*/{ROBOFLOW_FILE}"))
-    return {file.parent.name: CocoLocation(file, (file.parent,)) for file in files}
+    files = sorted(file for file in root.glob(f"*/{ROBOFLOW_FILE}") if not is_hidden(file.parent.name))
+    return {file.parent.name: CocoLocation(file, (file.parent, file.parent / "images")) for file in files}
 
 
 def find_coco(root: Path, *, keypoints: bool = False) -> dict[str, CocoLocation]:
@@ -74,20 +89,31 @@ def find_coco(root: Path, *, keypoints: bool = False) -> dict[str, CocoLocation]
     Annotation files lie in ``annotations/`` or in `root` itself. Where COCO's own kinds of files lie side by side, the
     instances are taken; keypoint files have boxes too and are taken where there are no instances, or with `keypoints`.
     """
-    folder = root / "annotations" if (root / "annotations").is_dir() else root
-    files = []
-    for file in sorted(folder.glob("*.json")):
-        # The lists may come in any order, but one of them starts early, whatever the file's size.
-        with open(file, encoding="utf-8", errors="replace") as stream:
-            start = stream.read(1 << 16)
-        if any(f'"{part}"' in start for part in ("images", "annotations", "categories")):
-            files.append(file)
+    folders = [folder for folder in (root / "annotations", root) if folder.is_dir()]
+    found = [[file for file in _json_files(folder) if _looks_like_coco(file)] for folder in folders]
+    files = next((each for each in found if each), [])
     instances = [file for file in files if file.stem.startswith("instances_")]
     of_keypoints = [file for file in files if file.stem.startswith("person_keypoints")]
     plain = [file for file in files if not file.stem.startswith(("instances_", *_OTHER_KINDS))]
     chosen = (keypoints and of_keypoints) or instances or plain or of_keypoints
     names = {file: re.sub(r"^(instances|person_keypoints)_(?=.)", "", file.stem) for file in chosen}
     return {name: locate(root, file, name) for file, name in names.items()}
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.glob("*.json")) if not is_hidden(file.name) and file.is_file()]
+
+
+def _looks_like_coco(file: Path) -> bool:
+    # Searched, not parsed: the lists may come in any order, and files may be large.
+    try:
+        if not file.stat().st_size:
+            return False
+        with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            parts = [re.search(rb'"%s"\s*:\s*\[' % part, text) for part in (b"images", b"annotations", b"categories")]
+    except OSError as error:
+        raise DetectionDataError(f"{file}: cannot be read ({error.strerror or error}); make it readable") from error
+    return bool(parts[0] and (parts[1] or parts[2]))
 
 
 def locate(
@@ -105,7 +131,7 @@ def locate(
         return CocoLocation(annotation_file, (root / image_dir,))
     names = [split, *SPLIT_NAMES.get(canonical_split(split) or "", ())]
     folders = [folder for name in names for folder in (root / name, root / "images" / name, root / name / "images")]
-    folders += [root / "images", annotation_file.parent, root]
+    folders += [*(root / name for name in _IMAGE_FOLDERS), annotation_file.parent, root]
     return CocoLocation(annotation_file, tuple(dict.fromkeys(folders)))
 
 
@@ -115,38 +141,34 @@ def read(found: Found, splits: Mapping[str, CocoLocation], options: ReadOptions)
     Raises:
         DetectionDataError: a file that is no COCO file, or faults in it that no rule repairs.
     """
-    files = {split: read_coco_file(location.annotation_file, options) for split, location in splits.items()}
+    files = read_splits(splits, options, lambda _, location: read_coco_file(location.annotation_file, options))
     labels = label_space(files, options.class_names)
     first = next(iter(files.values()))
     keypoints = [first.keypoints.get(i, ClassKeypoints()) for i in labels.ids]
     labels = options.with_keypoints(labels, keypoints, f"{first.annotations.source}: field categories")
     folders: dict[Path, ImageFolder] = {}
     used: dict[Path, set[str]] = {}
-    datasets = {}
-    for split, file in files.items():
-        folder = _image_folder(file.annotations, splits[split].image_folders, folders)
+
+    def read_split(split: str, file: CocoFile) -> Dataset:
+        folder, resolved = _image_folder(file.annotations, splits[split].image_folders, folders)
         problems = Problems(file.annotations.source)
-        paths = [folder.find(str(name)) or "" for name in file.annotations.file_name]
-        for i, path in enumerate(paths):
-            if not path:
-                problems.add(
-                    f"image id {file.annotations.image_id[i]}: file_name {file.annotations.file_name[i]!r} is missing "
-                    f"in {folder.root}",
-                    "restore the missing files or take them out of the annotations",
-                )
-        annotations = _finish(file, labels, paths, problems, options)
-        datasets[split] = build_dataset(annotations, labels, path_array(paths), split)
+        _note_missing(file.annotations, folder, resolved, problems)
+        for reason, count in resolved.repairs.items():
+            logger.warning("%s: found %d images %s", file.annotations.source, count, reason)
+        paths = [path or "" for path in resolved.paths]
         used.setdefault(folder.root, set()).update(paths)
+        annotations, paths = _finish(file, labels, paths, problems, options)
+        return build_dataset(annotations, labels, path_array(paths), split)
+
+    datasets = read_splits(files, options, read_split)
     for root, paths in used.items():
         unlisted = folders[root].unlisted(paths)
         if unlisted:
             logger.warning(
                 "%s: %d image files are in no annotation file and are left out, such as %s; "
                 "to train on them as background, list them among the images",
-                root,
-                len(unlisted),
-                ", ".join(unlisted[:3]),
-            )
+                root, len(unlisted), ", ".join(unlisted[:3]),
+            )  # fmt: skip
     return datasets
 
 
@@ -175,32 +197,47 @@ def label_space(files: Mapping[str, CocoFile], class_names: Sequence[str] | None
 
 def _image_folder(
     annotations: Annotations, candidates: Sequence[Path], folders: dict[Path, ImageFolder]
-) -> ImageFolder:
-    """The candidate that holds most of a few of the images; `folders` keeps what has been read for the next split."""
-    names = annotations.file_name
-    probes = [str(names[i]) for i in np.linspace(0, len(names) - 1, min(_PROBES, len(names)), dtype=int)]
-    best, best_hits = None, 0 if probes else -1
-    for path in candidates:
-        if not path.is_dir():
-            continue
+) -> tuple[ImageFolder, Resolved]:
+    """The candidate that holds most of the images; `folders` keeps what has been read for the next split."""
+    names = [str(name) for name in annotations.file_name]
+    probes = [names[i] for i in np.linspace(0, len(names) - 1, min(_PROBES, len(names)), dtype=int)]
+    present = [path for path in candidates if path.is_dir()]
+    ranked: list[tuple[int, int, int]] = []
+    for order, path in enumerate(present):
         folder = folders[path] = folders.get(path) or ImageFolder(path)
-        hits = sum(folder.find(name) is not None for name in probes)
-        if hits > best_hits:
-            best, best_hits = folder, hits
-        if hits == len(probes):
+        resolved = folder.resolve(probes)
+        ranked.append((resolved.missing, sum(resolved.repairs.values()), order))
+        if not resolved.missing and not resolved.repairs:
             break
-    if best is None:
+    if not ranked or (probes and min(ranked)[0] == len(probes)):
         looked = ", ".join(str(path) for path in candidates)
-        raise DetectionDataError(
-            f"{annotations.source}: none of its images ({names[0] if names else 'it lists none'}, …) is in {looked}; "
+        others = [folders[path].of_same_name(names[0]) for path in present[-1:] if names and path in folders]
+        hint = f" (a file of this name is {others[0]})" if others and others[0] else ""
+        first = names[0] if names else "it lists none"
+        raise SplitMissingError(
+            f"{annotations.source}: none of its images ({first}, …) is in {looked}{hint}; "
             "name the folder with image_dir=…"
         )
-    return best
+    folder = folders[present[min(ranked)[2]]]
+    return folder, folder.resolve(names)
+
+
+def _note_missing(annotations: Annotations, folder: ImageFolder, resolved: Resolved, problems: Problems) -> None:
+    for i, path in enumerate(resolved.paths):
+        if path is None:
+            name = str(annotations.file_name[i])
+            # Costs a search through the folder: only for the faults that are shown.
+            other = folder.of_same_name(name) if problems.count < Problems.LIMIT else None
+            hint = f" (another file of this name is {other})" if other else ""
+            problems.add(
+                f"image id {annotations.image_id[i]}: file_name {name!r} is missing in {folder.root}{hint}",
+                "restore the missing files or take them out of the annotations; only the listed path counts",
+            )
 
 
 def _finish(
     file: CocoFile, labels: Labels, paths: Sequence[str], problems: Problems, options: ReadOptions
-) -> Annotations:
+) -> tuple[Annotations, list[str]]:
     """Check what needs the other splits or the image files, and turn category ids into labels."""
     size, boxes = file.annotations.size.copy(), file.annotations.boxes
     for row in np.flatnonzero((size == -1).any(axis=1)).tolist():
@@ -208,10 +245,18 @@ def _finish(
         size[row] = image_size(paths[row], {}) if paths[row] else 1
     annotations = replace(file.annotations, size=size)
     label = map_ids(boxes.category, labels.ids)
+    if not file.names and len(boxes.category):
+        logger.warning("%s: lists no categories; its ids are read as %s", annotations.source, labels.names)
+
+    table = dict(zip(labels.ids, labels.names, strict=True))
+
+    def named(i: int) -> str:
+        return f" ({file.names[i]!r})" if i in file.names else ""
+
     problems.add_all(
         (
-            f"{name_box(annotations, i)}: field category_id is {boxes.category[i]}, "
-            f"not in the label table {dict(zip(labels.ids, labels.names, strict=True))}"
+            f"{name_box(annotations, i)}: field category_id is {boxes.category[i]}"
+            f"{named(int(boxes.category[i]))}, not in the label table {table}"
             for i in np.flatnonzero(label < 0).tolist()
         ),
         "the label table is that of the training split: list the category there, or correct the annotation",
@@ -228,11 +273,15 @@ def _finish(
                 f"category id {i}: has the keypoints {list(theirs)} here, but other ones in the training split",
                 "use the same keypoints in all splits",
             )
-    settled = settle(
-        replace(annotations, boxes=replace(boxes, category=label)), labels, options, problems, file.masks
-    )  # fmt: skip
+    annotations, masks = replace(annotations, boxes=replace(boxes, category=label)), file.masks
+    keep = drop_repeated_images(annotations, [path and os.path.realpath(path) for path in paths], problems)
+    if not keep.all():
+        annotations, inside = annotations.keep_images(keep)
+        paths = [path for path, kept in zip(paths, keep, strict=True) if kept]
+        masks = masks and [masks[i] for i in inside.tolist()]
+    settled = settle(annotations, labels, options, problems, masks, written=options.bbox_format or "xywh")
     boxes = settled.boxes
     if len(np.unique(boxes.id)) == len(boxes.id):
-        return settled
+        return settled, list(paths)
     logger.warning("%s: annotation ids are not distinct; numbered from 1", annotations.source)
-    return replace(settled, boxes=replace(boxes, id=np.arange(1, len(boxes.id) + 1)))
+    return replace(settled, boxes=replace(boxes, id=np.arange(1, len(boxes.id) + 1))), list(paths)

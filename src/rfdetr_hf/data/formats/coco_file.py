@@ -11,9 +11,10 @@ import numpy as np
 
 from ...tasks import TaskName
 from ..annotations import Annotations, Boxes, ReadOptions, map_ids
-from ..errors import DetectionDataError, Problems
+from ..errors import DetectionDataError, Problems, SplitMissingError
 from ..keypoints import ClassKeypoints
 from ..masks import packed_mask
+from ..values import as_flag, as_integer, is_number, shown
 from .coco_keypoints import class_keypoints, keypoint_array
 
 
@@ -47,20 +48,20 @@ def read_coco_file(path: Path, options: ReadOptions) -> CocoFile:
     categories, images, records = content["categories"], content["images"], content["annotations"]
     category_id = _integers(categories, "category", "id", problems)
     image_id = _integers(images, "image", "id", problems)
-    for index, image in enumerate(images):
-        if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-            problems.add(f"image {_record_name(image, index)}: field file_name is missing", "name the image's file")
     unknown = [-1] * len(images)
     size = np.stack([_integers(images, "image", side, problems, unknown) for side in ("width", "height")], axis=1)
+    file_names = [_file_name(image, index, problems) for index, image in enumerate(images)]
+    names = _category_names(categories, category_id, problems)
     boxes = _read_boxes(records, image_id, problems)
     keypoints: dict[int, ClassKeypoints] = {}
-    if options.task == "keypoints":
+    if options.task == "keypoints" and not problems.count:
         keypoints = class_keypoints(categories, records, problems)
-        boxes = replace(boxes, keypoints=keypoint_array(records, boxes, keypoints, problems))
+        if not problems.count:
+            boxes = replace(boxes, keypoints=keypoint_array(records, boxes, keypoints, problems))
     problems.raise_if_any()
     return CocoFile(
-        Annotations(str(path), image_id, size, [image["file_name"] for image in images], boxes),
-        names={int(i): str(category.get("name", i)) for i, category in zip(category_id, categories, strict=True)},
+        Annotations(str(path), image_id, size, file_names, boxes),
+        names=names,
         parents={
             int(i): str(category["supercategory"])
             for i, category in zip(category_id, categories, strict=True)
@@ -74,22 +75,30 @@ def read_coco_file(path: Path, options: ReadOptions) -> CocoFile:
 def _load_json(path: Path, task: TaskName) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file, object_hook=partial(_reduced, task=task))
-    except (OSError, ValueError) as error:
-        raise DetectionDataError(f"{path}: cannot be read as JSON ({error}); export the annotations again") from error
+            content = json.load(file, object_pairs_hook=partial(_reduced, task=task))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "its lists are nested without end" if isinstance(error, RecursionError) else error
+        raise DetectionDataError(f"{path}: cannot be read as JSON ({reason}); export the annotations again") from error
     for part in ("images", "annotations", "categories"):
         records = content.get(part) if isinstance(content, dict) else None
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise DetectionDataError(
+            # What lists images and classes alone is a test set whose annotations are kept back.
+            kind = SplitMissingError if part == "annotations" and part not in content else DetectionDataError
+            raise kind(
                 f"{path}: field {part!r} is missing or no list of objects; "
                 "a COCO file needs images, annotations and categories"
             )
     return content
 
 
-def _reduced(record: dict[str, Any], task: TaskName) -> dict[str, Any]:
+def _reduced(pairs: list[tuple[str, Any]], task: TaskName) -> dict[str, Any]:
     # Polygons are most of a file's numbers. Dropping or packing each as soon as it is parsed keeps the peak memory at a
     # fraction. Categories have a field keypoints too, which stays.
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} stands twice in one object, {shown(record)}")
     if "segmentation" in record:
         if task == "segmentation":
             record["segmentation"] = packed_mask(record["segmentation"])
@@ -101,7 +110,36 @@ def _reduced(record: dict[str, Any], task: TaskName) -> dict[str, Any]:
 
 
 def _record_name(record: Mapping[str, Any], index: int) -> str:
-    return f"id {record['id']}" if "id" in record else f"number {index} (it has no id)"
+    return f"id {str(record['id'])[:40]}" if "id" in record else f"number {index} (it has no id)"
+
+
+def _file_name(image: Mapping[str, Any], index: int, problems: Problems) -> str:
+    name, url = image.get("file_name"), image.get("coco_url")
+    if name is None and isinstance(url, str) and url.count("/") > 1:
+        # LVIS names its images by the address in COCO: …/train2017/000000391895.jpg.
+        name = "/".join(url.split("/")[-2:])
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        fault = "missing" if name is None or name == "" else f"{shown(name)}, no name of a file"
+        problems.add(f"image {_record_name(image, index)}: field file_name is {fault}", "name the image's file")
+        return ""
+    return name
+
+
+def _category_names(
+    categories: Sequence[Mapping[str, Any]], category_id: np.ndarray, problems: Problems
+) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for i, category in zip(category_id.tolist(), categories, strict=True):
+        name = category.get("name")
+        if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int, float))):
+            problems.add(f"category id {i}: field name is {shown(name)}, not a text", "give each category a name")
+        text = str(i if name is None else name)
+        if names.setdefault(i, text) != text:
+            problems.add(
+                f"category id {i}: field name: has two names, {names[i]!r} and {text!r}",
+                "give each category an id of its own",
+            )
+    return names
 
 
 def _integers(
@@ -117,10 +155,11 @@ def _integers(
         value = record.get(field)
         if value is None and default is not None:
             value = default[index]
-        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-            values[index] = int(value)
+        number = as_integer(value)
+        if number is not None:
+            values[index] = number
         else:
-            fault = f"{kind} {_record_name(record, index)}: field {field} is {value!r}, not an integer"
+            fault = f"{kind} {_record_name(record, index)}: field {field} is {shown(value)}, not an integer of 64 bits"
             problems.add(fault, "ids, sizes and references must be integers")
     return values
 
@@ -135,36 +174,37 @@ def _read_boxes(records: Sequence[Mapping[str, Any]], image_id: np.ndarray, prob
         ),
         "delete annotations of images that the file does not list, or list the images",
     )
+    bbox, area = np.zeros((len(records), 4)), np.full(len(records), np.nan)
+    crowd = np.zeros(len(records), bool)
+    for index, record in enumerate(records):
+        name, box, size = _record_name(record, index), record.get("bbox"), record.get("area")
+        if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
+            bbox[index] = box
+        else:
+            problems.add(
+                f"annotation {name}: field bbox is {shown(box)}, not four numbers",
+                "write bbox as [x, y, width, height] in pixels, or delete the annotation",
+            )
+        if is_number(size):
+            area[index] = size
+        elif size is not None:
+            problems.add(
+                f"annotation {name}: field area is {shown(size)}, not a number",
+                "write area as a number, or leave the field out",
+            )
+        flag = as_flag(record.get("iscrowd"))
+        if flag is None:
+            problems.add(
+                f"annotation {name}: field iscrowd is {shown(record['iscrowd'])}, neither yes nor no",
+                "write iscrowd as 0 or 1",
+            )
+        crowd[index] = bool(flag)
     return Boxes(
         row=row,
         # Annotations without an id go by their position, so that messages lead to them.
         id=_integers(records, "annotation", "id", problems, range(len(records))),
-        bbox=_bbox_array(records, problems),
+        bbox=bbox,
         category=_integers(records, "annotation", "category_id", problems),
-        area=_area_array(records, problems),
-        iscrowd=np.array([bool(record.get("iscrowd")) for record in records], dtype=bool),
+        area=area,
+        iscrowd=crowd,
     )
-
-
-def _bbox_array(records: Sequence[Mapping[str, Any]], problems: Problems) -> np.ndarray:
-    values = np.zeros((len(records), 4))
-    for index, record in enumerate(records):
-        box = record.get("bbox")
-        if isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box):
-            values[index] = box
-        else:
-            fault = f"annotation {_record_name(record, index)}: field bbox is {box!r}, not four numbers"
-            problems.add(fault, "write bbox as [x, y, width, height] in pixels, or delete the annotation")
-    return values
-
-
-def _area_array(records: Sequence[Mapping[str, Any]], problems: Problems) -> np.ndarray:
-    values = np.full(len(records), np.nan)
-    for index, record in enumerate(records):
-        area = record.get("area")
-        if isinstance(area, (int, float)):
-            values[index] = area
-        elif area is not None:
-            fault = f"annotation {_record_name(record, index)}: field area is {area!r}, not a number"
-            problems.add(fault, "write area as a number, or leave the field out")
-    return values

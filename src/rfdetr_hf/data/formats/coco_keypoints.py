@@ -8,6 +8,7 @@ import numpy as np
 from ..annotations import Boxes
 from ..errors import Problems
 from ..keypoints import ClassKeypoints
+from ..values import as_integer, is_number, shown
 
 _REMEDY = "write keypoints as x, y, v in a row, v being 0, 1 or 2, one triple for each name in the category"
 
@@ -19,18 +20,23 @@ def class_keypoints(
 
     Skeletons, which COCO counts from 1, count from 0 here.
     """
-    longest: dict[Any, int] = {}
+    longest: dict[int | None, int] = {}
     named = any(category.get("keypoints") for category in categories)
     for record in [] if named else records:
-        points, category = record.get("keypoints"), record.get("category_id")
+        points, category = record.get("keypoints"), as_integer(record.get("category_id"))
         if isinstance(points, list):
             longest[category] = max(longest.get(category, 0), len(points) // 3)
-    found = {}
+    found: dict[int, ClassKeypoints] = {}
     for category in categories:
-        names = category.get("keypoints") or [f"keypoint_{k}" for k in range(longest.get(category["id"], 0))]
+        number = as_integer(category["id"]) or 0
+        names = category.get("keypoints") or [f"keypoint_{k}" for k in range(longest.get(number, 0))]
+        plain = isinstance(names, list) and all(isinstance(name, (str, int)) and name is not True for name in names)
+        if not plain:
+            problems.add(f"category id {category['id']}: field keypoints is {shown(names)}, no list of names", _REMEDY)
+            continue
         try:
             skeleton = [[a - 1, b - 1] for a, b in category.get("skeleton") or ()]
-            found[category["id"]] = ClassKeypoints.of([str(name) for name in names], skeleton)
+            found[number] = ClassKeypoints.of([str(name) for name in names], skeleton)
         except (TypeError, ValueError) as error:
             problems.add(
                 f"category id {category['id']}: fields keypoints and skeleton: {error}",
@@ -62,8 +68,8 @@ def keypoint_array(
 
 
 def _fault(points: Any, expected: int) -> str | None:
-    if not isinstance(points, list) or not all(isinstance(value, (int, float)) for value in points):
-        return f"is {points!r:.60}, not a list of numbers"
+    if not isinstance(points, list) or not all(map(is_number, points)):
+        return f"is {shown(points)}, not a list of numbers"
     if len(points) != 3 * expected:
         return f"has {len(points)} numbers, but the category has {expected} keypoints"
     if not np.isfinite(points).all():

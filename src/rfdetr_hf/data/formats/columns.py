@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +24,7 @@ from ..errors import DetectionDataError, Problems
 from ..keypoints import ClassKeypoints
 from ..pipeline.pixels import image_size
 from ..schema import ids_of_class_label, schema_of_keypoints, undecoded
+from ..values import as_flag, as_integer, shown
 
 logger = logging.getLogger(__name__)
 # Its functions are made at import, where type checkers do not see them.
@@ -67,7 +69,15 @@ def normalise_splits(splits: Mapping[str, Dataset], source: str, options: ReadOp
     Raises:
         DetectionDataError: columns that are missing or of another form, and faults in them that no rule repairs.
     """
-    read = {name: _read_split(dataset, f"{source}, split {name}", options) for name, dataset in splits.items()}
+    read = {}
+    for name, dataset in splits.items():
+        try:
+            read[name] = _read_split(dataset, f"{source}, split {name}", options)
+        except (pa.ArrowException, OverflowError, RecursionError) as error:
+            raise DetectionDataError(
+                f"{source}, split {name}: columns image and objects cannot be read ({type(error).__name__}: "
+                f"{str(error)[:200]}); write numbers as numbers and lists as lists"
+            ) from error
     first = next(iter(read.values()))
     labels = _label_space(first.categories, options.class_names, source)
     if options.task == "keypoints":
@@ -105,21 +115,28 @@ def _read_split(dataset: Dataset, source: str, options: ReadOptions) -> _Split:
         bbox=bbox,
         category=categories.values,
         area=_numbers(fields.get("area"), len(row), np.float64, "area", source, default=np.nan),
-        iscrowd=_numbers(fields.get("iscrowd"), len(row), np.float64, "iscrowd", source, default=0) != 0,
+        iscrowd=_flags(fields.get("iscrowd"), len(row), source),
     )
-    annotations = Annotations(source, image_id, _sizes(dataset, image_column, names), names, boxes)
+    annotations = Annotations(source, image_id, _sizes(dataset, image_column, names, source), names, boxes)
     if part == "keypoints":
         keypoints = _keypoint_array(fields[part], annotations, problems)
         annotations = replace(annotations, boxes=replace(boxes, keypoints=keypoints))
+    _refuse_missing_categories(categories, annotations, problems)
     find_broken(annotations, problems)
     problems.raise_if_any()
     masks = fields[part].to_pylist() if part == "segmentation" else None
-    return _Split(dataset, image_column, _as_xywh(annotations, options.bbox_format), categories, masks)
+    return _Split(dataset, image_column, annotations, categories, masks)
 
 
 def _keypoint_array(values: pa.Array, annotations: Annotations, problems: Problems) -> np.ndarray:
     """(n, 3K) float64 from x, y, v in a row or in triples; objects without keypoints have zeros."""
-    rows = [np.zeros(0) if value is None else np.ravel(value).astype(np.float64) for value in values.to_pylist()]
+    rows = []
+    for index, value in enumerate(values.to_pylist()):
+        try:
+            rows.append(np.zeros(0) if value is None else np.ravel(np.array(value, np.float64)))
+        except (TypeError, ValueError):
+            rows.append(np.zeros(0))
+            problems.add(f"{name_box(annotations, index)}: field keypoints is {shown(value)}, not x, y, v in a row")
     count = max((len(row) for row in rows), default=0) // 3
     keypoints = np.zeros((len(rows), count, 3))
     for index, row in enumerate(rows):
@@ -166,7 +183,7 @@ def _finish(split: _Split, labels: Labels, name: str, options: ReadOptions) -> D
             "the label table is that of the training split: have the class there, or correct the annotation",
         )
     annotations = replace(annotations, boxes=replace(annotations.boxes, category=label))
-    settled = settle(annotations, labels, options, problems, split.masks)
+    settled = settle(annotations, labels, options, problems, split.masks, written=options.bbox_format or "xywh")
     return build_dataset(settled, labels, _images_alone(split.dataset, split.image_column), name)
 
 
@@ -240,7 +257,7 @@ def _from_json(objects: pa.Array, source: str) -> pa.Array:
     for row, text in enumerate(objects.to_pylist()):
         try:
             values.append(json.loads(text) if text else None)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DetectionDataError(f"{source}: row {row}: column 'objects' is no valid JSON ({error})") from error
     return pa.array(values)
 
@@ -297,16 +314,46 @@ def _numbers(values: pa.Array | None, total: int, kind: Any, field: str, source:
     return filled.to_numpy(zero_copy_only=False)
 
 
+def _flags(values: pa.Array | None, total: int, source: str) -> np.ndarray:
+    """A field of yes and no, however it is written."""
+    if values is None or pa.types.is_null(values.type):
+        return np.zeros(total, bool)
+    encoded = pc.dictionary_encode(values)
+    flags = [as_flag(value) for value in encoded.dictionary.to_pylist()]
+    for value, flag in zip(encoded.dictionary.to_pylist(), flags, strict=True):
+        if flag is None:
+            raise DetectionDataError(
+                f"{source}: field objects.iscrowd holds {shown(value)}, neither yes nor no; write it as 0 or 1"
+            )
+    codes = pc.fill_null(encoded.indices, len(flags)).to_numpy(zero_copy_only=False)
+    return np.array([*map(bool, flags), False])[codes]
+
+
 def _categories(dataset: Dataset, values: pa.Array, source: str) -> Categories:
     label = _class_label(dataset.features["objects"])
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         encoded = pc.dictionary_encode(values)
+        names = encoded.dictionary.to_pylist()
         codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-        return Categories(codes, encoded.dictionary.to_pylist(), None)
+        # An empty text is no name; those codes are as null's.
+        blank = [code for code, name in enumerate(names) if not name.strip()]
+        codes[np.isin(codes, blank)] = -1
+        return Categories(codes, names, None)
     numbers = _numbers(values, len(values), np.int64, "category", source, default=-1)
     if label is None:
         return Categories(numbers, None, None)
     return Categories(numbers, list(label.names), ids_of_class_label(label))
+
+
+def _refuse_missing_categories(categories: Categories, annotations: Annotations, problems: Problems) -> None:
+    """Objects without a category are faults: a class for them would move the labels of all others."""
+    problems.add_all(
+        (
+            f"{name_box(annotations, i)}: field category is {int(categories.values[i])} (or null), no category"
+            for i in np.flatnonzero(categories.values < 0).tolist()
+        ),
+        "give each object a category, or delete it",
+    )
 
 
 def _class_label(feature: Any) -> ClassLabel | None:
@@ -325,17 +372,14 @@ def _label_space(categories: Categories, class_names: Sequence[str] | None, sour
         known = categories.names
         if known is None or categories.ids is None:
             return Labels(names, list(range(len(names))))
-        missing = [name for name in names if name not in known]
-        if missing:
-            raise DetectionDataError(
-                f"{source}: class_names has {missing}, but the classes are {known}; use their names"
-            )
-        return Labels(names, [categories.ids[known.index(name)] for name in names])
+        # Classes that the source lacks have no objects here; their ids are new ones.
+        position, unknown = dict(zip(known, categories.ids, strict=True)), count(max(categories.ids, default=-1) + 1)
+        return Labels(names, [position[name] if name in position else next(unknown) for name in names])
     if categories.names is None:
         ids = np.unique(categories.values).tolist()
         names = [str(i) for i in ids]
     elif categories.ids is None:
-        names = sorted(categories.names)
+        names = sorted(name for name in categories.names if name and name.strip())
         ids = list(range(len(names)))
     else:
         names, ids = categories.names, categories.ids
@@ -359,7 +403,7 @@ def _image_ids(dataset: Dataset, source: str) -> np.ndarray:
     if "image_id" in dataset.column_names:
         values = pa.concat_arrays(_column(dataset, "image_id").chunks)
         if pa.types.is_integer(values.type) and not values.null_count:
-            return values.to_numpy(zero_copy_only=False).astype(np.int64)
+            return pc.cast(values, pa.int64()).to_numpy(zero_copy_only=False)
         logger.warning("%s: column image_id is not made of integers; images are numbered by row", source)
     return np.arange(len(dataset))
 
@@ -375,12 +419,20 @@ def _file_names(dataset: Dataset, column: str) -> list[str | None]:
     return [os.path.basename(path) if path else None for path in paths.to_pylist()]
 
 
-def _sizes(dataset: Dataset, column: str, names: Sequence[str | None]) -> np.ndarray:
+def _sizes(dataset: Dataset, column: str, names: Sequence[str | None], source: str) -> np.ndarray:
     """(m, 2) width and height; read from the images' headers where the columns are missing."""
     if {"width", "height"} <= set(dataset.column_names):
-        sides = [_column(dataset, name) for name in ("width", "height")]
-        if not any(side.null_count for side in sides):
-            return np.stack([side.to_numpy().astype(np.int64) for side in sides], axis=1)
+        sides = [_column(dataset, name).to_pylist() for name in ("width", "height")]
+        numbers = [[as_integer(value) for value in side] for side in sides]
+        for name, side, read in zip(("width", "height"), sides, numbers, strict=True):
+            odd = next((row for row, value in enumerate(side) if value is not None and read[row] is None), None)
+            if odd is not None:
+                raise DetectionDataError(
+                    f"{source}: row {odd}: column {name} is {shown(side[odd])}, not an integer; correct it, or leave "
+                    "the column out to have sizes read from the images"
+                )
+        if not any(None in side for side in numbers):
+            return np.array(numbers, dtype=np.int64).T
     images = _images_alone(dataset, column)
     sizes = np.empty((len(dataset), 2), dtype=np.int64)
     row = 0
@@ -389,31 +441,3 @@ def _sizes(dataset: Dataset, column: str, names: Sequence[str | None]) -> np.nda
             sizes[row] = image_size(value, {"file_name": names[row], "image_id": f"of row {row}"})
             row += 1
     return sizes
-
-
-def _as_xywh(annotations: Annotations, bbox_format: str) -> Annotations:
-    boxes = annotations.boxes
-    if bbox_format == "xyxy":
-        bbox = np.concatenate([boxes.bbox[:, :2], boxes.bbox[:, 2:] - boxes.bbox[:, :2]], axis=1)
-        return replace(annotations, boxes=replace(boxes, bbox=bbox))
-    _refuse_other_formats(annotations)
-    return annotations
-
-
-def _refuse_other_formats(annotations: Annotations) -> None:
-    """Raise when the boxes make sense all together in another format, and many make none in ours."""
-    bbox, size = annotations.boxes.bbox, annotations.size[annotations.boxes.row]
-    if len(bbox) < 10:
-        return
-    if bbox.max() <= 1.0:
-        raise DetectionDataError(
-            f"{annotations.source}: field objects.bbox is between 0 and 1 everywhere; boxes must be in pixels, "
-            "so multiply them by width and height"
-        )
-    outside = (bbox[:, :2] + bbox[:, 2:] > size + 1).any(axis=1).mean()
-    corners = (bbox[:, 2:] >= bbox[:, :2]).all() and (bbox[:, 2:] <= size + 1).all()
-    if corners and outside > 0.1:
-        raise DetectionDataError(
-            f"{annotations.source}: field objects.bbox looks like corners (x1, y1, x2, y2): as x, y, width, height, "
-            f"{outside:.0%} of the boxes reach out of their images; pass bbox_format='xyxy'"
-        )

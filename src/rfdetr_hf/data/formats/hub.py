@@ -2,21 +2,24 @@
 
 import os
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError
+from ..images import walk_files
 from . import Found
 from .columns import normalise_splits
 
-_HELP = (
-    "it may be a Hub id, a Roboflow export, a folder with annotations/*.json, a COCO file beside its images, "
-    "a YOLO data.yaml or its folder, an imagefolder with metadata, Parquet files, a folder of save_to_disk, "
-    "or 'synthetic-shapes'"
-)
+# Files that may hold a column of objects. Folders of images or texts alone would load too, but as something else.
+_TABLES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv", ".zip", ".tar", ".gz", ".zst")
+_MAX_FILES = 100_000
+_FAULTS = (OSError, ValueError, KeyError, NotImplementedError, pa.ArrowException, DatasetsError)
 
 
 def is_saved(root: Path) -> bool:
@@ -24,27 +27,45 @@ def is_saved(root: Path) -> bool:
     return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file()
 
 
-def find(root: Any, options: ReadOptions) -> Found:
-    """Open the data set; everything that no other format recognises is taken for one.
+def find(root: Any, options: ReadOptions) -> Found | None:
+    """Open the data set; a local folder is one when there are tables in it.
 
     Raises:
         DetectionDataError: it cannot be loaded, or not without streaming.
         TypeError: options that do not fit.
     """
     source = root if isinstance(root, str) else "the given data set"
+    local = isinstance(root, str) and os.path.exists(root)
+    if local and os.path.isdir(root) and not is_saved(Path(root)) and not options.load and not _has_tables(root):
+        return None
     options.refuse(source, "is read by datasets, and", "image_dir", "label_dir")
     if not isinstance(root, str) or is_saved(Path(root)):
         options.refuse(source, "is loaded already, and", "load")
-        loaded = load_from_disk(root) if isinstance(root, str) else root
+        loaded = _load(source, load_from_disk, root) if isinstance(root, str) else root
     else:
-        loaded = _load(root, options.load)
+        remedies = {"split": "use train_split, validation_split, test_split", "streaming": "leave it out"}
+        remedies = {"split": "use train_split, validation_split, test_split", "streaming": "leave it out"}
+        for option, remedy in remedies.items():
+            if option in options.load:
+                raise TypeError(f"load_detection_dataset has no option {option!r}: {remedy}")
+        loaded = _load(source, load_dataset, root, **options.load)
     if isinstance(loaded, Dataset):
-        return Found(source, {str(loaded.split or "train"): loaded})
-    if not isinstance(loaded, DatasetDict):
+        loaded = {str(loaded.split or "train"): loaded}
+    if not isinstance(loaded, Mapping) or not all(isinstance(split, Dataset) for split in loaded.values()):
         raise DetectionDataError(
             f"{source}: {type(loaded).__name__} is no datasets.DatasetDict; load it without streaming"
         )
-    return Found(source, {str(name): split for name, split in loaded.items()})
+    if local and not any("objects" in split.column_names for split in loaded.values()):
+        return None
+    kind = "a data set of datasets" if isinstance(loaded, DatasetDict) else "a data set in memory"
+    return Found(source, kind, {str(name): split for name, split in loaded.items()})
+
+
+def near(folder: Path) -> str:
+    """How near a folder comes to what `datasets` reads."""
+    if not _has_tables(str(folder)):
+        return "no Parquet, JSON or CSV file, and no metadata.jsonl beside images"
+    return "it has tables, but no column 'objects'"
 
 
 def read(found: Found, splits: Mapping[str, Any], options: ReadOptions) -> dict[str, Dataset]:
@@ -52,14 +73,18 @@ def read(found: Found, splits: Mapping[str, Any], options: ReadOptions) -> dict[
     return normalise_splits(splits, found.source, options)
 
 
-def _load(source: str, options: Mapping[str, Any]) -> Any:
-    for option, remedy in (("split", "use train_split, validation_split, test_split"), ("streaming", "leave it out")):
-        if option in options:
-            raise TypeError(f"load_detection_dataset has no option {option!r}: {remedy}")
-    looks_local = source.startswith((".", os.sep)) or source.count("/") > 1
-    if looks_local and not os.path.exists(source):
-        raise DetectionDataError(f"{source}: no such folder; {_HELP}")
+def _has_tables(root: str) -> bool:
+    return any(relative.lower().endswith(_TABLES) for relative, _, _ in islice(walk_files(root), _MAX_FILES))
+
+
+def _load(source: str, load: Any, root: str, **options: Any) -> Any:
     try:
-        return load_dataset(source, **options)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise DetectionDataError(f"{source}: cannot be loaded ({error}); {_HELP}") from error
+        return load(root, **options)
+    except _FAULTS as error:
+        if isinstance(error, DetectionDataError):
+            raise
+        cause = error.__cause__ or error
+        raise DetectionDataError(
+            f"{source}: cannot be loaded ({type(cause).__name__}: {str(cause)[:300]}); it may be a Hub id, a folder or "
+            "a file that exists, or 'synthetic-shapes'; with a full or read-only disk set another HF_DATASETS_CACHE"
+        ) from error

@@ -17,9 +17,14 @@ def find(root: Any, options: ReadOptions) -> Found | None:
         return None
     options.refuse(root, "is generated, and", "image_dir", "label_dir")
     splits = make_shapes_splits(task=options.task, **options.load)
-    return Found(root, {str(name): split for name, split in splits.items()})
+    return Found(root, "generated shapes", {str(name): split for name, split in splits.items()})
 
 
 def read(found: Found, splits: Mapping[str, Any], options: ReadOptions) -> dict[str, Dataset]:
     """The splits with the label table that is asked for."""
     return normalise_splits(splits, found.source, options)
+
+
+def near(folder: Any) -> str:
+    """Shapes are no folder."""
+    return f"only the name {SYNTHETIC_NAME!r} asks for them"

@@ -18,6 +18,7 @@ from .view import Sample, clip_objects, select_objects
 __all__ = ["Augmentation", "adapt_augmentation", "seeded_globals"]
 
 Target = dict[str, np.ndarray]
+_BORDER = 0.01  # pixels
 _BOX_LIMITS = ("min_area", "min_visibility", "min_width", "min_height", "max_accept_ratio")
 
 
@@ -90,31 +91,60 @@ def seeded_globals(seed: int) -> Iterator[None]:
 
 
 class _Points:
-    """The keypoints of all objects in one list, with three more that tell whether the image was mirrored.
+    """The keypoints of all objects in one list, with three more that tell how the image was moved.
 
-    A mirrored image turns their triangle over, whatever else is done to it. Both libraries mirror boxes to width - x
-    and points to width - 1 - x, since points are indices of pixels to them; so the list is half a pixel off.
+    A mirrored image turns their triangle over, whatever else is done to it. Points are indices of pixels to both
+    libraries where they mirror and rotate (x becomes width - 1 - x), but not where they resize (x becomes x * scale).
+    The list is therefore half a pixel off, which is right for the former, and the boxes of the same objects, which both
+    libraries take for continuous, say by how much it is wrong for the latter.
     """
 
     def __init__(self, target: Target, image: Image.Image, flip_index: np.ndarray | None) -> None:
         self.keypoints = target["keypoints"]
+        self.boxes = target["boxes"].astype(np.float64)
         self.labels = target["class_labels"]
         self.flip_index = flip_index
-        corners = np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75]]) * image.size
-        self.flat = np.concatenate([self.keypoints[..., :2].reshape(-1, 2), corners]).astype(np.float32) - 0.5
+        self.corners = np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75]]) * image.size
+        self.flat = np.concatenate([self.keypoints[..., :2].reshape(-1, 2), self.corners]).astype(np.float32) - 0.5
 
-    def moved(self, flat: np.ndarray) -> np.ndarray:
-        """(n, K, 3) keypoints from the moved list."""
+    def moved(self, flat: np.ndarray, rows: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """(m, K, 3) keypoints of the surviving objects.
+
+        Args:
+            flat: the moved list.
+            rows: (m,) of the objects that are left.
+            boxes: (m, 4) xyxy, moved.
+            size: width and height of the moved image.
+        """
         points = np.asarray(flat, np.float32).reshape(-1, 2) + 0.5
         if len(points) != len(self.flat):
             raise ValueError(f"augmentation returned {len(points)} of {len(self.flat)} keypoints: leave all of them in")
-        xy, (a, b, c) = points[:-3].reshape(self.keypoints[..., :2].shape), points[-3:]
-        keypoints = np.concatenate([xy, self.keypoints[..., 2:]], axis=-1)
-        if np.cross(np.append(b - a, 0), np.append(c - a, 0))[2] < 0:
+        xy, (a, b, c) = points[:-3].reshape(self.keypoints[..., :2].shape), points[-3:].astype(np.float64)
+        sides = self.corners[1:] - self.corners[0]
+        linear = np.stack([b - a, c - a], axis=1) / np.array([sides[0, 0], sides[1, 1]])
+        offset = self._offset(linear, a - linear @ self.corners[0], rows, boxes, size)
+        keypoints = np.concatenate([xy + offset.astype(np.float32), self.keypoints[..., 2:]], axis=-1)
+        if np.linalg.det(linear) < 0:
             if self.flip_index is None:
                 raise ValueError("augmentation mirrored an image with keypoints whose flip pairs are not known")
             keypoints = np.take_along_axis(keypoints, self.flip_index[self.labels][..., None], axis=1)
-        return keypoints
+        return keypoints[rows]
+
+    def _offset(
+        self, linear: np.ndarray, shift: np.ndarray, rows: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
+    ) -> np.ndarray:
+        """(2,) what the boxes move further than the points, from the edges that the border of the image has not cut."""
+        before = self.boxes[rows]
+        centre = ((before[:, :2] + before[:, 2:]) / 2) @ linear.T + shift
+        reach = ((before[:, 2:] - before[:, :2]) / 2) @ np.abs(linear).T
+        low, high = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
+        offset = np.zeros(2)
+        for axis in range(2):
+            uncut_low, uncut_high = low[:, axis] > _BORDER, high[:, axis] < size[axis] - _BORDER
+            found = np.concatenate([(low + reach - centre)[uncut_low, axis], (high - reach - centre)[uncut_high, axis]])
+            found = found[np.abs(found) <= 0.5 * (1 + np.abs(linear).sum()) + _BORDER]
+            offset[axis] = np.median(found) if len(found) else 0.0
+        return offset
 
 
 class _Albumentations:
@@ -153,7 +183,8 @@ class _Albumentations:
         moved: Target = {"boxes": np.asarray(result["bboxes"], np.float32).reshape(-1, 4)}
         rows = np.asarray(result["rows"], np.int64)
         if points is not None:
-            moved["keypoints"] = points.moved(result["keypoints"])[rows]
+            size = (result["image"].shape[1], result["image"].shape[0])
+            moved["keypoints"] = points.moved(result["keypoints"], rows, moved["boxes"], size)
         if "masks" in inputs:
             moved["masks"] = np.asarray(result["masks"])[rows].astype(bool)
         elif "masks" in target:
@@ -188,7 +219,9 @@ class _TorchvisionV2:
             )
         moved = {"boxes": boxes.as_subclass(torch.Tensor).numpy()}
         if points is not None:
-            moved["keypoints"] = points.moved(result["keypoints"].as_subclass(torch.Tensor).numpy())[rows]
+            flat = result["keypoints"].as_subclass(torch.Tensor).numpy()
+            size = (boxes.canvas_size[1], boxes.canvas_size[0])
+            moved["keypoints"] = points.moved(flat, rows, moved["boxes"], size)
         if "masks" in target:
             masks = result["masks"].as_subclass(torch.Tensor).numpy().astype(bool)
             # SanitizeBoundingBoxes drops masks with their boxes.

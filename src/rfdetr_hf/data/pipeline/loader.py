@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -151,6 +153,15 @@ def _dataloader(
     samples: DetectionDataset, sampler: EpochBatchSampler | EvalBatchSampler, options: LoaderOptions
 ) -> DataLoader:
     workers = options.num_workers
+    if workers and multiprocessing.get_start_method() != "fork":
+        try:
+            pickle.dumps(samples.transform)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise TypeError(
+                f"the augmentation cannot be handed to worker processes, which are no forks here ({error}); "
+                "define it at the top of a module instead of in a function or as a lambda, or load with "
+                "dataloader_num_workers=0"
+            ) from error
     return DataLoader(
         samples,
         batch_sampler=sampler,

@@ -6,8 +6,8 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -16,12 +16,26 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
+from ...bit_depth import find_range, is_deep, to_bytes
 from ..errors import DetectionDataError
 
 # What Pillow's decoders raise on damaged files, as seen in its plugins.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _ORIENTATION_TAG = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_LIMIT_VARIABLE = "RFDETR_HF_MAX_IMAGE_PIXELS"
+
+
+def set_max_image_pixels(count: int) -> None:
+    """Let images have up to so many pixels, in this process and in those that it starts from now on.
+
+    Raises:
+        ValueError: the count is not positive.
+    """
+    if count < 1:
+        raise ValueError(f"max_image_pixels={count}: give a number of pixels of at least 1")
+    # Workers that are spawned know the environment alone.
+    os.environ[_LIMIT_VARIABLE] = str(count)
 
 
 def decode_image(example: Mapping[str, Any]) -> Image.Image:
@@ -36,7 +50,8 @@ def decode_image(example: Mapping[str, Any]) -> Image.Image:
             ``height`` of the annotation; without them the tag is obeyed.
 
     Returns:
-        An RGB image of size (width, height). 16-bit grey images keep their upper 8 bits.
+        An RGB image of size (width, height). Of pictures with more than 8 bits the upper 8 bits of ``value_range``
+        stay, or of their own range where the row has none.
 
     Raises:
         DetectionDataError: the file is missing, damaged or truncated, or has another size than the annotation.
@@ -56,14 +71,14 @@ def open_image(example: Mapping[str, Any]) -> Iterator[Image.Image]:
     value, frame, name = example["image"], _frame(example), _name(example["image"], example)
     if isinstance(value, Image.Image):
         with _named_faults(name):
-            image = _to_rgb(_turned(value, frame, name))
+            image = _to_rgb(_turned(value, frame, name), example.get("value_range"))
         yield image
         return
     with _opened(value, name) as image:
         with _named_faults(name):
             if _orientation_before_load(image) != 1 or image.format != "JPEG" or image.mode != "RGB":
                 image.load()
-                image = _to_rgb(_turned(image, frame, name))
+                image = _to_rgb(_turned(image, frame, name), example.get("value_range"))
             else:
                 _must_turn(image.size, 1, frame, name)
         # Only errors of the file: others that the block raises are its own.
@@ -103,6 +118,10 @@ def check_image(example: Mapping[str, Any], *, decode: bool) -> None:
 
 @contextmanager
 def _opened(value: Any, name: str) -> Iterator[Image.Image]:
+    limit = os.environ.get(_LIMIT_VARIABLE)
+    if limit is not None:
+        # Pillow warns at its limit and raises at twice that.
+        Image.MAX_IMAGE_PIXELS = max(1, (int(limit) + 1) // 2)
     with _named_faults(name):
         image = Image.open(_source(value, name))
     with image:
@@ -119,6 +138,11 @@ def _named_faults(name: str, kinds: tuple[type[BaseException], ...] = DECODE_ERR
     except FileNotFoundError as error:
         raise DetectionDataError(
             f"{name}: the image file is missing; restore it or take the image out of the annotations"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise DetectionDataError(
+            f"{name}: the image has too many pixels ({error}); pass max_image_pixels=… to load_detection_dataset, or "
+            "make the image smaller"
         ) from error
     except kinds as error:
         raise DetectionDataError(
@@ -185,13 +209,30 @@ def _turned(image: Image.Image, frame: tuple[int, int] | None, name: str) -> Ima
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):
-        # Pillow's own conversion cuts 16-bit values off at 255, which leaves a white image.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+def _to_rgb(image: Image.Image, value_range: Sequence[float] | None = None) -> Image.Image:
+    if is_deep(image):
+        # Pillow's own conversion cuts values off at 255, which leaves a white image.
+        image = Image.fromarray(to_bytes(np.asarray(image), value_range))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def find_value_range(images: Iterable[Any]) -> tuple[float, float] | None:
+    """The range of the numbers in the pictures of more than 8 bits among some, None where there are none.
+
+    Args:
+        images: examples as for `decode_image`.
+    """
+    ranges: list[tuple[float, float]] = []
+    for example in images:
+        value, pixels = example["image"], None
+        name = _name(value, example)
+        # The audit names files that cannot be decoded.
+        with suppress(DetectionDataError), _opened(value, name) as image, _named_faults(name):
+            pixels = np.asarray(image) if is_deep(image) else None
+        if pixels is not None:
+            with _named_faults(name):
+                ranges.append(find_range(pixels))
+    return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
 
 
 def resample(image: Image.Image, box: tuple[float, float, float, float], width: int, height: int) -> torch.Tensor:

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ...tasks import TASKS
-from ..configuration_rfdetr import RFDETRConfig
+from ..configuration_rfdetr import UNUSED_LABEL, RFDETRConfig
 from ..initialization import init_class_head
 from .layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
 
 logger = logging.getLogger("rfdetr_hf")
 
-CLASS_INITS = ("prior", "tile")
-UNUSED_LABEL = "N/A"
+CLASS_INITS = ("prior", "tile", "new")
 _CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
 _SHOWING_SIZES = (
@@ -61,6 +60,22 @@ def require_model(names: Mapping[str, Any], origin: str) -> None:
     for name in _SHOWING_SIZES:
         if name not in names:
             raise ValueError(f"{origin} is no RF-DETR checkpoint: the tensor {name} is missing.")
+
+
+def require_finite(state: Mapping[str, Tensor], origin: str) -> None:
+    """Check that no tensor holds NaN or infinity.
+
+    Raises:
+        ValueError: naming the file and the tensors.
+    """
+    floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and not tensor.is_meta}
+    wrong = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise ValueError(
+            f"{origin}: NaN or infinite values in {len(wrong)} of {len(state)} tensors: {shown}. Take an earlier "
+            "checkpoint."
+        )
 
 
 def require_task(names: Mapping[str, Any], model_class: type, origin: str) -> None:
@@ -129,7 +144,7 @@ def _count(names: Mapping[str, Any], pattern: str) -> int:
 
 def adapt_state_dict(
     state: Mapping[str, Tensor],
-    names: Mapping[int, str],
+    stored: RFDETRConfig,
     config: RFDETRConfig,
     expected: Mapping[str, Sequence[int]],
     origin: str,
@@ -139,12 +154,13 @@ def adapt_state_dict(
 
     Args:
         state: Tensors under their official names.
-        names: The `id2label` of the checkpoint.
+        stored: Configuration of the checkpoint.
         config: Configuration of the model to load into.
         expected: Names and shapes of that model.
         origin: The file, for messages.
-        class_init: Values of class rows when classes change: "prior" (new, with the bias of the prior probability) or
-            "tile" (row i from old row i modulo their number, as the official package does).
+        class_init: Values of class rows. "prior": a class that the checkpoint has by name keeps its row, and others get
+            a new one with the bias of the prior probability. "new": all are new. "tile": when classes change, row i is
+            the old row i modulo their number, as the official package does.
 
     Returns:
         The tensors, and what was changed.
@@ -158,9 +174,10 @@ def adapt_state_dict(
     _check_structure(state, expected, origin)
     done: list[Adaptation] = []
     _adapt_queries(state, config, done, origin)
-    _adapt_classes(state, names, config, class_init, done)
+    _check_class_heads(state, stored, origin)
+    rows = _adapt_classes(state, stored, config, class_init, done)
     _adapt_positions(state, config, done)
-    _adapt_keypoints(state, expected, done)
+    _adapt_keypoints(state, stored, config, rows, done)
     _check_tensors(state, expected, origin)
     return state, done
 
@@ -222,29 +239,72 @@ def _adapt_group_heads(state: dict[str, Tensor], groups: int, needed: int) -> No
             del state[name]
 
 
+def _check_class_heads(state: Mapping[str, Tensor], stored: RFDETRConfig, origin: str) -> None:
+    """The heads have a row for each class that the file names."""
+    for name, tensor in state.items():
+        if _CLASS_HEADS.match(name) and tensor.shape[:1] != (stored.num_labels,):
+            raise ValueError(
+                f"{origin}: {name} is {tuple(tensor.shape)}, but the file names {stored.num_labels} classes "
+                f"({_named(stored.num_labels, stored.id2label)}): weights and configuration do not belong together."
+            )
+
+
 def _adapt_classes(
-    state: dict[str, Tensor], names: Mapping[int, str], config: RFDETRConfig, class_init: str, done: list[Adaptation]
-) -> None:
-    found, needed = state["class_embed.bias"].shape[0], config.num_labels
+    state: dict[str, Tensor], stored: RFDETRConfig, config: RFDETRConfig, class_init: str, done: list[Adaptation]
+) -> list[int | None]:
+    """Fit the class heads; returns for each class of the model its row in the file, None where there is none."""
+    found, needed, names = state["class_embed.bias"].shape[0], config.num_labels, stored.id2label
     used = [row for row, name in sorted(names.items()) if name != UNUSED_LABEL]
     unnamed = all(re.fullmatch(r"LABEL_\d+", names[row]) for row in used)
-    if found == needed and (unnamed or dict(names) == config.id2label):
-        return
     line = Adaptation("classes", _named(found, names), _named(needed, config.id2label), "rows new, prior bias")
-    if [names[row] for row in used] == list(config.id2label.values()) or (unnamed and len(used) == needed):
-        done.append(line._replace(how="rows without a class left out"))
-        select_class_rows(state, used)
-        return
-    if class_init == "tile":
+    if class_init == "new":
+        rows: list[int | None] = [None] * needed
+    elif found == needed and (unnamed or names == config.id2label):
+        return list(range(needed))
+    elif unnamed and len(used) == needed:
+        rows = [*used]
+    elif class_init == "tile" and [names[row] for row in used] != list(config.id2label.values()):
         done.append(line._replace(how="rows repeated"))
         select_class_rows(state, [row % found for row in range(needed)])
-        return
+        return [None] * needed
+    else:
+        rows = [None] * needed if unnamed else _rows_by_name(names, config.id2label)
+    new = [config.id2label[index] for index, row in enumerate(rows) if row is None]
+    if not new and rows == used:
+        line = line._replace(how="rows without a class left out")
+    elif len(new) < needed:
+        listed = f" ({', '.join(new[:5])}{', ...' if len(new) > 5 else ''})" if new else ""
+        line = line._replace(how=f"kept {needed - len(new)}, new {len(new)}{listed}")
     done.append(line)
     head = nn.Linear(state["class_embed.weight"].shape[1], needed)
     init_class_head(head)
+    kept = [index for index, row in enumerate(rows) if row is not None]
     for name in state:
         if match := _CLASS_HEADS.match(name):
-            state[name] = getattr(head, match[2]).detach().to(state[name].dtype, copy=True)
+            fresh = getattr(head, match[2]).detach().to(state[name].dtype, copy=True)  # (needed, D) or (needed,)
+            fresh[kept] = state[name][[row for row in rows if row is not None]]
+            state[name] = fresh
+    return rows
+
+
+def _rows_by_name(found: Mapping[int, str], needed: Mapping[int, str]) -> list[int | None]:
+    """For each needed class the row of the same name, else the only row whose name is equal but for case and spaces."""
+    exact = {name: row for row, name in found.items() if name != UNUSED_LABEL}
+    rows = [exact.get(needed[index]) for index in sorted(needed)]
+    alike: dict[str, list[int]] = {}
+    for name, row in exact.items():
+        if row not in rows:
+            alike.setdefault(_plain_name(name), []).append(row)
+    unmatched = [_plain_name(needed[index]) for index, row in enumerate(rows) if row is None]
+    for index, row in enumerate(rows):
+        plain = _plain_name(needed[index])
+        if row is None and len(alike.get(plain, [])) == 1 and unmatched.count(plain) == 1:
+            rows[index] = alike[plain][0]
+    return rows
+
+
+def _plain_name(name: str) -> str:
+    return "".join(name.split()).casefold()
 
 
 def select_class_rows(state: dict[str, Tensor], rows: Sequence[int]) -> None:
@@ -293,6 +353,28 @@ def without_unused_rows(state: dict[str, Tensor], config: RFDETRConfig) -> RFDET
     return config.with_fields(**overrides)
 
 
+def renamed(config: RFDETRConfig, names: Mapping[str, str], origin: str) -> RFDETRConfig:
+    """The configuration with other names for some classes.
+
+    Args:
+        config: Of the checkpoint.
+        names: Old and new names.
+        origin: The file, for messages.
+
+    Raises:
+        ValueError: if there is no class of an old name, or two would have one name.
+    """
+    if not names:
+        return config
+    unknown = sorted(set(names) - set(config.id2label.values()))
+    if unknown:
+        raise ValueError(
+            f"rename_classes names {unknown[:3]}, and {origin} has no such class; it has "
+            f"{_named(config.num_labels, config.id2label)}."
+        )
+    return config.with_fields(id2label={row: names.get(name, name) for row, name in config.id2label.items()})
+
+
 def append_unused_row(state: dict[str, Tensor], bias: float) -> None:
     """Append a row to all class heads that gives the logit `bias` to everything."""
     for name, tensor in state.items():
@@ -315,14 +397,33 @@ def _adapt_positions(state: dict[str, Tensor], config: RFDETRConfig, done: list[
         state[POSITIONS] = resize_positions(state[POSITIONS], grid)
 
 
-def _adapt_keypoints(state: dict[str, Tensor], expected: Mapping[str, Sequence[int]], done: list[Adaptation]) -> None:
-    """Rows of keypoint k from old row k modulo their number, as the official package does."""
+def _adapt_keypoints(
+    state: dict[str, Tensor],
+    stored: RFDETRConfig,
+    config: RFDETRConfig,
+    rows: Sequence[int | None],
+    done: list[Adaptation],
+) -> None:
+    """Rows of a class that keeps its row and its number of keypoints; others from old row k modulo their number.
+
+    The latter is what the official package does.
+    """
+    counts, needed = stored.num_keypoints_per_class, config.num_keypoints_per_class
+    if not needed or (counts == needed and list(rows[: len(needed)]) == list(range(len(needed)))):
+        return
+    taken, how = list[int](), "rows repeated"
+    for index, count in enumerate(needed):
+        row = rows[index]
+        if row is not None and row < len(counts) and counts[row] == count:
+            start = sum(counts[:row])
+            taken, how = [*taken, *range(start, start + count)], "those of kept classes, others repeated"
+        else:
+            taken += [(len(taken) + k) % sum(counts) for k in range(count)]
+    if taken == list(range(sum(counts))):
+        return
     for name in [name for name in state if _KEYPOINT_ROWS.search(name)]:
-        found, needed = state[name].shape[0], expected[name][0]
-        if found != needed:
-            state[name] = state[name][[row % found for row in range(needed)]]
-            if name.endswith("keypoint_pos_embed"):
-                done.append(Adaptation("keypoints", str(found), str(needed), "rows repeated"))
+        state[name] = state[name][taken]
+    done.append(Adaptation("keypoints", str(sum(counts)), str(sum(needed)), how))
 
 
 def log_adaptations(origin: str, done: Sequence[Adaptation]) -> None:

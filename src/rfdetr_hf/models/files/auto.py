@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.hub import cached_file
+
 from ..image_processing_rfdetr import RFDETRImageProcessor
 from ..keypoints import RFDETRForKeypointDetection
 from ..modeling_rfdetr import RFDETRForObjectDetection
@@ -58,6 +60,12 @@ def load_model(source: str | Path, **options: Any) -> RFDETRForObjectDetection:
     return model_class(task_of(checkpoint.state)).from_official(checkpoint, **options)
 
 
+def has_processor(source: str | Path, revision: str | None = None) -> bool:
+    """Whether a folder or Hub repository holds the settings of an image processor."""
+    missing_is_none = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return cached_file(str(source), "preprocessor_config.json", revision=revision, **missing_is_none) is not None
+
+
 def load_processor(source: str | Path, resolution: int, revision: str | None = None) -> RFDETRImageProcessor:
     """The image processor beside a checkpoint, or where there is none the standard one.
 
@@ -66,15 +74,13 @@ def load_processor(source: str | Path, resolution: int, revision: str | None = N
         resolution: Side of the standard processor's square input in pixels, `model.config.resolution`.
         revision: Branch, tag or commit of a Hub id.
     """
-    if not is_official(source):
-        stored = Path(source) / "preprocessor_config.json"
+    if not is_official(source) and has_processor(source, revision):
         try:
             return RFDETRImageProcessor.from_pretrained(str(source), revision=revision or "main")
-        except OSError as error:
-            # A model without a processor: the standard one is right.
-            if stored.exists():
-                raise ValueError(f"{stored} cannot be read: restore it, or remove it ({error})") from error
         except Exception as error:
             # Whatever transformers and its validators raise for a field.
-            raise ValueError(f"{source}, preprocessor_config.json: {str(error) or type(error).__name__}") from error
+            raise ValueError(
+                f"{source}, preprocessor_config.json cannot be read: restore it, or remove it "
+                f"({str(error) or type(error).__name__})"
+            ) from error
     return RFDETRImageProcessor(size={"height": resolution, "width": resolution})

@@ -61,9 +61,13 @@ def official_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def official_names(names: Iterable[str]) -> dict[str, str]:
-    """The official name for each name in any of the known layouts; separate projections stay separate."""
-    found = {name: re.sub(r"^(model\.)+", "", name) for name in names}
-    if any(short != name for name, short in found.items()):
+    """The official name for each name in any of the known layouts; separate projections stay separate.
+
+    The prefixes of torch.compile and of DDP are left out.
+    """
+    unwrapped = {name: re.sub(r"^(module\.)+", "", re.sub(r"(^|\.)_orig_mod\.", r"\1", name)) for name in names}
+    found = {name: re.sub(r"^(model\.)+", "", short) for name, short in unwrapped.items()}
+    if found != unwrapped:
         for pattern, replacement in _RENAMES:
             found = {name: re.sub(pattern, replacement, short) for name, short in found.items()}
     return found

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..configuration_rfdetr import RFDETRConfig
+from ..configuration_rfdetr import UNUSED_LABEL, RFDETRConfig
+from ..post_processing import TRACE_ALPHA
 from .adapt import (
-    UNUSED_LABEL,
     append_unused_row,
     count_decoder_layers,
     count_encoder_blocks,
@@ -47,6 +47,31 @@ SAFE_GLOBALS = [
 OWN_KEY = "rfdetr_hf"
 # Far below any logit and within float16: the sigmoid is exactly 0.
 UNUSED_BIAS = -1e4
+# Fields of the official ModelConfig, and the constants beside it that a file may repeat, by what becomes of them.
+# Honoured: what leaves no trace in the tensors is read from the file, the rest from the tensors.
+READ_FIELDS = {
+    "num_windows", "out_feature_indexes", "sa_nheads", "ca_nheads", "resolution", "mask_downsample_ratio",
+    "num_keypoints_per_class",
+}  # fmt: skip
+TENSOR_FIELDS = {
+    "encoder", "num_queries", "num_channels", "num_classes", "group_detr", "segmentation_head",
+    "use_grouppose_keypoints", "out_channels", "patch_size", "positional_encoding_size", "hidden_dim", "dec_layers",
+    "dec_n_points", "projector_scale", "vit_encoder_num_layers", "dim_feedforward",
+}  # fmt: skip
+# Refused where a file has another value: nothing in the tensors shows it, and the model would give other numbers.
+FIXED_FIELDS: dict[str, Any] = {
+    "two_stage": True, "bbox_reparam": True, "lite_refpoint_refine": True, "layer_norm": True,
+    "keypoint_cross_attn": True, "inter_instance_kp_attn": False, "grouppose_keypoint_dim_downscale": 1,
+    "num_decoder_registers": 0, "backbone_lora": False, "position_embedding": "sine", "decoder_norm": "LN",
+    "use_cls_token": False, "rms_norm": False, "encoder_only": False, "backbone_only": False,
+}  # fmt: skip
+# Options of post-processing here: named in the log where a file has another value.
+OPTION_FIELDS = {"num_select": "top_k", "postprocess_trace_alpha": "trace_alpha"}
+# Without effect on what the model gives: training, devices and names.
+IGNORED_FIELDS = {
+    "amp", "pretrain_weights", "device", "gradient_checkpointing", "compile", "cuda_graphs", "fused_optimizer",
+    "ia_bce_loss", "freeze_encoder", "license", "model_name",
+}  # fmt: skip
 # What torch.load raises for files that are cut off or changed.
 _DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error)
 _ZIP, _PICKLE, _LFS = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
@@ -219,6 +244,7 @@ def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) 
         own = RFDETRConfig.from_dict({**checkpoint.config, "model_type": RFDETRConfig.model_type})
         _drop_appended_row(checkpoint.state, own.num_labels)
         return own
+    _check_fields(checkpoint)
     name = variant or _variant_of(checkpoint)
     base = RFDETRConfig.from_variant(name)
     fields, state = checkpoint.fields, checkpoint.state
@@ -243,6 +269,26 @@ def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) 
         "num_keypoints_per_class": schema,
     }
     return base.with_fields(**overrides, resolution=_resolution(checkpoint, base))
+
+
+def _check_fields(checkpoint: OfficialCheckpoint) -> None:
+    """Refuse what the file says about its model and this package cannot represent."""
+    fields, task = checkpoint.fields, task_of(checkpoint.state)
+    fixed = {**FIXED_FIELDS, "dual_projector": task == "keypoints"}
+    if task == "keypoints":
+        fixed["dual_projector_kp_only"] = True
+    for name, value in fixed.items():
+        if fields.get(name) is not None and fields[name] != value:
+            raise ValueError(
+                f"{checkpoint.origin} was made with {name}={fields[name]!r}, and models here have {name}={value!r}: "
+                "its outputs would be others. Train it again with that setting, or use it with the official package."
+            )
+    queries = checkpoint.state["query_feat.weight"].shape[0] // count_groups(checkpoint.state)
+    if fields.get("num_select") not in (None, queries):
+        logger.info("%s: num_select=%s is top_k of post-processing here", checkpoint.origin, fields["num_select"])
+    if fields.get("postprocess_trace_alpha") not in (None, TRACE_ALPHA):
+        alpha = fields["postprocess_trace_alpha"]
+        logger.info("%s: postprocess_trace_alpha=%s is trace_alpha of post-processing here", checkpoint.origin, alpha)
 
 
 def _keypoint_schema(checkpoint: OfficialCheckpoint, base: RFDETRConfig) -> list[int]:

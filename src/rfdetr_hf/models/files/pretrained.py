@@ -13,8 +13,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from ..attention import IMPLEMENTATIONS
 from ..configuration_rfdetr import RFDETRConfig
-from .adapt import adapt_state_dict, log_adaptations, require_model, require_task, without_unused_rows
+from .adapt import (
+    adapt_state_dict,
+    log_adaptations,
+    renamed,
+    require_finite,
+    require_model,
+    require_task,
+    without_unused_rows,
+)
 from .layouts import dinov2_to_encoder, official_keys
 from .official import OfficialCheckpoint, official_config, official_payload, read_official
 
@@ -70,8 +79,11 @@ def _weight_files(source: str | Path, hub_options: Mapping[str, Any]) -> list[st
                 f"{source} has neither {_WEIGHTS} nor {_INDEX}. Files of the official package (.pth, .ckpt) are read "
                 f"by from_official. ({error})"
             ) from error
-        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-        return [_cached(source, name, hub_options) for name in sorted(set(shards))]
+        try:
+            shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, LookupError, TypeError, AttributeError) as damage:
+            raise ValueError(f"{index} is no index of shards ({damage}): download or save it again.") from damage
+        return [_cached(source, name, hub_options) for name in shards]
 
 
 def _cached(source: str | Path, name: str, hub_options: Mapping[str, Any]) -> str:
@@ -102,6 +114,20 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         if initializer is not None:
             initializer(module)
 
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """Of what transformers knows, the implementations that the models have.
+
+        Raises:
+            ValueError: for others.
+        """
+        found = super().get_correct_attn_implementation(requested_attention, is_init_check)
+        if found not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"attn_implementation={found!r} is not available: RF-DETR has {' and '.join(IMPLEMENTATIONS)}. Choose "
+                "among torch's kernels with torch.nn.attention.sdpa_kernel."
+            )
+        return found
+
     def get_input_embeddings(self) -> None:
         """There is no table of input embeddings."""
         return None
@@ -113,20 +139,23 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         *model_args: Any,
         class_init: str = "prior",
         drop_unused_rows: bool = False,
+        rename_classes: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> ModelT:
         """Load a folder or Hub repository, ours or that of plain transformers, and fit it to what is asked for.
 
         Fields of the configuration (`id2label`, `resolution`, `num_queries`, `group_detr`, `backbone_config`, ...) can
-        be given; the weights are adapted and a table of what was changed is logged. A new `id2label` brings new class
-        rows, another `resolution` a resized position table, fewer queries the first of each group.
+        be given; the weights are adapted and a table of what was changed is logged. With another `id2label` a class
+        that the file has by name (or equal but for case and spaces) keeps its row, and others get a new one; another
+        `resolution` brings a resized position table, fewer queries the first of each group.
 
         Args:
             pretrained_model_name_or_path: Folder or Hub id; None with `config` and `state_dict`, as in transformers.
             model_args: As in transformers.
-            class_init: "prior" gives new class rows, with a bias of the prior probability 0.01; "tile" repeats the old
-                rows, as the official package does.
+            class_init: "prior" gives classes that the file does not have new rows, with a bias of the prior probability
+                0.01; "new" gives all classes new ones; "tile" repeats the old rows, as the official package does.
             drop_unused_rows: Leave out the class rows that are called "N/A".
+            rename_classes: New names of classes of the file, `{old: new}`, before they are compared.
             kwargs: Fields of the configuration, and the options of transformers (`config`, `revision`, `dtype`, ...).
 
         Raises:
@@ -143,26 +172,28 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         state = official_keys(read_state(source, **hub))
         if drop_unused_rows:
             stored = without_unused_rows(state, stored)
+        stored = renamed(stored, rename_classes or {}, str(source))
         overrides = {name: kwargs.pop(name) for name in RFDETRConfig.field_names() & set(kwargs)}
         config = (config or stored).with_fields(**overrides) if overrides else config or stored
-        return cls._from_state(state, stored.id2label, config, str(source), class_init, kwargs)
+        return cls._from_state(state, stored, config, str(source), class_init, kwargs)
 
     @classmethod
     def _from_state(
         cls,
         state: dict[str, Tensor],
-        names: Mapping[int, str],
+        stored: RFDETRConfig,
         config: RFDETRConfig,
         origin: str,
         class_init: str,
         options: Mapping[str, Any],
     ) -> Any:
-        """A model of `config` with the tensors of `state`, whose classes have these names, fitted to it."""
+        """A model of `config` with the tensors of `state`, which `stored` describes, fitted to it."""
         require_model(state, origin)
         require_task(state, cls, origin)
+        require_finite(state, origin)
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
-        adapted, done = adapt_state_dict(state, names, config, expected, origin, class_init)
+        adapted, done = adapt_state_dict(state, stored, config, expected, origin, class_init)
         log_adaptations(origin, done)
         loaded = super().from_pretrained(None, config=config, state_dict=adapted, **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -178,6 +209,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         use_ema: bool = False,
         class_init: str = "prior",
         drop_unused_rows: bool = False,
+        rename_classes: Mapping[str, str] | None = None,
         **overrides: Any,
     ) -> ModelT:
         """Load a checkpoint of the official package: `.pth`, `.pt` or Lightning `.ckpt`, never as a free pickle.
@@ -191,6 +223,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             use_ema: Take the averaged weights that a training checkpoint holds beside its weights.
             class_init: As in `from_pretrained`.
             drop_unused_rows: Leave out the class rows that are called "N/A".
+            rename_classes: As in `from_pretrained`.
             overrides: Fields of the configuration; the weights are adapted as in `from_pretrained`.
 
         Raises:
@@ -201,8 +234,9 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         stored = official_config(checkpoint, variant)
         if drop_unused_rows:
             stored = without_unused_rows(checkpoint.state, stored)
+        stored = renamed(stored, rename_classes or {}, checkpoint.origin)
         config = stored.with_fields(**overrides) if overrides else stored
-        return cls._from_state(checkpoint.state, stored.id2label, config, checkpoint.origin, class_init, {})
+        return cls._from_state(checkpoint.state, stored, config, checkpoint.origin, class_init, {})
 
     def save_official(self, path: str | Path) -> None:
         """Write a file that the official package loads (`RFDETR.from_checkpoint(path)`) and predicts with equally.
@@ -210,7 +244,21 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         A class head that does not end with an "N/A" row gets one more row, which the official layout has and which is
         never selected. The official package takes a bare file name for one of its own weights: give it a path.
         """
-        torch.save(official_payload(self.config, self.state_dict()), path)
+        state = self.state_dict()
+        require_finite(state, f"the model for {path}")
+        torch.save(official_payload(self.config, state), path)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Write `config.json` and `model.safetensors`, see transformers.
+
+        Raises:
+            ValueError: if a weight is NaN or infinite, or the configuration cannot be read again; nothing is written.
+        """
+        self.config.validate()
+        require_finite(self.state_dict() if state_dict is None else state_dict, f"the model for {save_directory}")
+        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
     def init_backbone_from(self, source: str | Path, **hub_options: Any) -> None:
         """Start the encoder from a DINOv2 of transformers, such as "facebook/dinov2-small", with registers or without.

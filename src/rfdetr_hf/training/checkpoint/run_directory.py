@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from ..console import log_to_console, log_to_file, stop_logging
 from ..distributed import on_main
+from ..state import OF_THE_PLACE
 from ..status import FAILED, FINISHED, RUNNING, RunStatus
 from ..status import FILE as STATUS
 from .directory import (
@@ -39,8 +40,6 @@ from .lock import LockLost, RunLock
 from .timeline import TimeLine
 
 logger = logging.getLogger(__name__)
-
-_OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
 
 
 class RunDirectory:
@@ -110,12 +109,18 @@ class RunDirectory:
                 logger.warning("%s", self.lock.taken_over)
         try:
             yield
+        except LockLost:
+            raise
         except BaseException as error:
-            if self.status.fields.get("state") == RUNNING and not isinstance(error, LockLost):
-                try:
+            try:
+                # Whatever failed may have failed because another run has taken the files away.
+                self.lock.check(before_writing=True)
+                if self.status.fields.get("state") == RUNNING:
                     self.set_status(state=FAILED, message=f"{type(error).__name__}: {error}")
-                except (OSError, LockLost) as further:
-                    logger.warning("the status cannot be written: %s", further)
+            except LockLost as lost:
+                raise lost from error
+            except OSError as further:
+                logger.warning("the status cannot be written: %s", further)
             raise
         finally:
             self.release()
@@ -307,7 +312,7 @@ class RunDirectory:
         changed = [
             f"{name} {before[name]} -> {value}"
             for name, value in arguments.items()
-            if name in before and name not in _OF_THE_PLACE and before[name] != value
+            if name in before and name not in OF_THE_PLACE and before[name] != value
         ]
         if changed:
             raise FileExistsError(

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from runs import quick_arguments
+from helpers.runs import quick_arguments
 from transformers import TrainerCallback
 
 from rfdetr_hf import (
@@ -20,10 +20,7 @@ from rfdetr_hf.data.pipeline.pixels import decode_image
 from rfdetr_hf.evaluation.by_image import predictions_by_image
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(8, image_size=64, seed=1)
+SHAPES = 8  # images of the fixture `shapes`
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ SCHEMA = [3, 0, 2]
 
 
 @pytest.fixture
-def model(tiny_config):
+def model(deep_config):
     """Three classes with 3, 0 and 2 keypoints, and two more classes beyond the schema."""
     torch.manual_seed(0)
-    model = RFDETRForKeypointDetection(tiny_config(num_keypoints_per_class=SCHEMA))
+    model = RFDETRForKeypointDetection(deep_config(num_keypoints_per_class=SCHEMA))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -137,9 +137,9 @@ def test_placing():
     torch.testing.assert_close(placed[0, 0, 1], torch.tensor([0.5, 0.4, 0, 0, 0, 0, 0, 0]))
 
 
-def test_initial_values(tiny_config):
+def test_initial_values(deep_config):
     torch.manual_seed(0)
-    model = RFDETRForKeypointDetection(tiny_config(num_keypoints_per_class=SCHEMA))
+    model = RFDETRForKeypointDetection(deep_config(num_keypoints_per_class=SCHEMA))
     assert not model.keypoint_embed.layers[2].weight.any() and model.keypoint_embed.layers[0].weight.any()
     for head in model.transformer.enc_out_keypoint_embed:
         assert torch.equal(head.layers[0].weight, model.keypoint_embed.layers[0].weight)
@@ -171,11 +171,11 @@ def test_precision_is_reset_for_fine_tuning(model, rng):
     assert output.pred_keypoints[..., 2].any()
 
 
-def test_the_class_has_to_fit_the_configuration(tiny_config):
+def test_the_class_has_to_fit_the_configuration(deep_config):
     with pytest.raises(ValueError, match="RFDETRForKeypointDetection"):
-        RFDETRForObjectDetection(tiny_config(num_keypoints_per_class=SCHEMA))
+        RFDETRForObjectDetection(deep_config(num_keypoints_per_class=SCHEMA))
     with pytest.raises(ValueError, match="num_keypoints_per_class is empty"):
-        RFDETRForKeypointDetection(tiny_config())
+        RFDETRForKeypointDetection(deep_config())
 
 
 @torch.no_grad()

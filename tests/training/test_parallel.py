@@ -3,15 +3,12 @@ from functools import partial
 import pytest
 import torch
 from accelerate.utils import DistributedType
-from runs import quick_arguments
+from helpers.runs import quick_arguments
 
-from rfdetr_hf import RFDETRTrainer, make_shapes_dataset
+from rfdetr_hf import RFDETRTrainer
 from rfdetr_hf.training import distributed
 
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(12, image_size=64, seed=1)
+SHAPES = 12  # images of the fixture `shapes`
 
 
 arguments = partial(

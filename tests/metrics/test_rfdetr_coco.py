@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from coco_cases import as_coco, pycocotools_run, random_coco
+from helpers.coco_cases import as_coco, pycocotools_run, random_coco
 from pycocotools.cocoeval import COCOeval
 
 METRIC = str(Path(__file__).parents[2] / "metrics" / "rfdetr_coco")

@@ -6,15 +6,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
+from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments
 from rfdetr_hf.training.checkpoint import contents
 from rfdetr_hf.training.checkpoint.background import host_copy
 from rfdetr_hf.training.checkpoint.directory import verify
 
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(12, image_size=64, seed=1)
+SHAPES = 12  # images of the fixture `shapes`
 
 
 @pytest.fixture

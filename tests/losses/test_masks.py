@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from plain_loss import CONFIG, make_predictions, make_targets
+from helpers.plain_loss import CONFIG, make_predictions, make_targets
 from torch.autograd.graph import saved_tensors_hooks
 
 from rfdetr_hf.losses import LayerOutput, RFDETRCriterion, pack_objects
@@ -21,11 +21,6 @@ SUFFIXES = ("", "_0", "_enc")
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def fixed_points(monkeypatch):
     """The same points for every pair, whoever asks: the first of one long list."""
     points = torch.rand(1, 1000, 2, generator=torch.Generator().manual_seed(5))
@@ -33,21 +28,21 @@ def fixed_points(monkeypatch):
     return points[0]
 
 
-def predict(generator, images, dtype=torch.float64, shape=(HEIGHT, SIDE)):
+def predict(rng, images, dtype=torch.float64, shape=(HEIGHT, SIDE)):
     layers = []
     for suffix in SUFFIXES:
-        logits, boxes = make_predictions(generator, images, ROWS, CLASSES, dtype)
-        features = torch.randn(images, WIDTH, *shape, generator=generator, dtype=dtype).requires_grad_()
-        queries = torch.randn(images, ROWS, WIDTH, generator=generator, dtype=dtype).requires_grad_()
+        logits, boxes = make_predictions(rng, images, ROWS, CLASSES, dtype)
+        features = torch.randn(images, WIDTH, *shape, generator=rng, dtype=dtype).requires_grad_()
+        queries = torch.randn(images, ROWS, WIDTH, generator=rng, dtype=dtype).requires_grad_()
         bias = torch.full((1,), 0.3, dtype=dtype).requires_grad_()
         layers.append(LayerOutput(suffix, logits, boxes, masks=MaskFactors(features, queries, bias)))
     return layers
 
 
-def with_masks(targets, generator, sizes):
+def with_masks(targets, rng, sizes):
     """Random blobs, one size per image."""
     for target, size in zip(targets, sizes, strict=True):
-        target["masks"] = torch.rand(len(target["boxes"]), *size, generator=generator) > 0.5
+        target["masks"] = torch.rand(len(target["boxes"]), *size, generator=rng) > 0.5
     return targets
 
 
@@ -76,9 +71,9 @@ def plain_terms(scores, truth, points):
     return cross_entropy, 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
 
 
-def test_cost_equals_plain_cost(generator, fixed_points):
-    layers, targets = predict(generator, 3), make_targets(generator, (2, 0, 1), CLASSES)
-    with_masks(targets, generator, [(9, 7), (5, 5), (31, 12)])
+def test_cost_equals_plain_cost(rng, fixed_points):
+    layers, targets = predict(rng, 3), make_targets(rng, (2, 0, 1), CLASSES)
+    with_masks(targets, rng, [(9, 7), (5, 5), (31, 12)])
     terms, objects = MaskTerms(MASK_CONFIG), pack_objects(targets, layers[0].logits, 3, CLASSES)
     cost = terms.pair_cost(layers, objects, terms.pack(targets, objects, 0))
     assert cost.shape == (3, len(layers) * ROWS)
@@ -99,10 +94,10 @@ def chosen(scores, points, count):
     return torch.cat([torch.tensor(order[:uncertain]), points[3 * count :][: count - uncertain]])
 
 
-def test_losses_equal_plain_losses(generator, fixed_points):
+def test_losses_equal_plain_losses(rng, fixed_points):
     """Values and gradients of both terms of all layers at fixed points."""
-    layers, targets = predict(generator, 3), make_targets(generator, (2, 0, 1), CLASSES)
-    with_masks(targets, generator, [(9, 7), (5, 5), (31, 12)])
+    layers, targets = predict(rng, 3), make_targets(rng, (2, 0, 1), CLASSES)
+    with_masks(targets, rng, [(9, 7), (5, 5), (31, 12)])
     terms, objects = MaskTerms(MASK_CONFIG), pack_objects(targets, layers[0].logits, 3, CLASSES)
     criterion = RFDETRCriterion(MASK_CONFIG, terms)
     truth = terms.pack(targets, objects, 0)
@@ -126,7 +121,7 @@ def test_losses_equal_plain_losses(generator, fixed_points):
         torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-7)
 
 
-def test_names_and_weights(generator):
+def test_names_and_weights(rng):
     criterion = RFDETRCriterion(MASK_CONFIG, MaskTerms(MASK_CONFIG))
     assert {criterion.weight_dict[f"loss_mask_ce{suffix}"] for suffix in ("", "_0", "_1", "_enc")} == {5.0}
     assert {criterion.weight_dict[f"loss_mask_dice{suffix}"] for suffix in ("", "_0", "_1", "_enc")} == {3.0}
@@ -138,10 +133,10 @@ def of_images(layer, images):
 
 
 @pytest.mark.parametrize("parts", [[0, 1, 2, 3, 4], [0, 2, 4]], ids=["4 x 1", "2 x 2"])
-def test_one_window_in_any_split(generator, parts):
+def test_one_window_in_any_split(rng, parts):
     """A batch of 4 images, and its parts with the same seed and normaliser, give the same loss and gradient."""
-    layers, targets = predict(generator, 4), make_targets(generator, (3, 0, 2, 1), CLASSES)
-    with_masks(targets, generator, [(9, 7), (5, 5), (31, 12), (6, 6)])
+    layers, targets = predict(rng, 4), make_targets(rng, (3, 0, 2, 1), CLASSES)
+    with_masks(targets, rng, [(9, 7), (5, 5), (31, 12), (6, 6)])
     for target, image_id in zip(targets, (3, 141, 59, 26), strict=True):
         target["image_id"] = torch.tensor(image_id)
     criterion = RFDETRCriterion(MASK_CONFIG, MaskTerms(MASK_CONFIG))
@@ -157,10 +152,10 @@ def test_one_window_in_any_split(generator, parts):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def test_points_differ_by_seed_and_image(generator):
+def test_points_differ_by_seed_and_image(rng):
     """The same prediction and truth twice in a batch: other points for another image, another seed, another layer."""
-    layers, targets = predict(generator, 1), make_targets(generator, (2,), CLASSES)
-    with_masks(targets, generator, [(9, 7)])
+    layers, targets = predict(rng, 1), make_targets(rng, (2,), CLASSES)
+    with_masks(targets, rng, [(9, 7)])
     twins = [layers[0], layers[0]._replace(name_suffix="_0")]
 
     def terms_of(image_id, seed):
@@ -190,10 +185,10 @@ def draws(layers, targets, seeds):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def test_mean_over_draws_is_that_of_uniform_points(generator, monkeypatch):
-    """No term is off by more than a percent or so: 150 draws by torch's generator beside 150 of ours."""
-    layers, targets = predict(generator, 2), make_targets(generator, (2, 1), CLASSES)
-    with_masks(targets, generator, [(9, 7), (5, 5)])
+def test_mean_over_draws_is_that_of_uniform_points(rng, monkeypatch):
+    """No term is off by more than a percent or so: 150 draws by torch's rng beside 150 of ours."""
+    layers, targets = predict(rng, 2), make_targets(rng, (2, 1), CLASSES)
+    with_masks(targets, rng, [(9, 7), (5, 5)])
     ours = draws(layers, targets, range(150))
     torch.manual_seed(0)
     monkeypatch.setattr(point_losses, "draw_points", lambda keys, count: torch.rand(len(keys), count, 2))
@@ -204,18 +199,18 @@ def test_mean_over_draws_is_that_of_uniform_points(generator, monkeypatch):
     torch.testing.assert_close(ours.std(0), uniform.std(0), rtol=0.4, atol=0)
 
 
-def test_resolution_of_the_truth_does_not_matter(generator, fixed_points):
-    layers, targets = predict(generator, 2), make_targets(generator, (2, 1), CLASSES)
-    coarse = mask_sum(layers, with_masks(targets, generator, [(9, 7), (5, 5)]))
+def test_resolution_of_the_truth_does_not_matter(rng, fixed_points):
+    layers, targets = predict(rng, 2), make_targets(rng, (2, 1), CLASSES)
+    coarse = mask_sum(layers, with_masks(targets, rng, [(9, 7), (5, 5)]))
     for target in targets:
         target["masks"] = target["masks"].repeat_interleave(3, 1).repeat_interleave(2, 2).to(torch.uint8) * 255
     torch.testing.assert_close(mask_sum(layers, targets), coarse, rtol=1e-12, atol=0)
 
 
-def test_padding_does_not_matter(generator, fixed_points):
+def test_padding_does_not_matter(rng, fixed_points):
     """The same image alone and in the corner of a larger canvas, whose other cells hold anything."""
-    layers, targets = predict(generator, 2), make_targets(generator, (2, 1), CLASSES)
-    with_masks(targets, generator, [(9, 7), (5, 5)])
+    layers, targets = predict(rng, 2), make_targets(rng, (2, 1), CLASSES)
+    with_masks(targets, rng, [(9, 7), (5, 5)])
     config = SimpleNamespace(**{**vars(MASK_CONFIG), "mask_point_sample_ratio": 4 * 2 * 3})  # as many points as before
     padded = []
     for layer in layers:
@@ -229,17 +224,17 @@ def test_padding_does_not_matter(generator, fixed_points):
     torch.testing.assert_close(larger.pair_cost(padded, objects, truth), terms.pair_cost(layers, objects, truth))
 
 
-def test_few_masks_at_a_time_give_the_same(generator, fixed_points, monkeypatch):
-    layers, targets = predict(generator, 4), make_targets(generator, (3, 0, 2, 1), CLASSES)
-    with_masks(targets, generator, [(9, 7), (5, 5), (31, 12), (6, 6)])
+def test_few_masks_at_a_time_give_the_same(rng, fixed_points, monkeypatch):
+    layers, targets = predict(rng, 4), make_targets(rng, (3, 0, 2, 1), CLASSES)
+    with_masks(targets, rng, [(9, 7), (5, 5), (31, 12), (6, 6)])
     together = mask_sum(layers, targets)
     monkeypatch.setattr(mask_losses, "_CELLS_AT_ONCE", 1)
     torch.testing.assert_close(mask_sum(layers, targets), together, rtol=1e-12, atol=0)
 
 
-def test_no_mask_is_kept_for_the_backward_pass(generator):
-    layers, targets = predict(generator, 1, shape=(40, 40)), make_targets(generator, (4,), CLASSES)
-    with_masks(targets, generator, [(50, 50)])
+def test_no_mask_is_kept_for_the_backward_pass(rng):
+    layers, targets = predict(rng, 1, shape=(40, 40)), make_targets(rng, (4,), CLASSES)
+    with_masks(targets, rng, [(50, 50)])
     sizes = []
     with saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor):
         loss = mask_sum(layers, targets)
@@ -248,12 +243,12 @@ def test_no_mask_is_kept_for_the_backward_pass(generator):
     loss.backward()
 
 
-def test_batch_without_objects(generator):
-    layers = predict(generator, 2)
+def test_batch_without_objects(rng):
+    layers = predict(rng, 2)
     for layer in layers:
         with torch.no_grad():
             layer.masks.features[0, 0, 0, 0] = math.nan
-    targets = with_masks(make_targets(generator, (0, 0), CLASSES), generator, [(4, 4), (3, 5)])
+    targets = with_masks(make_targets(rng, (0, 0), CLASSES), rng, [(4, 4), (3, 5)])
     loss = mask_sum(layers, targets)
     assert loss.item() == 0
     loss.backward()
@@ -262,25 +257,25 @@ def test_batch_without_objects(generator):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1, 60])
-def test_half_precision_is_finite(generator, dtype, scale):
+def test_half_precision_is_finite(rng, dtype, scale):
     layers = [
         layer._replace(
             logits=layer.logits.detach().to(dtype),
             boxes=layer.boxes.detach().to(dtype),
             masks=MaskFactors(*((scale * part).detach().to(dtype).requires_grad_() for part in layer.masks[:3])),
         )
-        for layer in predict(generator, 2)
+        for layer in predict(rng, 2)
     ]
-    targets = with_masks(make_targets(generator, (2, 1), CLASSES, torch.float32), generator, [(9, 7), (5, 5)])
+    targets = with_masks(make_targets(rng, (2, 1), CLASSES, torch.float32), rng, [(9, 7), (5, 5)])
     loss = mask_sum(layers, targets)
     loss.backward()
     assert loss.isfinite() and loss.dtype == torch.float32
     assert all(part.grad.isfinite().all() and part.grad.dtype == dtype for part in factors(layers))
 
 
-def test_without_a_seed_the_points_come_from_the_generator_of_torch(generator):
-    layers = predict(generator, 2)
-    targets = with_masks(make_targets(generator, (2, 1), CLASSES), generator, [(9, 7), (5, 5)])
+def test_without_a_seed_the_points_come_from_the_generator_of_torch(rng):
+    layers = predict(rng, 2)
+    targets = with_masks(make_targets(rng, (2, 1), CLASSES), rng, [(9, 7), (5, 5)])
     state = torch.get_rng_state()
     first, second = mask_sum(layers, targets), mask_sum(layers, targets)
     torch.set_rng_state(state)
@@ -297,9 +292,9 @@ def test_without_a_seed_the_points_come_from_the_generator_of_torch(generator):
         (torch.zeros(1, 0, 4, dtype=torch.bool), "field 'masks'"),
     ],
 )
-def test_bad_masks_are_named(generator, masks, message):
-    layers, targets = predict(generator, 2), make_targets(generator, (2, 1), CLASSES)
-    with_masks(targets, generator, [(9, 7), (5, 5)])
+def test_bad_masks_are_named(rng, masks, message):
+    layers, targets = predict(rng, 2), make_targets(rng, (2, 1), CLASSES)
+    with_masks(targets, rng, [(9, 7), (5, 5)])
     targets[1].pop("masks")
     if masks is not None:
         targets[1]["masks"] = masks

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from plain_loss import CONFIG, make_predictions, make_targets
+from helpers.plain_loss import CONFIG, make_predictions, make_targets
 from torch.distributions import MultivariateNormal
 
 from rfdetr_hf.losses import LayerOutput, RFDETRCriterion, pack_objects
@@ -24,29 +24,24 @@ SUFFIXES = ("", "_0", "_enc")
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def criterion():
     return RFDETRCriterion(KEYPOINT_CONFIG, KeypointTerms(KEYPOINT_CONFIG))
 
 
-def predict(generator, images, dtype=torch.float64):
+def predict(rng, images, dtype=torch.float64):
     layers = []
     for suffix in SUFFIXES:
-        logits, boxes = make_predictions(generator, images, ROWS, CLASSES, dtype)
-        keypoints = torch.randn(images, ROWS, len(SCHEMA) * SLOTS, 8, generator=generator, dtype=dtype)
+        logits, boxes = make_predictions(rng, images, ROWS, CLASSES, dtype)
+        keypoints = torch.randn(images, ROWS, len(SCHEMA) * SLOTS, 8, generator=rng, dtype=dtype)
         layers.append(LayerOutput(suffix, logits, boxes, keypoints=(0.5 * keypoints).requires_grad_()))
     return layers
 
 
-def with_keypoints(targets, generator, count=SLOTS):
+def with_keypoints(targets, rng, count=SLOTS):
     for target in targets:
         n = len(target["boxes"])
-        target["keypoints"] = torch.rand(n, count, 3, generator=generator, dtype=target["boxes"].dtype)
-        target["keypoints"][..., 2] = torch.randint(0, 3, (n, count), generator=generator)
+        target["keypoints"] = torch.rand(n, count, 3, generator=rng, dtype=target["boxes"].dtype)
+        target["keypoints"][..., 2] = torch.randint(0, 3, (n, count), generator=rng)
     return targets
 
 
@@ -76,8 +71,8 @@ def flat(targets, field):
     return torch.cat([target[field] for target in targets])
 
 
-def test_cost_and_losses_equal_plain_ones(generator, criterion, monkeypatch):
-    layers, targets = predict(generator, 4), with_keypoints(make_targets(generator, (3, 0, 4, 2), CLASSES), generator)
+def test_cost_and_losses_equal_plain_ones(rng, criterion, monkeypatch):
+    layers, targets = predict(rng, 4), with_keypoints(make_targets(rng, (3, 0, 4, 2), CLASSES), rng)
     for target in targets:
         target["class_labels"] = torch.arange(len(target["class_labels"]))
     terms, objects = criterion.task, pack_objects(targets, layers[0].logits, 4, CLASSES)
@@ -112,9 +107,9 @@ def make_truth(count=5, v=2.0):
     return KeypointTruth(points, whole, whole & (v > 0), slots, torch.tensor([0.1, 0.3], dtype=torch.float64))
 
 
-def test_likelihood_is_that_of_a_normal_distribution(generator):
+def test_likelihood_is_that_of_a_normal_distribution(rng):
     truth = make_truth()
-    predicted = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
+    predicted = torch.randn(2, 5, 8, generator=rng, dtype=torch.float64)
     log_l11, l21, log_l22 = predicted[..., 4:7].unbind(-1)
     lower = torch.stack([log_l11.exp(), torch.zeros_like(l21), l21, log_l22.exp()], -1).unflatten(-1, (2, 2))
     precision = lower @ lower.mT / truth.area[:, None, None, None]
@@ -123,17 +118,17 @@ def test_likelihood_is_that_of_a_normal_distribution(generator):
     torch.testing.assert_close(keypoint_terms(predicted, truth)[3], expected.mean(1))
 
 
-def test_gradients_are_those_of_the_values(generator):
-    predicted = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+def test_gradients_are_those_of_the_values(rng):
+    predicted = torch.randn(2, 5, 8, generator=rng, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: keypoint_terms(x, make_truth()), predicted)
 
 
 @pytest.mark.parametrize("channel", range(7))
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e4])
-def test_a_broken_number_stays_alone(generator, channel, value):
+def test_a_broken_number_stays_alone(rng, channel, value):
     """It changes no other keypoint's gradient but by the count of the mean, and its own is finite."""
     truth = make_truth()
-    clean = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
+    clean = torch.randn(2, 5, 8, generator=rng, dtype=torch.float64)
     predicted = clean.clone()
     predicted[0, 0, channel] = value
     predicted.requires_grad_()
@@ -144,28 +139,28 @@ def test_a_broken_number_stays_alone(generator, channel, value):
     torch.testing.assert_close(terms[:, 1], torch.stack(keypoint_terms(clean, truth))[:, 1])
 
 
-def test_nothing_labelled_gives_no_position(generator):
-    predicted = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
+def test_nothing_labelled_gives_no_position(rng):
+    predicted = torch.randn(2, 5, 8, generator=rng, dtype=torch.float64)
     l1, findable, visible, nll = keypoint_terms(predicted, make_truth(v=0.0))
     assert not l1.any() and not nll.any() and findable.all() and visible.all()
 
 
-def test_boxes_without_area_and_unknown_positions_are_left_out(criterion, generator):
-    targets = with_keypoints(make_targets(generator, (2,), 1), generator)
+def test_boxes_without_area_and_unknown_positions_are_left_out(criterion, rng):
+    targets = with_keypoints(make_targets(rng, (2,), 1), rng)
     targets[0]["keypoints"][..., 2] = 2
     targets[0]["keypoints"][1, 0, 0] = math.nan
     targets[0]["boxes"][0, 2] = 0
     truth = criterion.task.pack(targets, pack_objects(targets, torch.zeros(1, 1, 4, dtype=torch.float64), 1, CLASSES))
     assert truth.labelled.tolist() == [[False] * 3, [False, True, True]]
-    predicted = torch.randn(2, 3, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    predicted = torch.randn(2, 3, 8, generator=rng, dtype=torch.float64, requires_grad=True)
     terms = torch.stack(keypoint_terms(predicted, truth))
     (gradient,) = torch.autograd.grad(terms.sum(), predicted)
     assert terms.isfinite().all() and gradient.isfinite().all()
 
 
-def test_fewer_columns_count_as_not_labelled(criterion, generator):
-    targets = with_keypoints(make_targets(generator, (2, 1), CLASSES), generator, count=2)
-    layers = predict(generator, 2)
+def test_fewer_columns_count_as_not_labelled(criterion, rng):
+    targets = with_keypoints(make_targets(rng, (2, 1), CLASSES), rng, count=2)
+    layers = predict(rng, 2)
     short = criterion(layers, targets, GROUPS)
     for target in targets:
         target["keypoints"] = torch.nn.functional.pad(target["keypoints"], (0, 0, 0, 1))
@@ -173,9 +168,9 @@ def test_fewer_columns_count_as_not_labelled(criterion, generator):
     assert all(torch.equal(short[name], whole[name]) for name in whole)
 
 
-def test_matching_looks_at_keypoints(criterion, generator):
+def test_matching_looks_at_keypoints(criterion, rng):
     """Two queries with the same box and logits: the object goes to the one with its keypoints."""
-    targets = with_keypoints(make_targets(generator, (1,), 1), generator)
+    targets = with_keypoints(make_targets(rng, (1,), 1), rng)
     targets[0]["keypoints"][..., 2] = 2
     boxes = targets[0]["boxes"][None].expand(1, 2, 4)
     keypoints = torch.zeros(1, 2, len(SCHEMA) * SLOTS, 8, dtype=torch.float64)
@@ -186,8 +181,8 @@ def test_matching_looks_at_keypoints(criterion, generator):
         assert criterion([layer], targets)["loss_keypoints_l1"].item() == 0
 
 
-def test_one_window_in_any_split(criterion, generator):
-    layers, targets = predict(generator, 4), with_keypoints(make_targets(generator, (3, 0, 4, 2), CLASSES), generator)
+def test_one_window_in_any_split(criterion, rng):
+    layers, targets = predict(rng, 4), with_keypoints(make_targets(rng, (3, 0, 4, 2), CLASSES), rng)
     whole = criterion.weighted_sum(criterion(layers, targets, GROUPS, num_boxes=9.0 * GROUPS))
     parts = []
     for i in range(4):
@@ -202,11 +197,11 @@ def test_one_window_in_any_split(criterion, generator):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def test_batch_without_objects(criterion, generator):
-    layers = predict(generator, 2)
+def test_batch_without_objects(criterion, rng):
+    layers = predict(rng, 2)
     with torch.no_grad():
         layers[0].keypoints[0, 0, 0] = math.nan
-    losses = criterion(layers, with_keypoints(make_targets(generator, (0, 0), CLASSES), generator), GROUPS)
+    losses = criterion(layers, with_keypoints(make_targets(rng, (0, 0), CLASSES), rng), GROUPS)
     loss = sum(value for name, value in losses.items() if name.startswith("loss_keypoints"))
     assert loss.item() == 0
     loss.backward()
@@ -214,14 +209,14 @@ def test_batch_without_objects(criterion, generator):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_finite(criterion, generator, dtype):
+def test_half_precision_is_finite(criterion, rng, dtype):
     scale = torch.tensor([1, 1, 50, 50, 1, 1, 1, 1])
     layers = []
-    for layer in predict(generator, 2):
+    for layer in predict(rng, 2):
         parts = (20 * layer.logits, layer.boxes, scale * layer.keypoints)
         logits, boxes, keypoints = (part.detach().to(dtype).requires_grad_() for part in parts)
         layers.append(LayerOutput(layer.name_suffix, logits, boxes, keypoints=keypoints))
-    targets = with_keypoints(make_targets(generator, (3, 2), CLASSES, torch.float32), generator)
+    targets = with_keypoints(make_targets(rng, (3, 2), CLASSES, torch.float32), rng)
     loss = criterion.weighted_sum(criterion(layers, targets, GROUPS))
     loss.backward()
     assert loss.isfinite() and all(layer.keypoints.grad.isfinite().all() for layer in layers)
@@ -242,8 +237,8 @@ def test_names_and_weights(criterion):
         (torch.zeros(1, 4, 3), "set num_keypoints_per_class"),
     ],
 )
-def test_bad_keypoints_are_named(criterion, generator, keypoints, message):
-    layers, targets = predict(generator, 2), with_keypoints(make_targets(generator, (2, 1), CLASSES), generator)
+def test_bad_keypoints_are_named(criterion, rng, keypoints, message):
+    layers, targets = predict(rng, 2), with_keypoints(make_targets(rng, (2, 1), CLASSES), rng)
     targets[1].pop("keypoints")
     if keypoints is not None:
         targets[1]["keypoints"] = keypoints

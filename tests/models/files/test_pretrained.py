@@ -17,11 +17,11 @@ PRIOR = -4.59512
 
 
 @pytest.fixture
-def saved(tiny_config, tmp_path):
+def saved(deep_config, tmp_path):
     """A model with random weights (5 classes, 6 queries, 3 groups, 4 x 4 positions) and its folder."""
     torch.manual_seed(0)
     names = {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "eel"}
-    model = RFDETRForObjectDetection(tiny_config(id2label=names)).eval()
+    model = RFDETRForObjectDetection(deep_config(id2label=names)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape) * 0.1
@@ -53,7 +53,7 @@ def test_nothing_is_changed_without_need(saved, table):
     assert table() == []
 
 
-@pytest.mark.parametrize("names", [["cat", "dog"], ["u", "v", "w", "x", "y"], list("abcdefgh")])
+@pytest.mark.parametrize("names", [["fox", "gnu"], ["u", "v", "w", "x", "y"], list("abcdefgh")])
 def test_new_classes_are_initialised_with_the_prior_bias(saved, table, names):
     model, folder = saved
     loaded = load(folder, id2label=dict(enumerate(names)))
@@ -85,17 +85,17 @@ def test_class_rows_can_be_repeated_as_the_official_package_does(saved, count):
         assert torch.equal(found.weight, wanted.weight[rows]) and torch.equal(found.bias, wanted.bias[rows])
 
 
-def test_names_for_an_unnamed_head_keep_its_rows(tiny_config, tmp_path, table):
-    model = RFDETRForObjectDetection(tiny_config())
+def test_names_for_an_unnamed_head_keep_its_rows(deep_config, tmp_path, table):
+    model = RFDETRForObjectDetection(deep_config())
     model.save_pretrained(tmp_path)
     loaded = load(tmp_path, id2label=dict(enumerate("abcde")))
     assert torch.equal(loaded.class_embed.weight, model.class_embed.weight) and table() == []
     assert loaded.config.id2label[4] == "e"
 
 
-def test_classes_of_an_official_file_keep_their_rows(tiny_config, tmp_path, table):
+def test_classes_of_an_official_file_keep_their_rows(deep_config, tmp_path, table):
     """The official head has a row more, which is no class: the same classes are not learned anew."""
-    model = RFDETRForObjectDetection(tiny_config(id2label={0: "N/A", 1: "ant", 2: "bee", 3: "N/A"}, num_labels=4))
+    model = RFDETRForObjectDetection(deep_config(id2label={0: "N/A", 1: "ant", 2: "bee", 3: "N/A"}, num_labels=4))
     model.save_pretrained(tmp_path)
     loaded = load(tmp_path, id2label={0: "ant", 1: "bee"})
     for found, wanted in zip(class_heads(loaded), class_heads(model), strict=True):
@@ -104,7 +104,7 @@ def test_classes_of_an_official_file_keep_their_rows(tiny_config, tmp_path, tabl
 
 
 def test_unknown_class_init(saved):
-    with pytest.raises(ValueError, match="class_init must be one of prior, tile, got 'random'"):
+    with pytest.raises(ValueError, match="class_init must be one of prior, tile, new, got 'random'"):
         load(saved[1], class_init="random")
 
 
@@ -121,8 +121,8 @@ def test_other_resolution_brings_a_resized_position_table(saved, table):
         torch.testing.assert_close(loaded.eval()(pixels).logits, model(pixels).logits, atol=1e-4, rtol=0)
 
 
-def test_table_that_never_fitted_the_resolution_stays(tiny_config, tmp_path, table):
-    model = RFDETRForObjectDetection(tiny_config(backbone_config={"image_size": 48}))
+def test_table_that_never_fitted_the_resolution_stays(deep_config, tmp_path, table):
+    model = RFDETRForObjectDetection(deep_config(backbone_config={"image_size": 48}))
     model.save_pretrained(tmp_path)
     loaded = load(tmp_path, resolution=96)
     assert loaded.config.backbone_config.image_size == 48 and table() == []
@@ -293,10 +293,10 @@ def dinov2(request, tmp_path):
     return request.param, model, tmp_path
 
 
-def test_encoder_equals_the_dinov2_it_starts_from(tiny_config, dinov2):
+def test_encoder_equals_the_dinov2_it_starts_from(deep_config, dinov2):
     kind, theirs, folder = dinov2
     sizes = {"image_size": 70, "patch_size": 14, "num_windows": 1, "out_indices": [2, 4]}
-    model = RFDETRForObjectDetection(tiny_config(resolution=70, backbone_config=sizes)).eval()
+    model = RFDETRForObjectDetection(deep_config(resolution=70, backbone_config=sizes)).eval()
     model.init_backbone_from(folder)
     table = theirs.embeddings.position_embeddings
     assert torch.equal(model.state_dict()[POSITIONS], table)
@@ -307,9 +307,9 @@ def test_encoder_equals_the_dinov2_it_starts_from(tiny_config, dinov2):
             torch.testing.assert_close(model.backbone[0].vit(pixels)[-1], wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_dinov2_is_resampled_to_the_encoder(tiny_config, dinov2):
+def test_dinov2_is_resampled_to_the_encoder(deep_config, dinov2):
     _, theirs, folder = dinov2
-    model = RFDETRForObjectDetection(tiny_config(resolution=128))
+    model = RFDETRForObjectDetection(deep_config(resolution=128))
     model.init_backbone_from(folder)
     table = theirs.embeddings.position_embeddings
     torch.testing.assert_close(model.state_dict()[POSITIONS][0, 1:], resize_position_table(table[0, 1:], 8, 8))
@@ -324,7 +324,7 @@ def test_enlarged_patches_keep_their_tokens():
     assert resample_patch_kernel(kernel, 12).shape == (8, 3, 12, 12)
 
 
-def test_dinov2_of_another_size(tiny_config, dinov2):
-    model = RFDETRForObjectDetection(tiny_config(backbone_config={"num_hidden_layers": 3}))
+def test_dinov2_of_another_size(deep_config, dinov2):
+    model = RFDETRForObjectDetection(deep_config(backbone_config={"num_hidden_layers": 3}))
     with pytest.raises(ValueError, match="Here: 3 blocks of width 48.*There: 4 blocks of width 48"):
         model.init_backbone_from(dinov2[2])

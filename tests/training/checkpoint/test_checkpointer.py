@@ -6,17 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from runs import quick_arguments
+from helpers.runs import quick_arguments
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from rfdetr_hf import RFDETRTrainer, make_shapes_dataset
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return make_shapes_dataset(24, image_size=64, seed=1)
-
+from rfdetr_hf import RFDETRTrainer
 
 arguments = partial(
     quick_arguments, num_train_epochs=3, gradient_accumulation_steps=2, logging_steps=1, save_total_limit=None,

@@ -339,3 +339,25 @@ def test_unusable_post_processing_arguments():
         RFDETRImageProcessor().post_process_object_detection(outputs, target_sizes=[(9, 9), (9, 9)])
     with pytest.raises(ValueError, match="top_k=0"):
         RFDETRImageProcessor().post_process_object_detection(outputs, top_k=0)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_few_rows_of_pixels_are_no_channels(rows):
+    pixels = np.random.RandomState(0).randint(0, 256, (rows, 70, 3)).astype("uint8")
+    processor = RFDETRImageProcessor(size={"height": 64, "width": 64})
+    expected = processor(Image.fromarray(pixels))["pixel_values"]
+    assert torch.equal(processor(pixels)["pixel_values"], expected)
+    assert torch.equal(processor(torch.from_numpy(pixels).permute(2, 0, 1))["pixel_values"], expected)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((0, 20, 3), np.uint8), "no pixels"),
+        (np.full((20, 20, 3), np.nan, np.float32), "NaN or infinity"),
+        (torch.full((3, 20, 20), torch.inf), "NaN or infinity"),
+    ],
+)
+def test_pictures_without_pixels_or_numbers(pixels, message):
+    with pytest.raises(ValueError, match=message):
+        RFDETRImageProcessor()(pixels, do_rescale=False)

@@ -4,9 +4,16 @@ import sys
 import pytest
 import torch
 
-from rfdetr_hf import RFDETRForInstanceSegmentation, RFDETRForKeypointDetection, RFDETRForObjectDetection, export_model
+from rfdetr_hf import (
+    RFDETRForInstanceSegmentation,
+    RFDETRForKeypointDetection,
+    RFDETRForObjectDetection,
+    RFDETRImageProcessor,
+    export_model,
+)
 from rfdetr_hf.cli import export as command
 from rfdetr_hf.export import exporter
+from rfdetr_hf.export.exporter import METADATA_FILE
 from rfdetr_hf.export.parity import ParityError, check_differences, largest_differences
 from rfdetr_hf.export.wrapper import FixedSizeDetector
 
@@ -94,11 +101,32 @@ def test_onnx(last_output, tiny_config, tmp_path):
     assert names == list(report.differences) == list(dict.fromkeys(["logits", "pred_boxes", last_output]))
     labels = session.get_modelmeta().custom_metadata_map["id2label"]
     assert json.loads(labels) == {"0": "circle", "1": "square", "2": "triangle"}
+    assert session.get_modelmeta().custom_metadata_map["task"] == model.task
     pixels = torch.randn(4, 3, 64, 64)
     found = session.run(["logits"], {"pixel_values": pixels.numpy()})[0]
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), model.eval()(pixels).logits, atol=1e-4, rtol=0)
     assert b"site-packages" not in report.path.read_bytes()
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_metadata_says_how_to_use_the_file(format, detector, tmp_path):
+    """A user of the file alone prepares pictures and reads outputs as the processor does."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    processor = RFDETRImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7])
+    options = {"size": (64, 96), "processor": processor, "threshold": {"square": 0.3}}
+    path = export_model(detector, tmp_path / "model", format, **options).path
+    if format == "onnx":
+        found = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+        found = {key: value if key == "task" else json.loads(value) for key, value in found.items()}
+    else:
+        files = {METADATA_FILE: ""}
+        torch.export.load(path, extra_files=files)
+        found = json.loads(files[METADATA_FILE])
+    assert found["task"] == "detection" and found["size"] == [64, 96]
+    assert found["mean"] == [0.1, 0.2, 0.3] and found["std"] == [0.5, 0.6, 0.7]
+    assert found["names"] == ["circle", "square", "triangle"]
+    assert found["thresholds"] == pytest.approx([0.5, 0.3, 0.5]) and found["rescale_factor"] == pytest.approx(1 / 255)
 
 
 def test_parity_sees_an_error(detector):
@@ -175,7 +203,8 @@ def test_command_writes_a_torch_program(detector, tmp_path, capsys):
     pixels = torch.randn(5, 3, 32, 48)
     with torch.no_grad():
         torch.testing.assert_close(program(pixels)[0], detector.eval()(pixels).logits, atol=1e-4, rtol=0)
-    assert b"site-packages" not in report.path.read_bytes()
+    content = report.path.read_bytes()
+    assert b"site-packages" not in content and b"modeling_rfdetr.py" not in content
 
 
 def test_command_checks_the_size(tmp_path):

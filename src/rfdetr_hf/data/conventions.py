@@ -1,0 +1,103 @@
+"""How boxes are written, and whether the numbers agree with it."""
+
+import logging
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+
+from .errors import Problems
+
+logger = logging.getLogger(__name__)
+
+BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn"]
+BOX_FORMATS: tuple[str, ...] = get_args(BoxFormat)
+_MEANING = {"xywh": "left, top, width, height", "xyxy": "left, top, right, bottom", "cxcywh": "centre, width, height"}
+# Boxes may reach out of their image by so much and are still taken for inside: annotators and exporters round.
+_SLACK_SHARE, _SLACK_PIXELS = 0.01, 1.0
+# In smaller images a box of one pixel looks like a normalised one.
+_SMALLEST_IMAGE = 8
+_EXAMPLES = 3
+
+
+def to_xywh(values: np.ndarray, size: np.ndarray, written: str) -> np.ndarray:
+    """(n, 4) left, top, width, height in pixels.
+
+    Args:
+        values: (n, 4) as they are written.
+        size: (n, 2) width and height of each box's image.
+        written: one of `BOX_FORMATS`; an "n" at the end means that numbers are shares of width and height.
+    """
+    if written.endswith("n"):
+        values, written = values * np.tile(size, 2), written[:-1]
+    first, second = values[:, :2], values[:, 2:]
+    if written == "xyxy":
+        return np.concatenate([first, second - first], axis=1)
+    return np.concatenate([first - second / 2, second], axis=1) if written == "cxcywh" else values
+
+
+def check_convention(
+    values: np.ndarray, size: np.ndarray, written: str, name: Callable[[int], str], problems: Problems
+) -> None:
+    """Note a fault when the boxes of a split are written in another format; warn when they may be.
+
+    A box speaks for another format when it lies inside its image as that format says, and not as `written` says; it
+    speaks against it when it is the other way round. It is the split's boxes together that decide.
+
+    Args:
+        values: (n, 4) as they are written.
+        size: (n, 2) of each box's image.
+        written: what they are taken for.
+        name: of a box, for examples.
+        problems: collects the fault.
+    """
+    usable = np.isfinite(values).all(axis=1) & (size > 0).all(axis=1)
+    here = _fits(values, size, written) & usable
+    total = int(usable.sum())
+    best: tuple[int, int, str, np.ndarray] | None = None
+    for other in BOX_FORMATS:
+        if other == written or (written.endswith("n") and not other.endswith("n")):
+            continue
+        there = _fits(values, size, other) & usable
+        if other.endswith("n") and not written.endswith("n"):
+            there &= (size > _SMALLEST_IMAGE).all(axis=1)
+        speak_for, against = there & ~here, int((here & ~there).sum())
+        count = int(speak_for.sum())
+        if best is None or count - against > best[0] - best[1]:
+            best = count, against, other, speak_for
+    if best is None or not best[0]:
+        return
+    count, against, other, speak_for = best
+    examples = ", ".join(
+        f"{name(i)} {[round(v, 4) for v in values[i].tolist()]}" for i in np.flatnonzero(speak_for)[:_EXAMPLES].tolist()
+    )
+    scale = "between 0 and 1" if other.endswith("n") else "pixels"
+    text = (
+        f"field bbox: {count} of {total} boxes make sense only as {other!r} ({_MEANING[other.rstrip('n')]}, {scale}), "
+        f"{against} only as {written!r}, such as {examples}"
+    )
+    remedy = f"pass bbox_format={other!r}, or correct the boxes"
+    normalised = other.endswith("n") and not written.endswith("n")
+    if normalised:
+        certain = count >= 0.5 * total or count >= 3
+    else:
+        certain = (
+            (count >= 3 and count >= 0.3 * total and not against)
+            or (count >= 2 and total >= 10 and count >= 0.1 * total and not against)
+            or (count >= 5 and count >= 0.1 * total and against <= 0.1 * count)
+        )
+    if certain:
+        problems.add(text, remedy)
+    elif normalised or (count >= 0.1 * total and against <= 0.25 * count):
+        logger.warning("%s: %s; if that is so, %s", problems.source, text, remedy)
+
+
+def _fits(values: np.ndarray, size: np.ndarray, written: str) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        boxes = to_xywh(values, size.astype(np.float64), written)
+        slack = _SLACK_SHARE * size + (0 if written.endswith("n") else _SLACK_PIXELS)
+        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        inside = ((low >= -slack) & (high <= size + slack)).all(axis=1)
+        # No side of a pixel is no object: that is how shares look when they are taken for pixels.
+        large = np.ones(len(boxes), bool) if written.endswith("n") else boxes[:, 2:].max(axis=1, initial=0) >= 1
+        return inside & large & (boxes[:, 2:] > 0).all(axis=1)

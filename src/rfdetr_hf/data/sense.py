@@ -1,0 +1,104 @@
+"""What splits say about each other, and whether there is anything to learn and to score."""
+
+import logging
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, List, Value
+
+from .errors import DetectionDataError
+from .pipeline.pixels import find_value_range
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLES = 3
+# Headers of so many pictures say whether there are deep ones; their numbers give the range.
+_LOOKED_AT = 64
+
+
+def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
+    """Warn of splits without objects and of images that two splits share.
+
+    Args:
+        splits: in the schema, as they were read.
+        source: for messages.
+
+    Raises:
+        DetectionDataError: a file in two splits with different boxes.
+    """
+    for name, split in splits.items():
+        crowd = _objects(split).field("iscrowd").flatten().to_numpy(zero_copy_only=False).astype(bool)
+        if len(crowd) and not crowd.all():
+            continue
+        fault = "all objects are crowds (field iscrowd)" if len(crowd) else "there is no object"
+        effect = "there is nothing to learn" if name == "train" else "no score can be given"
+        logger.warning("%s: %s split: %s in %d images, so %s", source, name, fault, len(split), effect)
+    files = {name: _files(split) for name, split in splits.items()}
+    names = list(splits)
+    for index, first in enumerate(names):
+        for second in names[index + 1 :]:
+            shared = sorted(files[first].keys() & files[second].keys())
+            if shared:
+                _report_shared(splits, source, first, second, [(files[first][f], files[second][f], f) for f in shared])
+
+
+def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Dataset]:
+    """The splits with the range of their pictures of more than 8 bits, decided by the first split, where there are any.
+
+    Raises:
+        DetectionDataError: a picture that is looked at cannot be decoded, or holds numbers that are not finite.
+    """
+    first = next(iter(splits.values()))
+    rows = np.unique(np.linspace(0, len(first) - 1, min(_LOOKED_AT, len(first)), dtype=int)) if len(first) else []
+    columns = [name for name in ("image", "image_id", "file_name") if name in first.column_names]
+    found = find_value_range(iter(first.select_columns(columns).select(rows))) if len(rows) else None
+    if found is None:
+        return dict(splits)
+    logger.warning(
+        "%s: pictures have more than 8 bits; their values %g to %g become 0 to 255, in training and in prediction",
+        source, *found,
+    )  # fmt: skip
+    return {
+        name: split.add_column("value_range", [list(found)] * len(split), feature=List(Value("float64"), length=2))
+        for name, split in splits.items()
+    }
+
+
+def _report_shared(
+    splits: Mapping[str, Dataset], source: str, first: str, second: str, shared: list[tuple[int, int, str]]
+) -> None:
+    rows, others, paths = zip(*shared, strict=True)
+    mine, theirs = (_objects(splits[name]).take(pa.array(at)) for name, at in ((first, rows), (second, others)))
+    for a, b, path in zip(mine.to_pylist(), theirs.to_pylist(), paths, strict=True):
+        if sorted(np.round(a["bbox"], 3).tolist()) != sorted(np.round(b["bbox"], 3).tolist()):
+            raise DetectionDataError(
+                f"{source}: {path} is in the splits {first} and {second} with different boxes; leave it in one of them"
+            )
+    logger.warning(
+        "%s: %d images are in the splits %s and %s, such as %s: scores on %s are of images that were seen",
+        source, len(shared), first, second, ", ".join(paths[:_EXAMPLES]), second,
+    )  # fmt: skip
+
+
+def _objects(split: Dataset) -> pa.StructArray:
+    return split.data.column("objects").combine_chunks()
+
+
+def _files(split: Dataset) -> dict[str, int]:
+    """Row of each image that is a file on this machine and stands in one row (tables may have many rows of a file)."""
+    images = split.data.column("image").combine_chunks()
+    paths, inline = images.field("path").to_pylist(), images.field("bytes").is_valid().to_pylist()
+    folders: dict[str, str] = {}
+    found: dict[str, int] = {}
+    often = set()
+    for row, (path, here) in enumerate(zip(paths, inline, strict=True)):
+        if path and not here:
+            folder, name = os.path.split(path)
+            real = folders.setdefault(folder, os.path.realpath(folder))
+            file = os.path.join(real, name)
+            file = os.path.realpath(file) if os.path.islink(file) else file
+            if found.setdefault(file, row) != row:
+                often.add(file)
+    return {file: row for file, row in found.items() if file not in often}

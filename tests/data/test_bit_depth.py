@@ -1,0 +1,88 @@
+"""Pictures of more than 8 bits: their real range, decided for the data set, told in the audit, equal in prediction."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rfdetr_hf import RFDETRImageProcessor, audit_dataset, load_detection_dataset
+from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.schema import decode_image
+
+RAMP = (np.mgrid[0:48, 0:64][1] * 4).astype(np.float64)  # 0 to 252
+KINDS = {
+    "16 bits": ("png", np.uint16, 257),
+    "12 bits in 16": ("png", np.uint16, 16),
+    "8 bits in 16": ("png", np.uint16, 1),
+    "8 bits in 32": ("tif", np.int32, 1),
+    "16 bits tif": ("tif", np.uint16, 257),
+    "floats to 1": ("tif", np.float32, 1 / 252),
+    "floats to 255": ("tif", np.float32, 1),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set of pictures: `folder(suffix, [arrays])`."""
+
+    def make(suffix, pictures):
+        for i, pixels in enumerate(pictures):
+            Image.fromarray(pixels).save(tmp_path / f"{i}.{suffix}")
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.{suffix}", "width": 64, "height": 48}
+                       for i in range(len(pictures))],
+            "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [8, 8, 20, 16]}
+                            for i in range(len(pictures))],
+            "categories": [{"id": 1, "name": "cat"}],
+        }  # fmt: skip
+        (tmp_path / "train.json").write_text(json.dumps(content))
+        return load_detection_dataset(tmp_path)["train"]
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_real_range_becomes_bytes(folder, kind):
+    suffix, dtype, factor = KINDS[kind]
+    train = folder(suffix, [(RAMP * factor).astype(dtype)])
+    pixels = np.asarray(decode_image(train[0]))[..., 0].astype(float)
+    assert np.abs(pixels - RAMP * (255 / 252 if kind == "floats to 1" else 1)).max() <= 1
+    assert "more than 8 bits" in str(audit_dataset(train))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prediction_agrees_with_training(folder, tmp_path, kind):
+    suffix, dtype, factor = KINDS[kind]
+    train = folder(suffix, [(RAMP * factor).astype(dtype)])
+    processor = RFDETRImageProcessor(size={"height": 48, "width": 64})
+    ours = processor(images=decode_image(train[0]), return_tensors="pt")["pixel_values"]
+    theirs = processor(images=Image.open(tmp_path / f"0.{suffix}"), return_tensors="pt")["pixel_values"]
+    assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_a_dark_picture_stays_dark_beside_bright_ones(folder):
+    train = folder("png", [(RAMP * 16).astype(np.uint16), RAMP.astype(np.uint16)])
+    assert np.asarray(decode_image(train[1])).max() == 252 // 16
+    again = pickle.loads(pickle.dumps(train)).select([1])
+    assert np.asarray(decode_image(again[0])).max() == 252 // 16
+
+
+def test_eight_bits_have_no_range(folder):
+    train = folder("png", [RAMP.astype(np.uint8)])
+    assert "value_range" not in train.column_names and "more than 8 bits" not in str(audit_dataset(train))
+
+
+def test_pictures_that_are_not_finite_are_named(folder):
+    with pytest.raises(DetectionDataError, match=r"0.tif.*not finite"):
+        folder("tif", [np.full((48, 64), np.nan, np.float32)])
+
+
+def test_the_largest_picture_is_an_option(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "2000")
+    with pytest.raises(DetectionDataError, match=r"0.png.*max_image_pixels"):
+        decode_image(folder("png", [RAMP.astype(np.uint8)])[0])
+    monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "100000")
+    assert decode_image(folder("png", [RAMP.astype(np.uint8)])[0]).size == (64, 48)

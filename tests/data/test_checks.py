@@ -1,0 +1,138 @@
+"""Duplicates, odd masks and keypoints: repaired and counted, or errors; the same in training and scoring."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rfdetr_hf import load_detection_dataset
+from rfdetr_hf.data.errors import DetectionDataError
+
+SQUARE = [8, 8, 28, 8, 28, 24, 8, 24]
+BOX = [8, 8, 20, 16]
+
+
+@pytest.fixture
+def load(tmp_path, write_image):
+    """Load objects of images of 64x48, ten to an image: `load([{fields}, …], task, category fields)`."""
+
+    def load(objects, task="detection", category=None, **options):
+        count = -(-len(objects) // 10)
+        for i in range(count):
+            write_image(tmp_path / f"{i}.jpg")
+        images = [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in range(count)]
+        records = [
+            {"id": i, "image_id": i // 10, "category_id": 1, "bbox": BOX, "segmentation": [SQUARE], **each}
+            for i, each in enumerate(objects)
+        ]
+        categories = [{"id": 1, "name": "cat", **(category or {})}]
+        content = {"images": images, "annotations": records, "categories": categories}
+        (tmp_path / "train.json").write_text(json.dumps(content))
+        return load_detection_dataset(tmp_path, task=task, **options)["train"]
+
+    return load
+
+
+def spread(count):
+    """Boxes that differ, with their outlines."""
+    shifts = [(i % 10, i // 10 % 8) for i in range(count)]
+    return [
+        {"bbox": [8 + x, 8 + y, 20, 16], "segmentation": [[v + (x, y)[k % 2] for k, v in enumerate(SQUARE)]]}
+        for x, y in shifts
+    ]
+
+
+def test_annotations_written_twice_are_dropped_and_counted(load, caplog):
+    train = load([*spread(3), spread(1)[0], {"bbox": [8, 8, 20, 16.5]}])
+    assert len(train[0]["objects"]["id"]) == 4 and "dropped 1 boxes (written twice)" in caplog.text
+
+
+EMPTY = {"size": [48, 64], "counts": [48 * 64]}
+NOWHERE = {
+    "outside": [[100, 100, 120, 100, 120, 118]],
+    "a line": [[8, 8, 20, 8, 28, 8]],
+    "a point": [[8.2, 8.2, 8.2, 8.2, 8.2, 8.2]],
+    "no pixels": EMPTY,
+    "no pixels as floats": {"size": [48, 64], "counts": [48 * 64.0]},
+}
+
+
+@pytest.mark.parametrize("mask", NOWHERE.values(), ids=NOWHERE)
+def test_masks_without_pixels(load, mask, caplog):
+    objects = spread(20)
+    objects[3]["segmentation"] = mask
+    train = load(objects, "segmentation")
+    assert sum(len(o["id"]) for o in train["objects"]) == 19 and "covers no pixel" in caplog.text
+    with pytest.raises(DetectionDataError, match="annotation id 0 .*field segmentation covers no pixel"):
+        load([{"segmentation": mask}], "segmentation")
+    assert load([{"segmentation": mask}], "segmentation", missing_masks="box")[0]["objects"]["bbox"] == [BOX]
+
+
+def test_masks_far_from_their_box(load, caplog):
+    objects = spread(20)
+    objects[3]["segmentation"] = [[40, 30, 60, 30, 60, 44]]
+    objects[3]["bbox"] = [2, 2, 10, 10]
+    train = load(objects, "segmentation")
+    assert sum(len(o["id"]) for o in train["objects"]) == 19 and "elsewhere than their box" in caplog.text
+    with pytest.raises(DetectionDataError, match="field segmentation lies elsewhere than the box"):
+        load([{"segmentation": [[40, 30, 60, 30, 60, 44]]}], "segmentation")
+
+
+def test_normalised_masks(load):
+    with pytest.raises(DetectionDataError, match="field segmentation of 2 objects is between 0 and 1"):
+        load([{"segmentation": [[0.1, 0.1, 0.4, 0.1, 0.4, 0.4]], "bbox": [i, 8, 20, 16]} for i in range(2)],
+             "segmentation")  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", [
+    5, True, {"counts": 3, "size": [48, 64]}, {"counts": "~~~", "size": [48, 64]}, {"counts": "0", "size": None},
+    {"counts": [-5, 48 * 64 + 5], "size": [48, 64]}, {"counts": [1.5], "size": [48, 64]}, [["a", "b"] * 3],
+    [[1, 2, [3], 4, 5, 6]], [[1e300, 0, 5, 5, 9, 1]], {"counts": "PP00", "size": [48, 64]}, [[True] * 6], "x",
+    {"counts": "é", "size": [48, 64]},
+])  # fmt: skip
+def test_masks_of_wrong_types_are_named(load, mask):
+    with pytest.raises(DetectionDataError, match="train.json.*\n.*annotation id 0 .*field segmentation"):
+        load([{"segmentation": mask}], "segmentation")
+
+
+POINTS = {"keypoints": ["nose", "left_eye", "right_eye"]}
+
+
+def test_keypoints_outside_their_image_are_not_labelled(load, caplog):
+    objects = [{"keypoints": [100, 100, 2, 12, 12, 1, 64, 48, 2]}]
+    train = load(objects, "keypoints", POINTS)
+    assert np.reshape(train[0]["objects"]["keypoints"][0], (3, 3)).tolist() == [[0, 0, 0], [12, 12, 1], [64, 48, 2]]
+    assert "lie outside their image" in caplog.text
+
+
+def test_normalised_keypoints(load):
+    with pytest.raises(DetectionDataError, match="field keypoints.*between 0 and 1"):
+        load([{"keypoints": [0.1, 0.2, 2, 0.3, 0.3, 2, 0.4, 0.4, 2]}], "keypoints", POINTS)
+
+
+@pytest.mark.parametrize(("category", "faults"), [({"skeleton": [[0, 1], [1, 2]]}, 1), ({"keypoints": ["p"] * 3}, 1)])
+def test_one_fault_of_a_category_is_one_fault(load, category, faults):
+    with pytest.raises(DetectionDataError, match=f"{faults} problem"):
+        load([{"keypoints": [10, 10, 2] * 3}], "keypoints", {**POINTS, **category})
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("bbox", [1e400, 1, 2, 3]), ("bbox", [10**400, 1, 2, 3]), ("bbox", [True, 1, 2, 3]),
+    ("bbox", [[1], 1, 2, 3]), ("area", 10**400), ("area", True), ("id", 2**63), ("category_id", 2**70),
+    ("image_id", 1e300), ("category_id", None), ("bbox", {"x": 1}),
+])  # fmt: skip
+def test_numbers_that_no_column_holds_are_named(load, field, value):
+    with pytest.raises(DetectionDataError, match=rf"train.json(.|\n)*field {field}"):
+        load([{field: value}, {"bbox": [1, 2, 30, 20]}])
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("[" * 100_000, "train.json: cannot be read as JSON"),
+    ('{"images": [], "images": [], "annotations": [], "categories": []}', "field 'images' stands twice"),
+    ('{"images": [1' + "0" * 5000 + "]}", "train.json: cannot be read as JSON"),
+    ("", "train.json"),
+])  # fmt: skip
+def test_files_that_no_reader_reads_are_named(tmp_path, text, message):
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(DetectionDataError, match=message):
+        load_detection_dataset(tmp_path / "train.json")

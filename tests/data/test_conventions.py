@@ -1,0 +1,101 @@
+"""How boxes are written is checked by the boxes of a split together."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset, Image
+
+from rfdetr_hf import load_detection_dataset
+from rfdetr_hf.data.errors import DetectionDataError
+
+SIZE = (64, 48)
+
+
+def boxes_xywh(count, seed=0):
+    rng = np.random.default_rng(seed)
+    width, height = rng.uniform(6, 30, count), rng.uniform(6, 24, count)
+    return np.stack([rng.uniform(0, 64 - width), rng.uniform(0, 48 - height), width, height], axis=1)
+
+
+def written(boxes, form):
+    x, y, w, h = np.asarray(boxes, float).T
+    values = {
+        "xywh": np.stack([x, y, w, h], 1),
+        "xyxy": np.stack([x, y, x + w, y + h], 1),
+        "cxcywh": np.stack([x + w / 2, y + h / 2, w, h], 1),
+    }[form.rstrip("n")]
+    return values / (SIZE * 2) if form.endswith("n") else values
+
+
+@pytest.fixture
+def sources(tmp_path, write_image):
+    """The same boxes as a COCO file, as columns and as YOLO rows: `sources(kind, boxes)`, two boxes an image."""
+
+    def make(kind, boxes):
+        root = tmp_path / kind
+        count = -(-len(boxes) // 2)
+        files = [write_image(root / "images/train" / f"{i:03}.jpg", SIZE) for i in range(count)]
+        pairs = [np.asarray(boxes[2 * i : 2 * i + 2]).tolist() for i in range(count)]
+        if kind == "columns":
+            rows = {"image": [str(file) for file in files], "objects": [
+                {"bbox": pair, "category": [0] * len(pair)} for pair in pairs]}  # fmt: skip
+            return Dataset.from_dict(rows).cast_column("image", Image())
+        if kind == "yolo":
+            for i, pair in enumerate(pairs):
+                label = root / "labels/train" / f"{i:03}.txt"
+                label.parent.mkdir(parents=True, exist_ok=True)
+                label.write_text("".join(f"0 {' '.join(map(str, box))}\n" for box in pair))
+            (root / "data.yaml").write_text("train: images/train\nnames: [cat]\n")
+            return root
+        annotations = [{"id": i, "image_id": i // 2, "category_id": 1, "bbox": list(map(float, box))}
+                       for i, box in enumerate(boxes)]  # fmt: skip
+        images = [{"id": i, "file_name": file.name, "width": 64, "height": 48} for i, file in enumerate(files)]
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+        (root / "train.json").write_text(json.dumps(content))
+        return root
+
+    return make
+
+
+CASES = [("coco", "xywh"), ("columns", "xywh"), ("yolo", "cxcywhn")]
+
+
+@pytest.mark.parametrize(("kind", "usual"), CASES)
+@pytest.mark.parametrize("form", ["xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn"])
+@pytest.mark.parametrize("count", [6, 60])
+def test_boxes_in_another_format_are_recognised_and_read_when_asked(sources, kind, usual, form, count):
+    few_centres = count == 6 and form == "cxcywh"  # do not differ enough from corners and sizes
+    if form == usual or few_centres or (kind == "yolo" and not form.endswith("n")):
+        return
+    boxes = boxes_xywh(count)
+    source = sources(kind, written(boxes, form))
+    with pytest.raises(DetectionDataError, match=f"bbox_format='{form}'"):
+        load_detection_dataset(source)
+    train = load_detection_dataset(source, bbox_format=form)["train"]
+    found = np.concatenate([np.reshape(objects["bbox"], (-1, 4)) for objects in train["objects"]])
+    np.testing.assert_allclose(found, boxes, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "usual"), CASES)
+@pytest.mark.parametrize("form", ["xyxy", "xywhn"])
+def test_single_odd_boxes_do_not_hide_the_format(sources, kind, usual, form):
+    form = form.rstrip("n") + "n" if kind == "yolo" else form
+    values = written(boxes_xywh(40), form)
+    values[7] = [0.3, 0.3, 0.2, 0.2] if kind == "yolo" else [40, 30, 10, 8]
+    with pytest.raises(DetectionDataError, match="bbox_format="):
+        load_detection_dataset(sources(kind, values))
+
+
+@pytest.mark.parametrize(("kind", "usual"), CASES)
+def test_right_boxes_pass_with_some_that_reach_out(sources, kind, usual, caplog):
+    boxes = boxes_xywh(60)
+    boxes[:4, :2] = (50, 40)
+    load_detection_dataset(sources(kind, written(boxes, usual)))
+    assert "make sense only as" not in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "usual"), CASES[:2])
+def test_one_doubtful_box_is_a_warning_with_an_example(sources, kind, usual, caplog):
+    load_detection_dataset(sources(kind, [[30, 20, 60, 45], [2, 2, 20, 20]]))
+    assert "1 of 2 boxes make sense only as 'xyxy'" in caplog.text and "30.0, 20.0, 60.0, 45.0" in caplog.text

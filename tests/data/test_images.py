@@ -1,0 +1,125 @@
+"""A picture is the one that is listed."""
+
+import logging
+import os
+import unicodedata
+
+import pytest
+
+from rfdetr_hf import load_detection_dataset
+from rfdetr_hf.data.errors import DetectionDataError
+
+
+def listed(root, write_image, files, names, boxes=None, split="train"):
+    """A Roboflow export with these files on disk and these names in its list; one box an image, or those given."""
+    import json
+
+    for file in files:
+        write_image(root / split / file)
+    content = {
+        "images": [{"id": i, "file_name": name, "width": 64, "height": 48} for i, name in enumerate(names)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": (boxes or {}).get(i, [8, 8, 20, 16])}
+            for i in range(len(names))
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (root / split / "_annotations.coco.json").write_text(json.dumps(content))
+    return root
+
+
+def paths(dataset):
+    return [os.path.basename(image["path"]) for image in dataset["image"]]
+
+
+def test_a_base_name_in_another_folder_is_not_the_picture(tmp_path, write_image):
+    root = listed(tmp_path, write_image, ["cam2/0001.jpg"], ["cam1/0001.jpg", "cam2/0001.jpg"])
+    with pytest.raises(DetectionDataError, match=r"cam1/0001.jpg.*missing.*another file of this name is cam2/0001.jpg"):
+        load_detection_dataset(root)
+
+
+@pytest.mark.parametrize("name", ["/elsewhere/a.jpg", "C:\\x\\a.jpg", "sub/a.jpg", "http://x.org/y/a.jpg"])
+def test_leading_folders_count_unless_all_names_share_them(tmp_path, write_image, name):
+    root = listed(tmp_path / "mixed", write_image, ["a.jpg", "b.jpg"], [name, "b.jpg"])
+    with pytest.raises(DetectionDataError, match="is missing in"):
+        load_detection_dataset(root)
+    root = listed(tmp_path / "shared", write_image, ["a.jpg", "b.jpg"], [name, name.replace("a.jpg", "b.jpg")])
+    assert paths(load_detection_dataset(root)["train"]) == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "reason"),
+    [
+        ("a.jpg", "a.JPG", "suffix in another case"),
+        ("my%20photo.jpg", "my photo.jpg", "%20"),
+        ("sub\\a.jpg", "sub/a.jpg", "backslashes"),
+        (unicodedata.normalize("NFC", "é.jpg"), unicodedata.normalize("NFD", "é.jpg"), "accents"),
+        ("a.jpg\n", "a.jpg", "blanks"),
+    ],
+)
+def test_what_tools_change_in_names_is_repaired_and_named(tmp_path, write_image, name, file, reason, caplog):
+    root = listed(tmp_path, write_image, [file, "b.jpg"], [name, "b.jpg"])
+    with caplog.at_level(logging.INFO):
+        train = load_detection_dataset(root)["train"]
+    assert paths(train)[0] == os.path.basename(file) and "found 1 images" in caplog.text and reason in caplog.text
+
+
+@pytest.mark.parametrize(("name", "files"), [("a.jpg", ["a.png"]), ("A.jpg", ["a.jpg"]), ("a.jpg", ["a.JPG", "a.Jpg"])])
+def test_other_or_several_files_are_no_repair(tmp_path, write_image, name, files):
+    root = listed(tmp_path, write_image, [*files, "b.jpg"], [name, "b.jpg"])
+    with pytest.raises(DetectionDataError, match="is missing in"):
+        load_detection_dataset(root)
+
+
+def test_validation_pictures_are_not_looked_for_among_training_pictures(tmp_path, coco_content, write_coco):
+    for split, names in {"train": ("train/a.jpg", "train/b.jpg"), "val": ("val/a.jpg", "val/b.jpg")}.items():
+        write_coco(tmp_path / f"annotations/{split}.json", coco_content(names), tmp_path / "images")
+    (tmp_path / "images/val/a.jpg").unlink()
+    with pytest.raises(DetectionDataError, match=r"val.json.*\n.*'val/a.jpg' is missing"):
+        load_detection_dataset(tmp_path)
+
+
+def test_a_file_under_two_ids_is_an_error_unless_the_entries_agree(tmp_path, write_image, caplog):
+    root = listed(tmp_path / "other", write_image, ["a.jpg"], ["a.jpg", "a.jpg"], {1: [30, 20, 20, 20]})
+    with pytest.raises(DetectionDataError, match="a.jpg is listed as image id 0 and as image id 1"):
+        load_detection_dataset(root)
+    root = listed(tmp_path / "same", write_image, ["a.jpg", "b.jpg"], ["a.jpg", "b.jpg", "./a.jpg"])
+    train = load_detection_dataset(root)["train"]
+    assert train["image_id"] == [0, 1] and "dropped 1 entries" in caplog.text
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_a_file_in_two_splits(tmp_path, coco_content, write_coco, agree, caplog):
+    content = coco_content()
+    write_coco(tmp_path / "annotations/train.json", content, tmp_path / "images")
+    if not agree:
+        content["annotations"][0]["bbox"] = [1, 1, 5, 5]
+    write_coco(tmp_path / "annotations/val.json", content, tmp_path / "images")
+    if agree:
+        load_detection_dataset(tmp_path)
+        assert "2 images are in the splits train and validation" in caplog.text
+    else:
+        with pytest.raises(DetectionDataError, match="in the splits train and validation with different boxes"):
+            load_detection_dataset(tmp_path)
+
+
+def test_an_unreadable_folder_is_named(tmp_path, write_image, monkeypatch):
+    root = listed(tmp_path, write_image, ["a.jpg", "sub/b.jpg"], ["a.jpg"])
+    real = os.scandir
+
+    def refuse(path):
+        if os.path.basename(os.fspath(path)) == "sub":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DetectionDataError, match="sub: cannot be read"):
+        load_detection_dataset(root)
+
+
+@pytest.mark.timeout(60)
+def test_links_that_lead_in_circles_end(tmp_path, write_image):
+    root = listed(tmp_path, write_image, ["a.jpg"], ["a.jpg"])
+    (root / "train/loop").symlink_to(root / "train", target_is_directory=True)
+    (root / "train/up").symlink_to(root, target_is_directory=True)
+    assert len(load_detection_dataset(root)["train"]) == 1

@@ -1,0 +1,189 @@
+"""What a source is, which splits it has, and what an unknown one is told."""
+
+import logging
+import shutil
+
+import pytest
+from datasets import Dataset, Image
+from helpers.models import tiny_config
+
+from rfdetr_hf import RFDETRForObjectDetection, RFDETRTrainer, RFDETRTrainingArguments, load_detection_dataset
+from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.schema import class_names
+
+ROW = "0 0.5 0.5 0.25 0.25\n"
+
+
+@pytest.fixture
+def yolo(tmp_path, write_image):
+    """A YOLO folder with the splits train and val, of two pictures each."""
+    root = tmp_path / "set"
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            write_image(root / f"images/{split}/{name}.jpg")
+            (root / f"labels/{split}").mkdir(parents=True, exist_ok=True)
+            (root / f"labels/{split}/{name}.txt").write_text(ROW)
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
+    return root
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("notes.json", '{"categories": [{"id": 0, "name": "cat"}], "info": {"version": "1.0"}}'),
+    ("tasks.json", '[{"id": 1, "annotations": []}]'),
+    ("annotations/x.json", '{"images": [], "annotations": [], "categories": []}'),
+    ("package.json", '{"images": {"a": 1}}'),
+    ("predictions.json", '[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}]'),
+])  # fmt: skip
+def test_other_json_files_do_not_hide_yolo_data(yolo, name, text, caplog):
+    (yolo / name).parent.mkdir(exist_ok=True)
+    (yolo / name).write_text(text)
+    with caplog.at_level(logging.INFO):
+        splits = load_detection_dataset(yolo)
+    assert list(splits) == ["train", "validation"]
+    assert "YOLO, 2 splits: train (train) 2 images, validation (val) 2 images" in caplog.text
+
+
+def test_a_broken_yaml_file_does_not_hide_coco_data(tmp_path, coco_content, write_coco):
+    write_coco(tmp_path / "train.json", coco_content())
+    (tmp_path / "data.yaml").write_text("names: [\n")
+    assert class_names(load_detection_dataset(tmp_path)) == ["cat", "dog"]
+
+
+def test_the_kind_of_an_export_is_said(tmp_path, coco_content, write_coco, caplog):
+    for split in ("train", "valid", "test"):
+        write_coco(tmp_path / split / "_annotations.coco.json", coco_content())
+    with caplog.at_level(logging.INFO):
+        load_detection_dataset(tmp_path)
+    assert "Roboflow COCO, 3 splits: train (train) 2 images, validation (valid) 2 images" in caplog.text
+
+
+def test_a_yaml_file_of_any_name(yolo):
+    (yolo / "data.yaml").rename(yolo / "my.yaml")
+    assert list(load_detection_dataset(yolo)) == ["train", "validation"]
+    shutil.copy(yolo / "my.yaml", yolo / "other.yaml")
+    with pytest.raises(DetectionDataError, match="several data.yaml: .*my.yaml"):
+        load_detection_dataset(yolo)
+
+
+@pytest.mark.parametrize("files", [["a.jpg", "x.txt"], ["JPEGImages/a.jpg", "Annotations/a.xml"], []])
+def test_an_unknown_folder_says_what_was_looked_for(tmp_path, write_image, files):
+    for name in files:
+        if name.endswith(".jpg"):
+            write_image(tmp_path / "set" / name)
+        else:
+            (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / name).write_text("a\n")
+    (tmp_path / "set").mkdir(exist_ok=True)
+    with pytest.raises(DetectionDataError) as error:
+        load_detection_dataset(tmp_path / "set")
+    text = str(error.value)
+    assert "no data set is recognised" in text and "COCO" in text and "no data.yaml" in text and "Parquet" in text
+
+
+def test_an_unknown_folder_says_how_near_it_came(tmp_path, yolo, coco_content, write_coco):
+    (yolo / "data.yaml").unlink()
+    (yolo / "notes.json").write_text('{"categories": []}')
+    with pytest.raises(
+        DetectionDataError, match=r"notes.json: no COCO file(.|\n)*images, labels are there, but no data"
+    ):
+        load_detection_dataset(yolo)
+    write_coco(tmp_path / "outer/inner/train/_annotations.coco.json", coco_content())
+    with pytest.raises(DetectionDataError, match="its folder inner is Roboflow COCO: give .*inner"):
+        load_detection_dataset(tmp_path / "outer")
+
+
+def test_a_held_out_share_instead_of_a_split_is_said(yolo, caplog):
+    splits = load_detection_dataset(yolo, validation_split=0.5)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 1, "validation": 1}
+    assert "its split 'val' is not used: validation_split=0.5" in caplog.text
+
+
+def test_one_coco_file_over_several_folders_is_no_training_split(tmp_path, coco_content, write_image):
+    import json
+
+    content = coco_content()
+    for split, image in zip(("train", "val"), content["images"], strict=True):
+        write_image(tmp_path / split / image["file_name"])
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(DetectionDataError, match="none of its images|is missing"):
+        load_detection_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["none", "kept back"])
+def test_an_unlabelled_test_file_stops_no_training(tmp_path, coco_content, write_coco, kind, caplog):
+    for split in ("train", "val", "test"):
+        content = coco_content()
+        if split == "test":
+            content.pop("annotations")
+            content = content if kind == "kept back" else {"images": content["images"], "categories": []}
+        write_coco(tmp_path / f"annotations/{split}.json", content, tmp_path / split)
+    assert list(load_detection_dataset(tmp_path)) == ["train", "validation"]
+    assert "the test split is left out" in caplog.text
+    with pytest.raises(DetectionDataError, match="annotations"):
+        load_detection_dataset(tmp_path, test_split="test")
+
+
+def test_a_file_of_fewer_classes_than_the_model(tmp_path, coco_content, write_coco):
+    content = coco_content()
+    content["categories"] = [{"id": 3, "name": "cat"}]
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 3]
+    names = ["bird", "cat", "dog"]
+    splits = load_detection_dataset(write_coco(tmp_path / "val.json", content), class_names=names)
+    assert class_names(splits) == names and splits["validation"][0]["objects"]["category"] == [1]
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("crowds", [True, False])
+def test_splits_without_objects(tmp_path, coco_content, write_coco, train, crowds, caplog):
+    for split in ("train", "val"):
+        content = coco_content()
+        if train == (split == "train"):
+            content["annotations"] = [{**a, "iscrowd": 1} for a in content["annotations"]] if crowds else []
+        write_coco(tmp_path / f"annotations/{split}.json", content, tmp_path / split)
+    splits = load_detection_dataset(tmp_path)
+    fault = "all objects are crowds" if crowds else "there is no object"
+    assert f"{'train' if train else 'validation'} split: {fault}" in caplog.text
+    model = RFDETRForObjectDetection(tiny_config(tuple(class_names(splits))))
+    args = RFDETRTrainingArguments(output_dir=str(tmp_path / "out"), max_steps=1, disable_tqdm=True)
+    given = {"train_dataset": splits["train"], "eval_dataset": splits["validation"]}
+    if train:
+        with pytest.raises(ValueError, match="train_dataset has no object"):
+            RFDETRTrainer(model, args, **given).train()
+    else:
+        RFDETRTrainer(model, args, **given)
+        assert "eval_dataset has no object" in caplog.text
+
+
+class Nothing:
+    """An object of no known kind."""
+
+
+@pytest.mark.parametrize(("source", "error", "message"), [
+    ("", DetectionDataError, "the name of the data set is ''"),
+    ("  ", DetectionDataError, "name of the data set"),
+    (None, TypeError, "not NoneType"),
+    ([1], TypeError, "not list"),
+    (Nothing(), TypeError, "not Nothing"),
+])  # fmt: skip
+def test_what_is_no_source(source, error, message):
+    with pytest.raises(error, match=message):
+        load_detection_dataset(source)
+
+
+def test_streams_get_a_sentence(tmp_path, write_image):
+    path = str(write_image(tmp_path / "a.png"))
+    rows = {"image": [path], "objects": [{"bbox": [[1, 2, 3, 4]], "category": [0]}]}
+    stream = Dataset.from_dict(rows).cast_column("image", Image()).to_iterable_dataset()
+    with pytest.raises(TypeError, match="IterableDataset has no length.*without streaming"):
+        load_detection_dataset(stream)
+
+
+def test_lvis_names_images_by_their_address(tmp_path, coco_content, write_coco):
+    content = coco_content()
+    file = write_coco(tmp_path / "annotations/lvis_v1_train.json", content, tmp_path / "train2017")
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+    import json
+
+    file.write_text(json.dumps(content))
+    assert len(load_detection_dataset(tmp_path)["train"]) == 2

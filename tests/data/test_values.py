@@ -1,0 +1,136 @@
+"""Values that mean no, ids and names are read as they are written, or are errors."""
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
+
+from rfdetr_hf import load_detection_dataset
+from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.schema import category_ids, class_names
+
+
+@pytest.fixture
+def load(tmp_path, coco_content, write_coco):
+    """Load a COCO file that `change(content)` has changed."""
+
+    def load(change, **options):
+        content = coco_content()
+        change(content)
+        return load_detection_dataset(write_coco(tmp_path / "train.json", content), **options)["train"]
+
+    return load
+
+
+@pytest.mark.parametrize(("value", "crowd"), [
+    ("0", False), ("false", False), ("False", False), ("no", False), (-1, False), (None, False), ("", False),
+    (0.0, False),
+    ("1", True), ("true", True), (1.0, True), (True, True),
+])  # fmt: skip
+def test_crowds_in_any_spelling(load, value, crowd):
+    train = load(lambda content: content["annotations"][1].update(iscrowd=value))
+    assert train[0]["objects"]["iscrowd"] == [False, crowd]
+
+
+@pytest.mark.parametrize("value", [2, "maybe", [1], 0.5, -7])
+def test_crowds_that_are_neither_yes_nor_no(load, value):
+    with pytest.raises(DetectionDataError, match="annotation id 10: field iscrowd"):
+        load(lambda content: content["annotations"][0].update(iscrowd=value))
+
+
+def columns(tmp_path, write_image, category, kind=None, **fields):
+    path = str(write_image(tmp_path / "a.png"))
+    objects = {"bbox": [[4, 4, 20, 10], [8, 8, 9, 11]], "category": category, **fields}
+    dataset = Dataset.from_dict({"image": [path], "objects": [objects]}).cast_column("image", Image())
+    if kind is not None:
+        features = dataset.features.copy()
+        features["objects"] = {"bbox": List(List(Value("float64"), length=4)), "category": List(kind)}
+        dataset = dataset.cast(Features(features))
+    return dataset
+
+
+@pytest.mark.parametrize("flags", [["0", "false"], [-1, 0], [None, False], ["no", ""]])
+def test_crowds_of_columns(tmp_path, write_image, flags):
+    train = load_detection_dataset(columns(tmp_path, write_image, [0, 1], iscrowd=flags))["train"]
+    assert train[0]["objects"]["iscrowd"] == [False, False]
+
+
+@pytest.mark.parametrize("category", [[0, None], [0, -1], ["cat", None], ["cat", ""], ["cat", "  "]])
+def test_objects_without_a_category_move_no_label(tmp_path, write_image, category):
+    with pytest.raises(DetectionDataError, match="annotation id 2 .*field category is"):
+        load_detection_dataset(columns(tmp_path, write_image, category))
+
+
+def test_a_category_below_zero_moves_no_label(load):
+    with pytest.raises(DetectionDataError, match="-1"):
+        load(lambda content: content["categories"].insert(0, {"id": -1, "name": "none"}))
+
+
+def test_one_id_with_two_names(load):
+    with pytest.raises(DetectionDataError, match="category id 3: field name: has two names, 'cat' and 'cow'"):
+        load(lambda content: content["categories"].append({"id": 3, "name": "cow"}))
+    again = load(lambda content: content["categories"].append({"id": 3, "name": "cat"}))
+    assert class_names(again) == ["cat", "dog"]
+
+
+def yolo(root, write_image, names, **labels):
+    for split in ("train", "val"):
+        write_image(root / f"images/{split}/a.jpg")
+        (root / f"labels/{split}").mkdir(parents=True)
+        (root / f"labels/{split}/a.txt").write_text("0 .5 .5 .25 .25\n1 .3 .3 .25 .25\n")
+    (root / "data.yaml").write_text(f"train: images/train\nval: images/val\n{names}\n")
+    return root
+
+
+@pytest.mark.parametrize(("names", "expected"), [
+    ("names: [yes, no]", ["yes", "no"]),
+    ("names: {0: on, 1: off}", ["on", "off"]),
+    ("names: [01, 1e3]", ["01", "1e3"]),
+    ("names: [12:30, 2026-01-01]", ["12:30", "2026-01-01"]),
+    ("names: {0: null, 1: dog}", ["null", "dog"]),
+    ("names:\n  '0': cat\n  '1': dog", ["cat", "dog"]),
+    ("names: [0x10, 1_000]", ["0x10", "1_000"]),
+    ("names: [~, .nan]", ["~", ".nan"]),
+])  # fmt: skip
+def test_names_of_a_yaml_file_are_as_written(tmp_path, write_image, names, expected):
+    splits = load_detection_dataset(yolo(tmp_path, write_image, names))
+    assert class_names(splits) == expected and category_ids(splits) == [0, 1]
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("names: {0: cat, 1: dog, 0: cow}", "field '0' stands twice"),
+    ("names: [cat, dog]\nnames: [dog, cat]", "field 'names' stands twice"),
+    ("names: [cat, dog]\ntrain: images/val", "field 'train' stands twice"),
+    ("names: [cat, [dog]]", "field names: class 1 is"),
+    ("names: {0: cat, 1: }", "field names: class 1 is ''"),
+    ("names: [cat, dog]\nnc: '3'", "field nc is 3"),
+    ("names: &a [*a, cat]", "data.yaml"),
+    ("names: " + "[" * 3000 + "]" * 3000, "data.yaml"),
+])  # fmt: skip
+def test_yaml_files_that_say_two_things(tmp_path, write_image, text, message):
+    with pytest.raises(DetectionDataError, match=message.replace("[", r"\[")):
+        load_detection_dataset(yolo(tmp_path, write_image, text))
+
+
+@pytest.mark.parametrize("image_id", [2**53 + 1, 2**63 - 1, -5])
+def test_image_ids_are_exact(load, image_id):
+    def change(content):
+        content["images"][0]["id"] = image_id
+        for annotation in content["annotations"][:2]:
+            annotation["image_id"] = image_id
+
+    train = load(change)
+    assert train["image_id"] == [image_id, 1] and len(train[0]["objects"]["id"]) == 2
+
+
+@pytest.mark.parametrize("image_id", [2**63, 1e300, 2.0**60, "a", True])
+def test_image_ids_that_are_none_are_named(load, image_id):
+    def change(content):
+        content["images"][0]["id"] = image_id
+
+    with pytest.raises(DetectionDataError, match=r"field id is .*not an integer of 64 bits"):
+        load(change)
+
+
+def test_class_label_of_minus_one(tmp_path, write_image):
+    dataset = columns(tmp_path, write_image, [0, -1], ClassLabel(names=["cat", "dog"]))
+    with pytest.raises(DetectionDataError, match="field category is -1"):
+        load_detection_dataset(dataset)

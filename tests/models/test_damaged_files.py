@@ -1,0 +1,173 @@
+"""Model folders that are damaged, wrapped or full of NaN: right, or a sentence that names the file."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rfdetr_hf import RFDETRForInstanceSegmentation, RFDETRForObjectDetection, load_model
+from rfdetr_hf.models.files.auto import load_processor
+
+
+@pytest.fixture
+def folder(deep_config, tmp_path):
+    torch.manual_seed(0)
+    RFDETRForObjectDetection(deep_config()).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change_weights(folder, change):
+    state = load_file(folder / "model.safetensors")
+    save_file(change(state), folder / "model.safetensors", {"format": "pt"})
+
+
+def change_config(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["class_embed.bias", "transformer.decoder.norm.weight", "query_feat.weight"])
+def test_nan_is_refused_at_load(folder, name, value):
+    def change(state):
+        state[name].view(-1)[1] = value
+        return state
+
+    change_weights(folder, change)
+    with pytest.raises(ValueError, match=f"model: NaN or infinite values in 1 of .*{name}"):
+        load_model(folder)
+
+
+def test_nan_is_refused_in_official_files(folder, tmp_path):
+    model = RFDETRForObjectDetection.from_pretrained(folder)
+    model.save_official(tmp_path / "good.pth")
+    payload = torch.load(tmp_path / "good.pth", weights_only=False)
+    payload["model"]["bbox_embed.layers.0.weight"][0, 0] = float("nan")
+    torch.save(payload, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match="bad.pth: NaN .*bbox_embed.layers.0.weight"):
+        load_model(tmp_path / "bad.pth")
+
+
+def test_nan_never_reaches_a_file(folder, tmp_path):
+    model = RFDETRForObjectDetection.from_pretrained(folder)
+    with torch.no_grad():
+        model.class_embed.bias[0] = float("nan")
+    for save in (model.save_pretrained, model.save_official):
+        with pytest.raises(ValueError, match="new.*NaN .*class_embed.bias"):
+            save(tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: name.replace("encoder.layer.0.", "encoder.layer.0._orig_mod."),
+        lambda name: name.replace("transformer.", "transformer._orig_mod.", 1),
+    ],
+)
+def test_keys_of_compiled_and_wrapped_models_are_read(folder, wrap):
+    expected = RFDETRForObjectDetection.from_pretrained(folder).state_dict()
+    change_weights(folder, lambda state: {wrap(name): tensor for name, tensor in state.items()})
+    found = load_model(folder).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.3, 0.9999])
+def test_weights_that_are_cut_off(folder, share):
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match=r"model.safetensors is no complete safetensors file"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no index of shards"),
+        ("{}", "no index of shards"),
+        ("[]", "no index of shards"),
+        ('{"weight_map": {"a": "lost.safetensors"}}', "lost.safetensors"),
+        ('{"weight_map": 3}', "no index of shards"),
+    ],
+)
+def test_index_of_shards(folder, text, message):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises((ValueError, OSError), match=message):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"model_type": "detr"}', "\x00\x01"])
+def test_configuration_that_is_damaged(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises((ValueError, OSError), match="config"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label"),
+        ({"id2label": ["a"]}, "id2label"),
+        ({"id2label": 5}, "id2label"),
+        ({"num_queries": "many"}, "num_queries"),
+        ({"num_queries": -1}, "num_queries"),
+        ({"num_queries": True}, "num_queries"),
+        ({"decoder_layers": None}, "decoder_layers"),
+        ({"backbone_config": []}, "backbone_config"),
+        ({"backbone_config": "small"}, "backbone_config"),
+        ({"backbone_config": {"out_indices": "3"}}, "out_indices"),
+        ({"backbone_config": {"out_indices": ["3"]}}, "out_indices"),
+        ({"backbone_config": {"hidden_size": "wide"}}, "hidden_size"),
+        ({"backbone_config": {"drop_path_rate": "no"}}, "drop_path_rate"),
+        ({"projector_scales": 4}, "projector_scales"),
+        ({"projector_scales": ["P9"]}, "projector_scales"),
+        ({"d_model": 33}, "d_model"),
+        ({"resolution": 65}, "resolution"),
+        ({"resolution": "large"}, "resolution"),
+        ({"dropout": "no"}, "dropout"),
+        ({"focal_alpha": None}, "focal_alpha"),
+        ({"class_cost": float("nan")}, "class_cost"),
+        ({"num_keypoints_per_class": 3}, "num_keypoints_per_class"),
+        ({"dtype": "float33"}, "float33"),
+    ],
+)
+def test_fields_that_are_wrong_are_named_with_the_file(folder, fields, named):
+    change_config(folder, **fields)
+    with pytest.raises(ValueError) as caught:
+        load_model(folder)
+    assert str(folder) in str(caught.value) and named in str(caught.value)
+
+
+def test_tensor_of_another_shape_or_kind(folder):
+    change_weights(folder, lambda state: {**state, "class_embed.bias": torch.zeros(9)})
+    with pytest.raises(ValueError, match="class_embed"):
+        load_model(folder)
+
+
+def test_tensor_that_is_lost_or_foreign(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "foreign")
+    change_weights(folder, lambda state: {k: v for k, v in state.items() if k != "bbox_embed.layers.0.bias"})
+    with pytest.raises(ValueError, match="model .*missing: bbox_embed.layers.0.bias"):
+        load_model(folder)
+    change_weights(tmp_path / "foreign", lambda state: {**state, "more": torch.zeros(1)})
+    with pytest.raises(ValueError, match="foreign .*not part of the model: more"):
+        load_model(tmp_path / "foreign")
+
+
+def test_processor_that_is_damaged_is_not_replaced_by_the_standard_one(folder):
+    assert load_processor(folder, 64).size["height"] == 64
+    (folder / "preprocessor_config.json").write_text("{")
+    with pytest.raises((ValueError, OSError), match="preprocessor_config.json"):
+        load_processor(folder, 64)
+
+
+def test_model_of_another_task(folder):
+    with pytest.raises(ValueError, match="use RFDETRForObjectDetection"):
+        RFDETRForInstanceSegmentation.from_pretrained(folder)

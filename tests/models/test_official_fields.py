@@ -1,0 +1,136 @@
+"""Every field of the official ModelConfig is honoured, refused by name, or listed as without effect."""
+
+import logging
+
+import pytest
+import torch
+from helpers.official_files import legacy_payload, official_settings
+
+from rfdetr_hf import RFDETRConfig, RFDETRForInstanceSegmentation, RFDETRForKeypointDetection, RFDETRForObjectDetection
+from rfdetr_hf.models.files import official
+
+# The fields of rfdetr 1.11.2; a slow test compares them with the package.
+MODEL_CONFIG = """
+    amp backbone_lora bbox_reparam ca_nheads compile cuda_graphs dec_layers dec_n_points device dual_projector
+    dual_projector_kp_only encoder freeze_encoder fused_optimizer gradient_checkpointing group_detr
+    grouppose_keypoint_dim_downscale hidden_dim ia_bce_loss inter_instance_kp_attn keypoint_cross_attn layer_norm
+    license lite_refpoint_refine mask_downsample_ratio model_name num_channels num_classes num_decoder_registers
+    num_keypoints_per_class num_queries num_select num_windows out_feature_indexes patch_size positional_encoding_size
+    postprocess_trace_alpha pretrain_weights projector_scale resolution sa_nheads segmentation_head two_stage
+    use_grouppose_keypoints
+""".split()
+BY_TASK = {"dual_projector", "dual_projector_kp_only"}
+OTHER = {
+    "two_stage": False, "bbox_reparam": False, "lite_refpoint_refine": False, "layer_norm": False,
+    "keypoint_cross_attn": False, "inter_instance_kp_attn": True, "grouppose_keypoint_dim_downscale": 2,
+    "num_decoder_registers": 4, "backbone_lora": True, "position_embedding": "learned", "decoder_norm": "Identity",
+    "use_cls_token": True, "rms_norm": True, "encoder_only": True, "backbone_only": True,
+}  # fmt: skip
+# The official encoders have heads of 64 channels, which files do not state.
+ENCODER = {"hidden_size": 128, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def payload(deep_config):
+    """An official-looking file of a tiny model with some fields more: `payload(model_class, place, **fields)`."""
+
+    def make(model_class=RFDETRForObjectDetection, place="model_config", **fields):
+        schema = {"num_keypoints_per_class": [3]} if model_class is RFDETRForKeypointDetection else {}
+        torch.manual_seed(0)
+        model = model_class(deep_config(backbone_config=ENCODER, **schema))
+        content = {"model": model.state_dict(), "args": official_settings(model.config) | schema}
+        if place == "hyper_parameters":
+            content = {
+                "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+                "hyper_parameters": content["args"] | fields,
+            }
+        else:
+            content[place] = {**content.get(place, {}), **fields}
+        return model, content
+
+    return make
+
+
+def test_no_field_is_forgotten():
+    groups = [official.READ_FIELDS, official.TENSOR_FIELDS, set(official.FIXED_FIELDS), BY_TASK]
+    groups += [set(official.OPTION_FIELDS), official.IGNORED_FIELDS]
+    assert set(MODEL_CONFIG) <= set().union(*groups)
+    assert sum(len(group) for group in groups) == len(set().union(*groups)), "a field stands in two groups"
+    assert set(OTHER) == set(official.FIXED_FIELDS)
+
+
+@pytest.mark.slow
+def test_fields_are_those_of_the_package():
+    config = pytest.importorskip("rfdetr.config")
+    assert set(config.ModelConfig.model_fields) == set(MODEL_CONFIG)
+
+
+@pytest.mark.parametrize("place", ["model_config", "args", "hyper_parameters"])
+@pytest.mark.parametrize("name", OTHER)
+def test_what_leaves_no_trace_in_the_tensors_is_refused_by_name(payload, name, place):
+    _, content = payload(place=place, **{name: OTHER[name]})
+    with pytest.raises(ValueError, match=f"made with {name}={OTHER[name]!r}"):
+        RFDETRForObjectDetection.from_official(content, variant="nano")
+    _, content = payload(place=place, **{name: official.FIXED_FIELDS[name]})
+    RFDETRForObjectDetection.from_official(content, variant="nano")
+
+
+def test_projectors_of_keypoint_models(payload):
+    model, content = payload(RFDETRForKeypointDetection, dual_projector=True, dual_projector_kp_only=True)
+    loaded = RFDETRForKeypointDetection.from_official(content, variant="keypoint-preview")
+    assert torch.equal(loaded.query_feat.weight, model.query_feat.weight)
+    for name in BY_TASK:
+        _, content = payload(RFDETRForKeypointDetection, **{name: False})
+        with pytest.raises(ValueError, match=f"made with {name}=False"):
+            RFDETRForKeypointDetection.from_official(content, variant="keypoint-preview")
+    _, content = payload(dual_projector=True)
+    with pytest.raises(ValueError, match="made with dual_projector=True"):
+        RFDETRForObjectDetection.from_official(content, variant="nano")
+
+
+@pytest.mark.parametrize(
+    ("fields", "value"),
+    [
+        ({"resolution": 96}, lambda c: c.resolution == 96),
+        ({"num_windows": 1}, lambda c: c.backbone_config.num_windows == 1),
+        ({"out_feature_indexes": [1, 2]}, lambda c: c.backbone_config.out_indices == [1, 2]),
+        ({"sa_nheads": 2}, lambda c: c.decoder_self_attention_heads == 2),
+        ({"ca_nheads": 2}, lambda c: c.decoder_cross_attention_heads == 2),
+    ],
+)
+def test_what_leaves_no_trace_and_is_known_is_honoured(payload, fields, value):
+    _, content = payload(**fields)
+    assert value(RFDETRForObjectDetection.from_official(content, variant="nano").config)
+
+
+def test_ratio_of_masks_is_honoured(payload):
+    _, content = payload(RFDETRForInstanceSegmentation, mask_downsample_ratio=8)
+    loaded = RFDETRForInstanceSegmentation.from_official(content, variant="seg-nano")
+    assert loaded.config.mask_downsample_ratio == 8
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_select", 4), ("postprocess_trace_alpha", 0.5)])
+def test_options_of_post_processing_are_named(payload, caplog, name, value):
+    _, content = payload(**{name: value})
+    with caplog.at_level(logging.INFO, logger="rfdetr_hf"):
+        RFDETRForObjectDetection.from_official(content, variant="nano")
+    assert f"{name}={value} is {official.OPTION_FIELDS[name]} of post-processing" in caplog.text
+
+
+@pytest.mark.parametrize("name", sorted(official.IGNORED_FIELDS))
+def test_fields_without_effect_change_nothing(payload, name):
+    value = {"license": "MIT", "model_name": None, "device": "cuda"}.get(name, True)
+    model, content = payload(**{name: value})
+    loaded = RFDETRForObjectDetection.from_official(content, variant="nano")
+    assert all(torch.equal(loaded.state_dict()[key], tensor) for key, tensor in model.state_dict().items())
+    _, plain = payload()
+    assert loaded.config.to_dict() == RFDETRForObjectDetection.from_official(plain, variant="nano").config.to_dict()
+
+
+def test_fields_of_every_variant_pass(payload):
+    for name, variant in RFDETRConfig.variants().items():
+        if variant.task == "detection":
+            model, content = payload(num_select=variant.fields.get("num_queries"), ia_bce_loss=True, two_stage=True)
+            assert RFDETRForObjectDetection.from_official(content, variant=name) is not None
+            break
+    assert legacy_payload(model)["args"].num_windows == 2

@@ -1,0 +1,184 @@
+"""Outputs as Transformers has them: order, states, attention weights; and inputs that no model can read."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from rfdetr_hf import (
+    RFDETRForInstanceSegmentation,
+    RFDETRForKeypointDetection,
+    RFDETRForObjectDetection,
+    RFDETRImageProcessor,
+)
+
+KEYPOINTS = {"num_keypoints_per_class": [2, 0, 3]}
+CLASSES = [
+    (RFDETRForObjectDetection, {}, []),
+    (RFDETRForInstanceSegmentation, {}, ["pred_masks"]),
+    (RFDETRForKeypointDetection, KEYPOINTS, ["pred_keypoints"]),
+]
+
+
+def labels_of(model_class, count=2):
+    label = {"class_labels": torch.tensor([1, 2]), "boxes": torch.tensor([[0.5, 0.5, 0.3, 0.3], [0.2, 0.3, 0.2, 0.2]])}
+    label["masks"] = torch.ones(2, 64, 64, dtype=torch.bool)
+    label["keypoints"] = torch.full((2, 3, 3), 0.5)
+    return [dict(label) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("model_class", "fields", "extra"), CLASSES)
+@pytest.mark.parametrize("training", [True, False])
+def test_order_of_outputs(deep_config, rng, model_class, fields, extra, training):
+    model = model_class(deep_config(**fields)).train(training)
+    pixels = torch.randn(2, 3, 64, 64, generator=rng)
+    output = model(pixels, labels=labels_of(model_class), output_hidden_states=True, output_attentions=True)
+    if training and extra == ["pred_masks"]:
+        extra = []  # in training masks are never multiplied out
+    assert list(output)[: 4 + len(extra)] == ["loss", "loss_dict", "logits", "pred_boxes", *extra]
+    assert list(output)[-4:] == ["last_hidden_state", "hidden_states", "attentions", "cross_attentions"]
+    as_tuple = model(pixels, labels=labels_of(model_class), return_dict=False, num_boxes=4.0, seed=0)
+    assert as_tuple[0].ndim == 0 and isinstance(as_tuple[1], dict) and as_tuple[3].shape[-1] == 4
+    assert output["loss"] is output.loss and output[0] is output.loss
+
+
+@pytest.mark.parametrize(("model_class", "fields", "extra"), CLASSES)
+def test_states_and_attention_weights(deep_config, rng, model_class, fields, extra):
+    config = deep_config(**fields)
+    model = model_class(config).eval()
+    pixels = torch.randn(2, 3, 64, 64, generator=rng)
+    plain = model(pixels)
+    assert not {"hidden_states", "attentions", "cross_attentions"} & set(plain)
+    output = model(pixels, output_hidden_states=True, output_attentions=True)
+    layers, queries, heads = config.decoder_layers, config.num_queries, config.decoder_self_attention_heads
+    assert [state.shape for state in output.hidden_states] == [(2, queries, config.d_model)] * (layers + 1)
+    assert [weights.shape for weights in output.attentions] == [(2, heads, queries, queries)] * layers
+    points = (config.decoder_cross_attention_heads, 1, config.decoder_n_points)
+    assert [weights.shape for weights in output.cross_attentions] == [(2, queries, *points)] * layers
+    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, heads, queries))
+    torch.testing.assert_close(output.logits, plain.logits)
+    normed = model.transformer.decoder.norm(output.hidden_states[-1])
+    torch.testing.assert_close(normed, output.last_hidden_state)
+    model.config.output_hidden_states = True
+    assert len(model(pixels).hidden_states) == layers + 1
+
+
+@pytest.mark.parametrize(("model_class", "fields", "extra"), CLASSES)
+def test_attention_in_plain_steps_is_equal(deep_config, rng, model_class, fields, extra):
+    model = model_class(deep_config(**fields)).eval()
+    pixels = torch.randn(2, 3, 64, 64, generator=rng)
+    expected = model(pixels)
+    model.set_attn_implementation("eager")
+    assert model.config.backbone_config._attn_implementation == "eager"
+    calls = []
+    original = torch.nn.functional.scaled_dot_product_attention
+    torch.nn.functional.scaled_dot_product_attention = lambda *args, **kwargs: calls.append(1)
+    try:
+        found = model(pixels)
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = original
+    assert not calls
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention", "foo"])
+def test_attention_that_the_models_do_not_have_is_refused(deep_config, name):
+    model = RFDETRForObjectDetection(deep_config())
+    with pytest.raises((ValueError, ImportError), match="(?i)attention|attn_implementation"):
+        model.set_attn_implementation(name)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(("model_class", "fields", "extra"), CLASSES)
+def test_both_kinds_of_gradient_checkpointing(deep_config, rng, model_class, fields, extra, reentrant):
+    model = model_class(deep_config(**fields)).train()
+    pixels = torch.randn(2, 3, 64, 64, generator=rng)
+
+    def gradients():
+        model.zero_grad()
+        model(pixels, labels=labels_of(model_class), seed=0).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    found = gradients()
+    assert found.keys() == plain.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "torch.uint8: the model takes normalised floats"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.int64), "torch.int64"),
+        (torch.zeros(0, 3, 64, 64), "no image"),
+        (torch.zeros(3, 64, 64), r"shape \(batch, 3, H, W\)"),
+        (torch.zeros(1, 1, 64, 64), r"shape \(batch, 3, H, W\)"),
+        (torch.zeros(1, 3, 60, 64), "divisible"),
+    ],
+)
+def test_pixels_that_are_none(deep_config, pixels, message):
+    with pytest.raises(ValueError, match=message):
+        RFDETRForObjectDetection(deep_config()).eval()(pixels)
+
+
+def test_paths_are_pictures(tmp_path):
+    from PIL import Image
+
+    picture = Image.new("RGB", (40, 30), (200, 100, 50))
+    picture.save(tmp_path / "a.png")
+    processor = RFDETRImageProcessor(size={"height": 64, "width": 64})
+    expected = processor(picture, return_tensors="pt")["pixel_values"]
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), [tmp_path / "a.png"], (tmp_path / "a.png",)):
+        assert torch.equal(processor(given, return_tensors="pt")["pixel_values"], expected)
+    with pytest.raises(FileNotFoundError, match="b.png"):
+        processor(tmp_path / "b.png")
+
+
+def test_the_plain_trainer_trains_and_evaluates(deep_config, tmp_path, rng):
+    """As in the example scripts: logits and boxes are what follows the loss and its terms."""
+
+    class Data(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return {"pixel_values": torch.full((3, 64, 64), index / 4), "labels": labels_of(None, 1)[0]}
+
+    def collate(items):
+        return {
+            "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+            "labels": [item["labels"] for item in items],
+        }
+
+    seen = []
+
+    def metrics(pair):
+        seen.append(pair.predictions)
+        return {"queries": pair.predictions[1].shape[-2]}
+
+    options = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "max_steps": 2, "report_to": "none"}
+    args = TrainingArguments(
+        str(tmp_path), remove_unused_columns=False, eval_do_concat_batches=False, use_cpu=True, **options
+    )
+    model = RFDETRForObjectDetection(deep_config())
+    trainer = Trainer(
+        model, args, train_dataset=Data(), eval_dataset=Data(), data_collator=collate,
+        compute_metrics=lambda pair: seen.append(pair.predictions) or {},
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+    terms, logits, boxes = seen[0][0][:3]
+    assert "loss_ce" in terms and logits.shape == (2, 6, 5) and boxes.shape == (2, 6, 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dynamic_int8_quantisation(deep_config, rng):
+    model = RFDETRForObjectDetection(deep_config()).eval()
+    pixels = torch.randn(1, 3, 64, 64, generator=rng)
+    expected = model(pixels).logits
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    with torch.no_grad():
+        torch.testing.assert_close(quantised(pixels).logits, expected, atol=0.5, rtol=0)

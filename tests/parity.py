@@ -1,1 +1,0 @@
-from helpers.golden import *  # noqa: F403

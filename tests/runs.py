@@ -1,1 +1,0 @@
-from helpers.runs import *  # noqa: F403
