@@ -53,7 +53,8 @@ def test_views_of_more_than_boxes_are_refused(untrained, tmp_path, capsys, task,
     assert main(["evaluate", model, data, *option]) == 1
     wanted = f"{option[0]}: only boxes are merged, and this model gives {'masks' if task[0] == 's' else 'keypoints'}"
     assert wanted in capsys.readouterr().err
-    assert main(["predict", "--model_name_or_path", model, "--images", str(tmp_path), *option]) == 1
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    assert main(["predict", "--model_name_or_path", model, "--images", str(tmp_path / "image.png"), *option]) == 1
     assert wanted in capsys.readouterr().err
 
 

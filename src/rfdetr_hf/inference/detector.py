@@ -1,7 +1,8 @@
 """A model of any task as a plain function: PIL images in, detections out."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -121,19 +122,23 @@ def load_detector(
         revision: branch, tag or commit of a Hub id.
     """
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
-    try:
+    with naming(f"the model {name_or_path} (config.json, model.safetensors)", str(name_or_path)):
         model = load_model(name_or_path, **options)
-    except Exception as error:
-        # Fields that nobody expects end in errors of all kinds, most of which do not know their file.
-        if str(name_or_path) in str(error) or isinstance(error, ImportError):
-            raise
-        raise ValueError(
-            f"the model {name_or_path} cannot be loaded; see its config.json and model.safetensors "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    processor = load_processor(name_or_path, model.config.resolution, revision)
-    _check_loaded(str(name_or_path), model, processor)
+    with naming(f"{name_or_path}, preprocessor_config.json", str(name_or_path)):
+        processor = load_processor(name_or_path, model.config.resolution, revision)
+        _check_loaded(str(name_or_path), model, processor)
     return ImageDetector(model, processor, device, threshold, bf16=bf16)
+
+
+@contextmanager
+def naming(what: str, known: str) -> Iterator[None]:
+    """Errors without the name `known` get `what` in front: wrong fields of files end in errors of all kinds."""
+    try:
+        yield
+    except Exception as error:
+        if known in str(error) or isinstance(error, ImportError):
+            raise
+        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def _check_loaded(name: str, model: RFDETRForObjectDetection, processor: RFDETRImageProcessor) -> None:

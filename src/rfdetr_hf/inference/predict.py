@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any, NamedTuple
 from ..drawing import DrawingStyle, draw_detections
 from ..options import FROM_1, option, settle_options
 from ..tasks import TASKS
-from .detector import above, class_thresholds, load_detector
+from .detector import above, class_thresholds, load_detector, naming
 from .images import NamedImage, find_images
-from .results import CocoFile, CocoResults, JsonFile, as_records, keypoints_of_classes
+from .results import CocoResults, ResultFiles, as_records, keypoints_of_classes
 from .views import ViewArguments, with_views
 
 FORMATS = ("pictures", "json", "coco")
@@ -106,35 +105,28 @@ def predict(
     if args.task not in (None, model.task):
         raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {model.task}")
     config: Any = model.config
-    id2label, style = config.id2label, args.style(config.keypoint_schema)
+    with naming(f"{args.model_name_or_path}, config.json", args.model_name_or_path):
+        id2label, style = config.id2label, args.style(config.keypoint_schema)
+        coco = CocoResults(id2label, keypoints_of_classes(config), args.keypoint_threshold)
     by_class: Any = args.thresholds or {}
     thresholds = class_thresholds(by_class, config, args.threshold)
     if detect is plain:  # Boxes of several views are fused before they are cut.
         plain.thresholds = thresholds
-    coco = CocoResults(id2label, keypoints_of_classes(config), args.keypoint_threshold)
     output.mkdir(parents=True, exist_ok=True)
     count = 0
-    with ExitStack() as files:
-        json_file = files.enter_context(JsonFile(output / "predictions.json")) if "json" in args.formats else None
-        coco_file = files.enter_context(CocoFile(output / "coco.json", coco)) if "coco" in args.formats else None
+    with ResultFiles(output, args.formats, coco) as files:
         while batch := list(islice(items, args.batch_size)):
-            for item, found in zip(batch, detect([item.image for item in batch]), strict=True):
+            with naming(f"{args.model_name_or_path} fails on {batch[0].source}", args.model_name_or_path):
+                found_in_batch = detect([item.image for item in batch])
+            for item, found in zip(batch, found_in_batch, strict=True):
                 found, where, count = above(found, thresholds), f"{item.source}", count + 1
                 records = as_records(found, id2label, -1.0)
-                if json_file is not None:
-                    frame = {} if item.frame is None else {"frame": item.frame}
-                    json_file.add(item.name, {"source": str(item.source), **frame, "objects": records})
-                if coco_file is not None and item.frame is None:
-                    coco_file.add(str(item.source), item.image.size, found)
-                elif coco_file is not None:
-                    of_video = {"video": str(item.source), "frame": item.frame}
-                    coco_file.add(f"{item.name}.png", item.image.size, found, **of_video)
+                files.add(item, found, records)
                 if "pictures" in args.formats:
                     where = _draw(item, output, draw_detections(item.image, found, id2label, -1.0, style))
                 say(f"{where}: {len(records)} objects")
-    for name, file in (("json", "predictions.json"), ("coco", "coco.json")):
-        if name in args.formats:
-            say(f"{output / file}: {count} images")
+    for path in files.paths:
+        say(f"{path}: {count} images")
     if skipped and not count:
         raise ValueError(f"none of the images can be read; {len(skipped)} were skipped, the first is {skipped[0]}")
     if skipped:

@@ -13,8 +13,10 @@ from pycocotools import mask as mask_utils
 from ..data.keypoints import ClassKeypoints, KeypointSchema
 from ..evaluation.detection_table import compressed
 from ..models.configuration_rfdetr import RFDETRConfig
+from .images import NamedImage
 
 VISIBLE, NOT_LABELLED = 2, 0
+_FILES = {"json": "predictions", "coco": "coco"}
 
 
 def keypoints_of_classes(config: RFDETRConfig) -> list[ClassKeypoints]:
@@ -199,3 +201,33 @@ class CocoFile(AbstractContextManager):
         self._file.write("]" if self._waiting.tell() else "[]")
         self._waiting.close()
         self._file.__exit__()
+
+
+class ResultFiles(AbstractContextManager):
+    """predictions.json and coco.json, as far as they are asked for.
+
+    Args:
+        folder: where they are written.
+        formats: of which "json" and "coco" are looked at.
+        coco: makes the records of coco.json.
+    """
+
+    def __init__(self, folder: Path, formats: Sequence[str], coco: CocoResults) -> None:
+        self.paths = [folder / f"{file}.json" for name, file in _FILES.items() if name in formats]
+        self._json = JsonFile(folder / "predictions.json") if "json" in formats else None
+        self._coco = CocoFile(folder / "coco.json", coco) if "coco" in formats else None
+
+    def add(self, item: NamedImage, found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+        """One more image with its detections, and their `as_records`. A frame of a video has a file name of its own."""
+        is_frame = item.frame is not None
+        if self._json is not None:
+            frame = {"frame": item.frame} if is_frame else {}
+            self._json.add(item.name, {"source": str(item.source), **frame, "objects": records})
+        if self._coco is not None:
+            of_video = {"video": str(item.source), "frame": item.frame} if is_frame else {}
+            self._coco.add(f"{item.name}.png" if is_frame else str(item.source), item.image.size, found, **of_video)
+
+    def __exit__(self, *error: object) -> None:
+        for file in (self._json, self._coco):
+            if file is not None:
+                file.__exit__()
