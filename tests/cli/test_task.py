@@ -4,10 +4,11 @@ import json
 
 import pytest
 import yaml
-from .test_main import TINY
 
 from rfdetr_hf import DataArguments, ModelArguments
 from rfdetr_hf.cli.main import main
+
+from .test_main import TINY
 
 SEGMENTATION = {**TINY, "variant": "seg-nano", "max_steps": 1, "save_steps": 1, "num_train_epochs": 1}
 
