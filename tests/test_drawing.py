@@ -141,16 +141,16 @@ def test_labels_stay_inside(box):
     name = "construction worker"
     free, _ = draw_detections(Image.new("RGB", (640, 480)), boxes_of([200, 200, 400, 400]), {0: name}), None
     drawn = draw_detections(Image.new("RGB", (640, 480)), boxes_of(box), {0: name})
-    text = [(np.asarray(each) == 255).all(-1).sum() for each in (free, drawn)]
-    assert text[0] == pytest.approx(text[1], rel=0.02), "all letters are there"
+    text = [(np.asarray(each).min(-1) > 150).sum() for each in (free, drawn)]
+    assert text[0] > 50 and text[0] == pytest.approx(text[1], rel=0.02), "all letters are there"
 
 
 def test_labels_do_not_hide_each_other():
     boxes = [[100, 100, 200, 200], [101, 100, 201, 200], [100, 102, 200, 202], [99, 99, 199, 199]]
     alone = draw_detections(Image.new("RGB", (640, 480)), boxes_of(boxes[0]), {0: "bird"})
     together = draw_detections(Image.new("RGB", (640, 480)), boxes_of(*boxes), {0: "bird"})
-    letters = [(np.asarray(each) == 255).all(-1).sum() for each in (alone, together)]
-    assert letters[1] == pytest.approx(4 * letters[0], rel=0.02)
+    letters = [(np.asarray(each).min(-1) > 150).sum() for each in (alone, together)]
+    assert letters[0] > 20 and letters[1] == pytest.approx(4 * letters[0], rel=0.02)
 
 
 def test_names_without_glyphs_give_way_to_their_number_and_others_are_told_apart():
@@ -163,7 +163,7 @@ def test_names_without_glyphs_give_way_to_their_number_and_others_are_told_apart
         pictures[name] = bright[:, bright.any(0)].tobytes()
     assert len(set(pictures.values())) == 4
     unknown = draw_detections(Image.new("RGB", (640, 480)), boxes_of([100, 100, 300, 300], labels=[7]), {0: "cat"})
-    assert (np.asarray(unknown) == 255).all(-1).any(), "a label without a name is its number"
+    assert (np.asarray(unknown).min(-1) > 150).any(), "a label without a name is its number"
 
 
 def test_eighty_classes_have_colours_of_their_own():
