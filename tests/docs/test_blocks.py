@@ -105,7 +105,7 @@ def test_the_checks_can_fail(monkeypatch):
         check_command(["python", "examples/train.py", "--epochs", "3"], monkeypatch)
     with pytest.raises(AssertionError, match="does not exist"):
         check_command(["accelerate", "launch", "examples/trainer.py"], monkeypatch)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="No such file"):
         check_command(["python", "examples/train.py", "--config", "examples/configs/none.yaml"], monkeypatch)
     block = Block("bash", "a b && c \\\n  d # remark\n", 1, ())
     assert commands(block) == [["a", "b"], ["c", "d"]]

@@ -280,7 +280,7 @@ class RunDirectory:
         if str(resume).lower() not in ("true", "auto"):
             checkpoint = Path(str(resume))
             verify(checkpoint)
-            if (checkpoint / "model.safetensors").exists() and not (checkpoint / "trainer_state.json").exists():
+            if (checkpoint / "preprocessor_config.json").exists() and not (checkpoint / "trainer_state.json").exists():
                 raise CheckpointError(
                     f"resume_from_checkpoint={resume} is a model, not a checkpoint to resume from; start a new run "
                     f"from its weights with model_name_or_path={resume}"

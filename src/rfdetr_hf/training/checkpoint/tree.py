@@ -55,7 +55,7 @@ def save_tree(path: Path, tree: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_encode(tree, tensors, ""))
-    save_file(tensors, path, metadata={"format": "pt", _TREE: structure})
+    save_file(tensors, path, metadata={_TREE: structure})
 
 
 def load_tree(path: Path) -> Any:
