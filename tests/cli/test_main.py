@@ -96,6 +96,7 @@ def test_a_misspelt_option_is_misuse_in_one_line(capsys):
 def test_a_failure_is_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("RFDETR_DEBUG", raising=False)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert main(["predict", "--model_name_or_path", str(tmp_path / "none"), "--images", str(tmp_path)]) == 1
     err = capsys.readouterr().err
     assert "none" in err and "Traceback" not in err

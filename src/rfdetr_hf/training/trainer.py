@@ -494,6 +494,11 @@ class RFDETRTrainer(EvaluationMethods):
             self.weights.save_pretrained(last, self._card(), self.accelerator)
         # Accelerate's wrapper of `forward` comes off the model.
         self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
+        if state.best.source is None and any("eval_runtime" in row for row in state.log_history):
+            logger.warning(
+                "no evaluation chose a best model, so there is no best/: skip_best_epochs=%s leaves out all, or their "
+                "scores are no numbers", self.args.skip_best_epochs,
+            )  # fmt: skip
         takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
         if takes_best:
             merge_adapters(self.model)
