@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..choices import CLASS_INITS, VARIANTS, is_official
 from ..options import FROM_1, option, settle_options
+from .words import answers_by_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
+@answers_by_name
 @dataclass
 class ModelArguments:
     """Which model the example scripts and the command line build.
@@ -18,14 +20,16 @@ class ModelArguments:
         ValueError: for an option that has no effect beside the others.
     """
 
-    model_name_or_path: str | None = option(None, "A folder or Hub id to start from; default: random weights.")
-    variant: str | None = option(
-        None, "Size to build when model_name_or_path is not given; default: nano.", VARIANTS
+    model_name_or_path: str | None = option(
+        None, "A folder or Hub id to start from; default: random weights.", group="model", daily=True
     )
+    variant: str | None = option(None, "Size to build when model_name_or_path is not given; default: nano.", VARIANTS)
     config_overrides: dict | str | None = option(
         None, "Configuration fields to change (JSON, a YAML mapping or a file)."
     )
-    resolution: int | None = option(None, "Side of the square input in pixels; default: the variant's.", FROM_1)
+    resolution: int | None = option(
+        None, "Side of the square input in pixels; default: the variant's.", FROM_1, daily=True
+    )
     revision: str | None = option(None, "Branch, tag or commit of model_name_or_path on the Hub.")
     class_init: str = option(
         "prior", "Class rows: kept by name and else new, all new, or repeated as rfdetr does.", CLASS_INITS
