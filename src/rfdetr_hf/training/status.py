@@ -5,6 +5,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ class RunStatus:
 
     Args:
         root: the run directory.
+        before_commit: called directly before the file is replaced; an error of it stops that.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, before_commit: Callable[[], None] = lambda: None) -> None:
         self.path = Path(root) / FILE
+        self._before_commit = before_commit
         self.fields: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
@@ -60,6 +63,7 @@ class RunStatus:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
+        self._before_commit()
         os.replace(temporary, self.path)
 
 
