@@ -58,13 +58,16 @@ class RunStatus:
         self.fields |= {"updated": time.strftime(_TIME), "host": socket.gethostname(), "pid": os.getpid()}
         self.fields |= fields
         temporary = self.path.with_name(f".{FILE}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(_finite(self.fields), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._before_commit()
-        os.replace(temporary, self.path)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(_finite(self.fields), file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._before_commit()
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_status(root: str | Path) -> dict[str, Any]:
