@@ -473,9 +473,7 @@ def _flatten(images: Any) -> list[Any]:
     return [images]
 
 
-def _array_from_pil(
-    image: Image.Image, convert_to_rgb: bool, value_range: Sequence[float] | None = None
-) -> np.ndarray:
+def _array_from_pil(image: Image.Image, convert_to_rgb: bool, value_range: Sequence[float] | None = None) -> np.ndarray:
     """An upright (H, W[, C]) uint8 array."""
     image = ImageOps.exif_transpose(image)
     if is_deep(image):

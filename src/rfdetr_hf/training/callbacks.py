@@ -206,11 +206,10 @@ def _row(logs: dict[str, Any]) -> dict[str, str]:
 class EarlyStopping(TrainerCallback, ExportableState):
     """Stops the run when the metric has not improved by `threshold` in `patience` evaluations.
 
-    The metric is the better of the raw and the averaged weights' where both are evaluated. A value that is not finite
-    is no improvement.
+    A value that is not finite is no improvement.
 
     Args:
-        metric: name without prefix ("map"), or with "ema_" to look at the averaged weights alone.
+        metric: name of the score ("map"); of "map,raw_map" the better one counts.
         patience: evaluations.
         threshold: least improvement.
         skip_epochs: evaluations of the first so many epochs are ignored.
