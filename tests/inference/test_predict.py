@@ -10,10 +10,11 @@ from pycocotools.coco import COCO
 
 import rfdetr_hf
 from rfdetr_hf import RFDETRImageProcessor, parse_arguments
+from rfdetr_hf.arguments.predict import PredictArguments
 from rfdetr_hf.cli.main import main
 from rfdetr_hf.data.keypoints import ClassKeypoints
 from rfdetr_hf.inference.images import NamedImage
-from rfdetr_hf.inference.predict import PredictArguments, load_detector, predict
+from rfdetr_hf.inference.predict import load_detector, predict
 from rfdetr_hf.inference.results import CocoResults, as_records, keypoints_of_classes, run_length
 
 FOUND = {

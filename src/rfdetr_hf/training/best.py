@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-RAW = "_raw_"
+from ..arguments.metric_names import competing_names, larger_wins, without_raw
+
 _KEPT = ("score", "source", "step", "smoothed")
 
 
@@ -64,25 +63,9 @@ class BestModel:
             setattr(self, key, state[key])
 
 
-def larger_wins(metric: str) -> bool:
-    """Whether a larger value of a metric is a better one: of all but losses, which have "loss" in their name."""
-    return "loss" not in re.split("[_,]", metric)
-
-
 def is_skipped(epoch: float, skip_epochs: float) -> bool:
     """Whether an evaluation after `epoch` epochs belongs to the first `skip_epochs`, its last evaluation included."""
     return 0 < skip_epochs and epoch <= skip_epochs
-
-
-def without_raw(name: str) -> str:
-    """The name of a score without the "raw_" of raw weights, which may stand behind the name of a data set."""
-    return f"_{name}".replace(RAW, "_", 1)[1:]
-
-
-def competing_names(metric: str) -> list[str]:
-    """The scores that `metric_for_best_model` names, without "eval_"; those of raw weights first."""
-    names = [name.strip().removeprefix("eval_") for name in metric.split(",")]
-    return sorted(names, key=lambda name: name == without_raw(name))
 
 
 def candidate_scores(metrics: dict[str, float], metric: str, use_ema: bool = True) -> dict[str, float]:
@@ -100,15 +83,3 @@ def candidate_scores(metrics: dict[str, float], metric: str, use_ema: bool = Tru
         if f"eval_{name}" in metrics:
             found["raw" if of_raw else "ema"] = metrics[f"eval_{name}"]
     return found
-
-
-def present_metric(metric: str, sets: Sequence[str] = ()) -> str:
-    """The present name of a metric that is named as before "ema_" left the names of scores; others as they are.
-
-    Args:
-        metric: one name.
-        sets: names of the evaluation sets where there are several.
-    """
-    start = next((f"{name}_" for name in sets if metric.removeprefix("eval_").startswith(f"{name}_")), "")
-    start = "eval_" * metric.startswith("eval_") + start
-    return start + metric.removeprefix(start).removeprefix("ema_")

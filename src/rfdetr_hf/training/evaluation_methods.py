@@ -10,8 +10,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
-from .arguments import RFDETRTrainingArguments
 from .checks import check_kinds, check_split
 from .compatibility import TransformersMethods
 from .loaders import build_eval_loader
@@ -52,8 +52,8 @@ class EvaluationMethods(TransformersMethods):
     ) -> dict[str, float]:
         """COCO metrics: `eval_map`, the AP at IoU .50:.95 (101 recall points, at most 100 detections), `eval_map_50`, …
 
-        During a training they are those of the EMA weights if the run has them; with `eval_raw_weights` those of the raw
-        weights follow as `eval_raw_map`, …. Outside of training they are those of the model in memory.
+        During a training they are those of the EMA weights if the run has them; with `eval_raw_weights` those of the
+        raw weights follow as `eval_raw_map`, …. Outside of training they are those of the model in memory.
 
         Args:
             eval_dataset: default: the one given at construction. Of several, each has its name behind the prefix.

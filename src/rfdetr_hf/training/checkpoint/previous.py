@@ -1,7 +1,7 @@
 """Checkpoints of earlier formats.
 
-Format 1 has optimizer and small states in files of `torch.save`, read with `weights_only=True`. Before format 3 scores had
-other names.
+Format 1 has optimizer and small states in files of `torch.save`, read with `weights_only=True`. Before format 3 scores
+had other names.
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..best import present_metric
+from ...arguments.metric_names import present_metric
 from .directory import CheckpointError
 from .optimizer import FOLDER, INDEX, OptimizerIndex, OptimizerReader, StateReader
 
