@@ -57,7 +57,8 @@ def test_the_metadata_is_what_the_hub_reads(tmp_path, facts):
 def test_the_text_has_results_evaluations_arguments_and_versions(tmp_path, facts):
     write_model_card(tmp_path, facts)
     text = (tmp_path / "README.md").read_text()
-    for part in ("| eval | mAP | 0.3000 |", "| eval | mAP of the raw weights | 0.2000 |", "| 4 | 2.00 | 0.3000 | 0.5000 | 0.2500 |", "1.2 M parameters",
+    for part in ("| eval | mAP | 0.3000 |", "| eval | mAP of the raw weights | 0.2000 |",
+                 "| 4 | 2.00 | 0.3000 | 0.5000 | 0.2500 |", "1.2 M parameters",
                  "circle, square, triangle", "learning_rate: 0.0001", "- torch ", "64 × 64"):  # fmt: skip
         assert part in text
     assert "mAP small" not in text and "runtime" not in text

@@ -283,7 +283,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
 
     @property
     def evaluated_prefixes(self) -> tuple[str, ...]:
-        """What is evaluated, by prefix: "" for the weights that `best/` takes, EMA where it is on; "raw_" beside EMA."""
+        """What is evaluated, by prefix: "" for the weights that `best/` takes, EMA if it is on; "raw_" beside EMA."""
         return ("raw_", "") if self.use_ema and self.eval_raw_weights else ("",)
 
     @property

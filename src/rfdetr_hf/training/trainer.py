@@ -504,9 +504,8 @@ class RFDETRTrainer(EvaluationMethods):
             merge_adapters(self.model)
             self.weights.load(self.directory.best)
             score = f"{self.args.metric_for_best_model} {state.best.score:.4f}"
-            source = (
-                f"the best: {'EMA' if state.best.source == 'ema' else 'raw'} weights of step {state.best.step}, {score}"
-            )
+            whose = "EMA" if state.best.source == "ema" else "raw"
+            source = f"the best: {whose} weights of step {state.best.step}, {score}"
         elif self.ema is not None:
             self.ema.put_in_place()
             source = f"the EMA weights of step {state.global_step}"
