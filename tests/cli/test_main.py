@@ -21,7 +21,7 @@ from rfdetr_hf.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[2]
 TINY = {
-    "variant": "nano", "resolution": 64, "num_train_epochs": 1,
+    "variant": "nano", "from_scratch": True, "resolution": 64, "num_train_epochs": 1,
     "config_overrides": {
         "d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 2, "num_queries": 10, "group_detr": 2,
         "decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 4,

@@ -14,7 +14,8 @@ from ...choices import VARIANTS, is_official
 
 logger = logging.getLogger("rfdetr_hf")
 
-_ON_HUB = {name: f"Roboflow/rf-detr-{name}" for name in VARIANTS if name not in ("large-deprecated", "keypoint-preview")}
+_NOT_ON_HUB = ("large-deprecated", "keypoint-preview")
+_ON_HUB = {name: f"Roboflow/rf-detr-{name}" for name in VARIANTS if name not in _NOT_ON_HUB}
 _ON_HUB["seg-2xlarge"] = "Roboflow/rf-detr-seg-xxlarge"
 _FILES = {
     "large": "rf-detr-large-2026.pth", "large-deprecated": "rf-detr-large.pth",
@@ -55,7 +56,7 @@ def checkpoint_of(source: Any) -> Any:
     if found is None:
         raise CheckpointUnavailable(f"the variant {source} has no checkpoint on the Hub. {ways_on(source)}")
     if Path(source).exists():
-        _say_once(f"{source!r} is {found} on the Hub: {Path(source).resolve()} is no model folder, it has no config.json")
+        _say_once(f"{source!r} is {found} on the Hub: {Path(source).resolve()} has no config.json")
     return found
 
 
@@ -124,12 +125,12 @@ def _reason(source: str, error: BaseException) -> str:
         if isinstance(cause, errors.RepositoryNotFoundError) or status in (401, 404):
             folder = "there is no such folder, and " if not source.startswith("Roboflow/") else ""
             return (
-                f"{folder}the Hub knows no such repository or keeps it private (HTTP {status}); for a private one log in "
-                "with `hf auth login`"
+                f"{folder}the Hub knows no such repository or keeps it private (HTTP {status}); for a private one log "
+                "in with `hf auth login`"
             )
         if status is not None:
             return f"the Hub answers with HTTP {status}"
         if cause.__cause__ is None:
             line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-            return f"the connection to {constants.ENDPOINT} failed ({line}); a download that was cut off goes on next time"
+            return f"the connection to {constants.ENDPOINT} failed ({line}); a broken download goes on next time"
         cause = cause.__cause__
