@@ -31,10 +31,11 @@ verbs:
 {verbs}
 
 first steps:
-  rfdetr-hf doctor                        is everything there?
-  rfdetr-hf fit my/data --model nano      fine-tune on every GPU that is there
-  rfdetr-hf fit --config run.yaml         train with the options of a file
-  rfdetr-hf fit --config run.yaml --resume
+  rfdetr-hf doctor                           is everything there?
+  rfdetr-hf fit --from_scratch --max_steps 20    a short training on shapes
+  rfdetr-hf fit my/data --model nano         fine-tune on every GPU that is there
+  rfdetr-hf fit --config run.yaml            train with the options of a file
+  rfdetr-hf fit --config run.yaml --resume   go on after an interruption
   rfdetr-hf evaluate outputs/best my/data --split test
   rfdetr-hf predict outputs/best photo.jpg
 
