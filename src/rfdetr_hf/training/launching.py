@@ -35,6 +35,19 @@ def resume_hint(output_dir: str, argv: Sequence[str], program: Sequence[str]) ->
         raise
 
 
+def check_run_directory(output_dir: str, resume: bool | str | None) -> None:
+    """Look whether a run may begin in a directory, or go on, before a model or data is fetched.
+
+    Args:
+        output_dir: of the run.
+        resume: `resume_from_checkpoint`.
+
+    Raises:
+        FileExistsError: a new run would write into the files of an earlier one.
+    """
+    RunDirectory(output_dir).require_new(resume)
+
+
 def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -> str:
     """What to type after an interruption: `program`, launcher included, and its options `argv`."""
     checkpoint = RunDirectory(output_dir).newest()
