@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import jobs_in
-from launching import run
+from launching import run, slow
 from safetensors.torch import load_file
 
 STEPS = 6
@@ -43,7 +43,7 @@ def scores(job):
     return {name: float(value) for name, value in last.items() if name.startswith("eval_") and value}
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", [slow("ddp"), "fsdp2"])
 def test_two_processes_train_as_one(reference, kind):
     job, one = reference
     two = job(kind, 2, rank_seeds=True)

@@ -72,7 +72,7 @@ def test_what_of_keypoints_is_drawn_is_chosen_on_the_command_line(keypoint_folde
 def test_task_that_contradicts_the_model(keypoint_folder):
     with pytest.raises(ValueError, match="--task segmentation: .*model holds a model for keypoints"):
         _picture(keypoint_folder, "--task", "segmentation")
-    with pytest.raises(ValueError, match="keypoint threshold 2.0"):
+    with pytest.raises(ValueError, match=r"keypoint_threshold=2.0 is not valid: it must be a number, in \[0, 1\)"):
         _picture(keypoint_folder, "--keypoint_threshold", "2")
 
 

@@ -12,13 +12,13 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from ..options import IN_WORDS, UsageError, kinds_of, load_yaml
 
-_TRUTHS = dict.fromkeys(("yes", "true", "t", "y", "1"), True) | dict.fromkeys(("no", "false", "f", "n", "0"), False)
+_TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 
 def _truth(text: str) -> bool:
-    if text.lower() not in _TRUTHS:
+    if text.lower() not in (*_TRUE, *_FALSE):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false (yes, no, 1, 0)")
-    return _TRUTHS[text.lower()]
+    return text.lower() in _TRUE
 
 
 class _Parser(argparse.ArgumentParser):
