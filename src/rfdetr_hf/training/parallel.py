@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from ..arguments.training import RFDETRTrainingArguments
 from .checkpoint.optimizer import OptimizerPart, StateReader, index_of, load_optimizer, pieces_of
 from .checkpoint.zero import load_zero, zero_index, zero_pieces
-from .distributed import precision
+from .distributed import shared_precision
+from .precision import DTYPES
 
 
 class Parallel:
@@ -47,7 +48,8 @@ class Parallel:
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
         """Spread the model, on its device already, and its optimizer over the processes; returns the latter."""
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        with shared_precision(self.accelerator):
+            self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         return self.optimizer
 
     def sum(self, value: Tensor) -> Any:
@@ -64,7 +66,8 @@ class Parallel:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of a forward pass."""
-        return self.accelerator.autocast()
+        dtype = DTYPES.get(self.args.mixed_precision)
+        return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager:
         """The context of forward and backward of a micro-batch; gradients are reduced in the last of the window."""
@@ -157,10 +160,6 @@ class DeepSpeed(Parallel):
         config["gradient_clipping"] = self.args.max_grad_norm
         config["zero_allow_untested_optimizer"] = True
         return super().prepare(optimizer)
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        enabled = precision(self.args) == "bf16"
-        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
