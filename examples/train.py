@@ -25,7 +25,6 @@ from rfdetr_hf import (
     RFDETRTrainer,
     RFDETRTrainingArguments,
     is_official,
-    label_table,
     load_detection_dataset,
     log_to_console,
     model_class,
@@ -45,7 +44,6 @@ def main(argv: list[str]) -> None:
     data_args.require_source()
     task = model_args.task  # fetches a checkpoint of the Hub
     dataset = load_detection_dataset(**data_args.load_options(task))
-    print(label_table(dataset["train"]))
 
     # The model: the classes of the data replace those of the checkpoint; their rows are kept where the names agree.
     set_seed(training_args.seed)  # new weights are part of what a rerun repeats

@@ -17,6 +17,7 @@ from ..choices import (
     INTERVALS,
     MULTI_SCALE_MODES,
     PARAM_GROUPS,
+    PRECISIONS,
     SAVES,
     SCHEDULES,
 )
@@ -163,8 +164,14 @@ class RFDETRTrainingArguments(RuntimeFacts):
     )
     audit: str = option("full", "Decode every image before the first step, read headers only, or neither.", AUDITS)
 
-    bf16: bool = option(False, "bfloat16 autocast.", group="system")
-    fp16: bool = option(False, "float16 autocast with a gradient scaler (GPU only).")
+    mixed_precision: str = option(
+        "auto",
+        "auto: bf16 on GPUs that have it, fp16 on others, float32 elsewhere; no is float32.",
+        PRECISIONS,
+        group="system",
+    )
+    bf16: bool = option(False, "The same as mixed_precision bf16: bfloat16 autocast.")
+    fp16: bool = option(False, "The same as mixed_precision fp16: float16 autocast with a gradient scaler (GPU only).")
     tf32: bool = option(
         True,
         "Allow TF32 matrix products in float32 parts on GPUs that have them.",
@@ -290,6 +297,8 @@ class RFDETRTrainingArguments(RuntimeFacts):
         for condition, message in (
             (self.num_train_epochs == 0 and self.max_steps <= 0, "num_train_epochs=0 needs max_steps, at least 1"),
             (self.bf16 and self.fp16, "bf16 and fp16 exclude each other; set one of them"),
+            (self.mixed_precision not in ("auto", self.precision_asked),
+             f"mixed_precision={self.mixed_precision!r} and {self.precision_asked}=True exclude each other; set one"),
             (self.freeze_backbone and self.lora_r,
              "freeze_backbone and lora_r exclude each other; adapters freeze the encoder by themselves"),
             (self.warmup_steps and self.warmup_epochs,
@@ -333,6 +342,16 @@ class RFDETRTrainingArguments(RuntimeFacts):
     def evaluated_prefixes(self) -> tuple[str, ...]:
         """What is evaluated, by prefix: "" for the weights that `best/` takes, EMA if it is on; "raw_" beside EMA."""
         return ("raw_", "") if self.use_ema and self.eval_raw_weights else ("",)
+
+    @property
+    def precision_asked(self) -> str | None:
+        """What these arguments ask for: "no", "bf16" or "fp16"; None where launcher and device decide."""
+        named = "bf16" if self.bf16 else "fp16" if self.fp16 else self.mixed_precision
+        return None if named == "auto" else named
+
+    def use_precision(self, name: str) -> None:
+        """Set `mixed_precision` and with it `bf16` and `fp16`."""
+        self.mixed_precision, self.bf16, self.fp16 = name, name == "bf16", name == "fp16"
 
     @property
     def trackers(self) -> tuple[str, ...]:

@@ -58,7 +58,6 @@ def build_trainer(
         RFDETRConfig,
         RFDETRForKeypointDetection,
         RFDETRTrainer,
-        label_table,
         load_detection_dataset,
         model_class,
     )
@@ -66,7 +65,6 @@ def build_trainer(
     data_args.require_source()
     task = model_args.task  # fetches a checkpoint of the Hub
     dataset = load_detection_dataset(**data_args.load_options(task))
-    print(label_table(dataset["train"]))
 
     set_seed(training_args.seed)  # new weights are part of what a rerun repeats
     fields = model_args.config_fields(dataset["train"])

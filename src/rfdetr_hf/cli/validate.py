@@ -46,7 +46,9 @@ def evaluate(args: EvaluationArguments, data_args: DataArguments, split: str) ->
         raise FileExistsError(f"--output {args.output} exists; choose another name")
     subject = load_subject(args.model_name_or_path, data_args, split)
     training_args = RFDETRTrainingArguments(
-        per_device_eval_batch_size=args.batch_size, dataloader_num_workers=args.num_workers, bf16=args.bf16
+        per_device_eval_batch_size=args.batch_size,
+        dataloader_num_workers=args.num_workers,
+        mixed_precision="bf16" if args.bf16 else "no",
     )
     with _on(args.device):
         trainer = RFDETRTrainer(

@@ -32,7 +32,7 @@ from .checkpoint.run_directory import RunDirectory
 from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
 from .checks import audit_splits, check_kinds, check_run, named_splits
-from .distributed import allow_tf32, build_accelerator
+from .distributed import allow_tf32, build_accelerator, replace_precision
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .evaluation_methods import EvaluationMethods
@@ -42,7 +42,9 @@ from .meters import LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
 from .parallel import choose_parallel, compile_blocks
+from .precision import keep_precision, settle_precision
 from .preemption import EXIT_CODE, Noticed, Preempted, PreemptionNotice
+from .startup import startup_lines
 from .state import RunState
 from .status import FINISHED, PREEMPTED
 from .update import StepResult, update_weights
@@ -108,6 +110,7 @@ class RFDETRTrainer(EvaluationMethods):
         processor = image_processor or processing_class
         model, args = check_kinds(model, args, self.splits, processor, model_init)
         self.args = args = args.for_run(model.task, eval_dataset)
+        self._device_decides = settle_precision(args)
         self.model, self.augmentation = in_float32(model), augmentation
         self.train_dataset, self.eval_dataset, self.test_dataset = train_dataset, eval_dataset, test_dataset
         self.image_processor = processor = choose_processor(processor, model.config, args.square_resize, train_dataset)
@@ -220,6 +223,9 @@ class RFDETRTrainer(EvaluationMethods):
             stack.callback(lambda: end_workers(getattr(self.train_loader, "_iterator", None)))
             stack.push(self._end_training)
             checkpoint = self.directory.prepare(resume, self.args.to_dict(), self.accelerator)
+            if checkpoint is not None and self._device_decides:
+                if keep_precision(self.args, checkpoint, self.accelerator.device):
+                    replace_precision(self.accelerator, self.args)
             self._build()
             if checkpoint is not None:
                 self.checkpointer.load(checkpoint, self.state)
@@ -230,6 +236,8 @@ class RFDETRTrainer(EvaluationMethods):
                 audit_splits(self.splits, self.args.audit, self.accelerator)
             if self.accelerator.is_main_process:
                 self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+                of_the_run = self.args, self.state, self.accelerator, self.parallel, self.weights, self.splits
+                logger.info("%s", "\n".join(startup_lines(*of_the_run)))
             started, first_step = time.perf_counter(), self.state.global_step
             self._in_training = True
             with self.preemption:
