@@ -131,8 +131,8 @@ def _memory(parallel: Parallel, weights: Weights) -> str:
     listed = " + ".join(f"{name} {_size(value)}" for name, value in parts.items())
     shared = "" if parallel.name == "replicated" else f", shared by {parallel.accelerator.num_processes} processes"
     return (
-        f"{_size(sum(parts.values()))} = {listed}{shared}; not counted: activations, which grow with batch and resolution "
-        "and are the larger part of most runs"
+        f"{_size(sum(parts.values()))} = {listed}{shared}; not counted: activations, which grow with batch and "
+        "resolution and are the larger part of most runs"
     )
 
 
