@@ -32,6 +32,10 @@ PUBLIC_NAMES = {
     "arguments.predict": ("PredictArguments",),
     "arguments.views": ("ViewArguments",),
     "arguments.export": ("ExportArguments",),
+    "arguments.convert": ("ConvertArguments",),
+    "arguments.status": ("StatusArguments",),
+    "arguments.launch": ("LaunchArguments",),
+    "arguments.words": ("explain_verb",),
     "arguments.command_line": ("parse_arguments", "read_options", "to_words"),
     "training.callbacks": ("EarlyStopping",),
     "training.best": ("BestModel",),
@@ -93,6 +97,10 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .arguments.predict import PredictArguments as PredictArguments
     from .arguments.views import ViewArguments as ViewArguments
     from .arguments.export import ExportArguments as ExportArguments
+    from .arguments.convert import ConvertArguments as ConvertArguments
+    from .arguments.status import StatusArguments as StatusArguments
+    from .arguments.launch import LaunchArguments as LaunchArguments
+    from .arguments.words import explain_verb as explain_verb
     from .arguments.command_line import parse_arguments as parse_arguments, read_options as read_options
     from .arguments.command_line import to_words as to_words
     from .training.callbacks import EarlyStopping as EarlyStopping

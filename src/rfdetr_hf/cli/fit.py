@@ -3,27 +3,36 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .. import DataArguments, ModelArguments, RFDETRTrainingArguments, is_official, parse_arguments
+from .. import (
+    DataArguments,
+    LaunchArguments,
+    ModelArguments,
+    RFDETRTrainingArguments,
+    is_official,
+    parse_arguments,
+)
 
 if TYPE_CHECKING:
     from .. import RFDETRTrainer
 
-TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
+TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments, LaunchArguments)
 
 DESCRIPTION = """Train an RF-DETR detector.
 
-  rfdetr-hf fit --from_scratch --max_steps 20             try it on synthetic shapes
-  rfdetr-hf fit --model_name_or_path nano --dataset_name path/to/data --output_dir outputs/mine
-  rfdetr-hf fit --config run.yaml                         options from a file; the command line wins over it
-  rfdetr-hf fit --config run.yaml --resume                go on where the last checkpoint was written
+  rfdetr-hf fit --from_scratch --max_steps 20    try it on synthetic shapes
+  rfdetr-hf fit DATA --model nano --epochs 50 --output_dir outputs/mine
+  rfdetr-hf fit --config run.yaml                the options of a file
+  rfdetr-hf fit --config run.yaml --resume       go on from the last checkpoint
 
-The data is a folder in COCO's, Roboflow's or YOLO's layout, or a Hub data set. The best model goes to
-<output_dir>/best, which `rfdetr-hf predict` and plain transformers read."""
+DATA is a folder in COCO's, Roboflow's or YOLO's layout, or a Hub data set. The
+best model goes to <output_dir>/best, which `rfdetr-hf predict` and plain
+transformers read."""
 
 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
     """Train, and evaluate the test split if there is one. Returns the exit code."""
-    model_args, data_args, training_args = parse_arguments(TYPES, argv, prog=prog, description=DESCRIPTION)
+    places = {"dataset_name": "DATA"}
+    model_args, data_args, training_args, launch_args = parse_arguments(TYPES, argv, prog, DESCRIPTION, places)
     from .. import log_to_console, resume_hint
 
     log_to_console()
