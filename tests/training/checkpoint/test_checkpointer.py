@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from rfdetr_hf import RFDETRTrainer
+from rfdetr_hf.training.checkpoint.previous import with_present_names
 
 arguments = partial(
     quick_arguments, num_train_epochs=3, gradient_accumulation_steps=2, logging_steps=1, save_total_limit=None,
