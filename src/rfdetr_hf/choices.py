@@ -24,6 +24,7 @@ DROP_PATH_MODES = ("standard", "early", "late")
 DROP_PATH_SCHEDULES = ("constant", "linear")
 MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
 PARAM_GROUPS = ("default", "official")
+RECIPES = ("default", "official")
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 AUDITS = ("full", "headers", "off")
 # When something happens, as transformers names it (IntervalStrategy, SaveStrategy).

@@ -39,7 +39,7 @@ def test_the_lines_hold_what_decides_the_run(tmp_path, shapes, caplog):
         ("batch", "4 images a step = 2 on a device x 2 micro-batches x 1 process"),
         ("steps", f"{trainer.state.steps_per_epoch} an epoch, 3 in all"),
         ("lr", "head 1.0e-04, encoder "), ("lr", "decoder 7.0e-05; schedule constant, warm-up 1 steps"),
-        ("memory", "weights 0.2 MB + gradients "), ("memory", "not counted: activations"),
+        ("memory", " MB = weights 0.4 MB + gradients 0.4 MB + AdamW 0.8 MB + EMA 0.4 MB; not counted"),
         ("output", f"{tmp_path / 'run'}: a checkpoint every 3 steps ("), ("output", "no best/ without evaluations"),
     ):  # fmt: skip
         assert part in lines[name], (part, lines[name])

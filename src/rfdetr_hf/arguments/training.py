@@ -18,6 +18,7 @@ from ..choices import (
     MULTI_SCALE_MODES,
     PARAM_GROUPS,
     PRECISIONS,
+    RECIPES,
     SAVES,
     SCHEDULES,
 )
@@ -35,6 +36,7 @@ from ..options import (
 )
 from ..tasks import TASKS
 from .metric_names import competing_names, larger_wins, present_metric, without_raw
+from .recipes import OFFICIAL, OFFICIAL_BY_TASK, departures, official_metric
 from .runtime import RuntimeFacts
 from .schedules import check_schedule_options, encoder_rate
 from .words import answers_by_name
@@ -47,8 +49,9 @@ logger = logging.getLogger(__name__)
 class RFDETRTrainingArguments(RuntimeFacts):
     """All options of a training. Names are those of `transformers.TrainingArguments` where it has one.
 
-    The defaults are the published fine-tuning recipe: AdamW at 1e-4 (encoder 1.5e-4, decayed by layer), effective
-    batch 16, constant rate, clipping at 0.1, EMA 0.993, multi-scale from half to one and a half times the resolution.
+    The defaults are the published fine-tuning recipe with the departures that the training guide lists: AdamW at 1e-4
+    (encoder 1.5e-4, decayed by layer), effective batch 16, constant rate, clipping at 0.1, EMA 0.993, multi-scale from
+    half to one and a half times the resolution. `recipe="official"` is rfdetr's run without these departures.
 
     Raises:
         ValueError: for a value out of its range or a combination that contradicts itself; the message names the fields.
@@ -115,6 +118,9 @@ class RFDETRTrainingArguments(RuntimeFacts):
         0.0, "Floor of the cosine schedule, as a share of the full learning rate.", PROBABILITY
     )
     lr_drop_epochs: float = option(100.0, "Epoch at which the step schedule divides the learning rate by ten.", FROM_0)
+    recipe: str = option(
+        "default", "official: a run like rfdetr's own, in groups, schedule, EMA, scales and best model.", RECIPES
+    )
 
     use_ema: bool = option(
         True,
@@ -265,10 +271,19 @@ class RFDETRTrainingArguments(RuntimeFacts):
         const="true",
     )
 
+    def __new__(cls, *values: Any, **options: Any) -> "RFDETRTrainingArguments":
+        """An instance that knows which options it was given."""
+        made = super().__new__(cls)
+        made._given = frozenset([*options, *(each.name for each in dataclasses.fields(cls)[: len(values)])])
+        return made
+
     def __post_init__(self) -> None:
         if not isinstance(self.report_to, str):
             self.report_to = ",".join(map(str, self.report_to or ())) or "none"
         settle_options(self)
+        if self.is_official:
+            for name in OFFICIAL.keys() - self._given:
+                setattr(self, name, OFFICIAL[name])
         # Callbacks of transformers ask these for their values.
         from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -344,6 +359,11 @@ class RFDETRTrainingArguments(RuntimeFacts):
         return ("raw_", "") if self.use_ema and self.eval_raw_weights else ("",)
 
     @property
+    def is_official(self) -> bool:
+        """Whether the run is to be as rfdetr's own."""
+        return self.recipe == "official"
+
+    @property
     def precision_asked(self) -> str | None:
         """What these arguments ask for: "no", "bf16" or "fp16"; None where launcher and device decide."""
         named = "bf16" if self.bf16 else "fp16" if self.fp16 else self.mixed_precision
@@ -367,13 +387,21 @@ class RFDETRTrainingArguments(RuntimeFacts):
             evaluated: the evaluation data; of a mapping of data sets the first one chooses the best model.
         """
         start = f"{next(iter(evaluated))}_" if isinstance(evaluated, Mapping) and evaluated else ""
-        metric = self.metric_for_best_model or start + TASKS[task].best_metric
+        best = TASKS[task].best_metric
+        best = official_metric(best, self.eval_max_dets) if self.is_official else best
+        metric = self.metric_for_best_model or start + best
         present = present_metric(metric, list(evaluated) if isinstance(evaluated, Mapping) else [])
         if present != metric:
             logger.warning("metric_for_best_model: %s is called %s now, the score of the EMA weights", metric, present)
             metric = present
         larger = larger_wins(metric) if self.greater_is_better is None else self.greater_is_better
         resolved = copy.deepcopy(self)
+        if self.is_official:
+            for name, value in OFFICIAL_BY_TASK.get(task, {}).items():
+                if name not in self._given:
+                    setattr(resolved, name, value)
+            if left := departures(resolved, task):
+                logger.warning("recipe official, but for what is given: %s", ", ".join(left))
         resolved.metric_for_best_model, resolved.greater_is_better = metric, larger
         resolved.learning_rate_encoder = encoder_rate(self)
         return resolved

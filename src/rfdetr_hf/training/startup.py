@@ -1,7 +1,7 @@
 """What a run says of itself before its first step."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,18 +38,19 @@ def startup_lines(
     """
     processes, accumulation = accelerator.num_processes, args.gradient_accumulation_steps
     batch, images = args.per_device_train_batch_size, state.identity["images_per_step"]
+    resumed = f"of the checkpoint at step {state.global_step}; began with " if state.global_step else ""
     epochs = state.max_steps / state.steps_per_epoch
     warmup = f", warm-up {args.warmup_steps:g} steps" if args.warmup_steps else ""
     warmup += f", warm-up {args.warmup_epochs:g} epochs" if args.warmup_epochs else ""
     rows = {
         "device": _device(args, accelerator, parallel),
         "model": _model(parallel.model, weights),
-        "weights": _origin(parallel.model, state),
+        "weights": resumed + (parallel.model.weights_from or "random (no checkpoint was loaded)"),
         "data": _data(splits),
         "batch": f"{images} images a step = {batch} on a device x {_count(accumulation, 'micro-batch')} x "
         + _count(processes, "process"),
         "steps": f"{state.steps_per_epoch} an epoch, {state.max_steps} in all ({epochs:.4g} epochs)",
-        "lr": f"{_rates(parallel.optimizer, args)}; schedule {args.lr_scheduler_type}{warmup}",
+        "lr": f"{_rates(parallel.optimizer)}; schedule {args.lr_scheduler_type}{warmup}",
         "memory": _memory(parallel, weights),
         "output": _output(args, weights),
         "log": "loss is that of the step, avg the mean since the last line, which is the sum of the weighted terms",
@@ -91,11 +92,6 @@ def _variants(config: Any, task: str) -> list[str]:
     return exact or list(found)
 
 
-def _origin(model: Any, state: RunState) -> str:
-    origin = model.weights_from or "random (no checkpoint was loaded)"
-    return f"of the checkpoint at step {state.global_step}; began with {origin}" if state.global_step else origin
-
-
 def _data(splits: Mapping[str, Dataset]) -> str:
     parts, names = [], []
     for split, dataset in splits.items():
@@ -109,17 +105,14 @@ def _data(splits: Mapping[str, Dataset]) -> str:
     return f"{'; '.join(parts)}; {len(names)} {noun}: {', '.join(names[:_CLASSES_SHOWN])}{more}"
 
 
-def _rates(optimizer: Any, args: RFDETRTrainingArguments) -> str:
+def _rates(optimizer: Any) -> str:
     """The full learning rate of each part of the model, before the schedule."""
     rates: dict[str, list[float]] = {}
     for group in optimizer.param_groups:
         part = str(group.get("name", "given optimizer")).split(".")[0]
         rates.setdefault(part, []).append(group.get("initial_lr", group["lr"]))
-    return ", ".join(f"{part} {_range(values)}" for part, values in rates.items())
-
-
-def _range(values: Sequence[float]) -> str:
-    return f"{min(values):.1e}" if min(values) == max(values) else f"{min(values):.1e} to {max(values):.1e}"
+    shown = {part: [f"{rate:.1e}" for rate in dict.fromkeys((min(found), max(found)))] for part, found in rates.items()}
+    return ", ".join(f"{part} {' to '.join(ends)}" for part, ends in shown.items())
 
 
 def _memory(parallel: Parallel, weights: Weights) -> str:
@@ -131,8 +124,8 @@ def _memory(parallel: Parallel, weights: Weights) -> str:
     listed = " + ".join(f"{name} {_size(value)}" for name, value in parts.items())
     shared = "" if parallel.name == "replicated" else f", shared by {parallel.accelerator.num_processes} processes"
     return (
-        f"{_size(sum(parts.values()))} = {listed}{shared}; not counted: activations, which grow with batch "
-        "and resolution and are the larger part of most runs"
+        f"{_size(sum(parts.values()))} = {listed}{shared}; not counted: activations, which grow with batch and "
+        "resolution and are the larger part of most runs"
     )
 
 

@@ -1,7 +1,7 @@
 """The update of an optimizer step: clip, guard, step. The same for every launch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,3 +57,18 @@ def update_weights(parallel: Parallel, loss: Tensor, before_step: Callable[[], N
     else:
         parallel.skip()
     return Update(grad_norm, taken)
+
+
+def loss_divisors(boxes: Sequence[float], groups: int, processes: int, apart: bool) -> list[float]:
+    """What the loss sums of each micro-batch of a window are divided by; gradients are averaged over the processes.
+
+    Args:
+        boxes: of each micro-batch, over all processes.
+        groups: query groups, each of which is matched with all boxes.
+        processes: of the run.
+        apart: each micro-batch has its own boxes, and the window the mean of the losses, as in rfdetr; else all have
+            the boxes of the window, and the window has the loss of one large batch.
+    """
+    if apart:
+        return [max(count * groups / processes, 1) * len(boxes) for count in boxes]
+    return [max(sum(boxes) * groups, 1) / processes] * len(boxes)
