@@ -40,7 +40,7 @@ def test_fit_starts_two_processes_that_train_together_save_at_a_signal_and_answe
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     try:
-        out, _ = process.communicate(timeout=100)
+        out, _ = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 75, out[-4000:]
