@@ -23,7 +23,7 @@ PUBLIC_NAMES = {
     "data.schema": ("category_ids", "class_names", "label_table"),
     "data.keypoints": ("KeypointSchema",),
     "data.pipeline.pixels": ("decode_image",),
-    "data.pipeline.augmentation": ("adapt_augmentation",),
+    "data.pipeline.user_augmentation": ("adapt_augmentation",),
     "training.trainer": ("RFDETRTrainer",),
     "arguments.training": ("RFDETRTrainingArguments",),
     "arguments.model": ("ModelArguments",),
@@ -87,7 +87,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .data.schema import category_ids as category_ids, class_names as class_names, label_table as label_table
     from .data.keypoints import KeypointSchema as KeypointSchema
     from .data.pipeline.pixels import decode_image as decode_image
-    from .data.pipeline.augmentation import adapt_augmentation as adapt_augmentation
+    from .data.pipeline.user_augmentation import adapt_augmentation as adapt_augmentation
     from .training.trainer import RFDETRTrainer as RFDETRTrainer
     from .arguments.training import RFDETRTrainingArguments as RFDETRTrainingArguments
     from .arguments.model import ModelArguments as ModelArguments

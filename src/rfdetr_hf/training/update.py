@@ -1,10 +1,11 @@
 """The update of an optimizer step: clip, guard, step. The same for every launch."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .parallel import Parallel
 
@@ -41,10 +42,13 @@ def update_weights(parallel: Parallel, loss: Tensor, before_step: Callable[[], N
         before_step: called between clipping and stepping. DeepSpeed's ZeRO clips within its step: there the gradients
             are not clipped yet.
     """
-    grad_norm = parallel.clip()
-    before_step()
-    if grad_norm is None:
+    if parallel.clips_in_step:
+        before_step()
         return Update(*parallel.guarded_step())
+    parallel.accelerator.unscale_gradients()
+    limit = parallel.args.max_grad_norm or math.inf  # 0 measures the norm and clips nothing
+    grad_norm = parallel.unsharded(nn.utils.clip_grad_norm_(parallel.model.parameters(), limit))
+    before_step()
     broken = ~(torch.isfinite(grad_norm) & torch.isfinite(loss))
     # The one place of a step where the host waits for the device.
     taken = not parallel.sum(broken.float())
