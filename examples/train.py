@@ -6,8 +6,8 @@ Two minutes on a CPU, nothing to download:
 
 Fine-tune a published checkpoint on your own data, on one GPU or several:
 
-    accelerate launch examples/train.py --config examples/configs/finetune.yaml \
-        --dataset_name path/to/dataset --output_dir outputs/mine
+    accelerate launch examples/train.py path/to/dataset --config examples/configs/finetune.yaml \
+        --output_dir outputs/mine
 
 Every option of the YAML file can be given on the command line, where it wins. Continue an interrupted run with
 `--resume`. `rfdetr-hf fit` is this script as a command.
@@ -36,7 +36,8 @@ from rfdetr_hf import (
 def main(argv: list[str]) -> None:
     """Load the data, build the model, train; at the end the trainer scores the test split, where there is one."""
     types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
-    model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py")
+    places = {"dataset_name": "DATA"}
+    model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py", positional=places)
     log_to_console()
 
     # The data: what its objects must have besides boxes is what the model is for.

@@ -47,7 +47,8 @@ PUBLIC_NAMES = {
         "add_lora", "freeze_encoder_blocks", "load_class_rows", "load_parts", "merge_adapters", "part_of", "train_only",
     ),
     "training.console": ("log_to_console",),
-    "training.launching": ("resume_hint",),
+    "training.launching": ("check_run_directory", "resume_hint"),
+    "training.processes": ("run_processes",),
     "training.status": ("STATUS_EXIT_CODES", "read_status", "status_line"),
     "evaluation.evaluator": ("CocoEvaluator",),
     "choices": ("BACKENDS", "is_official"),
@@ -114,7 +115,8 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.finetuning import load_class_rows as load_class_rows, load_parts as load_parts
     from .training.finetuning import merge_adapters as merge_adapters, part_of as part_of, train_only as train_only
     from .training.console import log_to_console as log_to_console
-    from .training.launching import resume_hint as resume_hint
+    from .training.launching import check_run_directory as check_run_directory, resume_hint as resume_hint
+    from .training.processes import run_processes as run_processes
     from .training.status import STATUS_EXIT_CODES as STATUS_EXIT_CODES, read_status as read_status
     from .training.status import status_line as status_line
     from .evaluation.evaluator import CocoEvaluator as CocoEvaluator

@@ -34,7 +34,8 @@ HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 # Who computes COCO's scores.
 BACKENDS = ("pycocotools", "ultrafast", "auto")
 PREDICTION_FORMATS = ("pictures", "json", "coco")
-EXPORT_FORMATS = ("onnx", "torch")
+# With the suffix of their files.
+EXPORT_FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 def is_official(source: str | Path) -> bool:

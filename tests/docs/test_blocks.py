@@ -1,5 +1,6 @@
 """Every code block of the documents: Python is run, commands are parsed, YAML is read as options."""
 
+import argparse
 import dataclasses
 import importlib
 import importlib.util
@@ -29,6 +30,10 @@ def check_script(path, argv, monkeypatch):
         monkeypatch.setattr(module, "parse_arguments", parse_only)
         with pytest.raises(Parsed):
             module.main(argv)
+    elif hasattr(module, "add_arguments"):
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        parser.parse_args(argv)
     else:
         assert not argv, f"the options of {path} cannot be checked"
 

@@ -28,7 +28,7 @@ def resolved(model: ModelArguments, data: DataArguments, training: RFDETRTrainin
     """All options as YAML, with the facts that follow from them as comments."""
     per_process = training.per_device_train_batch_size * training.gradient_accumulation_steps
     facts = [f"effective batch: {per_process} images x processes"]
-    if model.model_name_or_path is None:
+    if model.variant is not None:
         from .. import RFDETRConfig
 
         config = RFDETRConfig.from_variant(str(model.variant), **model.config_fields())

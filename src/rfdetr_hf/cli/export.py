@@ -21,6 +21,7 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf export") -> "ExportReport":
     """Load, export, compare, print."""
     places = {"model_name_or_path": "MODEL"}
     (args,) = parse_arguments((ExportArguments,), argv, prog, DESCRIPTION, places)
+    args.require_new()
     from .. import export_model, load_model, load_processor
 
     size = None if args.size is None else (args.size[0], args.size[-1])

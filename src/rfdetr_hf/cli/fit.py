@@ -33,8 +33,14 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
     """Train, and evaluate the test split if there is one. Returns the exit code."""
     places = {"dataset_name": "DATA"}
     model_args, data_args, training_args, launch_args = parse_arguments(TYPES, argv, prog, DESCRIPTION, places)
-    from .. import log_to_console, resume_hint
+    from .. import check_run_directory, log_to_console, resume_hint, run_processes
 
+    # What is wrong on this machine is said once, before processes start and before the Hub is asked.
+    check_run_directory(training_args.output_dir, training_args.resume_from_checkpoint)
+    data_args.require_source()
+    code = run_processes(launch_args, ["-m", "rfdetr_hf.cli", *prog.split()[1:], *argv])
+    if code is not None:
+        return code
     log_to_console()
     trainer = build_trainer(model_args, data_args, training_args)
     with resume_hint(training_args.output_dir, argv, prog.split()):

@@ -54,6 +54,7 @@ def load_subject(source: str, data_args: DataArguments, split: str) -> Subject:
     """The model of a folder, Hub id or official file, and a split of its data."""
     from .. import load_model, load_processor
 
+    data_args.require_source()
     # No data set has the classes of the rows that are called "N/A".
     model = load_model(source, drop_unused_rows=True)
     processor = load_processor(source, model.config.resolution)
