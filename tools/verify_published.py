@@ -28,7 +28,7 @@ from rfdetr_hf.models.files.pretrained import read_names
 from rfdetr_hf.models.files.published import published_id
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model_cards"))
-from generate import RESULTS
+RESULTS: Any = import_module("generate").RESULTS
 
 PLAIN = {"detection": "RfDetrForObjectDetection", "segmentation": "RfDetrForInstanceSegmentation"}
 LOGITS = 1e-3
