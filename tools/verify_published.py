@@ -12,6 +12,7 @@ one. The exit code is 1 where something differs or cannot be had.
 import argparse
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from rfdetr_hf.models.files.pretrained import read_names
 from rfdetr_hf.models.files.published import published_id
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model_cards"))
-from generate import RESULTS
+RESULTS: Any = import_module("generate").RESULTS
 
 PLAIN = {"detection": "RfDetrForObjectDetection", "segmentation": "RfDetrForInstanceSegmentation"}
 LOGITS = 1e-3
@@ -92,7 +93,7 @@ def logits(model: Any, processor: Any, plain: Any) -> Check:
 def precision(variant: str, source: str, processor: Any, coco: str, limit: int | None, tolerance: float) -> Check:
     """The AP on COCO's validation images, in percent, beside the published one."""
     model: Any = load_model(source, drop_unused_rows=True)
-    task = TASKS[model.task]
+    task: Any = TASKS[model.task]
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     dataset = load_detection_dataset(coco, task=task.name, class_names=names)["validation"]
     part = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
