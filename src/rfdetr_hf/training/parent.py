@@ -89,7 +89,9 @@ def signal_at_launchers_end(number: int) -> bool:
         Whether the launcher has ended already, in which case no signal comes any more.
     """
     parent = os.getppid()
-    ours = os.environ.get(LAUNCHER_VARIABLE) == str(parent)
+    ours = os.environ.get(LAUNCHER_VARIABLE)
+    if ours not in (None, str(parent)):
+        return True
     if sys.platform != "linux" or not (ours or launcher_words(words_of(parent))):
         return False
     import ctypes
