@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import yaml
 
-from .. import DataArguments, ModelArguments, RFDETRConfig, RFDETRTrainingArguments, parse_arguments
+from .. import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
 
 DESCRIPTION = """Print the options of `rfdetr-hf fit` as they will be used: defaults, file and command line together.
 
@@ -28,6 +28,8 @@ def resolved(model: ModelArguments, data: DataArguments, training: RFDETRTrainin
     per_process = training.per_device_train_batch_size * training.gradient_accumulation_steps
     facts = [f"effective batch: {per_process} images x processes"]
     if model.model_name_or_path is None:
+        from .. import RFDETRConfig
+
         config = RFDETRConfig.from_variant(str(model.variant), **model.config_fields())
         facts.append(f"input: {config.resolution} x {config.resolution}, a multiple of {config.size_divisor}")
     text = "".join(f"# {fact}\n" for fact in facts)

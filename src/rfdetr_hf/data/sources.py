@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, NamedSplit
 
+from ..choices import BoxFormat
 from ..tasks import TaskName
 from .annotations import MissingMasks, ReadOptions
-from .conventions import BoxFormat
 from .errors import DetectionDataError
 from .formats import Found, coco, hub, shapes, yolo
 from .images import is_hidden

@@ -16,13 +16,13 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
 from ..hub.push import HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
-from .arguments import RFDETRTrainingArguments
 from .best import BestModel
 from .callbacks import own_callbacks
 from .card import card_facts
