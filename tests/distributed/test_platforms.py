@@ -57,7 +57,14 @@ def submit(cluster, launcher, *words):
         "SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2",
         "SLURM_JOB_NODELIST": "node", "SLURM_STUB": str(cluster), "LAUNCHER": launcher, "PATH": path,
     }  # fmt: skip
-    words = ["bash", str(PLATFORMS / "slurm.sbatch"), str(cluster / "run"), "--config", str(cluster / "run.yaml"), *words]
+    words = [
+        "bash",
+        str(PLATFORMS / "slurm.sbatch"),
+        str(cluster / "run"),
+        "--config",
+        str(cluster / "run.yaml"),
+        *words,
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     return slurm["SLURM_JOB_ID"], subprocess.Popen(words, env=environment(**slurm), **pipes)
 
