@@ -112,7 +112,7 @@ def _progress(items: Iterator[NamedImage]) -> tqdm:
 def _draw(item: NamedImage, output: Path, picture: Any) -> str:
     where = output / f"{item.name}.png"
     if where.is_symlink() or os.path.realpath(where) == os.path.realpath(item.source):
-        raise FileExistsError(f"--output_dir {output}: the picture would replace the source {os.path.realpath(where)}")
+        raise FileExistsError(f"--output_dir {output}: the picture would replace its source {os.path.realpath(where)}")
     where.parent.mkdir(parents=True, exist_ok=True)
     picture.save(where)
     return str(where)
