@@ -117,10 +117,10 @@ class RFDETRTrainer(EvaluationMethods):
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
         rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
+        best_model = best_model or BestModel(*rules)
+        best_model.use_ema = args.use_ema
         local, world = self.is_local_process_zero(), self.is_world_process_zero()
-        self.state = RunState(
-            is_local_process_zero=local, is_world_process_zero=world, best=best_model or BestModel(*rules)
-        )
+        self.state = RunState(is_local_process_zero=local, is_world_process_zero=world, best=best_model)
         self.control = TrainerControl()
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
         self.stateful: dict[str, Any] = {"losses": self.losses}
@@ -504,10 +504,11 @@ class RFDETRTrainer(EvaluationMethods):
             merge_adapters(self.model)
             self.weights.load(self.directory.best)
             score = f"{self.args.metric_for_best_model} {state.best.score:.4f}"
-            source = f"the best: {state.best.source} weights of step {state.best.step}, {score}"
+            whose = "EMA" if state.best.source == "ema" else "raw"
+            source = f"the best: {whose} weights of step {state.best.step}, {score}"
         elif self.ema is not None:
             self.ema.put_in_place()
-            source = f"the average at step {state.global_step}"
+            source = f"the EMA weights of step {state.global_step}"
         else:
             source = f"the weights of step {state.global_step}"
         merge_adapters(self.model)
