@@ -15,8 +15,6 @@ from .detector import ImageDetector, above, class_thresholds, load_detector
 
 # A picture is looked at once, down to this score; what is shown of it is chosen afterwards.
 LEAST_SCORE = 0.05
-# What a field of the data's objects is called among the detections.
-_DRAWN = {"segmentation": "masks", "keypoints": "keypoints"}
 # How often the webcam's picture is looked at, and how long at most, in seconds.
 _EVERY, _AT_MOST = 0.2, 300
 
@@ -43,7 +41,7 @@ def build_demo(
         ValueError, FileNotFoundError: the model cannot be loaded; see `load_detector`.
     """
     try:
-        import gradio
+        import gradio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(f"the demo needs gradio: install the extra demo ({error})") from error
     gr: Any = gradio
@@ -89,7 +87,7 @@ class _Viewer:
         self.detect, self.config = detect, detect.model.config
         self.id2label: dict[int, str] = dict(self.config.id2label or {})
         field = TASKS[detect.model.task].object_field
-        self.parts = ["boxes", *([_DRAWN[field]] if field else [])]
+        self.parts = ["boxes"] if field is None else ["boxes", "masks" if field == "segmentation" else field]
         self.style = DrawingStyle(self.config.keypoint_schema)
 
     def look(self, picture: Image.Image | None) -> tuple[Image.Image, dict[str, Any], str] | None:
