@@ -88,7 +88,7 @@ def test_a_space_of_a_repository_refers_to_it(tmp_path):
 
 
 def test_a_space_is_pushed_updated_and_never_put_over_another_app(hub, model, capsys):
-    assert main(["demo", "--model_name_or_path", model, "--space", "tester/shapes"]) == 0
+    assert main(["demo", model, "--space", "tester/shapes"]) == 0
     assert f"{hub.url}/spaces/tester/shapes is the demo of {model}" in capsys.readouterr().out
     pushed = hub.repos["spaces/tester/shapes"]
     assert {"app.py", "README.md", "requirements.txt", "model/model.safetensors", "rfdetr_hf/cli/main.py"} <= set(
@@ -98,7 +98,7 @@ def test_a_space_is_pushed_updated_and_never_put_over_another_app(hub, model, ca
     pushed.files["README.md"] = b"---\nsdk: gradio\n---\n"
     with pytest.raises(FileExistsError, match="the Space tester/shapes has another app"):
         push_space("tester/shapes", model)
-    assert main(["demo", "--model_name_or_path", model, "--space", "shapes"]) == 2
+    assert main(["demo", model, "--space", "shapes"]) == 2
     assert "give user/name" in capsys.readouterr().err
 
 

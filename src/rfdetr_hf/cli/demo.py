@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import DemoArguments, UsageError, parse_arguments
+from .. import DemoArguments, parse_arguments
 
 DESCRIPTION = """Serve a page on which a model looks at pictures and at a webcam.
 
@@ -16,11 +16,10 @@ masks or keypoints, and the time that the model takes. It needs the extra demo."
 
 def main(argv: Sequence[str]) -> int:
     """Serve until interrupted, or push; returns the exit code."""
-    (args,) = parse_arguments((DemoArguments,), argv, prog="rfdetr-hf demo", description=DESCRIPTION)
+    places = {"model_name_or_path": "MODEL"}
+    (args,) = parse_arguments((DemoArguments,), argv, "rfdetr-hf demo", DESCRIPTION, places)
     model = args.model_name_or_path
     if args.space is not None:
-        if args.space.count("/") != 1:
-            raise UsageError(f"--space {args.space}: give user/name")
         from .. import load_model, push_space
 
         # A Space of a model that cannot be loaded helps nobody; of a variant's name it gives the repository.

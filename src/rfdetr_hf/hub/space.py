@@ -54,12 +54,12 @@ def write_space(folder: str | Path, model: str, title: str) -> None:
         )
     package = Path(__file__).parents[1]
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-    card = f"https://huggingface.co/{model}"
+    card: str | None = f"https://huggingface.co/{model}"
     if local:
         (folder / "model").mkdir()
         for file in {path for pattern in _MODEL_FILES for path in Path(model).glob(pattern)}:
             shutil.copyfile(file, folder / "model" / file.name)
-        card = "model/README.md" if (folder / "model" / "README.md").is_file() else "model/config.json"
+        card = "model/README.md" if (folder / "model" / "README.md").is_file() else None
     try:
         versions = {name: version(name).split("+")[0] for name in REQUIREMENTS}
     except PackageNotFoundError as error:
@@ -72,8 +72,8 @@ def write_space(folder: str | Path, model: str, title: str) -> None:
         "gradio": versions["gradio"],
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "models": "" if local else f"models:\n- {model}\n",
-        "name": title if local else model,
-        "card": card,
+        "model": "the model of this Space" if local else f"`{model}`",
+        "card": "" if card is None else f"\n[The model card]({card}) says what it was trained on and how good it is.\n",
         "tag": TAG,
     }
     template = files("rfdetr_hf.hub").joinpath("templates/space.md").read_text(encoding="utf-8")
