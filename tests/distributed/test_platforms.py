@@ -16,9 +16,8 @@ from helpers.models import tiny_model
 from helpers.scripts import ROOT
 from launching import environment, free_port
 
-from rfdetr_hf import RFDETRImageProcessor, make_shapes_dataset
+from rfdetr_hf import RFDETRImageProcessor, RFDETRTrainingArguments, make_shapes_dataset, parse_arguments
 from rfdetr_hf.cli.fit import TYPES
-from rfdetr_hf.options import parse_arguments
 
 PLATFORMS = ROOT / "examples" / "platforms"
 # What the script calls of Slurm: the one starts programs on the nodes, here on this one, the other answers.
@@ -120,7 +119,8 @@ def test_the_job_of_kubernetes_calls_the_command_as_it_is(tmp_path):
     words = container["args"]
     parse = words[words.index("fit") + 1 :]
     (tmp_path / "run.yaml").write_text("max_steps: 3\n")
-    *_, training = parse_arguments(TYPES, [word.replace("/data/run.yaml", f"{tmp_path}/run.yaml") for word in parse])
+    parsed = parse_arguments(TYPES, [word.replace("/data/run.yaml", f"{tmp_path}/run.yaml") for word in parse])
+    training = next(each for each in parsed if isinstance(each, RFDETRTrainingArguments))
     assert (training.output_dir, training.resume_from_checkpoint) == ("/runs/mine", "auto")
     options = dict(word.removeprefix("--").split("=", 1) for word in words[: words.index("-m")])
     assert int(options["nnodes"]) == job["spec"]["completions"] == job["spec"]["parallelism"]

@@ -81,7 +81,9 @@ def predict(
         keypoints = keypoints_of_classes(config)
     output.mkdir(parents=True, exist_ok=True)
     files = ResultFiles(output, args.formats, config.id2label, keypoints, args.keypoint_threshold)
-    with files, _progress(items) as bar:
+    # Where somebody looks on, a bar stands in place of a line for each image.
+    piped, total = not (sys.stdout.isatty() and sys.stderr.isatty()), length_hint(items) or None
+    with files, tqdm(total=total, unit=" images", dynamic_ncols=True, disable=piped) as bar:
         while batch := list(islice(items, args.batch_size)):
             with naming(f"{args.model_name_or_path} fails on {batch[0].source}", args.model_name_or_path):
                 found_in_batch = detect([item.image for item in batch])
@@ -92,7 +94,7 @@ def predict(
                 if "pictures" in args.formats:
                     where = _draw(item, output, draw_detections(item.image, found, config.id2label, -1.0, style))
                 bar.update()
-                if bar.disable:
+                if piped:
                     say(f"{where}: {len(records)} objects")
     for path in files.paths:
         say(f"{path}: {files.count} images")
@@ -101,12 +103,6 @@ def predict(
     if skipped:
         say(f"{len(skipped)} files were skipped or are not complete; see above")
     return Predicted(files.count, skipped)
-
-
-def _progress(items: Iterator[NamedImage]) -> tqdm:
-    """A bar in place of a line for each image, where somebody looks on; disabled in pipes and files."""
-    watched = sys.stdout.isatty() and sys.stderr.isatty()
-    return tqdm(total=length_hint(items) or None, unit=" images", dynamic_ncols=True, disable=not watched)
 
 
 def _draw(item: NamedImage, output: Path, picture: Any) -> str:
