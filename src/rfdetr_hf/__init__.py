@@ -31,6 +31,7 @@ PUBLIC_NAMES = {
     "arguments.evaluate": ("EvaluateArguments", "EvaluationArguments", "TrainedModelArguments"),
     "arguments.predict": ("PredictArguments",),
     "arguments.views": ("ViewArguments",),
+    "arguments.demo": ("DemoArguments",),
     "arguments.export": ("ExportArguments",),
     "arguments.convert": ("ConvertArguments",),
     "arguments.status": ("StatusArguments",),
@@ -59,6 +60,8 @@ PUBLIC_NAMES = {
     "inference.views": ("AugmentedDetector", "TiledDetector", "with_views"),
     "inference.images": ("NamedImage", "find_images"),
     "inference.predict": ("predict",),
+    "inference.demo": ("build_demo",),
+    "hub.space": ("push_space", "write_space"),
     "export.exporter": ("ExportReport", "export_model"),
     "drawing": ("DrawingStyle", "draw_detections"),
     "options": ("Range", "UsageError", "option", "settle_options"),
@@ -97,6 +100,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .arguments.evaluate import TrainedModelArguments as TrainedModelArguments
     from .arguments.predict import PredictArguments as PredictArguments
     from .arguments.views import ViewArguments as ViewArguments
+    from .arguments.demo import DemoArguments as DemoArguments
     from .arguments.export import ExportArguments as ExportArguments
     from .arguments.convert import ConvertArguments as ConvertArguments
     from .arguments.status import StatusArguments as StatusArguments
@@ -130,6 +134,8 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .inference.views import with_views as with_views
     from .inference.images import NamedImage as NamedImage, find_images as find_images
     from .inference.predict import predict as predict
+    from .inference.demo import build_demo as build_demo
+    from .hub.space import push_space as push_space, write_space as write_space
     from .export.exporter import ExportReport as ExportReport, export_model as export_model
     from .drawing import DrawingStyle as DrawingStyle, draw_detections as draw_detections
     from .options import Range as Range, UsageError as UsageError, option as option
