@@ -49,7 +49,8 @@ PUBLIC_NAMES = {
     "inference.predict": ("PredictArguments", "predict"),
     "export.exporter": ("ExportReport", "export_model"),
     "drawing": ("DrawingStyle", "draw_detections"),
-    "options": ("Range", "UsageError", "option", "parse_arguments", "read_options", "settle_options", "to_words"),
+    "options": ("Range", "UsageError", "option", "parse_arguments", "read_options", "settle_options", "to_words",
+                "to_yaml"),
     "tasks": ("TASKS", "Task", "TaskName"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in PUBLIC_NAMES.items() for name in names}
@@ -109,6 +110,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .drawing import DrawingStyle as DrawingStyle, draw_detections as draw_detections
     from .options import Range as Range, UsageError as UsageError, option as option, parse_arguments as parse_arguments
     from .options import read_options as read_options, settle_options as settle_options, to_words as to_words
+    from .options import to_yaml as to_yaml
     from .tasks import TASKS as TASKS, Task as Task, TaskName as TaskName
 
 

@@ -311,6 +311,21 @@ def to_words(option: dataclasses.Field, value: Any) -> list[str]:
     return [f"--{option.name}={json.dumps(value) if isinstance(value, Mapping) else value}"]
 
 
+def to_yaml(sections: Mapping[str, Mapping[str, Any]], facts: Sequence[str] = ()) -> str:
+    """Options as a YAML file that `read_options` reads back: a comment and the values of each section.
+
+    Args:
+        sections: the values of options by the title of their section.
+        facts: comments at the head of the file, a line each.
+    """
+    parts = ["".join(f"# {' '.join(str(fact).split())}\n" for fact in facts)]
+    parts += [
+        f"# {title}\n{yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)}"
+        for title, values in sections.items()
+    ]
+    return "\n".join(part for part in parts if part)
+
+
 def _unknown_option(name: str, known: Sequence[str], where: str) -> str:
     """The message for an option that does not exist, with the nearest that does."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)

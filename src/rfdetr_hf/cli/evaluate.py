@@ -70,7 +70,6 @@ def evaluate(args: EvaluateArguments, data_args: DataArguments) -> DetectorEvalu
     Raises:
         ValueError: model, data and options do not fit each other.
         FileExistsError: the output folder has files.
-        ImportError: a report, and matplotlib is not installed.
     """
     check_output(args.output_dir, args.report)
     model, processor, dataset = load_subject(args.model_name_or_path, data_args, args.split)

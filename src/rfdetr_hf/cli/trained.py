@@ -28,8 +28,8 @@ from .. import (
 
 FIT_TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 POSITIONAL = ("--model_name_or_path", "--dataset_name")
-# In a training's file these are where it starts and where it writes.
-_OF_THE_RUN = ("model_name_or_path", "output_dir")
+# In a training's file these are where it starts, where it writes, and what it repeats.
+_OF_THE_RUN = ("model_name_or_path", "output_dir", "data_hash")
 
 
 @dataclass(kw_only=True)

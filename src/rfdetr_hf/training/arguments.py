@@ -177,6 +177,9 @@ class RFDETRTrainingArguments(RuntimeFacts):
     logging_strategy: str = option("steps", "When to log.", [s.value for s in IntervalStrategy])
     logging_steps: float = option(50, "Steps between log lines (below 1: a share of all steps).", POSITIVE)
     logging_first_step: bool = option(True, "Log the first step.")
+    plots: bool = option(
+        True, "Draw labels.jpg, train_batch.jpg, results.png, val_pred.jpg, curves, and the pictures of report.html."
+    )
     disable_tqdm: bool = option(False, "No progress bar.")
     report_to: str = option("none", "Trackers, separated by commas: tensorboard, wandb, mlflow, trackio, ...; or none.")
     tracker_kwargs: dict | str | None = option(
@@ -412,6 +415,10 @@ class DataArguments:
         None, "Names, skeleton, flip_pairs and sigmas of the keypoints of each class (JSON, a YAML mapping or a file)."
     )
 
+    data_hash: dict | str | None = option(
+        None, "Checksums of the splits, which other data does not have, as args.yaml holds them; {} for any data."
+    )
+
     def __post_init__(self) -> None:
         if isinstance(self.validation_split, float):
             self.validation_split = str(self.validation_split)
@@ -449,4 +456,5 @@ class DataArguments:
             "max_image_pixels": self.max_image_pixels,
             "missing_masks": self.missing_masks,
             "keypoint_schema": self.keypoint_schema,
+            "data_hash": self.data_hash,
         }

@@ -42,7 +42,9 @@ from .meters import LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
 from .parallel import choose_parallel, compile_blocks
+from .pictures import RunPictures
 from .preemption import EXIT_CODE, Noticed, Preempted, PreemptionNotice
+from .record import RunRecord
 from .state import RunState
 from .status import FINISHED, PREEMPTED
 from .update import StepResult, update_weights
@@ -81,6 +83,8 @@ class RFDETRTrainer(EvaluationMethods):
         best_model: decides, after each evaluation, whether the weights are the best so far; default: by the arguments.
         drop_path: the drop path rate by optimizer step; default: by the arguments.
         evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
+        made_from: the dataclasses of options that model and data were made from, such as [`ModelArguments`] and
+            [`DataArguments`]; `args.yaml` of the run holds them beside the training's, so that it repeats the run.
     """
 
     train_dataset: Any
@@ -103,7 +107,13 @@ class RFDETRTrainer(EvaluationMethods):
         best_model: BestModel | None = None,
         drop_path: DropPathSchedule | None = None,
         evaluator: Callable[[Dataset], CocoEvaluator] | None = None,
+        made_from: Sequence[Any] = (),
     ) -> None:
+        self.record = RunRecord(
+            made_from, image_processor=image_processor or processing_class, callbacks=callbacks, evaluator=evaluator,
+            augmentation=augmentation, compute_metrics=compute_metrics, optimizer=optimizers[0],
+            lr_scheduler=optimizers[1], best_model=best_model, drop_path=drop_path,
+        )  # fmt: skip
         self.splits = named_splits(train_dataset, eval_dataset, test_dataset)
         processor = image_processor or processing_class
         model, args = check_kinds(model, args, self.splits, processor, model_init)
@@ -116,6 +126,7 @@ class RFDETRTrainer(EvaluationMethods):
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
+        self.pictures = RunPictures(self.directory, self.accelerator.is_main_process, args.plots)
         rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
         local, world = self.is_local_process_zero(), self.is_world_process_zero()
         self.state = RunState(
@@ -228,8 +239,11 @@ class RFDETRTrainer(EvaluationMethods):
             self.validation.forget_lost_best(self.state)
             with self.watchdog.during("audit of the data"):
                 audit_splits(self.splits, self.args.audit, self.accelerator)
-            if self.accelerator.is_main_process:
-                self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+            with self.watchdog.during("checksum of the data"):
+                if self.accelerator.is_main_process:
+                    arguments = self.record.to_yaml(self.args, self.model.config, self.splits, self.accelerator)
+                    self.directory.arguments.write_text(arguments, encoding="utf-8")
+                self.pictures.labels(self.splits)
             started, first_step = time.perf_counter(), self.state.global_step
             self._in_training = True
             with self.preemption:
@@ -332,7 +346,14 @@ class RFDETRTrainer(EvaluationMethods):
             if without:  # no process takes a step that one has no data for
                 self._save_and_leave(error=batches.why_stuck() if stuck else None)
             self.stopwatch.waited += time.perf_counter() - started
+            if state.global_step == 0:
+                self.pictures.batch(window or [], self.train_dataset, self._scale(0))
             yield window or []
+
+    def _scale(self, step: int) -> float | None:
+        """The share of the loader's sides, which are the largest, that a step resizes to; None for all of it."""
+        args, scales = self.args, self.scales
+        return scale_for_step(scales, args.seed, step) / max(scales) if args.multi_scale == "per_batch" else None
 
     def training_step(self, window: list[Batch], state: RunState) -> StepResult:
         """One optimizer step: forward and backward over the window's micro-batches, then one update of all.
@@ -354,9 +375,7 @@ class RFDETRTrainer(EvaluationMethods):
         num_boxes = max(boxes * self.model.config.group_detr, 1) / self.accelerator.num_processes
         shared = {"num_boxes": num_boxes, "seed": derive_seed(args.seed, step)}
         shared["drop_path_rate"] = self.drop_path.at(step)
-        scale = None
-        if args.multi_scale == "per_batch":  # the loader's images have the largest size
-            scale = scale_for_step(self.scales, args.seed, step) / max(self.scales)
+        scale = self._scale(step)
         window_loss = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(window):
             last = i == len(window) - 1
@@ -445,6 +464,9 @@ class RFDETRTrainer(EvaluationMethods):
                 self.checkpointer.wait()
             raise
         improved = self.validation.keep_best(metrics, self.state, self._card(metrics))
+        with self.watchdog.during("drawing"):
+            self.pictures.evaluated(self.validation.scored, improved, self._card(metrics), self.state)
+        self.validation.scored.clear()
         self.stopwatch.paused += time.perf_counter() - started
         return improved
 
@@ -522,6 +544,9 @@ class RFDETRTrainer(EvaluationMethods):
             # Once more, with the scores in the card.
             chosen = (self.directory.best, state.best.step) if takes_best else (self.directory.last, state.global_step)
             self.weights.save_pretrained(self.directory.replacing(*chosen), self._card(), self.accelerator)
+        self.pictures.course(self._card())
+        self.pictures.report(self._card(), state, seconds=runtime)
+        logger.info("report: %s", self.directory.root / "report.html")
         self._fire("on_train_end")
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 

@@ -1,0 +1,167 @@
+"""The pictures of a run and its report, beside which a failure to draw them is a line of the log."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+
+from ..data.audit import ObjectCounts, count_objects
+from ..data.schema import class_names
+from ..drawing import draw_batch, mosaic
+from ..evaluation.evaluator import CocoEvaluator
+from ..evaluation.plots import draw_labels_and_detections, label_figure, save_plots
+from ..evaluation.report import evaluation_part, folder_of
+from ..hub.curves import save_curves
+from ..hub.model_card import CardFacts
+from .checkpoint.run_directory import OF_THE_BEST, RunDirectory
+from .report import RunFacts, evaluation_of, run_page
+from .state import RunState
+
+logger = logging.getLogger(__name__)
+
+_BATCH_IMAGES, _BATCH_COLUMNS = 16, 4
+_WORST_IMAGES = 8
+
+
+class Scored(NamedTuple):
+    """One pass over an evaluation set.
+
+    Attributes:
+        folder: eval/<step>/<weights>.
+        evaluator: with all detections, after `gather`.
+        dataset: that was evaluated.
+    """
+
+    folder: Path
+    evaluator: CocoEvaluator
+    dataset: Dataset
+
+
+class RunPictures:
+    """Draws into the folder of a run. No random number is drawn, so the training has the same bits without it.
+
+    Args:
+        directory: of the run.
+        is_main: whether this process draws.
+        plots: whether there are pictures; without them the report has tables and sentences.
+    """
+
+    def __init__(self, directory: RunDirectory, is_main: bool, plots: bool = True) -> None:
+        self.root = directory.root
+        self.is_main, self.plots = is_main, plots
+        self.images: dict[str, int] = {}
+        self.counts: dict[str, ObjectCounts] = {}
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        """Where to write a file that then takes the place of an earlier one; a failure costs this file alone."""
+        path = self.root / name
+        temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+        try:
+            yield temporary
+            if temporary.exists():
+                os.replace(temporary, path)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the training
+            logger.warning("%s is not written: %s: %s", path, type(error).__name__, error)
+            temporary.unlink(missing_ok=True)
+
+    def labels(self, splits: Mapping[str, Dataset]) -> None:
+        """Draw labels.jpg, of the training split, and count the objects of all splits for the report."""
+        if not self.is_main:
+            return
+        with self._replacing("labels.jpg") as path:
+            for split, dataset in splits.items():
+                name = split.removesuffix("_dataset")
+                self.images[name], self.counts[name] = len(dataset), count_objects(dataset)
+            if self.plots:
+                label_figure(self.counts["train"]).savefig(path, dpi=110)
+
+    def batch(self, window: Sequence[Mapping[str, Any]], dataset: Dataset, scale: float | None) -> None:
+        """Draw train_batch.jpg: the images of the first optimizer step at its scale, all augmentation applied."""
+        if not (self.is_main and self.plots and window):
+            return
+        with self._replacing("train_batch.jpg") as path:
+            pictures, names = [], class_names(dataset)
+            for batch in window[:_BATCH_IMAGES]:
+                room = _BATCH_IMAGES - len(pictures)
+                if room > 0:
+                    targets = batch["labels"].to("cpu").unpack()[:room]
+                    pictures += draw_batch(batch["pixel_values"][:room].cpu(), targets, names, scale or 1.0)
+            mosaic(pictures, _BATCH_COLUMNS).save(path, quality=88)
+
+    def evaluated(self, scored: Sequence[Scored], improved: bool, card: CardFacts, state: RunState) -> None:
+        """Draw what an evaluation found; where `best/` is new, show how good it is at the top of the run.
+
+        Args:
+            scored: the passes of the evaluation.
+            improved: whether one of them chose the weights that `best/` holds now.
+            card: what is known of the run.
+            state: of the run.
+        """
+        if not self.is_main:
+            return
+        shown = _of_the_best(scored, state) if improved or state.best.source is None else None
+        for each in scored if self.plots else ():
+            if each is shown:
+                continue
+            with self._replacing(str(each.folder.relative_to(self.root) / "curves")):
+                for iou_type, analysis in each.evaluator.analyses.items():
+                    save_plots(analysis, folder_of(each.folder, iou_type, each.evaluator.analyses))
+        self.course(card)
+        if shown is None:
+            return
+        part: list[str] = []
+        with self._replacing(str(shown.folder.relative_to(self.root) / "pictures")):
+            dataset = shown.dataset if self.plots else None
+            part = evaluation_part(shown.evaluator, shown.folder, dataset, _WORST_IMAGES, self.plots)
+        if self.plots:
+            with self._replacing("val_labels.jpg") as labels, self._replacing("val_pred.jpg") as found:
+                analysis = list(shown.evaluator.analyses.values())[-1]  # masks or keypoints, where there are any
+                pictures = draw_labels_and_detections(analysis, shown.dataset)
+                for picture, path in zip(pictures, (labels, found), strict=True):
+                    picture.save(path, quality=88)
+            for name in OF_THE_BEST:
+                if name.endswith(".png") and (shown.folder / name).is_file():
+                    with self._replacing(name) as path:
+                        shutil.copyfile(shown.folder / name, path)
+        self.report(card, state, part)
+
+    def course(self, card: CardFacts) -> None:
+        """Draw results.png: losses, AP and learning rate."""
+        if self.is_main and self.plots:
+            with self._replacing("results.png") as path:
+                save_curves(card.log_history, path)
+
+    def report(
+        self, card: CardFacts, state: RunState, evaluation: Sequence[str] | None = None, seconds: float | None = None
+    ) -> None:
+        """Write report.html.
+
+        Args:
+            card: what is known of the run.
+            state: of the run.
+            evaluation: what it says of the best model; default: as it stands there.
+            seconds: that the training took, once it is over.
+        """
+        if not self.is_main:
+            return
+        with self._replacing("report.html") as path:
+            kept = evaluation_of(self.root / "report.html") if evaluation is None else list(evaluation)
+            facts = RunFacts(card, state, self.images, self.counts, self.root, seconds, self.plots)
+            path.write_text(run_page(facts, kept), encoding="utf-8")
+
+
+def _of_the_best(scored: Sequence[Scored], state: RunState) -> Scored | None:
+    """The pass that chose the best weights; the last one where none did yet."""
+    source, metric = state.best.source, state.best.metric.removeprefix("eval_").removeprefix("ema_")
+    passes = [each for each in scored if source is None or each.folder.name == source]
+    for each in passes:
+        split = each.folder.parents[1].name.removeprefix("eval").lstrip("_")  # of eval_<split>/<step>/<weights>
+        if split and metric.startswith(f"{split}_"):
+            return each
+    return passes[-1] if source is None and passes else next(iter(passes), None)
