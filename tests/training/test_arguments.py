@@ -4,7 +4,7 @@ import pytest
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, UsageError, parse_arguments
-from rfdetr_hf.training.optimization import encoder_rate
+from rfdetr_hf.arguments.schedules import encoder_rate
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from .. import DataArguments, ModelArguments, RFDETRConfig, RFDETRTrainingArguments, parse_arguments, to_yaml
+from .. import DataArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments, to_yaml
 
 DESCRIPTION = """Print the options of `rfdetr-hf fit` as they will be used: defaults, file and command line together.
 
@@ -26,6 +26,8 @@ def resolved(model: ModelArguments, data: DataArguments, training: RFDETRTrainin
     per_process = training.per_device_train_batch_size * training.gradient_accumulation_steps
     facts = [f"effective batch: {per_process} images x processes"]
     if model.model_name_or_path is None:
+        from .. import RFDETRConfig
+
         config = RFDETRConfig.from_variant(str(model.variant), **model.config_fields())
         facts.append(f"input: {config.resolution} x {config.resolution}, a multiple of {config.size_divisor}")
     return to_yaml({"model": asdict(model), "data": asdict(data), "training": training.to_dict()}, facts)

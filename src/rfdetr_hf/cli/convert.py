@@ -3,9 +3,12 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import RFDETRPreTrainedModel, is_official, load_model, load_processor
+from .. import is_official
+
+if TYPE_CHECKING:
+    from .. import RFDETRPreTrainedModel
 
 _NO_FOLDERS = {
     ".safetensors": "name a folder, which gets model.safetensors and config.json",
@@ -23,7 +26,7 @@ def convert(
     use_ema: bool = False,
     drop_unused_rows: bool = False,
     revision: str | None = None,
-) -> RFDETRPreTrainedModel:
+) -> "RFDETRPreTrainedModel":
     """Convert a checkpoint. The weights stay as they are, bit by bit.
 
     Args:
@@ -43,6 +46,8 @@ def convert(
         FileExistsError: if `dst` exists.
         ValueError: if an option does not apply, or the checkpoint cannot be read.
     """
+    from .. import load_model, load_processor
+
     src, dst = str(src), Path(dst)
     if dst.exists():
         raise FileExistsError(f"{dst} exists: give another name or remove it.")

@@ -8,8 +8,6 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 
-import torch
-from huggingface_hub import get_token
 from packaging.requirements import Requirement
 
 PACKAGE = "rfdetr-hf"
@@ -22,6 +20,8 @@ def main(argv: Sequence[str]) -> int:
     """Print the report; returns 0, or 1 when something required is missing."""
     parser = argparse.ArgumentParser(prog="rfdetr-hf doctor", description=DESCRIPTION)
     parser.parse_args(argv)
+    from huggingface_hub import get_token
+
     free, (required, complete) = shutil.disk_usage(os.getcwd()).free / 2**30, _required()
     system = [f"Python {platform.python_version()} on {platform.platform()}"]
     system += [f"{os.cpu_count()} cores, {free:.0f} GiB free here"]
@@ -65,6 +65,8 @@ def _extras() -> list[str]:
 
 
 def _devices() -> list[str]:
+    import torch
+
     lines = [f"CPU, {torch.get_num_threads()} threads"]
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)

@@ -1,24 +1,12 @@
 """`rfdetr-hf fit`: train."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from accelerate.utils import set_seed
+from .. import DataArguments, ModelArguments, RFDETRTrainingArguments, is_official, parse_arguments
 
-from .. import (
-    DataArguments,
-    ModelArguments,
-    RFDETRConfig,
-    RFDETRForKeypointDetection,
-    RFDETRTrainer,
-    RFDETRTrainingArguments,
-    is_official,
-    label_table,
-    load_detection_dataset,
-    log_to_console,
-    model_class,
-    parse_arguments,
-    resume_hint,
-)
+if TYPE_CHECKING:
+    from .. import RFDETRTrainer
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 
@@ -36,6 +24,8 @@ The data is a folder in COCO's, Roboflow's or YOLO's layout, or a Hub data set. 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
     """Train, and evaluate the test split if there is one. Returns the exit code."""
     model_args, data_args, training_args = parse_arguments(TYPES, argv, prog=prog, description=DESCRIPTION)
+    from .. import log_to_console, resume_hint
+
     log_to_console()
     trainer = build_trainer(model_args, data_args, training_args)
     with resume_hint(training_args.output_dir, argv, prog.split()):
@@ -45,8 +35,19 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
 
 def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, training_args: RFDETRTrainingArguments
-) -> RFDETRTrainer:
+) -> "RFDETRTrainer":
     """The trainer of a run, with the splits of its data; statement by statement as in examples/train.py."""
+    from accelerate.utils import set_seed
+
+    from .. import (
+        RFDETRConfig,
+        RFDETRForKeypointDetection,
+        RFDETRTrainer,
+        label_table,
+        load_detection_dataset,
+        model_class,
+    )
+
     task = model_args.task
     dataset = load_detection_dataset(**data_args.load_options(task))
     print(label_table(dataset["train"]))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .. import PredictArguments, UsageError, parse_arguments, predict
+from .. import PredictArguments, UsageError, parse_arguments
 
 DESCRIPTION = """Find objects on images, in folders and in videos.
 
@@ -20,4 +20,6 @@ def main(argv: Sequence[str]) -> int:
     (args,) = parse_arguments((PredictArguments,), argv, prog="rfdetr-hf predict", description=DESCRIPTION)
     if not args.images:
         raise UsageError("--images is missing: name image files, video files or folders")
+    from .. import predict
+
     return 1 if predict(args).skipped else 0

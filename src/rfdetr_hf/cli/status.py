@@ -4,8 +4,6 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from .. import STATUS_EXIT_CODES, read_status, status_line
-
 DESCRIPTION = """Where a run stands, from its status.json and its lock.
 
   rfdetr-hf status outputs                      running: step 1200/9000, epoch 3.2, ETA 1:10:00, …
@@ -24,6 +22,8 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf status") -> int:
     parser.add_argument("--exit-code", action="store_true", help="answer by the exit code as well")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
+    from .. import STATUS_EXIT_CODES, read_status, status_line
+
     try:
         fields = read_status(options.run)
     except (OSError, ValueError) as error:

@@ -3,28 +3,22 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import (
     DataArguments,
     ModelArguments,
-    Range,
-    RFDETRForObjectDetection,
-    RFDETRImageProcessor,
     RFDETRTrainingArguments,
     UsageError,
-    load_detection_dataset,
-    load_model,
-    load_processor,
-    option,
     read_options,
-    settle_options,
     to_words,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .. import RFDETRForObjectDetection, RFDETRImageProcessor
 
 FIT_TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 POSITIONAL = ("--model_name_or_path", "--dataset_name")
@@ -32,33 +26,22 @@ POSITIONAL = ("--model_name_or_path", "--dataset_name")
 _OF_THE_RUN = ("model_name_or_path", "output_dir", "data_hash")
 
 
-@dataclass(kw_only=True)
-class TrainedModelArguments:
-    """Which model, and where it runs."""
-
-    model_name_or_path: str = option(help="A model folder, Hub id or official file.")
-    batch_size: int = option(8, "Images (or tiles) of a batch.", Range(1))
-    device: str | None = option(None, "cpu, cuda, cuda:1; default: cuda where there is one.")
-    bf16: bool = option(False, "Compute in bfloat16.")
-
-    def __post_init__(self) -> None:
-        settle_options(self)
-
-
 class Subject(NamedTuple):
     """A model, its image processor, and the images to score it on."""
 
-    model: RFDETRForObjectDetection
-    processor: RFDETRImageProcessor
-    dataset: Dataset
+    model: "RFDETRForObjectDetection"
+    processor: "RFDETRImageProcessor"
+    dataset: "Dataset"
 
 
-def load_split(model: RFDETRForObjectDetection, data_args: DataArguments, split: str) -> Dataset:
+def load_split(model: "RFDETRForObjectDetection", data_args: DataArguments, split: str) -> "Dataset":
     """A split with the labels of the model and what its task needs.
 
     Raises:
         ValueError: there is no such split, or the data does not fit the model.
     """
+    from .. import load_detection_dataset
+
     config: Any = model.config
     names = [config.id2label[i] for i in range(config.num_labels)]
     dataset = load_detection_dataset(**data_args.load_options(model.task), class_names=names)
@@ -69,6 +52,8 @@ def load_split(model: RFDETRForObjectDetection, data_args: DataArguments, split:
 
 def load_subject(source: str, data_args: DataArguments, split: str) -> Subject:
     """The model of a folder, Hub id or official file, and a split of its data."""
+    from .. import load_model, load_processor
+
     # No data set has the classes of the rows that are called "N/A".
     model = load_model(source, drop_unused_rows=True)
     processor = load_processor(source, model.config.resolution)

@@ -4,11 +4,10 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from .. import DataArguments, Range, RFDETRTrainer, RFDETRTrainingArguments, log_to_console, option, parse_arguments
-from .trained import TrainedModelArguments, as_options, load_subject
+from .. import DataArguments, EvaluationArguments, RFDETRTrainingArguments, parse_arguments
+from .trained import as_options, load_subject
 
 DESCRIPTION = """COCO metrics of a trained model on the {split} split of a data set, by the trainer: as during a
 training, and on several processes under accelerate launch.
@@ -19,15 +18,6 @@ training, and on several processes under accelerate launch.
 
 `rfdetr-hf evaluate` goes deeper: per-class tables, curves, the worst images, tiles and flips."""
 
-
-@dataclass(kw_only=True)
-class EvaluationArguments(TrainedModelArguments):
-    """Which model, where to write."""
-
-    num_workers: int = option(2, "Processes that load images.", Range(0))
-    output: str | None = option(None, "A JSON file for the metrics; must not exist yet.")
-
-
 TYPES = (EvaluationArguments, DataArguments)
 
 
@@ -36,6 +26,8 @@ def main(argv: Sequence[str], verb: str = "validate", split: str = "validation")
     description = DESCRIPTION.format(verb=verb, split=split)
     words = as_options(argv, TYPES)
     args, data_args = parse_arguments(TYPES, words, prog=f"rfdetr-hf {verb}", description=description)
+    from .. import log_to_console
+
     log_to_console()
     metrics = evaluate(args, data_args, split)
     text = json.dumps(metrics, indent=2)
@@ -47,6 +39,8 @@ def main(argv: Sequence[str], verb: str = "validate", split: str = "validation")
 
 def evaluate(args: EvaluationArguments, data_args: DataArguments, split: str) -> dict[str, float]:
     """The metrics of a split, by the trainer."""
+    from .. import RFDETRTrainer
+
     if args.output and Path(args.output).exists():
         raise FileExistsError(f"--output {args.output} exists; choose another name")
     subject = load_subject(args.model_name_or_path, data_args, split)

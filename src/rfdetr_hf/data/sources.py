@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, NamedSplit
 
+from ..choices import BoxFormat
 from ..tasks import TaskName
 from .annotations import MissingMasks, ReadOptions
-from .conventions import BoxFormat
 from .errors import DetectionDataError
 from .fingerprint import check_data_hash
 from .formats import Found, coco, hub, shapes, yolo
@@ -112,8 +112,8 @@ def load_detection_dataset(
         keypoint_schema = KeypointSchema.from_dict(keypoint_schema)
     if max_image_pixels is not None:
         set_max_image_pixels(max_image_pixels)
-    load = {"name": name, "revision": revision, "data_files": data_files, **load_options}
-    load = {key: value for key, value in load.items() if value is not None}
+    named_options = {"name": name, "revision": revision, "data_files": data_files, **load_options}
+    load = {key: value for key, value in named_options.items() if value is not None}
     options = ReadOptions(
         task=task,
         missing_masks=missing_masks,
@@ -135,9 +135,7 @@ def load_detection_dataset(
             found.source, chosen.pop("validation"), share,
         )  # fmt: skip
     if not chosen:
-        raise DetectionDataError(
-            f"{found.source}: no split for training, validation or test among {list(found.splits)}"
-        )
+        raise DetectionDataError(f"{found.source}: no split for training, validation or test: {list(found.splits)}")
     splits = reader.read(found, {ours: found.splits[theirs] for ours, theirs in chosen.items()}, options)
     counts = ", ".join(f"{ours} ({chosen[ours]}) {len(split)} images" for ours, split in splits.items())
     noun = "split" if len(splits) == 1 else "splits"
@@ -146,8 +144,7 @@ def load_detection_dataset(
     splits = with_value_range(splits, found.source)
     splits = splits if share is None else hold_out(splits, share, split_seed)
     splits = {name: splits[name] for name in SPLIT_NAMES if name in splits}
-    if data_hash:
-        check_data_hash(splits, data_hash, found.source)
+    check_data_hash(splits, data_hash or {}, found.source)
     return DatasetDict(splits)
 
 

@@ -46,7 +46,7 @@ def class_advice(analysis: DetectionAnalysis) -> list[str]:
             )  # fmt: skip
             text = f"{share} are missed; {help_}."
         elif worst == "taken":
-            text = f"{share} are taken for {names[rival]}: check the labels of both, and add images that tell them apart."
+            text = f"{share} are taken for {names[rival]}: check the labels of both, and add images of them."
         else:
             text = (
                 f"{costs[worst]} detections where nothing is labelled, beside {objects} objects: look for objects "

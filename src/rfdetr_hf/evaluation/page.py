@@ -52,7 +52,7 @@ def text(value: object) -> str:
 
 def page(title: str, body: Sequence[str]) -> str:
     """A complete page with the title as its heading; `body` is HTML."""
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
+    head = "<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
     policy = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     top = f"<!doctype html>\n<html lang='en'><head>{head}{policy}<title>{text(title)}</title><style>{_STYLE}</style>"
     return "\n".join([f"{top}</head>", f"<body><h1>{text(title)}</h1>", *body, "</body></html>", ""])

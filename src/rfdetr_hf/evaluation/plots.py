@@ -26,6 +26,7 @@ _CELLS_WITH_NUMBERS = 20
 _LARGEST_MATRIX = 60
 _BARS = 30
 _COLUMNS = 4
+_UNSURE = 0.5
 
 # Colours of the boxes on an image.
 FOUND, RIGHT, MISSED, WRONG = "#2e9e4f", "#2456a6", "#d4221f", "#e8890c"
@@ -46,7 +47,7 @@ def save_plots(analysis: DetectionAnalysis, folder: str | Path) -> list[Path]:
     """Writes pr_curves.png, threshold_curves.png, confusion_matrix.png and error_costs.png."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Callable[[DetectionAnalysis], "Figure"]] = {
+    figures: dict[str, Callable[[DetectionAnalysis], Figure]] = {
         "pr_curves": pr_curves, "threshold_curves": threshold_curves, "confusion_matrix": confusion_figure,
         "error_costs": error_costs,
     }  # fmt: skip
@@ -136,7 +137,7 @@ def label_figure(counts: ObjectCounts) -> "Figure":
     bars = classes.barh(range(len(order)), counts.per_class[order], color=_BLUE)
     classes.bar_label(bars, [f"{n:,}" for n in counts.per_class[order]], padding=4, fontsize=9)
     classes.set_yticks(range(len(order)), names, fontsize=9 if len(order) < 20 else 7)
-    classes.set(xlim=(0, max(counts.per_class.max(initial=1), 1) * 1.18), ylim=(max(len(order), 4) - 0.4, -0.6))
+    classes.set(xlim=(0, max(counts.per_class.max(initial=1), 1) * 1.18), ylim=(max(len(order), 3) - 0.4, -0.6))
     classes.grid(axis="y", visible=False)
     x, y = counts.centres.T
     _dress(centres, "Centres of the objects in their images", "x / width", "y / height")
@@ -146,7 +147,7 @@ def label_figure(counts: ObjectCounts) -> "Figure":
     width, height = np.clip(counts.sizes, 1e-3, 1).T
     _dress(sizes, "Sizes of the boxes", "width / width of the image", "height / height of the image")
     edges = np.geomspace(1e-3, 1, 41)
-    shown = sizes.hist2d(width, height, bins=(edges, edges), cmap="Blues", cmin=1)
+    shown = sizes.hist2d(width, height, bins=(edges, edges), cmap="Blues", cmin=1, norm="log")
     figure.colorbar(shown[3], ax=sizes, fraction=0.046)
     sizes.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1), aspect="equal")
     return figure
@@ -170,7 +171,9 @@ def draw_labels_and_detections(
     filled = np.flatnonzero(np.isin(positions, truths.image[~truths.ignored]))
     candidates = filled if len(filled) else np.arange(len(rows))
     chosen = candidates[np.unique(np.linspace(0, len(candidates) - 1, min(limit, len(candidates))).round().astype(int))]
-    above = (matches.score >= least_scores(analysis.threshold)) & ~matches.ignored
+    # Where no detection is right, every threshold is as good as the lowest one, which shows all that a model gives.
+    least = analysis.threshold if analysis.summary()["f1"] else _UNSURE
+    above = (matches.score >= least_scores(least)) & ~matches.ignored
     labelled, detected = [], []
     for row in chosen.tolist():
         image, place = decode_image(rows[row]), positions[row]

@@ -151,8 +151,9 @@ def _part(analysis: DetectionAnalysis, plots: Sequence[Path], pictures: Sequence
         "each happens at the threshold and among all detections.</p>" + table(error_cells(analysis), "slim"),
     ]
     if plots:
-        lines.append("<h2>Curves and confusion</h2>" + "".join(picture(path) for path in plots if "threshold" in path.stem))
-        lines.append(f"<div class='row'>{''.join(picture(path) for path in plots if 'threshold' not in path.stem)}</div>")
+        wide = [path for path in plots if path.stem == "threshold_curves"]
+        lines.append(f"<h2>Curves and confusion</h2>{''.join(map(picture, wide))}<div class='row'>")
+        lines.append("".join(picture(path) for path in plots if path not in wide) + "</div>")
     if pictures:
         swatches = (f"<span class='swatch' style='background:{c}'></span>{text(t)}" for t, c in LEGEND.items())
         lines.append(f"<h2>Worst images</h2><p class='note'>Most errors first. {''.join(swatches)}</p>")

@@ -43,6 +43,8 @@ def save_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
             axes.plot(steps, values, marker=marker, label=name.removeprefix("eval_"))
         axes.set_title(title, loc="left", fontsize=11)
         axes.set(xlabel="step", ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         axes.grid(color="#e6e9ee")
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:

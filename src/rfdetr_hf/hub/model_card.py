@@ -195,7 +195,7 @@ def _body(facts: CardFacts, has_curves: bool) -> str:
         model_id=facts.model_id,
         plain_transformers=plain,
         results=_table(facts.metrics) or "Not evaluated.",
-        evaluations=_evaluations(facts.log_history) + (f"\n![Losses, AP and learning rate]({CURVES})\n" if has_curves else ""),
+        evaluations=_evaluations(facts.log_history) + (f"\n![Losses and AP]({CURVES})\n" if has_curves else ""),
         arguments=_arguments(facts.training_arguments),
         versions="\n".join(f"- {name} {version(name)}" for name in FRAMEWORKS)
         + f"\n- Python {platform.python_version()}",

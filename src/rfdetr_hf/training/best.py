@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..arguments.training import larger_wins
+
 _KEPT = ("score", "source", "step", "smoothed")
 
 
@@ -57,11 +59,6 @@ class BestModel:
         """Take up the state of `state_dict()`."""
         for key in _KEPT:
             setattr(self, key, state[key])
-
-
-def larger_wins(metric: str) -> bool:
-    """Whether a larger value of a metric is a better one: of all but losses, which have "loss" in their name."""
-    return "loss" not in metric.split("_")
 
 
 def is_skipped(epoch: float, skip_epochs: float) -> bool:

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
+from ..arguments.training import larger_wins
 from ..hub.push import HubCallback, HubUploader
-from .best import candidate_scores, is_skipped, larger_wins
+from .best import candidate_scores, is_skipped
 from .checkpoint.run_directory import RunDirectory
 from .meters import TIMINGS
 from .status import RUNNING, RunStatus, time_left

@@ -11,13 +11,12 @@ from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback
 
+from ..arguments.training import RFDETRTrainingArguments, larger_wins
 from ..data.audit import audit_dataset
 from ..data.schema import class_names, has_object_field, keypoint_schema, max_objects
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..tasks import TASKS
-from .arguments import RFDETRTrainingArguments
-from .best import larger_wins
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 
-from .arguments import RFDETRTrainingArguments
+from ..arguments.training import RFDETRTrainingArguments
 
 SHARDING_VARIABLES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED"}
 SUPPORTED = (

@@ -10,8 +10,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
-from .arguments import RFDETRTrainingArguments
 from .checks import check_kinds, check_split
 from .compatibility import TransformersMethods
 from .loaders import build_eval_loader

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
-from .arguments import RFDETRTrainingArguments
+from ..arguments.training import RFDETRTrainingArguments
 from .checkpoint.optimizer import OptimizerPart, StateReader, index_of, load_optimizer, pieces_of
 from .checkpoint.zero import load_zero, zero_index, zero_pieces
 from .distributed import precision

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
+from PIL import Image
 
 from ..data.audit import ObjectCounts, count_objects
 from ..data.schema import class_names
@@ -56,6 +57,7 @@ class RunPictures:
         self.is_main, self.plots = is_main, plots
         self.images: dict[str, int] = {}
         self.counts: dict[str, ObjectCounts] = {}
+        self._samples: list[Image.Image] = []  # of the first training batches
 
     @contextmanager
     def _replacing(self, name: str) -> Iterator[Path]:
@@ -81,18 +83,25 @@ class RunPictures:
             if self.plots:
                 label_figure(self.counts["train"]).savefig(path, dpi=110)
 
-    def batch(self, window: Sequence[Mapping[str, Any]], dataset: Dataset, scale: float | None) -> None:
-        """Draw train_batch.jpg: the images of the first optimizer step at its scale, all augmentation applied."""
-        if not (self.is_main and self.plots and window):
+    def batch(self, step: int, window: Sequence[Mapping[str, Any]], dataset: Dataset, scale: float | None) -> None:
+        """Draw train_batch.jpg: the images of the first steps, all augmentation applied, at the scale of their step.
+
+        Args:
+            step: steps that are done; from a later one on there is nothing to draw.
+            window: the micro-batches of this one.
+            dataset: of the training.
+            scale: share of the sides that the step resizes to, None for all.
+        """
+        first = len(self._samples)
+        if not (self.is_main and self.plots and window) or step and not 0 < first < _BATCH_IMAGES:
             return
         with self._replacing("train_batch.jpg") as path:
-            pictures, names = [], class_names(dataset)
-            for batch in window[:_BATCH_IMAGES]:
-                room = _BATCH_IMAGES - len(pictures)
+            for batch in window:
+                room = _BATCH_IMAGES - len(self._samples)
                 if room > 0:
-                    targets = batch["labels"].to("cpu").unpack()[:room]
-                    pictures += draw_batch(batch["pixel_values"][:room].cpu(), targets, names, scale or 1.0)
-            mosaic(pictures, _BATCH_COLUMNS).save(path, quality=88)
+                    pixels, targets = batch["pixel_values"][:room].cpu(), batch["labels"].to("cpu").unpack()[:room]
+                    self._samples += draw_batch(pixels, targets, class_names(dataset), scale or 1.0)
+            mosaic(self._samples, _BATCH_COLUMNS).save(path, quality=88)
 
     def evaluated(self, scored: Sequence[Scored], improved: bool, card: CardFacts, state: RunState) -> None:
         """Draw what an evaluation found; where `best/` is new, show how good it is at the top of the run.

@@ -9,9 +9,9 @@ from typing import Any
 from accelerate import Accelerator
 from datasets import Dataset
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..data.fingerprint import KINDS, data_hash
 from ..options import to_yaml, without_secrets
-from .arguments import RFDETRTrainingArguments
 
 _PATHS = ("model_name_or_path", "init_backbone_from", "dataset_name", "output_dir")
 _SPLITS = {"train_dataset": "train", "eval_dataset": "validation", "test_dataset": "test"}
@@ -24,13 +24,13 @@ class RunRecord:
 
     Args:
         made_from: dataclasses of options that the model and the data were made from.
-        given: by name what a file of options cannot hold, such as callbacks; None for what was not given.
+        given: names of what was given besides and no file of options can hold, such as callbacks.
 
     Raises:
         TypeError: `made_from` holds something else than dataclasses.
     """
 
-    def __init__(self, made_from: Sequence[Any] = (), **given: Any) -> None:
+    def __init__(self, made_from: Sequence[Any] = (), given: Sequence[str] = ()) -> None:
         for each in made_from:
             if not dataclasses.is_dataclass(each) or isinstance(each, type):
                 raise TypeError(
@@ -38,7 +38,7 @@ class RunRecord:
                     "data were made from, such as ModelArguments and DataArguments"
                 )
         self.made_from = tuple(made_from)
-        self.given = [name for name, value in given.items() if value]
+        self.given = tuple(given)
 
     def to_yaml(
         self, args: RFDETRTrainingArguments, config: Any, splits: Mapping[str, Dataset], accelerator: Accelerator

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from .arguments import RFDETRTrainingArguments
+from ..arguments.training import RFDETRTrainingArguments
 from .best import BestModel
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..data.pipeline.pixels import decode_image
 from ..data.schema import has_keypoints, keypoint_schema
 from ..drawing import DrawingStyle, draw_detections
-from .arguments import RFDETRTrainingArguments
 
 Numbers = Mapping[str, float]
 

@@ -16,13 +16,13 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
 from ..hub.push import HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
-from .arguments import RFDETRTrainingArguments
 from .best import BestModel
 from .callbacks import own_callbacks
 from .card import card_facts
@@ -88,6 +88,10 @@ class RFDETRTrainer(EvaluationMethods):
     """
 
     train_dataset: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_loader: Any
+    drop_path: Any
 
     def __init__(
         self,
@@ -109,13 +113,12 @@ class RFDETRTrainer(EvaluationMethods):
         evaluator: Callable[[Dataset], CocoEvaluator] | None = None,
         made_from: Sequence[Any] = (),
     ) -> None:
-        self.record = RunRecord(
-            made_from, image_processor=image_processor or processing_class, callbacks=callbacks, evaluator=evaluator,
-            augmentation=augmentation, compute_metrics=compute_metrics, optimizer=optimizers[0],
-            lr_scheduler=optimizers[1], best_model=best_model, drop_path=drop_path,
-        )  # fmt: skip
         self.splits = named_splits(train_dataset, eval_dataset, test_dataset)
         processor = image_processor or processing_class
+        given = {"image_processor": processor, "callbacks": callbacks, "evaluator": evaluator, "best_model": best_model,
+                 "augmentation": augmentation, "compute_metrics": compute_metrics, "optimizers": any(optimizers),
+                 "drop_path": drop_path}  # fmt: skip
+        self.record = RunRecord(made_from, [name for name, value in given.items() if value])
         model, args = check_kinds(model, args, self.splits, processor, model_init)
         self.args = args = args.for_run(model.task, eval_dataset)
         self.model, self.augmentation = in_float32(model), augmentation
@@ -129,22 +132,18 @@ class RFDETRTrainer(EvaluationMethods):
         self.pictures = RunPictures(self.directory, self.accelerator.is_main_process, args.plots)
         rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
         local, world = self.is_local_process_zero(), self.is_world_process_zero()
-        self.state = RunState(
-            is_local_process_zero=local, is_world_process_zero=world, best=best_model or BestModel(*rules)
-        )
-        self.control = TrainerControl()
+        best = best_model or BestModel(*rules)
+        self.state = RunState(is_local_process_zero=local, is_world_process_zero=world, best=best)
+        self.control, self.drop_path = TrainerControl(), drop_path
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
         self.stateful: dict[str, Any] = {"losses": self.losses}
         self.given_optimizer, self.given_scheduler = optimizers
         # Made when a training begins, for they depend on its data and on the launch.
-        self.optimizer: Any = None
-        self.lr_scheduler: Any = None
-        self.drop_path: Any = drop_path
-        self.train_loader: Any = None
+        self.optimizer = self.lr_scheduler = self.train_loader = None
         self.weights = Weights(model, self.image_processor, train_dataset)
         of_the_run = self.directory, self.accelerator, self.parallel, self.weights
-        keep = {"keep": args.save_total_limit, "background": args.async_save}
-        self.checkpointer = Checkpointer(*of_the_run, self.stateful, **keep)
+        keep, background = args.save_total_limit, args.async_save
+        self.checkpointer = Checkpointer(*of_the_run, self.stateful, keep=keep, background=background)
         self.watchdog = Watchdog(who=f"process {self.accelerator.process_index}")
         self.validation = Validation(args, *of_the_run, self.watchdog, compute_metrics, evaluator)
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
@@ -346,8 +345,7 @@ class RFDETRTrainer(EvaluationMethods):
             if without:  # no process takes a step that one has no data for
                 self._save_and_leave(error=batches.why_stuck() if stuck else None)
             self.stopwatch.waited += time.perf_counter() - started
-            if state.global_step == 0:
-                self.pictures.batch(window or [], self.train_dataset, self._scale(0))
+            self.pictures.batch(state.global_step, window or [], self.train_dataset, self._scale(state.global_step))
             yield window or []
 
     def _scale(self, step: int) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...choices import CLASS_INITS
 from ...tasks import TASKS
 from ..configuration_rfdetr import UNUSED_LABEL, RFDETRConfig
 from ..initialization import init_class_head
@@ -15,7 +16,6 @@ from .layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
 
 logger = logging.getLogger("rfdetr_hf")
 
-CLASS_INITS = ("prior", "tile", "new")
 _CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
 _SHOWING_SIZES = (

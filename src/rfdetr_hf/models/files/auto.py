@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
+from ...choices import is_official
 from ..image_processing_rfdetr import RFDETRImageProcessor
 from ..keypoints import RFDETRForKeypointDetection
 from ..modeling_rfdetr import RFDETRForObjectDetection
@@ -14,18 +15,12 @@ from .layouts import official_names
 from .official import read_official
 from .pretrained import HUB_OPTIONS, read_names
 
-OFFICIAL_SUFFIXES = (".pth", ".pt", ".ckpt")
 _CLASSES = (RFDETRForObjectDetection, RFDETRForInstanceSegmentation, RFDETRForKeypointDetection)
 
 
 def model_class(task: str) -> type[RFDETRForObjectDetection]:
     """The class that loads models for `task`: "detection", "segmentation" or "keypoints"."""
     return next(found for found in _CLASSES if found.task == task)
-
-
-def is_official(source: str | Path) -> bool:
-    """Whether `source` is named like a file of the official package (`.pth`, `.pt`, `.ckpt`, in any case)."""
-    return Path(source).suffix.lower() in OFFICIAL_SUFFIXES
 
 
 def source_task(source: str | Path, **options: Any) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import json
 import logging
 import os
 import shutil

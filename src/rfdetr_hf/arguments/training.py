@@ -1,22 +1,24 @@
-"""What decides a run: training arguments, and the arguments that choose model and data."""
+"""The options of a training."""
 
-import contextlib
 import copy
 import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from enum import Enum
+from typing import Any
 
-from datasets import Dataset
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
-
-from ..data.conventions import BOX_FORMATS
-from ..data.schema import class_names, has_keypoints, keypoint_schema
-from ..hub.push import STRATEGIES as HUB_STRATEGIES
-from ..models.configuration_rfdetr import RFDETRConfig
-from ..models.files.adapt import CLASS_INITS
-from ..models.files.auto import is_official, source_task
+from ..choices import (
+    AUDITS,
+    DROP_PATH_MODES,
+    DROP_PATH_SCHEDULES,
+    HUB_STRATEGIES,
+    INTERVALS,
+    MULTI_SCALE_MODES,
+    PARAM_GROUPS,
+    SAVES,
+    SCHEDULES,
+)
 from ..options import (
     BELOW_1,
     FACTOR,
@@ -30,16 +32,8 @@ from ..options import (
     without_secrets,
 )
 from ..tasks import TASKS
-from .best import larger_wins
-from .drop_path import MODES as DROP_PATH_MODES
-from .drop_path import SCHEDULES as DROP_PATH_SCHEDULES
-from .optimization import SCHEDULES as LR_SCHEDULES
-from .optimization import check_schedule_options, encoder_rate
 from .runtime import RuntimeFacts
-
-MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
-PARAM_GROUPS = ("default", "official")
-AUDITS = ("full", "headers", "off")
+from .schedules import check_schedule_options, encoder_rate
 
 
 @dataclass
@@ -91,7 +85,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
     lora_target_modules: str = option("query,key,value", "Adapted layers: query, key, value, dense, fc1, fc2.")
     use_dora: bool = option(False, "DoRA: the adapted weights have rows of a learned length.")
 
-    lr_scheduler_type: str = option("constant", "constant, step, cosine or one of transformers.", LR_SCHEDULES)
+    lr_scheduler_type: str = option("constant", "constant, step, cosine or one of transformers.", SCHEDULES)
     lr_scheduler_kwargs: dict | str | None = option(None, "Further arguments of a transformers scheduler (JSON).")
     warmup_steps: float = option(0, "Linear warm-up in optimizer steps; a share of all steps when below 1.", FROM_0)
     warmup_epochs: float = option(0.0, "Linear warm-up in epochs; excludes warmup_steps.", FROM_0)
@@ -138,7 +132,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
         False, "Deterministic kernels (slower) where PyTorch has them; it warns of each that has none."
     )
 
-    eval_strategy: str = option("epoch", "When to evaluate.", [s.value for s in IntervalStrategy])
+    eval_strategy: str = option("epoch", "When to evaluate.", INTERVALS)
     eval_steps: float | None = option(None, "Steps between evaluations (below 1: a share of all steps).", POSITIVE)
     eval_delay: float = option(0, "Epochs or steps before the first evaluation.", FROM_0)
     eval_on_start: bool = option(False, "Evaluate before the first step.")
@@ -152,7 +146,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
     )
     eval_per_class: bool = option(False, "Log the scores of each class, and print their table.")
 
-    save_strategy: str = option("epoch", "When to write a checkpoint.", [s.value for s in SaveStrategy])
+    save_strategy: str = option("epoch", "When to write a checkpoint.", SAVES)
     save_steps: float = option(500, "Steps between checkpoints (below 1: a share of all steps).", POSITIVE)
     save_total_limit: int | None = option(2, "Checkpoints to keep besides best/ and last/; None keeps all.", FROM_1)
     async_save: bool = option(
@@ -174,7 +168,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
     )
     early_stopping_threshold: float = option(0.001, "Least improvement that counts for early stopping.", FROM_0)
 
-    logging_strategy: str = option("steps", "When to log.", [s.value for s in IntervalStrategy])
+    logging_strategy: str = option("steps", "When to log.", INTERVALS)
     logging_steps: float = option(50, "Steps between log lines (below 1: a share of all steps).", POSITIVE)
     logging_first_step: bool = option(True, "Log the first step.")
     plots: bool = option(
@@ -219,6 +213,9 @@ class RFDETRTrainingArguments(RuntimeFacts):
         if not isinstance(self.report_to, str):
             self.report_to = ",".join(map(str, self.report_to or ())) or "none"
         settle_options(self)
+        # Callbacks of transformers ask these for their values.
+        from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
         self.eval_strategy = IntervalStrategy(self.eval_strategy)
         self.save_strategy = SaveStrategy(self.save_strategy)
         self.logging_strategy = IntervalStrategy(self.logging_strategy)
@@ -228,13 +225,13 @@ class RFDETRTrainingArguments(RuntimeFacts):
                 if value != int(value) or value >= 2**63:
                     raise ValueError(f"{name}={value!r} is not valid: from 1 on it counts steps, in full numbers")
                 setattr(self, name, int(value))
-        if self.eval_strategy == IntervalStrategy.STEPS and self.eval_steps is None:
+        if self.eval_strategy == "steps" and self.eval_steps is None:
             self.eval_steps = self.logging_steps
         self._check_combinations()
         self._check_schedules()
 
     def _check_combinations(self) -> None:
-        evaluates, saves = self.eval_strategy != IntervalStrategy.NO, self.save_strategy != SaveStrategy.NO
+        evaluates, saves = self.eval_strategy != "no", self.save_strategy != "no"
         needs_evaluations = "needs evaluations; set eval_strategy to 'epoch' or 'steps'"
         metric = self.metric_for_best_model
         of_average = (metric or "").removeprefix("eval_").startswith("ema_")
@@ -248,7 +245,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
              "warmup_steps and warmup_epochs exclude each other; set one of them"),
             (not evaluates and self.early_stopping_patience is not None,
              f"early_stopping_patience {needs_evaluations}"),
-            (not evaluates and self.save_strategy == SaveStrategy.BEST, f"save_strategy='best' {needs_evaluations}"),
+            (not evaluates and self.save_strategy == "best", f"save_strategy='best' {needs_evaluations}"),
             (of_average and not self.use_ema, f"metric_for_best_model={metric!r} needs use_ema=True"),
             (foreign, f"tracker_kwargs names {foreign}, which is not in report_to={self.report_to!r}"),
             (self.push_to_hub and "checkpoint" in self.hub_strategy and not saves,
@@ -310,7 +307,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, ready for JSON or YAML; without secrets."""
         values = without_secrets(dataclasses.asdict(self))
-        return {k: v.value if isinstance(v, (IntervalStrategy, SaveStrategy)) else v for k, v in values.items()}
+        return {k: v.value if isinstance(v, Enum) else v for k, v in values.items()}
 
     def to_sanitized_dict(self) -> dict[str, Any]:
         """The fields as values that every tracker takes (numbers, strings, booleans)."""
@@ -321,140 +318,6 @@ class RFDETRTrainingArguments(RuntimeFacts):
         return json.dumps(self.to_dict(), indent=2)
 
 
-@dataclass
-class ModelArguments:
-    """Which model the example scripts and the command line build.
-
-    Raises:
-        ValueError: for an option that has no effect beside the others.
-    """
-
-    model_name_or_path: str | None = option(None, "A folder or Hub id to start from; default: random weights.")
-    variant: str | None = option(
-        None, "Size to build when model_name_or_path is not given; default: nano.", tuple(RFDETRConfig.variants())
-    )
-    config_overrides: dict | str | None = option(
-        None, "Configuration fields to change (JSON, a YAML mapping or a file)."
-    )
-    resolution: int | None = option(None, "Side of the square input in pixels; default: the variant's.", FROM_1)
-    revision: str | None = option(None, "Branch, tag or commit of model_name_or_path on the Hub.")
-    class_init: str = option(
-        "prior", "Class rows: kept by name and else new, all new, or repeated as rfdetr does.", CLASS_INITS
-    )
-    rename_classes: dict | str | None = option(
-        None, "Classes of model_name_or_path that have another name in the data, {old: new} (JSON or a YAML mapping)."
-    )
-    init_backbone_from: str | None = option(None, "DINOv2 of transformers to start a variant's encoder from.")
-
-    def __post_init__(self) -> None:
-        settle_options(self)
-        idle: dict[str, Any] = {"variant": None, "init_backbone_from": None}
-        where = "with model_name_or_path"
-        if self.model_name_or_path is None:
-            self.variant = self.variant or "nano"
-            where = "without model_name_or_path"
-            idle = {"revision": None, "class_init": "prior", "rename_classes": None}
-        elif is_official(self.model_name_or_path) and self.revision is not None:
-            where, idle = f"on the file {self.model_name_or_path}", {"revision": None}
-        for name, value in idle.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name}={getattr(self, name)!r} has no effect {where}; leave one of them out")
-
-    @property
-    def task(self) -> str:
-        """What the checkpoint or the variant is for: "detection", "segmentation" or "keypoints".
-
-        Raises:
-            FileNotFoundError, ValueError: the checkpoint is not there or cannot be read.
-        """
-        if self.model_name_or_path is not None:
-            options = {} if self.revision is None else {"revision": self.revision}
-            return source_task(self.model_name_or_path, **options)
-        return RFDETRConfig.variants()[str(self.variant)].task
-
-    @property
-    def class_options(self) -> dict[str, Any]:
-        """What `from_pretrained` and `from_official` do with the class rows of the checkpoint."""
-        return {"class_init": self.class_init, "rename_classes": self.rename_classes}
-
-    def config_fields(self, dataset: Dataset | None = None) -> dict[str, Any]:
-        """The fields of the model's configuration that these options and the data decide.
-
-        Args:
-            dataset: gives `id2label`, and where it has keypoints their schema; None for the options alone.
-        """
-        fields = dict(cast(dict[str, Any], self.config_overrides or {}))
-        fields |= {} if self.resolution is None else {"resolution": self.resolution}
-        if dataset is None:
-            return fields
-        names = class_names(dataset)
-        fields |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        if has_keypoints(dataset):
-            schema = keypoint_schema(dataset)
-            fields |= {"num_keypoints_per_class": schema.num_keypoints_per_class, "keypoint_schema": schema.to_dict()}
-        return fields
-
-
-@dataclass
-class DataArguments:
-    """Which data the example scripts and the command line load."""
-
-    dataset_name: str = option("synthetic-shapes", "A folder, a Hub id or 'synthetic-shapes'.")
-    dataset_config_name: str | None = option(None, "Configuration of a Hub data set.")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub data set.")
-    image_dir: str | None = option(None, "Image folder of a COCO layout where it is not found by itself.")
-    train_split: str | None = option(None, "Name of the training split where it is not 'train' or the like.")
-    validation_split: str | None = option(None, "Name of the validation split, or a share of 'train' to hold out.")
-    test_split: str | None = option(None, "Name of the test split where it is not 'test' or the like.")
-    task: str | None = option(None, "What the objects need besides boxes; default: what the model needs.", tuple(TASKS))
-    label_dir: str | None = option(None, "Label folder of a YOLO layout where it is not 'labels'.")
-    bbox_format: str | None = option(None, "How boxes are written, where it is not as usual.", BOX_FORMATS)
-    max_image_pixels: int | None = option(None, "Most pixels of an image; default: Pillow's limit.", FROM_1)
-    missing_masks: str = option("error", "Objects without a mask: an error, or their box.", ("error", "box"))
-    keypoint_schema: dict | str | None = option(
-        None, "Names, skeleton, flip_pairs and sigmas of the keypoints of each class (JSON, a YAML mapping or a file)."
-    )
-
-    data_hash: dict | str | None = option(
-        None, "Checksums of the splits, which other data does not have, as args.yaml holds them; {} for any data."
-    )
-
-    def __post_init__(self) -> None:
-        if isinstance(self.validation_split, float):
-            self.validation_split = str(self.validation_split)
-        settle_options(self)
-        if self.keypoint_schema is not None and self.task not in (None, "keypoints"):
-            raise ValueError(f"keypoint_schema is for task=keypoints, and task is {self.task}")
-
-    def load_options(self, model_task: str = "detection") -> dict[str, Any]:
-        """The fields as arguments of [`load_detection_dataset`].
-
-        Args:
-            model_task: "detection", "segmentation" or "keypoints": what the model that gets the data is for.
-
-        Raises:
-            ValueError: `task` is given and another, or `keypoint_schema` is given to another task.
-        """
-        if self.task not in (None, model_task):
-            raise ValueError(f"task={self.task!r} contradicts the model, which is for {model_task}; leave task out")
-        if self.keypoint_schema is not None and model_task != "keypoints":
-            raise ValueError(f"keypoint_schema is for keypoint models, and this one is for {model_task}; leave it out")
-        share: Any = self.validation_split
-        with contextlib.suppress(TypeError, ValueError):
-            share = float(share)
-        return {
-            "name_or_path": self.dataset_name,
-            "name": self.dataset_config_name,
-            "revision": self.dataset_revision,
-            "image_dir": self.image_dir,
-            "train_split": self.train_split,
-            "validation_split": share,
-            "test_split": self.test_split,
-            "task": model_task,
-            "label_dir": self.label_dir,
-            "bbox_format": self.bbox_format,
-            "max_image_pixels": self.max_image_pixels,
-            "missing_masks": self.missing_masks,
-            "keypoint_schema": self.keypoint_schema,
-            "data_hash": self.data_hash,
-        }
+def larger_wins(metric: str) -> bool:
+    """Whether a larger value of a metric is a better one: of all but losses, which have "loss" in their name."""
+    return "loss" not in metric.split("_")
