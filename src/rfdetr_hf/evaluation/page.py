@@ -27,8 +27,10 @@ tr.lined td { border-bottom: none; }
 .slim { width: auto; min-width: min(100%, 26em); }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30em), 1fr)); gap: 1em; }
 figure { margin: 1.2em 0; } img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
-img.chart { filter: var(--chart); width: 100%; }
+img.chart { filter: var(--chart); width: 100%; } .pan { overflow-x: auto; } .pan img { min-width: 760px; }
+.slim td:first-child { overflow-wrap: normal; }
 .swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; vertical-align: -1px; }
+@media (max-width: 480px) { td, th { padding: .3em; } }
 @media (max-width: 860px) {
   .wide, .wide tbody, .wide tr, .wide td { display: block; width: 100%; } .wide tr.head { display: none; }
   .wide tr { border: 1px solid var(--line); border-radius: 6px; margin: .6em 0; padding: .3em 0; }
@@ -36,7 +38,8 @@ img.chart { filter: var(--chart); width: 100%; }
   .wide tr.lined + tr { border-top: none; margin-top: 0; border-radius: 0 0 6px 6px; }
   .wide td { border: none; display: flex; justify-content: space-between; gap: 1em; padding: .1em .7em; }
   .wide td::before { content: attr(data-name); color: var(--soft); }
-  .wide td:first-child { font-weight: 600; } .wide td:first-child::before, .wide td.text::before { content: none; }
+  .wide td:first-child { font-weight: 600; } .wide td.text { font-weight: normal; }
+  .wide td:first-child::before, .wide td.text::before { content: none; }
 }
 """
 # Nothing is loaded and nothing runs, whatever a text of the page holds.
@@ -78,9 +81,18 @@ def table(cells: Sequence[Sequence[str]], kind: str = "", lines: Sequence[str] =
     return f"<table class='{kind}'><tbody>{''.join(html)}</tbody></table>"
 
 
-def picture(path: Path, caption: str = "") -> str:
-    """A picture as a figure, its bytes in the page; a PNG is a chart, whose colours follow the screen's."""
-    kind, style = ("png", " class='chart'") if path.suffix == ".png" else ("jpeg", "")
+def picture(path: Path, caption: str = "", kind: str = "") -> str:
+    """A picture as a figure, its bytes in the page.
+
+    Args:
+        path: of a PNG or JPEG file.
+        caption: a text below it.
+        kind: "chart" for colours that follow the screen's, "wide chart" for one that is moved on a small screen.
+    """
+    media = "png" if path.suffix == ".png" else "jpeg"
     data = base64.b64encode(path.read_bytes()).decode()
+    style = " class='chart'" if kind else ""
+    image = f"<img{style} alt='{text(path.stem)}' src='data:image/{media};base64,{data}'>"
+    image = f"<div class='pan'>{image}</div>" if kind.startswith("wide") else image
     below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    return f"<figure><img{style} alt='{text(path.stem)}' src='data:image/{kind};base64,{data}'>{below}</figure>"
+    return f"<figure>{image}{below}</figure>"

@@ -27,6 +27,7 @@ _LARGEST_MATRIX = 60
 _BARS = 30
 _COLUMNS = 4
 _UNSURE = 0.5
+_LABELS = 30  # that can be told apart on an image
 
 # Colours of the boxes on an image.
 FOUND, RIGHT, MISSED, WRONG = "#2e9e4f", "#2456a6", "#d4221f", "#e8890c"
@@ -193,7 +194,9 @@ def draw_labels_and_detections(
 
 
 def _drawn(image: Image.Image, shapes: list[Shape], side: int) -> Image.Image:
-    """The image with a longer side of so many pixels, and shapes in pixels of the original on it."""
+    """The image with a longer side of so many pixels, and shapes in pixels of the original; the first have labels."""
+    for shape in [shape for shape in shapes if shape.text][_LABELS:]:
+        shape.text = ""
     scale = side / max(image.size)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
     return draw_shapes(image.convert("RGB").resize(size), shapes, scale)
@@ -218,7 +221,8 @@ def draw_errors(
     there = np.flatnonzero((truths.image == position) & ~truths.ignored).tolist()
     # Objects first, so that detections are drawn over them.
     shapes = [_object_shape(evaluation, t, t in found) for t in there]
-    shapes += [_detection_shape(analysis, m) for m in np.flatnonzero(shown).tolist()]
+    found_first = np.flatnonzero(shown)[np.argsort(-matches.score[shown], kind="stable")]
+    shapes += [_detection_shape(analysis, m) for m in found_first.tolist()]
     return _drawn(image, shapes, long_side)
 
 

@@ -15,6 +15,8 @@ from .page import page, picture, table, text
 from .plots import LEGEND, draw_errors, overlap_name, save_plots
 from .tables import TITLES, aligned, class_cells, error_cells, summaries, value_cells, write_class_csv
 
+_HEADS = {"map": "AP", "map_50": "AP50", "map_75": "AP75", "mar": "AR", "f1": "F1", "best_f1": "best F1"}
+
 Analyses = Mapping[str, DetectionAnalysis]
 
 AP_IS = (
@@ -137,7 +139,8 @@ def _draw_worst(analysis: DetectionAnalysis, folder: Path, dataset: Dataset, lim
 
 def _part(analysis: DetectionAnalysis, plots: Sequence[Path], pictures: Sequence[tuple[Path, str]]) -> list[str]:
     """What the page says of one IoU type."""
-    best = analysis.summary()
+    best, (names, *rows) = analysis.summary(), class_cells(analysis.per_class())
+    heads = [_HEADS.get(name, name.replace("_", " ")) for name in names]
     lines = [
         f"<p>{text(dearest_error(analysis))}</p>",
         f"<p>At the confidence threshold {best['score_threshold']:.2f}, which has the best mean F1: precision "
@@ -146,14 +149,15 @@ def _part(analysis: DetectionAnalysis, plots: Sequence[Path], pictures: Sequence
         if best["f1"]
         else "<p>No detection is right, so there is no best confidence threshold.</p>",
         *(f"<p><b>Note:</b> {text(note)}.</p>" for note in analysis.notes()),
-        "<h2>Classes</h2>" + table(class_cells(analysis.per_class()), "wide", class_advice(analysis)),
+        "<h2>Classes</h2>" + table([heads, *rows], "wide", class_advice(analysis)),
         "<h2>Errors</h2><p class='note'>What AP50 would gain if one type of error were mended alone, and how often "
         "each happens at the threshold and among all detections.</p>" + table(error_cells(analysis), "slim"),
     ]
     if plots:
         wide = [path for path in plots if path.stem == "threshold_curves"]
-        lines.append(f"<h2>Curves and confusion</h2>{''.join(map(picture, wide))}<div class='row'>")
-        lines.append("".join(picture(path) for path in plots if path not in wide) + "</div>")
+        lines += ["<h2>Curves and confusion</h2>", *(picture(path, kind="wide chart") for path in wide)]
+        others = "".join(picture(path, kind="chart") for path in plots if path not in wide)
+        lines.append(f"<div class='row'>{others}</div>")
     if pictures:
         swatches = (f"<span class='swatch' style='background:{c}'></span>{text(t)}" for t, c in LEGEND.items())
         lines.append(f"<h2>Worst images</h2><p class='note'>Most errors first. {''.join(swatches)}</p>")

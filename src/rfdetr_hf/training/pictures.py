@@ -20,6 +20,7 @@ from ..evaluation.report import evaluation_part, folder_of
 from ..hub.curves import save_curves
 from ..hub.model_card import CardFacts
 from .checkpoint.run_directory import OF_THE_BEST, RunDirectory
+from .record import SPLITS
 from .report import RunFacts, evaluation_of, run_page
 from .state import RunState
 
@@ -78,7 +79,7 @@ class RunPictures:
             return
         with self._replacing("labels.jpg") as path:
             for split, dataset in splits.items():
-                name = split.removesuffix("_dataset")
+                name = SPLITS.get(split, split.removesuffix("_dataset"))
                 self.images[name], self.counts[name] = len(dataset), count_objects(dataset)
             if self.plots:
                 label_figure(self.counts["train"]).savefig(path, dpi=110)

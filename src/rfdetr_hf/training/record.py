@@ -14,7 +14,7 @@ from ..data.fingerprint import KINDS, data_hash
 from ..options import to_yaml, without_secrets
 
 _PATHS = ("model_name_or_path", "init_backbone_from", "dataset_name", "output_dir")
-_SPLITS = {"train_dataset": "train", "eval_dataset": "validation", "test_dataset": "test"}
+SPLITS = {"train_dataset": "train", "eval_dataset": "validation", "test_dataset": "test"}
 # No model and no data set has this name, so that a run that is repeated without them says what is missing.
 MADE_IN_PYTHON = "./made-in-python"
 
@@ -52,7 +52,7 @@ class RunRecord:
             accelerator: of the run.
         """
         contents = data_hash(
-            {_SPLITS.get(name, name): dataset for name, dataset in splits.items()}, KINDS[args.audit != "full"]
+            {SPLITS.get(name, name): dataset for name, dataset in splits.items()}, KINDS[args.audit != "full"]
         )
         titles = [type(each).__name__.removesuffix("Arguments").lower() for each in self.made_from]
         sections = {title: _plain(each) for title, each in zip(titles, self.made_from, strict=True)}

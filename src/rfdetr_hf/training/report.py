@@ -65,13 +65,15 @@ def run_page(facts: RunFacts, evaluation: Sequence[str]) -> str:
     body.append(f"<p class='note'>{AP_IS}</p>")
     if scores := _scores_table(facts):
         body.append(table(scores, "slim"))
-    body += ["<h2>Course of the training</h2>", _picture(facts, "results.png", "Losses, AP and learning rate by step.")]
+    course = _picture(facts, "results.png", "Losses, AP and learning rate by step.", "wide chart")
+    body += ["<h2>Course of the training</h2>", course]
     body += [_BEGIN, *(evaluation or ["<p>No evaluation chose a best model.</p>"]), _END]
     if facts.plots and (root / "val_pred.jpg").is_file():
-        body.append("<h2>Labels and detections</h2><div class='row'>")
+        body.append("<h2>Labels and detections</h2>")
         body.append(_picture(facts, "val_labels.jpg", "Validation images with their labels."))
-        body.append(_picture(facts, "val_pred.jpg", "The same with what the best model finds.") + "</div>")
-    body += ["<h2>Data</h2>", _data_table(facts), _picture(facts, "labels.jpg", "Labels of the training split.")]
+        body.append(_picture(facts, "val_pred.jpg", "The same with what the best model finds."))
+    labels = _picture(facts, "labels.jpg", "Labels of the training split.", "wide chart")
+    body += ["<h2>Data</h2>", _data_table(facts), labels]
     body.append(_picture(facts, "train_batch.jpg", "Images of the first step as the model sees them."))
     body += ["<h2>Use the model</h2>", *_usage(facts)]
     rows = [["argument", "value"], *([name, str(value)] for name, value in _arguments(facts).items())]
@@ -103,14 +105,14 @@ def _summary(facts: RunFacts) -> list[str]:
     best = state.best
     if best.source is not None:
         weights = {"ema": "EMA", "raw": "raw"}[best.source]
+        scores, so_far = _scores(facts, "eval"), " so far" if facts.seconds is None else ""
+        shown = [f"{_SCORES[n]} {scores[n]:.3f}" for n in ("map", "map_50") if n in scores]
+        if best.metric.rpartition("ema_")[2] != "map" or not shown:
+            shown.insert(0, f"{best.metric} {best.score:.3f}")
         lines.append(
-            f"The best model so far, {weights} weights of step {best.step:,}, has {best.metric} {best.score:.3f}"
-            if facts.seconds is None
-            else f"The best model, {weights} weights of step {best.step:,}, has {best.metric} {best.score:.3f}"
+            f"The best model{so_far}, in best/, has the {weights} weights of step {best.step:,}: {' and '.join(shown)} "
+            "on the validation images."
         )
-        scores = _scores(facts, "eval")
-        shown = ", ".join(f"{_SCORES[n]} {scores[n]:.3f}" for n in ("map", "map_50") if n in scores)
-        lines[-1] += f" on the validation images ({shown}); it is in best/." if shown else "; it is in best/."
     test = _scores(facts, "test")
     if "map" in test:
         images = f"{facts.images['test']:,} " if "test" in facts.images else ""
@@ -154,9 +156,9 @@ def _data_table(facts: RunFacts) -> str:
     return table([head, *rows], "wide")
 
 
-def _picture(facts: RunFacts, name: str, caption: str) -> str:
+def _picture(facts: RunFacts, name: str, caption: str, kind: str = "") -> str:
     path = facts.root / name
-    return picture(path, f"{caption} ({name})") if facts.plots and path.is_file() else ""
+    return picture(path, f"{caption} ({name})", kind) if facts.plots and path.is_file() else ""
 
 
 def _arguments(facts: RunFacts) -> dict[str, Any]:

@@ -147,12 +147,11 @@ class RFDETRTrainer(EvaluationMethods):
         self.watchdog = Watchdog(who=f"process {self.accelerator.process_index}")
         self.validation = Validation(args, *of_the_run, self.watchdog, compute_metrics, evaluator)
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
-        self.preemption = PreemptionNotice()
         repository = args.hub_model_id or self.directory.root.resolve().name
         self.hub = HubUploader(repository, args.hub_token, args.hub_private_repo)
         ours = own_callbacks(args, self.directory, self.hub, self._fire)
         self.callback_handler: Any = CallbackHandler([*ours, *(callbacks or ())], model, processor, None, None)
-        self._in_training = False
+        self.preemption, self._in_training = PreemptionNotice(), False
         self._fire("on_init_end")
 
     @property
