@@ -135,7 +135,7 @@ def test_the_file_of_a_training_gives_its_data_and_its_best_model(untrained, tmp
     assert main(["validate", "--config", str(path), "--num_workers", "0"]) == 0
     out, err = capsys.readouterr()
     assert "ignored here: learning_rate, num_train_epochs" in err and f"model: {run / 'best'}" in err
-    assert json.loads(out)["validation_map"] == expected["validation_map"]
+    assert json.loads(out)["eval_map"] == expected["eval_map"]
     assert main(["evaluate", model, f"--config={path}"]) == 0
     assert "model:" not in capsys.readouterr().err and sorted(p.name for p in run.iterdir()) == ["best"]
 

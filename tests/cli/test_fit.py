@@ -31,7 +31,7 @@ TINY = {
 
 
 def build(folder, seed):
-    model_args = ModelArguments(config_overrides=TINY, resolution=64)
+    model_args = ModelArguments(from_scratch=True, config_overrides=TINY, resolution=64)
     trainer = fit.build_trainer(model_args, DataArguments(), RFDETRTrainingArguments(str(folder), seed=seed))
     return trainer.model.state_dict()
 
@@ -73,7 +73,7 @@ def test_a_keypoint_model_learns_the_names_of_its_keypoints_from_the_data(tmp_pa
 
 @pytest.mark.parametrize("variant", ["nano", "seg-nano"])
 def test_models_of_every_task_are_built_from_a_variant(variant, tmp_path):
-    args = ModelArguments(variant=variant, config_overrides=TINY, resolution=64)
+    args = ModelArguments(model_name_or_path=variant, from_scratch=True, config_overrides=TINY, resolution=64)
     dataset = make_shapes_dataset(2, image_size=64, task=args.task)
     DatasetDict(train=dataset, validation=dataset).save_to_disk(tmp_path / "data")
     trainer = fit.build_trainer(args, DataArguments(str(tmp_path / "data")), RFDETRTrainingArguments(str(tmp_path)))

@@ -40,6 +40,16 @@ class DataArguments:
         if self.keypoint_schema is not None and self.task not in (None, "keypoints"):
             raise ValueError(f"keypoint_schema is for task=keypoints, and task is {self.task}")
 
+    def require_source(self) -> None:
+        """Look whether a local data set is there, before anything is fetched.
+
+        Raises:
+            DetectionDataError: it is not.
+        """
+        from ..data.sources import source_of
+
+        source_of(self.dataset_name)
+
     def load_options(self, model_task: str = "detection") -> dict[str, Any]:
         """The fields as arguments of [`load_detection_dataset`].
 

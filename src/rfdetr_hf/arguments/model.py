@@ -18,10 +18,13 @@ class ModelArguments:
         ValueError: for an option that has no effect beside the others.
     """
 
-    model_name_or_path: str | None = option(None, "A folder or Hub id to start from; default: random weights.")
-    variant: str | None = option(
-        None, "Size to build when model_name_or_path is not given; default: nano.", VARIANTS
+    model_name_or_path: str | None = option(
+        None,
+        "What to start from: a variant (nano, small, ...: its published checkpoint), a folder, a Hub id or a file of "
+        "rfdetr; default: nano.",
     )
+    from_scratch: bool = option(False, "Random weights instead of the variant's published checkpoint.")
+    variant: str | None = option(None, "Another name of model_name_or_path, for variants.", VARIANTS)
     config_overrides: dict | str | None = option(
         None, "Configuration fields to change (JSON, a YAML mapping or a file)."
     )
@@ -33,16 +36,23 @@ class ModelArguments:
     rename_classes: dict | str | None = option(
         None, "Classes of model_name_or_path that have another name in the data, {old: new} (JSON or a YAML mapping)."
     )
-    init_backbone_from: str | None = option(None, "DINOv2 of transformers to start a variant's encoder from.")
+    init_backbone_from: str | None = option(None, "With from_scratch: a DINOv2 of transformers for the encoder.")
 
     def __post_init__(self) -> None:
         settle_options(self)
-        idle: dict[str, Any] = {"variant": None, "init_backbone_from": None}
-        where = "with model_name_or_path"
-        if self.model_name_or_path is None:
-            self.variant = self.variant or "nano"
-            where = "without model_name_or_path"
-            idle = {"revision": None, "class_init": "prior", "rename_classes": None}
+        given = self.model_name_or_path or self.variant or "nano"
+        if self.variant not in (None, given):
+            raise ValueError(f"variant={self.variant!r} and model_name_or_path={given!r} exclude each other; give one")
+        if self.from_scratch and given not in VARIANTS:
+            raise ValueError(
+                f"from_scratch=True builds a variant with random weights, and model_name_or_path={given!r} is none; "
+                f"choose from {', '.join(VARIANTS)}"
+            )
+        self.model_name_or_path, self.variant = given, given if given in VARIANTS else None
+        idle: dict[str, Any] = {"init_backbone_from": None}
+        where = "without from_scratch=True"
+        if self.from_scratch:
+            where, idle = "with from_scratch=True", {"revision": None, "class_init": "prior", "rename_classes": None}
         elif is_official(self.model_name_or_path) and self.revision is not None:
             where, idle = f"on the file {self.model_name_or_path}", {"revision": None}
         for name, value in idle.items():
@@ -54,15 +64,15 @@ class ModelArguments:
         """What the checkpoint or the variant is for: "detection", "segmentation" or "keypoints".
 
         Raises:
-            FileNotFoundError, ValueError: the checkpoint is not there or cannot be read.
+            FileNotFoundError, ValueError: the checkpoint is not there or cannot be read; of the Hub, it is fetched.
         """
         from ..models.configuration_rfdetr import RFDETRConfig
         from ..models.files.auto import source_task
 
-        if self.model_name_or_path is not None:
-            options = {} if self.revision is None else {"revision": self.revision}
-            return source_task(self.model_name_or_path, **options)
-        return RFDETRConfig.variants()[str(self.variant)].task
+        if self.from_scratch:
+            return RFDETRConfig.variants()[str(self.variant)].task
+        options = {} if self.revision is None else {"revision": self.revision}
+        return source_task(str(self.model_name_or_path), **options)
 
     @property
     def class_options(self) -> dict[str, Any]:

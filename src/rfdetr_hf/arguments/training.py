@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -32,8 +33,11 @@ from ..options import (
     without_secrets,
 )
 from ..tasks import TASKS
+from .metric_names import competing_names, larger_wins, present_metric, without_raw
 from .runtime import RuntimeFacts
 from .schedules import check_schedule_options, encoder_rate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -136,7 +140,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
     eval_steps: float | None = option(None, "Steps between evaluations (below 1: a share of all steps).", POSITIVE)
     eval_delay: float = option(0, "Epochs or steps before the first evaluation.", FROM_0)
     eval_on_start: bool = option(False, "Evaluate before the first step.")
-    eval_raw_weights: bool = option(False, "With EMA: evaluate the raw weights beside the average.")
+    eval_raw_weights: bool = option(False, "With EMA: evaluate the raw weights too: raw_map, ...")
     eval_max_dets: int = option(
         100, "Another limit of detections per image and class, scored beside COCO's 100: map_at_300, ...", FROM_1
     )
@@ -155,8 +159,8 @@ class RFDETRTrainingArguments(RuntimeFacts):
     load_best_model_at_end: bool = option(True, "After training the model in memory is the best one.")
     metric_for_best_model: str | None = option(
         None,
-        "map, map_50, mar_100, ...: the best of raw and averaged weights; ema_map etc.: of the average alone. Default: "
-        "the mAP of the model's task (map, segm_map, keypoint_map) of what is evaluated.",
+        "map, map_50, mar_100, ...: of the EMA weights if there are any; raw_map, ...: of the raw weights beside them; "
+        "map,raw_map: of both, the higher one counts. Default: map, segm_map or keypoint_map, by the model's task.",
     )
     greater_is_better: bool | None = option(None, "Whether a larger metric is better; default: where it is no loss.")
     skip_best_epochs: float = option(
@@ -233,8 +237,10 @@ class RFDETRTrainingArguments(RuntimeFacts):
     def _check_combinations(self) -> None:
         evaluates, saves = self.eval_strategy != "no", self.save_strategy != "no"
         needs_evaluations = "needs evaluations; set eval_strategy to 'epoch' or 'steps'"
-        metric = self.metric_for_best_model
-        of_average = (metric or "").removeprefix("eval_").startswith("ema_")
+        metric = self.metric_for_best_model or ""
+        names = competing_names(metric)
+        of_average = names[0].startswith("ema_")
+        several = len(names) > 2 or len({without_raw(name) for name in names}) > 1
         foreign = ", ".join(repr(name) for name in self.tracker_kwargs or () if name not in self.trackers)
         for condition, message in (
             (self.num_train_epochs == 0 and self.max_steps <= 0, "num_train_epochs=0 needs max_steps, at least 1"),
@@ -247,6 +253,9 @@ class RFDETRTrainingArguments(RuntimeFacts):
              f"early_stopping_patience {needs_evaluations}"),
             (not evaluates and self.save_strategy == "best", f"save_strategy='best' {needs_evaluations}"),
             (of_average and not self.use_ema, f"metric_for_best_model={metric!r} needs use_ema=True"),
+            (several,
+             f"metric_for_best_model={metric!r} names several scores; name one, or one of EMA and raw weights, such as "
+             "'map,raw_map'"),
             (foreign, f"tracker_kwargs names {foreign}, which is not in report_to={self.report_to!r}"),
             (self.push_to_hub and "checkpoint" in self.hub_strategy and not saves,
              f"hub_strategy={self.hub_strategy!r} needs checkpoints; set save_strategy to 'epoch'"),
@@ -277,10 +286,8 @@ class RFDETRTrainingArguments(RuntimeFacts):
 
     @property
     def evaluated_prefixes(self) -> tuple[str, ...]:
-        """Metric prefixes of what is evaluated: "" for the raw weights, "ema_" for the average."""
-        if not self.use_ema:
-            return ("",)
-        return ("", "ema_") if self.eval_raw_weights else ("ema_",)
+        """What is evaluated, by prefix: "" for the weights that `best/` takes, EMA if it is on; "raw_" beside EMA."""
+        return ("raw_", "") if self.use_ema and self.eval_raw_weights else ("",)
 
     @property
     def trackers(self) -> tuple[str, ...]:
@@ -296,8 +303,11 @@ class RFDETRTrainingArguments(RuntimeFacts):
             evaluated: the evaluation data; of a mapping of data sets the first one chooses the best model.
         """
         start = f"{next(iter(evaluated))}_" if isinstance(evaluated, Mapping) and evaluated else ""
-        start += "ema_" if self.evaluated_prefixes == ("ema_",) else ""
         metric = self.metric_for_best_model or start + TASKS[task].best_metric
+        present = present_metric(metric, list(evaluated) if isinstance(evaluated, Mapping) else [])
+        if present != metric:
+            logger.warning("metric_for_best_model: %s is called %s now, the score of the EMA weights", metric, present)
+            metric = present
         larger = larger_wins(metric) if self.greater_is_better is None else self.greater_is_better
         resolved = copy.deepcopy(self)
         resolved.metric_for_best_model, resolved.greater_is_better = metric, larger
@@ -316,8 +326,3 @@ class RFDETRTrainingArguments(RuntimeFacts):
     def to_json_string(self) -> str:
         """The fields as indented JSON."""
         return json.dumps(self.to_dict(), indent=2)
-
-
-def larger_wins(metric: str) -> bool:
-    """Whether a larger value of a metric is a better one: of all but losses, which have "loss" in their name."""
-    return "loss" not in metric.split("_")

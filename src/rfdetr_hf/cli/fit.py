@@ -12,8 +12,8 @@ TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 
 DESCRIPTION = """Train an RF-DETR detector.
 
-  rfdetr-hf fit --variant nano --max_steps 20             try it on synthetic shapes
-  rfdetr-hf fit --model_name_or_path Roboflow/rf-detr-nano --dataset_name path/to/data --output_dir outputs/mine
+  rfdetr-hf fit --from_scratch --max_steps 20             try it on synthetic shapes
+  rfdetr-hf fit --model_name_or_path nano --dataset_name path/to/data --output_dir outputs/mine
   rfdetr-hf fit --config run.yaml                         options from a file; the command line wins over it
   rfdetr-hf fit --config run.yaml --resume                go on where the last checkpoint was written
 
@@ -48,15 +48,16 @@ def build_trainer(
         model_class,
     )
 
-    task = model_args.task
+    data_args.require_source()
+    task = model_args.task  # fetches a checkpoint of the Hub
     dataset = load_detection_dataset(**data_args.load_options(task))
     print(label_table(dataset["train"]))
 
     set_seed(training_args.seed)  # new weights are part of what a rerun repeats
     fields = model_args.config_fields(dataset["train"])
-    source = model_args.model_name_or_path
-    if source is None:
-        model = model_class(task)(RFDETRConfig.from_variant(model_args.variant or "nano", **fields))
+    source = str(model_args.model_name_or_path)
+    if model_args.from_scratch:
+        model = model_class(task)(RFDETRConfig.from_variant(source, **fields))
         if model_args.init_backbone_from is not None:
             model.init_backbone_from(model_args.init_backbone_from)
     elif is_official(source):
@@ -64,7 +65,7 @@ def build_trainer(
     else:
         fields |= {"revision": model_args.revision, **model_args.class_options}
         model = model_class(task).from_pretrained(source, **fields)
-    if source is not None and isinstance(model, RFDETRForKeypointDetection):
+    if not model_args.from_scratch and isinstance(model, RFDETRForKeypointDetection):
         model.reset_keypoint_precision()  # learnt elsewhere, they would make the first losses very large
 
     trainer = RFDETRTrainer(

@@ -33,7 +33,7 @@ verbs:
 
 first steps:
   rfdetr-hf doctor                                           is everything there?
-  rfdetr-hf fit --variant nano --max_steps 20                a short training on synthetic shapes
+  rfdetr-hf fit --from_scratch --max_steps 20                a short training on synthetic shapes
   rfdetr-hf fit --config run.yaml --dataset_name my/data     train with the options of a file
   rfdetr-hf fit --config run.yaml --resume                   go on after an interruption
   rfdetr-hf evaluate outputs/best my/data --split test       scores, classes, errors

@@ -51,7 +51,7 @@ def evaluate(args: EvaluationArguments, data_args: DataArguments, split: str) ->
         trainer = RFDETRTrainer(
             subject.model, training_args, eval_dataset=subject.dataset, image_processor=subject.processor
         )
-        return trainer.evaluate(metric_key_prefix=split)
+        return trainer.evaluate(metric_key_prefix="test" if split == "test" else "eval")
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def load_detection_dataset(
         need_test=test_split is not None,
         load=load,
     )
-    found, reader = _recognise(_root(name_or_path), options)
+    found, reader = _recognise(source_of(name_or_path), options)
     share = None if isinstance(validation_split, str) else validation_split
     named = (train_split, validation_split if isinstance(validation_split, str) else None, test_split)
     chosen = choose_splits(list(found.splits), found.source, *named, need_train=class_names is None)
@@ -148,7 +148,13 @@ def load_detection_dataset(
     return DatasetDict(splits)
 
 
-def _root(name_or_path: Any) -> Any:
+def source_of(name_or_path: Any) -> Any:
+    """A data set in memory as it is, a name or path as text.
+
+    Raises:
+        TypeError: it is neither.
+        DetectionDataError: it is no name, or looks like a path and does not exist.
+    """
     if isinstance(name_or_path, (Dataset, DatasetDict)):
         return name_or_path
     if isinstance(name_or_path, (IterableDataset, IterableDatasetDict)):

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
-from ..arguments.training import larger_wins
+from ..arguments.metric_names import larger_wins
 from ..hub.push import HubCallback, HubUploader
 from .best import candidate_scores, is_skipped
 from .checkpoint.run_directory import RunDirectory
@@ -207,11 +207,10 @@ def _row(logs: dict[str, Any]) -> dict[str, str]:
 class EarlyStopping(TrainerCallback, ExportableState):
     """Stops the run when the metric has not improved by `threshold` in `patience` evaluations.
 
-    The metric is the better of the raw and the averaged weights' where both are evaluated. A value that is not finite
-    is no improvement.
+    A value that is not finite is no improvement.
 
     Args:
-        metric: name without prefix ("map"), or with "ema_" to look at the averaged weights alone.
+        metric: name of the score ("map"); of "map,raw_map" the better one counts.
         patience: evaluations.
         threshold: least improvement.
         skip_epochs: evaluations of the first so many epochs are ignored.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 from PIL import Image
 
+from ..arguments.metric_names import competing_names
 from ..data.audit import ObjectCounts, count_objects
 from ..data.schema import class_names
 from ..drawing import draw_batch, mosaic
@@ -168,10 +169,10 @@ class RunPictures:
 
 def _of_the_best(scored: Sequence[Scored], state: RunState) -> Scored | None:
     """The pass that chose the best weights; the last one where none did yet."""
-    source, metric = state.best.source, state.best.metric.removeprefix("eval_").removeprefix("ema_")
+    source, names = state.best.source, competing_names(state.best.metric)
     passes = [each for each in scored if source is None or each.folder.name == source]
     for each in passes:
         split = each.folder.parents[1].name.removeprefix("eval").lstrip("_")  # of eval_<split>/<step>/<weights>
-        if split and metric.startswith(f"{split}_"):
+        if split and names[0].startswith(f"{split}_"):
             return each
     return passes[-1] if source is None and passes else next(iter(passes), None)

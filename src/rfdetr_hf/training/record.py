@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ..arguments.training import RFDETRTrainingArguments
+from ..choices import VARIANTS
 from ..data.fingerprint import KINDS, data_hash
 from ..options import to_yaml, without_secrets
 
@@ -71,8 +72,7 @@ class RunRecord:
         for values in sections.values():
             if "dataset_name" in values:
                 values["data_hash"] = contents
-            local = values.get("model_name_or_path") is not None and os.path.exists(values["model_name_or_path"])
-            if "revision" in values and not local:
+            if "revision" in values and not os.path.isabs(str(values.get("model_name_or_path"))):
                 values["revision"] = values["revision"] or getattr(config, "_commit_hash", None)
         sections["training"] = args.to_dict() | {"resume_from_checkpoint": None}
         sections["training"]["output_dir"] = os.path.abspath(args.output_dir)
@@ -87,6 +87,6 @@ def _plain(options: Any) -> dict[str, Any]:
     values = without_secrets(dataclasses.asdict(options))
     for name in _PATHS:
         path = os.path.expanduser(str(values.get(name) or ""))
-        if path and os.path.exists(path):
+        if path and path not in VARIANTS and os.path.exists(path):  # a variant is no folder, whatever its name
             values[name] = os.path.abspath(path)
     return values

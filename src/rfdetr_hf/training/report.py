@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
+from ..arguments.metric_names import competing_names, without_raw
 from ..data.audit import ObjectCounts
 from ..evaluation.page import page, picture, table, text
 from ..evaluation.report import AP_IS
@@ -107,7 +108,7 @@ def _summary(facts: RunFacts) -> list[str]:
         weights = {"ema": "EMA", "raw": "raw"}[best.source]
         scores, so_far = _scores(facts, "eval"), " so far" if facts.seconds is None else ""
         shown = [f"{_SCORES[n]} {scores[n]:.3f}" for n in ("map", "map_50") if n in scores]
-        if best.metric.rpartition("ema_")[2] != "map" or not shown:
+        if without_raw(competing_names(best.metric)[0]) != "map" or not shown:
             shown.insert(0, f"{best.metric} {best.score:.3f}")
         lines.append(
             f"The best model{so_far}, in best/, has the {weights} weights of step {best.step:,}: {' and '.join(shown)} "
@@ -127,7 +128,8 @@ def _scores(facts: RunFacts, prefix: str) -> dict[str, float]:
         if not any(name.startswith(prefix) and name.endswith("_runtime") for name in row):
             continue
         if prefix == "test" or row["step"] == best.step:
-            start = "eval_ema_" if prefix == "eval" and best.source == "ema" else f"{prefix}_"
+            beside = facts.card.training_arguments.get("use_ema", True) and best.source == "raw"
+            start = "eval_raw_" if prefix == "eval" and beside else f"{prefix}_"
             found |= {n.removeprefix(start): v for n, v in row.items() if n.startswith(start) and v >= 0}
     return found
 

@@ -131,9 +131,10 @@ class RFDETRTrainer(EvaluationMethods):
         self.directory = RunDirectory(args.output_dir)
         self.pictures = RunPictures(self.directory, self.accelerator.is_main_process, args.plots)
         rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
+        best_model = best_model or BestModel(*rules)
+        best_model.use_ema = args.use_ema
         local, world = self.is_local_process_zero(), self.is_world_process_zero()
-        best = best_model or BestModel(*rules)
-        self.state = RunState(is_local_process_zero=local, is_world_process_zero=world, best=best)
+        self.state = RunState(is_local_process_zero=local, is_world_process_zero=world, best=best_model)
         self.control, self.drop_path = TrainerControl(), drop_path
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
         self.stateful: dict[str, Any] = {"losses": self.losses}
@@ -142,8 +143,7 @@ class RFDETRTrainer(EvaluationMethods):
         self.optimizer = self.lr_scheduler = self.train_loader = None
         self.weights = Weights(model, self.image_processor, train_dataset)
         of_the_run = self.directory, self.accelerator, self.parallel, self.weights
-        keep, background = args.save_total_limit, args.async_save
-        self.checkpointer = Checkpointer(*of_the_run, self.stateful, keep=keep, background=background)
+        self.checkpointer = Checkpointer(*of_the_run, self.stateful, keep=args.save_total_limit, background=args.async_save)
         self.watchdog = Watchdog(who=f"process {self.accelerator.process_index}")
         self.validation = Validation(args, *of_the_run, self.watchdog, compute_metrics, evaluator)
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
@@ -523,10 +523,11 @@ class RFDETRTrainer(EvaluationMethods):
             merge_adapters(self.model)
             self.weights.load(self.directory.best)
             score = f"{self.args.metric_for_best_model} {state.best.score:.4f}"
-            source = f"the best: {state.best.source} weights of step {state.best.step}, {score}"
+            whose = "EMA" if state.best.source == "ema" else "raw"
+            source = f"the best: {whose} weights of step {state.best.step}, {score}"
         elif self.ema is not None:
             self.ema.put_in_place()
-            source = f"the average at step {state.global_step}"
+            source = f"the EMA weights of step {state.global_step}"
         else:
             source = f"the weights of step {state.global_step}"
         merge_adapters(self.model)

@@ -109,7 +109,7 @@ class Scored(RFDETRTrainer):
     scores: dict[int, float] = {}
 
     def evaluate(self, *args, **kwargs):
-        return {"eval_ema_map": self.scores[self.state.global_step], "eval_runtime": 0.0}
+        return {"eval_map": self.scores[self.state.global_step], "eval_runtime": 0.0}
 
 
 def test_the_best_model_of_an_abandoned_course_is_not_taken_for_ours(tmp_path, tiny_model, shapes, caplog):

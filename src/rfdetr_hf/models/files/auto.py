@@ -14,6 +14,7 @@ from .adapt import task_of
 from .layouts import official_names
 from .official import read_official
 from .pretrained import HUB_OPTIONS, read_names
+from .published import checkpoint_of
 
 _CLASSES = (RFDETRForObjectDetection, RFDETRForInstanceSegmentation, RFDETRForKeypointDetection)
 
@@ -69,6 +70,7 @@ def load_processor(source: str | Path, resolution: int, revision: str | None = N
         resolution: Side of the standard processor's square input in pixels, `model.config.resolution`.
         revision: Branch, tag or commit of a Hub id.
     """
+    source = checkpoint_of(source)
     if not is_official(source) and has_processor(source, revision):
         try:
             return RFDETRImageProcessor.from_pretrained(str(source), revision=revision or "main")

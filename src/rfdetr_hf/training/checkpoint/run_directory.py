@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ class RunDirectory:
         self.metrics = self.root / "metrics.csv"
         self.log = self.root / "train.log"
         self.arguments = self.root / "args.yaml"
-        self.status = RunStatus(self.root)
         self.lock = RunLock(self.root)
+        self._check_lock = partial(self.lock.check, before_writing=True)
+        self.status = RunStatus(self.root, self._check_lock)
         self.line: TimeLine | None = None
         self._step, self._is_new, self._by_name = 0, True, False
 
@@ -82,10 +84,9 @@ class RunDirectory:
         Raises:
             LockLost: one has; nothing is put in place.
         """
-        self.lock.check(before_writing=True)
-        with atomic_directory(path, self.about(step)) as folder:
+        self._check_lock()
+        with atomic_directory(path, self.about(step), self._check_lock) as folder:
             yield folder
-            self.lock.check(before_writing=True)
 
     def rotate(self, keep: int | None) -> None:
         """Delete the oldest checkpoints of the time line but for `keep`, the newest and the newest that verifies."""
@@ -121,7 +122,7 @@ class RunDirectory:
         except BaseException as error:
             try:
                 # Whatever failed may have failed because another run has taken the files away.
-                self.lock.check(before_writing=True)
+                self._check_lock()
                 if self.status.fields.get("state") == RUNNING:
                     self.set_status(state=FAILED, message=f"{type(error).__name__}: {error}")
             except LockLost as lost:
@@ -141,7 +142,6 @@ class RunDirectory:
             LockLost: another run has taken the directory over.
         """
         if self.lock.held:
-            self.lock.check(before_writing=True)
             self.status.write(**fields)
 
     def claim(self, resume: bool | str | None, accelerator: Accelerator) -> None:
