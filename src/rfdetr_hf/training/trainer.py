@@ -142,10 +142,10 @@ class RFDETRTrainer(EvaluationMethods):
         # Made when a training begins, for they depend on its data and on the launch.
         self.optimizer = self.lr_scheduler = self.train_loader = None
         self.weights = Weights(model, self.image_processor, train_dataset)
-        of_the_run = self.directory, self.accelerator, self.parallel, self.weights
-        self.checkpointer = Checkpointer(*of_the_run, self.stateful, keep=args.save_total_limit, background=args.async_save)
+        parts = self.directory, self.accelerator, self.parallel, self.weights
+        self.checkpointer = Checkpointer(*parts, self.stateful, keep=args.save_total_limit, background=args.async_save)
         self.watchdog = Watchdog(who=f"process {self.accelerator.process_index}")
-        self.validation = Validation(args, *of_the_run, self.watchdog, compute_metrics, evaluator)
+        self.validation = Validation(args, *parts, self.watchdog, compute_metrics, evaluator)
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
         repository = args.hub_model_id or self.directory.root.resolve().name
         self.hub = HubUploader(repository, args.hub_token, args.hub_private_repo)
