@@ -79,7 +79,7 @@ def test_args_yaml_repeats_the_run_to_the_bit_with_and_without_pictures(run, tmp
     assert fit.main(["--config", str(run / "args.yaml"), "--output_dir", str(again), "--plots", "false"]) == 0
     assert bits(again) == bits(run)
     left = {path.name for path in again.iterdir()}
-    assert not left & {*PICTURES} - {"report.html"} and not list(again.rglob("*.png")) and not list(again.rglob("*.jpg"))
+    assert not left & {*PICTURES} - {"report.html"} and not [*again.rglob("*.png"), *again.rglob("*.jpg")]
     assert "<img" not in (again / "report.html").read_text()
     before, after = (yaml.safe_load((each / "args.yaml").read_text()) for each in (run, again))
     assert {name for name in before if before[name] != after[name]} == {"output_dir", "plots"}
@@ -104,8 +104,9 @@ def test_other_data_is_refused_with_the_remedy(run, data, tmp_path):
     content = bytearray(image.read_bytes())
     content[-20] ^= 1
     image.write_bytes(content)
+    words = ["--config", str(run / "args.yaml"), "--dataset_name", str(moved), "--output_dir", str(tmp_path / "x")]
     with pytest.raises(ValueError, match=r"differ in validation \(5 images\). Restore the data.*--data_hash '\{\}'"):
-        fit.main(["--config", str(run / "args.yaml"), "--dataset_name", str(moved), "--output_dir", str(tmp_path / "x")])
+        fit.main(words)
     load_detection_dataset(str(moved), data_hash={})
     by_size = data_hash(load_detection_dataset(str(data)), "sizes")
     load_detection_dataset(str(moved), data_hash=by_size)
@@ -131,8 +132,8 @@ def test_pictures_lie_at_the_top_of_the_run(run):
 
 def test_the_report_tells_the_run_and_lets_no_name_in(run):
     page = (run / "report.html").read_text()
-    for text in ("8 images", "of 3 classes", "The training ended at step 4 of 4", "EMA weights of step", "load_detector",
-                 "args.yaml", "learning_rate_encoder", "validation (5 images)", "transformers", "AP50",
+    for text in ("8 images", "of 3 classes", "The training ended at step 4 of 4", "EMA weights of step",
+                 "load_detector", "args.yaml", "learning_rate_encoder", "validation (5 images)", "transformers", "AP50",
                  "On the 3 images of the test split"):  # fmt: skip
         assert text in page, text
     assert HOSTILE not in page and "&lt;img src=x onerror=alert(1)&gt; &amp; $x$" in page
@@ -168,7 +169,7 @@ def test_a_failing_picture_costs_a_line_of_the_log(tmp_path, tiny_model, shapes,
     def fail(*_args, **_options):
         raise RuntimeError("no ink")
 
-    for name in ("label_figure", "draw_batch", "save_curves", "evaluation_part", "draw_labels_and_detections"):
+    for name in ("save_labels", "draw_batch", "save_curves", "evaluation_part", "draw_labels_and_detections"):
         monkeypatch.setattr(pictures, name, fail)
     args = quick_arguments(tmp_path / "run", plots=True, max_steps=1, eval_strategy="steps", eval_steps=1)
     with caplog.at_level(logging.WARNING, logger="rfdetr_hf"):

@@ -1,6 +1,8 @@
 """Pictures of data and of evaluations: label statistics, curves, confusion matrix, cost of errors, images."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,10 @@ _LARGEST_MATRIX = 60
 _BARS = 30
 _COLUMNS = 4
 _UNSURE = 0.5
+_OTHER_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback",
+    "Microsoft YaHei", "MS Gothic", "Malgun Gothic", "SimSun", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS",
+)  # fmt: skip
 _LABELS = 30  # that can be told apart on an image
 
 # Colours of the boxes on an image.
@@ -53,9 +59,29 @@ def save_plots(analysis: DetectionAnalysis, folder: str | Path) -> list[Path]:
         "error_costs": error_costs,
     }  # fmt: skip
     paths = [folder / f"{name}.png" for name in figures]
-    for path, draw in zip(paths, figures.values(), strict=True):
-        draw(analysis).savefig(path, dpi=110)
+    with _fonts():
+        for path, draw in zip(paths, figures.values(), strict=True):
+            draw(analysis).savefig(path, dpi=110)
     return paths
+
+
+def save_labels(counts: ObjectCounts, path: Path) -> None:
+    """Writes the figure of `label_figure`."""
+    with _fonts():
+        label_figure(counts).savefig(path, dpi=110)
+
+
+@contextmanager
+def _fonts() -> Iterator[None]:
+    """Within the block figures take letters that their usual font lacks from others of this system, if any has them."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    here = {font.name for font in fontManager.ttflist}
+    families = ["DejaVu Sans", *(name for name in _OTHER_FONTS if name in here)]
+    with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
 
 
 def pr_curves(analysis: DetectionAnalysis) -> "Figure":

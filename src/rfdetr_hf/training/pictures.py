@@ -16,10 +16,11 @@ from ..data.audit import ObjectCounts, count_objects
 from ..data.schema import class_names
 from ..drawing import draw_batch, mosaic
 from ..evaluation.evaluator import CocoEvaluator
-from ..evaluation.plots import draw_labels_and_detections, label_figure, save_plots
+from ..evaluation.plots import draw_labels_and_detections, save_labels, save_plots
 from ..evaluation.report import evaluation_part, folder_of
 from ..hub.curves import save_curves
 from ..hub.model_card import CardFacts
+from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import OF_THE_BEST, RunDirectory
 from .record import SPLITS
 from .report import RunFacts, evaluation_of, run_page
@@ -55,7 +56,7 @@ class RunPictures:
     """
 
     def __init__(self, directory: RunDirectory, is_main: bool, plots: bool = True) -> None:
-        self.root = directory.root
+        self.root, self._lock = directory.root, directory.lock
         self.is_main, self.plots = is_main, plots
         self.images: dict[str, int] = {}
         self.counts: dict[str, ObjectCounts] = {}
@@ -66,10 +67,15 @@ class RunPictures:
         """Where to write a file that then takes the place of an earlier one; a failure costs this file alone."""
         path = self.root / name
         temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+        self._lock.check(before_writing=True)
         try:
             yield temporary
             if temporary.exists():
+                self._lock.check(before_writing=True)
                 os.replace(temporary, path)
+        except LockLost:
+            temporary.unlink(missing_ok=True)
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the training
             logger.warning("%s is not written: %s: %s", path, type(error).__name__, error)
             temporary.unlink(missing_ok=True)
@@ -83,7 +89,7 @@ class RunPictures:
                 name = SPLITS.get(split, split.removesuffix("_dataset"))
                 self.images[name], self.counts[name] = len(dataset), count_objects(dataset)
             if self.plots:
-                label_figure(self.counts["train"]).savefig(path, dpi=110)
+                save_labels(self.counts["train"], path)
 
     def batch(self, step: int, window: Sequence[Mapping[str, Any]], dataset: Dataset, scale: float | None) -> None:
         """Draw train_batch.jpg: the images of the first steps, all augmentation applied, at the scale of their step.

@@ -240,6 +240,7 @@ class RFDETRTrainer(EvaluationMethods):
             with self.watchdog.during("checksum of the data"):
                 if self.accelerator.is_main_process:
                     arguments = self.record.to_yaml(self.args, self.model.config, self.splits, self.accelerator)
+                    self.directory.lock.check(before_writing=True)
                     self.directory.arguments.write_text(arguments, encoding="utf-8")
                 self.pictures.labels(self.splits)
             started, first_step = time.perf_counter(), self.state.global_step
