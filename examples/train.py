@@ -6,8 +6,8 @@ Two minutes on a CPU, nothing to download:
 
 Fine-tune a published checkpoint on your own data, on one GPU or several:
 
-    accelerate launch examples/train.py --config examples/configs/finetune.yaml \
-        --dataset_name path/to/dataset --output_dir outputs/mine
+    accelerate launch examples/train.py path/to/dataset --config examples/configs/finetune.yaml \
+        --output_dir outputs/mine
 
 Every option of the YAML file can be given on the command line, where it wins. Continue an interrupted run with
 `--resume`. `rfdetr-hf fit` is this script as a command.
@@ -25,7 +25,6 @@ from rfdetr_hf import (
     RFDETRTrainer,
     RFDETRTrainingArguments,
     is_official,
-    label_table,
     load_detection_dataset,
     log_to_console,
     model_class,
@@ -37,14 +36,14 @@ from rfdetr_hf import (
 def main(argv: list[str]) -> None:
     """Load the data, build the model, train; at the end the trainer scores the test split, where there is one."""
     types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
-    model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py")
+    places = {"dataset_name": "DATA"}
+    model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py", positional=places)
     log_to_console()
 
     # The data: what its objects must have besides boxes is what the model is for.
     data_args.require_source()
     task = model_args.task  # fetches a checkpoint of the Hub
     dataset = load_detection_dataset(**data_args.load_options(task))
-    print(label_table(dataset["train"]))
 
     # The model: the classes of the data replace those of the checkpoint; their rows are kept where the names agree.
     set_seed(training_args.seed)  # new weights are part of what a rerun repeats

@@ -35,8 +35,8 @@ class ShowArguments:
 
 def build_config(args: ModelArguments) -> RFDETRConfig:
     """The configuration that the run would train."""
-    if args.model_name_or_path is None:
-        return RFDETRConfig.from_variant(args.variant, **args.config_fields())
+    if args.from_scratch:
+        return RFDETRConfig.from_variant(str(args.variant), **args.config_fields())
     stored = RFDETRConfig.from_pretrained(args.model_name_or_path, revision=args.revision)
     return stored.with_fields(**args.config_fields())
 

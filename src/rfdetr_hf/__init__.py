@@ -23,7 +23,7 @@ PUBLIC_NAMES = {
     "data.schema": ("category_ids", "class_names", "label_table"),
     "data.keypoints": ("KeypointSchema",),
     "data.pipeline.pixels": ("decode_image",),
-    "data.pipeline.augmentation": ("adapt_augmentation",),
+    "data.pipeline.user_augmentation": ("adapt_augmentation",),
     "training.trainer": ("RFDETRTrainer",),
     "arguments.training": ("RFDETRTrainingArguments",),
     "arguments.model": ("ModelArguments",),
@@ -32,6 +32,10 @@ PUBLIC_NAMES = {
     "arguments.predict": ("PredictArguments",),
     "arguments.views": ("ViewArguments",),
     "arguments.export": ("ExportArguments",),
+    "arguments.convert": ("ConvertArguments",),
+    "arguments.status": ("StatusArguments",),
+    "arguments.launch": ("LaunchArguments",),
+    "arguments.words": ("explain_verb",),
     "arguments.command_line": ("parse_arguments", "read_options", "to_words"),
     "training.callbacks": ("EarlyStopping",),
     "training.best": ("BestModel",),
@@ -43,7 +47,8 @@ PUBLIC_NAMES = {
         "add_lora", "freeze_encoder_blocks", "load_class_rows", "load_parts", "merge_adapters", "part_of", "train_only",
     ),
     "training.console": ("log_to_console",),
-    "training.launching": ("resume_hint",),
+    "training.launching": ("check_run_directory", "resume_hint"),
+    "training.processes": ("run_processes",),
     "training.status": ("STATUS_EXIT_CODES", "read_status", "status_line"),
     "evaluation.evaluator": ("CocoEvaluator",),
     "choices": ("BACKENDS", "is_official"),
@@ -83,7 +88,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .data.schema import category_ids as category_ids, class_names as class_names, label_table as label_table
     from .data.keypoints import KeypointSchema as KeypointSchema
     from .data.pipeline.pixels import decode_image as decode_image
-    from .data.pipeline.augmentation import adapt_augmentation as adapt_augmentation
+    from .data.pipeline.user_augmentation import adapt_augmentation as adapt_augmentation
     from .training.trainer import RFDETRTrainer as RFDETRTrainer
     from .arguments.training import RFDETRTrainingArguments as RFDETRTrainingArguments
     from .arguments.model import ModelArguments as ModelArguments
@@ -93,6 +98,10 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .arguments.predict import PredictArguments as PredictArguments
     from .arguments.views import ViewArguments as ViewArguments
     from .arguments.export import ExportArguments as ExportArguments
+    from .arguments.convert import ConvertArguments as ConvertArguments
+    from .arguments.status import StatusArguments as StatusArguments
+    from .arguments.launch import LaunchArguments as LaunchArguments
+    from .arguments.words import explain_verb as explain_verb
     from .arguments.command_line import parse_arguments as parse_arguments, read_options as read_options
     from .arguments.command_line import to_words as to_words
     from .training.callbacks import EarlyStopping as EarlyStopping
@@ -106,7 +115,8 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.finetuning import load_class_rows as load_class_rows, load_parts as load_parts
     from .training.finetuning import merge_adapters as merge_adapters, part_of as part_of, train_only as train_only
     from .training.console import log_to_console as log_to_console
-    from .training.launching import resume_hint as resume_hint
+    from .training.launching import check_run_directory as check_run_directory, resume_hint as resume_hint
+    from .training.processes import run_processes as run_processes
     from .training.status import STATUS_EXIT_CODES as STATUS_EXIT_CODES, read_status as read_status
     from .training.status import status_line as status_line
     from .evaluation.evaluator import CocoEvaluator as CocoEvaluator

@@ -24,6 +24,8 @@ DROP_PATH_MODES = ("standard", "early", "late")
 DROP_PATH_SCHEDULES = ("constant", "linear")
 MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
 PARAM_GROUPS = ("default", "official")
+RECIPES = ("default", "official")
+PRECISIONS = ("auto", "no", "bf16", "fp16")
 AUDITS = ("full", "headers", "off")
 # When something happens, as transformers names it (IntervalStrategy, SaveStrategy).
 INTERVALS = ("no", "steps", "epoch")
@@ -32,7 +34,8 @@ HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 # Who computes COCO's scores.
 BACKENDS = ("pycocotools", "ultrafast", "auto")
 PREDICTION_FORMATS = ("pictures", "json", "coco")
-EXPORT_FORMATS = ("onnx", "torch")
+# With the suffix of their files.
+EXPORT_FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 def is_official(source: str | Path) -> bool:

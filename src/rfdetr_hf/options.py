@@ -48,24 +48,47 @@ FROM_0, FROM_1, POSITIVE = Range(0), Range(1), Range(0, brackets="(]")
 PROBABILITY, BELOW_1, FACTOR = Range(0, 1), Range(0, 1, "[)"), Range(0, 1, "(]")
 
 
-class _HelpText(str):
-    """What a field is for, with its range; all other metadata of a field goes to `ArgumentParser.add_argument`."""
+class HelpText(str):
+    """What a field is for, and what the command's help needs besides; the other metadata is `add_argument`'s.
+
+    Attributes:
+        range: of its numbers.
+        group: of options in the help that begins with this field.
+        daily: whether the short help shows it.
+        no: what `--no_<name>` is for, where the field is true by default.
+    """
 
     range: Range | None = None
+    group: str | None = None
+    daily: bool = False
+    no: str = ""
 
 
-def option(default: Any = ..., help: str = "", allowed: Range | Sequence[str] | None = None, **metadata: Any) -> Any:
+def option(
+    default: Any = ...,
+    help: str = "",
+    allowed: Range | Sequence[str] | None = None,
+    *,
+    group: str | None = None,
+    daily: bool = False,
+    no: str = "",
+    **metadata: Any,
+) -> Any:
     """A field of a dataclass of options.
 
     Args:
         default: its value, or a function without arguments that makes it; `...` where the option is required.
         help: a sentence; a range is put behind it.
         allowed: the range of a number, or the words that a text may be; an option of None is never compared.
-        metadata: further words for the parser: aliases, nargs, const.
+        group: the title in the help of this field and of those that follow, up to the next title.
+        daily: whether the short help shows it.
+        no: what `--no_<name>` is for, where the default is true.
+        metadata: further words for the parser: nargs, const.
     """
     limits = allowed if isinstance(allowed, Range) else None
-    text = _HelpText(help if limits is None else f"{help.removesuffix('.')}; {limits}.")
-    text.range = limits
+    sentence = help if help.endswith("...") else help.removesuffix(".")
+    text = HelpText(help if limits is None else f"{sentence}; {limits}.")
+    text.range, text.group, text.daily, text.no = limits, group, daily, no
     metadata |= {"help": text} | ({"choices": list(allowed)} if allowed and not isinstance(allowed, Range) else {})
     if default is ...:
         return field(metadata=metadata)

@@ -184,7 +184,7 @@ def test_predict_writes_pictures_json_and_coco(saved_model, tmp_path, capsys):
 
 def test_predict_without_images_is_misuse(saved_model, capsys):
     assert main(["predict", "--model_name_or_path", str(saved_model)]) == 2
-    assert "--images is missing" in capsys.readouterr().err
+    assert "IMAGES (--images) is missing" in capsys.readouterr().err
 
 
 def test_export_and_convert_are_reached(saved_model, tmp_path):

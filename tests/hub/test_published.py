@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from datasets import DatasetDict
+from helpers.scripts import load_script
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
@@ -17,7 +18,7 @@ from .fake_hub import Repo
 
 plain = pytest.importorskip("transformers.models.rf_detr.modeling_rf_detr")
 NANO = "Roboflow/rf-detr-nano"
-LABELS = {0: "N/A", 1: "circle", 2: "zebra"}
+LABELS = {0: "N/A", 1: "circle", 2: "square", 3: "triangle", 4: "zebra"}
 WAYS = ("a model folder (config.json and model.safetensors)", "such as rf-detr-nano.pth",
         "--from_scratch --model nano")  # fmt: skip
 # As in the published repositories.
@@ -183,3 +184,27 @@ def test_a_path_that_is_not_there_does_not_exist(hub):
             RFDETRForObjectDetection.from_pretrained(source)
     with pytest.raises(FileNotFoundError, match="outputs/best cannot be loaded: there is no such folder, and the Hub"):
         RFDETRForObjectDetection.from_pretrained("outputs/best")
+
+
+def test_the_tool_compares_what_the_hub_has(published, files, data, capsys, tmp_path):
+    """The stand-in has the layout of the published file, but not its sizes."""
+    tool = load_script("tools/verify_published.py")
+    assert tool.main(["--variants", "nano", "--coco", data]) == 1
+    out = capsys.readouterr().out
+    found = {line[11:31].strip(): line for line in out.splitlines() if line.startswith("  ")}
+    assert found["tensors"].startswith("  ok") and "in the file" in found["tensors"]
+    assert found["plain transformers"].startswith("  ok") and "logits differ by at most" in found["plain transformers"]
+    assert "DIFFERS" in found["configuration"] and "d_model 32, not 256" in found["configuration"]
+    assert "DIFFERS" in found["parameters"] and "published 30,467,298" in found["parameters"]
+    assert "DIFFERS" in found["COCO AP"] and "on 2 images, published 48.0 or 48.4" in found["COCO AP"]
+    assert out.endswith("3 comparisons failed\n")
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(files["model.safetensors"])
+    state = load_file(path)
+    names = {name.removeprefix("model.") for name in state} - {"class_embed.bias"} | {"other.bias"}
+    check = tool.tensors(RFDETRForObjectDetection.from_pretrained("nano"), names)
+    assert not check.holds and "class_embed.bias" in check.found and "other.bias" in check.found
+    published.repos.clear()
+    assert tool.main(["--variants", "small"]) == 1
+    assert "FAILED   Roboflow/rf-detr-small cannot be loaded" in capsys.readouterr().out

@@ -56,24 +56,18 @@ def test_log_lines_of_training_and_evaluation():
         "epoch": 0.5, "learning_rate": 1e-4, "images_per_second": 12.0, "data_wait": 0.25, "memory_gb": 2.0,
         "eta": 3725, "skipped_steps": 2,
     }  # fmt: skip
-    line = log_line(state, logs)
-    for part in ("step 5/100", "loss 1.5000 (2.0000)", "ce 0.5000", "lr 1.00e-04", "12.0 img/s", "data 25%", "2.0 GB",
-                 "skipped 2", "ETA 1:02:05"):  # fmt: skip
+    weights = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0, "loss_ce_0": 1.0, "loss_ce_enc": 1.0}
+    logs |= {"loss_ce_0": 0.25, "loss_ce_enc": 0.25}
+    line = log_line(state, logs | {"loss": 1.9}, weights)
+    for part in ("step 5/100", "| loss 1.5 avg 1.9 = ce 1 + bbox 0.5 + giou 0.4 |", "lr 1.00e-04", "12.0 img/s",
+                 "data wait 25%", "2.0 GB", "skipped 2", "ETA 1:02:05"):  # fmt: skip
         assert part in line
+    assert "giou 0.4 + other 0.1 |" in log_line(state, logs, weights), "of a loss that a subclass computes"
     assert (
-        log_line(state, {"eval_map": 0.5, "eval_map_small": 0.1, "eval_runtime": 3.0, "epoch": 1.0})
+        log_line(state, {"eval_map": 0.5, "eval_map_small": 0.1, "eval_runtime": 3.0, "epoch": 1.0}, weights)
         == "step 5/100 epoch 1.00 | eval_map 0.5000"
     )
     assert time_left(59.9) == "0:00:59"
-
-
-def test_log_lines_show_the_terms_of_the_task():
-    state = TrainerState(global_step=5, max_steps=100)
-    speed = {"grad_norm": 3.0, "learning_rate": 1e-4, "images_per_second": 12.0, "data_wait": 0.25, "eta": 3}
-    terms = {"mask_ce": 0.25, "mask_dice": 0.75, "keypoints_l1": 1.5, "keypoints_nll": -2.0, "mask_ce_0": 9.0}
-    logs = {"loss": 2.0, "loss_now": 1.5, "loss_ce": 0.5, **{f"loss_{name}": value for name, value in terms.items()}}
-    line = log_line(state, logs | speed)
-    assert "| ce 0.5000 mask_ce 0.2500 mask_dice 0.7500 keypoints_l1 1.5000 keypoints_nll -2.0000 |" in line
 
 
 def evaluate(callback, epoch, **metrics):

@@ -29,6 +29,7 @@ def arguments(**overrides):
         "min_lr_ratio": 0.0,
         "lr_drop_epochs": None,
         "lr_scheduler_kwargs": None,
+        "recipe": "default",
     }
     return SimpleNamespace(**(values | overrides))
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from ..options import IN_WORDS, UsageError, kinds_of, load_yaml
+from .help import format_help
+from .words import aliases, explain
 
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
@@ -22,100 +23,167 @@ def _truth(text: str) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Has an option for each field of dataclasses, takes it by its full name, and raises its complaints."""
+    """Has an option for each field of dataclasses, and raises its complaints."""
 
-    def __init__(self, dataclass_types: Sequence[type], **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+    def __init__(self, dataclass_types: Sequence[type]) -> None:
+        super().__init__(allow_abbrev=False, add_help=False)
+        self.kinds: dict[str, list[Any]] = {}
         for cls in dataclass_types:
             hints = get_type_hints(cls)
             for each in dataclasses.fields(cls):
                 self._add_field(each, hints[each.name])
 
     def _add_field(self, each: dataclasses.Field, hint: Any) -> None:
-        words: dict[str, Any] = dict(each.metadata)
-        dashed = each.name.replace("_", "-")
-        names = dict.fromkeys((f"--{each.name}", f"--{dashed}", *words.pop("aliases", ())))
-        kinds = [kind for kind in kinds_of(hint) if kind is not NoneType]
-        if each.default is not dataclasses.MISSING:
-            words["default"] = each.default
-        elif each.default_factory is not dataclasses.MISSING:
-            words["default"] = each.default_factory()
-        else:
-            words["required"] = True
+        words: dict[str, Any] = {"default": argparse.SUPPRESS, **each.metadata, "help": argparse.SUPPRESS}
+        kinds = self.kinds[each.name] = [kind for kind in kinds_of(hint) if kind is not NoneType]
         if bool in kinds:
-            words |= {"type": _truth} | ({} if each.default is None else {"nargs": "?", "const": True})
+            words |= {"type": _truth, "nargs": "?", "const": True}
         elif list in kinds:
             inner = next(get_args(kind)[0] for kind in (hint, *get_args(hint)) if get_origin(kind) is list)
             words |= {"type": inner, "nargs": "+"}
         else:
             words["type"] = str if str in kinds else kinds[0]
-        self.add_argument(*names, **words)
-        if each.default is True:
-            no = (f"--no_{each.name}", f"--no-{dashed}")
-            self.add_argument(*no, action="store_false", dest=each.name, help=words["help"])
+        self.add_argument(f"--{each.name}", **words)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the options, and the description as it is written."""
-
-
 def parse_arguments(
-    dataclass_types: Sequence[type], argv: Sequence[str], prog: str | None = None, description: str | None = None
+    dataclass_types: Sequence[type],
+    argv: Sequence[str],
+    prog: str | None = None,
+    description: str | None = None,
+    positional: Mapping[str, str] | None = None,
+    file: tuple[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Any, ...]:
-    """Parse `--config file.yaml` and command-line options into one instance of each dataclass.
+    """Parse plain words, options and `--config file.yaml` into one instance of each dataclass.
 
-    Options given on the command line win over the file.
+    What is given on the command line wins over the file. Words of other packages that mean the same are understood:
+    `--epochs` is `--num_train_epochs`. `--help` prints the options of daily use, `--help_all` all of them.
 
     Args:
         dataclass_types: whose fields are the options.
         argv: words of the command line.
         prog: name of the command in its help.
         description: first paragraphs of its help.
+        positional: fields that plain words give, in this order, with what the help calls them; one that takes a list
+            takes all words that are left.
+        file: a path, and the options that were read from it; default: those of `--config`.
 
     Raises:
-        UsageError: for an option or a key of the file that no dataclass has, with the nearest name that exists, and
-            for a value that a dataclass refuses.
+        UsageError: for an option or a key of the file that no dataclass has, with what it is called here or the nearest
+            name that exists, and for a value that a dataclass refuses.
+        SystemExit: after the help.
     """
     try:
-        return _parse_arguments(dataclass_types, argv, prog, description)
+        known = [each.name for cls in dataclass_types for each in dataclasses.fields(cls)]
+        parser, others, places = _Parser(dataclass_types), aliases(known), positional or {}
+        words = _canonical(argv, parser, others)
+        if asked := {"-h", "--help", "--help_all"} & set(words):
+            complete = "--help_all" in asked
+            print(format_help(dataclass_types, prog or "", description, places, others, complete), end="")
+            raise SystemExit(0)
+        words, path = _without_config(words)
+        path, values = file or (path, read_options(path, dataclass_types) if path else {})
+        first = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
+        given, left = parser.parse_known_args(words[first:])
+        placed = _placed([*words[:first], *left], places, parser)
+        for name in placed:
+            if hasattr(given, name):
+                raise UsageError(f"--{name} and {places[name]} say the same; give one of them")
+        return _build(dataclass_types, {**values, **vars(given), **placed}, values, path, places)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
 
 
-def _parse_arguments(
-    dataclass_types: Sequence[type], argv: Sequence[str], prog: str | None, description: str | None
-) -> tuple[Any, ...]:
-    parser = _Parser(dataclass_types, prog=prog, description=description)
-    parser.add_argument("--config", help="YAML file of options.")
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def _canonical(argv: Sequence[str], parser: _Parser, others: Mapping[str, str]) -> list[str]:
+    """The words with each option under its own name; a switch takes the next word only where that is true or false.
+
+    Raises:
+        UsageError: an option that does not exist, or an option and its alias.
+    """
+    words, written = [], dict[str, str]()
+    for word, following in zip(argv, [*argv[1:], "-"], strict=False):
+        if not word.startswith("--") or word == "--":
+            words.append(word)
+            continue
+        option, equals, value = word[2:].partition("=")
+        option = option.replace("-", "_")
+        name = others.get(option, option)
+        if written.setdefault(name, option) != option:
+            raise UsageError(f"--{written[name]} and --{option} say the same; give one of them")
+        if bool in parser.kinds.get(name, ()) and not equals and following.lower() not in (*_TRUE, *_FALSE):
+            equals, value = "=", "true"
+        elif bool in parser.kinds.get(name.removeprefix("no_"), ()) and name not in parser.kinds and not equals:
+            name, equals, value = name.removeprefix("no_"), "=", "false"
+        elif name not in (*parser.kinds, "config", "help", "help_all"):
+            raise UsageError(_unknown_option(option, [*parser.kinds], "on the command line"))
+        words.append(f"--{name}{equals}{value}")
+    return words
+
+
+def _without_config(words: Sequence[str]) -> tuple[list[str], str | None]:
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--config")
-    config_path = early.parse_known_args(list(argv))[0].config
-    values = read_options(config_path, dataclass_types) if config_path else {}
-    parser.set_defaults(**values)
-    for action in parser._actions:
-        action.required = action.required and action.dest not in values
-    given, unknown = parser.parse_known_args(list(argv))
-    if unknown:
-        if not unknown[0].startswith("-"):
-            raise UsageError(f"{unknown[0]!r} on the command line belongs to no option; join several values by commas")
-        known = [f.name for cls in dataclass_types for f in dataclasses.fields(cls)]
-        raise UsageError(_unknown_option(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
-    fields = [[each.name for each in dataclasses.fields(cls)] for cls in dataclass_types]
+    try:
+        given, left = early.parse_known_args(list(words))
+    except argparse.ArgumentError as error:
+        raise UsageError("--config needs the path of a YAML file") from error
+    return left, given.config
+
+
+def _placed(words: Sequence[str], places: Mapping[str, str], parser: _Parser) -> dict[str, Any]:
+    """The fields that plain words give.
+
+    Raises:
+        UsageError: there are too many words.
+    """
+    left, placed = list(words), dict[str, Any]()
+    for name in places if left else ():
+        if not left:
+            break
+        placed[name], left = (left, []) if list in parser.kinds[name] else (left[0], left[1:])
+    if left:
+        name, equals, _ = left[0].partition("=")
+        if equals and name.isidentifier():
+            raise UsageError(f"{left[0]!r} on the command line: options are written --{left[0]}")
+        rule = f"{', '.join(places.values())}, then options" if places else "options alone"
+        raise UsageError(f"{left[0]!r} on the command line is one word too many: {rule}; join several values by commas")
+    return placed
+
+
+def _build(
+    dataclass_types: Sequence[type],
+    given: Mapping[str, Any],
+    values: Mapping[str, Any],
+    path: str | None,
+    places: Mapping[str, str],
+) -> tuple[Any, ...]:
+    """The instances; a complaint about what the file says names the file."""
+    missing = [
+        each.name
+        for cls in dataclass_types
+        for each in dataclasses.fields(cls)
+        if each.default is each.default_factory is dataclasses.MISSING and each.name not in given
+    ]
+    if missing:
+        name = missing[0]
+        raise UsageError(f"{places[name]} (--{name}) is missing" if name in places else f"--{name} is missing")
     try:
         return tuple(
-            cls(**{name: getattr(given, name) for name in names})
-            for cls, names in zip(dataclass_types, fields, strict=True)
+            cls(**{each.name: given[each.name] for each in dataclasses.fields(cls) if each.name in given})
+            for cls in dataclass_types
         )
     except ValueError as error:
         named = any(re.search(rf"\b{name}\b", str(error)) for name in values)
-        raise UsageError(f"{config_path}: {error}" if named else str(error)) from error
+        raise UsageError(f"{path}: {error}" if named else str(error)) from error
 
 
 def read_options(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
     """The options of a YAML file, each as its field wants it; texts are what is written, be it yes, 01 or 12:30.
+
+    Aliases count as their options.
 
     Args:
         path: of the file.
@@ -134,13 +202,16 @@ def read_options(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
         raise UsageError(f"{path} must hold a mapping of option names to values")
     hints = {name: hint for cls in dataclass_types for name, hint in get_type_hints(cls).items()}
     known = [f.name for cls in dataclass_types for f in dataclasses.fields(cls)]
-    read = {}
+    others, written, read = aliases(known), dict[str, str](), dict[str, Any]()
     for key, value in values.items():
         text = texts.get(key, value)  # a merged mapping has no text of its own
-        if key not in known:
+        name = others.get(key, key)
+        if name not in known:
             raise UsageError(_unknown_option(str(key), known, f"in {path}"))
+        if written.setdefault(name, key) != key:
+            raise UsageError(f"{path}: {written[name]} and {key} say the same; give one of them")
         try:
-            read[key] = _as_written(hints[key], value, text)
+            read[name] = _as_written(hints[name], value, text)
         except ValueError as error:
             raise UsageError(f"{path}: {key}: {str(text)[:80]!r} {error}") from error
     return read
@@ -179,6 +250,6 @@ def to_words(option: dataclasses.Field, value: Any) -> list[str]:
 
 
 def _unknown_option(name: str, known: Sequence[str], where: str) -> str:
-    """The message for an option that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"unknown option {name!r} {where}" + (f"; did you mean {near[0]!r}?" if near else "")
+    """The message for an option that does not exist."""
+    hint = explain(name, known)
+    return f"unknown option {name!r} {where}" + (f"; {hint}" if hint else "")

@@ -7,13 +7,17 @@ from typing import Any
 from ..choices import BOX_FORMATS
 from ..options import FROM_1, option, settle_options
 from ..tasks import TASKS
+from .words import answers_by_name
 
 
+@answers_by_name
 @dataclass
 class DataArguments:
     """Which data the example scripts and the command line load."""
 
-    dataset_name: str = option("synthetic-shapes", "A folder, a Hub id or 'synthetic-shapes'.")
+    dataset_name: str = option(
+        "synthetic-shapes", "A folder, a Hub id or 'synthetic-shapes'.", group="data", daily=True
+    )
     dataset_config_name: str | None = option(None, "Configuration of a Hub data set.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub data set.")
     image_dir: str | None = option(None, "Image folder of a COCO layout where it is not found by itself.")

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..choices import CLASS_INITS, VARIANTS, is_official
 from ..options import FROM_1, option, settle_options
+from .words import answers_by_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
+@answers_by_name
 @dataclass
 class ModelArguments:
     """Which model the example scripts and the command line build.
@@ -22,13 +24,17 @@ class ModelArguments:
         None,
         "What to start from: a variant (nano, small, ...: its published checkpoint), a folder, a Hub id or a file of "
         "rfdetr; default: nano.",
+        group="model",
+        daily=True,
     )
     from_scratch: bool = option(False, "Random weights instead of the variant's published checkpoint.")
     variant: str | None = option(None, "Another name of model_name_or_path, for variants.", VARIANTS)
     config_overrides: dict | str | None = option(
         None, "Configuration fields to change (JSON, a YAML mapping or a file)."
     )
-    resolution: int | None = option(None, "Side of the square input in pixels; default: the variant's.", FROM_1)
+    resolution: int | None = option(
+        None, "Side of the square input in pixels; default: the variant's.", FROM_1, daily=True
+    )
     revision: str | None = option(None, "Branch, tag or commit of model_name_or_path on the Hub.")
     class_init: str = option(
         "prior", "Class rows: kept by name and else new, all new, or repeated as rfdetr does.", CLASS_INITS

@@ -1,6 +1,8 @@
 """The options of how a model looks at images."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from ..options import option
 
 LEAST_TILE, LARGEST_OVERLAP = 32, 0.9
 
@@ -13,12 +15,10 @@ class ViewArguments:
         ValueError: for a value out of its range.
     """
 
-    flip: bool = field(default=False, metadata={"help": "Fuse the boxes with those of the mirrored image."})
-    scales: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"help": "Fuse the boxes of these input sizes: 0.75 1 1.5, say."}
-    )
-    tile: int = field(default=0, metadata={"help": "Side of the tiles of large images in pixels; 0: no tiles."})
-    tile_overlap: float = field(default=0.2, metadata={"help": "Share of a tile that its neighbour covers too."})
+    flip: bool = option(False, "Fuse the boxes with those of the mirrored image.", group="views")
+    scales: list[float] = option(lambda: [1.0], "Fuse the boxes of these input sizes: 0.75 1 1.5, say.")
+    tile: int = option(0, "Side of the tiles of large images in pixels; 0: no tiles.")
+    tile_overlap: float = option(0.2, "Share of a tile that its neighbour covers too.")
 
     def __post_init__(self) -> None:
         self.scales = [float(scale) for scale in self.scales]

@@ -1,6 +1,5 @@
 """`rfdetr-hf doctor`: versions, devices, and what is missing."""
 
-import argparse
 import os
 import platform
 import re
@@ -10,16 +9,17 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
+from .. import parse_arguments
+
 PACKAGE = "rfdetr-hf"
-DESCRIPTION = """Print versions, devices, optional packages with the command that installs them, and the login of the
-Hub. Exit code 1 when something required is missing."""
+DESCRIPTION = """Print versions, devices, optional packages with the command that installs them,
+and the login of the Hub. Exit code 1 when something required is missing."""
 _DEVELOPMENT = ("dev", "test")
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the report; returns 0, or 1 when something required is missing."""
-    parser = argparse.ArgumentParser(prog="rfdetr-hf doctor", description=DESCRIPTION)
-    parser.parse_args(argv)
+    parse_arguments((), argv, "rfdetr-hf doctor", DESCRIPTION)
     from huggingface_hub import get_token
 
     free, (required, complete) = shutil.disk_usage(os.getcwd()).free / 2**30, _required()

@@ -3,21 +3,23 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .. import TASKS, DataArguments, EvaluateArguments, parse_arguments
-from .trained import as_options, load_subject
+from .. import TASKS, DataArguments, EvaluateArguments
+from .trained import load_subject, parse_verb
 
 if TYPE_CHECKING:
     from .. import DetectorEvaluation
 
-DESCRIPTION = """How good a trained model is on a split of a data set, and what is wrong with it.
+DESCRIPTION = """How good a trained model is on a split of a data set, and what is wrong with
+it.
 
   rfdetr-hf evaluate MODEL DATA --split test
-  rfdetr-hf evaluate outputs/mine/best path/to/data --output_dir evaluation/mine --report
-  rfdetr-hf evaluate outputs/mine/best path/to/data --flip --scales 0.75 1 1.25
-  rfdetr-hf evaluate outputs/mine/best path/to/data --tile 640
+  rfdetr-hf evaluate outputs/mine/best my/data --output_dir eval --report
+  rfdetr-hf evaluate outputs/mine/best my/data --flip --scales 0.75 1 1.25
+  rfdetr-hf evaluate outputs/mine/best my/data --tile 640
 
-Prints COCO's numbers, a row for each class and the types of errors; for masks and keypoints those of boxes too. The
-output folder gets them as files with predictions.json (COCO results with the category ids of the source) and, with
+Prints COCO's numbers, a row for each class and the types of errors; for masks
+and keypoints those of boxes too. The output folder gets them as files with
+predictions.json (COCO results with the category ids of the source) and, with
 --report, curves, the worst images and report.html."""
 
 TYPES = (EvaluateArguments, DataArguments)
@@ -25,7 +27,7 @@ TYPES = (EvaluateArguments, DataArguments)
 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf evaluate") -> int:
     """Evaluate, print the tables; returns the exit code."""
-    args, data_args = parse_arguments(TYPES, as_options(argv, TYPES), prog=prog, description=DESCRIPTION)
+    args, data_args = parse_verb(TYPES, argv, prog, DESCRIPTION)
     from .. import log_to_console
 
     log_to_console()

@@ -10,16 +10,18 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Write a trained model as an ONNX file or a torch.export program.
 
-  rfdetr-hf export --model_name_or_path outputs/mine/best --output model.onnx
-  rfdetr-hf export --model_name_or_path outputs/mine/best --format torch --size 384 640
+  rfdetr-hf export outputs/mine/best --output model.onnx
+  rfdetr-hf export outputs/mine/best --format torch --size 384 640
 
-The batch size stays free, the image size is fixed. The file is run beside the model on random images, and kept only if
-they agree."""
+The batch size stays free, the image size is fixed. The file is run beside the
+model on random images, and kept only if they agree."""
 
 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf export") -> "ExportReport":
     """Load, export, compare, print."""
-    (args,) = parse_arguments((ExportArguments,), argv, prog=prog, description=DESCRIPTION)
+    places = {"model_name_or_path": "MODEL"}
+    (args,) = parse_arguments((ExportArguments,), argv, prog, DESCRIPTION, places)
+    args.require_new()
     from .. import export_model, load_model, load_processor
 
     size = None if args.size is None else (args.size[0], args.size[-1])

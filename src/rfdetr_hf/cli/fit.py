@@ -3,29 +3,44 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .. import DataArguments, ModelArguments, RFDETRTrainingArguments, is_official, parse_arguments
+from .. import (
+    DataArguments,
+    LaunchArguments,
+    ModelArguments,
+    RFDETRTrainingArguments,
+    is_official,
+    parse_arguments,
+)
 
 if TYPE_CHECKING:
     from .. import RFDETRTrainer
 
-TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
+TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments, LaunchArguments)
 
 DESCRIPTION = """Train an RF-DETR detector.
 
-  rfdetr-hf fit --from_scratch --max_steps 20             try it on synthetic shapes
-  rfdetr-hf fit --model_name_or_path nano --dataset_name path/to/data --output_dir outputs/mine
-  rfdetr-hf fit --config run.yaml                         options from a file; the command line wins over it
-  rfdetr-hf fit --config run.yaml --resume                go on where the last checkpoint was written
+  rfdetr-hf fit --from_scratch --max_steps 20    try it on synthetic shapes
+  rfdetr-hf fit DATA --model nano --epochs 50 --output_dir outputs/mine
+  rfdetr-hf fit --config run.yaml                the options of a file
+  rfdetr-hf fit --config run.yaml --resume       go on from the last checkpoint
 
-The data is a folder in COCO's, Roboflow's or YOLO's layout, or a Hub data set. The best model goes to
-<output_dir>/best, which `rfdetr-hf predict` and plain transformers read."""
+DATA is a folder in COCO's, Roboflow's or YOLO's layout, or a Hub data set. The
+best model goes to <output_dir>/best, which `rfdetr-hf predict` and plain
+transformers read."""
 
 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
     """Train, and evaluate the test split if there is one. Returns the exit code."""
-    model_args, data_args, training_args = parse_arguments(TYPES, argv, prog=prog, description=DESCRIPTION)
-    from .. import log_to_console, resume_hint
+    places = {"dataset_name": "DATA"}
+    model_args, data_args, training_args, launch_args = parse_arguments(TYPES, argv, prog, DESCRIPTION, places)
+    from .. import check_run_directory, log_to_console, resume_hint, run_processes
 
+    # What is wrong on this machine is said once, before processes start and before the Hub is asked.
+    check_run_directory(training_args.output_dir, training_args.resume_from_checkpoint)
+    data_args.require_source()
+    code = run_processes(launch_args, ["-m", "rfdetr_hf.cli", *prog.split()[1:], *argv])
+    if code is not None:
+        return code
     log_to_console()
     trainer = build_trainer(model_args, data_args, training_args)
     with resume_hint(training_args.output_dir, argv, prog.split()):
@@ -43,7 +58,6 @@ def build_trainer(
         RFDETRConfig,
         RFDETRForKeypointDetection,
         RFDETRTrainer,
-        label_table,
         load_detection_dataset,
         model_class,
     )
@@ -51,7 +65,6 @@ def build_trainer(
     data_args.require_source()
     task = model_args.task  # fetches a checkpoint of the Hub
     dataset = load_detection_dataset(**data_args.load_options(task))
-    print(label_table(dataset["train"]))
 
     set_seed(training_args.seed)  # new weights are part of what a rerun repeats
     fields = model_args.config_fields(dataset["train"])

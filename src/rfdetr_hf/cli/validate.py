@@ -6,17 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import DataArguments, EvaluationArguments, RFDETRTrainingArguments, parse_arguments
-from .trained import as_options, load_subject
+from .. import DataArguments, EvaluationArguments, RFDETRTrainingArguments
+from .trained import load_subject, parse_verb
 
-DESCRIPTION = """COCO metrics of a trained model on the {split} split of a data set, by the trainer: as during a
-training, and on several processes under accelerate launch.
+DESCRIPTION = """COCO metrics of a trained model on the {split} split of a data set, by the
+trainer: as during a training, and on several processes under accelerate
+launch.
 
   rfdetr-hf {verb} MODEL DATA
-  rfdetr-hf {verb} outputs/mine/best path/to/data --output metrics.json
-  rfdetr-hf {verb} --config run.yaml                the best model of that run, on its data
+  rfdetr-hf {verb} outputs/mine/best my/data --output metrics.json
+  rfdetr-hf {verb} --config run.yaml   the best model of that run
 
-`rfdetr-hf evaluate` goes deeper: per-class tables, curves, the worst images, tiles and flips."""
+`rfdetr-hf evaluate` goes deeper: per-class tables, curves, the worst images,
+tiles and flips."""
 
 TYPES = (EvaluationArguments, DataArguments)
 
@@ -24,8 +26,7 @@ TYPES = (EvaluationArguments, DataArguments)
 def main(argv: Sequence[str], verb: str = "validate", split: str = "validation") -> int:
     """Evaluate one split and print the metrics as JSON; returns the exit code."""
     description = DESCRIPTION.format(verb=verb, split=split)
-    words = as_options(argv, TYPES)
-    args, data_args = parse_arguments(TYPES, words, prog=f"rfdetr-hf {verb}", description=description)
+    args, data_args = parse_verb(TYPES, argv, f"rfdetr-hf {verb}", description)
     from .. import log_to_console
 
     log_to_console()
@@ -45,7 +46,9 @@ def evaluate(args: EvaluationArguments, data_args: DataArguments, split: str) ->
         raise FileExistsError(f"--output {args.output} exists; choose another name")
     subject = load_subject(args.model_name_or_path, data_args, split)
     training_args = RFDETRTrainingArguments(
-        per_device_eval_batch_size=args.batch_size, dataloader_num_workers=args.num_workers, bf16=args.bf16
+        per_device_eval_batch_size=args.batch_size,
+        dataloader_num_workers=args.num_workers,
+        mixed_precision="bf16" if args.bf16 else "no",
     )
     with _on(args.device):
         trainer = RFDETRTrainer(

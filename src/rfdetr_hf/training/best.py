@@ -22,6 +22,7 @@ class BestModel:
         skip_epochs: evaluations of the first so many epochs choose nothing (the smoothed scores are kept up all the
             same).
         smooth_alpha: scores are smoothed by `s = alpha * s + (1 - alpha) * score`, from the first score on.
+        smooth_ema: whether the scores of EMA weights are smoothed too; rfdetr smooths those of raw weights alone.
         use_ema: whether plain names are of EMA weights; the trainer sets it.
     """
 
@@ -29,6 +30,7 @@ class BestModel:
     greater_is_better: bool | None = None
     skip_epochs: float = 0.0
     smooth_alpha: float = 0.0
+    smooth_ema: bool = True
     use_ema: bool = True
     score: float | None = None
     source: str | None = None
@@ -46,7 +48,8 @@ class BestModel:
             if not math.isfinite(score):
                 continue
             previous = self.smoothed.get(source, score)
-            smoothed = self.smoothed[source] = self.smooth_alpha * previous + (1 - self.smooth_alpha) * score
+            alpha = self.smooth_alpha if self.smooth_ema or source == "raw" else 0.0
+            smoothed = self.smoothed[source] = alpha * previous + (1 - alpha) * score
             beats = self.score is None or (smoothed > self.score if self.greater_is_better else smoothed < self.score)
             if beats and not is_skipped(epoch, self.skip_epochs):
                 self.score, self.source, self.step = smoothed, source, step

@@ -14,7 +14,7 @@ from transformers.trainer_callback import EarlyStoppingCallback
 from ..arguments.metric_names import competing_names, larger_wins, without_raw
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.audit import audit_dataset
-from ..data.schema import class_names, has_object_field, keypoint_schema, max_objects
+from ..data.schema import class_names, has_object_field, keypoint_schema, label_table, max_objects
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..tasks import TASKS
@@ -179,8 +179,10 @@ def audit_splits(splits: Mapping[str, Dataset], audit: str, accelerator: Acceler
     Raises:
         DetectionDataError: an image cannot be read.
     """
-    if audit != "off" and accelerator.is_main_process:
-        for split, dataset in splits.items():
+    if accelerator.is_main_process:
+        for split, dataset in splits.items() if audit != "off" else ():
             name = split.removesuffix("_dataset")
             logger.info("%s", audit_dataset(dataset, split=name, decode=audit == "full"))
+        if audit == "off":
+            logger.info("%s", label_table(splits["train_dataset"]))
     accelerator.wait_for_everyone()

@@ -162,6 +162,7 @@ def build_scheduler(
     * `"step"`: 1 while `s < lr_drop_epochs · steps_per_epoch`, then 0.1.
     * `"cosine"`: `f + (1 - f) · (1 + cos(π p)) / 2` with `f = min_lr_ratio` and `p = (s - W) / (T - 1 - W)`, so the
       last step has exactly `f`. The official trainer divides by `T - W` and stops one step short of it.
+    * with `recipe="official"` warm-up and cosine are the official trainer's;
     * any other `transformers.SchedulerType`: transformers' own function with its own warm-up, laid out so that the last
       step has its final value.
 
@@ -172,7 +173,7 @@ def build_scheduler(
         optimizer: each group's `lr` at this point is the base rate.
         args: `lr_scheduler_type`, `warmup_steps` (a count, or a share of the run below 1), `warmup_epochs` (may be
             fractional; at most one of the two), `min_lr_ratio` (cosine only), `lr_drop_epochs` (step only),
-            `lr_scheduler_kwargs` (transformers' schedules only).
+            `lr_scheduler_kwargs` (transformers' schedules only), `recipe`.
         num_training_steps: `T`, optimizer steps of the run.
         steps_per_epoch: optimizer steps of an epoch.
 
@@ -198,7 +199,8 @@ def build_scheduler(
         kind, options = "constant_with_warmup", {}  # theirs divide by the steps that are left after the warm-up
     if kind in OWN_SCHEDULES:
         factor = _own_factor(kind, args, warmup, last, steps_per_epoch)
-        return LambdaLR(optimizer, _clamped(lambda s: (s + 1) / warmup if s < warmup else factor(s), last))
+        first = 0 if args.recipe == "official" else 1
+        return LambdaLR(optimizer, _clamped(lambda s: (s + first) / warmup if s < warmup else factor(s), last))
     # transformers reaches the end of its schedules at step `num_training_steps`, one after the last that is taken.
     scheduler: Any = get_scheduler(kind, optimizer, warmup, max(last, 1), options)
     scheduler.lr_lambdas = [_clamped(factor, last) for factor in scheduler.lr_lambdas]
@@ -212,7 +214,7 @@ def _own_factor(kind: str, args: Any, warmup: int, last: int, steps_per_epoch: i
         drop = args.lr_drop_epochs * steps_per_epoch
         return lambda step: 1.0 if step < drop else STEP_DROP_FACTOR
     floor = args.min_lr_ratio or 0.0
-    length = last - warmup
+    length = last - warmup + (args.recipe == "official")
 
     def cosine(step: int) -> float:
         progress = (step - warmup) / length if length > 0 else 0.0

@@ -78,7 +78,7 @@ class RunRecord:
         sections["training"]["output_dir"] = os.path.abspath(args.output_dir)
         packages = ", ".join(f"{name} {version(name)}" for name in ("rfdetr-hf", "torch", "transformers", "accelerate"))
         facts += [f"Equal bits need the same versions and device: {packages}; {accelerator.device.type}, "
-                  f"processes: {accelerator.num_processes}."]  # fmt: skip
+                  f"num_processes: {accelerator.num_processes}."]  # fmt: skip
         return to_yaml(sections, facts)
 
 

@@ -77,7 +77,8 @@ def run_page(facts: RunFacts, evaluation: Sequence[str]) -> str:
     body += ["<h2>Data</h2>", _data_table(facts), labels]
     body.append(_picture(facts, "train_batch.jpg", "Images of the first step as the model sees them."))
     body += ["<h2>Use the model</h2>", *_usage(facts)]
-    rows = [["argument", "value"], *([name, str(value)] for name, value in _arguments(facts).items())]
+    arguments: Any = yaml.safe_load((root / "args.yaml").read_text(encoding="utf-8"))
+    rows = [["argument", "value"], *([name, str(value)] for name, value in arguments.items())]
     body.append(f"<h2>Arguments</h2><details><summary>{len(rows) - 1} arguments, as args.yaml has them</summary>")
     body.append(table(rows, "texts") + "</details>")
     versions = [[name, version(name)] for name in FRAMEWORKS] + [["Python", platform.python_version()]]
@@ -161,13 +162,6 @@ def _data_table(facts: RunFacts) -> str:
 def _picture(facts: RunFacts, name: str, caption: str, kind: str = "") -> str:
     path = facts.root / name
     return picture(path, f"{caption} ({name})", kind) if facts.plots and path.is_file() else ""
-
-
-def _arguments(facts: RunFacts) -> dict[str, Any]:
-    """Those of args.yaml; those of the training where there is no such file."""
-    path = facts.root / "args.yaml"
-    read = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return read if isinstance(read, dict) else dict(facts.card.training_arguments)
 
 
 def _usage(facts: RunFacts) -> list[str]:

@@ -430,6 +430,11 @@ def _adapt_keypoints(
     done.append(Adaptation("keypoints", str(sum(counts)), str(sum(needed)), how))
 
 
+def class_rows(done: Sequence[Adaptation]) -> str:
+    """What became of the class rows, in words."""
+    return next((f"class rows: {line.how}" for line in done if line.what == "classes"), "all class rows kept")
+
+
 def log_adaptations(origin: str, done: Sequence[Adaptation]) -> None:
     """Log what was changed as a table; nothing if nothing was."""
     if not done:

@@ -17,6 +17,7 @@ from ..attention import IMPLEMENTATIONS
 from ..configuration_rfdetr import RFDETRConfig
 from .adapt import (
     adapt_state_dict,
+    class_rows,
     log_adaptations,
     renamed,
     require_finite,
@@ -26,7 +27,7 @@ from .adapt import (
 )
 from .layouts import dinov2_to_encoder, official_keys
 from .official import OfficialCheckpoint, official_config, official_payload, read_official
-from .published import checkpoint_of, require_hub, unavailable
+from .published import CheckpointUnavailable, checkpoint_of, require_hub, unavailable
 
 logger = logging.getLogger("rfdetr_hf")
 
@@ -73,6 +74,8 @@ def _weight_files(source: str | Path, hub_options: Mapping[str, Any]) -> list[st
         raise ValueError(f"{source} is a file: give the folder that holds {_WEIGHTS} and config.json.")
     try:
         return [_cached(source, _WEIGHTS, hub_options)]
+    except CheckpointUnavailable:
+        raise
     except OSError as error:
         try:
             index = _cached(source, _INDEX, hub_options)
@@ -115,6 +118,8 @@ class RFDETRPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     task: str
+    weights_from = ""
+    """Where the weights come from and what became of the class rows; empty for random ones."""
     # A buffer of official files that repeats the keypoint schema.
     _keys_to_ignore_on_load_unexpected = [r"^_kp_active_mask$"]
 
@@ -211,6 +216,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(None, config=config, state_dict=adapted, **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.name_or_path = model.config.name_or_path = origin
+        model.weights_from = f"{origin}; {class_rows(done)}"
         return loaded
 
     @classmethod
@@ -297,6 +303,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(found[name])
+        self.weights_from = f"{self.weights_from or 'random'}, encoder from {source}"
         logger.info("the encoder starts from %s, patches and positions resampled as needed", source)
 
 

@@ -2,13 +2,12 @@
 
 import functools
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, errors, try_to_load_from_cache
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import get_session, validate_repo_id
 
 from ...choices import VARIANTS, is_official
 
@@ -22,7 +21,6 @@ _FILES = {
     "keypoint-preview": "rf-detr-keypoint-preview-xlarge.pth", "seg-2xlarge": "rf-detr-seg-xxlarge.pt",
 }  # fmt: skip
 _SECONDS = 10.0  # for an answer
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class CheckpointUnavailable(FileNotFoundError):
@@ -92,7 +90,7 @@ def require_hub(source: str, name: str, hub_options: Mapping[str, Any]) -> None:
     """
     place = {key: hub_options.get(key) for key in ("cache_dir", "revision")}
     offline = constants.HF_HUB_OFFLINE or hub_options.get("local_files_only")
-    if offline or not _HUB_NAME.fullmatch(source) or isinstance(try_to_load_from_cache(source, name, **place), str):
+    if offline or not _is_hub_name(source) or isinstance(try_to_load_from_cache(source, name, **place), str):
         return
     get_session().head(constants.ENDPOINT, timeout=_SECONDS)
 
@@ -104,7 +102,7 @@ def unavailable(source: str, error: BaseException) -> CheckpointUnavailable:
         source: a Hub id.
         error: of transformers or huggingface_hub.
     """
-    if not _HUB_NAME.fullmatch(source) or is_official(source):
+    if not _is_hub_name(source) or is_official(source):
         return CheckpointUnavailable(f"{source} does not exist")
     return CheckpointUnavailable(f"{source} cannot be loaded: {_reason(source, error)}. {ways_on(source)}")
 
@@ -134,3 +132,11 @@ def _reason(source: str, error: BaseException) -> str:
             line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             return f"the connection to {constants.ENDPOINT} failed ({line}); a broken download goes on next time"
         cause = cause.__cause__
+
+
+def _is_hub_name(source: str) -> bool:
+    try:
+        validate_repo_id(source)
+    except errors.HFValidationError:
+        return False
+    return True

@@ -165,17 +165,28 @@ class RunDirectory:
                     why = f"output_dir {self.root} cannot be written ({error.strerror}); choose another, or change this"
                     raise OSError(error.errno, why, error.filename) from error
                 self._check_files()
-                earlier = self._earlier()
-                if is_new(resume) and earlier:
-                    raise FileExistsError(
-                        f"output_dir {self.root} holds an earlier run ({earlier[0].name}); choose another output_dir, "
-                        "or continue that run with resume_from_checkpoint=True"
-                    )
+                self.require_new(resume)
             except BaseException:
                 self.lock.release()
                 raise
 
         on_main(claim, accelerator)
+
+    def require_new(self, resume: bool | str | None) -> None:
+        """Look whether a run may begin here, or go on; it needs neither model nor data.
+
+        Args:
+            resume: `resume_from_checkpoint`.
+
+        Raises:
+            FileExistsError: a new run would write into the files of an earlier one.
+        """
+        earlier = self._earlier() if is_new(resume) and self.root.is_dir() else []
+        if earlier:
+            raise FileExistsError(
+                f"output_dir {self.root} holds an earlier run ({earlier[0].name}); choose another output_dir, "
+                "or continue that run with resume_from_checkpoint=True"
+            )
 
     def release(self) -> None:
         """Let other runs write here."""
