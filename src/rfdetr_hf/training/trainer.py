@@ -20,6 +20,7 @@ from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
 from ..hub.push import HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
+from ..models.adapters import has_adapters, merge_adapters
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .arguments import RFDETRTrainingArguments
@@ -36,7 +37,7 @@ from .distributed import allow_tf32, build_accelerator
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .evaluation_methods import EvaluationMethods
-from .finetuning import apply_finetuning, in_float32, merge_adapters
+from .finetuning import apply_finetuning, in_float32
 from .loaders import batch_to_device, build_train_loader, choose_processor
 from .meters import LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
@@ -255,8 +256,8 @@ class RFDETRTrainer(EvaluationMethods):
             enable_full_determinism(args.seed, warn_only=True)
         set_seed(args.seed, device_specific=True)
         allow_tf32(args.tf32)
-        if args.lora_r and parallel.name != "replicated":
-            raise ValueError(f"lora_r={args.lora_r} runs on one process or data parallel, not under {parallel.name}")
+        if (args.lora_r or has_adapters(self.model)) and parallel.name != "replicated":
+            raise ValueError(f"adapters (lora_r) train on one process or data parallel, not under {parallel.name}")
         apply_finetuning(self.model, args)
         if args.gradient_checkpointing:
             self.model.enable_activation_checkpointing()
