@@ -38,6 +38,7 @@ PUBLIC_NAMES = {
     "models.adapters": ("merge_adapters",),
     "training.console": ("log_to_console",),
     "training.launching": ("resume_hint",),
+    "training.parent": ("end_with_launcher",),
     "training.status": ("STATUS_EXIT_CODES", "read_status", "status_line"),
     "evaluation.evaluator": ("CocoEvaluator",),
     "evaluation.backends": ("BACKENDS",),
@@ -93,6 +94,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.finetuning import part_of as part_of, train_only as train_only
     from .models.adapters import merge_adapters as merge_adapters
     from .training.console import log_to_console as log_to_console
+    from .training.parent import end_with_launcher as end_with_launcher
     from .training.launching import resume_hint as resume_hint
     from .training.status import STATUS_EXIT_CODES as STATUS_EXIT_CODES, read_status as read_status
     from .training.status import status_line as status_line

@@ -35,6 +35,7 @@ from .drop_path import MODES as DROP_PATH_MODES
 from .drop_path import SCHEDULES as DROP_PATH_SCHEDULES
 from .optimization import SCHEDULES as LR_SCHEDULES
 from .optimization import check_schedule_options, encoder_rate
+from .parent import end_with_launcher
 from .runtime import RuntimeFacts
 
 MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
@@ -213,6 +214,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
     )
 
     def __post_init__(self) -> None:
+        end_with_launcher()  # data and model, which come next, may take long
         if not isinstance(self.report_to, str):
             self.report_to = ",".join(map(str, self.report_to or ())) or "none"
         settle_options(self)

@@ -12,7 +12,7 @@ _KEPT = ("score", "source", "step", "smoothed")
 class BestModel:
     """The best score so far and whose it is; ties keep the earlier one, and the raw weights before the average.
 
-    Scores that are not finite are no scores.
+    What is no score (`is_score`) chooses nothing.
 
     Args:
         metric: name without prefix; with "ema_" only the average competes.
@@ -39,7 +39,7 @@ class BestModel:
         """Take an evaluation's metrics. Returns whether one of its scores is the best so far."""
         improved = False
         for source, score in candidate_scores(metrics, self.metric).items():
-            if not math.isfinite(score):
+            if not is_score(score):
                 continue
             previous = self.smoothed.get(source, score)
             smoothed = self.smoothed[source] = self.smooth_alpha * previous + (1 - self.smooth_alpha) * score
@@ -57,6 +57,11 @@ class BestModel:
         """Take up the state of `state_dict()`."""
         for key in _KEPT:
             setattr(self, key, state[key])
+
+
+def is_score(value: float) -> bool:
+    """Whether the value of a metric tells of a model: not NaN, infinite, or -1, by which COCO says: no objects."""
+    return math.isfinite(value) and value != -1
 
 
 def larger_wins(metric: str) -> bool:

@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import math
 import os
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
 from ..hub.push import HubCallback, HubUploader
-from .best import candidate_scores, is_skipped, larger_wins
+from .best import candidate_scores, is_score, is_skipped, larger_wins
 from .checkpoint.run_directory import RunDirectory
 from .meters import TIMINGS
 from .status import RUNNING, RunStatus, time_left
@@ -206,8 +205,8 @@ def _row(logs: dict[str, Any]) -> dict[str, str]:
 class EarlyStopping(TrainerCallback, ExportableState):
     """Stops the run when the metric has not improved by `threshold` in `patience` evaluations.
 
-    The metric is the better of the raw and the averaged weights' where both are evaluated. A value that is not finite
-    is no improvement.
+    The metric is the better of the raw and the averaged weights' where both are evaluated. What is no
+    score (NaN, or -1 without objects) is no improvement.
 
     Args:
         metric: name without prefix ("map"), or with "ema_" to look at the averaged weights alone.
@@ -240,13 +239,13 @@ class EarlyStopping(TrainerCallback, ExportableState):
         if not values or is_skipped(state.epoch or 0.0, self.skip_epochs):
             return
         sign = 1 if self.greater_is_better else -1
-        value = max((value for value in values if math.isfinite(value)), key=lambda each: sign * each, default=None)
+        value = max(filter(is_score, values), key=lambda each: sign * each, default=None)
         if value is not None and (self.best is None or sign * (value - self.best) > self.threshold):
             self.best, self.evaluations_without_improvement = value, 0
         else:
             self.evaluations_without_improvement += 1
         if self.evaluations_without_improvement >= self.patience:
-            best = "no finite" if self.best is None else f"no better one than {self.best:.4f}"
+            best = "there was no" if self.best is None else f"no better one than {self.best:.4f}"
             logger.info("early stopping: %s %s in %d evaluations", best, self.metric, self.patience)
             control.should_training_stop = True
 

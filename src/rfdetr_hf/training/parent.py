@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ LAUNCHER_MODULES = (
 # Options of the interpreter that are followed by a word of their own.
 _WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 _PR_SET_PDEATHSIG = 1
+# This process, and the launcher that was its parent when it was first looked for.
+_launched: tuple[int, int] | None = None
 
 
 def words_of(pid: int) -> list[str]:
@@ -69,13 +72,29 @@ def signal_at_launchers_end(number: int) -> bool:
         number: the signal.
 
     Returns:
-        Whether the launcher has ended already, in which case no signal comes any more.
+        Whether a launcher that an earlier call has seen, or this one, has ended already: no signal comes any more.
     """
-    parent = os.getppid()
-    if sys.platform != "linux" or not launcher_words(words_of(parent)):
+    global _launched
+    if sys.platform != "linux":
         return False
+    process, parent = os.getpid(), os.getppid()
+    if _launched is None or _launched[0] != process:
+        if not launcher_words(words_of(parent)):
+            return False
+        _launched = process, parent
     import ctypes
 
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0) != 0:
         logger.warning("no signal will come at the launcher's end: %s", os.strerror(ctypes.get_errno()))
-    return os.getppid() != parent
+    return os.getppid() != _launched[1]
+
+
+def end_with_launcher() -> None:
+    """End this process by SIGTERM when the launcher that started it ends, or has ended: nothing is to be saved yet.
+
+    `rfdetr-hf fit` calls it first, and [`RFDETRTrainingArguments`] when they are made; a script that prepares much
+    before that may call it at its start. From [`RFDETRTrainer.train`] on, the same signal saves before it ends the run.
+    Launchers are those of accelerate, torchrun and DeepSpeed, on Linux; elsewhere nothing happens.
+    """
+    if signal_at_launchers_end(signal.SIGTERM):
+        signal.raise_signal(signal.SIGTERM)
