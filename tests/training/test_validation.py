@@ -133,6 +133,23 @@ def test_a_metric_that_no_evaluation_gives_is_refused_at_once(tmp_path, tiny_mod
         RFDETRTrainer(tiny_model(), arguments(tmp_path, metric_for_best_model=metric), shapes, shapes)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"accuracy": 0.5}, "(missing); did you mean 'ema_accuracy'?"),
+     ({"acuracy": float("nan")}, "(ema nan); did you mean 'ema_acuracy'?")],
+)  # fmt: skip
+def test_a_users_metric_that_is_no_number_ends_the_run_at_the_first_evaluation(
+    tmp_path, tiny_model, shapes, given, message
+):
+    args = arguments(tmp_path, max_steps=6, metric_for_best_model="ema_acuracy", eval_strategy="steps", eval_steps=2)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes.select(range(2)), compute_metrics=lambda found: given)
+    with pytest.raises(ValueError, match="metric_for_best_model='ema_acuracy' is no number") as error:
+        trainer.train()
+    assert message in str(error.value)
+    assert trainer.state.global_step == 2 and (tmp_path / "checkpoint-2" / "manifest.json").exists()
+    assert not (tmp_path / "best").exists()
+
+
 def test_a_model_for_masks_needs_data_with_masks(tmp_path, tiny_config, shapes):
     model = RFDETRForInstanceSegmentation(tiny_config())
     with pytest.raises(ValueError, match="made for segmentation, but the objects of train_dataset have none"):

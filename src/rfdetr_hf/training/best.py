@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +75,7 @@ def is_skipped(epoch: float, skip_epochs: float) -> bool:
     return 0 < skip_epochs and epoch <= skip_epochs
 
 
-def candidate_scores(metrics: dict[str, float], metric: str) -> dict[str, float]:
+def candidate_scores(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
     """The evaluated values of a metric by source, raw weights first: {"raw": eval_map, "ema": eval_ema_map}."""
     raw = "eval_" + metric.removeprefix("eval_")
     # "ema_" stands before the score, behind the name of the data set where there are several.

@@ -436,6 +436,7 @@ class RFDETRTrainer(EvaluationMethods):
         started = time.perf_counter()
         try:
             metrics = self.evaluate()
+            self.validation.require_score(metrics, self.state)
         except (Noticed, LoaderStuck) as reason:
             self._save_and_leave(due=due, error=reason if isinstance(reason, LoaderStuck) else None)
         except Exception:
