@@ -264,9 +264,10 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         if state_dict is None and has_adapters(self):
             state_dict = plain_state(self, self.state_dict())
             with torch.device("meta"):
-                plain = type(self)(self.config).to(self.dtype)
+                plain = type(self)(self.config)
+            plain.to(self.dtype)
         require_finite(self.state_dict() if state_dict is None else state_dict, f"the model for {save_directory}")
-        super(RFDETRPreTrainedModel, plain).save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        PreTrainedModel.save_pretrained(plain, save_directory, *args, state_dict=state_dict, **kwargs)
 
     def init_backbone_from(self, source: str | Path, **hub_options: Any) -> None:
         """Start the encoder from a DINOv2 of transformers, such as "facebook/dinov2-small", with registers or without.
