@@ -33,7 +33,8 @@ TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 NAMES = [each.name for cls in TYPES for each in fields(cls)]
 LIMIT_S = 20.0
 BASE = """\
-variant: nano
+model_name_or_path: nano
+from_scratch: true
 resolution: 384
 config_overrides: {num_queries: 100}
 dataset_name: path/to/data

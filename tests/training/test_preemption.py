@@ -189,10 +189,10 @@ def prepare(options):
 sys.modules["rfdetr_hf.cli.fit"] = types.SimpleNamespace(main=prepare)
 main(["fit"])
 """,
-    "the arguments": """
+    "a script that calls it": """
 import os, time
-from rfdetr_hf import RFDETRTrainingArguments
-RFDETRTrainingArguments(output_dir="unused")
+from rfdetr_hf import end_with_launcher
+end_with_launcher()
 print("ready", os.getpid(), flush=True)
 time.sleep(10)
 print("survived", flush=True)

@@ -14,6 +14,8 @@ LAUNCHER_MODULES = (
     "accelerate.commands.launch", "accelerate.commands.accelerate_cli", "torch.distributed.run",
     "torch.distributed.launch", "deepspeed.launcher.launch", "deepspeed.launcher.runner",
 )  # fmt: skip
+# Holds the process id of the command that has started this one and its like; see `processes.py`.
+LAUNCHER_VARIABLE = "RFDETR_LAUNCHER"
 # Options of the interpreter that are followed by a word of their own.
 _WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 _PR_SET_PDEATHSIG = 1
@@ -62,6 +64,21 @@ def launcher_words(words: Sequence[str]) -> list[str]:
     return []
 
 
+def chosen_threads(launcher: int) -> bool:
+    """Whether a user has told a launcher, by its options or environment, how many threads its processes have.
+
+    Args:
+        launcher: its process id.
+    """
+    import psutil
+
+    try:
+        set_before = "OMP_NUM_THREADS" in psutil.Process(launcher).environ()
+    except psutil.Error:
+        return True  # nobody knows: nothing is changed
+    return set_before or any(word.startswith("--num_cpu_threads_per_process") for word in words_of(launcher))
+
+
 def signal_at_launchers_end(number: int) -> bool:
     """Have the system send a signal to this process when the launcher that started it ends, however it ends.
 
@@ -79,7 +96,7 @@ def signal_at_launchers_end(number: int) -> bool:
         return False
     process, parent = os.getpid(), os.getppid()
     if _launched is None or _launched[0] != process:
-        if not launcher_words(words_of(parent)):
+        if os.environ.get(LAUNCHER_VARIABLE) != str(parent) and not launcher_words(words_of(parent)):
             return False
         _launched = process, parent
     import ctypes
@@ -92,9 +109,9 @@ def signal_at_launchers_end(number: int) -> bool:
 def end_with_launcher() -> None:
     """End this process by SIGTERM when the launcher that started it ends, or has ended: nothing is to be saved yet.
 
-    `rfdetr-hf fit` calls it first, and [`RFDETRTrainingArguments`] when they are made; a script that prepares much
-    before that may call it at its start. From [`RFDETRTrainer.train`] on, the same signal saves before it ends the run.
-    Launchers are those of accelerate, torchrun and DeepSpeed, on Linux; elsewhere nothing happens.
+    `rfdetr-hf fit` calls it first, and [`RFDETRTrainer`] at its construction; a script that prepares data and model for
+    long calls it at its start. In [`RFDETRTrainer.train`] the same signal saves before it ends the run. Launchers are
+    those of accelerate, torchrun and DeepSpeed and `rfdetr-hf fit` itself, on Linux; elsewhere nothing happens.
     """
     if signal_at_launchers_end(signal.SIGTERM):
         signal.raise_signal(signal.SIGTERM)

@@ -13,13 +13,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import EvalPrediction
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..data.pipeline.collate import PER_IMAGE
 from ..evaluation.evaluator import CocoEvaluator
 from ..evaluation.run import run_evaluation, score_evaluation
 from ..evaluation.tables import summaries
 from ..hub.model_card import CardFacts
 from ..tasks import TASKS
-from .arguments import RFDETRTrainingArguments
 from .best import candidate_scores
 from .checkpoint.directory import checksum
 from .checkpoint.run_directory import RunDirectory
@@ -163,9 +163,9 @@ class Validation:
         Raises:
             ValueError: it does not; all processes know.
         """
-        scores = candidate_scores(metrics, state.best.metric)
+        scores = candidate_scores(metrics, state.best.metric, state.best.use_ema)
         if any(map(math.isfinite, scores.values())) or (scores and state.best.smoothed):
-            return
+            return  # later ones may lack it: they choose nothing
         self.scoring_failed = True
         given = [name.removeprefix("eval_") for name in metrics if not name.endswith(TIMINGS)]
         near = difflib.get_close_matches(state.best.metric, given, n=1)
