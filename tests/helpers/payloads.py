@@ -47,45 +47,57 @@ def fit_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({"files": files}))
 
 
-def plant(source: Path, run: Path, name: str, marker: Path, alone: bool = False) -> None:
-    """Copy a checkpoint into the directory of a run, and put a payload into one file of it.
+def plant(source: Path, run: Path, names: Collection[str], marker: Path, alone: bool = False) -> None:
+    """Copy a checkpoint into the directory of a run, and put a payload into some files of it.
 
     Args:
         source: the checkpoint.
         run: the directory, which is made.
-        name: of the file in the checkpoint, there before or not.
+        names: of the files in the checkpoint, there before or not.
         marker: the folder that the payload makes.
         alone: take away what the trainer writes in place of an earlier version's file, which is looked at then.
     """
     checkpoint = run / source.name
     shutil.copytree(source, checkpoint)
-    path = checkpoint / name
-    if alone:
-        path.with_suffix(".json").unlink(missing_ok=True)
-        path.with_suffix(".safetensors").unlink(missing_ok=True)
-        if name.startswith(("optimizer", "deepspeed")):
-            shutil.rmtree(checkpoint / "optimizer")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(Payload(marker)))
+    for name in names:
+        path = checkpoint / name
+        if alone:
+            path.with_suffix(".json").unlink(missing_ok=True)
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+            if name.startswith(("optimizer", "deepspeed")):
+                shutil.rmtree(checkpoint / "optimizer")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pickle.dumps(Payload(marker)))
     fit_manifest(checkpoint)
 
 
-def plant_all(source: Path, folder: Path, names: Collection[str] = ()) -> dict[str, tuple[str, Path]]:
-    """Runs below a folder, each with one payload in a copy of a checkpoint.
+def plant_all(source: Path, folder: Path, only: Collection[str] = ()) -> dict[str, tuple[Collection[str], Path]]:
+    """Runs below a folder, each with payloads in a copy of a checkpoint.
+
+    One has a payload in every file of `ELSEWHERE` beside those of the checkpoint. The others have one payload: in a
+    file of the checkpoint, or in one that an earlier version had in place of a file.
 
     Args:
         source: the checkpoint.
         folder: for the runs.
-        names: of files; default: all that the checkpoint has, and those of `ELSEWHERE`.
+        only: names of files; default: of all.
 
     Returns:
-        Of each directory, the file with the payload and the folder that it would make.
+        Of each directory, the files with payloads and the folder that they would make.
     """
-    cases = [(name, False) for name in names_of(source) if name != "manifest.json"]
-    cases += [(name, alone) for name in ELSEWHERE for alone in (False, True)]
+    cases = [((name,), False) for name in names_of(source) if name != "manifest.json" and (name in only or not only)]
+    replaced = [name for name in ELSEWHERE if name.startswith(("optimizer", "deepspeed")) or name.endswith(".pt")]
+    cases += [((name,), True) for name in replaced if name in only or not only]
+    cases += [(ELSEWHERE, False)]
     planted = {}
-    for number, (name, alone) in enumerate(case for case in cases if not names or case[0] in names):
+    for number, (names, alone) in enumerate(cases):
         run, marker = folder / str(number), folder / f"marker-{number}"
-        plant(source, run, name, marker, alone)
-        planted[str(run)] = name, marker
+        plant(source, run, names, marker, alone)
+        planted[str(run)] = names, marker
     return planted
+
+
+def is_named(names: Collection[str], message: str) -> bool:
+    """Whether an error tells which file is meant, or at least which checkpoint."""
+    paths = [Path(name) for name in names]
+    return "checkpoint-1" in message or any(path.stem in message or path.name in message for path in paths)
