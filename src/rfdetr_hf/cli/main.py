@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from .. import UsageError, __version__, explain_verb
+from .. import UsageError, __version__, end_with_launcher, explain_verb
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, options: list[str]) -> int:
+    if verb == "fit":
+        end_with_launcher()  # before the imports, which take seconds
     try:
         result = import_module(f"rfdetr_hf.cli.{verb}").main(options)
     except UsageError as error:
