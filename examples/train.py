@@ -24,6 +24,7 @@ from rfdetr_hf import (
     RFDETRForKeypointDetection,
     RFDETRTrainer,
     RFDETRTrainingArguments,
+    end_with_launcher,
     is_official,
     load_detection_dataset,
     log_to_console,
@@ -35,6 +36,7 @@ from rfdetr_hf import (
 
 def main(argv: list[str]) -> None:
     """Load the data, build the model, train; at the end the trainer scores the test split, where there is one."""
+    end_with_launcher()  # what comes before the training may take long
     types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
     places = {"dataset_name": "DATA"}
     model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py", positional=places)

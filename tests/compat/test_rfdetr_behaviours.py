@@ -89,7 +89,7 @@ def best_is_average(trainer):
         ([0.1, 0.3, 0.2], 2),
         ([0.3, 0.3, 0.1], 1),  # A tie is no improvement.
         ([0.0, 0.0], 1),  # Zero is a score: the run has a best model.
-        ([NAN, 0.2, NAN], 2),
+        ([0.1, NAN, 0.2, NAN], 3),
         ([0.2, math.inf * 0, 0.1], 1),
     ],
 )

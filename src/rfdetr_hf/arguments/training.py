@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from ..choices import (
     AUDITS,
@@ -278,8 +278,10 @@ class RFDETRTrainingArguments(RuntimeFacts):
     def __new__(cls, *values: Any, **options: Any) -> "RFDETRTrainingArguments":
         """An instance that knows which options it was given."""
         made = super().__new__(cls)
-        made._given = frozenset([*options, *(each.name for each in dataclasses.fields(cls)[: len(values)])])
+        made.__dict__["_given"] = frozenset([*options, *(each.name for each in dataclasses.fields(cls)[: len(values)])])
         return made
+
+    _given: ClassVar[frozenset[str]]  # set on each instance; as a class variable it is no field
 
     def __post_init__(self) -> None:
         if not isinstance(self.report_to, str):

@@ -21,6 +21,7 @@ from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
 from ..hub.push import HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
+from ..models.adapters import has_adapters, merge_adapters
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .best import BestModel
@@ -36,7 +37,7 @@ from .distributed import allow_tf32, build_accelerator, replace_precision
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .evaluation_methods import EvaluationMethods
-from .finetuning import apply_finetuning, in_float32, merge_adapters
+from .finetuning import apply_finetuning, in_float32
 from .loaders import batch_to_device, build_train_loader, choose_processor
 from .meters import LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
@@ -277,8 +278,8 @@ class RFDETRTrainer(EvaluationMethods):
             enable_full_determinism(args.seed, warn_only=True)
         set_seed(args.seed, device_specific=True)
         allow_tf32(args.tf32)
-        if args.lora_r and parallel.name != "replicated":
-            raise ValueError(f"lora_r={args.lora_r} runs on one process or data parallel, not under {parallel.name}")
+        if (args.lora_r or has_adapters(self.model)) and parallel.name != "replicated":
+            raise ValueError(f"adapters (lora_r) train on one process or data parallel, not under {parallel.name}")
         apply_finetuning(self.model, args)
         if args.gradient_checkpointing:
             self.model.enable_activation_checkpointing()
@@ -462,6 +463,7 @@ class RFDETRTrainer(EvaluationMethods):
         started = time.perf_counter()
         try:
             metrics = self.evaluate()
+            self.validation.require_score(metrics, self.state)
         except (Noticed, LoaderStuck) as reason:
             self._save_and_leave(due=due, error=reason if isinstance(reason, LoaderStuck) else None)
         except Exception:
@@ -527,7 +529,7 @@ class RFDETRTrainer(EvaluationMethods):
         if state.best.source is None and any("eval_runtime" in row for row in state.log_history):
             logger.warning(
                 "no evaluation chose a best model, so there is no best/: skip_best_epochs=%s leaves out all, or their "
-                "scores are no numbers", self.args.skip_best_epochs,
+                "scores are NaN, or -1 for want of objects", self.args.skip_best_epochs,
             )  # fmt: skip
         takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
         if takes_best:

@@ -1,6 +1,8 @@
 """How good the weights of a run are, on which data, and which were the best."""
 
+import difflib
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +20,12 @@ from ..evaluation.run import run_evaluation, score_evaluation
 from ..evaluation.tables import summaries
 from ..hub.model_card import CardFacts
 from ..tasks import TASKS
+from .best import candidate_scores
 from .checkpoint.directory import checksum
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import MODEL, Weights
 from .distributed import on_main
-from .meters import EvalLossMeter
+from .meters import TIMINGS, EvalLossMeter
 from .parallel import Parallel
 from .pictures import Scored
 from .state import RunState
@@ -158,6 +161,23 @@ class Validation:
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------ the best model
+
+    def require_score(self, metrics: Mapping[str, float], state: RunState) -> None:
+        """Make sure that an evaluation gives the metric that chooses the best model, the first one as a number.
+
+        Raises:
+            ValueError: it does not; all processes know.
+        """
+        scores = candidate_scores(metrics, state.best.metric, state.best.use_ema)
+        if any(map(math.isfinite, scores.values())) or (scores and state.best.smoothed):
+            return  # later ones may lack it: they choose nothing
+        self.scoring_failed = True
+        given = [name.removeprefix("eval_") for name in metrics if not name.endswith(TIMINGS)]
+        near = difflib.get_close_matches(state.best.metric, given, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(given)}"
+        found = ", ".join(f"{name} {value}" for name, value in scores.items()) or "missing"
+        asked = f"metric_for_best_model={state.best.metric!r}"
+        raise ValueError(f"{asked} is no number in the evaluation ({found}); {hint}")
 
     def keep_best(self, metrics: dict[str, float], state: RunState, card: CardFacts) -> bool:
         """Take an evaluation's metrics; returns whether one is the best so far, whose weights `best/` then holds."""
