@@ -70,6 +70,7 @@ def main(argv: list[str]) -> None:
         train_dataset=dataset["train"],
         eval_dataset=dataset.get("validation"),
         test_dataset=dataset.get("test"),
+        made_from=(model_args, data_args),
     )
     with resume_hint(training_args.output_dir, argv, ["python", sys.argv[0]]):
         trainer.train()

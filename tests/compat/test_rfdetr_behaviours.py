@@ -6,7 +6,6 @@ purpose, the test says so, and docs/migration/from_rfdetr.md has the reason.
 
 import json
 import math
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -42,12 +41,6 @@ class Scores:
 
     def __call__(self, prediction):
         return {"score": self.values.pop(0)}
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """As where the extra `plots` is not installed: its pictures would take most of the time."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def arguments(job: dict):
     defaults = {
         "max_steps": 20, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1,
         "dataloader_num_workers": 0, "disable_tqdm": True, "learning_rate": 1e-3, "learning_rate_encoder": 1e-3,
-        "audit": "off", "save_strategy": "no", "eval_strategy": "no", "ema_tau": 10,
+        "audit": "off", "plots": False, "save_strategy": "no", "eval_strategy": "no", "ema_tau": 10,
     }  # fmt: skip
     return RFDETRTrainingArguments(output_dir=job["output_dir"], **{**defaults, **job.get("options", {})})
 

@@ -92,11 +92,11 @@ def signal_at_launchers_end(number: int) -> bool:
         Whether a launcher that an earlier call has seen, or this one, has ended already: no signal comes any more.
     """
     global _launched
-    if sys.platform != "linux":
-        return False
-    process, parent = os.getpid(), os.getppid()
+    process, parent, ours = os.getpid(), os.getppid(), os.environ.get(LAUNCHER_VARIABLE)
     if _launched is None or _launched[0] != process:
-        if os.environ.get(LAUNCHER_VARIABLE) != str(parent) and not launcher_words(words_of(parent)):
+        if ours not in (None, str(parent)):
+            return True
+        if sys.platform != "linux" or not (ours or launcher_words(words_of(parent))):
             return False
         _launched = process, parent
     import ctypes

@@ -27,6 +27,7 @@ from .checkpoint.weights import MODEL, Weights
 from .distributed import on_main
 from .meters import TIMINGS, EvalLossMeter
 from .parallel import Parallel
+from .pictures import Scored
 from .state import RunState
 from .waiting import Batches, in_step
 from .watchdog import Watchdog
@@ -58,6 +59,7 @@ class Validation:
 
     Attributes:
         scoring_failed: whether the latest scores could not be computed, which all processes know.
+        scored: the passes whose results went to a folder; whoever has drawn them clears it.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Validation:
         self.compute_metrics = compute_metrics
         self.create_evaluator = evaluator or self._coco_evaluator
         self.scoring_failed = False
+        self.scored: list[Scored] = []
 
     def _coco_evaluator(self, dataset: Dataset) -> CocoEvaluator:
         iou_types = TASKS[self.parallel.model.task].iou_types
@@ -109,7 +112,7 @@ class Validation:
             batches: this process's share of it.
             to_device: makes a batch the arguments of forward.
             on_batch: called with the image ids of a batch and what was found on each.
-            folder: where results, tables and curves are written; None for nowhere.
+            folder: where results and tables are written; None for nowhere.
             losses: is given the loss of each batch; its terms are among the scores.
         """
         model, parallel, accelerator = self.parallel.model, self.parallel, self.accelerator
@@ -146,12 +149,14 @@ class Validation:
         except Exception:
             self.scoring_failed = True
             raise
+        if folder is not None and accelerator.is_main_process:
+            self.scored.append(Scored(folder, evaluator, dataset))
         return scores if losses is None else scores | losses.read(accelerator)
 
     def _scores(self, evaluator: CocoEvaluator, dataset: Dataset, folder: Path | None) -> dict[str, float]:
         args = self.args
         return score_evaluation(
-            evaluator, dataset, folder, per_class=args.eval_per_class, predictions=args.eval_predictions, plots=True,
+            evaluator, dataset, folder, per_class=args.eval_per_class, predictions=args.eval_predictions,
             compute_metrics=self.compute_metrics,
         )  # fmt: skip
 
