@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+_OF_COCO = {"map", "mar", "precision", "recall", "f1"}
 _KEPT = ("score", "source", "step", "smoothed")
 
 
@@ -12,7 +13,7 @@ _KEPT = ("score", "source", "step", "smoothed")
 class BestModel:
     """The best score so far and whose it is; ties keep the earlier one, and the raw weights before the average.
 
-    Scores that are not finite are no scores.
+    Scores that say nothing (`is_score`) choose nothing.
 
     Args:
         metric: name without prefix; with "ema_" only the average competes.
@@ -39,7 +40,7 @@ class BestModel:
         """Take an evaluation's metrics. Returns whether one of its scores is the best so far."""
         improved = False
         for source, score in candidate_scores(metrics, self.metric).items():
-            if not math.isfinite(score):
+            if not is_score(self.metric, score):
                 continue
             previous = self.smoothed.get(source, score)
             smoothed = self.smoothed[source] = self.smooth_alpha * previous + (1 - self.smooth_alpha) * score
@@ -62,6 +63,11 @@ class BestModel:
 def larger_wins(metric: str) -> bool:
     """Whether a larger value of a metric is a better one: of all but losses, which have "loss" in their name."""
     return "loss" not in metric.split("_")
+
+
+def is_score(metric: str, value: float) -> bool:
+    """Whether a value says how good weights are: one that is not finite does not, nor -1, COCO's "without objects"."""
+    return math.isfinite(value) and not (value == -1 and _OF_COCO & set(metric.split("_")))
 
 
 def is_skipped(epoch: float, skip_epochs: float) -> bool:

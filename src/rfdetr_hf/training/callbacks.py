@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
 from ..hub.push import HubCallback, HubUploader
-from .best import candidate_scores, is_skipped, larger_wins
+from .best import candidate_scores, is_score, is_skipped, larger_wins
 from .checkpoint.run_directory import RunDirectory
 from .meters import TIMINGS
 from .status import RUNNING, RunStatus, time_left
@@ -240,7 +240,8 @@ class EarlyStopping(TrainerCallback, ExportableState):
         if not values or is_skipped(state.epoch or 0.0, self.skip_epochs):
             return
         sign = 1 if self.greater_is_better else -1
-        value = max((value for value in values if math.isfinite(value)), key=lambda each: sign * each, default=None)
+        scores = (value for value in values if is_score(self.metric, value))
+        value = max(scores, key=lambda each: sign * each, default=None)
         if value is not None and (self.best is None or sign * (value - self.best) > self.threshold):
             self.best, self.evaluations_without_improvement = value, 0
         else:

@@ -497,7 +497,7 @@ class RFDETRTrainer(EvaluationMethods):
         if state.best.source is None and any("eval_runtime" in row for row in state.log_history):
             logger.warning(
                 "no evaluation chose a best model, so there is no best/: skip_best_epochs=%s leaves out all, or their "
-                "scores are no numbers", self.args.skip_best_epochs,
+                "scores are no numbers or -1 (no objects)", self.args.skip_best_epochs,
             )  # fmt: skip
         takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
         if takes_best:
