@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import math
 import os
 import time
 from collections.abc import Callable

@@ -80,6 +80,10 @@ def near(folder: Path) -> str:
 def find_roboflow(root: Path) -> dict[str, CocoLocation]:
     """The splits of a Roboflow COCO export: folder name -> location. Empty when `root` is none."""
     files = sorted(file for file in root.glob(f"*/{ROBOFLOW_FILE}") if not is_hidden(file.parent.name))
+    with_file = {file.parent for file in files}
+    for folder in sorted(root.iterdir()) if files else ():
+        if folder.is_dir() and folder not in with_file and canonical_split(folder.name) is not None:
+            logger.warning("%s: has no %s, so there is no such split", folder, ROBOFLOW_FILE)
     return {file.parent.name: CocoLocation(file, (file.parent, file.parent / "images")) for file in files}
 
 
