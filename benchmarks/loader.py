@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_train_dataloader
 from rfdetr_hf.data.pipeline.pixels import prepare_pixels
-from rfdetr_hf.data.pipeline.recipe import build_train_transform
+from rfdetr_hf.data.pipeline.transforms import build_train_transform
 from rfdetr_hf.data.schema import detection_features
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from rfdetr_hf.data.masks import mask_column
 from rfdetr_hf.data.pipeline.loader import DetectionDataset
-from rfdetr_hf.data.pipeline.recipe import build_train_transform
+from rfdetr_hf.data.pipeline.transforms import build_train_transform
 from rfdetr_hf.data.pipeline.view import Sample, View
 from rfdetr_hf.data.sources import load_detection_dataset
 

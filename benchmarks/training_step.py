@@ -35,7 +35,7 @@ from rfdetr_hf import RFDETRConfig, RFDETRForInstanceSegmentation, RFDETRForObje
 from rfdetr_hf.data.masks import mask_column
 from rfdetr_hf.data.pipeline.collate import DetectionCollator
 from rfdetr_hf.data.pipeline.pixels import prepare_pixels
-from rfdetr_hf.data.pipeline.recipe import build_train_transform
+from rfdetr_hf.data.pipeline.transforms import build_train_transform
 from rfdetr_hf.data.pipeline.view import Sample
 from rfdetr_hf.training.loaders import MASK_DOWNSAMPLE_RATIO
 

@@ -23,6 +23,9 @@ TITLES = {
     "export": "Export",
     "hub": "The Hub",
     "drawing": "Drawing",
+    "arguments": "Arguments",
+    "arguments.command_line": "Options and tasks",
+    "choices": "Options and tasks",
     "options": "Options and tasks",
     "tasks": "Options and tasks",
 }

@@ -1,7 +1,7 @@
 """COCO metrics of a trained model on one split of a data set, and what is wrong with it.
 
-    python examples/evaluate.py --model_name_or_path outputs/quickstart/best --split test
-    python examples/evaluate.py --model_name_or_path outputs/bccd/best --dataset_name bccd --split test \
+    python examples/evaluate.py outputs/quickstart/best --split test
+    python examples/evaluate.py outputs/bccd/best bccd --split test \
         --output_dir evaluation/bccd --report
 
 The output folder gets metrics.json, per_class.csv, errors.txt, predictions.json (COCO results with the category ids of
@@ -25,6 +25,8 @@ from rfdetr_hf import (
     with_views,
 )
 
+PLACES = {"model_name_or_path": "MODEL", "dataset_name": "DATA"}
+
 
 @dataclass(kw_only=True)
 class EvaluateOptions(ViewArguments):
@@ -40,7 +42,7 @@ class EvaluateOptions(ViewArguments):
 
 def main(argv: list[str]) -> None:
     """Load the model and its data, evaluate, print."""
-    args, data_args = parse_arguments((EvaluateOptions, DataArguments), argv, prog="evaluate.py")
+    args, data_args = parse_arguments((EvaluateOptions, DataArguments), argv, prog="evaluate.py", positional=PLACES)
     log_to_console()
 
     # The detector: PIL images in, detections out. Its model says what the data must hold, and how classes are called.

@@ -1,8 +1,8 @@
 """Detect objects on images and draw them.
 
-    python examples/predict.py --model_name_or_path outputs/quickstart/best --images photo.jpg folder/
+    python examples/predict.py outputs/quickstart/best photo.jpg folder/
 
-Without `--images` it draws held-out synthetic shapes, which is what the quickstart's model knows. `rfdetr-hf predict`
+Without images it draws held-out synthetic shapes, which is what the quickstart's model knows. `rfdetr-hf predict`
 does more: JSON and COCO files, batches, videos frame by frame.
 """
 
@@ -23,6 +23,8 @@ from rfdetr_hf import (
     with_views,
 )
 
+PLACES = {"model_name_or_path": "MODEL", "images": "IMAGES..."}
+
 
 @dataclass(kw_only=True)
 class PredictOptions(ViewArguments):
@@ -38,7 +40,7 @@ class PredictOptions(ViewArguments):
 
 def main(argv: list[str]) -> None:
     """Load the model, detect, draw."""
-    (args,) = parse_arguments((PredictOptions,), argv, prog="predict.py")
+    (args,) = parse_arguments((PredictOptions,), argv, prog="predict.py", positional=PLACES)
 
     # The detector: a list of PIL images in; scores, labels and boxes (masks, keypoints) of each out, in its pixels.
     plain = load_detector(args.model_name_or_path, args.device)

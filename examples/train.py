@@ -6,8 +6,8 @@ Two minutes on a CPU, nothing to download:
 
 Fine-tune a published checkpoint on your own data, on one GPU or several:
 
-    accelerate launch examples/train.py --config examples/configs/finetune.yaml \
-        --dataset_name path/to/dataset --output_dir outputs/mine
+    accelerate launch examples/train.py path/to/dataset --config examples/configs/finetune.yaml \
+        --output_dir outputs/mine
 
 Every option of the YAML file can be given on the command line, where it wins. Continue an interrupted run with
 `--resume`. `rfdetr-hf fit` is this script as a command.
@@ -25,7 +25,6 @@ from rfdetr_hf import (
     RFDETRTrainer,
     RFDETRTrainingArguments,
     is_official,
-    label_table,
     load_detection_dataset,
     log_to_console,
     model_class,
@@ -37,20 +36,21 @@ from rfdetr_hf import (
 def main(argv: list[str]) -> None:
     """Load the data, build the model, train; at the end the trainer scores the test split, where there is one."""
     types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
-    model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py")
+    places = {"dataset_name": "DATA"}
+    model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py", positional=places)
     log_to_console()
 
     # The data: what its objects must have besides boxes is what the model is for.
-    task = model_args.task
+    data_args.require_source()
+    task = model_args.task  # fetches a checkpoint of the Hub
     dataset = load_detection_dataset(**data_args.load_options(task))
-    print(label_table(dataset["train"]))
 
     # The model: the classes of the data replace those of the checkpoint; their rows are kept where the names agree.
     set_seed(training_args.seed)  # new weights are part of what a rerun repeats
     fields = model_args.config_fields(dataset["train"])
-    source = model_args.model_name_or_path
-    if source is None:
-        model = model_class(task)(RFDETRConfig.from_variant(model_args.variant or "nano", **fields))
+    source = str(model_args.model_name_or_path)
+    if model_args.from_scratch:
+        model = model_class(task)(RFDETRConfig.from_variant(source, **fields))
         if model_args.init_backbone_from is not None:
             model.init_backbone_from(model_args.init_backbone_from)
     elif is_official(source):
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     else:
         fields |= {"revision": model_args.revision, **model_args.class_options}
         model = model_class(task).from_pretrained(source, **fields)
-    if source is not None and isinstance(model, RFDETRForKeypointDetection):
+    if not model_args.from_scratch and isinstance(model, RFDETRForKeypointDetection):
         model.reset_keypoint_precision()  # learnt elsewhere, they would make the first losses very large
 
     # The training: checkpoints, best/ and last/ go to training_args.output_dir.

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from rfdetr_hf import RFDETRConfig
 from rfdetr_hf.models.configuration_rfdetr import Variant
+from rfdetr_hf.models.files.published import official_file, published_id
 
 PAPER = "https://arxiv.org/abs/2511.09554"
 TASKS = {
@@ -17,10 +18,6 @@ TASKS = {
     "segmentation": ("instance segmentation", "image-segmentation", "RFDETRForInstanceSegmentation", "mask AP"),
     "keypoints": ("keypoint detection", "keypoint-detection", "RFDETRForKeypointDetection", "keypoint AP"),
 }
-FILES = {
-    "large": "rf-detr-large-2026.pth", "large-deprecated": "rf-detr-large.pth",
-    "keypoint-preview": "rf-detr-keypoint-preview-xlarge.pth", "seg-2xlarge": "rf-detr-seg-xxlarge.pt",
-}  # fmt: skip
 
 
 class Published(NamedTuple):
@@ -51,6 +48,14 @@ RESULTS = {
     "keypoint-preview": Published((71.8,), (), 9.7),
 }
 
+CONVERTED = """From the published weights, with the classes that they know:
+
+```bash
+rfdetr-hf convert {file} {folder} --variant {variant}
+```"""
+ON_HUB = """The published weights are [{published}](https://huggingface.co/{published}) on the Hub:
+`{model_class}.from_pretrained("{variant}")`, and in a training `--model_name_or_path {variant}`."""
+
 TEXT = """
 # {title}
 
@@ -80,11 +85,7 @@ config = RFDETRConfig.from_variant("{variant}", id2label={{0: "cat", 1: "dog"}},
 model = {model_class}(config)  # random weights
 ```
 
-From the published weights, with the classes that they know:
-
-```bash
-rfdetr-hf convert {file} {folder} --variant {variant}
-```
+{weights}
 
 ## Training data and limits
 
@@ -138,13 +139,16 @@ def card(variant: str) -> str:
         decoder_layers=config.decoder_layers,
         d_model=config.d_model,
         queries=config.num_queries,
-        file=FILES.get(variant, f"rf-detr-{variant}.{'pt' if row.task == 'segmentation' else 'pth'}"),
+        file=official_file(variant),
         license=row.license,
         results=_results(published, metric),
         model_class=model_class,
         variant=variant,
-        folder=f"rf-detr-{variant}",
-    )
+        weights=(CONVERTED if published_id(variant) is None else ON_HUB).format(
+            file=official_file(variant), folder=f"rf-detr-{variant}", variant=variant, model_class=model_class,
+            published=published_id(variant),
+        ),
+    )  # fmt: skip
     return f"---\n{data.to_yaml()}\n---\n" + text.replace("suppression. \n", "suppression.\n")
 
 

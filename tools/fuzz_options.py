@@ -35,7 +35,8 @@ NAMES = [each.name for cls in TYPES for each in fields(cls)]
 OPTIONAL = {each.name for cls in TYPES for each in fields(cls) if "None" in str(each.type)}
 LIMIT_S = 20.0
 BASE = """\
-variant: nano
+model_name_or_path: nano
+from_scratch: true
 resolution: 384
 config_overrides: {num_queries: 100}
 dataset_name: path/to/data

@@ -32,27 +32,29 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "rfdetr_hf"
 TRAINER_FILE, TRAINER = "training/trainer.py", "RFDETRTrainer"
 # A budget: raise it in a commit that says what the lines are for.
-CODE_LINES = 16_900
+CODE_LINES = 19_500
 LONGEST_FUNCTION, LONGEST_FILE, SHORT = 60, 600, 5
 TASK_NAMES = {"detection", "segmentation", "keypoints"}
 
 # What each folder may import; leaves may be imported by all. "" is the package itself, whose list imports the rest.
-LEAVES = {"tasks", "drawing", "options", "bit_depth"}
+LEAVES = {"tasks", "drawing", "options", "choices", "bit_depth"}
 MAY_IMPORT = {
     "tasks": set(),
     "drawing": set(),
     "options": set(),
+    "choices": set(),
+    "arguments": {"models", "data"},
     "bit_depth": set(),
     "hub": {"tasks"},
     "losses": {"tasks"},
     "models": {"losses"},
     "data": set(),
     "evaluation": {"data"},
-    "inference": {"models", "data", "evaluation"},
+    "inference": {"arguments", "models", "data", "evaluation"},
     "export": {"models"},
-    "training": {"models", "losses", "data", "evaluation", "hub"},
+    "training": {"arguments", "models", "losses", "data", "evaluation", "hub"},
     "cli": {""},
-    "": {"models", "losses", "data", "evaluation", "inference", "export", "training", "hub"},
+    "": {"arguments", "models", "losses", "data", "evaluation", "inference", "export", "training", "hub"},
 }
 
 

@@ -14,7 +14,7 @@ PUBLIC_NAMES = {
     "models.segmentation": ("RFDETRForInstanceSegmentation", "RFDETRInstanceSegmentationOutput"),
     "models.keypoints": ("RFDETRForKeypointDetection", "RFDETRKeypointDetectionOutput"),
     "models.image_processing_rfdetr": ("RFDETRImageProcessor",),
-    "models.files.auto": ("is_official", "load_model", "load_processor", "model_class"),
+    "models.files.auto": ("load_model", "load_processor", "model_class"),
     "losses.criterion": ("RFDETRCriterion",),
     "losses.matcher": ("HungarianMatcher",),
     "data.sources": ("load_detection_dataset",),
@@ -23,9 +23,20 @@ PUBLIC_NAMES = {
     "data.schema": ("category_ids", "class_names", "label_table"),
     "data.keypoints": ("KeypointSchema",),
     "data.pipeline.pixels": ("decode_image",),
-    "data.pipeline.augmentation": ("adapt_augmentation",),
+    "data.pipeline.user_augmentation": ("adapt_augmentation",),
     "training.trainer": ("RFDETRTrainer",),
-    "training.arguments": ("DataArguments", "ModelArguments", "RFDETRTrainingArguments"),
+    "arguments.training": ("RFDETRTrainingArguments",),
+    "arguments.model": ("ModelArguments",),
+    "arguments.data": ("DataArguments",),
+    "arguments.evaluate": ("EvaluateArguments", "EvaluationArguments", "TrainedModelArguments"),
+    "arguments.predict": ("PredictArguments",),
+    "arguments.views": ("ViewArguments",),
+    "arguments.export": ("ExportArguments",),
+    "arguments.convert": ("ConvertArguments",),
+    "arguments.status": ("StatusArguments",),
+    "arguments.launch": ("LaunchArguments",),
+    "arguments.words": ("explain_verb",),
+    "arguments.command_line": ("parse_arguments", "read_options", "to_words"),
     "training.callbacks": ("EarlyStopping",),
     "training.best": ("BestModel",),
     "training.ema": ("ExponentialMovingAverage",),
@@ -36,20 +47,21 @@ PUBLIC_NAMES = {
         "add_lora", "freeze_encoder_blocks", "load_class_rows", "load_parts", "merge_adapters", "part_of", "train_only",
     ),
     "training.console": ("log_to_console",),
-    "training.launching": ("resume_hint",),
+    "training.launching": ("check_run_directory", "resume_hint"),
+    "training.processes": ("run_processes",),
     "training.status": ("STATUS_EXIT_CODES", "read_status", "status_line"),
     "evaluation.evaluator": ("CocoEvaluator",),
-    "evaluation.backends": ("BACKENDS",),
+    "choices": ("BACKENDS", "is_official"),
     "evaluation.run": ("DetectorEvaluation", "check_output", "evaluate_detector"),
     "evaluation.analysis": ("DetectionAnalysis",),
     "evaluation.by_image": ("predictions_by_image", "truth_by_image"),
     "inference.detector": ("ImageDetector", "load_detector"),
-    "inference.views": ("AugmentedDetector", "TiledDetector", "ViewArguments", "with_views"),
+    "inference.views": ("AugmentedDetector", "TiledDetector", "with_views"),
     "inference.images": ("NamedImage", "find_images"),
-    "inference.predict": ("PredictArguments", "predict"),
+    "inference.predict": ("predict",),
     "export.exporter": ("ExportReport", "export_model"),
     "drawing": ("DrawingStyle", "draw_detections"),
-    "options": ("Range", "UsageError", "option", "parse_arguments", "read_options", "settle_options", "to_words"),
+    "options": ("Range", "UsageError", "option", "settle_options"),
     "tasks": ("TASKS", "Task", "TaskName"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in PUBLIC_NAMES.items() for name in names}
@@ -66,8 +78,8 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .models.keypoints import RFDETRForKeypointDetection as RFDETRForKeypointDetection
     from .models.keypoints import RFDETRKeypointDetectionOutput as RFDETRKeypointDetectionOutput
     from .models.image_processing_rfdetr import RFDETRImageProcessor as RFDETRImageProcessor
-    from .models.files.auto import is_official as is_official, load_model as load_model
-    from .models.files.auto import load_processor as load_processor, model_class as model_class
+    from .models.files.auto import load_model as load_model, load_processor as load_processor
+    from .models.files.auto import model_class as model_class
     from .losses.criterion import RFDETRCriterion as RFDETRCriterion
     from .losses.matcher import HungarianMatcher as HungarianMatcher
     from .data.sources import load_detection_dataset as load_detection_dataset
@@ -76,10 +88,22 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .data.schema import category_ids as category_ids, class_names as class_names, label_table as label_table
     from .data.keypoints import KeypointSchema as KeypointSchema
     from .data.pipeline.pixels import decode_image as decode_image
-    from .data.pipeline.augmentation import adapt_augmentation as adapt_augmentation
+    from .data.pipeline.user_augmentation import adapt_augmentation as adapt_augmentation
     from .training.trainer import RFDETRTrainer as RFDETRTrainer
-    from .training.arguments import DataArguments as DataArguments, ModelArguments as ModelArguments
-    from .training.arguments import RFDETRTrainingArguments as RFDETRTrainingArguments
+    from .arguments.training import RFDETRTrainingArguments as RFDETRTrainingArguments
+    from .arguments.model import ModelArguments as ModelArguments
+    from .arguments.data import DataArguments as DataArguments
+    from .arguments.evaluate import EvaluateArguments as EvaluateArguments, EvaluationArguments as EvaluationArguments
+    from .arguments.evaluate import TrainedModelArguments as TrainedModelArguments
+    from .arguments.predict import PredictArguments as PredictArguments
+    from .arguments.views import ViewArguments as ViewArguments
+    from .arguments.export import ExportArguments as ExportArguments
+    from .arguments.convert import ConvertArguments as ConvertArguments
+    from .arguments.status import StatusArguments as StatusArguments
+    from .arguments.launch import LaunchArguments as LaunchArguments
+    from .arguments.words import explain_verb as explain_verb
+    from .arguments.command_line import parse_arguments as parse_arguments, read_options as read_options
+    from .arguments.command_line import to_words as to_words
     from .training.callbacks import EarlyStopping as EarlyStopping
     from .training.best import BestModel as BestModel
     from .training.ema import ExponentialMovingAverage as ExponentialMovingAverage
@@ -91,24 +115,25 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.finetuning import load_class_rows as load_class_rows, load_parts as load_parts
     from .training.finetuning import merge_adapters as merge_adapters, part_of as part_of, train_only as train_only
     from .training.console import log_to_console as log_to_console
-    from .training.launching import resume_hint as resume_hint
+    from .training.launching import check_run_directory as check_run_directory, resume_hint as resume_hint
+    from .training.processes import run_processes as run_processes
     from .training.status import STATUS_EXIT_CODES as STATUS_EXIT_CODES, read_status as read_status
     from .training.status import status_line as status_line
     from .evaluation.evaluator import CocoEvaluator as CocoEvaluator
-    from .evaluation.backends import BACKENDS as BACKENDS
+    from .choices import BACKENDS as BACKENDS, is_official as is_official
     from .evaluation.run import DetectorEvaluation as DetectorEvaluation, check_output as check_output
     from .evaluation.run import evaluate_detector as evaluate_detector
     from .evaluation.analysis import DetectionAnalysis as DetectionAnalysis
     from .evaluation.by_image import predictions_by_image as predictions_by_image, truth_by_image as truth_by_image
     from .inference.detector import ImageDetector as ImageDetector, load_detector as load_detector
     from .inference.views import AugmentedDetector as AugmentedDetector, TiledDetector as TiledDetector
-    from .inference.views import ViewArguments as ViewArguments, with_views as with_views
+    from .inference.views import with_views as with_views
     from .inference.images import NamedImage as NamedImage, find_images as find_images
-    from .inference.predict import PredictArguments as PredictArguments, predict as predict
+    from .inference.predict import predict as predict
     from .export.exporter import ExportReport as ExportReport, export_model as export_model
     from .drawing import DrawingStyle as DrawingStyle, draw_detections as draw_detections
-    from .options import Range as Range, UsageError as UsageError, option as option, parse_arguments as parse_arguments
-    from .options import read_options as read_options, settle_options as settle_options, to_words as to_words
+    from .options import Range as Range, UsageError as UsageError, option as option
+    from .options import settle_options as settle_options
     from .tasks import TASKS as TASKS, Task as Task, TaskName as TaskName
 
 

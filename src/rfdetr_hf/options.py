@@ -1,9 +1,6 @@
-"""Options: fields of dataclasses that carry their help, choices and range; read from YAML files and command lines."""
+"""Options: fields of dataclasses that carry their help, choices and range."""
 
-import argparse
 import dataclasses
-import difflib
-import json
 import math
 import os
 import re
@@ -13,11 +10,9 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
-from transformers.hf_argparser import string_to_bool
 
 
 class UsageError(ValueError):
@@ -53,24 +48,47 @@ FROM_0, FROM_1, POSITIVE = Range(0), Range(1), Range(0, brackets="(]")
 PROBABILITY, BELOW_1, FACTOR = Range(0, 1), Range(0, 1, "[)"), Range(0, 1, "(]")
 
 
-class _HelpText(str):
-    """What a field is for, with its range; all other metadata of a field goes to `ArgumentParser.add_argument`."""
+class HelpText(str):
+    """What a field is for, and what the command's help needs besides; the other metadata is `add_argument`'s.
+
+    Attributes:
+        range: of its numbers.
+        group: of options in the help that begins with this field.
+        daily: whether the short help shows it.
+        no: what `--no_<name>` is for, where the field is true by default.
+    """
 
     range: Range | None = None
+    group: str | None = None
+    daily: bool = False
+    no: str = ""
 
 
-def option(default: Any = ..., help: str = "", allowed: Range | Sequence[str] | None = None, **metadata: Any) -> Any:
+def option(
+    default: Any = ...,
+    help: str = "",
+    allowed: Range | Sequence[str] | None = None,
+    *,
+    group: str | None = None,
+    daily: bool = False,
+    no: str = "",
+    **metadata: Any,
+) -> Any:
     """A field of a dataclass of options.
 
     Args:
         default: its value, or a function without arguments that makes it; `...` where the option is required.
         help: a sentence; a range is put behind it.
         allowed: the range of a number, or the words that a text may be; an option of None is never compared.
-        metadata: further words for the parser: aliases, nargs, const.
+        group: the title in the help of this field and of those that follow, up to the next title.
+        daily: whether the short help shows it.
+        no: what `--no_<name>` is for, where the default is true.
+        metadata: further words for the parser: nargs, const.
     """
     limits = allowed if isinstance(allowed, Range) else None
-    text = _HelpText(help if limits is None else f"{help.removesuffix('.')}; {limits}.")
-    text.range = limits
+    sentence = help if help.endswith("...") else help.removesuffix(".")
+    text = HelpText(help if limits is None else f"{sentence}; {limits}.")
+    text.range, text.group, text.daily, text.no = limits, group, daily, no
     metadata |= {"help": text} | ({"choices": list(allowed)} if allowed and not isinstance(allowed, Range) else {})
     if default is ...:
         return field(metadata=metadata)
@@ -80,7 +98,7 @@ def option(default: Any = ..., help: str = "", allowed: Range | Sequence[str] | 
 
 
 _SECRET = re.compile(r"(?:^|_)(?:token|key|apikey|password|passwd|secret)$", re.IGNORECASE)
-_IN_WORDS = {
+IN_WORDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping",
     NoneType: "null",
 }  # fmt: skip
@@ -95,7 +113,7 @@ def settle_options(options: Any) -> None:
     hints = get_type_hints(type(options))
     for each in dataclasses.fields(options):
         hint, value = hints[each.name], getattr(options, each.name)
-        kinds = _kinds(hint)
+        kinds = kinds_of(hint)
         if isinstance(value, os.PathLike) and str in kinds:
             value = os.fspath(value)
         if isinstance(value, str) and dict in kinds:
@@ -106,7 +124,7 @@ def settle_options(options: Any) -> None:
         limits: Any = getattr(each.metadata.get("help"), "range", None)
         choices: Any = each.metadata.get("choices")
         if not any(_is_a(value, kind) for kind in kinds) or limits and value not in limits:
-            rule = " or ".join(_IN_WORDS[kind] for kind in kinds) + (f", {limits}" if limits else "")
+            rule = " or ".join(IN_WORDS[kind] for kind in kinds) + (f", {limits}" if limits else "")
             shown = value if each.repr else "..."  # a secret
             raise ValueError(f"{each.name}={shown!r} is not valid: it must be {rule}")
         for word in (value if isinstance(value, list) else [value]) if choices else ():
@@ -123,6 +141,12 @@ def _is_a(value: Any, kind: type) -> bool:
         number: Any = value
         return isinstance(value, Real) and bool(abs(number) <= sys.float_info.max)
     return isinstance(value, (list, tuple) if kind is list else kind)
+
+
+def kinds_of(hint: Any) -> list[Any]:
+    """The types that a field may have."""
+    union = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return [get_origin(kind) or kind for kind in union]
 
 
 def without_secrets(values: Any) -> Any:
@@ -143,7 +167,7 @@ def _read_mapping(name: str, text: str) -> dict[str, Any]:
     if not written and not Path(text).is_file():
         raise ValueError(f"{name}={text!r} is neither a mapping ({{...}}) nor a file")
     try:
-        value, _ = _load_yaml(text if written else Path(text).read_text(encoding="utf-8"))
+        value, _ = load_yaml(text if written else Path(text).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(f"{name} is not valid JSON or YAML: {error}") from error
     if not isinstance(value, dict):
@@ -151,7 +175,7 @@ def _read_mapping(name: str, text: str) -> dict[str, Any]:
     return value
 
 
-def _load_yaml(text: str) -> tuple[Any, Any]:
+def load_yaml(text: str) -> tuple[Any, Any]:
     """A YAML document by the types of its values, and with each value as the text that is written.
 
     Raises:
@@ -177,141 +201,3 @@ def _load_yaml(text: str) -> tuple[Any, Any]:
         raise ValueError(str(error)) from error
     except (RecursionError, OverflowError, TypeError) as error:
         raise ValueError(f"a value that YAML cannot hold ({error})") from error
-
-
-class _Parser(HfArgumentParser):
-    """Takes options by their full names, and raises its complaints."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the options, and the description as it is written."""
-
-
-def parse_arguments(
-    dataclass_types: Sequence[type], argv: Sequence[str], prog: str | None = None, description: str | None = None
-) -> tuple[Any, ...]:
-    """Parse `--config file.yaml` and command-line options into one instance of each dataclass.
-
-    Options given on the command line win over the file.
-
-    Args:
-        dataclass_types: whose fields are the options.
-        argv: words of the command line.
-        prog: name of the command in its help.
-        description: first paragraphs of its help.
-
-    Raises:
-        UsageError: for an option or a key of the file that no dataclass has, with the nearest name that exists, and
-            for a value that a dataclass refuses.
-    """
-    try:
-        return _parse_arguments(dataclass_types, argv, prog, description)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def _parse_arguments(
-    dataclass_types: Sequence[type], argv: Sequence[str], prog: str | None, description: str | None
-) -> tuple[Any, ...]:
-    types: Any = dataclass_types
-    parser = _Parser(types, prog=prog, description=description, allow_abbrev=False, formatter_class=_Help)
-    parser.add_argument("--config", help="YAML file of options.")
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config")
-    config_path = early.parse_known_args(list(argv))[0].config
-    values = read_options(config_path, dataclass_types) if config_path else {}
-    parser.set_defaults(**values)
-    for action in parser._actions:
-        action.required = action.required and action.dest not in values
-    try:
-        *parsed, _, unknown = parser.parse_args_into_dataclasses(
-            list(argv), return_remaining_strings=True, look_for_args_file=False
-        )
-    except ValueError as error:
-        named = any(re.search(rf"\b{name}\b", str(error)) for name in values)
-        raise UsageError(f"{config_path}: {error}" if named else str(error)) from error
-    if unknown:
-        if not unknown[0].startswith("-"):
-            raise UsageError(f"{unknown[0]!r} on the command line belongs to no option; join several values by commas")
-        known = [f.name for cls in dataclass_types for f in dataclasses.fields(cls)]
-        raise UsageError(_unknown_option(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
-    return tuple(parsed)
-
-
-def read_options(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
-    """The options of a YAML file, each as its field wants it; texts are what is written, be it yes, 01 or 12:30.
-
-    Args:
-        path: of the file.
-        dataclass_types: whose fields the options are.
-
-    Raises:
-        UsageError: it is no YAML, no mapping, has a key twice or one that is no field, or a value of another type.
-    """
-    try:
-        values, texts = _load_yaml(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} must hold a mapping of option names to values")
-    hints = {name: hint for cls in dataclass_types for name, hint in get_type_hints(cls).items()}
-    known = [f.name for cls in dataclass_types for f in dataclasses.fields(cls)]
-    read = {}
-    for key, value in values.items():
-        text = texts.get(key, value)  # a merged mapping has no text of its own
-        if key not in known:
-            raise UsageError(_unknown_option(str(key), known, f"in {path}"))
-        try:
-            read[key] = _as_written(hints[key], value, text)
-        except ValueError as error:
-            raise UsageError(f"{path}: {key}: {str(text)[:80]!r} {error}") from error
-    return read
-
-
-def _as_written(hint: Any, value: Any, text: Any) -> Any:
-    """A value of a YAML file for a field: numbers from numbers or their texts, texts as they are written."""
-    kinds = _kinds(hint)
-    if value is None and NoneType in kinds or isinstance(value, dict) and dict in kinds:
-        return value
-    items = value if isinstance(value, list) else [value]
-    texts = text if isinstance(text, list) else [text]
-    if list in kinds and value is not None:
-        inner = next(get_args(kind)[0] for kind in (hint, *get_args(hint)) if get_origin(kind) is list)
-        return [_as_written(inner, *pair) for pair in zip(items, texts, strict=True)]
-    scalar = not any(isinstance(each, (list, dict, NoneType)) for each in items)
-    if str in kinds and scalar:
-        return ",".join(
-            str(text).lower() if isinstance(v, bool) else str(text) for v, text in zip(items, texts, strict=True)
-        )
-    # Numbers from their texts as well: YAML takes 12:30 for 750 and 010 for 8.
-    for kind, read in ((bool, string_to_bool), (int, int), (float, float)):
-        if kind in kinds and scalar and not isinstance(text, list):
-            try:
-                return read(str(text))
-            except (ValueError, argparse.ArgumentTypeError):
-                continue
-    raise ValueError("must be " + " or ".join(_IN_WORDS[kind] for kind in kinds))
-
-
-def _kinds(hint: Any) -> list[Any]:
-    """The types that a field may have."""
-    union = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return [get_origin(kind) or kind for kind in union]
-
-
-def to_words(option: dataclasses.Field, value: Any) -> list[str]:
-    """What `read_options` gives as words of the command line."""
-    if isinstance(value, list):
-        return [f"--{option.name}", *map(str, value)]
-    return [f"--{option.name}={json.dumps(value) if isinstance(value, Mapping) else value}"]
-
-
-def _unknown_option(name: str, known: Sequence[str], where: str) -> str:
-    """The message for an option that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"unknown option {name!r} {where}" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -10,7 +10,7 @@ from rfdetr_hf import RFDETRForObjectDetection, UsageError, load_model
 from rfdetr_hf.cli import validate
 from rfdetr_hf.cli.evaluate import TYPES
 from rfdetr_hf.cli.main import main
-from rfdetr_hf.cli.trained import as_options
+from rfdetr_hf.cli.trained import parse_verb
 
 OTHER = {"segmentation": ("segm", "segm_"), "keypoints": ("keypoints", "keypoint_")}
 
@@ -110,14 +110,21 @@ def test_official_files_need_no_processor_and_no_rows_without_a_class(untrained,
     assert (tmp_path / "out" / "a.png").is_file()
 
 
-def test_the_first_words_are_model_and_data():
-    assert as_options(["m", "d", "--flip"], TYPES) == ["--model_name_or_path", "m", "--dataset_name", "d", "--flip"]
-    assert as_options(["m"], TYPES) == ["--model_name_or_path", "m"]
-    assert as_options(["--flip", "--split", "test"], TYPES) == ["--flip", "--split", "test"]
-    with pytest.raises(UsageError, match="'x' is one word too many"):
-        as_options(["m", "d", "x"], TYPES)
-    with pytest.raises(UsageError, match="--model_name_or_path and 'm' say the same"):
-        as_options(["m", "--model_name_or_path=n"], TYPES)
+def parse(argv):
+    return parse_verb(TYPES, argv, "rfdetr-hf evaluate", "")
+
+
+def test_the_plain_words_are_model_and_data():
+    for words in ("m d --flip", "m --flip d", "--flip m d", "--model=m --data d --flip"):
+        args, data_args = parse(words.split())
+        assert (args.model_name_or_path, data_args.dataset_name, args.flip) == ("m", "d", True)
+    assert parse(["m"])[1].dataset_name == "synthetic-shapes"
+    with pytest.raises(UsageError, match=r"MODEL \(--model_name_or_path\) is missing"):
+        parse(["--flip", "--split", "test"])
+    with pytest.raises(UsageError, match="'x' on the command line is one word too many: MODEL, DATA, then options"):
+        parse(["m", "d", "x"])
+    with pytest.raises(UsageError, match="--model_name_or_path and MODEL say the same"):
+        parse(["m", "--model_name_or_path=n"])
 
 
 def test_the_file_of_a_training_gives_its_data_and_its_best_model(untrained, tmp_path, capsys):
@@ -135,7 +142,7 @@ def test_the_file_of_a_training_gives_its_data_and_its_best_model(untrained, tmp
     assert main(["validate", "--config", str(path), "--num_workers", "0"]) == 0
     out, err = capsys.readouterr()
     assert "ignored here: learning_rate, num_train_epochs" in err and f"model: {run / 'best'}" in err
-    assert json.loads(out)["validation_map"] == expected["validation_map"]
+    assert json.loads(out)["eval_map"] == expected["eval_map"]
     assert main(["evaluate", model, f"--config={path}"]) == 0
     assert "model:" not in capsys.readouterr().err and sorted(p.name for p in run.iterdir()) == ["best"]
 

@@ -31,7 +31,7 @@ TINY = {
 
 
 def build(folder, seed):
-    model_args = ModelArguments(config_overrides=TINY, resolution=64)
+    model_args = ModelArguments(from_scratch=True, config_overrides=TINY, resolution=64)
     trainer = fit.build_trainer(model_args, DataArguments(), RFDETRTrainingArguments(str(folder), seed=seed))
     return trainer.model.state_dict()
 
@@ -73,7 +73,7 @@ def test_a_keypoint_model_learns_the_names_of_its_keypoints_from_the_data(tmp_pa
 
 @pytest.mark.parametrize("variant", ["nano", "seg-nano"])
 def test_models_of_every_task_are_built_from_a_variant(variant, tmp_path):
-    args = ModelArguments(variant=variant, config_overrides=TINY, resolution=64)
+    args = ModelArguments(model_name_or_path=variant, from_scratch=True, config_overrides=TINY, resolution=64)
     dataset = make_shapes_dataset(2, image_size=64, task=args.task)
     DatasetDict(train=dataset, validation=dataset).save_to_disk(tmp_path / "data")
     trainer = fit.build_trainer(args, DataArguments(str(tmp_path / "data")), RFDETRTrainingArguments(str(tmp_path)))
@@ -85,7 +85,8 @@ def test_the_command_and_the_example_are_the_same_statements():
     """Each shows the steps in plain sight, so they are written twice; comments may differ."""
     example = Path(__file__).parents[2] / "examples" / "train.py"
     main = next(n for n in ast.parse(example.read_text()).body if isinstance(n, ast.FunctionDef) and n.name == "main")
-    of_command = [ast.unparse(each) for each in ast.parse(inspect.getsource(fit.build_trainer)).body[0].body[1:-1]]
+    body = ast.parse(inspect.getsource(fit.build_trainer)).body[0].body[1:-1]
+    of_command = [ast.unparse(each) for each in body if not isinstance(each, ast.ImportFrom)]
     of_example = [ast.unparse(each) for each in main.body]
     start = of_example.index(of_command[0])
     assert of_example[start : start + len(of_command)] == of_command

@@ -21,7 +21,7 @@ from rfdetr_hf.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[2]
 TINY = {
-    "variant": "nano", "resolution": 64, "num_train_epochs": 1,
+    "variant": "nano", "from_scratch": True, "resolution": 64, "num_train_epochs": 1,
     "config_overrides": {
         "d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 2, "num_queries": 10, "group_detr": 2,
         "decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 4,
@@ -151,7 +151,7 @@ def test_fit_trains_and_validate_scores(run_yaml, shapes_folder, tmp_path, capsy
     out = tmp_path / "metrics.json"
     model = ["--model_name_or_path", str(folder), "--num_workers", "0", "--dataset_name", str(shapes_folder)]
     assert main(["validate", *model, "--output", str(out)]) == 0
-    assert {"validation_map", "validation_map_50"} <= json.loads(out.read_text()).keys()
+    assert {"eval_map", "eval_map_50"} <= json.loads(out.read_text()).keys()
     assert main(["validate", *model, "--output", str(out)]) == 1
     capsys.readouterr()
     assert main(["test", *model]) == 0
@@ -184,7 +184,7 @@ def test_predict_writes_pictures_json_and_coco(saved_model, tmp_path, capsys):
 
 def test_predict_without_images_is_misuse(saved_model, capsys):
     assert main(["predict", "--model_name_or_path", str(saved_model)]) == 2
-    assert "--images is missing" in capsys.readouterr().err
+    assert "IMAGES (--images) is missing" in capsys.readouterr().err
 
 
 def test_export_and_convert_are_reached(saved_model, tmp_path):

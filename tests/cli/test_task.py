@@ -50,14 +50,16 @@ def test_a_keypoint_schema_is_for_keypoint_models():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model_name_or_path": "m", "variant": "nano"}, "variant='nano' has no effect with model_name_or_path"),
-        ({"model_name_or_path": "m", "init_backbone_from": "d"}, "init_backbone_from='d' has no effect with"),
+        ({"model_name_or_path": "m", "variant": "nano"}, "variant='nano' and model_name_or_path='m' exclude"),
+        ({"model_name_or_path": "m", "from_scratch": True}, "model_name_or_path='m' is none; choose from nano"),
+        ({"model_name_or_path": "m", "init_backbone_from": "d"}, "init_backbone_from='d' has no effect without"),
         ({"model_name_or_path": "m.pth", "revision": "v1"}, "revision='v1' has no effect on the file m.pth"),
-        ({"revision": "v1"}, "revision='v1' has no effect without model_name_or_path"),
-        ({"class_init": "tile"}, "class_init='tile' has no effect without model_name_or_path"),
+        ({"revision": "v1", "from_scratch": True}, "revision='v1' has no effect with from_scratch"),
+        ({"class_init": "tile", "from_scratch": True}, "class_init='tile' has no effect with from_scratch"),
     ],
 )
 def test_options_without_effect_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         ModelArguments(**options)
-    assert ModelArguments().variant == "nano" and ModelArguments("m").variant is None
+    assert ModelArguments().model_name_or_path == ModelArguments(variant="nano").variant == "nano"
+    assert ModelArguments("m").variant is None

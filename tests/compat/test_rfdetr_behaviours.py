@@ -57,7 +57,8 @@ def run(tmp_path, tiny_model, shapes):
     def train(scores, resume=None, **options):
         both = any(isinstance(score, tuple) for score in scores)
         flat = [value for score in scores for value in (score if isinstance(score, tuple) else (score,))]
-        defaults = {"use_ema": both, "eval_raw_weights": both, "metric_for_best_model": "score"}
+        defaults = {"use_ema": both, "eval_raw_weights": both}
+        defaults["metric_for_best_model"] = "score,raw_score" if both else "score"
         options = {"num_train_epochs": len(scores), **defaults, **options}
         trainer = RFDETRTrainer(
             tiny_model(), arguments(tmp_path / "run", **options), shapes, shapes, compute_metrics=Scores(flat)
@@ -111,12 +112,12 @@ def test_the_average_wins_where_it_is_strictly_better(run, raw, average, average
 
 
 def test_the_average_alone_competes_where_it_alone_is_evaluated(run):
-    trainer = run([0.0], use_ema=True, eval_raw_weights=False)
+    trainer = run([0.0], use_ema=True)
     assert epoch_of_best(trainer) == 1 and best_is_average(trainer)
 
 
 def test_the_average_alone_competes_where_the_metric_says_so(run):
-    trainer = run([(0.9, 0.1)], metric_for_best_model="ema_score")
+    trainer = run([(0.9, 0.1)], metric_for_best_model="score")
     assert trainer.state.best_metric == 0.1 and best_is_average(trainer)
 
 
@@ -147,8 +148,8 @@ def test_smoothing_begins_before_the_epochs_that_compete(run):
 
 
 def test_a_lower_loss_is_better(run):
-    trainer = run([(5.0, 4.0), (3.0, 2.0), (9.0, 8.0)], metric_for_best_model="eval_loss", eval_loss=True)
-    losses = [min(row["eval_loss"], row["eval_ema_loss"]) for row in trainer.state.log_history if "eval_loss" in row]
+    trainer = run([(5.0, 4.0), (3.0, 2.0), (9.0, 8.0)], metric_for_best_model="eval_loss,eval_raw_loss", eval_loss=True)
+    losses = [min(row["eval_loss"], row["eval_raw_loss"]) for row in trainer.state.log_history if "eval_loss" in row]
     assert trainer.state.best_metric == min(losses)
 
 
@@ -187,7 +188,7 @@ def test_stopping_looks_at_the_better_of_raw_and_averaged_weights(run):
 
 def test_stopping_looks_at_the_average_alone_where_the_metric_says_so(run):
     scores = [(0.1, 0.5), (0.9, 0.4), (0.9, 0.9)]
-    trainer = run(scores, early_stopping_patience=1, metric_for_best_model="ema_score")
+    trainer = run(scores, early_stopping_patience=1, metric_for_best_model="score")
     assert evaluations(trainer) == 2
 
 

@@ -74,14 +74,14 @@ def test_several_evaluation_splits(tmp_path, tiny_model, shapes):
     seen = Seen()
     trainer = RFDETRTrainer(
         tiny_model(),
-        arguments(tmp_path, eval_strategy="steps", eval_steps=3, metric_for_best_model="near_ema_map"),
+        arguments(tmp_path, eval_strategy="steps", eval_steps=3, metric_for_best_model="near_map"),
         shapes,
         splits,
         callbacks=[seen],
     )
     trainer.train()
     names = {name for logs in seen.logs for name in logs}
-    assert {"eval_near_ema_map", "eval_far_ema_map", "eval_near_runtime"} <= names
+    assert {"eval_near_map", "eval_far_map", "eval_near_runtime"} <= names
     metrics = trainer.evaluate()
     assert {"eval_near_map", "eval_far_map"} <= metrics.keys()
     assert "eval_map" in trainer.evaluate(splits["far"])
@@ -176,7 +176,7 @@ def test_a_callback_ends_the_run(tmp_path, tiny_model, shapes):
 
 def test_early_stopping_of_transformers(tmp_path, tiny_model, shapes):
     args = arguments(tmp_path, eval_strategy="steps", eval_steps=1, max_steps=5, learning_rate=1e-9,
-                     learning_rate_encoder=1e-9, metric_for_best_model="ema_map")  # fmt: skip
+                     learning_rate_encoder=1e-9, metric_for_best_model="map")  # fmt: skip
     callback = EarlyStoppingCallback(early_stopping_patience=2)
     trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes, callbacks=[callback])
     trainer.train()

@@ -8,6 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+
+def slow(*values):
+    """Parameters of a test that takes its turn with `-m slow`: one launch of each mechanism runs by default."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 WORKER = Path(__file__).with_name("worker.py")
 LIMIT = 600
 

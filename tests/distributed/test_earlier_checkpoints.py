@@ -49,7 +49,7 @@ class Stop(TrainerCallback):
         raise KeyboardInterrupt
 
 
-def test_every_part_is_taken_up(checkpoint, launch, stored):
+def test_every_part_is_taken_up(checkpoint, launch, stored, caplog):
     if WORLD[launch] > 1:  # one process makes the same optimizer steps in micro-batches
         stored["options"]["gradient_accumulation_steps"] *= WORLD[launch]
     torch.manual_seed(5)
@@ -77,6 +77,11 @@ def test_every_part_is_taken_up(checkpoint, launch, stored):
     assert trainer.lr_scheduler.state_dict()["last_epoch"] == kept["scheduler"]["last_epoch"] == 4
     assert trainer.ema.num_updates == kept["progress"]["ema_updates"] == 4
     state = trainer.state
+    scores = [row for row in state.log_history if "eval_map" in row]
+    assert scores and not any("_ema_" in name for row in state.log_history for name in row)
+    assert (trainer.args.metric_for_best_model, state.best.source) == ("map", kept["progress"]["best"]["source"])
+    assert "what it calls eval_ema_map is called eval_map now" in caplog.text
+    assert "the best model is chosen by" not in caplog.text
     assert (state.global_step, state.epochs_done, state.steps_in_epoch) == (4, 0, 4)
     if WORLD[launch] == 1:
         version, internal, gauss = kept["rank_states"][0]["generators"]["python"]

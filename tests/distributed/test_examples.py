@@ -16,7 +16,8 @@ SHORT = {"max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulatio
 def launches():
     """Each file with a detector; the one that splits the model by its layers with another model as well."""
     for file in FILES:
-        marks = [pytest.mark.slow, needs_deepspeed] if file.stem.startswith("zero") else []
+        marks = [] if file.stem == "fsdp2" else [pytest.mark.slow]
+        marks += [needs_deepspeed] if file.stem.startswith("zero") else []
         for task in ("detection", "keypoints") if file.stem == "fsdp2" else ("detection",):
             yield pytest.param(file, task, marks=marks, id=f"{file.stem}-{task}")
 

@@ -2,6 +2,7 @@
 
 import pytest
 from kill import compare
+from launching import slow
 
 
 def kill(tmp_path, tiny_config, **options):
@@ -11,7 +12,7 @@ def kill(tmp_path, tiny_config, **options):
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(("world", "async_save"), [(1, True), (2, False)])
+@pytest.mark.parametrize(("world", "async_save"), [slow(1, True), (2, False)])
 def test_two_kills_leave_no_trace(tmp_path, tiny_config, world, async_save):
     """The run to compare with saves at once in either case."""
     kill(tmp_path, tiny_config, world=world, kills=2, steps=18, seed=1, async_save=async_save)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from kill import differences, wait_for_training
-from launching import finish, launch, run, start
+from launching import finish, launch, run, slow, start
 from safetensors.torch import load_file
 
 from rfdetr_hf.training.preemption import EXIT_CODE
@@ -32,8 +32,9 @@ def whole(shared_job):
     return one
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("first", "then", "kind"), [(2, 1, "fsdp2"), (1, 2, "ddp"), slow(2, 1, "ddp"), slow(1, 2, "fsdp2")]
+)
 def test_save_under_some_processes_and_resume_under_others(job, whole, kind, first, then):
     options = {1: SAVING | ONE, 2: SAVING | TWO}
     cut = job("cut", **MIDDLE, options=options[first])
@@ -49,7 +50,7 @@ def test_save_under_some_processes_and_resume_under_others(job, whole, kind, fir
     assert_close(whole, cut, "last/model.safetensors")
 
 
-@pytest.mark.parametrize(("world", "kind"), [(1, "ddp"), (2, "ddp"), (2, "fsdp2")])
+@pytest.mark.parametrize(("world", "kind"), [slow(1, "ddp"), slow(2, "ddp"), (2, "fsdp2")])
 def test_a_notice_saves_at_the_end_of_the_step_and_the_rest_keeps_every_bit(job, world, kind):
     options = {"logging_steps": 5, "eval_strategy": "steps", "eval_steps": 6, "drop_path": 0.1} | SAVING | TWO
     undisturbed, noticed = (job(name, held_out=5, options=options) for name in ("undisturbed", "noticed"))
@@ -87,7 +88,7 @@ def test_a_broken_checkpoint_is_passed_over_by_name(job):
     assert "checkpoint-3 at step 3" in output
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", [slow("ddp"), "fsdp2"])
 def test_every_image_is_scored_once_whatever_the_tail(job, kind):
     """Three images on two processes in batches of one, then a single image: the second process has fewer, then none."""
     for images in (3, 1):

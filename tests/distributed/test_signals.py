@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from kill import differences, wait_for_training
-from launching import WORKER, environment, finish, free_port, run, start
+from launching import WORKER, environment, finish, free_port, run, slow, start
 
 from rfdetr_hf.cli.main import main
 from rfdetr_hf.training.preemption import EXIT_CODE
@@ -89,8 +89,17 @@ def assert_saved(job, capsys):
     assert capsys.readouterr().out.startswith("preempted: step ") and not (root / "run.lock").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [
+        ("accelerate 1", signal.SIGTERM),
+        slow("accelerate 1", signal.SIGKILL),
+        slow("accelerate 2", signal.SIGTERM),
+        slow("accelerate 2", signal.SIGKILL),
+        slow("torchrun 2", signal.SIGTERM),
+        ("torchrun 2", signal.SIGKILL),
+    ],
+)
 def test_a_launcher_that_ends_leaves_a_checkpoint_and_no_orphan(job, begin, capsys, launcher, number):
     """Before, one process under `accelerate launch` trained on without its launcher."""
     long = job("long", options=LONG | {"dataloader_num_workers": 1})
@@ -102,7 +111,7 @@ def test_a_launcher_that_ends_leaves_a_checkpoint_and_no_orphan(job, begin, caps
     assert_saved(long, capsys)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [slow("accelerate 1"), "accelerate 2", slow("torchrun 2")])
 def test_ctrl_c_to_the_foreground_saves(job, begin, capsys, launcher):
     long = job("long", options=LONG | {"dataloader_num_workers": 1})
     process = begin(under(launcher, long))
@@ -124,7 +133,7 @@ def test_ctrl_c_saves_though_the_program_behind_the_pipe_has_ended(job, begin, c
     assert_saved(long, capsys)
 
 
-@pytest.mark.parametrize("launcher", [None, "accelerate 1"])
+@pytest.mark.parametrize("launcher", [slow(None), "accelerate 1"])
 def test_nohup_survives_its_shell(job, begin, launcher):
     long = job("long", options=LONG)
     words = under(launcher, long) if launcher else [sys.executable, str(WORKER), json.dumps(long)]
@@ -146,7 +155,7 @@ SHORT = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "eval_strate
          "logging_steps": 2, "per_device_eval_batch_size": 1, "save_total_limit": None}  # fmt: skip
 
 
-@pytest.mark.parametrize(("world", "at"), [(1, 4), (1, 8), (2, 4), (2, 8)])
+@pytest.mark.parametrize(("world", "at"), [slow(1, 4), slow(1, 8), slow(2, 4), (2, 8)])
 def test_a_notice_during_an_evaluation_is_acted_on_and_keeps_every_bit(job, world, at):
     """Step 8 is the last one: there a notice was swallowed, and the run ended with 0 after the evaluation."""
     undisturbed, noticed = (job(name, held_out=24, options=SHORT | STEP) for name in ("undisturbed", "noticed"))
@@ -166,7 +175,7 @@ def test_a_notice_during_an_evaluation_is_acted_on_and_keeps_every_bit(job, worl
     assert differences(undisturbed["output_dir"], noticed["output_dir"], 8) == []
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [slow(1), 2])
 def test_a_notice_is_acted_on_while_data_is_waited_for(job, tmp_path, world):
     hanging = tmp_path / "hang"
     waiting = job("waiting", wait_while=str(hanging), options=LONG | {"dataloader_num_workers": 1})
@@ -183,7 +192,7 @@ def test_a_notice_is_acted_on_while_data_is_waited_for(job, tmp_path, world):
     assert codes == [EXIT_CODE] * world, outputs[0][-3000:]
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, slow(2)])
 def test_a_worker_that_hangs_ends_the_run_with_a_message(job, world):
     stuck = job("stuck", options=LONG | {"dataloader_num_workers": 1, "dataloader_timeout": 4})
     processes = start(stuck, world)

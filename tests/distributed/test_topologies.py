@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from kill import differences
-from launching import finish, launch, run, start
+from launching import finish, launch, run, slow, start
 from safetensors.torch import load_file
 
 from rfdetr_hf import RFDETRForObjectDetection
@@ -79,6 +79,7 @@ def test_adapters_train_on_two_processes_as_on_one(job, tmp_path):
             torch.testing.assert_close(second[key], tensor, rtol=1e-6, atol=1e-8, msg=f"{file} {key}")
 
 
+@pytest.mark.slow
 def test_two_launchers_train_as_one_process(job, reference, tmp_path):
     two = job("nodes", record=str(tmp_path / "two.json"), rank_seeds=True, options=CURVE | TWO)
     codes, outputs = finish(launch(two, nodes=2, processes=1))
@@ -86,7 +87,7 @@ def test_two_launchers_train_as_one_process(job, reference, tmp_path):
     assert_same_training(reference, two)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", *ZERO])
+@pytest.mark.parametrize("kind", [slow("ddp"), "fsdp2", *ZERO])
 def test_a_group_moves_its_own_weights_and_no_others(job, tmp_path, kind):
     group = {"name": "encoder.layer.1.decay", "path": str(tmp_path / "moved.json")}
     options = {"max_steps": 2} | TWO
@@ -95,7 +96,7 @@ def test_a_group_moves_its_own_weights_and_no_others(job, tmp_path, kind):
     assert found["moved"] == found["group"] and len(found["group"]) > 2
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", *ZERO])
+@pytest.mark.parametrize("kind", [slow("ddp"), "fsdp2", *ZERO])
 def test_the_average_is_swapped_in_and_out_of_what_the_forward_pass_reads(job, tmp_path, kind):
     path = tmp_path / "swap.json"
     run(job(kind, swap=str(path), options={"max_steps": 3} | TWO), world=2, kind=kind)
@@ -120,7 +121,7 @@ def test_deepspeed_resumes_its_own_and_refuses_other_checkpoints(job, kind):
     assert "DeepSpeed's files fit the same stage and number of processes only" in outputs[0]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.parametrize("kind", [slow("ddp"), slow("fsdp2")])
 def test_bf16_and_compiled_blocks_run(job, tmp_path, kind):
     options = {"max_steps": 2, "bf16": True, "torch_compile": True, "torch_compile_backend": "aot_eager"} | TWO
     run(job(kind, record=str(tmp_path / "record.json"), options=options | {"gradient_checkpointing": True}), 2, kind)

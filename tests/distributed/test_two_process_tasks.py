@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import jobs_in
-from launching import run
+from launching import run, slow
 from safetensors.torch import load_file
 
 STEPS = 6
@@ -15,7 +15,7 @@ OPTIONS = {
     "max_steps": STEPS, "save_strategy": "steps", "save_steps": STEPS, "eval_strategy": "steps", "eval_steps": STEPS,
     "learning_rate": 1e-4, "learning_rate_encoder": 1e-4, "per_device_train_batch_size": 1,
 }  # fmt: skip
-SCORES = {"segmentation": "eval_ema_segm_map", "keypoints": "eval_ema_keypoint_map"}
+SCORES = {"segmentation": "eval_segm_map", "keypoints": "eval_keypoint_map"}
 
 
 def options(accumulation):
@@ -40,10 +40,10 @@ def reference(request, tmp_path_factory, tiny_config):
 def scores(job):
     with open(Path(job["output_dir"]) / "metrics.csv", newline="") as file:
         last = [row for row in csv.DictReader(file) if row[SCORES[job["task"]]]][-1]
-    return {name: float(value) for name, value in last.items() if name.startswith("eval_ema_") and value}
+    return {name: float(value) for name, value in last.items() if name.startswith("eval_") and value}
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", [slow("ddp"), "fsdp2"])
 def test_two_processes_train_as_one(reference, kind):
     job, one = reference
     two = job(kind, 2, rank_seeds=True)

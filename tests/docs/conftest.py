@@ -17,6 +17,7 @@ from rfdetr_hf import (
     decode_image,
     make_shapes_dataset,
 )
+from rfdetr_hf.choices import VARIANTS
 
 TINY_BACKBONE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "out_indices": [1, 2, 3]}
 TINY_BACKBONE |= {"patch_size": 8, "num_windows": 2}
@@ -79,7 +80,8 @@ def workplace(stand_ins, tmp_path, monkeypatch):
         return from_variant(name, **{**TINY, **overrides, "resolution": 64}, backbone_config=backbone)
 
     def local(name, *args, **kwargs):
-        return from_pretrained(root / "hub" if str(name).startswith("Roboflow/") else name, *args, **kwargs)
+        published = name in VARIANTS or str(name).startswith("Roboflow/")
+        return from_pretrained(root / "hub" if published else name, *args, **kwargs)
 
     post_init = RFDETRTrainingArguments.__post_init__
 

@@ -42,16 +42,11 @@ def check_verb(argv, monkeypatch):
     """Parse the arguments of one verb of the `rfdetr-hf` command."""
     verb, *rest = argv
     module = importlib.import_module(f"rfdetr_hf.cli.{verb}")
-    if not hasattr(module, "add_arguments"):
-        for name in VERBS:
-            each = importlib.import_module(f"rfdetr_hf.cli.{name}")
-            monkeypatch.setattr(each, "parse_arguments", parse_only, raising=False)
-        with pytest.raises(Parsed):
-            module.main(rest)
-    else:
-        parser = argparse.ArgumentParser()
-        module.add_arguments(parser)
-        parser.parse_args(rest)
+    for name in (*VERBS, "trained"):
+        each = importlib.import_module(f"rfdetr_hf.cli.{name}")
+        monkeypatch.setattr(each, "parse_arguments", parse_only, raising=False)
+    with pytest.raises(Parsed):
+        module.main(rest)
 
 
 def check_command(words, monkeypatch):
@@ -101,8 +96,8 @@ def test_yaml_blocks(block: Block):
 
 def test_the_checks_can_fail(monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(ValueError, match="unknown option 'epochs'"):
-        check_command(["python", "examples/train.py", "--epochs", "3"], monkeypatch)
+    with pytest.raises(ValueError, match="unknown option 'epochen'"):
+        check_command(["python", "examples/train.py", "--epochen", "3"], monkeypatch)
     with pytest.raises(AssertionError, match="does not exist"):
         check_command(["accelerate", "launch", "examples/trainer.py"], monkeypatch)
     with pytest.raises(ValueError, match="No such file"):

@@ -49,6 +49,7 @@ class FakeHub:
         self.requests: list[str] = []
         self.failures: list[tuple[str, int]] = []
         self.delay = 0.0
+        self.cut: dict[str, int] = {}  # by the name of a file: bytes after which its downloads break off
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -95,7 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, text)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            cut = self.hub.cut.get(urlsplit(self.path).path.rpartition("/")[2])
+            self.wfile.write(body[:cut])
+            self.close_connection |= cut is not None
 
     def _handle(self):
         path = unquote(urlsplit(self.path).path)

@@ -18,10 +18,17 @@ from rfdetr_hf.tasks import TASKS
 HISTORY = [
     {"step": 1, "epoch": 0.5, "loss": 9.0},
     {"step": 2, "epoch": 1.0, "loss": 8.0},
-    {"step": 2, "epoch": 1.0, "eval_ema_map": 0.1, "eval_ema_map_50": 0.2, "eval_ema_map_75": 0.05},
-    {"step": 4, "epoch": 2.0, "eval_ema_map": 0.3, "eval_ema_map_50": 0.5, "eval_ema_map_75": 0.25},
+    {"step": 2, "epoch": 1.0, "eval_map": 0.1, "eval_map_50": 0.2, "eval_map_75": 0.05},
+    {"step": 4, "epoch": 2.0, "eval_map": 0.3, "eval_map_50": 0.5, "eval_map_75": 0.25},
 ]
-METRICS = {"eval_ema_map": 0.3, "eval_map_small": -1.0, "eval_map_50": 0.5, "eval_runtime": 3.0, "epoch": 2.0}
+METRICS = {
+    "eval_map": 0.3,
+    "eval_raw_map": 0.2,
+    "eval_map_small": -1.0,
+    "eval_map_50": 0.5,
+    "eval_runtime": 3.0,
+    "epoch": 2.0,
+}
 
 
 @pytest.fixture
@@ -42,7 +49,7 @@ def test_the_metadata_is_what_the_hub_reads(tmp_path, facts):
     name, results = model_index_to_eval_results(data["model-index"])
     assert name == "mine"
     assert {(r.metric_type, r.metric_name, r.metric_value, r.dataset_split) for r in results} == {
-        ("map", "mAP (averaged weights)", 0.3, "eval"), ("map_50", "mAP50", 0.5, "eval"),
+        ("map", "mAP", 0.3, "eval"), ("map", "mAP of the raw weights", 0.2, "eval"), ("map_50", "mAP50", 0.5, "eval"),
     }  # fmt: skip
     assert all(r.dataset_type == "user/data" for r in results)
 
@@ -50,7 +57,8 @@ def test_the_metadata_is_what_the_hub_reads(tmp_path, facts):
 def test_the_text_has_results_evaluations_arguments_and_versions(tmp_path, facts):
     write_model_card(tmp_path, facts)
     text = (tmp_path / "README.md").read_text()
-    for part in ("| eval | average | mAP | 0.3000 |", "| 4 | 2.00 | 0.3000 | 0.5000 | 0.2500 |", "1.2 M parameters",
+    for part in ("| eval | mAP | 0.3000 |", "| eval | mAP of the raw weights | 0.2000 |",
+                 "| 4 | 2.00 | 0.3000 | 0.5000 | 0.2500 |", "1.2 M parameters",
                  "circle, square, triangle", "learning_rate: 0.0001", "- torch ", "64 × 64"):  # fmt: skip
         assert part in text
     assert "mAP small" not in text and "runtime" not in text
@@ -174,10 +182,10 @@ def test_the_card_of_a_run_and_its_code_run_as_written(tmp_path, tiny_model):
     ],
 )
 def test_scores_of_masks_and_keypoints_are_told(tmp_path, facts, model_class, name, title):
-    history = [{"step": 4, "epoch": 2.0, "eval_ema_map": 0.3, f"eval_ema_{name}": 0.2}]
+    history = [{"step": 4, "epoch": 2.0, "eval_map": 0.3, f"eval_{name}": 0.2}]
     write_model_card(
         tmp_path, replace(facts, model_class=model_class, metrics=history[0], log_history=history, base_model=None)
     )
     text = (tmp_path / "README.md").read_text()
-    assert f"| eval | average | {title} | 0.2000 |" in text
+    assert f"| eval | {title} | 0.2000 |" in text
     assert f"| step | epoch | mAP | {title} |" in text and "| 4 | 2.00 | 0.3000 | 0.2000 |" in text

@@ -10,10 +10,11 @@ from pycocotools.coco import COCO
 
 import rfdetr_hf
 from rfdetr_hf import RFDETRImageProcessor, parse_arguments
+from rfdetr_hf.arguments.predict import PredictArguments
 from rfdetr_hf.cli.main import main
 from rfdetr_hf.data.keypoints import ClassKeypoints
 from rfdetr_hf.inference.images import NamedImage
-from rfdetr_hf.inference.predict import PredictArguments, load_detector, predict
+from rfdetr_hf.inference.predict import load_detector, predict
 from rfdetr_hf.inference.results import CocoResults, as_records, keypoints_of_classes, run_length
 
 FOUND = {
@@ -71,7 +72,7 @@ def test_what_of_keypoints_is_drawn_is_chosen_on_the_command_line(keypoint_folde
 def test_task_that_contradicts_the_model(keypoint_folder):
     with pytest.raises(ValueError, match="--task segmentation: .*model holds a model for keypoints"):
         _picture(keypoint_folder, "--task", "segmentation")
-    with pytest.raises(ValueError, match="keypoint threshold 2.0"):
+    with pytest.raises(ValueError, match=r"keypoint_threshold=2.0 is not valid: it must be a number, in \[0, 1\)"):
         _picture(keypoint_folder, "--keypoint_threshold", "2")
 
 

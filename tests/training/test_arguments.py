@@ -4,7 +4,7 @@ import pytest
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, UsageError, parse_arguments
-from rfdetr_hf.training.optimization import encoder_rate
+from rfdetr_hf.arguments.schedules import encoder_rate
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 
@@ -51,7 +51,7 @@ def test_an_unknown_command_line_option_names_the_nearest_option(argv):
 
 
 def test_a_word_of_no_option_says_how_to_write_several_values():
-    with pytest.raises(ValueError, match="'mlflow' on the command line belongs to no option; join several"):
+    with pytest.raises(ValueError, match="'mlflow' on the command line is one word too many: .*join several"):
         parse_arguments(TYPES, ["--report_to", "wandb", "mlflow"])
 
 
@@ -168,6 +168,8 @@ def test_the_encoder_follows_the_rate_that_is_given():
         ({"bf16": True, "fp16": True}, "bf16 and fp16"),
         ({"warmup_steps": 5, "warmup_epochs": 1}, "warmup_steps and warmup_epochs"),
         ({"use_ema": False, "metric_for_best_model": "ema_map"}, "needs use_ema=True"),
+        ({"metric_for_best_model": "map,map_50"}, "names several scores"),
+        ({"metric_for_best_model": "map,raw_map,map"}, "names several scores"),
         ({"eval_strategy": "no", "early_stopping_patience": 3}, "early_stopping_patience needs evaluations"),
         ({"eval_strategy": "no", "save_strategy": "best"}, "save_strategy='best' needs evaluations"),
         ({"lr_scheduler_kwargs": "{"}, "lr_scheduler_kwargs is not valid JSON or YAML"),
@@ -185,8 +187,8 @@ def test_invalid_values_are_refused_by_name(values, message):
 @pytest.mark.parametrize(
     ("values", "prefixes", "task", "metric"),
     [
-        ({}, ("ema_",), "detection", "ema_map"),
-        ({"eval_raw_weights": True}, ("", "ema_"), "segmentation", "segm_map"),
+        ({}, ("",), "detection", "map"),
+        ({"eval_raw_weights": True}, ("raw_", ""), "segmentation", "segm_map"),
         ({"use_ema": False}, ("",), "keypoints", "keypoint_map"),
     ],
 )
@@ -194,6 +196,19 @@ def test_task_and_evaluated_weights_decide_the_metric_of_the_best_model(values, 
     args = RFDETRTrainingArguments(**values)
     assert args.evaluated_prefixes == prefixes
     assert args.for_run(task).metric_for_best_model == metric
+
+
+@pytest.mark.parametrize(
+    ("earlier", "sets", "now"),
+    [
+        ("ema_map", None, "map"), ("eval_ema_segm_map", None, "eval_segm_map"), ("map", None, "map"),
+        ("day_ema_map_50", {"day": 1, "night": 2}, "day_map_50"), ("ema_map", {"ema": 1}, "ema_map"),
+    ],
+)  # fmt: skip
+def test_a_metric_with_its_earlier_name_is_understood_and_named(earlier, sets, now, caplog):
+    args = RFDETRTrainingArguments(metric_for_best_model=earlier)
+    assert args.for_run("detection", sets).metric_for_best_model == now
+    assert (f"{earlier} is called {now} now" in caplog.text) == (earlier != now)
 
 
 def test_the_arguments_survive_json():

@@ -56,24 +56,18 @@ def test_log_lines_of_training_and_evaluation():
         "epoch": 0.5, "learning_rate": 1e-4, "images_per_second": 12.0, "data_wait": 0.25, "memory_gb": 2.0,
         "eta": 3725, "skipped_steps": 2,
     }  # fmt: skip
-    line = log_line(state, logs)
-    for part in ("step 5/100", "loss 1.5000 (2.0000)", "ce 0.5000", "lr 1.00e-04", "12.0 img/s", "data 25%", "2.0 GB",
-                 "skipped 2", "ETA 1:02:05"):  # fmt: skip
+    weights = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0, "loss_ce_0": 1.0, "loss_ce_enc": 1.0}
+    logs |= {"loss_ce_0": 0.25, "loss_ce_enc": 0.25}
+    line = log_line(state, logs | {"loss": 1.9}, weights)
+    for part in ("step 5/100", "| loss 1.5 avg 1.9 = ce 1 + bbox 0.5 + giou 0.4 |", "lr 1.00e-04", "12.0 img/s",
+                 "data wait 25%", "2.0 GB", "skipped 2", "ETA 1:02:05"):  # fmt: skip
         assert part in line
+    assert "giou 0.4 + other 0.1 |" in log_line(state, logs, weights), "of a loss that a subclass computes"
     assert (
-        log_line(state, {"eval_map": 0.5, "eval_map_small": 0.1, "eval_runtime": 3.0, "epoch": 1.0})
+        log_line(state, {"eval_map": 0.5, "eval_map_small": 0.1, "eval_runtime": 3.0, "epoch": 1.0}, weights)
         == "step 5/100 epoch 1.00 | eval_map 0.5000"
     )
     assert time_left(59.9) == "0:00:59"
-
-
-def test_log_lines_show_the_terms_of_the_task():
-    state = TrainerState(global_step=5, max_steps=100)
-    speed = {"grad_norm": 3.0, "learning_rate": 1e-4, "images_per_second": 12.0, "data_wait": 0.25, "eta": 3}
-    terms = {"mask_ce": 0.25, "mask_dice": 0.75, "keypoints_l1": 1.5, "keypoints_nll": -2.0, "mask_ce_0": 9.0}
-    logs = {"loss": 2.0, "loss_now": 1.5, "loss_ce": 0.5, **{f"loss_{name}": value for name, value in terms.items()}}
-    line = log_line(state, logs | speed)
-    assert "| ce 0.5000 mask_ce 0.2500 mask_dice 0.7500 keypoints_l1 1.5000 keypoints_nll -2.0000 |" in line
 
 
 def evaluate(callback, epoch, **metrics):
@@ -88,27 +82,27 @@ def test_early_stopping_counts_evaluations_without_enough_improvement():
     assert [evaluate(callback, i, eval_map=s) for i, s in enumerate(scores)] == [False] * 5 + [True]
 
 
-def test_early_stopping_takes_the_better_of_raw_and_average_and_skips_early_epochs():
-    callback = EarlyStopping("map", patience=1, skip_epochs=2)
-    assert not evaluate(callback, 1, eval_map=0.9, eval_ema_map=0.9)
-    assert not evaluate(callback, 2, eval_map=0.8, eval_ema_map=0.8)
+def test_early_stopping_takes_the_better_of_two_scores_and_skips_early_epochs():
+    callback = EarlyStopping("map,raw_map", patience=1, skip_epochs=2)
+    assert not evaluate(callback, 1, eval_map=0.9, eval_raw_map=0.9)
+    assert not evaluate(callback, 2, eval_map=0.8, eval_raw_map=0.8)
     assert callback.best is None
-    assert not evaluate(callback, 2.5, eval_map=0.1, eval_ema_map=0.4)
+    assert not evaluate(callback, 2.5, eval_map=0.1, eval_raw_map=0.4)
     assert callback.best == 0.4
-    assert not evaluate(callback, 3, eval_map=0.5, eval_ema_map=0.2)
-    assert evaluate(callback, 4, eval_map=0.4, eval_ema_map=0.45)
+    assert not evaluate(callback, 3, eval_map=0.5, eval_raw_map=0.2)
+    assert evaluate(callback, 4, eval_map=0.4, eval_raw_map=0.45)
 
 
 def test_early_stopping_ignores_other_evaluations():
-    callback = EarlyStopping("ema_map", patience=1)
+    callback = EarlyStopping("raw_map", patience=1)
     assert not evaluate(callback, 1, eval_map=0.9)
     assert callback.best is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -1.0])
 def test_a_value_that_says_nothing_is_no_score_for_early_stopping_and_for_the_best_model(value):
-    stopping, best = EarlyStopping("map", patience=2), BestModel("map", smooth_alpha=0.5)
-    for epoch, metrics in enumerate([{"eval_map": value, "eval_ema_map": 0.3}, {"eval_map": value}], start=1):
+    stopping, best = EarlyStopping("map,raw_map", patience=2), BestModel("map,raw_map", smooth_alpha=0.5)
+    for epoch, metrics in enumerate([{"eval_raw_map": value, "eval_map": 0.3}, {"eval_map": value}], start=1):
         assert not evaluate(stopping, epoch, **metrics)
         best.update(metrics, epoch, step=epoch)
     assert (stopping.best, best.score, best.source) == (0.3, 0.3, "ema")
@@ -124,8 +118,8 @@ def test_early_stopping_by_a_loss_stops_when_it_rises():
 
 @pytest.mark.parametrize(
     ("metric", "larger"),
-    [("map", True), ("ema_map_50", True), ("loss", False), ("eval_ema_loss", False), ("loss_bbox", False),
-     ("my_loss", False), ("lossless", True), ("val1_ema_loss_giou", False)],
+    [("map", True), ("raw_map_50", True), ("loss", False), ("eval_raw_loss", False), ("loss_bbox", False),
+     ("my_loss", False), ("lossless", True), ("val1_raw_loss_giou", False), ("my_loss,raw_my_loss", False)],
 )  # fmt: skip
 def test_losses_are_better_when_smaller(metric, larger):
     best = BestModel(metric)
@@ -152,22 +146,23 @@ def test_early_stopping_state_round_trip():
 
 
 def test_candidates_of_the_best_model():
-    metrics = {"eval_map": 0.1, "eval_ema_map": 0.2, "eval_map_50": 0.9}
-    assert candidate_scores(metrics, "map") == {"raw": 0.1, "ema": 0.2}
-    assert candidate_scores(metrics, "eval_ema_map") == {"ema": 0.2}
-    assert candidate_scores(metrics, "map_50") == {"raw": 0.9}
-    several = {"eval_day_map": 0.1, "eval_day_ema_map": 0.2, "eval_night_map": 0.3}
-    assert candidate_scores(several, "day_map") == {"raw": 0.1, "ema": 0.2}
-    assert candidate_scores(several, "day_ema_map") == {"ema": 0.2}
-    assert candidate_scores(several, "night_map") == {"raw": 0.3}
+    metrics = {"eval_raw_map": 0.1, "eval_map": 0.2, "eval_map_50": 0.9, "eval_raw_hits": 7.0}
+    assert list(candidate_scores(metrics, "map, raw_map").items()) == [("raw", 0.1), ("ema", 0.2)]
+    assert candidate_scores(metrics, "eval_map") == {"ema": 0.2}
+    assert candidate_scores(metrics, "eval_raw_map") == {"raw": 0.1}
+    assert candidate_scores(metrics, "map_50", use_ema=False) == {"raw": 0.9}
+    assert candidate_scores(metrics, "raw_hits") == {"ema": 7.0}  # a user's name, not that of raw weights
+    several = {"eval_day_raw_map": 0.1, "eval_day_map": 0.2, "eval_night_map": 0.3}
+    assert candidate_scores(several, "day_map,day_raw_map") == {"raw": 0.1, "ema": 0.2}
+    assert candidate_scores(several, "night_map") == {"ema": 0.3}
 
 
-def test_the_average_must_be_strictly_better_and_so_must_a_later_evaluation():
-    best = BestModel("map")
-    assert best.update({"eval_map": 0.5, "eval_ema_map": 0.5}, epoch=1, step=10)
+def test_ema_weights_must_be_strictly_better_and_so_must_a_later_evaluation():
+    best = BestModel("map,raw_map")
+    assert best.update({"eval_raw_map": 0.5, "eval_map": 0.5}, epoch=1, step=10)
     assert (best.source, best.step) == ("raw", 10)
-    assert not best.update({"eval_map": 0.5, "eval_ema_map": 0.4}, epoch=2, step=20)
-    assert best.update({"eval_map": 0.5, "eval_ema_map": 0.6}, epoch=3, step=30)
+    assert not best.update({"eval_raw_map": 0.5, "eval_map": 0.4}, epoch=2, step=20)
+    assert best.update({"eval_raw_map": 0.5, "eval_map": 0.6}, epoch=3, step=30)
     assert (best.source, best.step, best.score) == ("ema", 30, 0.6)
 
 

@@ -53,9 +53,9 @@ def test_several_evaluation_sets_have_names(tmp_path, tiny_model, shapes):
     sets = {"day": shapes.select(range(2)), "night": shapes.select(range(2, 6))}
     args = quick_arguments(tmp_path, **SHORT | {"eval_strategy": "steps", "eval_steps": 1})
     trainer = RFDETRTrainer(tiny_model(), args, shapes, sets)
-    assert trainer.args.metric_for_best_model == "day_ema_map" and args.metric_for_best_model is None
+    assert trainer.args.metric_for_best_model == "day_map" and args.metric_for_best_model is None
     trainer.train()
-    rows = [row for row in trainer.state.log_history if "eval_night_ema_map" in row]
+    rows = [row for row in trainer.state.log_history if "eval_night_map" in row]
     assert len(rows) == 2 and trainer.state.best_global_step in (1, 2)
     assert {"eval_day_map", "eval_night_map"} <= trainer.evaluate().keys()
     assert len(trainer.get_eval_dataloader("night").dataset) == 4
@@ -245,10 +245,10 @@ def test_another_metric_at_resume_begins_the_comparison_afresh(tmp_path, tiny_mo
         trainer.train(**options)
         return trainer
 
-    assert run(2, "ema_a").state.best_metric == 100.0
-    resumed = run(4, "ema_b", resume_from_checkpoint=True)
+    assert run(2, "a").state.best_metric == 100.0
+    resumed = run(4, "b", resume_from_checkpoint=True)
     assert resumed.state.best_global_step == 4 and resumed.state.best_metric == pytest.approx(0.4)
-    assert "the best model is chosen by metric_for_best_model=ema_b" in caplog.text
+    assert "the best model is chosen by metric_for_best_model=b" in caplog.text
     early = next(c for c in resumed.callback_handler.callbacks if type(c).__name__ == "EarlyStopping")
     assert early.best == pytest.approx(0.4)
 
@@ -256,11 +256,11 @@ def test_another_metric_at_resume_begins_the_comparison_afresh(tmp_path, tiny_mo
 def test_the_worst_model_is_not_kept_when_a_loss_chooses(tmp_path, tiny_model, shapes):
     args = quick_arguments(
         tmp_path, **SHORT | {"max_steps": 9, "eval_strategy": "steps", "eval_steps": 3}, eval_loss=True,
-        metric_for_best_model="eval_ema_loss", learning_rate=1e-3, ema_tau=1,
+        metric_for_best_model="eval_loss", learning_rate=1e-3, ema_tau=1,
     )  # fmt: skip
     trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes, callbacks=[EarlyStoppingCallback(3)])
     trainer.train()
-    losses = [row["eval_ema_loss"] for row in trainer.state.log_history if "eval_ema_loss" in row]
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
     assert trainer.state.best_metric == min(losses) < max(losses)
     assert trainer.args.greater_is_better is False and args.greater_is_better is None
 

@@ -159,7 +159,7 @@ def test_load_class_rows(model, tmp_path):
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_adapters_start_without_effect_and_merge_exactly(model, use_dora):
+def test_adapters_start_without_effect_merge_exactly_and_are_saved_as_weights(model, tmp_path, use_dora):
     pytest.importorskip("peft")
     names, before = list(model.state_dict()), logits(model)
     add_lora(model, rank=4, alpha=8, target_modules=["query", "value", "fc1"], use_dora=use_dora)
@@ -167,6 +167,9 @@ def test_adapters_start_without_effect_and_merge_exactly(model, use_dora):
     train_adapters(model)
     adapted = logits(model)
     assert not torch.allclose(adapted, before, atol=1e-3)
+    model.save_pretrained(tmp_path)
+    saved = RFDETRForObjectDetection.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(saved), adapted, atol=2e-5, rtol=1e-5)
     merge_adapters(model)
     assert not has_adapters(model) and list(model.state_dict()) == names
     torch.testing.assert_close(logits(model), adapted, atol=2e-5, rtol=1e-5)

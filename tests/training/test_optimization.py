@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers.trainer_utils import SchedulerType
 
-from rfdetr_hf.training.optimization import SCHEDULES, build_optimizer, build_param_groups, build_scheduler
+from rfdetr_hf.choices import SCHEDULES
+from rfdetr_hf.training.optimization import build_optimizer, build_param_groups, build_scheduler
 
 OUT_INDICES = {"nano": [3, 6, 9, 12], "base": [2, 5, 8, 11]}
 
@@ -28,6 +29,7 @@ def arguments(**overrides):
         "min_lr_ratio": 0.0,
         "lr_drop_epochs": None,
         "lr_scheduler_kwargs": None,
+        "recipe": "default",
     }
     return SimpleNamespace(**(values | overrides))
 

@@ -7,6 +7,7 @@ from helpers.runs import quick_arguments
 
 from rfdetr_hf import RFDETRTrainer
 from rfdetr_hf.training import distributed
+from rfdetr_hf.training.precision import settle_precision
 
 SHAPES = 12  # images of the fixture `shapes`
 
@@ -59,4 +60,5 @@ def test_launches_that_would_not_train_are_refused(monkeypatch, tmp_path, accele
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises((RuntimeError, ValueError), match=message):
-        distributed.check_backend(accelerator, arguments(tmp_path, **options))
+        settle_precision(args := arguments(tmp_path, **options))
+        distributed.check_backend(accelerator, args)

@@ -139,7 +139,7 @@ def test_the_best_and_the_history_are_kept():
     state.best_weights, state.best_metric, state.best_global_step = "abc", 0.25, 2
     state.log_history.append({"loss": 1.0, "step": 2})
     again = resumed(state)
-    assert (again.best.score, again.best.source, again.best.step) == (0.25, "raw", 2)
+    assert (again.best.score, again.best.source, again.best.step) == (0.25, "ema", 2)
     assert (again.best_weights, again.best_metric, again.best_global_step) == ("abc", 0.25, 2)
     assert again.log_history == [{"loss": 1.0, "step": 2}]
 

@@ -53,18 +53,20 @@ arguments = partial(
 
 
 def test_a_run_scores_the_task(tmp_path, task, build, data):
-    """Raw and averaged weights are evaluated each by itself; the best model is that of the best task score."""
-    args = arguments(tmp_path, eval_raw_weights=True, eval_loss=True, eval_per_class=True)
+    """EMA and raw weights are evaluated each by itself; the best model is that of the best task score."""
+    metric = f"{PREFIX[task]}map"
+    args = arguments(tmp_path, eval_raw_weights=True, eval_loss=True, eval_per_class=True,
+                     metric_for_best_model=f"{metric},raw_{metric}")  # fmt: skip
     trainer = RFDETRTrainer(build(), args, *data)
     trainer.train()
     logged = {key: value for row in trainer.state.log_history for key, value in row.items()}
-    for weights in ("", "ema_"):
+    for weights in ("", "raw_"):
         for name in ("map", "map_50", "map_75", "map_class_square"):
             assert -1 <= logged[f"eval_{weights}{PREFIX[task]}{name}"] <= 1
             assert f"eval_{weights}{name}" in logged
     assert TERMS[task] <= logged.keys() and {f"{name}_enc" for name in TERMS[task]} <= logged.keys()
-    assert logged["eval_loss"] != logged["eval_ema_loss"]
-    names = [f"eval_{weights}{PREFIX[task]}map" for weights in ("", "ema_")]
+    assert logged["eval_loss"] != logged["eval_raw_loss"]
+    names = [f"eval_{weights}{metric}" for weights in ("", "raw_")]
     scored = [row[name] for row in trainer.state.log_history for name in names if name in row]
     assert len(scored) == 4 and trainer.state.best_metric == max(scored)
     best = type(build()).from_pretrained(tmp_path / "best")

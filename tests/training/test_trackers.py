@@ -100,7 +100,7 @@ def test_a_tracker_of_ones_own_gets_numbers_pictures_and_the_end(tmp_path, tiny_
     assert "hub_token" in memory.config and memory.config["hub_token"] == "None"
     steps = [step for step, values in memory.logged if "train/loss" in values]
     assert steps == list(range(1, trainer.state.max_steps + 1))
-    scored = [step for step, values in memory.logged if "eval/ema_map" in values]
+    scored = [step for step, values in memory.logged if "eval/map" in values]
     assert [step for step, _ in memory.images] == scored and len(scored) == 2
     pictures = memory.images[0][1]["eval/predictions"]
     assert len(pictures) == 3 and all(p.shape == (480, 480, 3) and p.any() for p in pictures)
@@ -134,8 +134,8 @@ def test_tensorboard(tmp_path, tiny_model, shapes):
     RFDETRTrainer(tiny_model(), args, shapes, shapes).train()
     events = EventAccumulator(str(tmp_path / "run" / "runs" / "first"), size_guidance={"images": 0})
     events.Reload()
-    assert {"train/loss", "train/learning_rate", "eval/ema_map"} <= set(events.Tags()["scalars"])
-    assert [e.step for e in events.Scalars("eval/ema_map")] == [5, 10]
+    assert {"train/loss", "train/learning_rate", "eval/map"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("eval/map")] == [5, 10]
     assert {e.step for tag in events.Tags()["images"] for e in events.Images(tag)} == {5, 10}
     assert list((tmp_path / "run" / "runs" / "first").rglob("hparams.yml"))
 
@@ -160,7 +160,7 @@ def test_mlflow(tmp_path, tiny_model, shapes, monkeypatch):
     (run,) = client.search_runs([client.get_experiment_by_name("shapes").experiment_id])
     assert run.info.run_name == "first" and run.info.status == "FINISHED"
     assert run.data.params["learning_rate"] == "0.0001"
-    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "eval/ema_map")] == [5, 10]
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "eval/map")] == [5, 10]
 
 
 def test_trackio(tmp_path, tiny_model, shapes, monkeypatch):
@@ -171,7 +171,7 @@ def test_trackio(tmp_path, tiny_model, shapes, monkeypatch):
     args = arguments(tmp_path / "run", report_to="trackio", run_name="first", project="shapes")
     RFDETRTrainer(tiny_model(), args, shapes, shapes).train()
     logged = SQLiteStorage.get_logs("shapes", "first")
-    assert [entry["step"] for entry in logged if "eval/ema_map" in entry] == [5, 10]
+    assert [entry["step"] for entry in logged if "eval/map" in entry] == [5, 10]
 
 
 def test_nothing_is_reported_by_default(tmp_path, tiny_model, shapes):

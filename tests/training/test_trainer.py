@@ -53,7 +53,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path, tiny_model, shapes, held_ou
     assert [n for n in trained if torch.equal(before[n], after[n])] == []
     columns = metrics_rows(tmp_path / "run")[-1].keys()
     for column in ("loss", "loss_ce", "loss_giou_0", "loss_bbox_enc", "grad_norm", "learning_rate", "eval_map",
-                   "eval_ema_map_50", "eval_mar_100"):  # fmt: skip
+                   "eval_raw_map_50", "eval_mar_100"):  # fmt: skip
         assert column in columns
     assert not {"images_per_second", "eta", "eval_runtime"} & columns
     assert "img/s" in (tmp_path / "run" / "train.log").read_text()
@@ -64,8 +64,8 @@ def test_the_model_in_memory_is_the_best_one(tmp_path, tiny_model, shapes, held_
     with caplog.at_level(logging.INFO, logger="rfdetr_hf"):
         trainer.train()
     assert_same(weights(trainer.model), load_file(tmp_path / "best" / "model.safetensors"))
-    assert any("the model in memory is the best: ema weights of step" in message for message in caplog.messages)
-    scored = {row["step"]: row["eval_ema_map"] for row in metrics_rows(tmp_path) if row["eval_ema_map"]}
+    assert any("the model in memory is the best: EMA weights of step" in message for message in caplog.messages)
+    scored = {row["step"]: row["eval_map"] for row in metrics_rows(tmp_path) if row["eval_map"]}
     assert float(scored[str(trainer.state.best.step)]) == max(map(float, scored.values())) == trainer.state.best_metric
     again = RFDETRForObjectDetection.from_pretrained(tmp_path / "best")
     processor = RFDETRImageProcessor.from_pretrained(tmp_path / "best")
@@ -78,8 +78,9 @@ def test_by_default_only_the_average_is_evaluated(tmp_path, tiny_model, shapes, 
     trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, max_steps=3), shapes, held_out)
     trainer.train()
     logged = {key for row in trainer.state.log_history for key in row}
-    assert "eval_ema_map" in logged and "eval_map" not in logged
-    assert {"ema_map_small", "ema_mar_1", "ema_map_75"} <= {key.removeprefix("eval_") for key in logged}
+    assert {"eval_map", "eval_map_small", "eval_mar_1", "eval_map_75"} <= logged
+    assert not any("raw_" in name for name in logged)
+    assert (tmp_path / "eval" / "3" / "ema" / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize(("multi_scale", "rtol"), [("off", 1e-10), ("per_batch", 1e-6)])
@@ -203,7 +204,7 @@ def test_callbacks_of_transformers_run_unmodified(tmp_path, tiny_model, shapes, 
                 return lambda *args, **kwargs: events.append((name, sorted(kwargs)))
             return super().__getattribute__(name)
 
-    args = arguments(tmp_path, num_train_epochs=9, metric_for_best_model="ema_map", learning_rate=1e-9,
+    args = arguments(tmp_path, num_train_epochs=9, metric_for_best_model="map", learning_rate=1e-9,
                      learning_rate_encoder=1e-9)  # fmt: skip
     stop = EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=2.0)
     trainer = RFDETRTrainer(tiny_model(), args, shapes, held_out, callbacks=[Recorder(), stop])
@@ -225,8 +226,8 @@ def test_our_early_stopping_is_an_argument(tmp_path, tiny_model, shapes, held_ou
 
 
 def test_early_stopping_on_what_is_not_evaluated_is_refused(tmp_path, tiny_model, shapes, held_out):
-    args = arguments(tmp_path, metric_for_best_model="map")
-    with pytest.raises(ValueError, match="eval_map, which is not evaluated"):
+    args = arguments(tmp_path, metric_for_best_model="map,raw_map", eval_raw_weights=True)
+    with pytest.raises(ValueError, match="EarlyStoppingCallback looks at one score"):
         RFDETRTrainer(tiny_model(), args, shapes, held_out, callbacks=[EarlyStoppingCallback(2)])
 
 

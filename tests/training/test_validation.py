@@ -70,7 +70,7 @@ def test_the_loss_can_choose_the_best_model(tmp_path, tiny_model, shapes, crowde
                      eval_strategy="steps", eval_steps=1)  # fmt: skip
     trainer = RFDETRTrainer(tiny_model(), args, shapes, crowded)
     trainer.train()
-    losses = [row["eval_ema_loss"] for row in trainer.state.log_history if "eval_ema_loss" in row]
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
     assert len(losses) == 2 and trainer.state.best.score == min(losses)
 
 
@@ -85,8 +85,8 @@ def test_a_users_own_metrics(tmp_path, tiny_model, shapes, crowded):
     args = arguments(tmp_path, metric_for_best_model="boxes")
     trainer = RFDETRTrainer(tiny_model(), args, shapes, crowded, compute_metrics=compute_metrics)
     trainer.train()
-    row = next(row for row in trainer.state.log_history if "eval_ema_map" in row)
-    assert row["eval_ema_boxes"] == sum(len(row["objects"]["category"]) for row in crowded) == trainer.state.best.score
+    row = next(row for row in trainer.state.log_history if "eval_map" in row)
+    assert row["eval_boxes"] == sum(len(row["objects"]["category"]) for row in crowded) == trainer.state.best.score
     assert [each["image_id"] for each in seen[0].predictions] == sorted(crowded["image_id"])
     assert [each["image_id"] for each in seen[0].label_ids] == sorted(crowded["image_id"])
 
@@ -114,7 +114,7 @@ def test_the_test_split_is_scored_once_by_the_best_model(tmp_path, tiny_model, s
     again = RFDETRTrainer(best, arguments(tmp_path / "again"), eval_dataset=held_out).evaluate()
     assert again["eval_map"] == result.metrics["test_map"]
     card = (tmp_path / "best" / "README.md").read_text()
-    assert f"| test | raw | mAP | {result.metrics['test_map']:.4f} |" in card
+    assert f"| test | mAP | {result.metrics['test_map']:.4f} |" in card
 
 
 def test_a_split_of_other_classes_is_not_scored(tmp_path, tiny_model, crowded):
@@ -126,7 +126,13 @@ def test_a_split_of_other_classes_is_not_scored(tmp_path, tiny_model, crowded):
 
 
 @pytest.mark.parametrize(
-    ("metric", "hint"), [("mapp", "did you mean 'map'"), ("ema_segm_map", "is in no evaluation"), ("loss", "is in no")]
+    ("metric", "hint"),
+    [
+        ("mapp", "did you mean 'map'"),
+        ("segm_map", "is in no evaluation"),
+        ("loss", "is in no"),
+        ("raw_map", "set eval_raw_weights=True"),
+    ],
 )
 def test_a_metric_that_no_evaluation_gives_is_refused_at_once(tmp_path, tiny_model, shapes, metric, hint):
     with pytest.raises(ValueError, match=hint):
@@ -156,6 +162,6 @@ def test_evaluations_and_training_leave_no_workers(tmp_path, tiny_model, shapes,
 def test_detections_of_each_evaluation_as_coco_results(tmp_path, tiny_model, shapes, crowded):
     trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, eval_predictions=True, eval_max_dets=5), shapes, crowded)
     trainer.train()
-    assert any("eval_ema_map_at_5" in row for row in trainer.state.log_history)
+    assert any("eval_map_at_5" in row for row in trainer.state.log_history)
     results = json.loads((tmp_path / "eval" / "2" / "ema" / "predictions.json").read_text())
     assert {each["image_id"] for each in results} <= set(crowded["image_id"]) and len(results[0]["bbox"]) == 4

@@ -5,20 +5,21 @@ from dataclasses import asdict
 
 import yaml
 
-from .. import DataArguments, ModelArguments, RFDETRConfig, RFDETRTrainingArguments, parse_arguments
+from .. import DataArguments, LaunchArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
 
-DESCRIPTION = """Print the options of `rfdetr-hf fit` as they will be used: defaults, file and command line together.
+DESCRIPTION = """Print the options of `rfdetr-hf fit` as they will be used: defaults, file and
+command line together.
 
-  rfdetr-hf config > run.yaml                  a file with every option, to edit
-  rfdetr-hf config --config run.yaml --bf16    what a run would use
+  rfdetr-hf config > run.yaml                 a file with every option, to edit
+  rfdetr-hf config --config run.yaml --bf16   what a run would use
 
 What is printed is read back by `rfdetr-hf fit --config`."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse as `fit` does and print YAML; returns the exit code."""
-    types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
-    parsed = parse_arguments(types, argv, prog="rfdetr-hf config", description=DESCRIPTION)
+    types = (ModelArguments, DataArguments, RFDETRTrainingArguments, LaunchArguments)
+    *parsed, _ = parse_arguments(types, argv, "rfdetr-hf config", DESCRIPTION, {"dataset_name": "DATA"})
     print(resolved(*parsed), end="")
     return 0
 
@@ -27,7 +28,9 @@ def resolved(model: ModelArguments, data: DataArguments, training: RFDETRTrainin
     """All options as YAML, with the facts that follow from them as comments."""
     per_process = training.per_device_train_batch_size * training.gradient_accumulation_steps
     facts = [f"effective batch: {per_process} images x processes"]
-    if model.model_name_or_path is None:
+    if model.variant is not None:
+        from .. import RFDETRConfig
+
         config = RFDETRConfig.from_variant(str(model.variant), **model.config_fields())
         facts.append(f"input: {config.resolution} x {config.resolution}, a multiple of {config.size_divisor}")
     text = "".join(f"# {fact}\n" for fact in facts)

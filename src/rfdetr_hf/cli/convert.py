@@ -1,11 +1,14 @@
 """`rfdetr-hf convert SRC DST`: checkpoints of the official package, of plain transformers and of this package."""
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import RFDETRPreTrainedModel, is_official, load_model, load_processor
+from .. import ConvertArguments, is_official, parse_arguments
+
+if TYPE_CHECKING:
+    from .. import RFDETRPreTrainedModel
 
 _NO_FOLDERS = {
     ".safetensors": "name a folder, which gets model.safetensors and config.json",
@@ -23,7 +26,7 @@ def convert(
     use_ema: bool = False,
     drop_unused_rows: bool = False,
     revision: str | None = None,
-) -> RFDETRPreTrainedModel:
+) -> "RFDETRPreTrainedModel":
     """Convert a checkpoint. The weights stay as they are, bit by bit.
 
     Args:
@@ -43,6 +46,8 @@ def convert(
         FileExistsError: if `dst` exists.
         ValueError: if an option does not apply, or the checkpoint cannot be read.
     """
+    from .. import load_model, load_processor
+
     src, dst = str(src), Path(dst)
     if dst.exists():
         raise FileExistsError(f"{dst} exists: give another name or remove it.")
@@ -63,24 +68,18 @@ def convert(
     return model
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `convert`."""
-    parser.add_argument("src", help="official file (.pth, .pt, .ckpt), model folder or Hub id")
-    parser.add_argument("dst", help="official file (.pth, .pt) or folder to write")
-    parser.add_argument("--variant", help="variant of an official file that does not tell")
-    parser.add_argument("--use-ema", action="store_true", help="take the averaged weights of an official checkpoint")
-    parser.add_argument("--drop-unused-rows", action="store_true", help='leave out class rows that are called "N/A"')
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+DESCRIPTION = """Turn a checkpoint of the official package, of plain transformers or of this
+package into another. The weights stay as they are, bit by bit.
+
+  rfdetr-hf convert SRC DST
+  rfdetr-hf convert rf-detr-nano.pth models/nano
+  rfdetr-hf convert outputs/mine/best mine.pth"""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command with `argv`, by default that of the process."""
-    parser = argparse.ArgumentParser(prog="rfdetr-hf convert", description=__doc__)
-    add_arguments(parser)
-    arguments = vars(parser.parse_args(argv))
-    try:
-        model = convert(**arguments)
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+def main(argv: Sequence[str], prog: str = "rfdetr-hf convert") -> int:
+    """Convert, and say what came out; returns the exit code."""
+    (args,) = parse_arguments((ConvertArguments,), argv, prog, DESCRIPTION, {"src": "SRC", "dst": "DST"})
+    model = convert(**asdict(args))
     config = model.config
-    print(f"{arguments['dst']}: {type(model).__name__}, {config.resolution} px, {config.num_labels} class logits")
+    print(f"{args.dst}: {type(model).__name__}, {config.resolution} px, {config.num_labels} class logits")
+    return 0

@@ -1,6 +1,5 @@
 """`rfdetr-hf doctor`: versions, devices, and what is missing."""
 
-import argparse
 import os
 import platform
 import re
@@ -8,20 +7,21 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 
-import torch
-from huggingface_hub import get_token
 from packaging.requirements import Requirement
 
+from .. import parse_arguments
+
 PACKAGE = "rfdetr-hf"
-DESCRIPTION = """Print versions, devices, optional packages with the command that installs them, and the login of the
-Hub. Exit code 1 when something required is missing."""
+DESCRIPTION = """Print versions, devices, optional packages with the command that installs them,
+and the login of the Hub. Exit code 1 when something required is missing."""
 _DEVELOPMENT = ("dev", "test")
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the report; returns 0, or 1 when something required is missing."""
-    parser = argparse.ArgumentParser(prog="rfdetr-hf doctor", description=DESCRIPTION)
-    parser.parse_args(argv)
+    parse_arguments((), argv, "rfdetr-hf doctor", DESCRIPTION)
+    from huggingface_hub import get_token
+
     free, (required, complete) = shutil.disk_usage(os.getcwd()).free / 2**30, _required()
     system = [f"Python {platform.python_version()} on {platform.platform()}"]
     system += [f"{os.cpu_count()} cores, {free:.0f} GiB free here"]
@@ -65,6 +65,8 @@ def _extras() -> list[str]:
 
 
 def _devices() -> list[str]:
+    import torch
+
     lines = [f"CPU, {torch.get_num_threads()} threads"]
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)

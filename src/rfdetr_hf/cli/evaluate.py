@@ -1,62 +1,35 @@
 """`rfdetr-hf evaluate`: how good a trained model is on a split, and what is wrong with it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
+from .. import TASKS, DataArguments, EvaluateArguments
+from .trained import load_subject, parse_verb
 
-from .. import (
-    BACKENDS,
-    TASKS,
-    DataArguments,
-    DetectorEvaluation,
-    ImageDetector,
-    Range,
-    ViewArguments,
-    check_output,
-    evaluate_detector,
-    log_to_console,
-    option,
-    parse_arguments,
-    with_views,
-)
-from .trained import TrainedModelArguments, as_options, load_subject
+if TYPE_CHECKING:
+    from .. import DetectorEvaluation
 
-DESCRIPTION = """How good a trained model is on a split of a data set, and what is wrong with it.
+DESCRIPTION = """How good a trained model is on a split of a data set, and what is wrong with
+it.
 
   rfdetr-hf evaluate MODEL DATA --split test
-  rfdetr-hf evaluate outputs/mine/best path/to/data --output_dir evaluation/mine --report
-  rfdetr-hf evaluate outputs/mine/best path/to/data --flip --scales 0.75 1 1.25
-  rfdetr-hf evaluate outputs/mine/best path/to/data --tile 640
+  rfdetr-hf evaluate outputs/mine/best my/data --output_dir eval --report
+  rfdetr-hf evaluate outputs/mine/best my/data --flip --scales 0.75 1 1.25
+  rfdetr-hf evaluate outputs/mine/best my/data --tile 640
 
-Prints COCO's numbers, a row for each class and the types of errors; for masks and keypoints those of boxes too. The
-output folder gets them as files with predictions.json (COCO results with the category ids of the source) and, with
+Prints COCO's numbers, a row for each class and the types of errors; for masks
+and keypoints those of boxes too. The output folder gets them as files with
+predictions.json (COCO results with the category ids of the source) and, with
 --report, curves, the worst images and report.html."""
-
-
-@dataclass(kw_only=True)
-class EvaluateArguments(TrainedModelArguments, ViewArguments):
-    """Which model, which split, how to look, where to write."""
-
-    split: str = option("validation", "Split of the data set.")
-    output_dir: str | None = option(None, "Folder for the results; new or empty.")
-    report: bool = option(False, "Also curves, worst images and report.html.")
-    max_dets: int = option(100, "A limit of detections beside COCO's 100.", Range(1))
-    backend: str = option("auto", "Who computes the scores.", BACKENDS)
-
-    def __post_init__(self) -> None:
-        TrainedModelArguments.__post_init__(self)
-        ViewArguments.__post_init__(self)
-        if self.report and self.output_dir is None:
-            raise ValueError("report needs output_dir, the folder that it is written to")
-
 
 TYPES = (EvaluateArguments, DataArguments)
 
 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf evaluate") -> int:
     """Evaluate, print the tables; returns the exit code."""
-    args, data_args = parse_arguments(TYPES, as_options(argv, TYPES), prog=prog, description=DESCRIPTION)
+    args, data_args = parse_verb(TYPES, argv, prog, DESCRIPTION)
+    from .. import log_to_console
+
     log_to_console()
     print(evaluate(args, data_args).tables())
     if args.output_dir:
@@ -64,7 +37,7 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf evaluate") -> int:
     return 0
 
 
-def evaluate(args: EvaluateArguments, data_args: DataArguments) -> DetectorEvaluation:
+def evaluate(args: EvaluateArguments, data_args: DataArguments) -> "DetectorEvaluation":
     """Load a model of any task, score it on a split, and write what is asked for.
 
     Raises:
@@ -72,6 +45,10 @@ def evaluate(args: EvaluateArguments, data_args: DataArguments) -> DetectorEvalu
         FileExistsError: the output folder has files.
         ImportError: a report, and matplotlib is not installed.
     """
+    from tqdm.auto import tqdm
+
+    from .. import ImageDetector, check_output, evaluate_detector, with_views
+
     check_output(args.output_dir, args.report)
     model, processor, dataset = load_subject(args.model_name_or_path, data_args, args.split)
     plain = ImageDetector(model, processor, args.device, bf16=args.bf16)

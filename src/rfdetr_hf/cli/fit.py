@@ -1,41 +1,46 @@
 """`rfdetr-hf fit`: train."""
 
 from collections.abc import Sequence
-
-from accelerate.utils import set_seed
+from typing import TYPE_CHECKING
 
 from .. import (
     DataArguments,
+    LaunchArguments,
     ModelArguments,
-    RFDETRConfig,
-    RFDETRForKeypointDetection,
-    RFDETRTrainer,
     RFDETRTrainingArguments,
     is_official,
-    label_table,
-    load_detection_dataset,
-    log_to_console,
-    model_class,
     parse_arguments,
-    resume_hint,
 )
 
-TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
+if TYPE_CHECKING:
+    from .. import RFDETRTrainer
+
+TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments, LaunchArguments)
 
 DESCRIPTION = """Train an RF-DETR detector.
 
-  rfdetr-hf fit --variant nano --max_steps 20             try it on synthetic shapes
-  rfdetr-hf fit --model_name_or_path Roboflow/rf-detr-nano --dataset_name path/to/data --output_dir outputs/mine
-  rfdetr-hf fit --config run.yaml                         options from a file; the command line wins over it
-  rfdetr-hf fit --config run.yaml --resume                go on where the last checkpoint was written
+  rfdetr-hf fit --from_scratch --max_steps 20    try it on synthetic shapes
+  rfdetr-hf fit DATA --model nano --epochs 50 --output_dir outputs/mine
+  rfdetr-hf fit --config run.yaml                the options of a file
+  rfdetr-hf fit --config run.yaml --resume       go on from the last checkpoint
 
-The data is a folder in COCO's, Roboflow's or YOLO's layout, or a Hub data set. The best model goes to
-<output_dir>/best, which `rfdetr-hf predict` and plain transformers read."""
+DATA is a folder in COCO's, Roboflow's or YOLO's layout, or a Hub data set. The
+best model goes to <output_dir>/best, which `rfdetr-hf predict` and plain
+transformers read."""
 
 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
     """Train, and evaluate the test split if there is one. Returns the exit code."""
-    model_args, data_args, training_args = parse_arguments(TYPES, argv, prog=prog, description=DESCRIPTION)
+    places = {"dataset_name": "DATA"}
+    model_args, data_args, training_args, launch_args = parse_arguments(TYPES, argv, prog, DESCRIPTION, places)
+    from .. import check_run_directory, log_to_console, resume_hint, run_processes
+
+    # What is wrong on this machine is said once, before processes start and before the Hub is asked.
+    check_run_directory(training_args.output_dir, training_args.resume_from_checkpoint)
+    data_args.require_source()
+    code = run_processes(launch_args, ["-m", "rfdetr_hf.cli", *prog.split()[1:], *argv])
+    if code is not None:
+        return code
     log_to_console()
     trainer = build_trainer(model_args, data_args, training_args)
     with resume_hint(training_args.output_dir, argv, prog.split()):
@@ -45,17 +50,27 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
 
 def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, training_args: RFDETRTrainingArguments
-) -> RFDETRTrainer:
+) -> "RFDETRTrainer":
     """The trainer of a run, with the splits of its data; statement by statement as in examples/train.py."""
-    task = model_args.task
+    from accelerate.utils import set_seed
+
+    from .. import (
+        RFDETRConfig,
+        RFDETRForKeypointDetection,
+        RFDETRTrainer,
+        load_detection_dataset,
+        model_class,
+    )
+
+    data_args.require_source()
+    task = model_args.task  # fetches a checkpoint of the Hub
     dataset = load_detection_dataset(**data_args.load_options(task))
-    print(label_table(dataset["train"]))
 
     set_seed(training_args.seed)  # new weights are part of what a rerun repeats
     fields = model_args.config_fields(dataset["train"])
-    source = model_args.model_name_or_path
-    if source is None:
-        model = model_class(task)(RFDETRConfig.from_variant(model_args.variant or "nano", **fields))
+    source = str(model_args.model_name_or_path)
+    if model_args.from_scratch:
+        model = model_class(task)(RFDETRConfig.from_variant(source, **fields))
         if model_args.init_backbone_from is not None:
             model.init_backbone_from(model_args.init_backbone_from)
     elif is_official(source):
@@ -63,7 +78,7 @@ def build_trainer(
     else:
         fields |= {"revision": model_args.revision, **model_args.class_options}
         model = model_class(task).from_pretrained(source, **fields)
-    if source is not None and isinstance(model, RFDETRForKeypointDetection):
+    if not model_args.from_scratch and isinstance(model, RFDETRForKeypointDetection):
         model.reset_keypoint_precision()  # learnt elsewhere, they would make the first losses very large
 
     trainer = RFDETRTrainer(

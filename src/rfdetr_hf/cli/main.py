@@ -1,13 +1,12 @@
 """The `rfdetr-hf` command: finds the verb, runs it, and turns errors into exit codes."""
 
-import difflib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from .. import UsageError, __version__
+from .. import UsageError, __version__, explain_verb
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -16,10 +15,10 @@ VERBS = {
     "status": "where a training stands; with --exit-code for schedulers",
     "validate": "COCO metrics of a trained model on the validation split",
     "test": "the same on the test split",
-    "evaluate": "tables, errors and a report of a trained model; flips, scales, tiles",
-    "predict": "find objects on images, folders and videos; draw them, write JSON or COCO",
+    "evaluate": "tables, errors and a report of a trained model",
+    "predict": "find objects on images, folders and videos",
     "export": "write a trained model as ONNX or as a torch.export program",
-    "convert": "turn checkpoints of the official package into folders, and back",
+    "convert": "turn official checkpoints into folders, and back",
     "config": "print the options of a training as they will be used, as YAML",
     "doctor": "versions, devices, and what is missing",
 }
@@ -32,15 +31,17 @@ verbs:
 {verbs}
 
 first steps:
-  rfdetr-hf doctor                                           is everything there?
-  rfdetr-hf fit --variant nano --max_steps 20                a short training on synthetic shapes
-  rfdetr-hf fit --config run.yaml --dataset_name my/data     train with the options of a file
-  rfdetr-hf fit --config run.yaml --resume                   go on after an interruption
-  rfdetr-hf evaluate outputs/best my/data --split test       scores, classes, errors
-  rfdetr-hf predict --model_name_or_path outputs/best --images photo.jpg
+  rfdetr-hf doctor                           is everything there?
+  rfdetr-hf fit --from_scratch --max_steps 20    a short training on shapes
+  rfdetr-hf fit my/data --model nano         fine-tune on every GPU that is there
+  rfdetr-hf fit --config run.yaml            train with the options of a file
+  rfdetr-hf fit --config run.yaml --resume   go on after an interruption
+  rfdetr-hf evaluate outputs/best my/data --split test
+  rfdetr-hf predict outputs/best photo.jpg
 
-`rfdetr-hf <verb> --help` lists the options of a verb. On several GPUs: accelerate launch -m rfdetr_hf.cli fit ...
-Exit codes: 0 success, 1 failure, 2 misuse of options, 75 preempted after saving, 130 interrupted.
+`rfdetr-hf <verb> --help` lists the options of a verb.
+Exit codes: 0 success, 1 failure, 2 misuse of options, 75 preempted after
+saving, 130 interrupted.
 RFDETR_DEBUG=1 shows where an error comes from."""
 
 
@@ -62,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     verb, options = words[0], words[1:]
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(VERBS)}"
-        return _complain(f"unknown verb {verb!r}; {hint}", USAGE)
+        return _complain(f"unknown verb {verb!r}; {explain_verb(verb, VERBS)}", USAGE)
     return _run(verb, options)
 
 

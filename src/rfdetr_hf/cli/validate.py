@@ -4,29 +4,21 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from .. import DataArguments, Range, RFDETRTrainer, RFDETRTrainingArguments, log_to_console, option, parse_arguments
-from .trained import TrainedModelArguments, as_options, load_subject
+from .. import DataArguments, EvaluationArguments, RFDETRTrainingArguments
+from .trained import load_subject, parse_verb
 
-DESCRIPTION = """COCO metrics of a trained model on the {split} split of a data set, by the trainer: as during a
-training, and on several processes under accelerate launch.
+DESCRIPTION = """COCO metrics of a trained model on the {split} split of a data set, by the
+trainer: as during a training, and on several processes under accelerate
+launch.
 
   rfdetr-hf {verb} MODEL DATA
-  rfdetr-hf {verb} outputs/mine/best path/to/data --output metrics.json
-  rfdetr-hf {verb} --config run.yaml                the best model of that run, on its data
+  rfdetr-hf {verb} outputs/mine/best my/data --output metrics.json
+  rfdetr-hf {verb} --config run.yaml   the best model of that run
 
-`rfdetr-hf evaluate` goes deeper: per-class tables, curves, the worst images, tiles and flips."""
-
-
-@dataclass(kw_only=True)
-class EvaluationArguments(TrainedModelArguments):
-    """Which model, where to write."""
-
-    num_workers: int = option(2, "Processes that load images.", Range(0))
-    output: str | None = option(None, "A JSON file for the metrics; must not exist yet.")
-
+`rfdetr-hf evaluate` goes deeper: per-class tables, curves, the worst images,
+tiles and flips."""
 
 TYPES = (EvaluationArguments, DataArguments)
 
@@ -34,8 +26,9 @@ TYPES = (EvaluationArguments, DataArguments)
 def main(argv: Sequence[str], verb: str = "validate", split: str = "validation") -> int:
     """Evaluate one split and print the metrics as JSON; returns the exit code."""
     description = DESCRIPTION.format(verb=verb, split=split)
-    words = as_options(argv, TYPES)
-    args, data_args = parse_arguments(TYPES, words, prog=f"rfdetr-hf {verb}", description=description)
+    args, data_args = parse_verb(TYPES, argv, f"rfdetr-hf {verb}", description)
+    from .. import log_to_console
+
     log_to_console()
     metrics = evaluate(args, data_args, split)
     text = json.dumps(metrics, indent=2)
@@ -47,17 +40,21 @@ def main(argv: Sequence[str], verb: str = "validate", split: str = "validation")
 
 def evaluate(args: EvaluationArguments, data_args: DataArguments, split: str) -> dict[str, float]:
     """The metrics of a split, by the trainer."""
+    from .. import RFDETRTrainer
+
     if args.output and Path(args.output).exists():
         raise FileExistsError(f"--output {args.output} exists; choose another name")
     subject = load_subject(args.model_name_or_path, data_args, split)
     training_args = RFDETRTrainingArguments(
-        per_device_eval_batch_size=args.batch_size, dataloader_num_workers=args.num_workers, bf16=args.bf16
+        per_device_eval_batch_size=args.batch_size,
+        dataloader_num_workers=args.num_workers,
+        mixed_precision="bf16" if args.bf16 else "no",
     )
     with _on(args.device):
         trainer = RFDETRTrainer(
             subject.model, training_args, eval_dataset=subject.dataset, image_processor=subject.processor
         )
-        return trainer.evaluate(metric_key_prefix=split)
+        return trainer.evaluate(metric_key_prefix="test" if split == "test" else "eval")
 
 
 @contextmanager

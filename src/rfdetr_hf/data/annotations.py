@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, NamedSplit, concatenate_datasets
 
+from ..choices import BOX_FORMATS, BoxFormat
 from ..tasks import TASKS, TaskName
-from .conventions import BOX_FORMATS, BoxFormat
 from .errors import DetectionDataError
 from .keypoints import ClassKeypoints, KeypointSchema
 from .schema import detection_features

@@ -324,8 +324,12 @@ def _settle_keypoints(annotations: Annotations, problems: Problems) -> Annotatio
         "objects' keypoints",
     )
     points = np.where(outside[..., None], 0.0, points)
-    apart = _keypoints_apart(points, boxes.bbox)
-    if apart.sum() > _ODD_MASKS_SHARE * np.any(labelled, axis=1).sum():
+    # Of a real object some keypoint is in its box, or not far beside it.
+    low, high = boxes.bbox[:, None, :2], boxes.bbox[:, None, :2] + boxes.bbox[:, None, 2:]
+    far = ((points[..., :2] < low - (high - low) / 2) | (points[..., :2] > high + (high - low) / 2)).any(axis=-1)
+    labelled = points[..., 2] > 0
+    apart = labelled.any(axis=1) & ~(labelled & ~far).any(axis=1)
+    if apart.sum() > _ODD_MASKS_SHARE * labelled.any(axis=1).sum():
         problems.add_all(
             (
                 f"{name_box(annotations, i)}: field keypoints: all lie elsewhere than the box"
@@ -337,11 +341,3 @@ def _settle_keypoints(annotations: Annotations, problems: Problems) -> Annotatio
     _report(annotations, "took as not labelled", "they all lie elsewhere than the box", apart, "objects' keypoints")
     flat = np.where(apart[:, None, None], 0.0, points).reshape(boxes.keypoints.shape)
     return replace(annotations, boxes=replace(boxes, keypoints=flat))
-
-
-def _keypoints_apart(points: np.ndarray, bbox: np.ndarray) -> np.ndarray:
-    """(n,) bool: objects with labelled keypoints (n, K, 3), none of which is in the box or half its size around it."""
-    labelled = points[..., 2] > 0
-    low, high = bbox[:, None, :2], bbox[:, None, :2] + bbox[:, None, 2:]
-    near = ((points[..., :2] >= low - (high - low) / 2) & (points[..., :2] <= high + (high - low) / 2)).all(axis=-1)
-    return labelled.any(axis=1) & ~(labelled & near).any(axis=1)

@@ -2,16 +2,14 @@
 
 import logging
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import numpy as np
 
+from ..choices import BOX_FORMATS
 from .errors import Problems
 
 logger = logging.getLogger(__name__)
 
-BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn"]
-BOX_FORMATS: tuple[str, ...] = get_args(BoxFormat)
 _MEANING = {"xywh": "left, top, width, height", "xyxy": "left, top, right, bottom", "cxcywh": "centre, width, height"}
 # Boxes may reach out of their image by so much and are still taken for inside: annotators and exporters round.
 _SLACK_SHARE, _SLACK_PIXELS = 0.01, 1.0

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, NamedSplit
 
+from ..choices import BoxFormat
 from ..tasks import TaskName
 from .annotations import MissingMasks, ReadOptions
-from .conventions import BoxFormat
 from .errors import DetectionDataError
 from .formats import Found, coco, hub, shapes, yolo
 from .images import is_hidden
@@ -122,7 +122,7 @@ def load_detection_dataset(
         need_test=test_split is not None,
         load=load,
     )
-    found, reader = _recognise(_root(name_or_path), options)
+    found, reader = _recognise(source_of(name_or_path), options)
     share = None if isinstance(validation_split, str) else validation_split
     named = (train_split, validation_split if isinstance(validation_split, str) else None, test_split)
     chosen = choose_splits(list(found.splits), found.source, *named, need_train=class_names is None)
@@ -145,7 +145,13 @@ def load_detection_dataset(
     return DatasetDict({name: splits[name] for name in SPLIT_NAMES if name in splits})
 
 
-def _root(name_or_path: Any) -> Any:
+def source_of(name_or_path: Any) -> Any:
+    """A data set in memory as it is, a name or path as text.
+
+    Raises:
+        TypeError: it is neither.
+        DetectionDataError: it is no name, or looks like a path and does not exist.
+    """
     if isinstance(name_or_path, (Dataset, DatasetDict)):
         return name_or_path
     if isinstance(name_or_path, (IterableDataset, IterableDatasetDict)):

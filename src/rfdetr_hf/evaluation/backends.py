@@ -10,10 +10,10 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
+from ..choices import BACKENDS
 from .detection_table import DetectionTable
 from .ground_truth import Truths, make_coco, renumbered, silenced, truth_arrays
 
-BACKENDS = ("pycocotools", "ultrafast", "auto")
 IOU_TYPES = ("bbox", "segm", "keypoints")
 _LARGEST_ID = 2**53  # that a float64 holds exactly
 

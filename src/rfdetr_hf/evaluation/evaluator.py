@@ -11,9 +11,10 @@ from datasets import Dataset
 from pycocotools.coco import COCO
 from torch import Tensor
 
+from ..choices import BACKENDS
 from ..data.keypoints import COCO_KEYPOINTS, DEFAULT_SIGMA
 from .analysis import DetectionAnalysis
-from .backends import BACKENDS, COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evaluate, run_lengths
+from .backends import COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evaluate, run_lengths
 from .detection_table import DETECTION, DetectionTable, concatenate, first_few, gather, pack
 from .ground_truth import coco_ground_truth, id_array, keypoint_sigmas, repeated
 from .metrics import COCO_LIMITS, class_scores, summarize

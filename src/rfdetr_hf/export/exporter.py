@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..choices import EXPORT_FORMATS
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..models.post_processing import DEFAULT_THRESHOLD, Threshold
@@ -18,7 +19,6 @@ from .wrapper import FixedSizeDetector, check_size, export_program, on_cpu
 
 # Of a `torch.export` program: `torch.export.load(path, extra_files=...)` gives it.
 METADATA_FILE = "metadata.json"
-FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 class ExportReport(NamedTuple):
@@ -70,11 +70,11 @@ def export_model(
         ParityError: if the outputs differ by more than `tolerance`; no file is left.
         ImportError: if a package of the extra `onnx` is missing.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}")
+    if format not in EXPORT_FORMATS:
+        raise ValueError(f"format={format!r} is not known; choose one of {', '.join(EXPORT_FORMATS)}")
     size = size or (model.config.resolution, model.config.resolution)
     check_size(model, size)
-    path = _new_file(Path(path), FORMATS[format])
+    path = _new_file(Path(path), EXPORT_FORMATS[format])
     reference = on_cpu(model)
     detector = FixedSizeDetector(model, size)
     draft = path.with_name(f".tmp-{path.name}")

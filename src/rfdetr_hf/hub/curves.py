@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-_LOSSES = ("loss", "eval_loss", "eval_ema_loss")
+_LOSSES = ("loss", "eval_loss", "eval_raw_loss")
 _SCORES = tuple(
     f"eval_{weights}{task}{name}"
     for task in ("", "segm_", "keypoint_")
-    for weights in ("ema_", "")
+    for weights in ("", "raw_")
     for name in ("map", "map_50")
 )
 

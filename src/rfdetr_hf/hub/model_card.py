@@ -70,7 +70,7 @@ class CardFacts:
         model_class: name of its class.
         config: its configuration.
         parameters: number of its parameters.
-        metrics: by their logged names (`eval_map`, `eval_ema_map`, …); runtimes are left out.
+        metrics: by their logged names (`eval_map`, `eval_raw_map`, …); runtimes are left out.
         training_arguments: of the run, as plain values.
         log_history: what the run logged, for the table of evaluations and the curves.
         dataset: Hub id of the training data, if it comes from there.
@@ -218,14 +218,14 @@ def _arguments(values: Mapping[str, Any]) -> str:
 
 
 def _scores(metrics: Mapping[str, float]) -> list[tuple[str, str, str, float]]:
-    """Split, weights, metric and value of each score; left out is what is no score, or has nothing to score."""
+    """Split, name, title and value of each score; left out is what is no score, or has nothing to score."""
     found = []
     for name, value in metrics.items():
         split, _, rest = name.partition("_")
-        weights = "average" if rest.startswith("ema_") else "raw"
-        metric = rest.removeprefix("ema_")
+        metric = rest.removeprefix("raw_")
         if metric in METRICS and value >= 0:
-            found.append((split, weights, metric, float(value)))
+            title = METRICS[metric] + (" of the raw weights" if rest != metric else "")
+            found.append((split, metric, title, float(value)))
     return found
 
 
@@ -238,26 +238,25 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
             dataset_name=facts.dataset or "custom data",
             dataset_split=split,
             metric_type=metric,
-            metric_name=METRICS[metric] + (" (averaged weights)" if weights == "average" else ""),
+            metric_name=title,
             metric_value=round(value, 5),
         )
-        for split, weights, metric, value in _scores(facts.metrics)
+        for split, metric, title, value in _scores(facts.metrics)
     ]
 
 
 def _table(metrics: Mapping[str, float]) -> str:
-    rows = [f"| {split} | {w} | {METRICS[metric]} | {value:.4f} |" for split, w, metric, value in _scores(metrics)]
-    return "\n".join(["| split | weights | metric | value |", "|---|---|---|---|", *rows]) if rows else ""
+    rows = [f"| {split} | {title} | {value:.4f} |" for split, _, title, value in _scores(metrics)]
+    return "\n".join(["| split | metric | value |", "|---|---|---|", *rows]) if rows else ""
 
 
 def _evaluations(log_history: Sequence[Mapping[str, float]]) -> str:
     """The course of the run: at most `_SHOWN_EVALUATIONS` evaluations, evenly spread, the last included."""
     rows = []
     for row in log_history:
-        prefix = next((p for p in ("eval_ema_", "eval_") if f"{p}map" in row), None)
-        if prefix is not None:
-            shown = [name for name in _COURSE if f"{prefix}{name}" in row]
-            values = " | ".join(f"{row[prefix + name]:.4f}" for name in shown)
+        if "eval_map" in row:
+            shown = [name for name in _COURSE if f"eval_{name}" in row]
+            values = " | ".join(f"{row[f'eval_{name}']:.4f}" for name in shown)
             rows.append(f"| {row['step']} | {row['epoch']:.2f} | {values} |")
     if not rows:
         return ""

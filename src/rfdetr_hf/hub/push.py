@@ -18,7 +18,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 logger = logging.getLogger(__name__)
 
-STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 LAST_CHECKPOINT, MANIFEST = "last-checkpoint", "manifest.json"
 _RETRIED = (408, 429)

@@ -1,21 +1,17 @@
 """Detect objects on images and write what was found: pictures, JSON, COCO."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..arguments.predict import PredictArguments
 from ..drawing import DrawingStyle, draw_detections
-from ..options import FROM_1, option, settle_options
-from ..tasks import TASKS
 from .detector import above, class_thresholds, load_detector, naming
 from .images import NamedImage, find_images
 from .results import CocoResults, ResultFiles, as_records, keypoints_of_classes
-from .views import ViewArguments, with_views
-
-FORMATS = ("pictures", "json", "coco")
+from .views import with_views
 
 
 class Predicted(NamedTuple):
@@ -28,44 +24,6 @@ class Predicted(NamedTuple):
 
     images: int
     skipped: list[str]
-
-
-@dataclass
-class PredictArguments(ViewArguments):
-    """Which model, which images, what to write."""
-
-    model_name_or_path: str = option(help="A model folder, Hub id or official file.")
-    images: list[str] = option(list, "Image files, video files, folders and patterns.")
-    output_dir: str = option("predictions", "Folder for what is written; new or empty.")
-    formats: list[str] = option(
-        lambda: ["pictures"],
-        "pictures, predictions.json (a list for each image), coco.json (a COCO data set).",
-        FORMATS,
-    )
-    threshold: float = option(
-        0.5, "Least score of what is drawn and written; t / (1 + t) for classes without keypoints of a keypoint model."
-    )
-    thresholds: dict | str | None = option(
-        None, "Least scores by class name (JSON, or thresholds.json of evaluate); other classes have threshold."
-    )
-    task: str | None = option(None, "What the model must be for; default: what it is for.", tuple(TASKS))
-    keypoint_threshold: float = option(0.3, "Least confidence of keypoints in pictures and coco.json.")
-    ellipses: float = option(0.0, "Draw covariance ellipses of keypoints, of so many standard deviations.")
-    batch_size: int = option(8, "Images that the model sees at once.", FROM_1)
-    every: int = option(1, "Take each n-th frame of videos.", FROM_1)
-    device: str | None = option(None, "Default: cuda where there is one.")
-    bf16: bool = option(False, "Compute in bfloat16.")
-    overwrite: bool = option(False, "Write into a folder that has files, and replace them.")
-    strict: bool = option(False, "Stop at the first file that cannot be read, instead of leaving it out.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        settle_options(self)
-        self.style()
-
-    def style(self, schema: Mapping[str, Any] | None = None) -> DrawingStyle:
-        """How keypoints of this schema are drawn."""
-        return DrawingStyle(schema, self.keypoint_threshold, self.ellipses)
 
 
 def predict(
@@ -106,7 +64,7 @@ def predict(
         raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {model.task}")
     config: Any = model.config
     with naming(f"{args.model_name_or_path}, config.json", args.model_name_or_path):
-        id2label, style = config.id2label, args.style(config.keypoint_schema)
+        id2label, style = config.id2label, DrawingStyle(config.keypoint_schema, args.keypoint_threshold, args.ellipses)
         coco = CocoResults(id2label, keypoints_of_classes(config), args.keypoint_threshold)
     by_class: Any = args.thresholds or {}
     thresholds = class_thresholds(by_class, config, args.threshold)

@@ -24,6 +24,7 @@ from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..bit_depth import is_deep, to_bytes
+from .files.published import checkpoint_of
 from .post_processing import (
     DEFAULT_THRESHOLD,
     TRACE_ALPHA,
@@ -112,6 +113,11 @@ class RFDETRImageProcessor(BaseImageProcessor):
         sides = [side for side in dict(self.size).values() if side is not None]
         if not sides or not all(isinstance(side, int) and 0 < side <= 2**16 for side in sides):
             raise ValueError(f"size is {dict(self.size)}: sides are positive numbers of pixels.")
+
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Read `preprocessor_config.json` of a folder, a Hub repository, or a variant's published checkpoint."""
+        return super().get_image_processor_dict(checkpoint_of(pretrained_model_name_or_path), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the processor, under the class name that transformers knows."""
@@ -473,9 +479,7 @@ def _flatten(images: Any) -> list[Any]:
     return [images]
 
 
-def _array_from_pil(
-    image: Image.Image, convert_to_rgb: bool, value_range: Sequence[float] | None = None
-) -> np.ndarray:
+def _array_from_pil(image: Image.Image, convert_to_rgb: bool, value_range: Sequence[float] | None = None) -> np.ndarray:
     """An upright (H, W[, C]) uint8 array."""
     image = ImageOps.exif_transpose(image)
     if is_deep(image):

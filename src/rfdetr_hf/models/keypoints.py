@@ -261,9 +261,7 @@ class RFDETRKeypointBackbone(RFDETRBackbone):
         super().__init__(config)
         self.cross_attn_projector = MultiScaleProjector(config)
 
-    def forward(
-        self, pixel_values: Tensor, drop_path_rate: float | None = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, pixel_values: Tensor, drop_path_rate: float | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """(B, 3, H, W) -> the levels of both projectors, (B, d_model, h_l, w_l) each."""
         self._check(pixel_values)
         taps = self.vit(pixel_values, drop_path_rate)

@@ -2,8 +2,11 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
+
+from ..arguments.metric_names import competing_names, larger_wins, without_raw
 
 _OF_COCO = {"map", "mar", "precision", "recall", "f1"}
 _KEPT = ("score", "source", "step", "smoothed")
@@ -11,22 +14,26 @@ _KEPT = ("score", "source", "step", "smoothed")
 
 @dataclass
 class BestModel:
-    """The best score so far and whose it is; ties keep the earlier one, and the raw weights before the average.
+    """The best score so far and whose it is; ties keep the earlier one, and the raw weights before the EMA weights.
 
     Scores that say nothing (`is_score`) choose nothing.
 
     Args:
-        metric: name without prefix; with "ema_" only the average competes.
+        metric: name of the score, such as "map" or "raw_map"; "map,raw_map" lets EMA and raw weights compete.
         greater_is_better: direction of the metric; default: the one that its name says, see `larger_wins`.
         skip_epochs: evaluations of the first so many epochs choose nothing (the smoothed scores are kept up all the
             same).
         smooth_alpha: scores are smoothed by `s = alpha * s + (1 - alpha) * score`, from the first score on.
+        smooth_ema: whether the scores of EMA weights are smoothed too; rfdetr smooths those of raw weights alone.
+        use_ema: whether plain names are of EMA weights; the trainer sets it.
     """
 
     metric: str
     greater_is_better: bool | None = None
     skip_epochs: float = 0.0
     smooth_alpha: float = 0.0
+    smooth_ema: bool = True
+    use_ema: bool = True
     score: float | None = None
     source: str | None = None
     step: int | None = None
@@ -39,11 +46,12 @@ class BestModel:
     def update(self, metrics: dict[str, float], epoch: float, step: int) -> bool:
         """Take an evaluation's metrics. Returns whether one of its scores is the best so far."""
         improved = False
-        for source, score in candidate_scores(metrics, self.metric).items():
+        for source, score in candidate_scores(metrics, self.metric, self.use_ema).items():
             if not is_score(self.metric, score):
                 continue
             previous = self.smoothed.get(source, score)
-            smoothed = self.smoothed[source] = self.smooth_alpha * previous + (1 - self.smooth_alpha) * score
+            alpha = self.smooth_alpha if self.smooth_ema or source == "raw" else 0.0
+            smoothed = self.smoothed[source] = alpha * previous + (1 - alpha) * score
             beats = self.score is None or (smoothed > self.score if self.greater_is_better else smoothed < self.score)
             if beats and not is_skipped(epoch, self.skip_epochs):
                 self.score, self.source, self.step = smoothed, source, step
@@ -60,14 +68,9 @@ class BestModel:
             setattr(self, key, state[key])
 
 
-def larger_wins(metric: str) -> bool:
-    """Whether a larger value of a metric is a better one: of all but losses, which have "loss" in their name."""
-    return "loss" not in metric.split("_")
-
-
 def is_score(metric: str, value: float) -> bool:
     """Whether a value says how good weights are: one that is not finite does not, nor -1, COCO's "without objects"."""
-    return math.isfinite(value) and not (value == -1 and _OF_COCO & set(metric.split("_")))
+    return math.isfinite(value) and not (value == -1 and _OF_COCO & set(re.split("[_,]", metric)))
 
 
 def is_skipped(epoch: float, skip_epochs: float) -> bool:
@@ -75,10 +78,18 @@ def is_skipped(epoch: float, skip_epochs: float) -> bool:
     return 0 < skip_epochs and epoch <= skip_epochs
 
 
-def candidate_scores(metrics: dict[str, float], metric: str) -> dict[str, float]:
-    """The evaluated values of a metric by source, raw weights first: {"raw": eval_map, "ema": eval_ema_map}."""
-    raw = "eval_" + metric.removeprefix("eval_")
-    # "ema_" stands before the score, behind the name of the data set where there are several.
-    average = next((name for name in metrics if "_ema_" in name and name.replace("_ema_", "_", 1) == raw), "")
-    names = {"ema": raw} if "_ema_" in raw else {"raw": raw, "ema": average}
-    return {source: metrics[name] for source, name in names.items() if name in metrics}
+def candidate_scores(metrics: dict[str, float], metric: str, use_ema: bool = True) -> dict[str, float]:
+    """The evaluated values of a metric by their weights, raw ones first: {"raw": eval_raw_map, "ema": eval_map}.
+
+    Args:
+        metrics: of an evaluation.
+        metric: name of one score, or of that of the EMA weights and that of the raw ones with a comma between.
+        use_ema: whether plain names are of EMA weights.
+    """
+    found = {}
+    for name in competing_names(metric):
+        # A score of the user's may have "raw_" in its name too, but not beside the same name without.
+        of_raw = not use_ema or name != without_raw(name) and f"eval_{without_raw(name)}" in metrics
+        if f"eval_{name}" in metrics:
+            found["raw" if of_raw else "ema"] = metrics[f"eval_{name}"]
+    return found

@@ -3,8 +3,9 @@
 import csv
 import logging
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
+from ..arguments.metric_names import larger_wins
 from ..hub.push import HubCallback, HubUploader
-from .best import candidate_scores, is_score, is_skipped, larger_wins
+from .best import candidate_scores, is_score, is_skipped
 from .checkpoint.run_directory import RunDirectory
 from .meters import TIMINGS
 from .status import RUNNING, RunStatus, time_left
@@ -23,10 +25,6 @@ logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float]
 
-CONSOLE_TERMS = (
-    "loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice",
-    "loss_keypoints_l1", "loss_keypoints_findable", "loss_keypoints_visible", "loss_keypoints_nll",
-)  # fmt: skip
 _STATUS_INTERVAL = 2.0
 CONSOLE_SCORES = ("_map", "_map_50", "_map_75", "_mar_100")
 
@@ -48,7 +46,7 @@ class _Bar(tqdm):
 
 
 class ProgressCallback(TrainerCallback):
-    """A progress bar, and one log line: step, loss now (average), terms, rate, images/s, data wait, memory, ETA."""
+    """A progress bar, and one line for each log event, see `log_line`."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
@@ -83,10 +81,16 @@ class ProgressCallback(TrainerCallback):
     on_predict = on_evaluate
 
     def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: Numbers | None = None, **kwargs: Any
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Numbers | None = None,
+        model: Any = None,
+        **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            logger.info(log_line(state, logs))
+            logger.info(log_line(state, logs, model.loss_function.weight_dict))
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar is not None:
@@ -94,8 +98,17 @@ class ProgressCallback(TrainerCallback):
             self.bar = None
 
 
-def log_line(state: TrainerState, logs: dict[str, float]) -> str:
-    """One readable line of a log event: training terms and speed, or the main scores of an evaluation."""
+def log_line(state: TrainerState, logs: dict[str, float], weights: Mapping[str, float]) -> str:
+    """One readable line of a log event: loss and speed of a training, or the main scores of an evaluation.
+
+    `loss` is that of the latest step, `avg` the mean since the last line. `avg` is the sum of the terms behind it: each
+    with its weight, over all supervised layers.
+
+    Args:
+        state: of the run.
+        logs: of the event.
+        weights: of each loss term, by its name in `logs`.
+    """
     head = f"step {state.global_step}/{state.max_steps} epoch {logs.get('epoch', state.epoch or 0):.2f}"
     if "train_runtime" in logs:
         speed = f"{logs['train_samples_per_second']:.1f} img/s"
@@ -103,14 +116,20 @@ def log_line(state: TrainerState, logs: dict[str, float]) -> str:
     if "loss" not in logs:
         shown = {k: v for k, v in logs.items() if k.endswith(CONSOLE_SCORES)}
         return head + " | " + " ".join(f"{k} {v:.4f}" for k, v in shown.items())
-    terms = " ".join(f"{k.removeprefix('loss_')} {logs[k]:.4f}" for k in CONSOLE_TERMS if k in logs)
+    terms: dict[str, float] = {}
+    for name, weight in weights.items():
+        if name in logs:
+            term = re.sub(r"_(\d+|enc)$", "", name.removeprefix("loss_"))
+            terms[term] = terms.get(term, 0.0) + weight * logs[name]
+    rest = logs["loss"] - sum(terms.values())
+    if abs(rest) > 1e-3 * max(1.0, abs(logs["loss"])):  # of a loss of the user's own
+        terms["other"] = rest
     parts = [
-        f"loss {logs['loss_now']:.4f} ({logs['loss']:.4f})",
-        terms,
+        f"loss {logs['loss_now']:.4g} avg {logs['loss']:.4g} = {' + '.join(f'{k} {v:.3g}' for k, v in terms.items())}",
         f"grad {logs['grad_norm']:.3g}",
         f"lr {logs['learning_rate']:.2e}",
         f"{logs['images_per_second']:.1f} img/s",
-        f"data {100 * logs['data_wait']:.0f}%",
+        f"data wait {100 * logs['data_wait']:.0f}%",
     ]
     parts += [f"{logs['memory_gb']:.1f} GB"] if "memory_gb" in logs else []
     parts += [f"skipped {logs['skipped_steps']:.0f}"] if logs.get("skipped_steps") else []
@@ -205,11 +224,10 @@ def _row(logs: dict[str, Any]) -> dict[str, str]:
 class EarlyStopping(TrainerCallback, ExportableState):
     """Stops the run when the metric has not improved by `threshold` in `patience` evaluations.
 
-    The metric is the better of the raw and the averaged weights' where both are evaluated. A value that is not finite
-    is no improvement.
+    A value that is not finite is no improvement.
 
     Args:
-        metric: name without prefix ("map"), or with "ema_" to look at the averaged weights alone.
+        metric: name of the score ("map"); of "map,raw_map" the better one counts.
         patience: evaluations.
         threshold: least improvement.
         skip_epochs: evaluations of the first so many epochs are ignored.

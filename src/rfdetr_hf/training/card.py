@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from datasets import Dataset
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..hub.model_card import CardFacts, hub_dataset_id, hub_model_id
-from .arguments import RFDETRTrainingArguments
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import Weights
 from .state import RunState

@@ -11,13 +11,13 @@ from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback
 
+from ..arguments.metric_names import competing_names, larger_wins, without_raw
+from ..arguments.training import RFDETRTrainingArguments
 from ..data.audit import audit_dataset
-from ..data.schema import class_names, has_object_field, keypoint_schema, max_objects
+from ..data.schema import class_names, has_object_field, keypoint_schema, label_table, max_objects
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..tasks import TASKS
-from .arguments import RFDETRTrainingArguments
-from .best import larger_wins
 
 logger = logging.getLogger(__name__)
 
@@ -104,25 +104,27 @@ def check_run(
                 "to 'no'"
             )
         return
-    metric = args.metric_for_best_model.removeprefix("eval_")
+    metrics = competing_names(args.metric_for_best_model)
     stops = any(isinstance(c, EarlyStoppingCallback) or c is EarlyStoppingCallback for c in callbacks)
-    logged, known = [], []
+    logged = []
     for split, dataset in evaluated.items():
         start, scores = split.removeprefix("eval_").removesuffix("dataset"), score_names(dataset)
-        if scores is None or args.eval_loss and not larger_wins(metric):
+        if scores is None or args.eval_loss and not larger_wins(args.metric_for_best_model):
             # A user's own scores, and the terms of the loss, are known after the first evaluation.
-            scores = [*(scores or ()), metric.removeprefix(start).removeprefix("ema_")]
+            own = [name.removeprefix(start) for metric in metrics for name in (metric, without_raw(metric))]
+            scores = [*(scores or ()), *own]
         logged += [f"{start}{prefix}{score}" for prefix in args.evaluated_prefixes for score in scores]
-        known += [f"{start}{score}" for score in scores]
-    if metric not in {*known, *logged}:
-        near = difflib.get_close_matches(metric, [*known, *logged], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(dict.fromkeys([*known, *logged]))}"
-        raise ValueError(f"metric_for_best_model={metric!r} is in no evaluation of this run; {hint}")
-    if stops and metric not in logged:
-        prefix = args.evaluated_prefixes[-1]
+    for metric in metrics:
+        if metric not in logged:
+            near = difflib.get_close_matches(metric, logged, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(dict.fromkeys(logged))}"
+            if args.use_ema and without_raw(metric) in logged:
+                hint = "set eval_raw_weights=True"
+            raise ValueError(f"metric_for_best_model={metric!r} is in no evaluation of this run; {hint}")
+    if stops and len(metrics) > 1:
         raise ValueError(
-            f"EarlyStoppingCallback looks at eval_{metric}, which is not evaluated; set metric_for_best_model to "
-            f"{prefix}map, or eval_raw_weights=True"
+            f"EarlyStoppingCallback looks at one score, and metric_for_best_model={args.metric_for_best_model!r} names "
+            "two; name one, or set early_stopping_patience instead of the callback"
         )
 
 
@@ -177,8 +179,10 @@ def audit_splits(splits: Mapping[str, Dataset], audit: str, accelerator: Acceler
     Raises:
         DetectionDataError: an image cannot be read.
     """
-    if audit != "off" and accelerator.is_main_process:
-        for split, dataset in splits.items():
+    if accelerator.is_main_process:
+        for split, dataset in splits.items() if audit != "off" else ():
             name = split.removesuffix("_dataset")
             logger.info("%s", audit_dataset(dataset, split=name, decode=audit == "full"))
+        if audit == "off":
+            logger.info("%s", label_table(splits["train_dataset"]))
     accelerator.wait_for_everyone()

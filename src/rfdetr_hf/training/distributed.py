@@ -2,7 +2,8 @@
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,7 +17,9 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 
-from .arguments import RFDETRTrainingArguments
+from ..arguments.training import RFDETRTrainingArguments
+from .precision import DTYPES, is_set
+from .processes import use_cores
 
 SHARDING_VARIABLES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED"}
 SUPPORTED = (
@@ -29,28 +32,29 @@ SUPPORTED = (
     DistributedType.FSDP,
     DistributedType.DEEPSPEED,
 )
-PRECISIONS = ("no", "bf16", "fp16")
-
-
 Result = TypeVar("Result")
 
 
 def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
     """The accelerator of a run: how it was launched comes from the environment, as `accelerate launch` sets it.
 
+    Args:
+        args: of the run, with a settled precision.
+
     Raises:
         RuntimeError, ValueError: see `check_backend`.
     """
     timeout: dict[str, Any] = {"timeout": timedelta(seconds=args.ddp_timeout)}
-    deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
+    deepspeed = is_set("ACCELERATE_USE_DEEPSPEED")
     if deepspeed and not torch.accelerator.is_available():
         # Without a backend Accelerate starts unconnected processes where there is no device.
         timeout["backend"] = "gloo"
     replicas = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     handlers: list[Any] = [replicas, InitProcessGroupKwargs(**timeout)]
     # DeepSpeed would cast the complete module, losses and box geometry too; the step autocasts instead.
-    accelerator = _with_own_precision("no" if deepspeed else precision(args), handlers)
+    accelerator = _with_own_precision("no" if deepspeed else args.mixed_precision, handlers)
     check_backend(accelerator, args)
+    use_cores(accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
     return accelerator
 
 
@@ -95,11 +99,22 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-def precision(args: RFDETRTrainingArguments) -> str:
-    """ "bf16", "fp16" or "no": what the arguments say, else what the launcher says."""
-    if args.bf16 or args.fp16:
-        return "bf16" if args.bf16 else "fp16"
-    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+def replace_precision(accelerator: Accelerator, args: RFDETRTrainingArguments) -> None:
+    """Give an accelerator that has prepared nothing yet the precision that the arguments have by now."""
+    fresh = build_accelerator(args)
+    accelerator.state, accelerator.native_amp, accelerator.scaler = fresh.state, fresh.native_amp, fresh.scaler
+
+
+@contextmanager
+def shared_precision(accelerator: Accelerator) -> Iterator[None]:
+    """Within the block, what Accelerate asks its one state of the process, it asks that of the accelerator."""
+    shared = AcceleratorState._shared_state
+    before = shared["_mixed_precision"]
+    shared["_mixed_precision"] = accelerator.mixed_precision
+    try:
+        yield
+    finally:
+        shared["_mixed_precision"] = before
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -127,7 +142,7 @@ def check_backend(accelerator: Accelerator, args: RFDETRTrainingArguments) -> No
         )
     kind = accelerator.distributed_type
     for variable, name in SHARDING_VARIABLES.items():
-        if _is_set(variable) and kind.value != name:
+        if is_set(variable) and kind.value != name:
             raise RuntimeError(
                 f"{variable} is set, but Accelerate runs {kind.value}: every process would "
                 "train alone; sharding needs accelerators"
@@ -148,14 +163,10 @@ def _check_fsdp(accelerator: Accelerator) -> None:
 
 
 def _check_precision(accelerator: Accelerator, args: RFDETRTrainingArguments) -> None:
-    name = precision(args)
-    if name not in PRECISIONS:
-        raise ValueError(f"mixed precision {name!r} is not supported; choose one of {', '.join(PRECISIONS)}")
+    name = args.mixed_precision
+    if name != "no" and name not in DTYPES:
+        raise ValueError(f"mixed precision {name!r} is not supported; choose one of no, {', '.join(DTYPES)}")
     if name == "fp16" and accelerator.device.type == "cpu":
         raise RuntimeError("fp16 has no effect on a CPU; use bf16, or full precision")
     if name == "fp16" and accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError("fp16 is not supported under DeepSpeed; use bf16, or full precision")
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-MODES = ("standard", "early", "late")
-SCHEDULES = ("constant", "linear")
+from ..choices import DROP_PATH_MODES, DROP_PATH_SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,11 @@ class DropPathSchedule:
             raise ValueError(f"The drop-path rate must lie in [0, 1), not {self.rate}.")
         if self.total_steps < 1:
             raise ValueError(f"The drop-path schedule needs at least 1 step, not {self.total_steps}.")
-        if self.mode not in MODES:
-            raise ValueError(f"Drop-path mode {self.mode!r} is unknown; use one of {', '.join(MODES)}.")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"Drop-path schedule {self.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}.")
+        if self.mode not in DROP_PATH_MODES:
+            raise ValueError(f"Drop-path mode {self.mode!r} is unknown; use one of {', '.join(DROP_PATH_MODES)}.")
+        if self.schedule not in DROP_PATH_SCHEDULES:
+            choices = ", ".join(DROP_PATH_SCHEDULES)
+            raise ValueError(f"Drop-path schedule {self.schedule!r} is unknown; use one of {choices}.")
         if self.mode == "standard" and self.schedule == "linear":
             raise ValueError("Drop-path mode 'standard' is constant; use mode 'early' or 'late' for a linear schedule.")
         if not 0 <= self.cutoff_steps <= self.total_steps:

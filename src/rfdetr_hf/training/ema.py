@@ -36,6 +36,7 @@ class ExponentialMovingAverage:
         decay: limit of `d`, in [0, 1].
         tau: updates in which the decay builds up, at least 0.
         update_interval: take every n-th optimizer step.
+        copy_first: the first update copies the weights, as `torch.optim.swa_utils.AveragedModel` does.
         writing: a context to enter around every change of the live tensors; sharded models need one.
         local: what this process holds of a live tensor. It is asked each time: FSDP2 may move a shard to other
             memory, in its first forward pass and when a state dict is loaded.
@@ -50,6 +51,7 @@ class ExponentialMovingAverage:
         decay: float = 0.993,
         tau: float = 100.0,
         update_interval: int = 1,
+        copy_first: bool = False,
         writing: Callable[[], AbstractContextManager] = nullcontext,
         local: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach,
     ) -> None:
@@ -60,7 +62,7 @@ class ExponentialMovingAverage:
         if update_interval < 1:
             raise ValueError(f"The update interval of the moving average must be at least 1, not {update_interval}.")
         self.decay, self.tau, self.update_interval = decay, tau, update_interval
-        self._writing = writing
+        self._writing, self._copy_first = writing, copy_first
         self.num_updates = 0
         self._tensors, self._local = dict(named_tensors), local
         self._shadow = {name: _shadow_of(part) for name, part in self._parts().items()}
@@ -107,7 +109,8 @@ class ExponentialMovingAverage:
         if step % self.update_interval:
             return False
         self.num_updates += 1
-        weight, parts = 1.0 - self.current_decay(), self._parts()
+        copies = self._copy_first and self.num_updates == 1
+        weight, parts = 1.0 if copies else 1.0 - self.current_decay(), self._parts()
         if self._same:
             shadows, lives = zip(*((self._shadow[name], parts[name]) for name in self._same), strict=True)
             torch._foreach_lerp_(shadows, lives, weight)  # pyright: ignore[reportPrivateImportUsage]

@@ -10,8 +10,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
-from .arguments import RFDETRTrainingArguments
 from .checks import check_kinds, check_split
 from .compatibility import TransformersMethods
 from .loaders import build_eval_loader
@@ -50,9 +50,10 @@ class EvaluationMethods(TransformersMethods):
     def evaluate(
         self, eval_dataset: Dataset | Mapping[str, Dataset] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """COCO metrics of the weights that the arguments name: `eval_map`…, and `eval_ema_map`… for the average.
+        """COCO metrics: `eval_map`, the AP at IoU .50:.95 (101 recall points, at most 100 detections), `eval_map_50`, …
 
-        Outside of training the model in memory is evaluated, under the plain names.
+        During a training they are those of the EMA weights if the run has them; with `eval_raw_weights` those of the
+        raw weights follow as `eval_raw_map`, …. Outside of training they are those of the model in memory.
 
         Args:
             eval_dataset: default: the one given at construction. Of several, each has its name behind the prefix.
@@ -70,12 +71,12 @@ class EvaluationMethods(TransformersMethods):
         metrics: dict[str, float] = {}
         prefixes = self.args.evaluated_prefixes if self._in_training else ("",)
         for prefix in prefixes:
-            folder = None
+            folder, averaged = None, self._in_training and self.args.use_ema and not prefix
             if self._in_training:
                 step = str(self.state.global_step)
-                folder = self.directory.root / metric_key_prefix / step / ("ema" if prefix else "raw")
+                folder = self.directory.root / metric_key_prefix / step / ("ema" if averaged else "raw")
             losses = EvalLossMeter() if self.args.eval_loss else None
-            with self.weights.averaged(bool(prefix)):
+            with self.weights.averaged(averaged):
                 scores = self._score(dataset, self._after_batch, folder, losses)
             metrics |= {f"{metric_key_prefix}_{prefix}{name}": value for name, value in scores.items()}
         batches = math.ceil(len(dataset) / (self.args.eval_batch_size * self.accelerator.num_processes))

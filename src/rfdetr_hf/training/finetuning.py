@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.adapters import ADAPTER, BASE, LORA, adapted_layers, has_adapters, plain_state
 from ..models.configuration_rfdetr import RFDETRConfig
 from ..models.files.layouts import POSITIONS, official_keys, resize_positions
 from ..models.files.pretrained import read_state
@@ -16,8 +17,6 @@ from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
 logger = logging.getLogger(__name__)
 
-ADAPTER = "default"
-_BASE, _LORA = ".base_layer.", ".lora_"
 _CLASS_HEADS = re.compile(r"(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 
 # Parts of a model by the beginnings of parameter names; what fits none of them belongs to the heads.
@@ -184,58 +183,21 @@ def add_lora(
     peft.inject_adapter_in_model(config, blocks, ADAPTER)
 
 
-def _adapted(model: nn.Module) -> dict[str, Any]:
-    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
-
-
-def has_adapters(model: nn.Module) -> bool:
-    """Whether `add_lora` changed this model and nothing merged the adapters."""
-    return bool(_adapted(model))
-
-
-def plain_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a model with adapters as those of one without: names of the layout, adapters merged.
-
-    Args:
-        model: has the scale of each adapter.
-        state: all tensors of the model by name, unsharded; they are not changed.
-    """
-    scales = {name: module.scaling[ADAPTER] for name, module in _adapted(model).items()}
-    plain = {}
-    for name, tensor in state.items():
-        layer, _, field = name.partition(_BASE)
-        if field == "weight":
-            plain[f"{layer}.weight"] = _merged(layer, state, scales[layer])
-        elif field or _LORA not in name:
-            plain[f"{layer}.{field}" if field else name] = tensor
-    return plain
-
-
-def _merged(layer: str, state: Mapping[str, Tensor], scale: float) -> Tensor:
-    weight = state[f"{layer}{_BASE}weight"]
-    down, up = (state[f"{layer}{_LORA}{letter}.{ADAPTER}.weight"] for letter in "AB")
-    merged = weight.float() + scale * (up.float() @ down.float())
-    magnitude = state.get(f"{layer}{_LORA}magnitude_vector.{ADAPTER}.weight")
-    if magnitude is not None:
-        merged = merged * (magnitude.float() / merged.norm(dim=1))[:, None]
-    return merged.to(weight.dtype)
-
-
 def adapter_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that a plain state does not have: adapters, and the layers below them as they were."""
-    return {name: tensor for name, tensor in state.items() if _BASE in name or _LORA in name}
+    return {name: tensor for name, tensor in state.items() if BASE in name or LORA in name}
 
 
 def unmerged_state(plain: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Undo `plain_state`, given what `adapter_state` kept."""
-    merged = {name.replace(_BASE, ".") for name in adapters}
+    merged = {name.replace(BASE, ".") for name in adapters}
     return {name: tensor for name, tensor in plain.items() if name not in merged} | dict(adapters)
 
 
 @torch.no_grad()
 def merge_adapters(model: nn.Module) -> None:
     """Put the adapters into the weights and the plain layers back in place. Without adapters nothing happens."""
-    adapted = _adapted(model)
+    adapted = adapted_layers(model)
     plain = plain_state(model, model.state_dict()) if adapted else {}
     for name, module in adapted.items():
         layer = module.get_base_layer()

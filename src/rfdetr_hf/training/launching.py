@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from accelerate import PartialState
 
 from .checkpoint.run_directory import RunDirectory
-from .parent import launcher_words, words_of
+from .parent import LAUNCHER_VARIABLE, launcher_words, words_of
 from .preemption import Preempted
 
 SCRIPT_OF_THE_COMMAND = ("-m", "rfdetr_hf.cli")
@@ -35,6 +35,19 @@ def resume_hint(output_dir: str, argv: Sequence[str], program: Sequence[str]) ->
         raise
 
 
+def check_run_directory(output_dir: str, resume: bool | str | None) -> None:
+    """Look whether a run may begin in a directory, or go on, before a model or data is fetched.
+
+    Args:
+        output_dir: of the run.
+        resume: `resume_from_checkpoint`.
+
+    Raises:
+        FileExistsError: a new run would write into the files of an earlier one.
+    """
+    RunDirectory(output_dir).require_new(resume)
+
+
 def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -> str:
     """What to type after an interruption: `program`, launcher included, and its options `argv`."""
     checkpoint = RunDirectory(output_dir).newest()
@@ -55,6 +68,8 @@ def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -
 
 def started_with(program: Sequence[str], argv: Sequence[str]) -> list[str]:
     """The words in front of `argv` on the command line: those of a launcher with its options, or `program`."""
+    if LAUNCHER_VARIABLE in os.environ:  # the program has started its processes itself
+        return [*program]
     parent = words_of(os.getppid())
     before, after = parent[: len(parent) - len(argv)], parent[len(parent) - len(argv) :]
     if after == [*argv] and (launcher := launcher_words(before)):

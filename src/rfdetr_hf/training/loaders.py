@@ -13,12 +13,12 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
 from ..data.pipeline.pixels import prepare_pixels
-from ..data.pipeline.recipe import MAX_SIZE, build_eval_transform, build_train_transform
+from ..data.pipeline.transforms import MAX_SIZE, build_eval_transform, build_train_transform
 from ..data.schema import has_keypoints, has_masks, keypoint_schema, value_range
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
-from .arguments import RFDETRTrainingArguments
 from .preemption import shield_workers
 
 logger = logging.getLogger(__name__)

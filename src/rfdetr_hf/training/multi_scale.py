@@ -1,6 +1,7 @@
 """The input sizes of multi-scale training, and which one a step uses."""
 
 import hashlib
+import random
 from collections.abc import Sequence
 
 OFFSETS = range(-3, 5)
@@ -31,11 +32,13 @@ def compute_scales(resolution: int, patch_size: int, num_windows: int, expanded:
     return [(blocks + offset) * block for offset in offsets if blocks + offset >= MIN_BLOCKS]
 
 
-def scale_for_step(scales: Sequence[int], seed: int, step: int) -> int:
+def scale_for_step(scales: Sequence[int], seed: int, step: int, official: bool = False) -> int:
     """The size of all micro-batches of an optimizer step.
 
-    A hash of (seed, step) draws it, so every rank, every rerun and every version of Python and NumPy gets the same one,
-    and no random generator moves.
+    With `official` it is the one that rfdetr draws, the same with every seed. Else a hash of (seed, step) draws it, so
+    every rank, every rerun and every version of Python and NumPy gets the same one, and no random generator moves.
     """
+    if official:
+        return random.Random(step).choice(list(scales))
     digest = hashlib.sha256(f"scale:{seed}:{step}".encode()).digest()
     return scales[int.from_bytes(digest[:8], "big") % len(scales)]

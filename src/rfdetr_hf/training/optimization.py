@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
-from transformers.trainer_utils import SchedulerType
+
+from ..arguments.schedules import check_schedule_options, encoder_rate
+from ..choices import OWN_SCHEDULES
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +24,6 @@ STEP_DROP_FACTOR = 0.1
 # among them.
 _OFFICIAL_NO_DECAY = ("gamma", "pos_embed", "rel_pos", "bias", "norm", "embeddings")
 _QUERY_EMBEDDINGS = ("query_feat", "refpoint_embed")
-_OWN_SCHEDULES = ("constant", "step", "cosine")
-_METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
-SCHEDULES = tuple(
-    dict.fromkeys([*_OWN_SCHEDULES, *(each.value for each in SchedulerType if each.value not in _METRIC_DRIVEN)])
-)
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
 
 
@@ -102,12 +99,6 @@ def build_param_groups(model: Any, args: Any) -> list[dict[str, Any]]:
     return [{key: value for key, value in group.items() if key != "order"} for group in ordered]
 
 
-def encoder_rate(args: Any) -> float:
-    """The encoder's rate; where none is given, the published proportion: 1.5 times `args.learning_rate`."""
-    # Without the rounding error: 1e-4 gives 1.5e-4 to the last bit.
-    return args.learning_rate_encoder or float(f"{1.5 * args.learning_rate:.12g}")
-
-
 def present_rate(optimizer: torch.optim.Optimizer, args: Any) -> float:
     """What the schedule has made of `args.learning_rate`, be a group of that rate trained or not."""
     groups = optimizer.param_groups
@@ -171,6 +162,7 @@ def build_scheduler(
     * `"step"`: 1 while `s < lr_drop_epochs · steps_per_epoch`, then 0.1.
     * `"cosine"`: `f + (1 - f) · (1 + cos(π p)) / 2` with `f = min_lr_ratio` and `p = (s - W) / (T - 1 - W)`, so the
       last step has exactly `f`. The official trainer divides by `T - W` and stops one step short of it.
+    * with `recipe="official"` warm-up and cosine are the official trainer's;
     * any other `transformers.SchedulerType`: transformers' own function with its own warm-up, laid out so that the last
       step has its final value.
 
@@ -181,7 +173,7 @@ def build_scheduler(
         optimizer: each group's `lr` at this point is the base rate.
         args: `lr_scheduler_type`, `warmup_steps` (a count, or a share of the run below 1), `warmup_epochs` (may be
             fractional; at most one of the two), `min_lr_ratio` (cosine only), `lr_drop_epochs` (step only),
-            `lr_scheduler_kwargs` (transformers' schedules only).
+            `lr_scheduler_kwargs` (transformers' schedules only), `recipe`.
         num_training_steps: `T`, optimizer steps of the run.
         steps_per_epoch: optimizer steps of an epoch.
 
@@ -203,37 +195,16 @@ def build_scheduler(
             "The warm-up takes %d steps, but the run has only %d: no step follows it.", warmup, num_training_steps
         )
     last = num_training_steps - 1
-    if kind not in _OWN_SCHEDULES and warmup >= last:
+    if kind not in OWN_SCHEDULES and warmup >= last:
         kind, options = "constant_with_warmup", {}  # theirs divide by the steps that are left after the warm-up
-    if kind in _OWN_SCHEDULES:
+    if kind in OWN_SCHEDULES:
         factor = _own_factor(kind, args, warmup, last, steps_per_epoch)
-        return LambdaLR(optimizer, _clamped(lambda s: (s + 1) / warmup if s < warmup else factor(s), last))
+        first = 0 if args.recipe == "official" else 1
+        return LambdaLR(optimizer, _clamped(lambda s: (s + first) / warmup if s < warmup else factor(s), last))
     # transformers reaches the end of its schedules at step `num_training_steps`, one after the last that is taken.
     scheduler: Any = get_scheduler(kind, optimizer, warmup, max(last, 1), options)
     scheduler.lr_lambdas = [_clamped(factor, last) for factor in scheduler.lr_lambdas]
     return scheduler
-
-
-def check_schedule_options(kind: str, args: Any) -> None:
-    """Whether the schedule `kind` is known and the other options of `args` mean something to it.
-
-    Raises:
-        ValueError: no; the message names the option.
-    """
-    choices = ", ".join(SCHEDULES)
-    if kind in _METRIC_DRIVEN:
-        raise ValueError(f"lr_scheduler_type={kind!r} follows a metric instead of the step; use one of {choices}.")
-    if kind not in SCHEDULES:
-        raise ValueError(f"lr_scheduler_type={kind!r} is unknown; use one of {choices}.")
-    if args.lr_scheduler_kwargs and kind in _OWN_SCHEDULES:
-        raise ValueError(f"lr_scheduler_kwargs does not apply to lr_scheduler_type={kind!r}; remove it.")
-    if args.min_lr_ratio and kind != "cosine":
-        ratio = args.min_lr_ratio
-        raise ValueError(
-            f"min_lr_ratio={ratio} applies to lr_scheduler_type='cosine' only, not to {kind!r}; remove it."
-        )
-    if kind == "step" and args.lr_drop_epochs is None:
-        raise ValueError("lr_scheduler_type='step' needs lr_drop_epochs, the epoch of the drop.")
 
 
 def _own_factor(kind: str, args: Any, warmup: int, last: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -243,7 +214,7 @@ def _own_factor(kind: str, args: Any, warmup: int, last: int, steps_per_epoch: i
         drop = args.lr_drop_epochs * steps_per_epoch
         return lambda step: 1.0 if step < drop else STEP_DROP_FACTOR
     floor = args.min_lr_ratio or 0.0
-    length = last - warmup
+    length = last - warmup + (args.recipe == "official")
 
     def cosine(step: int) -> float:
         progress = (step - warmup) / length if length > 0 else 0.0

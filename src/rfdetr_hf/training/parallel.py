@@ -1,7 +1,6 @@
 """What differs from one way of spreading a run over processes to another. The loop knows only these methods."""
 
 import contextlib
-import math
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
-from .arguments import RFDETRTrainingArguments
+from ..arguments.training import RFDETRTrainingArguments
 from .checkpoint.optimizer import OptimizerPart, StateReader, index_of, load_optimizer, pieces_of
 from .checkpoint.zero import load_zero, zero_index, zero_pieces
-from .distributed import precision
+from .distributed import shared_precision
+from .precision import DTYPES
 
 
 class Parallel:
@@ -25,6 +25,7 @@ class Parallel:
     Attributes:
         name: what checkpoints call it.
         collective_forward: whether a forward pass needs all processes, so that all must run the same number.
+        clips_in_step: whether `guarded_step` clips and guards; if not, `update_weights` does.
         model: the model itself.
         wrapped: what is called in its place; the model itself until `prepare`.
         optimizer: the prepared one; None until `prepare`.
@@ -32,6 +33,7 @@ class Parallel:
 
     name = "replicated"
     collective_forward = False
+    clips_in_step = False
 
     def __init__(self, accelerator: Accelerator, args: RFDETRTrainingArguments, model: PreTrainedModel) -> None:
         self.accelerator = accelerator
@@ -46,7 +48,8 @@ class Parallel:
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
         """Spread the model, on its device already, and its optimizer over the processes; returns the latter."""
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        with shared_precision(self.accelerator):
+            self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         return self.optimizer
 
     def sum(self, value: Tensor) -> Any:
@@ -63,7 +66,8 @@ class Parallel:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of a forward pass."""
-        return self.accelerator.autocast()
+        dtype = DTYPES.get(self.args.mixed_precision)
+        return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager:
         """The context of forward and backward of a micro-batch; gradients are reduced in the last of the window."""
@@ -73,10 +77,9 @@ class Parallel:
         """Add the gradients of one micro-batch."""
         self.accelerator.backward(loss)
 
-    def clip(self) -> Any:
-        """Scale the gradients down to `max_grad_norm`; returns their norm before, None where `guarded_step` clips."""
-        self.accelerator.unscale_gradients()
-        return nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
+    def unsharded(self, value: Tensor) -> Tensor:
+        """A number of all gradients, as every process has it."""
+        return value
 
     def step(self) -> None:
         """Take the optimizer's step and drop the gradients."""
@@ -126,8 +129,8 @@ class FSDP2(Parallel):
             torch.distributed.broadcast(tensor.data, 0)
         return super().prepare(optimizer)
 
-    def clip(self) -> Tensor:
-        return super().clip().full_tensor()  # a DTensor
+    def unsharded(self, value: Any) -> Tensor:
+        return value.full_tensor()  # of a DTensor
 
     def optimizer_part(self) -> OptimizerPart:
         rank, files = self.accelerator.process_index, self.accelerator.num_processes
@@ -144,6 +147,8 @@ class DeepSpeed(Parallel):
         self.stage = self.plugin.zero_stage
         self.name = f"zero{self.stage} x {accelerator.num_processes}"
         self.collective_forward = self.stage == 3
+        # Stage 0 leaves complete, reduced gradients, and no check of them.
+        self.clips_in_step = self.stage > 0
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
         config = self.plugin.deepspeed_config
@@ -156,20 +161,12 @@ class DeepSpeed(Parallel):
         config["zero_allow_untested_optimizer"] = True
         return super().prepare(optimizer)
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        enabled = precision(self.args) == "bf16"
-        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=enabled)
-
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self.wrapped.set_gradient_accumulation_boundary(is_boundary=last)
         self.wrapped.backward(loss, scale_wrt_gas=False)
-
-    def clip(self) -> Tensor | None:
-        """Stage 0 leaves complete, reduced gradients, and no check of them. The others clip within their step."""
-        return super().clip() if self.stage == 0 else None
 
     def step(self) -> None:
         self.wrapped.step()

@@ -13,6 +13,8 @@ LAUNCHER_MODULES = (
     "accelerate.commands.launch", "accelerate.commands.accelerate_cli", "torch.distributed.run",
     "torch.distributed.launch", "deepspeed.launcher.launch", "deepspeed.launcher.runner",
 )  # fmt: skip
+# Holds the process id of the command that has started this one and its like; see `processes.py`.
+LAUNCHER_VARIABLE = "RFDETR_LAUNCHER"
 # Options of the interpreter that are followed by a word of their own.
 _WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 _PR_SET_PDEATHSIG = 1
@@ -59,6 +61,21 @@ def launcher_words(words: Sequence[str]) -> list[str]:
     return []
 
 
+def chosen_threads(launcher: int) -> bool:
+    """Whether a user has told a launcher, by its options or environment, how many threads its processes have.
+
+    Args:
+        launcher: its process id.
+    """
+    import psutil
+
+    try:
+        set_before = "OMP_NUM_THREADS" in psutil.Process(launcher).environ()
+    except psutil.Error:
+        return True  # nobody knows: nothing is changed
+    return set_before or any(word.startswith("--num_cpu_threads_per_process") for word in words_of(launcher))
+
+
 def signal_at_launchers_end(number: int) -> bool:
     """Have the system send a signal to this process when the launcher that started it ends, however it ends.
 
@@ -72,7 +89,8 @@ def signal_at_launchers_end(number: int) -> bool:
         Whether the launcher has ended already, in which case no signal comes any more.
     """
     parent = os.getppid()
-    if sys.platform != "linux" or not launcher_words(words_of(parent)):
+    ours = os.environ.get(LAUNCHER_VARIABLE) == str(parent)
+    if sys.platform != "linux" or not (ours or launcher_words(words_of(parent))):
         return False
     import ctypes
 

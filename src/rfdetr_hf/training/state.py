@@ -14,13 +14,13 @@ import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from .arguments import RFDETRTrainingArguments
+from ..arguments.training import RFDETRTrainingArguments
 from .best import BestModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
-"""Version of what a checkpoint holds; a checkpoint without one has the first. The first is read as well."""
+FORMAT = 3
+"""Version of what a checkpoint holds; a checkpoint without one has the first. Earlier ones are read as well."""
 ORDER = 1
 """Version of the order of samples (`data.pipeline.order`) and of their random draws."""
 

@@ -5,6 +5,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ class RunStatus:
 
     Args:
         root: the run directory.
+        before_commit: called directly before the file is replaced; an error of it stops that.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, before_commit: Callable[[], None] = lambda: None) -> None:
         self.path = Path(root) / FILE
+        self._before_commit = before_commit
         self.fields: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
@@ -55,12 +58,16 @@ class RunStatus:
         self.fields |= {"updated": time.strftime(_TIME), "host": socket.gethostname(), "pid": os.getpid()}
         self.fields |= fields
         temporary = self.path.with_name(f".{FILE}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(_finite(self.fields), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(_finite(self.fields), file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._before_commit()
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_status(root: str | Path) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..data.pipeline.pixels import decode_image
 from ..data.schema import has_keypoints, keypoint_schema
 from ..drawing import DrawingStyle, draw_detections
-from .arguments import RFDETRTrainingArguments
 
 Numbers = Mapping[str, float]
 
@@ -47,7 +47,7 @@ def check_trackers(names: Sequence[str]) -> None:
 class TrackerCallback(TrainerCallback):
     """Sends what a run logs to trackers: hyper-parameters once, numbers as they come, pictures at each evaluation.
 
-    Pictures show what the evaluated weights (the averaged ones, where both are evaluated) find on the first images of
+    Pictures show what the evaluated weights (the EMA weights, where both are evaluated) find on the first images of
     the evaluation split. They go to the trackers that take pictures (TensorBoard, Weights & Biases and others).
 
     Args:
@@ -92,7 +92,7 @@ class TrackerCallback(TrainerCallback):
             return
         self._data = eval_dataloader.dataset.dataset
         for image_id, each in zip(image_ids, detections, strict=True):
-            # A second pass over the images, with the averaged weights, replaces what the first has found.
+            # A second pass over the images, with the EMA weights, replaces what the first has found.
             if image_id in self._found or len(self._found) < args.report_images:
                 self._found[image_id] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in each.items()}
 

@@ -16,13 +16,13 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
 from ..hub.push import HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
-from .arguments import RFDETRTrainingArguments
 from .best import BestModel
 from .callbacks import own_callbacks
 from .card import card_facts
@@ -32,7 +32,7 @@ from .checkpoint.run_directory import RunDirectory
 from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
 from .checks import audit_splits, check_kinds, check_run, named_splits
-from .distributed import allow_tf32, build_accelerator
+from .distributed import allow_tf32, build_accelerator, replace_precision
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .evaluation_methods import EvaluationMethods
@@ -42,10 +42,12 @@ from .meters import LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
 from .parallel import choose_parallel, compile_blocks
+from .precision import keep_precision, settle_precision
 from .preemption import EXIT_CODE, Noticed, Preempted, PreemptionNotice
+from .startup import startup_lines
 from .state import RunState
 from .status import FINISHED, PREEMPTED
-from .update import StepResult, update_weights
+from .update import StepResult, loss_divisors, update_weights
 from .validation import Validation
 from .waiting import Batches, LoaderStuck, end_workers
 from .watchdog import Watchdog
@@ -108,6 +110,7 @@ class RFDETRTrainer(EvaluationMethods):
         processor = image_processor or processing_class
         model, args = check_kinds(model, args, self.splits, processor, model_init)
         self.args = args = args.for_run(model.task, eval_dataset)
+        self._device_decides = settle_precision(args)
         self.model, self.augmentation = in_float32(model), augmentation
         self.train_dataset, self.eval_dataset, self.test_dataset = train_dataset, eval_dataset, test_dataset
         self.image_processor = processor = choose_processor(processor, model.config, args.square_resize, train_dataset)
@@ -117,10 +120,10 @@ class RFDETRTrainer(EvaluationMethods):
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
         rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
+        best_model = best_model or BestModel(*rules, smooth_ema=not args.is_official)
+        best_model.use_ema = args.use_ema
         local, world = self.is_local_process_zero(), self.is_world_process_zero()
-        self.state = RunState(
-            is_local_process_zero=local, is_world_process_zero=world, best=best_model or BestModel(*rules)
-        )
+        self.state = RunState(is_local_process_zero=local, is_world_process_zero=world, best=best_model)
         self.control = TrainerControl()
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
         self.stateful: dict[str, Any] = {"losses": self.losses}
@@ -220,6 +223,9 @@ class RFDETRTrainer(EvaluationMethods):
             stack.callback(lambda: end_workers(getattr(self.train_loader, "_iterator", None)))
             stack.push(self._end_training)
             checkpoint = self.directory.prepare(resume, self.args.to_dict(), self.accelerator)
+            if checkpoint is not None and self._device_decides:
+                if keep_precision(self.args, checkpoint, self.accelerator.device):
+                    replace_precision(self.accelerator, self.args)
             self._build()
             if checkpoint is not None:
                 self.checkpointer.load(checkpoint, self.state)
@@ -230,6 +236,8 @@ class RFDETRTrainer(EvaluationMethods):
                 audit_splits(self.splits, self.args.audit, self.accelerator)
             if self.accelerator.is_main_process:
                 self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+                of_the_run = self.args, self.state, self.accelerator, self.parallel, self.weights, self.splits
+                logger.info("%s", "\n".join(startup_lines(*of_the_run)))
             started, first_step = time.perf_counter(), self.state.global_step
             self._in_training = True
             with self.preemption:
@@ -277,7 +285,7 @@ class RFDETRTrainer(EvaluationMethods):
         if self.accelerator.scaler is not None:
             self.stateful["scaler"] = self.accelerator.scaler
         if args.use_ema:
-            self.weights.start_average(args.ema_decay, args.ema_tau, args.ema_update_interval)
+            self.weights.start_average(args.ema_decay, args.ema_tau, args.ema_update_interval, args.is_official)
         self.drop_path = self.drop_path or DropPathSchedule(
             args.drop_path, state.max_steps, mode=args.drop_path_mode, schedule=args.drop_path_schedule,
             cutoff_steps=round(args.drop_path_cutoff_epochs * state.steps_per_epoch),
@@ -347,23 +355,22 @@ class RFDETRTrainer(EvaluationMethods):
         args, parallel, step = self.args, self.parallel, state.global_step
         parallel.wrapped.train()
         self._fire("on_step_begin")
-        # Every loss term is a sum over boxes and query groups, divided by those of the window on all ranks; gradients
-        # are averaged over the ranks. The same message says whether a rank is to end early: all end at the same step.
-        boxes = sum(batch["labels"].num_boxes for batch in window)
-        boxes, notices = parallel.sum_on_hosts(boxes, self.preemption.received)
-        num_boxes = max(boxes * self.model.config.group_detr, 1) / self.accelerator.num_processes
-        shared = {"num_boxes": num_boxes, "seed": derive_seed(args.seed, step)}
-        shared["drop_path_rate"] = self.drop_path.at(step)
+        # The same message says whether a rank is to end early: all end at the same step.
+        boxes = [batch["labels"].num_boxes for batch in window]
+        *boxes, notices = parallel.sum_on_hosts(*boxes, self.preemption.received)
+        groups, apart = self.model.config.group_detr, args.is_official and self.model.task != "keypoints"
+        divisors = loss_divisors(boxes, groups, self.accelerator.num_processes, apart)
+        shared = {"seed": derive_seed(args.seed, step), "drop_path_rate": self.drop_path.at(step)}
         scale = None
         if args.multi_scale == "per_batch":  # the loader's images have the largest size
-            scale = scale_for_step(self.scales, args.seed, step) / max(self.scales)
+            scale = scale_for_step(self.scales, args.seed, step, args.is_official) / max(self.scales)
         window_loss = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(window):
             last = i == len(window) - 1
             with parallel.micro_batch(last):
-                inputs = self.to_device(batch, scale) | shared
+                inputs = self.to_device(batch, scale) | shared | {"num_boxes": divisors[i]}
                 with parallel.autocast():
-                    loss, outputs = self.compute_loss(parallel.wrapped, inputs, True, num_items_in_batch=num_boxes)
+                    loss, outputs = self.compute_loss(parallel.wrapped, inputs, True, num_items_in_batch=divisors[i])
                 parallel.backward(loss, last)
             window_loss = window_loss + loss.detach()
             self.losses.add(loss, outputs.loss_dict, len(window))
@@ -504,10 +511,11 @@ class RFDETRTrainer(EvaluationMethods):
             merge_adapters(self.model)
             self.weights.load(self.directory.best)
             score = f"{self.args.metric_for_best_model} {state.best.score:.4f}"
-            source = f"the best: {state.best.source} weights of step {state.best.step}, {score}"
+            whose = "EMA" if state.best.source == "ema" else "raw"
+            source = f"the best: {whose} weights of step {state.best.step}, {score}"
         elif self.ema is not None:
             self.ema.put_in_place()
-            source = f"the average at step {state.global_step}"
+            source = f"the EMA weights of step {state.global_step}"
         else:
             source = f"the weights of step {state.global_step}"
         merge_adapters(self.model)

@@ -1,10 +1,11 @@
 """The update of an optimizer step: clip, guard, step. The same for every launch."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .parallel import Parallel
 
@@ -41,10 +42,13 @@ def update_weights(parallel: Parallel, loss: Tensor, before_step: Callable[[], N
         before_step: called between clipping and stepping. DeepSpeed's ZeRO clips within its step: there the gradients
             are not clipped yet.
     """
-    grad_norm = parallel.clip()
-    before_step()
-    if grad_norm is None:
+    if parallel.clips_in_step:
+        before_step()
         return Update(*parallel.guarded_step())
+    parallel.accelerator.unscale_gradients()
+    limit = parallel.args.max_grad_norm or math.inf  # 0 measures the norm and clips nothing
+    grad_norm = parallel.unsharded(nn.utils.clip_grad_norm_(parallel.model.parameters(), limit))
+    before_step()
     broken = ~(torch.isfinite(grad_norm) & torch.isfinite(loss))
     # The one place of a step where the host waits for the device.
     taken = not parallel.sum(broken.float())
@@ -53,3 +57,18 @@ def update_weights(parallel: Parallel, loss: Tensor, before_step: Callable[[], N
     else:
         parallel.skip()
     return Update(grad_norm, taken)
+
+
+def loss_divisors(boxes: Sequence[float], groups: int, processes: int, apart: bool) -> list[float]:
+    """What the loss sums of each micro-batch of a window are divided by; gradients are averaged over the processes.
+
+    Args:
+        boxes: of each micro-batch, over all processes.
+        groups: query groups, each of which is matched with all boxes.
+        processes: of the run.
+        apart: each micro-batch has its own boxes, and the window the mean of the losses, as in rfdetr; else all have
+            the boxes of the window, and the window has the loss of one large batch.
+    """
+    if apart:
+        return [max(count * groups / processes, 1) * len(boxes) for count in boxes]
+    return [max(sum(boxes) * groups, 1) / processes] * len(boxes)

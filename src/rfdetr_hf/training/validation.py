@@ -11,13 +11,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import EvalPrediction
 
+from ..arguments.training import RFDETRTrainingArguments
 from ..data.pipeline.collate import PER_IMAGE
 from ..evaluation.evaluator import CocoEvaluator
 from ..evaluation.run import run_evaluation, score_evaluation
 from ..evaluation.tables import summaries
 from ..hub.model_card import CardFacts
 from ..tasks import TASKS
-from .arguments import RFDETRTrainingArguments
 from .checkpoint.directory import checksum
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import MODEL, Weights

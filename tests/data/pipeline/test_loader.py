@@ -16,7 +16,7 @@ from rfdetr_hf.data.pipeline.loader import (
     build_train_dataloader,
 )
 from rfdetr_hf.data.pipeline.order import EpochBatchSampler, EvalBatchSampler
-from rfdetr_hf.data.pipeline.recipe import build_eval_transform, build_train_transform
+from rfdetr_hf.data.pipeline.transforms import build_eval_transform, build_train_transform
 from rfdetr_hf.data.schema import detection_features
 from rfdetr_hf.models.image_processing_rfdetr import RFDETRImageProcessor
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from rfdetr_hf import RFDETRTrainer
+from rfdetr_hf.training.checkpoint.previous import with_present_names
 
 arguments = partial(
     quick_arguments, num_train_epochs=3, gradient_accumulation_steps=2, logging_steps=1, save_total_limit=None,
@@ -109,7 +110,7 @@ class Scored(RFDETRTrainer):
     scores: dict[int, float] = {}
 
     def evaluate(self, *args, **kwargs):
-        return {"eval_ema_map": self.scores[self.state.global_step], "eval_runtime": 0.0}
+        return {"eval_map": self.scores[self.state.global_step], "eval_runtime": 0.0}
 
 
 def test_the_best_model_of_an_abandoned_course_is_not_taken_for_ours(tmp_path, tiny_model, shapes, caplog):
@@ -136,3 +137,22 @@ def test_a_second_run_is_refused_before_anything_of_the_first_is_touched(tmp_pat
     with pytest.raises(FileExistsError, match="holds an earlier run"):
         finish(tiny_model(), arguments(tmp_path, max_steps=2), shapes)
     assert (tmp_path / ".tmp-checkpoint-4").is_dir()
+
+
+def test_scores_of_earlier_checkpoints_get_their_present_names(tmp_path, caplog):
+    """Raw and EMA weights, two data sets: the best of both competed under the name of the raw ones."""
+    arguments = {"use_ema": True, "eval_raw_weights": True, "metric_for_best_model": "map"}
+    row = {"eval_map": 0.1, "eval_ema_map": 0.2, "eval_day_map": 0.3, "eval_day_ema_map": 0.4, "eval_runtime": 5.0}
+    stopping = {"args": {"metric": "ema_map", "patience": 1}, "attributes": {"best": 0.2}}
+    callbacks = {"log_history": [{"loss": 1.0, "step": 1}, row], "stateful_callbacks": {"EarlyStopping": stopping}}
+    progress, now = with_present_names(tmp_path, {"format": 2, "arguments": arguments}, callbacks)
+    assert progress["arguments"]["metric_for_best_model"] == "map,raw_map"
+    assert now["log_history"] == [
+        {"loss": 1.0, "step": 1},
+        {"eval_raw_map": 0.1, "eval_map": 0.2, "eval_day_raw_map": 0.3, "eval_day_map": 0.4, "eval_runtime": 5.0},
+    ]
+    assert now["stateful_callbacks"]["EarlyStopping"]["args"]["metric"] == "map"
+    assert "is called eval_map now" in caplog.text
+    for version, use_ema in ((3, True), (2, False)):
+        kept = {"format": version, "arguments": arguments | {"use_ema": use_ema}}
+        assert with_present_names(tmp_path, kept, callbacks) == (kept, callbacks)

@@ -184,6 +184,18 @@ def test_a_loss_is_seen_between_writes_too(tmp_path):
     assert read_lock(tmp_path).owner.token == "another"
 
 
+def test_a_successor_that_has_ended_is_noticed_too(tmp_path):
+    """It has removed its lock: nothing shows that it was there but the time that this process was silent."""
+    held = RunLock(tmp_path, 100.0)
+    held.acquire()
+    held._confirmed -= 3 * held.beat + 1
+    (tmp_path / FILE).unlink()
+    with pytest.raises(LockLost, match="is gone: another run may have come.*writes nothing more"):
+        held.check(before_writing=True)
+    held.release()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_lock_that_somebody_removed_comes_back(tmp_path, caplog):
     held = RunLock(tmp_path, BEAT)
     held.acquire()

@@ -184,21 +184,17 @@ def _finish(split: _Split, labels: Labels, name: str, options: ReadOptions) -> D
         )
     annotations = replace(annotations, boxes=replace(annotations.boxes, category=label))
     images, masks = _images_alone(split.dataset, split.image_column), split.masks
-    keep = drop_repeated_images(annotations, _paths_alone(images), problems)
+    column = _column(images, "image")
+    inline = pc.is_valid(pc.struct_field(column, "bytes")).to_pylist()
+    paths = pc.struct_field(column, "path").to_pylist()
+    files = ["" if here or not path else os.path.realpath(path) for path, here in zip(paths, inline, strict=True)]
+    keep = drop_repeated_images(annotations, files, problems)
     if not keep.all():
         annotations, inside = annotations.keep_images(keep)
         masks = masks and [masks[i] for i in inside.tolist()]
         images = images.select(np.flatnonzero(keep))
     settled = settle(annotations, labels, options, problems, masks, written=options.bbox_format or "xywh")
     return build_dataset(settled, labels, images, name)
-
-
-def _paths_alone(images: Dataset) -> list[str]:
-    """Where the images lie that are files of their own; empty for those whose bytes are in the table."""
-    column = _column(images, "image")
-    inline = pc.is_valid(pc.struct_field(column, "bytes")).to_pylist()
-    paths = pc.struct_field(column, "path").to_pylist()
-    return ["" if here or not path else os.path.realpath(path) for path, here in zip(paths, inline, strict=True)]
 
 
 def _image_column(dataset: Dataset, source: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...choices import CLASS_INITS
 from ...tasks import TASKS
 from ..configuration_rfdetr import UNUSED_LABEL, RFDETRConfig
 from ..initialization import init_class_head
@@ -15,7 +16,6 @@ from .layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
 
 logger = logging.getLogger("rfdetr_hf")
 
-CLASS_INITS = ("prior", "tile", "new")
 _CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
 _SHOWING_SIZES = (
@@ -428,6 +428,11 @@ def _adapt_keypoints(
     for name in [name for name in state if _KEYPOINT_ROWS.search(name)]:
         state[name] = state[name][taken]
     done.append(Adaptation("keypoints", str(sum(counts)), str(sum(needed)), how))
+
+
+def class_rows(done: Sequence[Adaptation]) -> str:
+    """What became of the class rows, in words."""
+    return next((f"class rows: {line.how}" for line in done if line.what == "classes"), "all class rows kept")
 
 
 def log_adaptations(origin: str, done: Sequence[Adaptation]) -> None:

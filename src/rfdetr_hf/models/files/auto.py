@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
+from ...choices import is_official
 from ..image_processing_rfdetr import RFDETRImageProcessor
 from ..keypoints import RFDETRForKeypointDetection
 from ..modeling_rfdetr import RFDETRForObjectDetection
@@ -13,19 +14,14 @@ from .adapt import task_of
 from .layouts import official_names
 from .official import read_official
 from .pretrained import HUB_OPTIONS, read_names
+from .published import checkpoint_of
 
-OFFICIAL_SUFFIXES = (".pth", ".pt", ".ckpt")
 _CLASSES = (RFDETRForObjectDetection, RFDETRForInstanceSegmentation, RFDETRForKeypointDetection)
 
 
 def model_class(task: str) -> type[RFDETRForObjectDetection]:
     """The class that loads models for `task`: "detection", "segmentation" or "keypoints"."""
     return next(found for found in _CLASSES if found.task == task)
-
-
-def is_official(source: str | Path) -> bool:
-    """Whether `source` is named like a file of the official package (`.pth`, `.pt`, `.ckpt`, in any case)."""
-    return Path(source).suffix.lower() in OFFICIAL_SUFFIXES
 
 
 def source_task(source: str | Path, **options: Any) -> str:
@@ -74,6 +70,7 @@ def load_processor(source: str | Path, resolution: int, revision: str | None = N
         resolution: Side of the standard processor's square input in pixels, `model.config.resolution`.
         revision: Branch, tag or commit of a Hub id.
     """
+    source = checkpoint_of(source)
     if not is_official(source) and has_processor(source, revision):
         try:
             return RFDETRImageProcessor.from_pretrained(str(source), revision=revision or "main")

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from ..adapters import has_adapters, plain_state
 from ..attention import IMPLEMENTATIONS
 from ..configuration_rfdetr import RFDETRConfig
 from .adapt import (
     adapt_state_dict,
+    class_rows,
     log_adaptations,
     renamed,
     require_finite,
@@ -26,6 +28,7 @@ from .adapt import (
 )
 from .layouts import dinov2_to_encoder, official_keys
 from .official import OfficialCheckpoint, official_config, official_payload, read_official
+from .published import CheckpointUnavailable, checkpoint_of, require_hub, unavailable
 
 logger = logging.getLogger("rfdetr_hf")
 
@@ -67,10 +70,13 @@ def read_names(source: str | Path, **hub_options: Any) -> list[str]:
 
 
 def _weight_files(source: str | Path, hub_options: Mapping[str, Any]) -> list[str]:
+    source = checkpoint_of(source)
     if Path(source).is_file():
         raise ValueError(f"{source} is a file: give the folder that holds {_WEIGHTS} and config.json.")
     try:
         return [_cached(source, _WEIGHTS, hub_options)]
+    except CheckpointUnavailable:
+        raise
     except OSError as error:
         try:
             index = _cached(source, _INDEX, hub_options)
@@ -87,7 +93,15 @@ def _weight_files(source: str | Path, hub_options: Mapping[str, Any]) -> list[st
 
 
 def _cached(source: str | Path, name: str, hub_options: Mapping[str, Any]) -> str:
-    return cast(str, cached_file(str(source), name, **hub_options))
+    try:
+        if not Path(source).is_dir():
+            require_hub(str(source), name, hub_options)
+        return cast(str, cached_file(str(source), name, **hub_options))
+    except Exception as error:  # of the HTTP client too
+        missing_file = isinstance(error, OSError) and error.__cause__ is None
+        if Path(source).is_dir() or missing_file:
+            raise
+        raise unavailable(str(source), error) from error
 
 
 def _refuse_damaged(file: str, error: SafetensorError) -> NoReturn:
@@ -105,6 +119,8 @@ class RFDETRPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     task: str
+    weights_from = ""
+    """Where the weights come from and what became of the class rows; empty for random ones."""
     # A buffer of official files that repeats the keypoint schema.
     _keys_to_ignore_on_load_unexpected = [r"^_kp_active_mask$"]
 
@@ -150,7 +166,8 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         `resolution` brings a resized position table, fewer queries the first of each group.
 
         Args:
-            pretrained_model_name_or_path: Folder or Hub id; None with `config` and `state_dict`, as in transformers.
+            pretrained_model_name_or_path: Name of a variant, such as "nano", for its published checkpoint; folder or
+                Hub id; None with `config` and `state_dict`, as in transformers.
             model_args: As in transformers.
             class_init: "prior" gives classes that the file does not have new rows, with a bias of the prior probability
                 0.01; "new" gives all classes new ones; "tile" repeats the old rows, as the official package does.
@@ -159,17 +176,19 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             kwargs: Fields of the configuration, and the options of transformers (`config`, `revision`, `dtype`, ...).
 
         Raises:
+            CheckpointUnavailable: the Hub does not give it; the message says why and how to go on.
             ValueError: for what cannot be adapted (patch size, widths, layers, task), naming both sides, or a damaged
                 file.
         """
         source = pretrained_model_name_or_path
         if source is None:
             return super().from_pretrained(None, *model_args, **kwargs)
+        source = checkpoint_of(source)
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        state = official_keys(read_state(source, **hub))  # first: it says best why the Hub gives nothing
         stored, config = RFDETRConfig.from_pretrained(source, **hub), kwargs.pop("config", None)
         if config is not None and not isinstance(config, RFDETRConfig):
             config = RFDETRConfig.from_pretrained(config, **hub)
-        state = official_keys(read_state(source, **hub))
         if drop_unused_rows:
             stored = without_unused_rows(state, stored)
         stored = renamed(stored, rename_classes or {}, str(source))
@@ -198,6 +217,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(None, config=config, state_dict=adapted, **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.name_or_path = model.config.name_or_path = origin
+        model.weights_from = f"{origin}; {class_rows(done)}"
         return loaded
 
     @classmethod
@@ -251,12 +271,14 @@ class RFDETRPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | Path, *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
-        """Write `config.json` and `model.safetensors`, see transformers.
+        """Write `config.json` and `model.safetensors`, see transformers; with adapters of `add_lora` merged.
 
         Raises:
             ValueError: if a weight is NaN or infinite, or the configuration cannot be read again; nothing is written.
         """
         self.config.validate()
+        if state_dict is None and has_adapters(self) and not getattr(self, "_hf_peft_config_loaded", False):
+            state_dict = plain_state(self, self.state_dict())
         require_finite(self.state_dict() if state_dict is None else state_dict, f"the model for {save_directory}")
         super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
@@ -284,6 +306,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(found[name])
+        self.weights_from = f"{self.weights_from or 'random'}, encoder from {source}"
         logger.info("the encoder starts from %s, patches and positions resampled as needed", source)
 
 

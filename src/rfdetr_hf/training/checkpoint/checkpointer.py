@@ -16,7 +16,7 @@ from ..state import RunState
 from . import contents as files
 from .background import BackgroundWriter, host_copy
 from .directory import rng_state, set_rng_state, temporary_path
-from .previous import open_optimizer
+from .previous import open_optimizer, with_present_names
 from .run_directory import RunDirectory
 from .weights import Weights
 
@@ -132,7 +132,8 @@ class Checkpointer:
             ValueError: the checkpoint belongs to another run; see `RunState.check_same_run`.
         """
         files.check_contents(folder)
-        progress = files.read_content(folder, files.PROGRESS)
+        callbacks = files.read_content(folder, files.CALLBACKS)
+        progress, callbacks = with_present_names(folder, files.read_content(folder, files.PROGRESS), callbacks)
         state.check_same_run(folder, progress)
         average = self.weights.average
         if average is not None and not (folder / files.AVERAGE).exists():
@@ -144,7 +145,7 @@ class Checkpointer:
         for name, file in FILE_OF_PART.items():
             if name in self.parts:
                 self.parts[name].load_state_dict(files.read_content(folder, file))
-        state.load_state_dict(progress, files.read_content(folder, files.CALLBACKS))
+        state.load_state_dict(progress, callbacks)
         processes = files.read_content(folder, files.PROCESSES)
         if len(processes) == self.accelerator.num_processes:
             mine = processes[self.accelerator.process_index]

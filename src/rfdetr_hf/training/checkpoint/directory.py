@@ -25,7 +25,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,9 @@ def temporary_path(final_path: str | Path) -> Path:
 
 
 @contextmanager
-def atomic_directory(final_path: str | Path, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
+def atomic_directory(
+    final_path: str | Path, about: Mapping[str, Any] | None = None, before_commit: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """Fill a directory that appears under its name only when it is complete and on the disk.
 
     An earlier directory of this name stays in place until the new one is complete; then a user's files in it are set
@@ -111,6 +113,7 @@ def atomic_directory(final_path: str | Path, about: Mapping[str, Any] | None = N
     Args:
         final_path: the directory to make, or to replace if an earlier call made it.
         about: further entries of the manifest; see `about`.
+        before_commit: called when all is on the disk, before the directory gets its name; its errors prevent that.
 
     Yields:
         The temporary directory to write into.
@@ -128,6 +131,7 @@ def atomic_directory(final_path: str | Path, about: Mapping[str, Any] | None = N
         temporary.mkdir(parents=True)
         yield temporary
         _write_manifest(temporary, about or {})
+        before_commit()
         _put_in_place(temporary, final)
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_for_lack_of_space(error, temporary):

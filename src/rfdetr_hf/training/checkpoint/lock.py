@@ -209,17 +209,21 @@ class RunLock:
                 logger.warning("%s: no beat: %s", self.path, error)
 
     def _confirm(self) -> None:
-        """One beat; remembers a loss."""
+        """One beat; remembers a loss.
+
+        A missing lock is put back while nobody can have taken it over; a successor that has ended removes its own.
+        """
         with self._beating:
-            if self._present() is None and self._create():
+            silent = time.time() - self._confirmed
+            if self._present() is None and 0 <= silent <= MISSED * self.beat and self._create():
                 logger.warning("%s had been removed while this run lives; it is there again", self.path)
             if (owner := self._present()) == self._owner:
                 os.utime(self.path)
                 self._confirmed = time.time()
             else:
-                silent = time.time() - self._confirmed
+                taken = f"was taken over by another run ({owner})" if owner else "is gone: another run may have come"
                 self._lost = LockLost(
-                    f"{self.path} was taken over by another run ({owner}), while this process (pid {os.getpid()}) "
+                    f"{self.path} {taken}, while this process (pid {os.getpid()}) "
                     f"gave no sign of life for {silent:.0f} s; it writes nothing more and ends"
                 )
 

@@ -1,5 +1,10 @@
-"""Checkpoints of format 1: optimizer and small states in files of `torch.save`, read with `weights_only=True`."""
+"""Checkpoints of earlier formats.
 
+Format 1 has optimizer and small states in files of `torch.save`, read with `weights_only=True`. Before format 3 scores
+had other names.
+"""
+
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,10 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...arguments.metric_names import present_metric
 from .directory import CheckpointError
 from .optimizer import FOLDER, INDEX, OptimizerIndex, OptimizerReader, StateReader
 
+logger = logging.getLogger(__name__)
+
 OPTIMIZER, DEEPSPEED = "optimizer.pt", "deepspeed"
+PLAIN_NAMES = 3
+"""The format from which on `eval_map` is the score of the EMA weights; before, it was that of the raw weights."""
 
 
 class PreviousOptimizer:
@@ -68,3 +78,46 @@ def load(path: Path) -> Any:
         raise CheckpointError(f"{path} is missing") from None
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def with_present_names(
+    folder: Path, progress: dict[str, Any], callbacks: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint holds of the run and of its callbacks, with the present names of scores.
+
+    Before the third format the score of the EMA weights was `eval_ema_map`, that of the raw weights `eval_map`, and
+    "map" chose the best of both.
+
+    Args:
+        folder: of the checkpoint, for the log.
+        progress: of `RunState.state_dict`.
+        callbacks: of `RunState.callback_state`.
+    """
+    if progress.get("format", 1) >= PLAIN_NAMES or not progress["arguments"].get("use_ema"):
+        return progress, callbacks
+    both = progress["arguments"].get("eval_raw_weights")
+
+    def metric_now(name: Any) -> Any:
+        if not isinstance(name, str):
+            return name
+        now = present_metric(name)
+        return f"{name},raw_{name.removeprefix('eval_')}" if both and now == name else now
+
+    arguments, stateful = progress["arguments"], dict(callbacks.get("stateful_callbacks") or {})
+    arguments = arguments | {"metric_for_best_model": metric_now(arguments.get("metric_for_best_model"))}
+    if isinstance(stopping := stateful.get("EarlyStopping"), dict):
+        given = stopping["args"] | {"metric": metric_now(stopping["args"]["metric"])}
+        stateful["EarlyStopping"] = stopping | {"args": given}
+    history = [_row_now(row) for row in callbacks["log_history"]]
+    if history != callbacks["log_history"]:
+        logger.warning("%s has scores under earlier names: what it calls eval_ema_map is called eval_map now", folder)
+    return progress | {"arguments": arguments}, callbacks | {"log_history": history, "stateful_callbacks": stateful}
+
+
+def _row_now(row: dict[str, Any]) -> dict[str, Any]:
+    names: dict[str, str] = {}
+    for name in row:
+        if name.startswith("eval_") and "_ema_" in name:
+            plain = name.replace("_ema_", "_", 1)
+            names |= {name: plain, plain: name.replace("_ema_", "_raw_", 1)}
+    return {names.get(name, name): value for name, value in row.items()}

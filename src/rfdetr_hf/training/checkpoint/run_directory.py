@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ class RunDirectory:
         self.metrics = self.root / "metrics.csv"
         self.log = self.root / "train.log"
         self.arguments = self.root / "training_args.json"
-        self.status = RunStatus(self.root)
         self.lock = RunLock(self.root)
+        self._check_lock = partial(self.lock.check, before_writing=True)
+        self.status = RunStatus(self.root, self._check_lock)
         self.line: TimeLine | None = None
         self._step, self._is_new, self._by_name = 0, True, False
 
@@ -75,10 +77,9 @@ class RunDirectory:
         Raises:
             LockLost: one has; nothing is put in place.
         """
-        self.lock.check(before_writing=True)
-        with atomic_directory(path, self.about(step)) as folder:
+        self._check_lock()
+        with atomic_directory(path, self.about(step), self._check_lock) as folder:
             yield folder
-            self.lock.check(before_writing=True)
 
     def rotate(self, keep: int | None) -> None:
         """Delete the oldest checkpoints of the time line but for `keep`, the newest and the newest that verifies."""
@@ -114,7 +115,7 @@ class RunDirectory:
         except BaseException as error:
             try:
                 # Whatever failed may have failed because another run has taken the files away.
-                self.lock.check(before_writing=True)
+                self._check_lock()
                 if self.status.fields.get("state") == RUNNING:
                     self.set_status(state=FAILED, message=f"{type(error).__name__}: {error}")
             except LockLost as lost:
@@ -134,7 +135,6 @@ class RunDirectory:
             LockLost: another run has taken the directory over.
         """
         if self.lock.held:
-            self.lock.check(before_writing=True)
             self.status.write(**fields)
 
     def claim(self, resume: bool | str | None, accelerator: Accelerator) -> None:
@@ -158,17 +158,28 @@ class RunDirectory:
                     why = f"output_dir {self.root} cannot be written ({error.strerror}); choose another, or change this"
                     raise OSError(error.errno, why, error.filename) from error
                 self._check_files()
-                earlier = self._earlier()
-                if is_new(resume) and earlier:
-                    raise FileExistsError(
-                        f"output_dir {self.root} holds an earlier run ({earlier[0].name}); choose another output_dir, "
-                        "or continue that run with resume_from_checkpoint=True"
-                    )
+                self.require_new(resume)
             except BaseException:
                 self.lock.release()
                 raise
 
         on_main(claim, accelerator)
+
+    def require_new(self, resume: bool | str | None) -> None:
+        """Look whether a run may begin here, or go on; it needs neither model nor data.
+
+        Args:
+            resume: `resume_from_checkpoint`.
+
+        Raises:
+            FileExistsError: a new run would write into the files of an earlier one.
+        """
+        earlier = self._earlier() if is_new(resume) and self.root.is_dir() else []
+        if earlier:
+            raise FileExistsError(
+                f"output_dir {self.root} holds an earlier run ({earlier[0].name}); choose another output_dir, "
+                "or continue that run with resume_from_checkpoint=True"
+            )
 
     def release(self) -> None:
         """Let other runs write here."""

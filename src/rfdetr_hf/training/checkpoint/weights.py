@@ -83,10 +83,10 @@ class Weights:
         """Numbers that a model file holds."""
         return sum(tensor.numel() for tensor in saved_tensors(self.model).values())
 
-    def start_average(self, decay: float, tau: float, update_interval: int) -> None:
+    def start_average(self, decay: float, tau: float, update_interval: int, copy_first: bool = False) -> None:
         """Begin a moving average of the weights as they are now; the model is prepared by then."""
         self.average = ExponentialMovingAverage(
-            saved_tensors(self.model).items(), decay, tau, update_interval,
+            saved_tensors(self.model).items(), decay, tau, update_interval, copy_first,
             writing=lambda: writing(self.model), local=local_part,
         )  # fmt: skip
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..annotations import Annotations, Boxes, Labels, ReadOptions, map_ids
-from ..conventions import check_convention, to_xywh
-from ..errors import Problems
-from .yolo_yaml import YoloConfig
+from ...annotations import Annotations, Boxes, Labels, ReadOptions, map_ids
+from ...conventions import check_convention, to_xywh
+from ...errors import Problems
+from .yaml_file import YoloConfig
 
 # How the boxes of rows are written.
 USUAL = "cxcywhn"

@@ -12,8 +12,8 @@ from PIL import ExifTags, Image
 
 from ..keypoints import KeypointSchema
 from ..masks import rasterise
-from .augmentation import adapt_augmentation
 from .pixels import pil_from_pixels
+from .user_augmentation import adapt_augmentation
 from .view import Sample, View
 
 __all__ = ["EvalTransform", "Sample", "TrainTransform", "build_eval_transform", "build_train_transform"]
@@ -59,7 +59,7 @@ class TrainTransform:
         scale_jitter: half of the samples see a random square crop.
         horizontal_flip: probability of a mirrored image.
         augmentation: an Albumentations or torchvision-v2 transform, or a function (image, target) -> (image, target);
-            see `rfdetr_hf.data.pipeline.augmentation.adapt_augmentation`.
+            see `rfdetr_hf.data.pipeline.user_augmentation.adapt_augmentation`.
         square: resize to a square; otherwise keep the aspect ratio.
         max_size: with `square=False`, the largest longest edge.
         crop_shortest_edges, crop_min_side: as said above.

@@ -2,10 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import PartialState
+if TYPE_CHECKING:
+    import torch
 
 
 class RuntimeFacts:
@@ -15,8 +15,10 @@ class RuntimeFacts:
     per_device_train_batch_size: int
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """Where this process computes."""
+        from accelerate import PartialState
+
         device: Any = PartialState().device
         return device
 
@@ -65,5 +67,7 @@ class RuntimeFacts:
 
 def _of_the_launch(name: str, variable: str, default: int) -> int:
     """A number of Accelerate's state; before there is one, of the launcher's environment."""
+    from accelerate import PartialState
+
     state: Any = PartialState._shared_state
     return getattr(PartialState(), name) if state else int(os.environ.get(variable, default))

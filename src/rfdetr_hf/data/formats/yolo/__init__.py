@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..annotations import ReadOptions, build_dataset, class_table, path_array
-from ..checks import settle
-from ..errors import DetectionDataError, Problems
-from ..keypoints import ClassKeypoints
-from ..pipeline.pixels import image_size
-from . import Found, read_splits
-from .hub import is_saved
-from .yolo_pictures import Pictures, find_pictures
-from .yolo_rows import RowReader, Rows
-from .yolo_yaml import YAML_NAMES, YoloConfig, find_yaml, read_yaml
+from ...annotations import ReadOptions, build_dataset, class_table, path_array
+from ...checks import settle
+from ...errors import DetectionDataError, Problems
+from ...keypoints import ClassKeypoints
+from ...pipeline.pixels import image_size
+from .. import Found, read_splits
+from ..hub import is_saved
+from .pictures import Pictures, find_pictures
+from .rows import RowReader, Rows
+from .yaml_file import YAML_NAMES, YoloConfig, find_yaml, read_yaml
 
 logger = logging.getLogger(__name__)
 

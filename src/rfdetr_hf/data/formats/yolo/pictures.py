@@ -8,10 +8,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DetectionDataError, Problems, SplitMissingError
-from ..images import IMAGE_SUFFIXES, ImageFolder, is_hidden
-from .yolo_rows import looks_like_rows
-from .yolo_yaml import YoloConfig
+from ...errors import DetectionDataError, Problems, SplitMissingError
+from ...images import IMAGE_SUFFIXES, ImageFolder, is_hidden
+from .rows import looks_like_rows
+from .yaml_file import YoloConfig
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from ..errors import DetectionDataError
-from ..images import is_hidden
-from ..keypoints import COCO_KEYPOINTS, ClassKeypoints, pairs_of_permutation
-from ..values import as_flag, as_integer, shown
+from ...errors import DetectionDataError
+from ...images import is_hidden
+from ...keypoints import COCO_KEYPOINTS, ClassKeypoints, pairs_of_permutation
+from ...values import as_flag, as_integer, shown
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _MAX_YAML_FILES = 20

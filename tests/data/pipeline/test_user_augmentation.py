@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rfdetr_hf.data.pipeline.augmentation import adapt_augmentation
 from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_train_dataloader
 from rfdetr_hf.data.pipeline.pixels import pixels_from_pil
-from rfdetr_hf.data.pipeline.recipe import build_train_transform
+from rfdetr_hf.data.pipeline.transforms import build_train_transform
+from rfdetr_hf.data.pipeline.user_augmentation import adapt_augmentation
 from rfdetr_hf.data.pipeline.view import Sample
 from rfdetr_hf.data.synthetic import make_shapes_dataset
 

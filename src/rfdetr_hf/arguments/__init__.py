@@ -1,0 +1,1 @@
+"""The options of every verb, as dataclasses that need neither PyTorch nor Transformers."""

@@ -1,0 +1,83 @@
+"""The options that choose data."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+from ..choices import BOX_FORMATS
+from ..options import FROM_1, option, settle_options
+from ..tasks import TASKS
+from .words import answers_by_name
+
+
+@answers_by_name
+@dataclass
+class DataArguments:
+    """Which data the example scripts and the command line load."""
+
+    dataset_name: str = option(
+        "synthetic-shapes", "A folder, a Hub id or 'synthetic-shapes'.", group="data", daily=True
+    )
+    dataset_config_name: str | None = option(None, "Configuration of a Hub data set.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub data set.")
+    image_dir: str | None = option(None, "Image folder of a COCO layout where it is not found by itself.")
+    train_split: str | None = option(None, "Name of the training split where it is not 'train' or the like.")
+    validation_split: str | None = option(None, "Name of the validation split, or a share of 'train' to hold out.")
+    test_split: str | None = option(None, "Name of the test split where it is not 'test' or the like.")
+    task: str | None = option(None, "What the objects need besides boxes; default: what the model needs.", tuple(TASKS))
+    label_dir: str | None = option(None, "Label folder of a YOLO layout where it is not 'labels'.")
+    bbox_format: str | None = option(None, "How boxes are written, where it is not as usual.", BOX_FORMATS)
+    max_image_pixels: int | None = option(None, "Most pixels of an image; default: Pillow's limit.", FROM_1)
+    missing_masks: str = option("error", "Objects without a mask: an error, or their box.", ("error", "box"))
+    keypoint_schema: dict | str | None = option(
+        None, "Names, skeleton, flip_pairs and sigmas of the keypoints of each class (JSON, a YAML mapping or a file)."
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.validation_split, float):
+            self.validation_split = str(self.validation_split)
+        settle_options(self)
+        if self.keypoint_schema is not None and self.task not in (None, "keypoints"):
+            raise ValueError(f"keypoint_schema is for task=keypoints, and task is {self.task}")
+
+    def require_source(self) -> None:
+        """Look whether a local data set is there, before anything is fetched.
+
+        Raises:
+            DetectionDataError: it is not.
+        """
+        from ..data.sources import source_of
+
+        source_of(self.dataset_name)
+
+    def load_options(self, model_task: str = "detection") -> dict[str, Any]:
+        """The fields as arguments of [`load_detection_dataset`].
+
+        Args:
+            model_task: "detection", "segmentation" or "keypoints": what the model that gets the data is for.
+
+        Raises:
+            ValueError: `task` is given and another, or `keypoint_schema` is given to another task.
+        """
+        if self.task not in (None, model_task):
+            raise ValueError(f"task={self.task!r} contradicts the model, which is for {model_task}; leave task out")
+        if self.keypoint_schema is not None and model_task != "keypoints":
+            raise ValueError(f"keypoint_schema is for keypoint models, and this one is for {model_task}; leave it out")
+        share: Any = self.validation_split
+        with contextlib.suppress(TypeError, ValueError):
+            share = float(share)
+        return {
+            "name_or_path": self.dataset_name,
+            "name": self.dataset_config_name,
+            "revision": self.dataset_revision,
+            "image_dir": self.image_dir,
+            "train_split": self.train_split,
+            "validation_split": share,
+            "test_split": self.test_split,
+            "task": model_task,
+            "label_dir": self.label_dir,
+            "bbox_format": self.bbox_format,
+            "max_image_pixels": self.max_image_pixels,
+            "missing_masks": self.missing_masks,
+            "keypoint_schema": self.keypoint_schema,
+        }

@@ -1,0 +1,43 @@
+"""The words that options choose among, and how a model is told by its name; nothing here needs more than Python."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+# The published variants; their rows are in models/configuration_rfdetr.py.
+VARIANTS = (
+    "nano", "small", "medium", "base", "large", "large-deprecated", "seg-preview", "seg-nano", "seg-small",
+    "seg-medium", "seg-large", "seg-xlarge", "seg-2xlarge", "keypoint-preview",
+)  # fmt: skip
+OFFICIAL_SUFFIXES = (".pth", ".pt", ".ckpt")
+# What becomes of class rows when a model gets other classes.
+CLASS_INITS = ("prior", "tile", "new")
+BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn"]
+BOX_FORMATS: tuple[str, ...] = get_args(BoxFormat)
+OWN_SCHEDULES = ("constant", "step", "cosine")
+# Those of transformers that need a metric, which no schedule here gets.
+METRIC_DRIVEN_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+SCHEDULES = (
+    *OWN_SCHEDULES, "linear", "cosine_with_restarts", "polynomial", "constant_with_warmup", "inverse_sqrt",
+    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
+)  # fmt: skip
+DROP_PATH_MODES = ("standard", "early", "late")
+DROP_PATH_SCHEDULES = ("constant", "linear")
+MULTI_SCALE_MODES = ("per_batch", "per_sample", "off")
+PARAM_GROUPS = ("default", "official")
+RECIPES = ("default", "official")
+PRECISIONS = ("auto", "no", "bf16", "fp16")
+AUDITS = ("full", "headers", "off")
+# When something happens, as transformers names it (IntervalStrategy, SaveStrategy).
+INTERVALS = ("no", "steps", "epoch")
+SAVES = (*INTERVALS, "best")
+HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
+# Who computes COCO's scores.
+BACKENDS = ("pycocotools", "ultrafast", "auto")
+PREDICTION_FORMATS = ("pictures", "json", "coco")
+# With the suffix of their files.
+EXPORT_FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+def is_official(source: str | Path) -> bool:
+    """Whether `source` is named like a file of the official package (`.pth`, `.pt`, `.ckpt`, in any case)."""
+    return Path(source).suffix.lower() in OFFICIAL_SUFFIXES

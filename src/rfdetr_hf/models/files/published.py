@@ -1,0 +1,142 @@
+"""Which checkpoint a name means, and what to do where the Hub does not give it."""
+
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, errors, try_to_load_from_cache
+from huggingface_hub.utils import get_session, validate_repo_id
+
+from ...choices import VARIANTS, is_official
+
+logger = logging.getLogger("rfdetr_hf")
+
+_NOT_ON_HUB = ("large-deprecated", "keypoint-preview")
+_ON_HUB = {name: f"Roboflow/rf-detr-{name}" for name in VARIANTS if name not in _NOT_ON_HUB}
+_ON_HUB["seg-2xlarge"] = "Roboflow/rf-detr-seg-xxlarge"
+_FILES = {
+    "large": "rf-detr-large-2026.pth", "large-deprecated": "rf-detr-large.pth",
+    "keypoint-preview": "rf-detr-keypoint-preview-xlarge.pth", "seg-2xlarge": "rf-detr-seg-xxlarge.pt",
+}  # fmt: skip
+_SECONDS = 10.0  # for an answer
+
+
+class CheckpointUnavailable(FileNotFoundError):
+    """A checkpoint is not here, and the Hub does not give it; the message says why and how to go on."""
+
+
+def published_id(variant: str) -> str | None:
+    """The repository of a variant's published checkpoint on the Hub, None where there is none."""
+    return _ON_HUB.get(variant)
+
+
+def official_file(variant: str) -> str:
+    """The name of a variant's published checkpoint as a file of the official package."""
+    return _FILES.get(variant, f"rf-detr-{variant}.{'pt' if variant.startswith('seg-') else 'pth'}")
+
+
+def checkpoint_of(source: Any) -> Any:
+    """What a name stands for: of a variant, such as "nano", its published checkpoint; others stand for themselves.
+
+    A folder with the name of a variant wins if it is a model folder; the log says which of them is taken.
+
+    Raises:
+        CheckpointUnavailable: the variant has no checkpoint on the Hub.
+    """
+    if not isinstance(source, str) or source not in VARIANTS:
+        return source
+    found = published_id(source)
+    if (Path(source) / "config.json").is_file():
+        _say_once(f"{source!r} is the folder {Path(source).resolve()} here, not the published {found or 'checkpoint'}")
+        return source
+    if found is None:
+        raise CheckpointUnavailable(f"the variant {source} has no checkpoint on the Hub. {ways_on(source)}")
+    if Path(source).exists():
+        _say_once(f"{source!r} is {found} on the Hub: {Path(source).resolve()} has no config.json")
+    return found
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    logger.warning(text)
+
+
+def ways_on(source: str) -> str:
+    """How to train without a checkpoint of the Hub, as a sentence.
+
+    Args:
+        source: a variant or a Hub id.
+    """
+    variant = next((name for name, found in _ON_HUB.items() if found == source), source)
+    variant = variant if variant in VARIANTS else "nano"
+    return (
+        "Go on with a model folder (config.json and model.safetensors), with a file of the official package such as "
+        f"{official_file(variant)}, or to train with random weights: --from_scratch --model {variant}"
+    )
+
+
+def require_hub(source: str, name: str, hub_options: Mapping[str, Any]) -> None:
+    """Ask once whether the Hub answers, before a client that repeats its questions for half a minute.
+
+    Args:
+        source: a Hub id.
+        name: of a file; one in the cache needs no Hub.
+        hub_options: of the download.
+
+    Raises:
+        Exception: of the HTTP client, when nothing answers.
+    """
+    place = {key: hub_options.get(key) for key in ("cache_dir", "revision")}
+    offline = constants.HF_HUB_OFFLINE or hub_options.get("local_files_only")
+    if offline or not _is_hub_name(source) or isinstance(try_to_load_from_cache(source, name, **place), str):
+        return
+    get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+
+
+def unavailable(source: str, error: BaseException) -> CheckpointUnavailable:
+    """The error to raise where a checkpoint cannot be had from the Hub.
+
+    Args:
+        source: a Hub id.
+        error: of transformers or huggingface_hub.
+    """
+    if not _is_hub_name(source) or is_official(source):
+        return CheckpointUnavailable(f"{source} does not exist")
+    return CheckpointUnavailable(f"{source} cannot be loaded: {_reason(source, error)}. {ways_on(source)}")
+
+
+def _reason(source: str, error: BaseException) -> str:
+    if constants.HF_HUB_OFFLINE:
+        return "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the Hub"
+    cause: BaseException = error
+    while True:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, errors.GatedRepoError) or status == 403:
+            return (
+                f"the Hub gives it to those alone who have accepted its terms (HTTP {status}); accept them at "
+                f"https://huggingface.co/{source} and log in with `hf auth login`"
+            )
+        if isinstance(cause, errors.RevisionNotFoundError):
+            return "the repository has no such revision"
+        if isinstance(cause, errors.RepositoryNotFoundError) or status in (401, 404):
+            folder = "there is no such folder, and " if not source.startswith("Roboflow/") else ""
+            return (
+                f"{folder}the Hub knows no such repository or keeps it private (HTTP {status}); for a private one log "
+                "in with `hf auth login`"
+            )
+        if status is not None:
+            return f"the Hub answers with HTTP {status}"
+        if cause.__cause__ is None:
+            line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            return f"the connection to {constants.ENDPOINT} failed ({line}); a broken download goes on next time"
+        cause = cause.__cause__
+
+
+def _is_hub_name(source: str) -> bool:
+    try:
+        validate_repo_id(source)
+    except errors.HFValidationError:
+        return False
+    return True

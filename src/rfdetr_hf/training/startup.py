@@ -1,0 +1,147 @@
+"""What a run says of itself before its first step."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+
+from ..arguments.training import RFDETRTrainingArguments
+from ..data.audit import count_split
+from ..models.configuration_rfdetr import RFDETRConfig
+from .checkpoint.weights import Weights
+from .parallel import Parallel
+from .state import RunState
+
+_CLASSES_SHOWN = 10
+
+
+def startup_lines(
+    args: RFDETRTrainingArguments,
+    state: RunState,
+    accelerator: Accelerator,
+    parallel: Parallel,
+    weights: Weights,
+    splits: Mapping[str, Dataset],
+) -> list[str]:
+    """Device, model, data, batch, steps, learning rates, memory and files of a run, a line each.
+
+    Args:
+        args: of the run.
+        state: planned, and taken up from a checkpoint where the run resumes.
+        accelerator: of the run.
+        parallel: of the run, prepared.
+        weights: of the run.
+        splits: the data sets by name; all are counted from their annotations.
+    """
+    processes, accumulation = accelerator.num_processes, args.gradient_accumulation_steps
+    batch, images = args.per_device_train_batch_size, state.identity["images_per_step"]
+    resumed = f"of the checkpoint at step {state.global_step}; began with " if state.global_step else ""
+    epochs = state.max_steps / state.steps_per_epoch
+    warmup = f", warm-up {args.warmup_steps:g} steps" if args.warmup_steps else ""
+    warmup += f", warm-up {args.warmup_epochs:g} epochs" if args.warmup_epochs else ""
+    rows = {
+        "device": _device(args, accelerator, parallel),
+        "model": _model(parallel.model, weights),
+        "weights": resumed + (parallel.model.weights_from or "random (no checkpoint was loaded)"),
+        "data": _data(splits),
+        "batch": f"{images} images a step = {batch} on a device x {_count(accumulation, 'micro-batch')} x "
+        + _count(processes, "process"),
+        "steps": f"{state.steps_per_epoch} an epoch, {state.max_steps} in all ({epochs:.4g} epochs)",
+        "lr": f"{_rates(parallel.optimizer)}; schedule {args.lr_scheduler_type}{warmup}",
+        "memory": _memory(parallel, weights),
+        "output": _output(args, weights),
+        "log": "loss is that of the step, avg the mean since the last line, which is the sum of the weighted terms",
+    }
+    return [f"{name:<8} {text}" for name, text in rows.items()]
+
+
+def _device(args: RFDETRTrainingArguments, accelerator: Accelerator, parallel: Parallel) -> str:
+    device = accelerator.device
+    name = f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        name = f"{torch.cuda.get_device_name(device)} ({device}, {memory:.0f} GB)"
+    several = f", {accelerator.num_processes} processes ({parallel.name})" if accelerator.num_processes > 1 else ""
+    computed = "float32" if args.mixed_precision == "no" else f"{args.mixed_precision} autocast, weights float32"
+    return f"{name}{several}; {computed}"
+
+
+def _model(model: Any, weights: Weights) -> str:
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    side = model.config.resolution
+    names = _variants(model.config, model.task)
+    variant = f" ({' or '.join(names)})" if names else ""
+    parameters = f"{weights.num_parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained"
+    return f"{weights.model_class.__name__}{variant}, {parameters}, {side} x {side} pixels"
+
+
+def _variants(config: Any, task: str) -> list[str]:
+    """The published variants with these sizes; of several, which differ in the resolution alone, that of this one."""
+
+    def sizes(config: Any) -> tuple[Any, ...]:
+        encoder = config.backbone_config
+        of_encoder = encoder.hidden_size, encoder.num_hidden_layers, encoder.patch_size, encoder.num_windows
+        return config.d_model, config.decoder_layers, config.num_queries, *of_encoder
+
+    variants = [(name, row) for name, row in RFDETRConfig.variants().items() if row.task == task]
+    found = {name: row for name, row in variants if sizes(RFDETRConfig.from_variant(name)) == sizes(config)}
+    exact = [name for name, row in found.items() if row.resolution == config.resolution]
+    return exact or list(found)
+
+
+def _data(splits: Mapping[str, Dataset]) -> str:
+    parts, names = [], []
+    for split, dataset in splits.items():
+        report = count_split(dataset, split)
+        names = list(report.boxes_per_class)
+        background = 100 * report.num_empty_images / max(report.num_images, 1)
+        counted = f"{report.num_images} images, {report.num_boxes} boxes, {background:.0f}% background"
+        parts.append(f"{split.removesuffix('_dataset')} {counted}")
+    more = f", ... ({len(names) - _CLASSES_SHOWN} more)" if len(names) > _CLASSES_SHOWN else ""
+    noun = "class" if len(names) == 1 else "classes"
+    return f"{'; '.join(parts)}; {len(names)} {noun}: {', '.join(names[:_CLASSES_SHOWN])}{more}"
+
+
+def _rates(optimizer: Any) -> str:
+    """The full learning rate of each part of the model, before the schedule."""
+    rates: dict[str, list[float]] = {}
+    for group in optimizer.param_groups:
+        part = str(group.get("name", "given optimizer")).split(".")[0]
+        rates.setdefault(part, []).append(group.get("initial_lr", group["lr"]))
+    shown = {part: [f"{rate:.1e}" for rate in dict.fromkeys((min(found), max(found)))] for part, found in rates.items()}
+    return ", ".join(f"{part} {' to '.join(ends)}" for part, ends in shown.items())
+
+
+def _memory(parallel: Parallel, weights: Weights) -> str:
+    """Four bytes for each weight and its EMA; of each trained one, four for the gradient and eight for AdamW."""
+    _, size = weights.sizes()
+    trained = 4 * sum(each.numel() for each in parallel.model.parameters() if each.requires_grad)
+    parts = {"weights": size, "gradients": trained, "AdamW": 2 * trained}
+    parts |= {"EMA": size} if weights.average is not None else {}
+    listed = " + ".join(f"{name} {_size(value)}" for name, value in parts.items())
+    shared = "" if parallel.name == "replicated" else f", shared by {parallel.accelerator.num_processes} processes"
+    return (
+        f"{_size(sum(parts.values()))} = {listed}{shared}; not counted: activations, which grow with batch and "
+        "resolution and are the larger part of most runs"
+    )
+
+
+def _output(args: RFDETRTrainingArguments, weights: Weights) -> str:
+    checkpoint, model = weights.sizes()
+    when = {"no": "no checkpoints", "steps": f"a checkpoint every {args.save_steps:g} steps"}.get(
+        str(args.save_strategy), "a checkpoint at each " + ("best score" if args.save_strategy == "best" else "epoch")
+    )
+    kept = "" if args.save_strategy == "no" else f" ({_size(checkpoint)}, {args.save_total_limit or 'all'} kept)"
+    best = f"best/ by {args.metric_for_best_model}" if args.eval_strategy != "no" else "no best/ without evaluations"
+    return f"{os.path.abspath(args.output_dir)}: {when}{kept}, {best}, last/ ({_size(model)}), metrics.csv, train.log"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}es"

@@ -1,0 +1,53 @@
+"""What `import rfdetr_hf` and `--help` cost: neither loads PyTorch or Transformers."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+
+from rfdetr_hf import RFDETRConfig, choices
+from rfdetr_hf.cli.main import VERBS
+
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "PIL", "huggingface_hub", "pycocotools", "scipy")
+HELP = """
+import sys
+from rfdetr_hf.cli.main import main
+try:
+    main({words!r})
+finally:
+    print("LOADED", *sorted({{name.split(".")[0] for name in sys.modules}} & set({heavy!r})))
+"""
+
+
+def processor_seconds(code):
+    """Output and processor time of a Python process; the shorter of two runs, the first may write byte code."""
+    times = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return out, min(times)
+
+
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+def test_help_loads_nothing_heavy_and_takes_half_a_second(words):
+    out, seconds = processor_seconds(HELP.format(words=words, heavy=HEAVY))
+    assert out.startswith("usage: rfdetr-hf") and out.rstrip().endswith("LOADED")
+    assert seconds < 0.5
+
+
+def test_the_import_takes_a_tenth_of_a_second():
+    alone = processor_seconds("pass")[1]
+    assert processor_seconds("import rfdetr_hf")[1] - alone < 0.1
+
+
+def test_the_words_that_are_written_down_are_those_of_their_owners():
+    assert choices.VARIANTS == tuple(RFDETRConfig.variants())
+    assert choices.INTERVALS == tuple(each.value for each in IntervalStrategy)
+    assert choices.SAVES == tuple(each.value for each in SaveStrategy)
+    theirs = {each.value for each in SchedulerType}
+    assert set(choices.SCHEDULES) - set(choices.OWN_SCHEDULES) <= theirs
+    assert theirs <= {*choices.SCHEDULES, *choices.METRIC_DRIVEN_SCHEDULES}

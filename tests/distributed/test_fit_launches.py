@@ -1,0 +1,46 @@
+"""`rfdetr-hf fit --num_processes 2` is a training on two processes without a launcher, with signals and exit code."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from rfdetr_hf import read_status
+from rfdetr_hf.training.checkpoint.tree import load_tree
+
+TINY = {
+    "d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 1, "num_queries": 5, "group_detr": 2,
+    "decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2,
+    "backbone_config": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "num_windows": 1,
+        "out_indices": [1, 2],
+    },
+}  # fmt: skip
+
+
+def test_fit_starts_two_processes_that_train_together_save_at_a_signal_and_answer_with_75(tmp_path):
+    run = tmp_path / "run"
+    words = [
+        "synthetic-shapes", "--from_scratch", "--imgsz", "64", "--config_overrides", json.dumps(TINY), "--output_dir",
+        str(run), "--max_steps", "2000", "--batch_size", "1", "--grad_accum_steps", "1", "--eval_strategy", "no",
+        "--save_strategy", "steps", "--save_steps", "5", "--audit", "off", "--multi_scale", "off", "--workers", "0",
+        "--device", "cpu", "--num_processes", "2",
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    command = [sys.executable, "-m", "rfdetr_hf.cli", "fit", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    deadline = time.monotonic() + 200
+    while not list(run.glob("checkpoint-*/manifest.json")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-4000:]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 75, out[-4000:]
+    assert "2 processes on the CPU" in out and read_status(run)["state"] == "preempted"
+    hint = r"Go on from there with:\n  rfdetr-hf fit synthetic-shapes .*--num_processes 2 --resume$"
+    assert re.search(hint, out, re.M)
+    newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert len(load_tree(newest / "rank_states.safetensors")) == 2

@@ -1,0 +1,58 @@
+"""What a run says before its first step."""
+
+import logging
+
+import pytest
+from helpers.models import tiny_model as build
+from helpers.runs import quick_arguments as arguments
+
+from rfdetr_hf import RFDETRConfig, RFDETRForObjectDetection, RFDETRTrainer, make_shapes_dataset
+from rfdetr_hf.training.startup import _variants
+
+SHAPES = 8
+
+
+def test_the_lines_hold_what_decides_the_run(tmp_path, shapes, caplog):
+    saved = build(names=("circle", "zebra"))
+    saved.save_pretrained(tmp_path / "model")
+    model = RFDETRForObjectDetection.from_pretrained(
+        tmp_path / "model", id2label=dict(enumerate(["circle", "square", "triangle"]))
+    )
+    args = arguments(
+        tmp_path / "run", max_steps=3, gradient_accumulation_steps=2, warmup_steps=1, learning_rate=1e-4,
+        eval_strategy="no", save_strategy="steps", save_steps=3, logging_steps=1,
+    )  # fmt: skip
+    trainer = RFDETRTrainer(model, args, shapes, test_dataset=make_shapes_dataset(3, image_size=64, seed=2))
+    with caplog.at_level(logging.INFO, logger="rfdetr_hf"):
+        trainer.train()
+    messages = caplog.messages
+    block = next(message for message in messages if message.startswith("device "))
+    lines = {line.split()[0]: line for line in block.splitlines()}
+    assert 8 <= len(lines) <= 12 and block in (tmp_path / "run" / "train.log").read_text()
+    assert messages.index(block) < next(i for i, each in enumerate(messages) if each.startswith("step 1/3"))
+    parameters = sum(each.numel() for each in trainer.model.state_dict().values())
+    objects = sum(len(row["category"]) for row in shapes["objects"])
+    for name, part in (
+        ("device", "cpu ("), ("device", "; float32"), ("model", f"RFDETRForObjectDetection, {parameters / 1e6:.1f} M"),
+        ("model", "64 x 64 pixels"), ("weights", f"{tmp_path / 'model'}; class rows: kept 1, new 2 (square, triangle)"),
+        ("data", f"train 8 images, {objects} boxes, 0% background; test 3 images"), ("data", "3 classes: "),
+        ("batch", "4 images a step = 2 on a device x 2 micro-batches x 1 process"),
+        ("steps", f"{trainer.state.steps_per_epoch} an epoch, 3 in all"),
+        ("lr", "head 1.0e-04, encoder "), ("lr", "decoder 7.0e-05; schedule constant, warm-up 1 steps"),
+        ("memory", " MB = weights 0.4 MB + gradients 0.4 MB + AdamW 0.8 MB + EMA 0.4 MB; not counted"),
+        ("output", f"{tmp_path / 'run'}: a checkpoint every 3 steps ("), ("output", "no best/ without evaluations"),
+    ):  # fmt: skip
+        assert part in lines[name], (part, lines[name])
+    line = next(message for message in messages if message.startswith("step 2/3"))
+    now, average = (float(line.split(f" {word} ")[1].split()[0]) for word in ("loss", "avg"))
+    terms = line.split(" = ")[1].split(" | ")[0].split(" + ")
+    assert now == average == pytest.approx(sum(float(term.split()[1]) for term in terms), rel=1e-2)
+
+
+@pytest.mark.parametrize("variant", RFDETRConfig.variants())
+def test_variants_are_recognised(variant):
+    config = RFDETRConfig.from_variant(variant)
+    task = RFDETRConfig.variants()[variant].task
+    assert _variants(config, task) == [variant]
+    assert variant in _variants(config.with_fields(resolution=2 * config.resolution), task)
+    assert not _variants(config.with_fields(num_queries=7), task)
