@@ -15,6 +15,7 @@ from rfdetr_hf.models.backbone import resize_position_table
 from rfdetr_hf.training.finetuning import (
     adapter_state,
     add_lora,
+    apply_finetuning,
     freeze_encoder_blocks,
     has_adapters,
     load_class_rows,
@@ -187,6 +188,17 @@ def test_adapters_are_what_is_trained_of_the_encoder(model):
     assert {name for group in groups for name in group["param_names"]} == trainable(model)
     rates = {group["name"]: group["lr"] for group in groups}
     assert rates["encoder.layer.0.decay"] == pytest.approx(rates["encoder.layer.1.decay"] * args.layer_decay)
+
+
+def test_frozen_blocks_get_no_adapters(model):
+    pytest.importorskip("peft")
+    apply_finetuning(model, RFDETRTrainingArguments(lora_r=2, freeze_encoder_blocks=1))
+    encoder = {name for name in trainable(model) if part_of(name) == "encoder"}
+    assert encoder and all(".layer.1." in name for name in encoder)
+    assert not any(".lora_" in name and ".layer.0." in name for name in model.state_dict())
+    with pytest.raises(ValueError, match="from block 2 on: the encoder uses 2 blocks, none is left"):
+        merge_adapters(model)
+        add_lora(model, first_block=2)
 
 
 @pytest.mark.parametrize("use_dora", [False, True])

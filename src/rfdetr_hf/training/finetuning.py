@@ -147,6 +147,7 @@ def add_lora(
     dropout: float = 0.0,
     target_modules: Sequence[str] = ("query", "key", "value"),
     use_dora: bool = False,
+    first_block: int = 0,
 ) -> None:
     """Freeze the encoder and give linear layers of its blocks low-rank adapters, which are trained in its place.
 
@@ -160,10 +161,11 @@ def add_lora(
         dropout: rate in front of the adapters.
         target_modules: out of query, key, value, dense, fc1, fc2.
         use_dora: DoRA instead of LoRA.
+        first_block: blocks before this one get no adapters.
 
     Raises:
         ImportError: without peft.
-        ValueError: for layers that the blocks do not have, or a model with adapters.
+        ValueError: for layers that the blocks do not have, no block that is left, or a model with adapters.
     """
     try:
         import peft
@@ -173,7 +175,11 @@ def add_lora(
         raise ValueError("the model has adapters already; merge them first with merge_adapters")
     vit: Any = model.get_submodule("backbone.0").vit
     # Blocks after the last tap never run: adapters in them would wait for gradients in vain.
-    blocks = nn.ModuleList(vit.layers[: vit.taps[-1]])
+    blocks = nn.ModuleList(vit.layers[first_block : vit.taps[-1]])
+    if not len(blocks):
+        raise ValueError(
+            f"adapters from block {first_block} on: the encoder uses {vit.taps[-1]} blocks, so none is left"
+        )
     known = {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
     if not target_modules or set(target_modules) - known:
         raise ValueError(f"target modules {sorted(target_modules)}: choose among {', '.join(sorted(known))}")
@@ -219,4 +225,5 @@ def apply_finetuning(model: RFDETRForObjectDetection, args: Any) -> None:
     freeze_encoder_blocks(model, args.freeze_encoder_blocks)
     if args.lora_r and not has_adapters(model):
         targets = [name.strip() for name in args.lora_target_modules.split(",")]
-        add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, targets, args.use_dora)
+        lora = (args.lora_r, args.lora_alpha, args.lora_dropout, targets, args.use_dora)
+        add_lora(model, *lora, first_block=args.freeze_encoder_blocks)
