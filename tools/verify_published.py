@@ -12,6 +12,7 @@ one. The exit code is 1 where something differs or cannot be had.
 import argparse
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from rfdetr_hf.models.files.pretrained import read_names
 from rfdetr_hf.models.files.published import published_id
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model_cards"))
-from generate import RESULTS
+RESULTS: Any = import_module("generate").RESULTS
 
 PLAIN = {"detection": "RfDetrForObjectDetection", "segmentation": "RfDetrForInstanceSegmentation"}
 LOGITS = 1e-3
@@ -92,7 +93,7 @@ def logits(model: Any, processor: Any, plain: Any) -> Check:
 def precision(variant: str, source: str, processor: Any, coco: str, limit: int | None, tolerance: float) -> Check:
     """The AP on COCO's validation images, in percent, beside the published one."""
     model: Any = load_model(source, drop_unused_rows=True)
-    task = TASKS[model.task]
+    task: Any = TASKS[model.task]
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     dataset = load_detection_dataset(coco, task=task.name, class_names=names)["validation"]
     part = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
@@ -103,14 +104,19 @@ def precision(variant: str, source: str, processor: Any, coco: str, limit: int |
     return Check("COCO AP", near, f"{found:.1f} on {len(part)} images, published {beside}")
 
 
-def main(argv: list[str]) -> int:
-    """Check the variants, print a line for each comparison; 1 where one fails."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     known = [name for name in RFDETRConfig.variants() if published_id(name) is not None]
     parser.add_argument("--variants", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
     parser.add_argument("--coco", help="folder in COCO's layout with val2017; adds the AP")
     parser.add_argument("--limit", type=int, help="score so many images only; the AP is then another one")
     parser.add_argument("--tolerance", type=float, default=0.3, help="points of AP that may lie between")
+
+
+def main(argv: list[str]) -> int:
+    """Check the variants, print a line for each comparison; 1 where one fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
     args = parser.parse_args(argv)
     failed = 0
     for variant in args.variants:

@@ -131,7 +131,7 @@ def test_doctor_reports(capsys):
     out = capsys.readouterr().out
     assert f"torch {importlib.metadata.version('torch')}" in out
     assert "everything required is there" in out
-    assert re.search(r"^  plots: ", out, re.M) and "CPU" in out
+    assert re.search(r"^  onnx: ", out, re.M) and "CPU" in out
 
 
 def test_doctor_finds_what_is_missing(capsys, monkeypatch):

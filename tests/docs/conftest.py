@@ -27,7 +27,7 @@ TINY = {
 }  # fmt: skip
 HURRY = {
     "max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0,
-    "disable_tqdm": True, "bf16": False,
+    "disable_tqdm": True, "bf16": False, "plots": False,
 }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def stand_ins(tmp_path_factory):
     torch.manual_seed(0)
     names = dict(enumerate(("circle", "square", "triangle")))
     config = RFDETRConfig.from_variant("nano", **TINY, backbone_config=TINY_BACKBONE, id2label=names)
-    for folder in (root / "path" / "to" / "model", root / "hub"):
+    for folder in (root / "path" / "to" / "model", root / "Roboflow" / "rf-detr-nano"):
         RFDETRForObjectDetection(config).save_pretrained(folder)
         RFDETRImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     Image.new("RGB", (80, 60), "grey").save(root / "photo.jpg")
@@ -81,7 +81,7 @@ def workplace(stand_ins, tmp_path, monkeypatch):
 
     def local(name, *args, **kwargs):
         published = name in VARIANTS or str(name).startswith("Roboflow/")
-        return from_pretrained(root / "hub" if published else name, *args, **kwargs)
+        return from_pretrained(root / "Roboflow" / "rf-detr-nano" if published else name, *args, **kwargs)
 
     post_init = RFDETRTrainingArguments.__post_init__
 

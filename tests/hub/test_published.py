@@ -107,6 +107,10 @@ def gated(hub, monkeypatch):
     hub.fail("resolve", 403, times=9)
 
 
+def refused(hub, monkeypatch):
+    hub.fail("resolve", 401, times=9)
+
+
 def unknown(hub, monkeypatch):
     del hub.repos[NANO]
 
@@ -128,6 +132,7 @@ def cut_off(hub, monkeypatch):
         (offline, "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the Hub"),
         (private, "the Hub knows no such repository or keeps it private (HTTP 404); for a private one log in"),
         (gated, "accept them at https://huggingface.co/Roboflow/rf-detr-nano and log in"),
+        (refused, "the Hub knows no such repository or keeps it private (HTTP 401)"),
         (unknown, "the Hub knows no such repository"),
         (unreachable, "the connection to http://127.0.0.1"),
         (cut_off, "peer closed connection"),
@@ -154,8 +159,12 @@ def test_a_damaged_file_in_the_cache_is_named(published, files, data, tmp_path, 
 
 
 def test_local_data_that_is_missing_is_said_before_the_hub_is_asked(published, tmp_path, capsys):
-    assert fit("nano", str(tmp_path / "no" / "data"), tmp_path) == 1
+    missing = str(tmp_path / "no" / "data")
+    assert fit("nano", missing, tmp_path) == 1
     assert "no/data: no such folder" in capsys.readouterr().err and not published.requests
+    for verb in ("evaluate", "validate"):
+        assert main([verb, "nano", missing]) == 1
+        assert "no/data: no such folder" in capsys.readouterr().err and not published.requests
 
 
 def test_a_folder_with_the_name_of_a_variant_wins_if_it_is_a_model_folder(files, tmp_path, monkeypatch, caplog):

@@ -99,8 +99,8 @@ def test_early_stopping_ignores_other_evaluations():
     assert callback.best is None
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -1.0])
-def test_a_value_that_says_nothing_is_no_score_for_early_stopping_and_for_the_best_model(value):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_no_score_for_early_stopping_and_for_the_best_model(value):
     stopping, best = EarlyStopping("map,raw_map", patience=2), BestModel("map,raw_map", smooth_alpha=0.5)
     for epoch, metrics in enumerate([{"eval_raw_map": value, "eval_map": 0.3}, {"eval_map": value}], start=1):
         assert not evaluate(stopping, epoch, **metrics)

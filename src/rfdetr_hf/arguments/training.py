@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from ..choices import (
     AUDITS,
@@ -237,6 +237,10 @@ class RFDETRTrainingArguments(RuntimeFacts):
     logging_strategy: str = option("steps", "When to log.", INTERVALS, group="logging")
     logging_steps: float = option(50, "Steps between log lines (below 1: a share of all steps).", POSITIVE)
     logging_first_step: bool = option(True, "Log the first step.", no="Do not log the first step.")
+    plots: bool = option(
+        True, "Draw labels.jpg, train_batch.jpg, results.png, val_pred.jpg, curves, and the pictures of report.html.",
+        no="Draw no pictures; the report has tables and sentences.",
+    )
     disable_tqdm: bool = option(False, "No progress bar.")
     report_to: str = option("none", "Trackers, separated by commas: tensorboard, wandb, mlflow, trackio, ...; or none.")
     tracker_kwargs: dict | str | None = option(
@@ -274,8 +278,10 @@ class RFDETRTrainingArguments(RuntimeFacts):
     def __new__(cls, *values: Any, **options: Any) -> "RFDETRTrainingArguments":
         """An instance that knows which options it was given."""
         made = super().__new__(cls)
-        made._given = frozenset([*options, *(each.name for each in dataclasses.fields(cls)[: len(values)])])
+        made.__dict__["_given"] = frozenset([*options, *(each.name for each in dataclasses.fields(cls)[: len(values)])])
         return made
+
+    _given: ClassVar[frozenset[str]]  # set on each instance; as a class variable it is no field
 
     def __post_init__(self) -> None:
         if not isinstance(self.report_to, str):

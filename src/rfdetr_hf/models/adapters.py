@@ -1,22 +1,54 @@
-"""The weights of a model with low-rank adapters as those of one without."""
+"""Low-rank adapters in a model: which it has, and its weights without them."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-ADAPTER = "default"
-# Parts of the names that peft gives the tensors of an adapted layer.
 BASE, LORA = ".base_layer.", ".lora_"
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """The layers with adapters by name."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    """The layers that have adapters, by name.
+
+    Raises:
+        ValueError: an adapter is none that `plain_state` knows how to merge.
+    """
+    wrapped = {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "base_layer") or hasattr(module, "modules_to_save")
+    }
+    for name, module in wrapped.items():
+        why = _why_unknown(module)
+        if why:
+            raise ValueError(
+                f"the adapter of {name} {why}: one active LoRA or DoRA adapter per linear layer is supported, as "
+                "add_lora makes it; merge others with peft's merge_and_unload first"
+            )
+    return wrapped
+
+
+def _why_unknown(module: Any) -> str:
+    names = list(getattr(module, "lora_A", ()))
+    if not names or not isinstance(module.get_base_layer(), nn.Linear):
+        return f"is a {type(module).__module__.rpartition('.')[0]}.{type(module).__name__}"
+    if len(names) > 1:
+        return f"is one of several ({', '.join(names)})"
+    if module.merged or module.disable_adapters:
+        return "is merged into the layer already" if module.merged else "is disabled"
+    known = {f"lora_{field}.{names[0]}.weight" for field in ("A", "B", "magnitude_vector")}
+    others = sorted({key for key in module.state_dict() if not key.startswith(BASE[1:])} - known)
+    return f"has {others[0]}" if others else ""
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether `add_lora` changed this model and nothing merged the adapters."""
+    """Whether a model has adapters that nothing merged.
+
+    Raises:
+        ValueError: as `adapted_layers`.
+    """
     return bool(adapted_layers(model))
 
 
@@ -24,25 +56,53 @@ def plain_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
     """The weights of a model with adapters as those of one without: names of the layout, adapters merged.
 
     Args:
-        model: has the scale of each adapter.
+        model: has name and scale of each adapter.
         state: all tensors of the model by name, unsharded; they are not changed.
     """
-    scales = {name: module.scaling[ADAPTER] for name, module in adapted_layers(model).items()}
+    layers = adapted_layers(model)
     plain = {}
     for name, tensor in state.items():
         layer, _, field = name.partition(BASE)
         if field == "weight":
-            plain[f"{layer}.weight"] = _merged(layer, state, scales[layer])
+            plain[f"{layer}.weight"] = _merged(layer, state, layers[layer].scaling)
         elif field or LORA not in name:
             plain[f"{layer}.{field}" if field else name] = tensor
     return plain
 
 
-def _merged(layer: str, state: Mapping[str, Tensor], scale: float) -> Tensor:
+def _merged(layer: str, state: Mapping[str, Tensor], scaling: Mapping[str, float]) -> Tensor:
+    ((adapter, scale),) = scaling.items()
     weight = state[f"{layer}{BASE}weight"]
-    down, up = (state[f"{layer}{LORA}{letter}.{ADAPTER}.weight"] for letter in "AB")
+    down, up = (state[f"{layer}{LORA}{letter}.{adapter}.weight"] for letter in "AB")
     merged = weight.float() + scale * (up.float() @ down.float())
-    magnitude = state.get(f"{layer}{LORA}magnitude_vector.{ADAPTER}.weight")
+    magnitude = state.get(f"{layer}{LORA}magnitude_vector.{adapter}.weight")
     if magnitude is not None:
         merged = merged * (magnitude.float() / merged.norm(dim=1))[:, None]
     return merged.to(weight.dtype)
+
+
+def adapter_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that a plain state does not have: adapters, and the layers below them as they were."""
+    return {name: tensor for name, tensor in state.items() if BASE in name or LORA in name}
+
+
+def unmerged_state(plain: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `plain_state`, given what `adapter_state` kept."""
+    merged = {name.replace(BASE, ".") for name in adapters}
+    return {name: tensor for name, tensor in plain.items() if name not in merged} | dict(adapters)
+
+
+@torch.no_grad()
+def merge_adapters(model: nn.Module) -> None:
+    """Put the adapters into the weights and the plain layers back in place. Without adapters nothing happens.
+
+    Raises:
+        ValueError: an adapter is no LoRA or DoRA adapter of a linear layer, or not the only one there.
+    """
+    adapted = adapted_layers(model)
+    plain = plain_state(model, model.state_dict()) if adapted else {}
+    for name, module in adapted.items():
+        layer = module.get_base_layer()
+        layer.weight.copy_(plain[f"{name}.weight"])
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)

@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..arguments.metric_names import competing_names, larger_wins, without_raw
 
-_OF_COCO = {"map", "mar", "precision", "recall", "f1"}
 _KEPT = ("score", "source", "step", "smoothed")
 
 
@@ -16,7 +15,7 @@ _KEPT = ("score", "source", "step", "smoothed")
 class BestModel:
     """The best score so far and whose it is; ties keep the earlier one, and the raw weights before the EMA weights.
 
-    Scores that say nothing (`is_score`) choose nothing.
+    What is no score (`is_score`) chooses nothing.
 
     Args:
         metric: name of the score, such as "map" or "raw_map"; "map,raw_map" lets EMA and raw weights compete.
@@ -47,7 +46,7 @@ class BestModel:
         """Take an evaluation's metrics. Returns whether one of its scores is the best so far."""
         improved = False
         for source, score in candidate_scores(metrics, self.metric, self.use_ema).items():
-            if not is_score(self.metric, score):
+            if not is_score(score):
                 continue
             previous = self.smoothed.get(source, score)
             alpha = self.smooth_alpha if self.smooth_ema or source == "raw" else 0.0
@@ -68,9 +67,9 @@ class BestModel:
             setattr(self, key, state[key])
 
 
-def is_score(metric: str, value: float) -> bool:
-    """Whether a value says how good weights are: one that is not finite does not, nor -1, COCO's "without objects"."""
-    return math.isfinite(value) and not (value == -1 and _OF_COCO & set(re.split("[_,]", metric)))
+def is_score(value: float) -> bool:
+    """Whether the value of a metric tells of a model: not NaN, infinite, or -1, by which COCO says: no objects."""
+    return math.isfinite(value) and value != -1
 
 
 def is_skipped(epoch: float, skip_epochs: float) -> bool:
@@ -78,7 +77,7 @@ def is_skipped(epoch: float, skip_epochs: float) -> bool:
     return 0 < skip_epochs and epoch <= skip_epochs
 
 
-def candidate_scores(metrics: dict[str, float], metric: str, use_ema: bool = True) -> dict[str, float]:
+def candidate_scores(metrics: Mapping[str, float], metric: str, use_ema: bool = True) -> dict[str, float]:
     """The evaluated values of a metric by their weights, raw ones first: {"raw": eval_raw_map, "ema": eval_map}.
 
     Args:

@@ -2,14 +2,14 @@
 
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..models.adapters import ADAPTER, BASE, LORA, adapted_layers, has_adapters, plain_state
+from ..models.adapters import has_adapters
 from ..models.configuration_rfdetr import RFDETRConfig
 from ..models.files.layouts import POSITIONS, official_keys, resize_positions
 from ..models.files.pretrained import read_state
@@ -17,6 +17,7 @@ from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
 logger = logging.getLogger(__name__)
 
+ADAPTER = "default"
 _CLASS_HEADS = re.compile(r"(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 
 # Parts of a model by the beginnings of parameter names; what fits none of them belongs to the heads.
@@ -161,11 +162,11 @@ def add_lora(
         dropout: rate in front of the adapters.
         target_modules: out of query, key, value, dense, fc1, fc2.
         use_dora: DoRA instead of LoRA.
-        first_block: blocks before this one get no adapters.
+        first_block: blocks before it get no adapters.
 
     Raises:
         ImportError: without peft.
-        ValueError: for layers that the blocks do not have, no block that is left, or a model with adapters.
+        ValueError: for layers or blocks that the encoder does not have, or a model with adapters.
     """
     try:
         import peft
@@ -175,11 +176,9 @@ def add_lora(
         raise ValueError("the model has adapters already; merge them first with merge_adapters")
     vit: Any = model.get_submodule("backbone.0").vit
     # Blocks after the last tap never run: adapters in them would wait for gradients in vain.
+    if not 0 <= first_block < vit.taps[-1]:
+        raise ValueError(f"blocks from {first_block} on: the encoder uses {vit.taps[-1]}, so none is left for adapters")
     blocks = nn.ModuleList(vit.layers[first_block : vit.taps[-1]])
-    if not len(blocks):
-        raise ValueError(
-            f"adapters from block {first_block} on: the encoder uses {vit.taps[-1]} blocks, so none is left"
-        )
     known = {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
     if not target_modules or set(target_modules) - known:
         raise ValueError(f"target modules {sorted(target_modules)}: choose among {', '.join(sorted(known))}")
@@ -187,29 +186,6 @@ def add_lora(
     config = peft.LoraConfig(target_modules=list(target_modules), **options)
     model.freeze_backbone()
     peft.inject_adapter_in_model(config, blocks, ADAPTER)
-
-
-def adapter_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that a plain state does not have: adapters, and the layers below them as they were."""
-    return {name: tensor for name, tensor in state.items() if BASE in name or LORA in name}
-
-
-def unmerged_state(plain: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `plain_state`, given what `adapter_state` kept."""
-    merged = {name.replace(BASE, ".") for name in adapters}
-    return {name: tensor for name, tensor in plain.items() if name not in merged} | dict(adapters)
-
-
-@torch.no_grad()
-def merge_adapters(model: nn.Module) -> None:
-    """Put the adapters into the weights and the plain layers back in place. Without adapters nothing happens."""
-    adapted = adapted_layers(model)
-    plain = plain_state(model, model.state_dict()) if adapted else {}
-    for name, module in adapted.items():
-        layer = module.get_base_layer()
-        layer.weight.copy_(plain[f"{name}.weight"])
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
 
 
 def apply_finetuning(model: RFDETRForObjectDetection, args: Any) -> None:
@@ -223,7 +199,9 @@ def apply_finetuning(model: RFDETRForObjectDetection, args: Any) -> None:
     if args.freeze_backbone:
         model.freeze_backbone()
     freeze_encoder_blocks(model, args.freeze_encoder_blocks)
-    if args.lora_r and not has_adapters(model):
+    if args.lora_r and has_adapters(model):
+        logger.warning("the model has adapters already: these are trained, and lora_r=%d adds none", args.lora_r)
+    elif args.lora_r:
         targets = [name.strip() for name in args.lora_target_modules.split(",")]
-        lora = (args.lora_r, args.lora_alpha, args.lora_dropout, targets, args.use_dora)
-        add_lora(model, *lora, first_block=args.freeze_encoder_blocks)
+        options = args.lora_alpha, args.lora_dropout, targets, args.use_dora, args.freeze_encoder_blocks
+        add_lora(model, args.lora_r, *options)

@@ -38,7 +38,7 @@ def find(root: Any, options: ReadOptions) -> Found | None:
     """
     source = root if isinstance(root, str) else "the given data set"
     local = isinstance(root, str) and os.path.exists(root)
-    if local and os.path.isdir(root) and not is_saved(Path(root)) and not options.load and not _has_tables(root):
+    if local and os.path.isdir(root) and not is_saved(Path(root)) and not options.load and not has_tables(root):
         return None
     options.refuse(source, "is read by datasets, and", "image_dir", "label_dir")
     if not isinstance(root, str) or is_saved(Path(root)):
@@ -62,9 +62,24 @@ def find(root: Any, options: ReadOptions) -> Found | None:
     return Found(source, kind, {str(name): split for name, split in loaded.items()})
 
 
+def open_tables(source: str, split: str) -> Dataset:
+    """One split of a Hub id, of a folder of tables or of a folder of `save_to_disk`, with the columns that it has.
+
+    Raises:
+        DetectionDataError: it cannot be loaded, or has no such split.
+    """
+    if not is_saved(Path(source)):
+        return _load(source, load_dataset, source, split=split)
+    loaded = _load(source, load_from_disk, source)
+    splits: Any = loaded if isinstance(loaded, DatasetDict) else {str(loaded.split or "train"): loaded}
+    if split not in splits:
+        raise DetectionDataError(f"{source}: there is no split {split!r}; the splits are {list(splits)}")
+    return splits[split]
+
+
 def near(folder: Path) -> str:
     """How near a folder comes to what `datasets` reads."""
-    if not _has_tables(str(folder)):
+    if not has_tables(str(folder)):
         return "no Parquet, JSON or CSV file, and no metadata.jsonl beside images"
     return "it has tables, but no column 'objects'"
 
@@ -74,8 +89,8 @@ def read(found: Found, splits: Mapping[str, Any], options: ReadOptions) -> dict[
     return normalise_splits(splits, found.source, options)
 
 
-def _has_tables(root: str) -> bool:
-    """Whether there are tables below a folder.
+def has_tables(root: str) -> bool:
+    """Whether files that `datasets` may read are below a folder.
 
     Raises:
         DetectionDataError: the tree is a system's or a home, and no data set; `datasets` would search it for minutes.
