@@ -24,6 +24,7 @@ from rfdetr_hf import (
     RFDETRForKeypointDetection,
     RFDETRTrainer,
     RFDETRTrainingArguments,
+    end_with_launcher,
     is_official,
     load_detection_dataset,
     log_to_console,
@@ -35,6 +36,7 @@ from rfdetr_hf import (
 
 def main(argv: list[str]) -> None:
     """Load the data, build the model, train; at the end the trainer scores the test split, where there is one."""
+    end_with_launcher()  # what comes before the training may take long
     types = (ModelArguments, DataArguments, RFDETRTrainingArguments)
     places = {"dataset_name": "DATA"}
     model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py", positional=places)
@@ -68,6 +70,7 @@ def main(argv: list[str]) -> None:
         train_dataset=dataset["train"],
         eval_dataset=dataset.get("validation"),
         test_dataset=dataset.get("test"),
+        made_from=(model_args, data_args),
     )
     with resume_hint(training_args.output_dir, argv, ["python", sys.argv[0]]):
         trainer.train()

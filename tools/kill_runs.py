@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def wait_for_step(job, process):
     log, deadline = Path(job["output_dir"]) / "train.log", time.monotonic() + LIMIT
     size = log.stat().st_size if log.exists() else 0
     while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and " step " in log.read_text()[size:]:
+        if log.exists() and re.search(r" step \d+/", log.read_text()[size:]):
             return
         time.sleep(0.01)
 

@@ -6,11 +6,8 @@ python tools/show_batch.py --config examples/configs/quickstart.yaml --output ba
 import itertools
 import sys
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
 from accelerate import PartialState
-from PIL import Image
 
 from rfdetr_hf import (
     DataArguments,
@@ -21,11 +18,9 @@ from rfdetr_hf import (
     load_detection_dataset,
     parse_arguments,
 )
-from rfdetr_hf.drawing import COLOURS, Shape, draw_shapes
+from rfdetr_hf.drawing import draw_batch, mosaic
 from rfdetr_hf.training.loaders import build_train_loader
 from rfdetr_hf.training.multi_scale import compute_scales
-
-GAP, LEAST_SIDE = 4, 320
 
 
 @dataclass
@@ -35,48 +30,13 @@ class ShowArguments:
     output: str = field(default="batch.png", metadata={"help": "The picture; an existing file is replaced."})
     batches: int = field(default=1, metadata={"help": "Micro-batches to draw, one below the other."})
     epoch: int = field(default=0, metadata={"help": "Epoch to draw them from."})
-
-
-def draw_image(pixels: torch.Tensor, boxes: torch.Tensor, labels: list[int], names: list[str]) -> Image.Image:
-    """One image of a batch, small ones enlarged: pixels (3, H, W) uint8, boxes (n, 4) as (cx, cy, w, h) in [0, 1]."""
-    scale = max(1, LEAST_SIDE // max(pixels.shape[1:]))
-    image = Image.fromarray(pixels.permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy())
-    corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
-    corners = (corners * torch.tensor([*image.size, *image.size])).tolist()
-    shapes = [Shape(box, COLOURS[k % len(COLOURS)], names[k]) for box, k in zip(corners, labels, strict=True)]
-    return draw_shapes(image, shapes)
-
-
-def draw_batch(batch: dict[str, Any], names: list[str]) -> Image.Image:
-    """The images of a batch side by side."""
-    targets = batch["labels"].unpack()
-    images = []
-    for pixels, target in zip(batch["pixel_values"], targets, strict=True):
-        height, width = target["size"].tolist()
-        labels = target["class_labels"].tolist()
-        images.append(draw_image(pixels[:, :height, :width], target["boxes"], labels, names))
-    canvas = Image.new("RGB", (sum(i.width + GAP for i in images) - GAP, max(i.height for i in images)), "white")
-    left = 0
-    for image in images:
-        canvas.paste(image, (left, 0))
-        left += image.width + GAP
-    return canvas
-
-
-def stack(rows: list[Image.Image]) -> Image.Image:
-    """Pictures one below the other."""
-    canvas = Image.new("RGB", (max(r.width for r in rows), sum(r.height + GAP for r in rows) - GAP), "white")
-    top = 0
-    for row in rows:
-        canvas.paste(row, (0, top))
-        top += row.height + GAP
-    return canvas
+    side: int = field(default=480, metadata={"help": "Longer side of each image in the picture."})
 
 
 def build_config(args: ModelArguments) -> RFDETRConfig:
     """The configuration that the run would train."""
-    if args.model_name_or_path is None:
-        return RFDETRConfig.from_variant(args.variant, **args.config_fields())
+    if args.from_scratch:
+        return RFDETRConfig.from_variant(str(args.variant), **args.config_fields())
     stored = RFDETRConfig.from_pretrained(args.model_name_or_path, revision=args.revision)
     return stored.with_fields(**args.config_fields())
 
@@ -95,7 +55,10 @@ def main(argv: list[str]) -> None:
     loader = build_train_loader(dataset, training_args, config, scales, PartialState(cpu=True))
     loader.batch_sampler.set_epoch(args.epoch)
     names = class_names(dataset)
-    canvas = stack([draw_batch(batch, names) for batch in itertools.islice(loader, args.batches)])
+    pictures = []
+    for batch in itertools.islice(loader, args.batches):
+        pictures += draw_batch(batch["pixel_values"], batch["labels"].unpack(), names, side=args.side)
+    canvas = mosaic(pictures, columns=training_args.per_device_train_batch_size)
     canvas.save(args.output)
     print(f"{args.output}: {canvas.width} x {canvas.height} pixels")
 

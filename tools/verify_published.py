@@ -104,14 +104,19 @@ def precision(variant: str, source: str, processor: Any, coco: str, limit: int |
     return Check("COCO AP", near, f"{found:.1f} on {len(part)} images, published {beside}")
 
 
-def main(argv: list[str]) -> int:
-    """Check the variants, print a line for each comparison; 1 where one fails."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     known = [name for name in RFDETRConfig.variants() if published_id(name) is not None]
     parser.add_argument("--variants", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
     parser.add_argument("--coco", help="folder in COCO's layout with val2017; adds the AP")
     parser.add_argument("--limit", type=int, help="score so many images only; the AP is then another one")
     parser.add_argument("--tolerance", type=float, default=0.3, help="points of AP that may lie between")
+
+
+def main(argv: list[str]) -> int:
+    """Check the variants, print a line for each comparison; 1 where one fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
     args = parser.parse_args(argv)
     failed = 0
     for variant in args.variants:

@@ -31,6 +31,7 @@ PUBLIC_NAMES = {
     "arguments.evaluate": ("EvaluateArguments", "EvaluationArguments", "TrainedModelArguments"),
     "arguments.predict": ("PredictArguments",),
     "arguments.views": ("ViewArguments",),
+    "arguments.demo": ("DemoArguments",),
     "arguments.export": ("ExportArguments",),
     "arguments.convert": ("ConvertArguments",),
     "arguments.status": ("StatusArguments",),
@@ -48,6 +49,7 @@ PUBLIC_NAMES = {
     ),
     "training.console": ("log_to_console",),
     "training.launching": ("check_run_directory", "resume_hint"),
+    "training.parent": ("end_with_launcher",),
     "training.processes": ("run_processes",),
     "training.status": ("STATUS_EXIT_CODES", "read_status", "status_line"),
     "evaluation.evaluator": ("CocoEvaluator",),
@@ -59,9 +61,11 @@ PUBLIC_NAMES = {
     "inference.views": ("AugmentedDetector", "TiledDetector", "with_views"),
     "inference.images": ("NamedImage", "find_images"),
     "inference.predict": ("predict",),
+    "inference.demo": ("build_demo",),
+    "hub.space": ("push_space", "write_space"),
     "export.exporter": ("ExportReport", "export_model"),
     "drawing": ("DrawingStyle", "draw_detections"),
-    "options": ("Range", "UsageError", "option", "settle_options"),
+    "options": ("Range", "UsageError", "option", "settle_options", "to_yaml"),
     "tasks": ("TASKS", "Task", "TaskName"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in PUBLIC_NAMES.items() for name in names}
@@ -97,6 +101,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .arguments.evaluate import TrainedModelArguments as TrainedModelArguments
     from .arguments.predict import PredictArguments as PredictArguments
     from .arguments.views import ViewArguments as ViewArguments
+    from .arguments.demo import DemoArguments as DemoArguments
     from .arguments.export import ExportArguments as ExportArguments
     from .arguments.convert import ConvertArguments as ConvertArguments
     from .arguments.status import StatusArguments as StatusArguments
@@ -116,6 +121,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.finetuning import merge_adapters as merge_adapters, part_of as part_of, train_only as train_only
     from .training.console import log_to_console as log_to_console
     from .training.launching import check_run_directory as check_run_directory, resume_hint as resume_hint
+    from .training.parent import end_with_launcher as end_with_launcher
     from .training.processes import run_processes as run_processes
     from .training.status import STATUS_EXIT_CODES as STATUS_EXIT_CODES, read_status as read_status
     from .training.status import status_line as status_line
@@ -130,10 +136,12 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .inference.views import with_views as with_views
     from .inference.images import NamedImage as NamedImage, find_images as find_images
     from .inference.predict import predict as predict
+    from .inference.demo import build_demo as build_demo
+    from .hub.space import push_space as push_space, write_space as write_space
     from .export.exporter import ExportReport as ExportReport, export_model as export_model
     from .drawing import DrawingStyle as DrawingStyle, draw_detections as draw_detections
     from .options import Range as Range, UsageError as UsageError, option as option
-    from .options import settle_options as settle_options
+    from .options import settle_options as settle_options, to_yaml as to_yaml
     from .tasks import TASKS as TASKS, Task as Task, TaskName as TaskName
 
 

@@ -33,7 +33,7 @@ SAVES = (*INTERVALS, "best")
 HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 # Who computes COCO's scores.
 BACKENDS = ("pycocotools", "ultrafast", "auto")
-PREDICTION_FORMATS = ("pictures", "json", "coco")
+PREDICTION_FORMATS = ("pictures", "json", "jsonl", "coco", "yolo", "crops")
 # With the suffix of their files.
 EXPORT_FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 

@@ -180,6 +180,7 @@ def draw_detections(
     id2label: Mapping[int, str],
     threshold: float = 0.0,
     style: DrawingStyle | None = None,
+    side: int | None = None,
 ) -> Image.Image:
     """The image with boxes, class names and scores, enlarged when it is small.
 
@@ -187,18 +188,24 @@ def draw_detections(
         image: in any mode; the picture is RGB.
         detections: `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy in pixels; also `masks`, (n, height, width) or n
             COCO run-length encodings, `keypoints` (n, K, 2) in pixels or (n, K, 3) with their confidence, and
-            `keypoint_covariance` (n, K, 2, 2), where the model gives them. Arrays, or tensors on the CPU.
+            `keypoint_covariance` (n, K, 2, 2), where the model gives them. Arrays, or tensors on the CPU. Objects of
+            the annotations have no `scores`, and all are drawn.
         id2label: names of the classes.
         threshold: scores must be above it.
         style: of the keypoints.
+        side: the longer side of the picture in pixels; default: as the image, a multiple of it where that is small.
     """
-    scale, style = max(1, round(_SMALLEST_SIDE / max(image.size))), style or DrawingStyle()
-    canvas = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    style, scores = style or DrawingStyle(), detections.get("scores")
+    scale = max(1, round(_SMALLEST_SIDE / max(image.size))) if side is None else side / max(image.size)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    how = Image.Resampling.NEAREST if float(scale).is_integer() else Image.Resampling.BILINEAR
+    canvas = image.convert("RGB").resize(size, how)
     shapes = []
-    for i in np.flatnonzero(np.asarray(detections["scores"]) > threshold).tolist():
+    shown = range(len(detections["labels"])) if scores is None else np.flatnonzero(np.asarray(scores) > threshold)
+    for i in map(int, shown):
         label, box = int(detections["labels"][i]), np.asarray(detections["boxes"][i], dtype=np.float64)
-        score = f"{float(detections['scores'][i]):.2f}"
-        text, plain_text = f"{id2label.get(label, label)} {score}", f"{label} {score}"
+        score = "" if scores is None else f" {float(scores[i]):.2f}"
+        text, plain_text = f"{id2label.get(label, label)}{score}", f"{label}{score}"
         shape = Shape(box.tolist(), COLOURS[label % len(COLOURS)], text, plain_text)
         if detections.get("masks") is not None:
             shape.mask = detections["masks"][i]
@@ -217,6 +224,49 @@ def draw_detections(
                 shape.outlines = _ellipses(points[seen, :2], covariance[seen], style.ellipses)
         shapes.append(shape)
     return draw_shapes(canvas, shapes, scale)
+
+
+def draw_batch(
+    pixel_values: Any, targets: Sequence[Mapping[str, Any]], names: Sequence[str], scale: float = 1.0, side: int = 480
+) -> list[Image.Image]:
+    """The images of a training batch with their objects, as the model sees them.
+
+    Args:
+        pixel_values: (B, 3, H, W) uint8; of other numbers each image is stretched to the range of a picture.
+        targets: of each image `size` (height, width) without padding, `class_labels` (n,), `boxes` (n, 4) cxcywh in
+            [0, 1]; where there are any `masks` (n, h, w) and `keypoints` (n, K, 3), x and y in [0, 1].
+        names: of the classes.
+        scale: share of H and W that the step resizes to.
+        side: the longer side of each picture in pixels.
+    """
+    pictures = []
+    for pixels, target in zip(np.asarray(pixel_values), targets, strict=True):
+        height, width = (int(length) for length in target["size"])
+        array = pixels[:, :height, :width].transpose(1, 2, 0)  # (3, H, W) -> (height, width, 3)
+        if array.dtype != np.uint8:
+            low, high = float(array.min()), float(array.max())
+            array = ((array - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
+        image = Image.fromarray(np.ascontiguousarray(array))
+        if scale != 1:
+            size = max(round(width * scale), 1), max(round(height * scale), 1)
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        boxes, unit = np.asarray(target["boxes"], dtype=np.float64).reshape(-1, 4), np.array(image.size)
+        corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+        objects = {"labels": target["class_labels"], "boxes": corners * np.tile(unit, 2), "masks": target.get("masks")}
+        if "keypoints" in target:
+            objects["keypoints"] = np.asarray(target["keypoints"], dtype=np.float64) * [*unit, 1]
+        pictures.append(draw_detections(image, objects, dict(enumerate(names)), side=side))
+    return pictures
+
+
+def mosaic(pictures: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
+    """Pictures in rows from left to right, each in a cell of the largest width and height, on white."""
+    width, height = max(p.width for p in pictures) + gap, max(p.height for p in pictures) + gap
+    rows, columns = -(-len(pictures) // columns), min(columns, len(pictures))
+    canvas = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    for number, picture in enumerate(pictures):
+        canvas.paste(picture, (number % columns * width, number // columns * height))
+    return canvas
 
 
 def _ellipses(centres: np.ndarray, covariance: np.ndarray, deviations: float) -> list[np.ndarray]:

@@ -201,3 +201,18 @@ def load_yaml(text: str) -> tuple[Any, Any]:
         raise ValueError(str(error)) from error
     except (RecursionError, OverflowError, TypeError) as error:
         raise ValueError(f"a value that YAML cannot hold ({error})") from error
+
+
+def to_yaml(sections: Mapping[str, Mapping[str, Any]], facts: Sequence[str] = ()) -> str:
+    """Options as a YAML file that `read_options` reads back: a comment and the values of each section.
+
+    Args:
+        sections: the values of options by the title of their section.
+        facts: comments at the head of the file, a line each.
+    """
+    parts = ["".join(f"# {' '.join(str(fact).split())}\n" for fact in facts)]
+    parts += [
+        f"# {title}\n{yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)}"
+        for title, values in sections.items()
+    ]
+    return "\n".join(part for part in parts if part)

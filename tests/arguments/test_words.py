@@ -42,7 +42,8 @@ def listed(package):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_word_of_a_package_has_one_line(package):
     names = [word.name for word in words_of(package)]
-    assert sorted(names) == sorted(listed(package)) and len(set(names)) == len(names) > 100
+    present = [word.name for word in words_of(package) if word.section != "Older words"]
+    assert sorted(present) == sorted(listed(package)) and len(set(names)) == len(names) > 100
 
 
 def test_targets_exist_and_what_has_none_has_a_reason():

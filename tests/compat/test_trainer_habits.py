@@ -1,7 +1,6 @@
 """Scripts written for transformers' Trainer find what they use: arguments, attributes, logs, metrics and callbacks."""
 
 import math
-import sys
 from functools import partial
 
 import pytest
@@ -16,12 +15,6 @@ SHAPES = 8
 arguments = partial(
     quick_arguments, gradient_accumulation_steps=2, logging_steps=1, max_steps=3, save_strategy="no", eval_strategy="no"
 )
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """As where the extra `plots` is not installed: its pictures would take most of the time."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 class Seen(TrainerCallback):

@@ -48,7 +48,7 @@ def arguments(job: dict):
     defaults = {
         "max_steps": 20, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1,
         "dataloader_num_workers": 0, "disable_tqdm": True, "learning_rate": 1e-3, "learning_rate_encoder": 1e-3,
-        "audit": "off", "save_strategy": "no", "eval_strategy": "no", "ema_tau": 10,
+        "audit": "off", "plots": False, "save_strategy": "no", "eval_strategy": "no", "ema_tau": 10,
     }  # fmt: skip
     return RFDETRTrainingArguments(output_dir=job["output_dir"], **{**defaults, **job.get("options", {})})
 
@@ -85,12 +85,7 @@ def slow_disk(path: str, seconds: float) -> None:
         setattr(os, name, slowed(name, getattr(os, name)))
 
 
-def main(job: dict) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    if job.get("fsdp_on_cpu"):
-        run_fsdp_on_cpu()
+def train(job: dict) -> None:
     from events import events_of
 
     from rfdetr_hf import RFDETRTrainer, make_shapes_dataset
@@ -108,6 +103,31 @@ def main(job: dict) -> None:
     if "slow_disk" in job and rank == 0:
         slow_disk(**job["slow_disk"])
     trainer.train(resume_from_checkpoint=job.get("resume"))
+
+
+def resume_each(job: dict) -> dict[str, str]:
+    """Take a run up in each directory in turn; returns why some could not be."""
+    refused = {}
+    for folder in job["resume_each"]:
+        try:
+            train(job | {"output_dir": folder, "resume": True})
+        except (ValueError, OSError) as error:
+            refused[folder] = str(error)
+    return refused
+
+
+def main(job: dict) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    if job.get("fsdp_on_cpu"):
+        run_fsdp_on_cpu()
+    if "resume_each" not in job:
+        train(job)
+        return
+    refused = resume_each(job)
+    if os.environ.get("RANK", "0") == "0":
+        Path(job["refusals"]).write_text(json.dumps(refused))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ TINY = {
 }  # fmt: skip
 HURRY = {
     "max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0,
-    "disable_tqdm": True, "bf16": False,
+    "disable_tqdm": True, "bf16": False, "plots": False,
 }  # fmt: skip
 
 

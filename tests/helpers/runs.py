@@ -11,10 +11,10 @@ from rfdetr_hf import RFDETRTrainingArguments
 
 
 def quick_arguments(folder: str | Path, **options) -> RFDETRTrainingArguments:
-    """Two images a micro-batch at one size, loaded in this process, without bars and without an audit of the data."""
+    """Two images a micro-batch at one size, loaded in this process, without bars, pictures and an audit of the data."""
     defaults = {
         "per_device_train_batch_size": 2, "dataloader_num_workers": 0, "disable_tqdm": True, "audit": "off",
-        "multi_scale": "off",
+        "multi_scale": "off", "plots": False,
     }  # fmt: skip
     return RFDETRTrainingArguments(output_dir=str(folder), **{**defaults, **options})
 

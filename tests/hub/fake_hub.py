@@ -101,7 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection |= cut is not None
 
     def _handle(self):
-        path = unquote(urlsplit(self.path).path)
+        # Spaces are kept beside models, as "spaces/user/name".
+        path = unquote(urlsplit(self.path).path).replace("/api/spaces/", "/api/models/spaces/")
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) if self.command != "GET" else b""
         if self.headers.get("Transfer-Encoding") == "chunked":
             self.body = self._chunks()
@@ -141,6 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer({"error": "Invalid user token."}, 401)
         wanted = json.loads(self.body)
         repo_id = f"{wanted.get('organization') or USER}/{wanted['name']}"
+        repo_id = f"spaces/{repo_id}" if wanted.get("type") == "space" else repo_id
         exists = repo_id in self.hub.repos
         private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
         self.hub.repos.setdefault(repo_id, Repo(private))
@@ -192,6 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
                 message = value["summary"]
             elif item["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif item["key"] == "deletedFile":
+                files.pop(value["path"])
             elif item["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
         sha = repo.commit(message, files)
@@ -228,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer({"name": USER, "type": "user", "orgs": []} if self._allowed() else {}, 200)
 
 
-_ID = r"([^/]+/[^/]+)"
+_ID = r"((?:spaces/)?[^/]+/[^/]+)"
 ROUTES = (
     (r"POST /api/repos/create", _Handler.create),
     (r"POST /api/validate-yaml", _Handler.validate),

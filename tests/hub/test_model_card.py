@@ -65,15 +65,12 @@ def test_the_text_has_results_evaluations_arguments_and_versions(tmp_path, facts
     assert not re.search(r"\$\w", text)
 
 
-def test_curves_are_drawn_where_matplotlib_is(tmp_path, facts, monkeypatch):
-    monkeypatch.setattr("rfdetr_hf.hub.curves.find_spec", lambda name: None)
-    write_model_card(tmp_path, facts)
+def test_curves_are_drawn_unless_the_run_draws_nothing(tmp_path, facts):
+    write_model_card(tmp_path, replace(facts, training_arguments={"plots": False}))
     assert not (tmp_path / "curves.png").exists() and "curves.png" not in (tmp_path / "README.md").read_text()
-    monkeypatch.undo()
-    pytest.importorskip("matplotlib")
     write_model_card(tmp_path, facts)
-    assert "![Loss and mAP](curves.png)" in (tmp_path / "README.md").read_text()
-    assert Image.open(tmp_path / "curves.png").size == (900, 320)
+    assert "![Losses and AP](curves.png)" in (tmp_path / "README.md").read_text()
+    assert Image.open(tmp_path / "curves.png").size == (968, 374)  # two panels: losses, scores
 
 
 def test_long_runs_show_twenty_evaluations_and_the_last(tmp_path, facts):

@@ -1,9 +1,9 @@
-import json
 import logging
 from functools import partial
 
 import pytest
 import torch
+import yaml
 from helpers.runs import quick_arguments
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
@@ -245,7 +245,7 @@ def test_the_token_is_saved_nowhere(tmp_path, hub, tiny_model, shapes):
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert len(files) > 10
     assert [p.name for p in files if TOKEN.encode() in p.read_bytes()] == []
-    assert json.loads((tmp_path / "run" / "training_args.json").read_text())["hub_token"] is None
+    assert yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())["hub_token"] is None
 
 
 @pytest.mark.parametrize("name", ["user/my--model", "user/my model", "a/b/c"])

@@ -3,6 +3,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForObjectDetection
 
 from rfdetr_hf import (
     RFDETRForInstanceSegmentation,
@@ -11,19 +12,16 @@ from rfdetr_hf import (
     RFDETRTrainingArguments,
     make_shapes_dataset,
 )
+from rfdetr_hf.models.adapters import adapter_state, has_adapters, plain_state, unmerged_state
 from rfdetr_hf.models.backbone import resize_position_table
 from rfdetr_hf.training.finetuning import (
-    adapter_state,
     add_lora,
     freeze_encoder_blocks,
-    has_adapters,
     load_class_rows,
     load_parts,
     merge_adapters,
     part_of,
-    plain_state,
     train_only,
-    unmerged_state,
 )
 from rfdetr_hf.training.optimization import build_param_groups
 
@@ -213,9 +211,84 @@ def test_adapters_that_do_not_fit(model, monkeypatch):
     add_lora(model)
     with pytest.raises(ValueError, match="merge_adapters"):
         add_lora(model)
+    merge_adapters(model)
+    with pytest.raises(ValueError, match="the encoder uses 2, so none is left"):
+        add_lora(model, first_block=2)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"rfdetr-hf\[lora\]"):
         add_lora(model)
+
+
+ENCODER = r".*layer\.[01]\.attention.attention.(query|value)"
+
+
+@pytest.mark.parametrize("options", [{"target_modules": ENCODER}, {"target_modules": ENCODER, "use_dora": True},
+                                     {"target_modules": r"class_embed|.*fc1", "use_rslora": True}])  # fmt: skip
+def test_files_of_a_model_with_adapters_are_those_of_a_plain_one(model, tmp_path, options):
+    """Whoever put the adapters in, under whatever name."""
+    peft = pytest.importorskip("peft")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, **options), model, "mine")
+    train_adapters(model)
+    adapted = logits(model)
+    model.save_pretrained(tmp_path / "saved")
+    model.save_official(tmp_path / "saved.pth")
+    read = (
+        RFDETRForObjectDetection.from_pretrained(tmp_path / "saved"),
+        AutoModelForObjectDetection.from_pretrained(tmp_path / "saved"),
+        RFDETRForObjectDetection.from_official(tmp_path / "saved.pth", drop_unused_rows=True),
+    )
+    for plain in read:
+        torch.testing.assert_close(logits(plain), adapted, atol=2e-5, rtol=1e-5)
+    assert has_adapters(model) and torch.equal(logits(model), adapted)
+
+
+def two_adapters(peft, model):
+    for name in ("one", "two"):
+        peft.inject_adapter_in_model(peft.LoraConfig(target_modules=ENCODER), model, name)
+
+
+def merged_by_peft(peft, model):
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=ENCODER)).merge_adapter()
+
+
+def disabled(peft, model):
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=ENCODER)).base_model.disable_adapter_layers()
+
+
+def of_kind(kind, **options):
+    return lambda peft, model: peft.inject_adapter_in_model(getattr(peft, kind)(**options), model)
+
+
+UNKNOWN = {
+    "one of several": two_adapters,
+    "merged into the layer already": merged_by_peft,
+    "disabled": disabled,
+    "lora_B.default.bias": of_kind("LoraConfig", target_modules=ENCODER, lora_bias=True),
+    "peft.tuners.lora.Conv2d": of_kind("LoraConfig", target_modules=r".*projector.*conv"),
+    "peft.tuners.ia3.Linear": of_kind("IA3Config", target_modules=ENCODER, feedforward_modules=[]),
+    "ModulesToSaveWrapper": lambda peft, model: peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=ENCODER, modules_to_save=["query_feat"])
+    ),
+}
+
+
+@pytest.mark.parametrize("why", UNKNOWN)
+def test_adapters_that_no_file_could_hold_are_refused_at_construction(model, tmp_path, why):
+    peft = pytest.importorskip("peft")
+    UNKNOWN[why](peft, model)
+    with pytest.raises(ValueError, match="merge_and_unload") as refused:
+        RFDETRTrainer(model, RFDETRTrainingArguments(output_dir=str(tmp_path / "run")))
+    assert why in str(refused.value)
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_wrapped_by_peft_is_refused_at_construction(model, tmp_path):
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=ENCODER))
+    with pytest.raises(TypeError, match="PeftModel: give the model itself"):
+        RFDETRTrainer(wrapped, RFDETRTrainingArguments(output_dir=str(tmp_path / "run")))
 
 
 # ---------------------------------------------------------------------------------------------------- the trainer
@@ -254,6 +327,42 @@ def test_trainer_saves_plain_models(run, tmp_path):
     best = load_file(tmp_path / "a" / "best" / "model.safetensors")
     assert all(torch.equal(tensor, best[name]) for name, tensor in trainer.model.state_dict().items())
     assert not (tmp_path / "a" / "best" / "adapters.safetensors").exists()
+
+
+def test_frozen_blocks_get_no_adapters(run, tmp_path):
+    trainer = run("a", freeze_encoder_blocks=2, max_steps=2)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train()
+    assert any(".layer.2." in name and ".lora_A." in name for name in adapters_of(tmp_path / "a" / "checkpoint-2"))
+    moved = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    encoder = {name.split(".layer.")[-1][0] for name in moved if part_of(name) == "encoder"}
+    assert encoder == {"2"}
+
+
+def adapters_of(checkpoint):
+    return load_file(checkpoint / "adapters.safetensors")
+
+
+def test_a_model_that_has_adapters_trains_them(run, tmp_path, caplog):
+    """peft's own, under another name; saved merged, taken up again unmerged."""
+    peft = pytest.importorskip("peft")
+
+    def own(folder, **options):
+        trainer = run(folder, **options)
+        config = peft.LoraConfig(r=3, target_modules=["query"])
+        peft.inject_adapter_in_model(config, trainer.model.backbone, "mine")
+        return trainer
+
+    own("whole").train()
+    assert "the model has adapters already" in caplog.text
+    adapters = adapters_of(tmp_path / "whole" / "checkpoint-4")
+    assert any(name.endswith("lora_B.mine.weight") and tensor.abs().sum() > 0 for name, tensor in adapters.items())
+    own("parts", max_steps=2, lr_scheduler_type="constant").train()
+    resumed = own("parts")
+    resumed.train(resume_from_checkpoint=True)
+    whole, parts = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and not any(".lora_" in name for name in whole)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_resumed_adapters_end_with_the_same_bits(run, tmp_path):

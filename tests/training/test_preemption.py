@@ -151,10 +151,10 @@ LAUNCHERS = {
 def launched(tmp_path):
     """Starts a listener below a program of a name and ends that program: what the listener says."""
 
-    def start(name, number, *words):
+    def start(name, number, *words, listener=LISTEN):
         script = tmp_path / name
         script.write_text(LAUNCHERS[name])
-        command = [sys.executable, str(script), "launch", sys.executable, "-c", LISTEN, *map(str, words)]
+        command = [sys.executable, str(script), "launch", sys.executable, "-c", listener, *map(str, words)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         process = subprocess.Popen(command, preexec_fn=heed, start_new_session=True, **pipes)
         pid = int(process.stdout.readline().split()[1])
@@ -176,6 +176,54 @@ def launched(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_end_of_a_launcher_is_a_notice(launched, name, number):
     assert launched(name, number, 20, "leave", "act") == "received\nafter\n"
+
+
+PREPARING = {
+    "the command, before its imports": """
+import os, sys, time, types
+from rfdetr_hf.cli.main import main
+def prepare(options):
+    print("ready", os.getpid(), flush=True)
+    time.sleep(10)
+    print("survived", flush=True)
+sys.modules["rfdetr_hf.cli.fit"] = types.SimpleNamespace(main=prepare)
+main(["fit"])
+""",
+    "a script that calls it": """
+import os, time
+from rfdetr_hf import end_with_launcher
+end_with_launcher()
+print("ready", os.getpid(), flush=True)
+time.sleep(10)
+print("survived", flush=True)
+""",
+}
+# Whoever handles SIGTERM while data and model are loaded learns of the end when the training begins.
+IGNORING = """
+import os, signal, time
+from rfdetr_hf import end_with_launcher
+from rfdetr_hf.training.preemption import PreemptionNotice
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+end_with_launcher()
+launcher = os.getppid()
+print("ready", os.getpid(), flush=True)
+while os.getppid() == launcher:
+    time.sleep(0.05)
+with PreemptionNotice() as notice:
+    print("received" if notice.received else "nothing", flush=True)
+    notice.acted = True
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's end on Linux only")
+@pytest.mark.parametrize("at", PREPARING)
+def test_the_end_of_a_launcher_before_the_training_ends_the_process(launched, at):
+    assert launched("accelerate", signal.SIGKILL, listener=PREPARING[at]) == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's end on Linux only")
+def test_an_end_of_the_launcher_that_was_not_heeded_is_a_notice_when_the_training_begins(launched):
+    assert launched("accelerate", signal.SIGKILL, listener=IGNORING) == "received\n"
 
 
 def test_the_end_of_another_parent_is_none(launched):

@@ -139,3 +139,8 @@ def test_a_user_chooses_threads_by_the_environment_or_the_option_of_the_launcher
         time.sleep(0.1)
         assert parent.chosen_threads(process.pid) is expected
         process.communicate(b"\n")
+
+
+def test_a_launcher_that_ended_before_its_process_looked_is_noticed(monkeypatch):
+    monkeypatch.setenv(parent.LAUNCHER_VARIABLE, str(os.getppid() + 1))
+    assert parent.signal_at_launchers_end(signal.SIGTERM) is True

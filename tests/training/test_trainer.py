@@ -38,8 +38,8 @@ def test_a_run_leaves_what_the_design_says(tmp_path, tiny_model, shapes, held_ou
     assert result.global_step == 12
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
-        "best", "last", "checkpoint-6", "checkpoint-12", "metrics.csv", "train.log", "training_args.json", "eval",
-        "status.json",
+        "best", "last", "checkpoint-6", "checkpoint-12", "metrics.csv", "train.log", "args.yaml", "eval",
+        "status.json", "report.html",
     }  # fmt: skip
     for folder in ("best", "last"):
         for file in ("config.json", "model.safetensors", "preprocessor_config.json", "README.md"):

@@ -139,6 +139,23 @@ def test_a_metric_that_no_evaluation_gives_is_refused_at_once(tmp_path, tiny_mod
         RFDETRTrainer(tiny_model(), arguments(tmp_path, metric_for_best_model=metric), shapes, shapes)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"accuracy": 0.5}, "(missing); did you mean 'accuracy'?"),
+     ({"acuracy": float("nan")}, "(ema nan); did you mean 'acuracy'?")],
+)  # fmt: skip
+def test_a_users_metric_that_is_no_number_ends_the_run_at_the_first_evaluation(
+    tmp_path, tiny_model, shapes, given, message
+):
+    args = arguments(tmp_path, max_steps=6, metric_for_best_model="acuracy", eval_strategy="steps", eval_steps=2)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes.select(range(2)), compute_metrics=lambda found: given)
+    with pytest.raises(ValueError, match="metric_for_best_model='acuracy' is no number") as error:
+        trainer.train()
+    assert message in str(error.value)
+    assert trainer.state.global_step == 2 and (tmp_path / "checkpoint-2" / "manifest.json").exists()
+    assert not (tmp_path / "best").exists()
+
+
 def test_a_model_for_masks_needs_data_with_masks(tmp_path, tiny_config, shapes):
     model = RFDETRForInstanceSegmentation(tiny_config())
     with pytest.raises(ValueError, match="made for segmentation, but the objects of train_dataset have none"):
@@ -165,3 +182,18 @@ def test_detections_of_each_evaluation_as_coco_results(tmp_path, tiny_model, sha
     assert any("eval_map_at_5" in row for row in trainer.state.log_history)
     results = json.loads((tmp_path / "eval" / "2" / "ema" / "predictions.json").read_text())
     assert {each["image_id"] for each in results} <= set(crowded["image_id"]) and len(results[0]["bbox"]) == 4
+
+
+def test_a_split_without_objects_chooses_no_best_model(tmp_path, tiny_model, shapes, caplog):
+    """Every score is -1 then: once it was kept as the best, and a patience began with it."""
+    nothing = {name: [] for name in shapes[0]["objects"]}
+    empty = shapes.select(range(2)).map(lambda row: {"objects": nothing}, features=shapes.features)
+    options = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no"}
+    args = quick_arguments(tmp_path / "run", early_stopping_patience=2, **options)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, empty)
+    assert "eval_dataset has no object" in caplog.text
+    output = trainer.train()
+    assert trainer.state.best_metric is None and trainer.state.best_model_checkpoint is None
+    assert (tmp_path / "run" / "last").is_dir() and not (tmp_path / "run" / "best").exists()
+    assert output.global_step == 2 and "there was no map in 2 evaluations" in caplog.text
+    assert "so there is no best/" in caplog.text and "the best:" not in caplog.text

@@ -32,6 +32,10 @@ class DataArguments:
     keypoint_schema: dict | str | None = option(
         None, "Names, skeleton, flip_pairs and sigmas of the keypoints of each class (JSON, a YAML mapping or a file)."
     )
+    data_hash: dict | str | None = option(
+        None, "Checksums that the splits must have, as args.yaml of a run holds them (JSON, a YAML mapping); {} for "
+        "any data."
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.validation_split, float):
@@ -80,4 +84,5 @@ class DataArguments:
             "max_image_pixels": self.max_image_pixels,
             "missing_masks": self.missing_masks,
             "keypoint_schema": self.keypoint_schema,
+            "data_hash": self.data_hash,
         }

@@ -15,11 +15,14 @@ class PredictArguments(ViewArguments):
     """Which model, which images, what to write."""
 
     model_name_or_path: str = option(help="A model folder, Hub id or official file.", group="model", daily=True)
-    images: list[str] = option(list, "Image files, video files, folders and patterns.", group="data", daily=True)
+    images: list[str] = option(
+        list, "Image files, video files, folders and patterns; with split one data set.", group="data", daily=True
+    )
     output_dir: str = option("predictions", "Folder for what is written; new or empty.", group="output", daily=True)
     formats: list[str] = option(
         lambda: ["pictures"],
-        "pictures, predictions.json (a list for each image), coco.json (a COCO data set).",
+        "pictures with boxes; json, jsonl: predictions.json, predictions.jsonl, an entry or a line for each image; "
+        "coco.json, a COCO data set; yolo/, a YOLO data set; crops/, a picture of each object by class.",
         PREDICTION_FORMATS,
         daily=True,
     )
@@ -41,6 +44,9 @@ class PredictArguments(ViewArguments):
     ellipses: float = option(0.0, "Draw covariance ellipses of keypoints, of so many standard deviations.", FROM_0)
     batch_size: int = option(8, "Images that the model sees at once.", FROM_1, group="system", daily=True)
     every: int = option(1, "Take each n-th frame of videos.", FROM_1, group="data")
+    split: str | None = option(
+        None, "The images are this split of a data set: a Hub id, a folder of tables or of save_to_disk.", group="data"
+    )
     device: str | None = option(
         None, "cpu, cuda, cuda:1; default: cuda where there is one.", group="system", daily=True
     )

@@ -237,6 +237,10 @@ class RFDETRTrainingArguments(RuntimeFacts):
     logging_strategy: str = option("steps", "When to log.", INTERVALS, group="logging")
     logging_steps: float = option(50, "Steps between log lines (below 1: a share of all steps).", POSITIVE)
     logging_first_step: bool = option(True, "Log the first step.", no="Do not log the first step.")
+    plots: bool = option(
+        True, "Draw labels.jpg, train_batch.jpg, results.png, val_pred.jpg, curves, and the pictures of report.html.",
+        no="Draw no pictures; the report has tables and sentences.",
+    )
     disable_tqdm: bool = option(False, "No progress bar.")
     report_to: str = option("none", "Trackers, separated by commas: tensorboard, wandb, mlflow, trackio, ...; or none.")
     tracker_kwargs: dict | str | None = option(

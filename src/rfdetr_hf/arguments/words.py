@@ -115,17 +115,17 @@ def explain(name: str, known: Collection[str], in_python: bool = False) -> str:
 
 def _named(word: Word, known: Collection[str], in_python: bool) -> str:
     """The targets of a word, with the verb or class of those that are not at hand."""
-    names = []
+    names: dict[str, list[str]] = {}
     for target in word.targets:
         owner, _, option = target.rpartition(".")
+        of = ""
         if owner in ("config", "backbone"):
-            names.append(f"{option} of {'RFDETRConfig' if in_python else 'config_overrides'}")
+            of = " of RFDETRConfig" if in_python else " of config_overrides"
         elif owner in OWNERS and option not in known:
             verb, cls = OWNERS[owner]
-            names.append(f"{option} of {cls if in_python else f'rfdetr-hf {verb}'}")
-        else:
-            names.append(option if owner in OWNERS else target)
-    return ", ".join(names)
+            of = f" of {cls}" if in_python else f" of rfdetr-hf {verb}"
+        names.setdefault(of, []).append(option if of or owner in OWNERS else target)
+    return ", ".join(f"{', '.join(options)}{of}" for of, options in names.items())
 
 
 def explain_verb(name: str, verbs: Collection[str]) -> str:

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import yaml
-
-from .. import DataArguments, LaunchArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments
+from .. import DataArguments, LaunchArguments, ModelArguments, RFDETRTrainingArguments, parse_arguments, to_yaml
 
 DESCRIPTION = """Print the options of `rfdetr-hf fit` as they will be used: defaults, file and
 command line together.
@@ -33,7 +31,4 @@ def resolved(model: ModelArguments, data: DataArguments, training: RFDETRTrainin
 
         config = RFDETRConfig.from_variant(str(model.variant), **model.config_fields())
         facts.append(f"input: {config.resolution} x {config.resolution}, a multiple of {config.size_divisor}")
-    text = "".join(f"# {fact}\n" for fact in facts)
-    for title, values in (("model", asdict(model)), ("data", asdict(data)), ("training", training.to_dict())):
-        text += f"\n# {title}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
-    return text
+    return to_yaml({"model": asdict(model), "data": asdict(data), "training": training.to_dict()}, facts)

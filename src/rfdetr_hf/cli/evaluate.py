@@ -43,7 +43,6 @@ def evaluate(args: EvaluateArguments, data_args: DataArguments) -> "DetectorEval
     Raises:
         ValueError: model, data and options do not fit each other.
         FileExistsError: the output folder has files.
-        ImportError: a report, and matplotlib is not installed.
     """
     from tqdm.auto import tqdm
 

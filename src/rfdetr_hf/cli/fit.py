@@ -87,5 +87,6 @@ def build_trainer(
         train_dataset=dataset["train"],
         eval_dataset=dataset.get("validation"),
         test_dataset=dataset.get("test"),
+        made_from=(model_args, data_args),
     )
     return trainer

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from .. import UsageError, __version__, explain_verb
+from .. import UsageError, __version__, end_with_launcher, explain_verb
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -16,7 +16,8 @@ VERBS = {
     "validate": "COCO metrics of a trained model on the validation split",
     "test": "the same on the test split",
     "evaluate": "tables, errors and a report of a trained model",
-    "predict": "find objects on images, folders and videos",
+    "predict": "find objects on images, folders, videos and data sets",
+    "demo": "a page to try a model on, here or as a Space",
     "export": "write a trained model as ONNX or as a torch.export program",
     "convert": "turn official checkpoints into folders, and back",
     "config": "print the options of a training as they will be used, as YAML",
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, options: list[str]) -> int:
+    if verb == "fit":
+        end_with_launcher()  # before the imports, which take seconds
     try:
         result = import_module(f"rfdetr_hf.cli.{verb}").main(options)
     except UsageError as error:

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from .. import PredictArguments, UsageError, parse_arguments
 
-DESCRIPTION = """Find objects on images, in folders and in videos.
+DESCRIPTION = """Find objects on images, in folders, videos and data sets.
 
   rfdetr-hf predict MODEL IMAGES...
   rfdetr-hf predict outputs/mine/best photo.jpg holiday/ clip.mp4
-  rfdetr-hf predict outputs/mine/best holiday/ --formats json coco
+  rfdetr-hf predict outputs/mine/best holiday/ --formats jsonl yolo crops
+  rfdetr-hf predict outputs/mine/best user/dataset --split test
   rfdetr-hf predict outputs/mine/best holiday/ --thresholds thresholds.json
 
-Pictures with boxes, predictions.json and coco.json go to --output_dir. Files
-that cannot be read are named and left out; the exit code is then 1, though all
-others are done."""
+What is found goes to --output_dir as it is found. Files that cannot be read are
+named and left out; the exit code is then 1, though all others are done."""
 
 
 def main(argv: Sequence[str]) -> int:

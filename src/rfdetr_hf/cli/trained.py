@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 FIT_TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 PLACES = {"model_name_or_path": "MODEL", "dataset_name": "DATA"}
-# In a training's file these are where it starts and where it writes.
-_OF_THE_RUN = ("model_name_or_path", "output_dir")
+# In a training's file these are where it starts, where it writes, and what it repeats.
+_OF_THE_RUN = ("model_name_or_path", "output_dir", "data_hash")
 
 
 class Subject(NamedTuple):

@@ -4,7 +4,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 pc: Any = pyarrow.compute
 
 _BATCH = 256
+_EXAMPLES = 3
 _NEEDED = ("image", "image_id", "width", "height", "objects")
 # COCO's limits of small and medium objects, as areas in pixels.
 _SMALL, _MEDIUM = 32**2, 96**2
@@ -122,14 +123,18 @@ def audit_dataset(
     problems = Problems(name)
     workers = num_threads or min(16, os.cpu_count() or 1)
 
+    beyond: list[Any] = []
+
     def fault(row: dict[str, Any]) -> str | None:
         try:
-            check_image(row, decode=decode)
+            if check_image(row, decode=decode):
+                beyond.append(row.get("file_name") or row["image_id"])
         except DetectionDataError as error:
             return str(error)
         return None
 
-    columns = [name for name in ("image", "image_id", "width", "height", "file_name") if name in dataset.column_names]
+    wanted = ("image", "image_id", "width", "height", "file_name", "value_range")
+    columns = [name for name in wanted if name in dataset.column_names]
     with ThreadPoolExecutor(workers) as pool:
         # Arrow format hands out paths and bytes whatever the image feature or the transform of the data set says.
         for table in dataset.select_columns(columns).with_format("arrow").iter(_BATCH):
@@ -137,7 +142,44 @@ def audit_dataset(
                 if found is not None:
                     problems.add(found)
     problems.raise_if_any()
+    if beyond:
+        low, high = report.value_range or (0, 0)
+        logger.warning(
+            "%s: %d pictures have values beyond %g to %g, which are cut off, such as %s", name, len(beyond), low, high,
+            ", ".join(sorted(map(str, beyond))[:_EXAMPLES]),
+        )  # fmt: skip
     return report
+
+
+class ObjectCounts(NamedTuple):
+    """Which objects a split has, crowds left out.
+
+    Attributes:
+        names: of the classes.
+        per_class: (K,) objects of each class.
+        centres: (n, 2) x and y of the box centres as shares of width and height of their image.
+        sizes: (n, 2) width and height of the boxes, likewise.
+    """
+
+    names: list[str]
+    per_class: np.ndarray
+    centres: np.ndarray
+    sizes: np.ndarray
+
+
+def count_objects(dataset: Dataset) -> ObjectCounts:
+    """Classes, centres and sizes of a split's objects; reads no image."""
+    names = class_names(dataset)
+    columns = cast(pa.Table, dataset.select_columns(["width", "height", "objects"]).with_format("arrow")[:])
+    objects = pa.concat_arrays(columns["objects"].chunks)
+    category, boxes, crowd = (pc.list_flatten(pc.struct_field(objects, f)) for f in ("category", "bbox", "iscrowd"))
+    single = ~crowd.to_numpy(zero_copy_only=False).astype(bool)
+    category = category.to_numpy(zero_copy_only=False)[single]
+    counts = pc.list_value_length(pc.struct_field(objects, "category")).to_numpy(zero_copy_only=False).astype(np.int64)
+    frame = np.stack([columns[side].to_numpy() for side in ("width", "height")], axis=1).repeat(counts, axis=0)[single]
+    boxes = pc.list_flatten(boxes).to_numpy(zero_copy_only=False).reshape(-1, 4)[single]  # (n, 4) x, y, w, h
+    per_class = np.bincount(category.astype(np.int64), minlength=len(names))
+    return ObjectCounts(names, per_class, (boxes[:, :2] + boxes[:, 2:] / 2) / frame, boxes[:, 2:] / frame)
 
 
 def count_split(dataset: Dataset, split: str, decoded: bool = False) -> AuditReport:

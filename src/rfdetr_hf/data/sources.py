@@ -14,6 +14,7 @@ from ..choices import BoxFormat
 from ..tasks import TaskName
 from .annotations import MissingMasks, ReadOptions
 from .errors import DetectionDataError
+from .fingerprint import check_data_hash
 from .formats import Found, coco, hub, shapes, yolo
 from .images import is_hidden
 from .keypoints import KeypointSchema
@@ -54,6 +55,7 @@ def load_detection_dataset(
     missing_masks: MissingMasks = "error",
     max_image_pixels: int | None = None,
     keypoint_schema: KeypointSchema | Mapping[str, Any] | None = None,
+    data_hash: Mapping[str, str] | None = None,
     **load_options: Any,
 ) -> DatasetDict:
     """Load a detection data set from anywhere: rows of an image and its `objects`, named as on the Hub.
@@ -95,6 +97,7 @@ def load_detection_dataset(
             errors. By default Pillow's limit, 179 million.
         keypoint_schema: with task "keypoints", their names, skeletons, mirror pairs and sigmas for each label, where
             the source does not name them or others are better; or such a schema as a dict.
+        data_hash: the checksums that the splits must have, as `args.yaml` of a run holds them; empty for any.
         load_options: further options of `datasets.load_dataset` or `make_shapes_splits`.
 
     Returns:
@@ -109,8 +112,8 @@ def load_detection_dataset(
         keypoint_schema = KeypointSchema.from_dict(keypoint_schema)
     if max_image_pixels is not None:
         set_max_image_pixels(max_image_pixels)
-    load = {"name": name, "revision": revision, "data_files": data_files, **load_options}
-    load = {key: value for key, value in load.items() if value is not None}
+    named_options = {"name": name, "revision": revision, "data_files": data_files, **load_options}
+    load = {key: value for key, value in named_options.items() if value is not None}
     options = ReadOptions(
         task=task,
         missing_masks=missing_masks,
@@ -132,9 +135,7 @@ def load_detection_dataset(
             found.source, chosen.pop("validation"), share,
         )  # fmt: skip
     if not chosen:
-        raise DetectionDataError(
-            f"{found.source}: no split for training, validation or test among {list(found.splits)}"
-        )
+        raise DetectionDataError(f"{found.source}: no split for training, validation or test: {list(found.splits)}")
     splits = reader.read(found, {ours: found.splits[theirs] for ours, theirs in chosen.items()}, options)
     counts = ", ".join(f"{ours} ({chosen[ours]}) {len(split)} images" for ours, split in splits.items())
     noun = "split" if len(splits) == 1 else "splits"
@@ -142,7 +143,9 @@ def load_detection_dataset(
     check_sense(splits, found.source)
     splits = with_value_range(splits, found.source)
     splits = splits if share is None else hold_out(splits, share, split_seed)
-    return DatasetDict({name: splits[name] for name in SPLIT_NAMES if name in splits})
+    splits = {name: splits[name] for name in SPLIT_NAMES if name in splits}
+    check_data_hash(splits, data_hash or {}, found.source)
+    return DatasetDict(splits)
 
 
 def source_of(name_or_path: Any) -> Any:

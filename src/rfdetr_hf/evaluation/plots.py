@@ -1,13 +1,18 @@
-"""Pictures of an evaluation: curves, confusion matrix and cost of errors (extra `plots`), images with their errors."""
+"""Pictures of data and of evaluations: label statistics, curves, confusion matrix, cost of errors, images."""
 
-import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from datasets import Dataset
 from PIL import Image
 
-from ..drawing import Shape, draw_shapes
+from ..data.audit import ObjectCounts
+from ..data.schema import decode_image, undecoded
+from ..drawing import COLOURS, Shape, draw_shapes, mosaic
 from .analysis import DetectionAnalysis
 from .backends import Evaluation, run_lengths
 from .error_types import KINDS
@@ -21,6 +26,14 @@ _BLUE, _GREY, _RED = "#2456a6", "#b8c0cc", "#c8382c"
 _LINES_WITH_NAMES = 10
 _CELLS_WITH_NUMBERS = 20
 _LARGEST_MATRIX = 60
+_BARS = 30
+_COLUMNS = 4
+_UNSURE = 0.5
+_OTHER_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback",
+    "Microsoft YaHei", "MS Gothic", "Malgun Gothic", "SimSun", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS",
+)  # fmt: skip
+_LABELS = 30  # that can be told apart on an image
 
 # Colours of the boxes on an image.
 FOUND, RIGHT, MISSED, WRONG = "#2e9e4f", "#2456a6", "#d4221f", "#e8890c"
@@ -32,34 +45,43 @@ LEGEND = {
 }
 
 
-def plots_installed() -> bool:
-    """Whether the extra `plots` is there."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def overlap_name(analysis: DetectionAnalysis) -> str:
     """What detections and objects are compared by: "IoU", or "OKS" (object keypoint similarity)."""
     return "OKS" if analysis.evaluation.iou_type == "keypoints" else "IoU"
 
 
 def save_plots(analysis: DetectionAnalysis, folder: str | Path) -> list[Path]:
-    """Writes pr_curves.png, f1_curves.png, confusion_matrix.png and error_costs.png.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Writes pr_curves.png, threshold_curves.png, confusion_matrix.png and error_costs.png."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, draw in (
-        ("pr_curves", pr_curves),
-        ("f1_curves", f1_curves),
-        ("confusion_matrix", confusion_figure),
-        ("error_costs", error_costs),
-    ):
-        paths.append(folder / f"{name}.png")
-        draw(analysis).savefig(paths[-1], dpi=130)
+    figures: dict[str, Callable[[DetectionAnalysis], Figure]] = {
+        "pr_curves": pr_curves, "threshold_curves": threshold_curves, "confusion_matrix": confusion_figure,
+        "error_costs": error_costs,
+    }  # fmt: skip
+    paths = [folder / f"{name}.png" for name in figures]
+    with _fonts():
+        for path, draw in zip(paths, figures.values(), strict=True):
+            draw(analysis).savefig(path, dpi=110)
     return paths
+
+
+def save_labels(counts: ObjectCounts, path: Path) -> None:
+    """Writes the figure of `label_figure`."""
+    with _fonts():
+        label_figure(counts).savefig(path, dpi=110)
+
+
+@contextmanager
+def _fonts() -> Iterator[None]:
+    """Within the block figures take letters that their usual font lacks from others of this system, if any has them."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    here = {font.name for font in fontManager.ttflist}
+    families = ["DejaVu Sans", *(name for name in _OTHER_FONTS if name in here)]
+    with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
 
 
 def pr_curves(analysis: DetectionAnalysis) -> "Figure":
@@ -67,33 +89,40 @@ def pr_curves(analysis: DetectionAnalysis) -> "Figure":
     evaluation = analysis.evaluation
     precision = evaluation.precision[0, :, :, 0, -1]
     classes = np.flatnonzero(precision[0] > -1)
-    names = [f"{evaluation.class_names[k]} {precision[:, k].mean():.3f}" for k in classes]
-    figure, axes = _figure(f"Precision and recall at {overlap_name(analysis)} .50", "recall", "precision")
+    names = [f"{short_name(evaluation.class_names[k])} {precision[:, k].mean():.3f}" for k in classes]
+    figure = _figure()
+    axes = _dress(figure.subplots(), f"Precision and recall at {overlap_name(analysis)} .50", "recall", "precision")
     recalls = np.linspace(0, 1, len(precision))
     mean = f"mean {precision[:, classes].mean():.3f}" if len(classes) else ""
     _lines(axes, recalls, precision[:, classes].T, names, mean)
     return figure
 
 
-def f1_curves(analysis: DetectionAnalysis) -> "Figure":
-    """F1 over the score threshold: each class, their mean, and the best threshold."""
-    curves = analysis.curves
+def threshold_curves(analysis: DetectionAnalysis) -> "Figure":
+    """Precision, recall and F1 over the score threshold: each class, their mean, and the threshold of the best F1."""
+    curves, names = analysis.curves, analysis.evaluation.class_names
     classes = np.flatnonzero(curves.num_truths)
-    names = [f"{analysis.evaluation.class_names[k]} {curves.f1[k].max():.3f}" for k in classes]
-    figure, axes = _figure(f"F1 by score threshold at {overlap_name(analysis)} .50", "score threshold", "F1")
-    _lines(axes, curves.thresholds, curves.f1[classes], names, f"mean {curves.macro('f1').max():.3f}")
-    axes.axvline(analysis.threshold, color=_RED, linewidth=1, linestyle="--")
-    axes.text(analysis.threshold, 1.02, f"{analysis.threshold:.2f}", color=_RED, ha="center", va="bottom")
+    figure = _figure((13, 4.4))
+    for axes, name in zip(figure.subplots(1, 3), ("precision", "recall", "f1"), strict=True):
+        title = f"{name.replace('f1', 'F1')} by confidence threshold"
+        _dress(axes, f"{title}, {overlap_name(analysis)} .50", "confidence threshold", "")
+        rows, at = getattr(curves, name)[classes], curves.best
+        labels = [f"{short_name(names[k])} {row[at]:.2f}" for k, row in zip(classes, rows, strict=True)]
+        _lines(axes, curves.thresholds, rows, labels, f"mean {curves.macro(name)[at]:.2f}")
+        axes.axvline(analysis.threshold, color=_RED, linewidth=1, linestyle="--")
+        axes.text(analysis.threshold, 1.02, f"{analysis.threshold:.2f}", color=_RED, ha="center", va="bottom")
     return figure
 
 
 def confusion_figure(analysis: DetectionAnalysis) -> "Figure":
     """Rows of the confusion matrix as shares of the row; the largest classes where there are very many."""
     matrix, names = _largest_classes(analysis.confusion, [*analysis.evaluation.class_names, "background"])
+    names = [short_name(name) for name in names]
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(2.5 + 0.42 * len(names), 5, 16))
-    title = f"Confusion at score {analysis.threshold:.2f}, {overlap_name(analysis)} .50 (shares of the row)"
-    figure, axes = _figure(title, "detected as", "object", (side + 1, side))
+    title = f"Confusion at confidence {analysis.threshold:.2f}, {overlap_name(analysis)} .50 (shares of the row)"
+    figure = _figure((side + 1, side))
+    axes = _dress(figure.subplots(), title, "detected as", "object")
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xticks=range(len(names)), yticks=range(len(names)))
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5))
@@ -113,7 +142,8 @@ def error_costs(analysis: DetectionAnalysis) -> "Figure":
     """What each type of error costs in AP at IoU .5, and how often it happens at the best threshold."""
     errors = analysis.errors
     costs = [100 * errors.cost[kind] for kind in KINDS]
-    figure, axes = _figure("Cost of errors: AP50 gained if mended alone", "points of AP50", "", (7, 3.6))
+    figure = _figure((7, 3.6))
+    axes = _dress(figure.subplots(), "Cost of errors: AP50 gained if mended alone", "points of AP50", "")
     bars = axes.barh(range(len(KINDS)), costs, color=_BLUE)
     axes.bar_label(bars, [f"{c:.1f}  ({errors.confident[k]}x)" for c, k in zip(costs, KINDS, strict=True)], padding=4)
     axes.set_yticks(range(len(KINDS)), KINDS)
@@ -121,6 +151,81 @@ def error_costs(analysis: DetectionAnalysis) -> "Figure":
     axes.set_ylim(len(KINDS) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     return figure
+
+
+def label_figure(counts: ObjectCounts) -> "Figure":
+    """How often each class occurs, where the objects are in their images, and how large they are."""
+    figure = _figure((14, 4.6))
+    classes, centres, sizes = figure.subplots(1, 3, width_ratios=[1.3, 1, 1])
+    order = np.argsort(-counts.per_class, kind="stable")[:_BARS]
+    names = [short_name(counts.names[k]) for k in order]
+    more = f" (the {_BARS} most frequent of {len(counts.names)})" if len(counts.names) > _BARS else ""
+    _dress(classes, f"Objects by class{more}", "objects", "")
+    bars = classes.barh(range(len(order)), counts.per_class[order], color=_BLUE)
+    classes.bar_label(bars, [f"{n:,}" for n in counts.per_class[order]], padding=4, fontsize=9)
+    classes.set_yticks(range(len(order)), names, fontsize=9 if len(order) < 20 else 7)
+    classes.set(xlim=(0, max(counts.per_class.max(initial=1), 1) * 1.18), ylim=(max(len(order), 3) - 0.4, -0.6))
+    classes.grid(axis="y", visible=False)
+    x, y = counts.centres.T
+    _dress(centres, "Centres of the objects in their images", "x / width", "y / height")
+    shown = centres.hist2d(x, y, bins=40, range=((0, 1), (0, 1)), cmap="Blues", cmin=1)
+    figure.colorbar(shown[3], ax=centres, fraction=0.046)
+    centres.set(ylim=(1, 0), aspect="equal")
+    width, height = np.clip(counts.sizes, 1e-3, 1).T
+    _dress(sizes, "Sizes of the boxes", "width / width of the image", "height / height of the image")
+    edges = np.geomspace(1e-3, 1, 41)
+    shown = sizes.hist2d(width, height, bins=(edges, edges), cmap="Blues", cmin=1, norm="log")
+    figure.colorbar(shown[3], ax=sizes, fraction=0.046)
+    sizes.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1), aspect="equal")
+    return figure
+
+
+def draw_labels_and_detections(
+    analysis: DetectionAnalysis, dataset: Dataset, limit: int = 12, side: int = 480
+) -> tuple[Image.Image, Image.Image]:
+    """The same images twice: with their objects, and with the detections at or above the best threshold.
+
+    Args:
+        analysis: of the evaluation of `dataset`.
+        dataset: with the images; those with objects are preferred, evenly spread over the data set.
+        limit: most images.
+        side: longer side of each in pixels.
+    """
+    evaluation, rows = analysis.evaluation, undecoded(dataset.with_format(None))
+    truths, matches, names = evaluation.truths, evaluation.matches, evaluation.class_names
+    position = {image_id: n for n, image_id in enumerate(evaluation.image_ids.tolist())}
+    positions = np.array([position[image_id] for image_id in rows["image_id"]], dtype=np.int64)
+    filled = np.flatnonzero(np.isin(positions, truths.image[~truths.ignored]))
+    candidates = filled if len(filled) else np.arange(len(rows))
+    chosen = candidates[np.unique(np.linspace(0, len(candidates) - 1, min(limit, len(candidates))).round().astype(int))]
+    # Where no detection is right, every threshold is as good as the lowest one, which shows all that a model gives.
+    least = analysis.threshold if analysis.summary()["f1"] else _UNSURE
+    above = (matches.score >= least_scores(least)) & ~matches.ignored
+    labelled, detected = [], []
+    for row in chosen.tolist():
+        image, place = decode_image(rows[row]), positions[row]
+        there = np.flatnonzero((truths.image == place) & ~truths.ignored).tolist()
+        found = np.flatnonzero((matches.image == place) & above)
+        found = found[np.argsort(-matches.score[found], kind="stable")].tolist()  # the first labels choose their place
+        objects = [(_object_shape(evaluation, t, True), truths.category[t], "") for t in there]
+        detections = [
+            (_detection_shape(analysis, m), matches.category[m], f" {matches.score[m]:.2f}") for m in found
+        ]
+        for pictures, described in ((labelled, objects), (detected, detections)):
+            for shape, label, score in described:
+                shape.colour = COLOURS[label % len(COLOURS)]
+                shape.text, shape.plain_text = f"{names[label]}{score}", f"{label}{score}"
+            pictures.append(_drawn(image, [shape for shape, *_ in described], side))
+    return mosaic(labelled, _COLUMNS), mosaic(detected, _COLUMNS)
+
+
+def _drawn(image: Image.Image, shapes: list[Shape], side: int) -> Image.Image:
+    """The image with a longer side of so many pixels, and shapes in pixels of the original; the first have labels."""
+    for shape in [shape for shape in shapes if shape.text][_LABELS:]:
+        shape.text = ""
+    scale = side / max(image.size)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    return draw_shapes(image.convert("RGB").resize(size), shapes, scale)
 
 
 def draw_errors(
@@ -142,10 +247,9 @@ def draw_errors(
     there = np.flatnonzero((truths.image == position) & ~truths.ignored).tolist()
     # Objects first, so that detections are drawn over them.
     shapes = [_object_shape(evaluation, t, t in found) for t in there]
-    shapes += [_detection_shape(analysis, m) for m in np.flatnonzero(shown).tolist()]
-    scale = long_side / max(image.size)
-    canvas = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
-    return draw_shapes(canvas, shapes, scale)
+    found_first = np.flatnonzero(shown)[np.argsort(-matches.score[shown], kind="stable")]
+    shapes += [_detection_shape(analysis, m) for m in found_first.tolist()]
+    return _drawn(image, shapes, long_side)
 
 
 def _object_shape(evaluation: Evaluation, truth: int, found: bool) -> Shape:
@@ -175,20 +279,27 @@ def _detection_shape(analysis: DetectionAnalysis, match: int) -> Shape:
     return shape
 
 
-def _figure(title: str, x: str, y: str, size: tuple[float, float] = (7, 5)) -> "tuple[Figure, Axes]":
+def short_name(name: str, length: int = 24) -> str:
+    """A name for a figure: printable, on one line, and without what matplotlib takes for a formula."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in name).split()).replace("$", r"\$")
+    return text if len(text) <= length else text[: length - 1].rstrip("\\") + "…"
+
+
+def _figure(size: tuple[float, float] = (7, 5)) -> "Figure":
     """An empty figure; without pyplot, so that nothing global is touched."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'rfdetr-hf[plots]'") from error
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=12, pad=16)
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def _dress(axes: "Axes", title: str, x: str, y: str) -> "Axes":
+    """Title, names of the axes from 0 to 1, and a grid."""
+    axes.set_title(title, loc="left", fontsize=11, pad=16)
     axes.set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(color="#e6e9ee", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return axes
 
 
 def _lines(axes: "Axes", x: np.ndarray, rows: np.ndarray, names: list[str], mean: str) -> None:

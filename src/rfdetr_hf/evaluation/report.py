@@ -1,32 +1,28 @@
 """An evaluation as files: metrics, tables and detections always; curves and one HTML page where they are asked for."""
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 from datasets import Dataset
 
 from ..data.schema import decode_image, undecoded
+from .advice import class_advice
 from .analysis import DetectionAnalysis
 from .evaluator import CocoEvaluator
+from .page import page, picture, table, text
 from .plots import LEGEND, draw_errors, overlap_name, save_plots
-from .tables import TITLES, aligned, class_cells, error_cells, scores_table, summaries, write_class_csv
+from .tables import TITLES, aligned, class_cells, error_cells, summaries, value_cells, write_class_csv
+
+_HEADS = {"map": "AP", "map_50": "AP50", "map_75": "AP75", "mar": "AR", "f1": "F1", "best_f1": "best F1"}
 
 Analyses = Mapping[str, DetectionAnalysis]
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2430; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.6em; } h2 { margin-top: 2em; border-bottom: 1px solid #dde2ea; padding-bottom: .2em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; } th { background: #f2f4f8; }
-td, th { padding: .25em .8em; text-align: right; } td:first-child, th:first-child { text-align: left; }
-tr:nth-child(even) td { background: #fafbfc; }
-.row { display: flex; flex-wrap: wrap; gap: 1em; } .row img { flex: 1 1 480px; max-width: 100%; }
-figure { margin: 1.5em 0; } figure img { max-width: 100%; } figcaption, .note { color: #5a6474; }
-.swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; vertical-align: -1px; }
-"""
+AP_IS = (
+    "AP is the mean average precision over IoU .50 to .95 at up to 100 detections an image, AP50 that at IoU .50, as "
+    "COCO defines them; 1 is perfect."
+)
 
 
 def folder_of(folder: str | Path, iou_type: str, analyses: Analyses) -> Path:
@@ -89,91 +85,93 @@ def write_report(
 
     Returns:
         Path of report.html.
-
-    Raises:
-        ImportError: matplotlib is not installed (extra `plots`).
     """
-    analyses = evaluator.analyses
-    lines = _head(title, evaluator, analyses)
+    evaluation = next(iter(evaluator.analyses.values())).evaluation
+    objects = int((~evaluation.truths.ignored).sum())
+    body = [
+        f"<p class='lead'>{len(evaluator.image_ids)} images, {objects} objects, {len(evaluation.category_ids)} "
+        f"classes. {AP_IS}</p>",
+        "<h2>Scores</h2>" + table(value_cells(evaluator.compute()), "slim"),
+        *evaluation_part(evaluator, folder, dataset, num_images),
+    ]
+    path = Path(folder) / "report.html"
+    path.write_text(page(title, body), encoding="utf-8")
+    return path
+
+
+def evaluation_part(
+    evaluator: CocoEvaluator,
+    folder: str | Path,
+    dataset: Dataset | None = None,
+    num_images: int = 12,
+    plots: bool = True,
+) -> list[str]:
+    """What a page says of an evaluation, as HTML: classes, errors, curves, worst images; the pictures as files too.
+
+    Args:
+        evaluator, folder, dataset, num_images: see `write_report`.
+        plots: whether curves are drawn.
+    """
+    analyses, lines = evaluator.analyses, []
     for iou_type, analysis in analyses.items():
         place = folder_of(folder, iou_type, analyses)
-        plots = save_plots(analysis, place)
+        files = save_plots(analysis, place) if plots else []
         pictures = _draw_worst(analysis, place, dataset, num_images) if dataset is not None else []
-        lines += [f"<h1>{TITLES[iou_type]}</h1>"] if len(analyses) > 1 else []
-        lines += _part(analysis, plots, pictures)
-    page = Path(folder) / "report.html"
-    page.write_text("\n".join(lines) + "</html>\n", encoding="utf-8")
-    return page
+        lines += [f"<h2>{TITLES[iou_type]}</h2>"] if len(analyses) > 1 else []
+        lines += _part(analysis, files, pictures)
+    return lines
 
 
 def _draw_worst(analysis: DetectionAnalysis, folder: Path, dataset: Dataset, limit: int) -> list[tuple[Path, str]]:
     """Paths of the pictures and captions."""
     rows, pictures = undecoded(dataset.with_format(None)), []
     row_of = {image_id: row for row, image_id in enumerate(rows["image_id"])}
-    (folder / "worst_images").mkdir(exist_ok=True)
+    (folder / "worst_images").mkdir(parents=True, exist_ok=True)
     for rank, errors in enumerate(analysis.worst_images(limit), start=1):
         name = re.sub(r"[^\w.-]", "_", str(errors.image_id))[:100]
-        path = folder / "worst_images" / f"{rank:02d}_image_{name}.jpg"
-        draw_errors(analysis, decode_image(rows[row_of[errors.image_id]]), errors.image_id).save(path, quality=88)
+        path, row = folder / "worst_images" / f"{rank:02d}_image_{name}.jpg", rows[row_of[errors.image_id]]
+        draw_errors(analysis, decode_image(row), errors.image_id).save(path, quality=85)
         right, wrong, missed = errors[1:]
-        pictures.append((path, f"Image {errors.image_id}: {right} right, {wrong} wrong, {missed} missed"))
+        file = f" ({row['file_name']})" if row.get("file_name") else ""
+        pictures.append((path, f"Image {errors.image_id}{file}: {right} right, {wrong} wrong, {missed} missed"))
     return pictures
-
-
-def _head(title: str, evaluator: CocoEvaluator, analyses: Analyses) -> list[str]:
-    evaluation = next(iter(analyses.values())).evaluation
-    return [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title><style>{_STYLE}</style>",
-        f"<h1>{escape(title)}</h1><p>{len(evaluator.image_ids)} images, {int((~evaluation.truths.ignored).sum())} "
-        f"objects, {len(evaluation.category_ids)} classes.</p>",
-        "<h2>Scores</h2><pre>" + escape(scores_table(evaluator.compute())) + "</pre>",
-    ]
 
 
 def _part(analysis: DetectionAnalysis, plots: Sequence[Path], pictures: Sequence[tuple[Path, str]]) -> list[str]:
     """What the page says of one IoU type."""
-    best = analysis.summary()
+    best, (names, *rows) = analysis.summary(), class_cells(analysis.per_class())
+    heads = [_HEADS.get(name, name.replace("_", " ")) for name in names]
     lines = [
-        f"<p>{_advice(analysis)}</p>",
-        f"<p>At the score threshold {best['score_threshold']:.2f}, which has the best mean F1: precision "
+        f"<p>{text(dearest_error(analysis))}</p>",
+        f"<p>At the confidence threshold {best['score_threshold']:.2f}, which has the best mean F1: precision "
         f"{best['precision']:.3f}, recall {best['recall']:.3f}, F1 {best['f1']:.3f} (mean over classes, "
         f"{overlap_name(analysis)} .50).</p>"
         if best["f1"]
-        else "<p>No detection is right, so there is no best score threshold.</p>",
-        *(f"<p><b>Note:</b> {escape(note)}.</p>" for note in analysis.notes()),
-        "<h2>Classes</h2>" + _html_table(class_cells(analysis.per_class())),
+        else "<p>No detection is right, so there is no best confidence threshold.</p>",
+        *(f"<p><b>Note:</b> {text(note)}.</p>" for note in analysis.notes()),
+        "<h2>Classes</h2>" + table([heads, *rows], "wide", class_advice(analysis)),
         "<h2>Errors</h2><p class='note'>What AP50 would gain if one type of error were mended alone, and how often "
-        "each happens at the threshold and among all detections.</p>" + _html_table(error_cells(analysis)),
-        "<h2>Curves and confusion</h2><div class='row'>" + "".join(_embedded(path) for path in plots) + "</div>",
+        "each happens at the threshold and among all detections.</p>" + table(error_cells(analysis), "slim"),
     ]
+    if plots:
+        wide = [path for path in plots if path.stem == "threshold_curves"]
+        lines += ["<h2>Curves and confusion</h2>", *(picture(path, kind="wide chart") for path in wide)]
+        others = "".join(picture(path, kind="chart") for path in plots if path not in wide)
+        lines.append(f"<div class='row'>{others}</div>")
     if pictures:
-        swatches = (f"<span class='swatch' style='background:{c}'></span>{escape(t)}" for t, c in LEGEND.items())
+        swatches = (f"<span class='swatch' style='background:{c}'></span>{text(t)}" for t, c in LEGEND.items())
         lines.append(f"<h2>Worst images</h2><p class='note'>Most errors first. {''.join(swatches)}</p>")
-        lines += [f"<figure>{_embedded(p)}<figcaption>{escape(text)}</figcaption></figure>" for p, text in pictures]
+        lines.append(f"<div class='row'>{''.join(picture(path, caption) for path, caption in pictures)}</div>")
     return lines
 
 
-def _advice(analysis: DetectionAnalysis) -> str:
-    """The dearest error in a sentence."""
+def dearest_error(analysis: DetectionAnalysis) -> str:
+    """The type of error that costs most, in a sentence."""
     errors = analysis.errors
     kind = max(errors.cost, key=errors.cost.__getitem__)
     if errors.cost[kind] <= 0:
         return "No type of error costs any AP50."
     return (
-        f"AP50 is {errors.map_50:.3f}; the dearest errors are of the type <b>{kind}</b>: without them AP50 would be "
+        f"AP50 is {errors.map_50:.3f}. Errors of the type {kind!r} cost most: without them AP50 would be "
         f"{errors.map_50 + errors.cost[kind]:.3f}."
     )
-
-
-def _html_table(cells: Sequence[Sequence[str]]) -> str:
-    head, *body = (
-        "".join(f"<{'td' if n else 'th'}>{escape(c)}</{'td' if n else 'th'}>" for c in row)
-        for n, row in enumerate(cells)
-    )
-    return f"<table><tr>{'</tr><tr>'.join([head, *body])}</tr></table>"
-
-
-def _embedded(path: Path) -> str:
-    kind = "png" if path.suffix == ".png" else "jpeg"
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f"<img alt='{escape(path.stem)}' src='data:image/{kind};base64,{data}'>"

@@ -12,7 +12,7 @@ from ..data.schema import category_ids, decode_image, undecoded
 from .analysis import DetectionAnalysis
 from .by_image import predictions_by_image, truth_by_image
 from .evaluator import CocoEvaluator
-from .plots import plots_installed, save_plots
+from .plots import save_plots
 from .report import folder_of, write_report, write_results
 from .tables import TITLES, aligned, class_cells, error_cells, scores_table, summaries
 
@@ -62,13 +62,10 @@ def score_evaluation(
             category ids; tables of IoU types other than the first in a folder with their name. None writes nothing.
         per_class: the scores of each class too, and a line of the log for each.
         predictions: whether predictions.json is written.
-        plots: curves and confusion matrix in `folder`, where matplotlib is installed.
+        plots: curves and confusion matrix in `folder`.
         report: curves, worst images and report.html in `folder`.
         title: of the report.
         compute_metrics: takes all images, `predictions_by_image` and `truth_by_image`, and returns further scores.
-
-    Raises:
-        ImportError: a report without matplotlib.
     """
     analyses = evaluator.analyses
     if per_class:
@@ -80,7 +77,7 @@ def score_evaluation(
     if folder is not None:
         if report:
             write_report(evaluator, folder, dataset, title)
-        elif plots and plots_installed():
+        elif plots:
             for iou_type, analysis in analyses.items():
                 save_plots(analysis, folder_of(folder, iou_type, analyses))
         write_results(evaluator, folder, category_ids(dataset), predictions)
@@ -148,12 +145,10 @@ def check_output(output_dir: str | Path | None, report: bool) -> None:
     """Whether results can be written, which is better known before the images are looked at.
 
     Raises:
-        ValueError, FileExistsError, ImportError: see `evaluate_detector`.
+        ValueError, FileExistsError: see `evaluate_detector`.
     """
     if report and output_dir is None:
         raise ValueError("report=True needs an output_dir to write to.")
-    if report and not plots_installed():
-        raise ImportError("the report needs matplotlib: pip install 'rfdetr-hf[plots]'")
     if output_dir is not None and Path(output_dir).is_dir() and any(Path(output_dir).iterdir()):
         raise FileExistsError(f"output_dir {output_dir} has files; choose another, or empty it")
 
@@ -183,14 +178,13 @@ def evaluate_detector(
         max_dets: another limit of detections beside COCO's.
         backend: who computes the scores; see `CocoEvaluator`.
         output_dir: for the files of `score_evaluation`.
-        report: also curves, worst images and report.html in `output_dir` (extra `plots`).
+        report: also curves, worst images and report.html in `output_dir`.
         title: of the report.
         progress: called with the images done and their total after each batch.
 
     Raises:
         ValueError: a report without `output_dir`.
         FileExistsError: `output_dir` has files.
-        ImportError: a report without matplotlib.
     """
     check_output(output_dir, report)
     rows = undecoded(dataset.with_format(None))

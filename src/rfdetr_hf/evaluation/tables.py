@@ -32,6 +32,11 @@ def summaries(analyses: Mapping[str, DetectionAnalysis]) -> dict[str, float]:
     }
 
 
+def value_cells(scores: Mapping[str, float]) -> list[list[str]]:
+    """Names and values as cells, with a heading; "-" where there was nothing to score."""
+    return [["score", "value"], *([name, _cell(value)] for name, value in scores.items())]
+
+
 def class_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The rows of `DetectionAnalysis.per_class` as cells, with a heading."""
     return [["class", *_CLASS_COLUMNS], *([row["name"], *(_cell(row[c]) for c in _CLASS_COLUMNS)] for row in rows)]

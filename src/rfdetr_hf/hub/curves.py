@@ -1,7 +1,6 @@
 """The course of a run as a picture."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 _LOSSES = ("loss", "eval_loss", "eval_raw_loss")
@@ -11,37 +10,44 @@ _SCORES = tuple(
     for weights in ("", "raw_")
     for name in ("map", "map_50")
 )
+_PANELS = (("loss", _LOSSES), ("AP (map) and AP50 (map_50)", _SCORES), ("learning rate", ("learning_rate",)))
 
 
 def save_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
-    """Draw loss and mAP over the steps.
+    """Draw losses, AP and learning rate over the steps.
 
     Args:
         log_history: rows with `step` and what was logged.
         path: of the PNG file.
 
     Returns:
-        Whether there is a picture: not without matplotlib, and not of a run with fewer than two points.
+        Whether there is a picture: not of a run with fewer than two points.
     """
     lines = {
         name: [(row["step"], row[name]) for row in log_history if row.get(name, -1) >= 0]
-        for name in (*_LOSSES, *_SCORES)
+        for _, names in _PANELS
+        for name in names
     }
-    lines = {name: points for name, points in lines.items() if len(points) > 1}
-    if not lines or find_spec("matplotlib") is None:
+    panels = [(title, [name for name in names if len(lines[name]) > 1]) for title, names in _PANELS]
+    panels = [(title, names) for title, names in panels if names]
+    if not panels:
         return False
     # Not pyplot, which would choose a window system and keep the figure.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for axes, title, names in zip(figure.subplots(1, 2), ("loss", "mAP"), (_LOSSES, _SCORES), strict=True):
+    figure = Figure(figsize=(4.4 * len(panels), 3.4), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
-            if name in lines:
-                steps, values = zip(*lines[name], strict=True)
-                axes.plot(steps, values, label=name.removeprefix("eval_"))
-        axes.set(title=title, xlabel="step")
+            steps, values = zip(*lines[name], strict=True)
+            marker = "." if len(steps) <= 30 else None
+            axes.plot(steps, values, marker=marker, label=name.removeprefix("eval_"))
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set(xlabel="step", ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         axes.grid(color="#e6e9ee")
-        if axes.lines:
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(names) > 1:
             axes.legend(frameon=False)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=110)
     return True

@@ -117,8 +117,8 @@ class CardFacts:
 
 
 def write_model_card(folder: Path, facts: CardFacts) -> None:
-    """Write `README.md`: metadata, results, how to use the model; and `curves.png` if matplotlib is installed."""
-    has_curves = save_curves(facts.log_history, folder / CURVES)
+    """Write `README.md`: metadata, results, how to use the model; and `curves.png` unless the run draws no plots."""
+    has_curves = bool(facts.training_arguments.get("plots", True)) and save_curves(facts.log_history, folder / CURVES)
     text = f"---\n{metadata(facts).to_yaml()}\n---\n{_body(facts, has_curves)}"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -195,7 +195,7 @@ def _body(facts: CardFacts, has_curves: bool) -> str:
         model_id=facts.model_id,
         plain_transformers=plain,
         results=_table(facts.metrics) or "Not evaluated.",
-        evaluations=_evaluations(facts.log_history) + (f"\n![Loss and mAP]({CURVES})\n" if has_curves else ""),
+        evaluations=_evaluations(facts.log_history) + (f"\n![Losses and AP]({CURVES})\n" if has_curves else ""),
         arguments=_arguments(facts.training_arguments),
         versions="\n".join(f"- {name} {version(name)}" for name in FRAMEWORKS)
         + f"\n- Python {platform.python_version()}",

@@ -1,4 +1,4 @@
-"""Images to look at: files, folders and the frames of videos."""
+"""Images to look at: files, folders, the frames of videos and the rows of data sets."""
 
 import glob
 import os
@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 from PIL import Image
 
 from ..data.errors import DetectionDataError
-from ..data.images import IMAGE_SUFFIXES
+from ..data.formats.hub import has_tables, open_tables
+from ..data.images import IMAGE_SUFFIXES, walk_files
 from ..data.pipeline.pixels import decode_image
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
 _FRAME = re.compile(r"-\d{6,}$")
 _ADDRESS = re.compile(r"[a-zA-Z][\w+.-]+:/+\w")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A damaged video may say any number of frames: so many in a row that cannot be read are its end.
 _FAILURES_IN_A_ROW = 100
 
@@ -28,15 +31,36 @@ class NamedImage(NamedTuple):
     Attributes:
         name: path under what was asked for, unique among all that was asked for, without regard to case. It has no
             suffix, and no folder above, but where files would share it; frames of a video end in their number.
-        source: the file it comes from.
+        source: the file it comes from, or the data set as it was asked for.
         image: the pixels.
-        frame: its number in a video, from 0; None for an image file.
+        frame: its number in a video, from 0; None for others.
+        row: its number in a split of a data set, from 0; None for others.
     """
 
     name: str
     source: Path
     image: Image.Image
     frame: int | None = None
+    row: int | None = None
+
+    @property
+    def place(self) -> dict[str, int]:
+        """Where in its source it is, `frame` or `row`; empty for an image file."""
+        places = {"frame": self.frame, "row": self.row}
+        return {name: number for name, number in places.items() if number is not None}
+
+
+class Images(Iterator[NamedImage]):
+    """Images one after the other; `operator.length_hint` tells how many, where that is known."""
+
+    def __init__(self, images: Iterator[NamedImage], count: int | None) -> None:
+        self._images, self._count = images, count
+
+    def __next__(self) -> NamedImage:
+        return next(self._images)
+
+    def __length_hint__(self) -> int:
+        return NotImplemented if self._count is None else self._count
 
 
 def find_images(
@@ -44,11 +68,12 @@ def find_images(
     every: int = 1,
     skip: Callable[[str], None] | None = None,
     value_range: Sequence[float] | None = None,
-) -> Iterator[NamedImage]:
+    split: str | None = None,
+) -> Images:
     """The images of files and folders, in the order of their names, and the frames of videos, one at a time.
 
-    A file that is asked for twice comes once. Of folders hidden files, those of macOS (`._a.jpg`) among them, are left
-    out, and of images with several pages the first one is taken.
+    A file that is asked for twice comes once. Of folders hidden files and those of systems (`._a.jpg`, `@eaDir`) are
+    left out, and of images with several pages the first one is taken.
 
     Args:
         paths: image files, video files and folders, which are searched to the bottom; patterns such as `*.jpg`.
@@ -56,12 +81,17 @@ def find_images(
         skip: is told of each file that cannot be read, or not to its end, with its name and the reason; the others
             still come. Without it such a file is an error.
         value_range: of pictures with more than 8 bits, see `upright_rgb`; the image processor of a model knows it.
+        split: of a data set; then `paths` is one Hub id, one folder of tables with a column of images, or one folder of
+            `save_to_disk`, and its rows are the images.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without images and videos.
-        ValueError: without `skip`, a file that cannot be read as an image or a video.
+        ValueError: without `skip`, a file that cannot be read as an image or a video; a data set that cannot be loaded
+            or has no images.
         ImportError: a video, and neither OpenCV nor imageio is installed.
     """
+    if split is not None:
+        return _rows([str(path) for path in paths], split, skip, value_range)
     sources: dict[Path, Path] = {}
     depths: dict[Path, int] = {}
     for path in [Path(match) for asked in paths for match in _matches(asked)]:
@@ -72,7 +102,8 @@ def find_images(
     names = unique_names(depths)
     # Paths are checked at once, before the first image is asked for.
     read = (_read(file, names[absolute], every, skip, value_range) for absolute, file in sources.items())
-    return (image for images in read for image in images)
+    count = None if any(file.suffix.lower() in VIDEO_SUFFIXES for file in sources) else len(sources)
+    return Images((image for images in read for image in images), count)
 
 
 def unique_names(depths: dict[Path, int]) -> dict[Path, str]:
@@ -116,7 +147,8 @@ def _matches(path: str | Path) -> list[str]:
     if not os.path.exists(path) and glob.has_magic(str(path)):
         return sorted(glob.glob(str(path), recursive=True)) or [str(path)]
     if _ADDRESS.match(str(path)):
-        raise FileNotFoundError(f"{path} is an address, and only files are read: download it, or save the stream")
+        how = f"download it first (curl -O {path})" if str(path).startswith("http") else "save it as a video first"
+        raise FileNotFoundError(f"{path} is an address, and only files are read: {how}, then name the file")
     return [str(path)]
 
 
@@ -124,12 +156,48 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist: name image files, video files and folders")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and p.is_file())
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        is_file = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        on_hub = (
+            "" if is_file or not _HUB_ID.fullmatch(path.as_posix()) else "; of a data set on the Hub give the split"
+        )
+        raise FileNotFoundError(f"{path} does not exist: name image files, video files and folders{on_hub}")
+    known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    found = (Path(name) for name, _, is_file in walk_files(path) if is_file)
+    files = sorted(path / name for name in found if name.suffix.lower() in known)
     if not files:
-        raise FileNotFoundError(f"{path} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}) and no videos")
+        tables = "; it has tables: give the split of this data set" if has_tables(str(path)) else ""
+        raise FileNotFoundError(f"{path} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}) and no videos{tables}")
     return files
+
+
+def _rows(
+    sources: Sequence[str], split: str, skip: Callable[[str], None] | None, value_range: Sequence[float] | None
+) -> Images:
+    """The images of one split of a data set."""
+    if len(sources) != 1:
+        raise DetectionDataError(f"split {split}: it is of one data set, and {len(sources)} are named; name one")
+    (source,) = sources
+    rows = open_tables(source, split)
+    columns = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+    column = "image" if "image" in columns else columns[0] if len(columns) == 1 else None
+    if column is None:
+        raise DetectionDataError(
+            f"{source}, {split}: {columns or 'no'} columns of images among {list(rows.features)}; name the one 'image'"
+        )
+    undecoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+    def images() -> Iterator[NamedImage]:
+        for number, row in enumerate(undecoded):
+            values: Any = row
+            try:
+                image = _image(values[column], f"{source}, {split}, row {number}", value_range)
+                yield NamedImage(f"{split}-{number:06d}", Path(source), image, row=number)
+            except DetectionDataError as error:
+                if skip is None:
+                    raise
+                skip(str(error))
+
+    return Images(images(), len(rows))
 
 
 def _read(
@@ -141,22 +209,22 @@ def _read(
                 if number % every == 0:
                     yield NamedImage(f"{name}-{number:06d}", file, frame, number)
         else:
-            yield NamedImage(name, file, _image(file, value_range))
+            yield NamedImage(name, file, _image(os.fspath(file), str(file), value_range))
     except DetectionDataError as error:
         if skip is None:
             raise
         skip(str(error))
 
 
-def _image(file: Path, value_range: Sequence[float] | None) -> Image.Image:
+def _image(value: Any, where: str, value_range: Sequence[float] | None) -> Image.Image:
     try:
-        return decode_image({"image": os.fspath(file), "value_range": value_range})
+        return decode_image({"image": value, "value_range": value_range})
     except MemoryError as error:
-        raise DetectionDataError(f"{file}: there is not enough memory for this image") from error
+        raise DetectionDataError(f"{where}: there is not enough memory for this image") from error
     except Exception as error:
         # Whatever a decoder makes of damaged bytes; the reader's own words are about annotations.
         cause = error.__cause__ or error
-        raise DetectionDataError(f"{file}: cannot be read as an image ({cause or type(cause).__name__})") from error
+        raise DetectionDataError(f"{where}: cannot be read as an image ({cause or type(cause).__name__})") from error
 
 
 def _frames(file: Path, skip: Callable[[str], None] | None) -> Iterator[tuple[int, Image.Image]]:

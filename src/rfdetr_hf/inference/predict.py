@@ -1,16 +1,20 @@
-"""Detect objects on images and write what was found: pictures, JSON, COCO."""
+"""Detect objects on images and write what was found: pictures, JSON, COCO, YOLO, crops."""
 
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
 
 from ..arguments.predict import PredictArguments
 from ..drawing import DrawingStyle, draw_detections
 from .detector import above, class_thresholds, load_detector, naming
 from .images import NamedImage, find_images
-from .results import CocoResults, ResultFiles, as_records, keypoints_of_classes
+from .results import ResultFiles, as_records, keypoints_of_classes
 from .views import with_views
 
 
@@ -27,7 +31,7 @@ class Predicted(NamedTuple):
 
 
 def predict(
-    args: PredictArguments, images: Iterable[NamedImage] | None = None, say: Callable[[str], None] = print
+    args: PredictArguments, images: Iterable[NamedImage] | None = None, say: Callable[[str], None] = tqdm.write
 ) -> Predicted:
     """Detect on all images and write what `args.formats` names into `args.output_dir`, as it is found.
 
@@ -36,7 +40,8 @@ def predict(
     Args:
         args: what to do.
         images: default: what `args.images` names.
-        say: takes a line for each image, and for each file that is left out.
+        say: takes a line for each image, for each file that is left out, and for each file that is written. In a
+            terminal a progress bar stands in place of the lines of the images.
 
     Raises:
         ValueError: no images are named, none can be read, one cannot be read (`strict`), a threshold is for an unknown
@@ -54,48 +59,56 @@ def predict(
         skipped.append(message)
         say(f"skipped {message}")
 
-    found = args.images, args.every, None if args.strict else skip
-    items = iter(find_images(*found) if images is None else images)  # names a missing file before the model is read
+    def find(value_range: Sequence[float] | None = None) -> Iterator[NamedImage]:
+        if images is not None:
+            return iter(images)
+        return find_images(args.images, args.every, None if args.strict else skip, value_range, args.split)
+
+    items = find()  # names a missing file before the model is read
     plain = load_detector(args.model_name_or_path, args.device, bf16=args.bf16)
     if images is None and plain.image_processor.value_range:
-        items = iter(find_images(*found, plain.image_processor.value_range))
-    model, detect = plain.model, with_views(plain, args, args.batch_size)
-    if args.task not in (None, model.task):
-        raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {model.task}")
-    config: Any = model.config
-    with naming(f"{args.model_name_or_path}, config.json", args.model_name_or_path):
-        id2label, style = config.id2label, DrawingStyle(config.keypoint_schema, args.keypoint_threshold, args.ellipses)
-        coco = CocoResults(id2label, keypoints_of_classes(config), args.keypoint_threshold)
+        items = find(plain.image_processor.value_range)
+    config: Any = plain.model.config
+    if args.task not in (None, plain.model.task):
+        raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {plain.model.task}")
+    detect = with_views(plain, args, args.batch_size)
     by_class: Any = args.thresholds or {}
     thresholds = class_thresholds(by_class, config, args.threshold)
     if detect is plain:  # Boxes of several views are fused before they are cut.
         plain.thresholds = thresholds
+    with naming(f"{args.model_name_or_path}, config.json", args.model_name_or_path):
+        style = DrawingStyle(config.keypoint_schema, args.keypoint_threshold, args.ellipses)
+        keypoints = keypoints_of_classes(config)
     output.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with ResultFiles(output, args.formats, coco) as files:
+    files = ResultFiles(output, args.formats, config.id2label, keypoints, args.keypoint_threshold)
+    # Where somebody looks on, a bar stands in place of a line for each image.
+    piped, total = not (sys.stdout.isatty() and sys.stderr.isatty()), length_hint(items) or None
+    with files, tqdm(total=total, unit=" images", dynamic_ncols=True, disable=piped) as bar:
         while batch := list(islice(items, args.batch_size)):
             with naming(f"{args.model_name_or_path} fails on {batch[0].source}", args.model_name_or_path):
                 found_in_batch = detect([item.image for item in batch])
             for item, found in zip(batch, found_in_batch, strict=True):
-                found, where, count = above(found, thresholds), f"{item.source}", count + 1
-                records = as_records(found, id2label, -1.0)
+                found, where = above(found, thresholds), f"{item.source}"
+                records = as_records(found, config.id2label, -1.0)
                 files.add(item, found, records)
                 if "pictures" in args.formats:
-                    where = _draw(item, output, draw_detections(item.image, found, id2label, -1.0, style))
-                say(f"{where}: {len(records)} objects")
+                    where = _draw(item, output, draw_detections(item.image, found, config.id2label, -1.0, style))
+                bar.update()
+                if piped:
+                    say(f"{where}: {len(records)} objects")
     for path in files.paths:
-        say(f"{path}: {count} images")
-    if skipped and not count:
+        say(f"{path}: {files.count} images")
+    if skipped and not files.count:
         raise ValueError(f"none of the images can be read; {len(skipped)} were skipped, the first is {skipped[0]}")
     if skipped:
         say(f"{len(skipped)} files were skipped or are not complete; see above")
-    return Predicted(count, skipped)
+    return Predicted(files.count, skipped)
 
 
 def _draw(item: NamedImage, output: Path, picture: Any) -> str:
     where = output / f"{item.name}.png"
-    if os.path.realpath(where) == os.path.realpath(item.source):
-        raise FileExistsError(f"--output_dir {output}: the picture would replace its source {where}")
+    if where.is_symlink() or os.path.realpath(where) == os.path.realpath(item.source):
+        raise FileExistsError(f"--output_dir {output}: the picture would replace its source {os.path.realpath(where)}")
     where.parent.mkdir(parents=True, exist_ok=True)
     picture.save(where)
     return str(where)

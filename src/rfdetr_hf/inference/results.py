@@ -1,9 +1,12 @@
-"""Detections as values for files, a plain list for each image or a COCO data set, and files that grow with them."""
+"""Detections as values for files, and the files, which grow with them: JSON, JSON lines, a COCO data set, crops."""
 
 import json
+import math
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,9 +17,9 @@ from ..data.keypoints import ClassKeypoints, KeypointSchema
 from ..evaluation.detection_table import compressed
 from ..models.configuration_rfdetr import RFDETRConfig
 from .images import NamedImage
+from .yolo import NOT_LABELLED, VISIBLE, YoloDataset
 
-VISIBLE, NOT_LABELLED = 2, 0
-_FILES = {"json": "predictions", "coco": "coco"}
+_NOT_IN_FILES = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 
 
 def keypoints_of_classes(config: RFDETRConfig) -> list[ClassKeypoints]:
@@ -203,31 +206,123 @@ class CocoFile(AbstractContextManager):
         self._file.__exit__()
 
 
+class JsonResults(AbstractContextManager):
+    """predictions.json: an entry for each image."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._file = path, JsonFile(path)
+
+    def add(self, item: NamedImage, found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+        """One more image with its detections, and their `as_records`."""
+        self._file.add(item.name, {"source": str(item.source), **item.place, "objects": records})
+
+    def __exit__(self, *error: object) -> None:
+        self._file.__exit__()
+
+
+class JsonLines(AbstractContextManager):
+    """predictions.jsonl: a line for each image, complete as soon as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._file = path, path.open("w", encoding="utf-8")
+
+    def add(self, item: NamedImage, found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+        """One more image with its detections, and their `as_records`."""
+        head = {"name": item.name, "source": str(item.source), **item.place}
+        size = dict(zip(("width", "height"), item.image.size, strict=True))
+        self._file.write(json.dumps({**head, **size, "objects": records}) + "\n")
+        self._file.flush()
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+class CocoDataset(AbstractContextManager):
+    """coco.json. Frames of a video and rows of a data set have file names of their own."""
+
+    def __init__(self, path: Path, coco: CocoResults) -> None:
+        self.path, self._file = path, CocoFile(path, coco)
+
+    def add(self, item: NamedImage, found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+        """One more image with its detections."""
+        origin = "video" if item.frame is not None else "dataset"
+        more = {origin: str(item.source), **item.place} if item.place else {}
+        self._file.add(f"{item.name}.png" if item.place else str(item.source), item.image.size, found, **more)
+
+    def __exit__(self, *error: object) -> None:
+        self._file.__exit__()
+
+
+class Crops(AbstractContextManager):
+    """A picture of each object, `<class>/<image>-<number>.png` in a folder.
+
+    Args:
+        path: of the folder.
+        id2label: names of the classes; characters that a file system may refuse become "_".
+    """
+
+    def __init__(self, path: Path, id2label: Mapping[int, str]) -> None:
+        self.path = path
+        names = {label: _NOT_IN_FILES.sub("_", name).strip(" .") or "_" for label, name in id2label.items()}
+        counts = Counter(name.lower() for name in names.values())
+        self._folders = {i: name if counts[name.lower()] == 1 else f"{name}-{i}" for i, name in names.items()}
+
+    def add(self, item: NamedImage, found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+        """The objects of one more image; what has no pixel inside it is left out."""
+        width, height = item.image.size
+        pairs = zip(found["labels"].tolist(), found["boxes"].tolist(), strict=True)
+        for number, (label, (x1, y1, x2, y2)) in enumerate(pairs):
+            box = max(int(x1), 0), max(int(y1), 0), min(math.ceil(x2), width), min(math.ceil(y2), height)
+            if box[0] < box[2] and box[1] < box[3]:
+                where = self.path / self._folders[label] / f"{item.name}-{number:03d}.png"
+                where.parent.mkdir(parents=True, exist_ok=True)
+                item.image.crop(box).save(where)
+
+    def __exit__(self, *error: object) -> None:
+        """Every picture is written."""
+
+
 class ResultFiles(AbstractContextManager):
-    """predictions.json and coco.json, as far as they are asked for.
+    """What is asked for besides pictures: predictions.json, predictions.jsonl, coco.json, yolo/, crops/.
 
     Args:
         folder: where they are written.
-        formats: of which "json" and "coco" are looked at.
-        coco: makes the records of coco.json.
+        formats: of which "pictures" is not looked at.
+        id2label, keypoints, keypoint_threshold: see `CocoResults`.
+
+    Attributes:
+        count: of the images that were added.
     """
 
-    def __init__(self, folder: Path, formats: Sequence[str], coco: CocoResults) -> None:
-        self.paths = [folder / f"{file}.json" for name, file in _FILES.items() if name in formats]
-        self._json = JsonFile(folder / "predictions.json") if "json" in formats else None
-        self._coco = CocoFile(folder / "coco.json", coco) if "coco" in formats else None
+    def __init__(
+        self,
+        folder: Path,
+        formats: Sequence[str],
+        id2label: Mapping[int, str],
+        keypoints: Sequence[ClassKeypoints],
+        keypoint_threshold: float,
+    ) -> None:
+        self.count = 0
+        make: dict[str, Callable[[], Any]] = {
+            "json": lambda: JsonResults(folder / "predictions.json"),
+            "jsonl": lambda: JsonLines(folder / "predictions.jsonl"),
+            "coco": lambda: CocoDataset(folder / "coco.json", CocoResults(id2label, keypoints, keypoint_threshold)),
+            "yolo": lambda: YoloDataset(folder / "yolo", id2label, keypoints, keypoint_threshold),
+            "crops": lambda: Crops(folder / "crops", id2label),
+        }
+        self._open = ExitStack()
+        self._writers = [self._open.enter_context(make[name]()) for name in make if name in formats]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files and folders that are written."""
+        return [writer.path for writer in self._writers]
 
     def add(self, item: NamedImage, found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
-        """One more image with its detections, and their `as_records`. A frame of a video has a file name of its own."""
-        is_frame = item.frame is not None
-        if self._json is not None:
-            frame = {"frame": item.frame} if is_frame else {}
-            self._json.add(item.name, {"source": str(item.source), **frame, "objects": records})
-        if self._coco is not None:
-            of_video = {"video": str(item.source), "frame": item.frame} if is_frame else {}
-            self._coco.add(f"{item.name}.png" if is_frame else str(item.source), item.image.size, found, **of_video)
+        """One more image with its detections, and their `as_records`."""
+        self.count += 1
+        for writer in self._writers:
+            writer.add(item, found, records)
 
     def __exit__(self, *error: object) -> None:
-        for file in (self._json, self._coco):
-            if file is not None:
-                file.__exit__()
+        self._open.close()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ _KEPT = ("score", "source", "step", "smoothed")
 class BestModel:
     """The best score so far and whose it is; ties keep the earlier one, and the raw weights before the EMA weights.
 
-    Scores that are not finite are no scores.
+    What is no score (`is_score`) chooses nothing.
 
     Args:
         metric: name of the score, such as "map" or "raw_map"; "map,raw_map" lets EMA and raw weights compete.
@@ -45,7 +46,7 @@ class BestModel:
         """Take an evaluation's metrics. Returns whether one of its scores is the best so far."""
         improved = False
         for source, score in candidate_scores(metrics, self.metric, self.use_ema).items():
-            if not math.isfinite(score):
+            if not is_score(score):
                 continue
             previous = self.smoothed.get(source, score)
             alpha = self.smooth_alpha if self.smooth_ema or source == "raw" else 0.0
@@ -66,12 +67,17 @@ class BestModel:
             setattr(self, key, state[key])
 
 
+def is_score(value: float) -> bool:
+    """Whether the value of a metric tells of a model: not NaN, infinite, or -1, by which COCO says: no objects."""
+    return math.isfinite(value) and value != -1
+
+
 def is_skipped(epoch: float, skip_epochs: float) -> bool:
     """Whether an evaluation after `epoch` epochs belongs to the first `skip_epochs`, its last evaluation included."""
     return 0 < skip_epochs and epoch <= skip_epochs
 
 
-def candidate_scores(metrics: dict[str, float], metric: str, use_ema: bool = True) -> dict[str, float]:
+def candidate_scores(metrics: Mapping[str, float], metric: str, use_ema: bool = True) -> dict[str, float]:
     """The evaluated values of a metric by their weights, raw ones first: {"raw": eval_raw_map, "ema": eval_map}.
 
     Args:

@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import math
 import os
 import re
 import time
@@ -16,7 +15,7 @@ from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
 from ..arguments.metric_names import larger_wins
 from ..hub.push import HubCallback, HubUploader
-from .best import candidate_scores, is_skipped
+from .best import candidate_scores, is_score, is_skipped
 from .checkpoint.run_directory import RunDirectory
 from .meters import TIMINGS
 from .status import RUNNING, RunStatus, time_left
@@ -225,7 +224,7 @@ def _row(logs: dict[str, Any]) -> dict[str, str]:
 class EarlyStopping(TrainerCallback, ExportableState):
     """Stops the run when the metric has not improved by `threshold` in `patience` evaluations.
 
-    A value that is not finite is no improvement.
+    A value that is no score (NaN, or -1 without objects) is no improvement.
 
     Args:
         metric: name of the score ("map"); of "map,raw_map" the better one counts.
@@ -258,13 +257,13 @@ class EarlyStopping(TrainerCallback, ExportableState):
         if not values or is_skipped(state.epoch or 0.0, self.skip_epochs):
             return
         sign = 1 if self.greater_is_better else -1
-        value = max((value for value in values if math.isfinite(value)), key=lambda each: sign * each, default=None)
+        value = max(filter(is_score, values), key=lambda each: sign * each, default=None)
         if value is not None and (self.best is None or sign * (value - self.best) > self.threshold):
             self.best, self.evaluations_without_improvement = value, 0
         else:
             self.evaluations_without_improvement += 1
         if self.evaluations_without_improvement >= self.patience:
-            best = "no finite" if self.best is None else f"no better one than {self.best:.4f}"
+            best = "there was no" if self.best is None else f"no better one than {self.best:.4f}"
             logger.info("early stopping: %s %s in %d evaluations", best, self.metric, self.patience)
             control.should_training_stop = True
 

@@ -15,6 +15,7 @@ from ..arguments.metric_names import competing_names, larger_wins, without_raw
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.audit import audit_dataset
 from ..data.schema import class_names, has_object_field, keypoint_schema, label_table, max_objects
+from ..models.adapters import adapted_layers
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..tasks import TASKS
@@ -32,6 +33,7 @@ def check_kinds(
 
     Raises:
         TypeError: it was not; the message says how to get it.
+        ValueError: the model has adapters that could not be saved.
     """
     kind, ours = type(model).__name__, "RFDETRForObjectDetection.from_pretrained"
     if not isinstance(args, RFDETRTrainingArguments):
@@ -52,6 +54,7 @@ def check_kinds(
         if kind.startswith("Peft"):
             other = "give the model itself and set lora_r in the arguments"
         raise TypeError(f"model is a {kind}: {remedies.get(kind, other)}")
+    adapted_layers(model)  # refuses what could not be saved
     for name, dataset in splits.items():
         if isinstance(dataset, Mapping):
             raise TypeError(f"{name} is a {type(dataset).__name__} of {', '.join(map(str, dataset))}: give one of them")

@@ -2,13 +2,14 @@
 
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..models.adapters import adapted_layers, has_adapters, plain_state
 from ..models.configuration_rfdetr import RFDETRConfig
 from ..models.files.layouts import POSITIONS, official_keys, resize_positions
 from ..models.files.pretrained import read_state
@@ -17,7 +18,6 @@ from ..models.modeling_rfdetr import RFDETRForObjectDetection
 logger = logging.getLogger(__name__)
 
 ADAPTER = "default"
-_BASE, _LORA = ".base_layer.", ".lora_"
 _CLASS_HEADS = re.compile(r"(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 
 # Parts of a model by the beginnings of parameter names; what fits none of them belongs to the heads.
@@ -148,6 +148,7 @@ def add_lora(
     dropout: float = 0.0,
     target_modules: Sequence[str] = ("query", "key", "value"),
     use_dora: bool = False,
+    first_block: int = 0,
 ) -> None:
     """Freeze the encoder and give linear layers of its blocks low-rank adapters, which are trained in its place.
 
@@ -161,10 +162,11 @@ def add_lora(
         dropout: rate in front of the adapters.
         target_modules: out of query, key, value, dense, fc1, fc2.
         use_dora: DoRA instead of LoRA.
+        first_block: blocks before it get no adapters.
 
     Raises:
         ImportError: without peft.
-        ValueError: for layers that the blocks do not have, or a model with adapters.
+        ValueError: for layers or blocks that the encoder does not have, or a model with adapters.
     """
     try:
         import peft
@@ -174,7 +176,9 @@ def add_lora(
         raise ValueError("the model has adapters already; merge them first with merge_adapters")
     vit: Any = model.get_submodule("backbone.0").vit
     # Blocks after the last tap never run: adapters in them would wait for gradients in vain.
-    blocks = nn.ModuleList(vit.layers[: vit.taps[-1]])
+    if not 0 <= first_block < vit.taps[-1]:
+        raise ValueError(f"blocks from {first_block} on: the encoder uses {vit.taps[-1]}, so none is left for adapters")
+    blocks = nn.ModuleList(vit.layers[first_block : vit.taps[-1]])
     known = {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
     if not target_modules or set(target_modules) - known:
         raise ValueError(f"target modules {sorted(target_modules)}: choose among {', '.join(sorted(known))}")
@@ -184,58 +188,14 @@ def add_lora(
     peft.inject_adapter_in_model(config, blocks, ADAPTER)
 
 
-def _adapted(model: nn.Module) -> dict[str, Any]:
-    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
-
-
-def has_adapters(model: nn.Module) -> bool:
-    """Whether `add_lora` changed this model and nothing merged the adapters."""
-    return bool(_adapted(model))
-
-
-def plain_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a model with adapters as those of one without: names of the layout, adapters merged.
-
-    Args:
-        model: has the scale of each adapter.
-        state: all tensors of the model by name, unsharded; they are not changed.
-    """
-    scales = {name: module.scaling[ADAPTER] for name, module in _adapted(model).items()}
-    plain = {}
-    for name, tensor in state.items():
-        layer, _, field = name.partition(_BASE)
-        if field == "weight":
-            plain[f"{layer}.weight"] = _merged(layer, state, scales[layer])
-        elif field or _LORA not in name:
-            plain[f"{layer}.{field}" if field else name] = tensor
-    return plain
-
-
-def _merged(layer: str, state: Mapping[str, Tensor], scale: float) -> Tensor:
-    weight = state[f"{layer}{_BASE}weight"]
-    down, up = (state[f"{layer}{_LORA}{letter}.{ADAPTER}.weight"] for letter in "AB")
-    merged = weight.float() + scale * (up.float() @ down.float())
-    magnitude = state.get(f"{layer}{_LORA}magnitude_vector.{ADAPTER}.weight")
-    if magnitude is not None:
-        merged = merged * (magnitude.float() / merged.norm(dim=1))[:, None]
-    return merged.to(weight.dtype)
-
-
-def adapter_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that a plain state does not have: adapters, and the layers below them as they were."""
-    return {name: tensor for name, tensor in state.items() if _BASE in name or _LORA in name}
-
-
-def unmerged_state(plain: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `plain_state`, given what `adapter_state` kept."""
-    merged = {name.replace(_BASE, ".") for name in adapters}
-    return {name: tensor for name, tensor in plain.items() if name not in merged} | dict(adapters)
-
-
 @torch.no_grad()
 def merge_adapters(model: nn.Module) -> None:
-    """Put the adapters into the weights and the plain layers back in place. Without adapters nothing happens."""
-    adapted = _adapted(model)
+    """Put the adapters into the weights and the plain layers back in place. Without adapters nothing happens.
+
+    Raises:
+        ValueError: an adapter is no LoRA or DoRA adapter of a linear layer, or not the only one there.
+    """
+    adapted = adapted_layers(model)
     plain = plain_state(model, model.state_dict()) if adapted else {}
     for name, module in adapted.items():
         layer = module.get_base_layer()
@@ -255,6 +215,9 @@ def apply_finetuning(model: RFDETRForObjectDetection, args: Any) -> None:
     if args.freeze_backbone:
         model.freeze_backbone()
     freeze_encoder_blocks(model, args.freeze_encoder_blocks)
-    if args.lora_r and not has_adapters(model):
+    if args.lora_r and has_adapters(model):
+        logger.warning("the model has adapters already: these are trained, and lora_r=%d adds none", args.lora_r)
+    elif args.lora_r:
         targets = [name.strip() for name in args.lora_target_modules.split(",")]
-        add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, targets, args.use_dora)
+        options = args.lora_alpha, args.lora_dropout, targets, args.use_dora, args.freeze_encoder_blocks
+        add_lora(model, args.lora_r, *options)

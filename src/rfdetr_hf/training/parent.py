@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ LAUNCHER_VARIABLE = "RFDETR_LAUNCHER"
 # Options of the interpreter that are followed by a word of their own.
 _WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 _PR_SET_PDEATHSIG = 1
+# This process, and the launcher that was its parent when it was first looked for.
+_launched: tuple[int, int] | None = None
 
 
 def words_of(pid: int) -> list[str]:
@@ -86,14 +89,29 @@ def signal_at_launchers_end(number: int) -> bool:
         number: the signal.
 
     Returns:
-        Whether the launcher has ended already, in which case no signal comes any more.
+        Whether a launcher that an earlier call has seen, or this one, has ended already: no signal comes any more.
     """
-    parent = os.getppid()
-    ours = os.environ.get(LAUNCHER_VARIABLE) == str(parent)
-    if sys.platform != "linux" or not (ours or launcher_words(words_of(parent))):
-        return False
+    global _launched
+    process, parent, ours = os.getpid(), os.getppid(), os.environ.get(LAUNCHER_VARIABLE)
+    if _launched is None or _launched[0] != process:
+        if ours not in (None, str(parent)):
+            return True
+        if sys.platform != "linux" or not (ours or launcher_words(words_of(parent))):
+            return False
+        _launched = process, parent
     import ctypes
 
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0) != 0:
         logger.warning("no signal will come at the launcher's end: %s", os.strerror(ctypes.get_errno()))
-    return os.getppid() != parent
+    return os.getppid() != _launched[1]
+
+
+def end_with_launcher() -> None:
+    """End this process by SIGTERM when the launcher that started it ends, or has ended: nothing is to be saved yet.
+
+    `rfdetr-hf fit` calls it first, and [`RFDETRTrainer`] at its construction; a script that prepares data and model for
+    long calls it at its start. In [`RFDETRTrainer.train`] the same signal saves before it ends the run. Launchers are
+    those of accelerate, torchrun and DeepSpeed and `rfdetr-hf fit` itself, on Linux; elsewhere nothing happens.
+    """
+    if signal_at_launchers_end(signal.SIGTERM):
+        signal.raise_signal(signal.SIGTERM)

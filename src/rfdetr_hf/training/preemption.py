@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from .parent import signal_at_launchers_end
+from .parent import end_with_launcher, signal_at_launchers_end
 
 logger = logging.getLogger("rfdetr_hf")
 
@@ -64,9 +64,7 @@ class PreemptionNotice(contextlib.AbstractContextManager):
         self._process = os.getpid()
         self._earlier: dict[int, Any] = {}
         self._ended = threading.Event()
-        # Until the block is entered nothing has to be saved, and the process just ends with its launcher.
-        if signal_at_launchers_end(signal.SIGTERM):
-            signal.raise_signal(signal.SIGTERM)
+        end_with_launcher()  # until the block is entered
 
     def __enter__(self) -> "PreemptionNotice":
         self.received = self.acted = False

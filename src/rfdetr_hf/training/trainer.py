@@ -21,6 +21,7 @@ from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
 from ..hub.push import HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
+from ..models.adapters import has_adapters
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .best import BestModel
@@ -42,8 +43,10 @@ from .meters import LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
 from .parallel import choose_parallel, compile_blocks
+from .pictures import RunPictures
 from .precision import keep_precision, settle_precision
 from .preemption import EXIT_CODE, Noticed, Preempted, PreemptionNotice
+from .record import RunRecord
 from .startup import startup_lines
 from .state import RunState
 from .status import FINISHED, PREEMPTED
@@ -83,9 +86,16 @@ class RFDETRTrainer(EvaluationMethods):
         best_model: decides, after each evaluation, whether the weights are the best so far; default: by the arguments.
         drop_path: the drop path rate by optimizer step; default: by the arguments.
         evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
+        made_from: the dataclasses of options that model and data were made from, such as [`ModelArguments`] and
+            [`DataArguments`]; `args.yaml` of the run holds them beside the training's, so that it repeats the run.
     """
 
     train_dataset: Any
+    # Made when a training begins, for they depend on its data and on the launch.
+    optimizer: Any
+    lr_scheduler: Any
+    train_loader: Any
+    drop_path: Any
 
     def __init__(
         self,
@@ -105,9 +115,14 @@ class RFDETRTrainer(EvaluationMethods):
         best_model: BestModel | None = None,
         drop_path: DropPathSchedule | None = None,
         evaluator: Callable[[Dataset], CocoEvaluator] | None = None,
+        made_from: Sequence[Any] = (),
     ) -> None:
         self.splits = named_splits(train_dataset, eval_dataset, test_dataset)
         processor = image_processor or processing_class
+        given = {"image_processor": processor, "callbacks": callbacks, "evaluator": evaluator, "best_model": best_model,
+                 "augmentation": augmentation, "compute_metrics": compute_metrics, "optimizers": any(optimizers),
+                 "drop_path": drop_path}  # fmt: skip
+        self.record = RunRecord(made_from, [name for name, value in given.items() if value])
         model, args = check_kinds(model, args, self.splits, processor, model_init)
         self.args = args = args.for_run(model.task, eval_dataset)
         self._device_decides = settle_precision(args)
@@ -119,33 +134,28 @@ class RFDETRTrainer(EvaluationMethods):
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
         self.directory = RunDirectory(args.output_dir)
+        self.pictures = RunPictures(self.directory, self.accelerator.is_main_process, args.plots)
         rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
         best_model = best_model or BestModel(*rules, smooth_ema=not args.is_official)
         best_model.use_ema = args.use_ema
         local, world = self.is_local_process_zero(), self.is_world_process_zero()
         self.state = RunState(is_local_process_zero=local, is_world_process_zero=world, best=best_model)
-        self.control = TrainerControl()
+        self.control, self.drop_path = TrainerControl(), drop_path
         self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
         self.stateful: dict[str, Any] = {"losses": self.losses}
         self.given_optimizer, self.given_scheduler = optimizers
-        # Made when a training begins, for they depend on its data and on the launch.
-        self.optimizer: Any = None
-        self.lr_scheduler: Any = None
-        self.drop_path: Any = drop_path
-        self.train_loader: Any = None
+        self.optimizer = self.lr_scheduler = self.train_loader = None
         self.weights = Weights(model, self.image_processor, train_dataset)
-        of_the_run = self.directory, self.accelerator, self.parallel, self.weights
-        keep = {"keep": args.save_total_limit, "background": args.async_save}
-        self.checkpointer = Checkpointer(*of_the_run, self.stateful, **keep)
+        parts = self.directory, self.accelerator, self.parallel, self.weights
+        self.checkpointer = Checkpointer(*parts, self.stateful, keep=args.save_total_limit, background=args.async_save)
         self.watchdog = Watchdog(who=f"process {self.accelerator.process_index}")
-        self.validation = Validation(args, *of_the_run, self.watchdog, compute_metrics, evaluator)
+        self.validation = Validation(args, *parts, self.watchdog, compute_metrics, evaluator)
         check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
-        self.preemption = PreemptionNotice()
         repository = args.hub_model_id or self.directory.root.resolve().name
         self.hub = HubUploader(repository, args.hub_token, args.hub_private_repo)
         ours = own_callbacks(args, self.directory, self.hub, self._fire)
         self.callback_handler: Any = CallbackHandler([*ours, *(callbacks or ())], model, processor, None, None)
-        self._in_training = False
+        self.preemption, self._in_training = PreemptionNotice(), False
         self._fire("on_init_end")
 
     @property
@@ -234,8 +244,13 @@ class RFDETRTrainer(EvaluationMethods):
             self.validation.forget_lost_best(self.state)
             with self.watchdog.during("audit of the data"):
                 audit_splits(self.splits, self.args.audit, self.accelerator)
+            with self.watchdog.during("checksum of the data"):
+                if self.accelerator.is_main_process:
+                    arguments = self.record.to_yaml(self.args, self.model.config, self.splits, self.accelerator)
+                    self.directory.lock.check(before_writing=True)
+                    self.directory.arguments.write_text(arguments, encoding="utf-8")
+                self.pictures.labels(self.splits)
             if self.accelerator.is_main_process:
-                self.directory.arguments.write_text(self.args.to_json_string() + "\n", encoding="utf-8")
                 of_the_run = self.args, self.state, self.accelerator, self.parallel, self.weights, self.splits
                 logger.info("%s", "\n".join(startup_lines(*of_the_run)))
             started, first_step = time.perf_counter(), self.state.global_step
@@ -263,8 +278,8 @@ class RFDETRTrainer(EvaluationMethods):
             enable_full_determinism(args.seed, warn_only=True)
         set_seed(args.seed, device_specific=True)
         allow_tf32(args.tf32)
-        if args.lora_r and parallel.name != "replicated":
-            raise ValueError(f"lora_r={args.lora_r} runs on one process or data parallel, not under {parallel.name}")
+        if (args.lora_r or has_adapters(self.model)) and parallel.name != "replicated":
+            raise ValueError(f"adapters (lora_r) train on one process or data parallel, not under {parallel.name}")
         apply_finetuning(self.model, args)
         if args.gradient_checkpointing:
             self.model.enable_activation_checkpointing()
@@ -340,7 +355,15 @@ class RFDETRTrainer(EvaluationMethods):
             if without:  # no process takes a step that one has no data for
                 self._save_and_leave(error=batches.why_stuck() if stuck else None)
             self.stopwatch.waited += time.perf_counter() - started
+            self.pictures.batch(state.global_step, window or [], self.train_dataset, self._scale(state.global_step))
             yield window or []
+
+    def _scale(self, step: int) -> float | None:
+        """The share of the loader's sides, which are the largest, that a step resizes to; None for all of it."""
+        args, scales = self.args, self.scales
+        if args.multi_scale != "per_batch":
+            return None
+        return scale_for_step(scales, args.seed, step, args.is_official) / max(scales)
 
     def training_step(self, window: list[Batch], state: RunState) -> StepResult:
         """One optimizer step: forward and backward over the window's micro-batches, then one update of all.
@@ -361,9 +384,7 @@ class RFDETRTrainer(EvaluationMethods):
         groups, apart = self.model.config.group_detr, args.is_official and self.model.task != "keypoints"
         divisors = loss_divisors(boxes, groups, self.accelerator.num_processes, apart)
         shared = {"seed": derive_seed(args.seed, step), "drop_path_rate": self.drop_path.at(step)}
-        scale = None
-        if args.multi_scale == "per_batch":  # the loader's images have the largest size
-            scale = scale_for_step(self.scales, args.seed, step, args.is_official) / max(self.scales)
+        scale = self._scale(step)
         window_loss = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(window):
             last = i == len(window) - 1
@@ -442,6 +463,7 @@ class RFDETRTrainer(EvaluationMethods):
         started = time.perf_counter()
         try:
             metrics = self.evaluate()
+            self.validation.require_score(metrics, self.state)
         except (Noticed, LoaderStuck) as reason:
             self._save_and_leave(due=due, error=reason if isinstance(reason, LoaderStuck) else None)
         except Exception:
@@ -452,6 +474,9 @@ class RFDETRTrainer(EvaluationMethods):
                 self.checkpointer.wait()
             raise
         improved = self.validation.keep_best(metrics, self.state, self._card(metrics))
+        with self.watchdog.during("drawing"):
+            self.pictures.evaluated(self.validation.scored, improved, self._card(metrics), self.state)
+        self.validation.scored.clear()
         self.stopwatch.paused += time.perf_counter() - started
         return improved
 
@@ -504,7 +529,7 @@ class RFDETRTrainer(EvaluationMethods):
         if state.best.source is None and any("eval_runtime" in row for row in state.log_history):
             logger.warning(
                 "no evaluation chose a best model, so there is no best/: skip_best_epochs=%s leaves out all, or their "
-                "scores are no numbers", self.args.skip_best_epochs,
+                "scores are NaN, or -1 for want of objects", self.args.skip_best_epochs,
             )  # fmt: skip
         takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
         if takes_best:
@@ -530,6 +555,9 @@ class RFDETRTrainer(EvaluationMethods):
             # Once more, with the scores in the card.
             chosen = (self.directory.best, state.best.step) if takes_best else (self.directory.last, state.global_step)
             self.weights.save_pretrained(self.directory.replacing(*chosen), self._card(), self.accelerator)
+        self.pictures.course(self._card())
+        self.pictures.report(self._card(), state, seconds=runtime)
+        logger.info("report: %s", self.directory.root / "report.html")
         self._fire("on_train_end")
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 

@@ -1,6 +1,8 @@
 """How good the weights of a run are, on which data, and which were the best."""
 
+import difflib
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +20,14 @@ from ..evaluation.run import run_evaluation, score_evaluation
 from ..evaluation.tables import summaries
 from ..hub.model_card import CardFacts
 from ..tasks import TASKS
+from .best import candidate_scores
 from .checkpoint.directory import checksum
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import MODEL, Weights
 from .distributed import on_main
-from .meters import EvalLossMeter
+from .meters import TIMINGS, EvalLossMeter
 from .parallel import Parallel
+from .pictures import Scored
 from .state import RunState
 from .waiting import Batches, in_step
 from .watchdog import Watchdog
@@ -55,6 +59,7 @@ class Validation:
 
     Attributes:
         scoring_failed: whether the latest scores could not be computed, which all processes know.
+        scored: the passes whose results went to a folder; whoever has drawn them clears it.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class Validation:
         self.compute_metrics = compute_metrics
         self.create_evaluator = evaluator or self._coco_evaluator
         self.scoring_failed = False
+        self.scored: list[Scored] = []
 
     def _coco_evaluator(self, dataset: Dataset) -> CocoEvaluator:
         iou_types = TASKS[self.parallel.model.task].iou_types
@@ -106,7 +112,7 @@ class Validation:
             batches: this process's share of it.
             to_device: makes a batch the arguments of forward.
             on_batch: called with the image ids of a batch and what was found on each.
-            folder: where results, tables and curves are written; None for nowhere.
+            folder: where results and tables are written; None for nowhere.
             losses: is given the loss of each batch; its terms are among the scores.
         """
         model, parallel, accelerator = self.parallel.model, self.parallel, self.accelerator
@@ -143,16 +149,35 @@ class Validation:
         except Exception:
             self.scoring_failed = True
             raise
+        if folder is not None and accelerator.is_main_process:
+            self.scored.append(Scored(folder, evaluator, dataset))
         return scores if losses is None else scores | losses.read(accelerator)
 
     def _scores(self, evaluator: CocoEvaluator, dataset: Dataset, folder: Path | None) -> dict[str, float]:
         args = self.args
         return score_evaluation(
-            evaluator, dataset, folder, per_class=args.eval_per_class, predictions=args.eval_predictions, plots=True,
+            evaluator, dataset, folder, per_class=args.eval_per_class, predictions=args.eval_predictions,
             compute_metrics=self.compute_metrics,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------ the best model
+
+    def require_score(self, metrics: Mapping[str, float], state: RunState) -> None:
+        """Make sure that an evaluation gives the metric that chooses the best model, the first one as a number.
+
+        Raises:
+            ValueError: it does not; all processes know.
+        """
+        scores = candidate_scores(metrics, state.best.metric, state.best.use_ema)
+        if any(map(math.isfinite, scores.values())) or (scores and state.best.smoothed):
+            return  # later ones may lack it: they choose nothing
+        self.scoring_failed = True
+        given = [name.removeprefix("eval_") for name in metrics if not name.endswith(TIMINGS)]
+        near = difflib.get_close_matches(state.best.metric, given, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(given)}"
+        found = ", ".join(f"{name} {value}" for name, value in scores.items()) or "missing"
+        asked = f"metric_for_best_model={state.best.metric!r}"
+        raise ValueError(f"{asked} is no number in the evaluation ({found}); {hint}")
 
     def keep_best(self, metrics: dict[str, float], state: RunState, card: CardFacts) -> bool:
         """Take an evaluation's metrics; returns whether one is the best so far, whose weights `best/` then holds."""

@@ -308,7 +308,7 @@ def test_a_model_folder_that_is_not_ours_is_refused_before_the_training(tmp_path
         start(tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "train.log", "training_args.json", "status.json"])
+@pytest.mark.parametrize("name", ["metrics.csv", "train.log", "args.yaml", "status.json"])
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
     start(tmp_path, 2)
     shutil.rmtree(tmp_path / name, ignore_errors=True)

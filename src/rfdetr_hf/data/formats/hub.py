@@ -1,6 +1,7 @@
 """What `datasets` loads: Hub ids, its builders and files, folders of `save_to_disk`, and data sets in memory."""
 
 import os
+import re
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -12,13 +13,14 @@ from datasets.exceptions import DatasetsError
 
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError
-from ..images import walk_files
+from ..images import IMAGE_SUFFIXES, walk_files
 from . import Found
 from .columns import normalise_splits
 
 # Files that may hold a column of objects. Folders of images or texts alone would load too, but as something else.
-_TABLES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv", ".zip", ".tar", ".gz", ".zst")
+_TABLES = re.compile(r"\.((parquet|arrow|jsonl?|csv|tsv|tar)(\.(gz|zst|bz2|xz))?|tgz|zip)$", re.IGNORECASE)
 _MAX_FILES = 100_000
+_MAX_BARREN_FOLDERS = 2_000
 _FAULTS = (OSError, ValueError, KeyError, NotImplementedError, pa.ArrowException, DatasetsError)
 
 
@@ -36,14 +38,13 @@ def find(root: Any, options: ReadOptions) -> Found | None:
     """
     source = root if isinstance(root, str) else "the given data set"
     local = isinstance(root, str) and os.path.exists(root)
-    if local and os.path.isdir(root) and not is_saved(Path(root)) and not options.load and not _has_tables(root):
+    if local and os.path.isdir(root) and not is_saved(Path(root)) and not options.load and not has_tables(root):
         return None
     options.refuse(source, "is read by datasets, and", "image_dir", "label_dir")
     if not isinstance(root, str) or is_saved(Path(root)):
         options.refuse(source, "is loaded already, and", "load")
         loaded = _load(source, load_from_disk, root) if isinstance(root, str) else root
     else:
-        remedies = {"split": "use train_split, validation_split, test_split", "streaming": "leave it out"}
         remedies = {"split": "use train_split, validation_split, test_split", "streaming": "leave it out"}
         for option, remedy in remedies.items():
             if option in options.load:
@@ -61,9 +62,24 @@ def find(root: Any, options: ReadOptions) -> Found | None:
     return Found(source, kind, {str(name): split for name, split in loaded.items()})
 
 
+def open_tables(source: str, split: str) -> Dataset:
+    """One split of a Hub id, of a folder of tables or of a folder of `save_to_disk`, with the columns that it has.
+
+    Raises:
+        DetectionDataError: it cannot be loaded, or has no such split.
+    """
+    if not is_saved(Path(source)):
+        return _load(source, load_dataset, source, split=split)
+    loaded = _load(source, load_from_disk, source)
+    splits: Any = loaded if isinstance(loaded, DatasetDict) else {str(loaded.split or "train"): loaded}
+    if split not in splits:
+        raise DetectionDataError(f"{source}: there is no split {split!r}; the splits are {list(splits)}")
+    return splits[split]
+
+
 def near(folder: Path) -> str:
     """How near a folder comes to what `datasets` reads."""
-    if not _has_tables(str(folder)):
+    if not has_tables(str(folder)):
         return "no Parquet, JSON or CSV file, and no metadata.jsonl beside images"
     return "it has tables, but no column 'objects'"
 
@@ -73,8 +89,26 @@ def read(found: Found, splits: Mapping[str, Any], options: ReadOptions) -> dict[
     return normalise_splits(splits, found.source, options)
 
 
-def _has_tables(root: str) -> bool:
-    return any(relative.lower().endswith(_TABLES) for relative, _, _ in islice(walk_files(root), _MAX_FILES))
+def has_tables(root: str) -> bool:
+    """Whether files that `datasets` may read are below a folder.
+
+    Raises:
+        DetectionDataError: the tree is a system's or a home, and no data set; `datasets` would search it for minutes.
+    """
+    folders: dict[str, bool] = {}
+    tables = False
+    for relative, _, _ in islice(walk_files(root), _MAX_FILES):
+        folder, name = os.path.split(relative)
+        is_table = _TABLES.search(name) is not None
+        tables |= is_table
+        is_data = is_table or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        folders[folder] = folders.get(folder, False) or is_data
+    barren = sum(not is_data for is_data in folders.values())
+    if tables and barren > _MAX_BARREN_FOLDERS:
+        raise DetectionDataError(
+            f"{root}: {barren} folders hold neither images nor tables; give the folder of the data set itself"
+        )
+    return tables
 
 
 def _load(source: str, load: Any, root: str, **options: Any) -> Any:

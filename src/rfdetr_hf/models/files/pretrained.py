@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from ..adapters import has_adapters, plain_state
 from ..attention import IMPLEMENTATIONS
 from ..configuration_rfdetr import RFDETRConfig
 from .adapt import (
@@ -262,22 +263,30 @@ class RFDETRPreTrainedModel(PreTrainedModel):
 
         A class head that does not end with an "N/A" row gets one more row, which the official layout has and which is
         never selected. The official package takes a bare file name for one of its own weights: give it a path.
+        Adapters of `add_lora` are merged in the file.
         """
-        state = self.state_dict()
+        state = plain_state(self, self.state_dict())
         require_finite(state, f"the model for {path}")
         torch.save(official_payload(self.config, state), path)
 
     def save_pretrained(
         self, save_directory: str | Path, *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
-        """Write `config.json` and `model.safetensors`, see transformers.
+        """Write `config.json` and `model.safetensors`, see transformers. Adapters are merged in the file.
 
         Raises:
-            ValueError: if a weight is NaN or infinite, or the configuration cannot be read again; nothing is written.
+            ValueError: if a weight is NaN or infinite, the configuration cannot be read again, or an adapter is none
+                that `merge_adapters` merges; nothing is written.
         """
         self.config.validate()
+        plain: Any = self
+        if state_dict is None and has_adapters(self):
+            state_dict = plain_state(self, self.state_dict())
+            with torch.device("meta"):
+                plain = type(self)(self.config)
+            plain.to(self.dtype)
         require_finite(self.state_dict() if state_dict is None else state_dict, f"the model for {save_directory}")
-        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        PreTrainedModel.save_pretrained(plain, save_directory, *args, state_dict=state_dict, **kwargs)
 
     def init_backbone_from(self, source: str | Path, **hub_options: Any) -> None:
         """Start the encoder from a DINOv2 of transformers, such as "facebook/dinov2-small", with registers or without.

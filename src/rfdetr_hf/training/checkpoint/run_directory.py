@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import json
 import logging
 import os
 import shutil
@@ -12,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import Accelerator
 
 from ..console import log_to_console, log_to_file, stop_logging
@@ -42,6 +42,13 @@ from .timeline import TimeLine
 
 logger = logging.getLogger(__name__)
 
+OF_THE_BEST = (
+    "val_pred.jpg", "val_labels.jpg", "confusion_matrix.png", "pr_curves.png", "threshold_curves.png",
+    "error_costs.png", "report.html",
+)  # fmt: skip
+"""What shows how good `best/` is."""
+PICTURES = ("labels.jpg", "train_batch.jpg", "results.png", *OF_THE_BEST)
+
 
 class RunDirectory:
     """The files of one run: checkpoints, `best/`, `last/`, `metrics.csv`, `train.log`, the arguments, the status.
@@ -55,7 +62,7 @@ class RunDirectory:
         self.last = self.root / "last"
         self.metrics = self.root / "metrics.csv"
         self.log = self.root / "train.log"
-        self.arguments = self.root / "training_args.json"
+        self.arguments = self.root / "args.yaml"
         self.lock = RunLock(self.root)
         self._check_lock = partial(self.lock.check, before_writing=True)
         self.status = RunStatus(self.root, self._check_lock)
@@ -227,11 +234,13 @@ class RunDirectory:
 
         def begin() -> None:
             self.check_space(checkpoint, model, keep)
+            found_here = [] if self.status.path.is_file() else [self.arguments.name, *PICTURES]
             # Before anything is moved: a kill between leaves no doubt which checkpoints count.
             self.status.begin(state=RUNNING, step=self._step, time_line=self.line and self.line.to_json())
             if self._is_new and self._earlier():
-                names = ("best", "last", "metrics.csv", "eval", "test")
+                names = ("best", "last", "metrics.csv", "eval", "test", *PICTURES)
                 set_aside(self.root, [self.root / n for n in names if os.path.lexists(self.root / n)], "started-over")
+            set_aside(self.root, [self.root / n for n in found_here if os.path.lexists(self.root / n)], "found-here")
             self._set_aside_others()
 
         on_main(begin, accelerator)
@@ -317,9 +326,10 @@ class RunDirectory:
         if self.status.read().get("state") == FINISHED:
             raise FileExistsError(f"output_dir {self.root} holds a finished run without checkpoints; {remedy}")
         try:
-            before = json.loads(self.arguments.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            before = yaml.safe_load(self.arguments.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
             before = {}
+        before = before if isinstance(before, dict) else {}
         changed = [
             f"{name} {before[name]} -> {value}"
             for name, value in arguments.items()
@@ -360,6 +370,8 @@ class RunDirectory:
         start = min(self._step, line.segments[-1][1])
         why = f"rewind-to-{start}"
         ours = [path for path in (self.best, self.last) if (about(path).get("step") or 0) > start]
+        if self.best in ours:
+            ours += [self.root / name for name in OF_THE_BEST if (self.root / name).is_file()]
         scored = [path for name in ("eval", "test") for path in self.root.glob(f"{name}/*")
                   if path.name.isdecimal() and int(path.name) > start]  # fmt: skip
         set_aside(self.root, [*ours, *scored], why)

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from ...data.schema import keypoint_schema
 from ...hub.model_card import CardFacts, write_model_card
+from ...models.adapters import adapter_state, plain_state, unmerged_state
 from ...models.image_processing_rfdetr import RFDETRImageProcessor
 from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
-from ..finetuning import adapter_state, plain_state, unmerged_state
 from .sharded import local_part, saved_tensors, shard_of, unsharded_state, write_state, writing
 from .tree import read_tensors, require_finite
 

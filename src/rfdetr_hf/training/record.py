@@ -1,0 +1,92 @@
+"""`args.yaml`: every argument of a run, of its model and its data too, from which the run can be repeated."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from accelerate import Accelerator
+from datasets import Dataset
+
+from ..arguments.training import RFDETRTrainingArguments
+from ..choices import VARIANTS
+from ..data.fingerprint import KINDS, data_hash
+from ..options import to_yaml, without_secrets
+
+_PATHS = ("model_name_or_path", "init_backbone_from", "dataset_name", "output_dir")
+SPLITS = {"train_dataset": "train", "eval_dataset": "validation", "test_dataset": "test"}
+# No model and no data set has this name, so that a run that is repeated without them says what is missing.
+MADE_IN_PYTHON = "./made-in-python"
+
+
+class RunRecord:
+    """What a run writes down of itself.
+
+    Args:
+        made_from: dataclasses of options that the model and the data were made from.
+        given: names of what was given besides and no file of options can hold, such as callbacks.
+
+    Raises:
+        TypeError: `made_from` holds something else than dataclasses.
+    """
+
+    def __init__(self, made_from: Sequence[Any] = (), given: Sequence[str] = ()) -> None:
+        for each in made_from:
+            if not dataclasses.is_dataclass(each) or isinstance(each, type):
+                raise TypeError(
+                    f"made_from has a {type(each).__name__}: give the dataclasses of options that the model and the "
+                    "data were made from, such as ModelArguments and DataArguments"
+                )
+        self.made_from = tuple(made_from)
+        self.given = tuple(given)
+
+    def to_yaml(
+        self, args: RFDETRTrainingArguments, config: Any, splits: Mapping[str, Dataset], accelerator: Accelerator
+    ) -> str:
+        """The text of `args.yaml`; reads the images of all splits unless `audit` is "headers" or "off".
+
+        Args:
+            args: settled for the run.
+            config: of the model.
+            splits: the data sets of the run, by the names of the trainer's arguments.
+            accelerator: of the run.
+        """
+        contents = data_hash(
+            {SPLITS.get(name, name): dataset for name, dataset in splits.items()}, KINDS[args.audit != "full"]
+        )
+        titles = [type(each).__name__.removesuffix("Arguments").lower() for each in self.made_from]
+        sections = {title: _plain(each) for title, each in zip(titles, self.made_from, strict=True)}
+        facts = ["The arguments of a run, as resolved and without secrets. This repeats it:",
+                 "rfdetr-hf fit --config args.yaml --output_dir OTHER"]  # fmt: skip
+        known = {name for values in sections.values() for name in values}
+        unknown = {name: MADE_IN_PYTHON for name in ("model_name_or_path", "dataset_name") if name not in known}
+        source = os.path.expanduser(str(config._name_or_path or ""))
+        if "model_name_or_path" in unknown and os.path.isdir(source):
+            unknown["model_name_or_path"] = os.path.abspath(source)
+        if unknown:
+            sections["made in Python"] = unknown
+            facts.append(f"Made in Python: {', '.join(unknown)}; check them before.")
+        if self.given:
+            facts.append(f"Given in Python, and not here: {', '.join(self.given)}.")
+        for values in sections.values():
+            if "dataset_name" in values:
+                values["data_hash"] = contents
+            if "revision" in values and not os.path.isabs(str(values.get("model_name_or_path"))):
+                values["revision"] = values["revision"] or getattr(config, "_commit_hash", None)
+        sections["training"] = args.to_dict() | {"resume_from_checkpoint": None}
+        sections["training"]["output_dir"] = os.path.abspath(args.output_dir)
+        packages = ", ".join(f"{name} {version(name)}" for name in ("rfdetr-hf", "torch", "transformers", "accelerate"))
+        facts += [f"Equal bits need the same versions and device: {packages}; {accelerator.device.type}, "
+                  f"num_processes: {accelerator.num_processes}."]  # fmt: skip
+        return to_yaml(sections, facts)
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass of options without secrets, local paths from the root on."""
+    values = without_secrets(dataclasses.asdict(options))
+    for name in _PATHS:
+        path = os.path.expanduser(str(values.get(name) or ""))
+        if path and path not in VARIANTS and os.path.exists(path):  # a variant is no folder, whatever its name
+            values[name] = os.path.abspath(path)
+    return values
