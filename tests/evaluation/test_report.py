@@ -56,7 +56,7 @@ def test_everything_from_one_call(shapes, tmp_path):
     page = (tmp_path / "report.html").read_text()
     worst = done.analysis.worst_images(12)
     assert page.count("data:image/png") == 4 and page.count("data:image/jpeg") == len(worst) > 3
-    assert f"Image {worst[0].image_id}: " in page and "missed" in page
+    assert f"Image {worst[0].image_id} (test_" in page and "missed" in page
     assert len(list((tmp_path / "worst_images").glob("*.jpg"))) == len(worst)
     for name in class_names(shapes):
         assert name in done.tables() and name in page

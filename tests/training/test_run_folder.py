@@ -87,7 +87,7 @@ def test_args_yaml_repeats_the_run_to_the_bit_with_and_without_pictures(run, tmp
 
 def test_args_yaml_has_every_argument_and_no_secret(run, data):
     values = yaml.safe_load((run / "args.yaml").read_text())
-    for kind in fit.TYPES:
+    for kind in fit.TYPES[:3]:  # where a run is launched is no argument of it
         assert set(kind.__dataclass_fields__) <= set(values)
     assert values["dataset_name"] == str(data) and values["output_dir"] == str(run) and values["hub_token"] is None
     splits = load_detection_dataset(str(data))
