@@ -582,6 +582,8 @@ def _limit_seconds() -> None:
 
 def run(target: str, seeds: list[int], folder: str) -> list[Result]:
     """All mutations of one target, in a process that is started again after a crash or a hang."""
+    import rfdetr_hf.data.sources  # noqa: F401 - processes that are forked have it then
+
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     results: list[Result] = []
     while seeds:

@@ -44,6 +44,7 @@ def look_at(browser: Any, path: Path, width: int, scheme: str, screenshot: Path 
         that the browser could not decode.
     """
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(120_000)  # milliseconds, for machines that do much else
     said, requests = [], []
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     page.on("console", lambda message: said.append(message.text))

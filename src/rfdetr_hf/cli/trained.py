@@ -24,6 +24,7 @@ FIT_TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 PLACES = {"model_name_or_path": "MODEL", "dataset_name": "DATA"}
 # In a training's file these are where it starts, where it writes, and what it repeats.
 _OF_THE_RUN = ("model_name_or_path", "output_dir", "data_hash")
+_NAMED = 8  # args.yaml of a run has all options
 
 
 class Subject(NamedTuple):
@@ -82,7 +83,8 @@ def parse_verb(types: Sequence[type], argv: Sequence[str], prog: str, descriptio
     foreign = [key for key in values if key not in verb]
     if not foreign:
         return parse_arguments(types, argv, prog, description, PLACES)
-    print(f"{path} is for training; ignored here: {', '.join(foreign)}", file=sys.stderr)
+    more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
+    print(f"{path} is for training; ignored here: {', '.join(foreign[:_NAMED])}{more}", file=sys.stderr)
     kept = {key: value for key, value in values.items() if key in verb and key not in _OF_THE_RUN}
     best = Path(values.get("output_dir") or RFDETRTrainingArguments.output_dir) / "best"
     if best.is_dir():

@@ -75,7 +75,7 @@ def run_page(facts: RunFacts, evaluation: Sequence[str]) -> str:
         body.append(_picture(facts, "val_pred.jpg", "The same with what the best model finds."))
     labels = _picture(facts, "labels.jpg", "Labels of the training split.", "wide chart")
     body += ["<h2>Data</h2>", _data_table(facts), labels]
-    body.append(_picture(facts, "train_batch.jpg", "Images of the first step as the model sees them."))
+    body.append(_picture(facts, "train_batch.jpg", "Images of the first steps as the model sees them."))
     body += ["<h2>Use the model</h2>", *_usage(facts)]
     arguments: Any = yaml.safe_load((root / "args.yaml").read_text(encoding="utf-8"))
     rows = [["argument", "value"], *([name, str(value)] for name, value in arguments.items())]
@@ -172,7 +172,7 @@ def _usage(facts: RunFacts) -> list[str]:
         "found = detect([Image.open('image.jpg')])[0]  # scores, labels, boxes in pixels"
     )
     shell = (
-        f"rfdetr-hf predict --model_name_or_path {folder} --images image.jpg\n"
+        f"rfdetr-hf predict {folder} image.jpg\n"
         f"rfdetr-hf fit --config {facts.root.resolve() / 'args.yaml'} --output_dir OTHER   # repeats the training"
     )
     return [f"<pre>{text(python)}</pre>", f"<pre>{text(shell)}</pre>"]

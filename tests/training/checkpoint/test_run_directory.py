@@ -89,6 +89,18 @@ def test_going_back_sets_what_follows_aside(tmp_path):
     assert content(tmp_path / "best") == "first 4"
 
 
+@pytest.mark.parametrize("best", [2, 8])
+def test_the_pictures_of_a_best_model_go_where_it_goes(tmp_path, best):
+    first = start(tmp_path, 2, 4, 6, 8)
+    first.write(tmp_path / "best", best)
+    for name in ("val_pred.jpg", "report.html", "labels.jpg"):
+        (tmp_path / name).write_text("of the first")
+    start(tmp_path, resume=str(tmp_path / "checkpoint-4"), name="second")
+    moved = {f"rewind-to-4/{name}" for name in ("val_pred.jpg", "report.html", "best/model.safetensors")}
+    assert (aside(tmp_path) >= moved) == (best == 8) and (tmp_path / "labels.jpg").is_file()
+    assert (tmp_path / "report.html").is_file() == (best == 2)
+
+
 def test_after_a_rewind_that_was_killed_the_newest_is_that_of_the_new_line(tmp_path, monkeypatch):
     """Before, `--resume` took the old checkpoint-10."""
     start(tmp_path, 2, 6, 8, 10)
