@@ -3,12 +3,14 @@
 Each mutation changes one thing of a small sound data set. It counts as effective when a reader that checks nothing
 would load something else than before (or fail). The loader must refuse it in an error that names file and field, repair
 it and say so in the log, or let it pass; what passes in silence is printed by kind, with the reason why that is right.
-Each worker has a limit of memory, each mutation one of time.
+Each worker has a limit of memory, each mutation one of processor time; a busy machine makes every process wait, so what
+waits is stopped much later.
 
     python tools/fuzz_data.py --count 300 --seed 0
 """
 
 import argparse
+import contextlib
 import copy
 import io
 import json
@@ -19,6 +21,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +35,7 @@ import numpy as np
 from PIL import Image
 
 SECONDS, GIGABYTES = 20, 2
+WAITING = 300
 IMAGES, BOXES = 4, 3
 SIZE = (64, 48)
 
@@ -559,6 +563,7 @@ def _work(target: str, seeds: list[int], folder: str, pipe: Any) -> None:
     except (ImportError, OSError, ValueError) as error:
         print(f"no limit of memory here ({error})", file=sys.stderr)
     for seed in seeds:
+        _limit_seconds()
         try:
             pipe.send(try_one(target, seed, folder))
         except MemoryError as error:
@@ -566,8 +571,19 @@ def _work(target: str, seeds: list[int], folder: str, pipe: Any) -> None:
     pipe.send(None)
 
 
+def _limit_seconds() -> None:
+    """From now on this process may compute for `SECONDS`."""
+    with contextlib.suppress(ImportError):  # Windows: there is the limit of waiting alone
+        import resource
+
+        used = math.ceil(time.process_time())
+        resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
 def run(target: str, seeds: list[int], folder: str) -> list[Result]:
     """All mutations of one target, in a process that is started again after a crash or a hang."""
+    import rfdetr_hf.data.sources  # noqa: F401 - processes that are forked have it then
+
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     results: list[Result] = []
     while seeds:
@@ -576,14 +592,17 @@ def run(target: str, seeds: list[int], folder: str) -> list[Result]:
         process.start()
         theirs.close()
         while seeds:
-            if not ours.poll(SECONDS):
-                results.append(Result(target, "?", True, "slow", f"seed {seeds[0]}: more than {SECONDS} s"))
+            if not ours.poll(WAITING):
+                results.append(Result(target, "?", True, "slow", f"seed {seeds[0]}: waits for {WAITING} s"))
                 seeds = seeds[1:]
                 break
             try:
                 result = ours.recv()
             except EOFError:
-                results.append(Result(target, "?", True, "crash", f"seed {seeds[0]}: exit code {process.exitcode}"))
+                process.join(WAITING)
+                slow = process.exitcode == -getattr(signal, "SIGXCPU", 0)
+                what = f"more than {SECONDS} s" if slow else f"exit code {process.exitcode}"
+                results.append(Result(target, "?", True, "slow" if slow else "crash", f"seed {seeds[0]}: {what}"))
                 seeds = seeds[1:]
                 break
             if result is not None:

@@ -31,6 +31,8 @@ from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, Us
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
 NAMES = [each.name for cls in TYPES for each in fields(cls)]
+# Null is "not given" for these, and what is not given may follow from other options.
+OPTIONAL = {each.name for cls in TYPES for each in fields(cls) if "None" in str(each.type)}
 LIMIT_S = 20.0
 BASE = """\
 model_name_or_path: nano
@@ -193,7 +195,7 @@ def look(folder: Path, data: bytes) -> tuple[str, str]:
     """What `parse_arguments` makes of a file: ("passes", values), ("refused", message) or ("wrong", why)."""
     path = folder / "run.yaml"
     path.write_bytes(data)
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             parsed = parse_arguments(TYPES, ["--config", str(path)])
@@ -203,11 +205,13 @@ def look(folder: Path, data: bytes) -> tuple[str, str]:
         return ("refused", text) if named else ("wrong", f"names neither file nor option: {text}")
     except BaseException as error:  # noqa: BLE001 - this is what is looked for
         return "wrong", f"{type(error).__name__}: {error}"
-    if time.perf_counter() - started > LIMIT_S:
+    if time.process_time() - started > LIMIT_S:
         return "wrong", f"took more than {LIMIT_S} s"
     written = yaml.load(data.decode("utf-8"), Loader=yaml.BaseLoader)
     values = {name: value for each in parsed for name, value in vars(each).items()}
     for name, text in written.items():
+        if name in OPTIONAL and text in ("null", "~", ""):
+            continue
         if isinstance(text, (str, list)) and not as_written(values[name], text):
             return "wrong", f"{name}: {text!r} became {values[name]!r}"
     return "passes", repr(parsed)

@@ -45,9 +45,8 @@ PUBLIC_NAMES = {
     "training.optimization": ("build_optimizer", "build_param_groups", "build_scheduler"),
     "training.multi_scale": ("compute_scales",),
     "training.finetuning": (
-        "add_lora", "freeze_encoder_blocks", "load_class_rows", "load_parts", "part_of", "train_only",
+        "add_lora", "freeze_encoder_blocks", "load_class_rows", "load_parts", "merge_adapters", "part_of", "train_only",
     ),
-    "models.adapters": ("merge_adapters",),
     "training.console": ("log_to_console",),
     "training.launching": ("check_run_directory", "resume_hint"),
     "training.parent": ("end_with_launcher",),
@@ -119,8 +118,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.multi_scale import compute_scales as compute_scales
     from .training.finetuning import add_lora as add_lora, freeze_encoder_blocks as freeze_encoder_blocks
     from .training.finetuning import load_class_rows as load_class_rows, load_parts as load_parts
-    from .training.finetuning import part_of as part_of, train_only as train_only
-    from .models.adapters import merge_adapters as merge_adapters
+    from .training.finetuning import merge_adapters as merge_adapters, part_of as part_of, train_only as train_only
     from .training.console import log_to_console as log_to_console
     from .training.launching import check_run_directory as check_run_directory, resume_hint as resume_hint
     from .training.parent import end_with_launcher as end_with_launcher

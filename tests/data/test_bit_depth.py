@@ -69,6 +69,13 @@ def test_a_dark_picture_stays_dark_beside_bright_ones(folder):
     assert np.asarray(decode_image(again[0])).max() == 252 // 16
 
 
+def test_the_audit_names_pictures_beyond_the_range(folder, monkeypatch, caplog):
+    monkeypatch.setattr("rfdetr_hf.data.sense._LOOKED_AT", 1)
+    train = folder("png", [(RAMP * factor).astype(np.uint16) for factor in (16, 257, 4)])
+    audit_dataset(train)
+    assert "1 pictures have values beyond 0 to 4095, which are cut off, such as 1.png" in caplog.text
+
+
 def test_eight_bits_have_no_range(folder):
     train = folder("png", [RAMP.astype(np.uint8)])
     assert "value_range" not in train.column_names and "more than 8 bits" not in str(audit_dataset(train))
@@ -77,6 +84,12 @@ def test_eight_bits_have_no_range(folder):
 def test_pictures_that_are_not_finite_are_named(folder):
     with pytest.raises(DetectionDataError, match=r"0.tif.*not finite"):
         folder("tif", [np.full((48, 64), np.nan, np.float32)])
+
+
+@pytest.mark.parametrize("count", [0, "big", 1.5, True])
+def test_the_limit_of_pixels_is_a_number(tmp_path, count):
+    with pytest.raises(ValueError, match="max_image_pixels"):
+        load_detection_dataset(tmp_path, max_image_pixels=count)
 
 
 def test_the_largest_picture_is_an_option(folder, monkeypatch):

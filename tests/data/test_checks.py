@@ -98,11 +98,35 @@ def test_masks_of_wrong_types_are_named(load, mask):
 POINTS = {"keypoints": ["nose", "left_eye", "right_eye"]}
 
 
+def test_objects_in_one_box_are_apart_by_their_keypoints_and_masks(load, caplog):
+    whole, points = [0, 0, 64, 48], [[x, 9, 2, x, 20, 2, 0, 0, 0] for x in (9, 30)]
+    written = [[0] * 9, points[0], points[1], points[0]]
+    train = load([{"bbox": whole, "keypoints": each} for each in written], "keypoints", POINTS)
+    assert train[0]["objects"]["keypoints"] == points and "dropped 2 boxes (written twice)" in caplog.text
+    halves = [[[8, 8, 28, 8, 8, 24]], [[28, 24, 28, 8, 8, 24]], [[8, 8, 28, 8, 8, 24]]]
+    assert len(load([{"segmentation": each} for each in halves], "segmentation")[0]["objects"]["id"]) == 2
+
+
 def test_keypoints_outside_their_image_are_not_labelled(load, caplog):
     objects = [{"keypoints": [100, 100, 2, 12, 12, 1, 64, 48, 2]}]
     train = load(objects, "keypoints", POINTS)
     assert np.reshape(train[0]["objects"]["keypoints"][0], (3, 3)).tolist() == [[0, 0, 0], [12, 12, 1], [64, 48, 2]]
     assert "lie outside their image" in caplog.text
+
+
+def test_keypoints_far_from_their_box(load, caplog):
+    near, far = [20, 18, 2, 22, 20, 1, 0, 0, 0], [60, 46, 2, 55, 45, 1, 0, 0, 0]
+    objects = [{**each, "keypoints": near} for each in spread(20)]
+    train = load([*objects[:-1], {**objects[0], "bbox": [2, 2, 9, 9], "keypoints": far}], "keypoints", POINTS)
+    assert not any(train[1]["objects"]["keypoints"][-1]) and all(map(any, train[0]["objects"]["keypoints"]))
+    assert "took as not labelled 1 objects' keypoints (they all lie elsewhere than the box)" in caplog.text
+    with pytest.raises(DetectionDataError, match="4 problems(.|\n)*annotation id 0 .*keypoints: all lie elsewhere"):
+        load([{"bbox": [2 + i, 2, 9, 9], "keypoints": far} for i in range(4)], "keypoints", POINTS)
+
+
+def test_a_split_without_a_labelled_keypoint(load, caplog):
+    load([{"keypoints": [0] * 9}], "keypoints", POINTS)
+    assert "train split: no keypoint of 1 images is labelled" in caplog.text
 
 
 def test_normalised_keypoints(load):

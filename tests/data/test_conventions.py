@@ -99,3 +99,20 @@ def test_right_boxes_pass_with_some_that_reach_out(sources, kind, usual, caplog)
 def test_one_doubtful_box_is_a_warning_with_an_example(sources, kind, usual, caplog):
     load_detection_dataset(sources(kind, [[30, 20, 60, 45], [2, 2, 20, 20]]))
     assert "1 of 2 boxes make sense only as 'xyxy'" in caplog.text and "30.0, 20.0, 60.0, 45.0" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "usual"), CASES[:2])
+def test_a_split_of_two_formats_is_a_warning(sources, kind, usual, caplog):
+    boxes = boxes_xywh(60)
+    boxes[::2] = written(boxes[::2], "xyxy")
+    load_detection_dataset(sources(kind, boxes))
+    assert "boxes make sense only as 'xyxy'" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "usual"), CASES[:2])
+def test_centres_of_small_boxes_are_a_warning(sources, kind, usual, caplog):
+    rng = np.random.default_rng(3)
+    size = rng.uniform(6, 10, (60, 2))
+    boxes = np.concatenate([rng.uniform(0, np.array([64, 48]) - size), size], axis=1)
+    load_detection_dataset(sources(kind, written(boxes, "cxcywh")))
+    assert "boxes make sense only as 'cxcywh'" in caplog.text

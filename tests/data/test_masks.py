@@ -58,6 +58,17 @@ def test_no_mask(value):
         coco_segmentation(value, HEIGHT, WIDTH)
 
 
+def test_numbers_of_numpy_are_numbers():
+    plain = {"size": [4, 3], "counts": [5, 4, 3]}
+    arrays = {name: np.array(values) for name, values in plain.items()}
+    assert parse_mask(arrays, 4, 3) == parse_mask(plain, 4, 3)
+
+
+def test_a_bitmap_is_no_list_of_polygons():
+    with pytest.raises(ValueError, match="is a bitmap: encode it"):
+        parse_mask(np.eye(8, 10, dtype=int).tolist(), 8, 10)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -105,7 +105,26 @@ def test_one_coco_file_over_several_folders_is_no_training_split(tmp_path, coco_
     for split, image in zip(("train", "val"), content["images"], strict=True):
         write_image(tmp_path / split / image["file_name"])
     (tmp_path / "annotations.json").write_text(json.dumps(content))
-    with pytest.raises(DetectionDataError, match="none of its images|is missing"):
+    with pytest.raises(
+        DetectionDataError, match="none of its images.*write the folders into file_name, such as 'train/"
+    ):
+        load_detection_dataset(tmp_path)
+
+
+def test_a_folder_of_an_export_without_its_file_is_named(tmp_path, coco_content, write_coco, write_image, caplog):
+    write_coco(tmp_path / "train" / "_annotations.coco.json", coco_content())
+    write_image(tmp_path / "valid" / "c.jpg")
+    assert list(load_detection_dataset(tmp_path)) == ["train"]
+    assert "valid: has no _annotations.coco.json, so there is no such split" in caplog.text
+
+
+def test_a_tree_that_is_no_data_set_is_not_searched_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("rfdetr_hf.data.formats.hub._MAX_BARREN_FOLDERS", 20)
+    for i in range(30):
+        (tmp_path / f"{i}").mkdir()
+        (tmp_path / f"{i}/status").write_text("x")
+    (tmp_path / "0/settings.json").write_text("{}")
+    with pytest.raises(DetectionDataError, match="29 folders hold neither images nor tables"):
         load_detection_dataset(tmp_path)
 
 

@@ -25,7 +25,6 @@ def cppe(write_image, tmp_path):
     """A data set with the columns of CPPE-5, and options to spoil it."""
 
     def build(rows=None, category=None, **drop):
-        path = str(write_image(tmp_path / "cppe.png", (64, 48)))
         if rows is None:
             rows = [
                 {"id": [1, 2], "area": [200, 99], "bbox": [[4, 5, 20, 10], [0, 0, 9, 11]], "category": [2, 0]},
@@ -46,8 +45,10 @@ def cppe(write_image, tmp_path):
                 },
             }
         )
-        sizes = {"image": path, "width": 64, "height": 48}
-        return Dataset.from_list([{"image_id": 10 + i, **sizes, "objects": o} for i, o in enumerate(rows)], features)
+        sizes = {"width": 64, "height": 48}
+        paths = [str(write_image(tmp_path / f"cppe{i}.png", (64, 48))) for i in range(len(rows))]
+        records = [{"image_id": 10 + i, "image": paths[i], **sizes, "objects": o} for i, o in enumerate(rows)]
+        return Dataset.from_list(records, features)
 
     return build
 
@@ -63,7 +64,7 @@ def test_cppe5_columns_in_memory(cppe):
     assert list(splits) == ["train", "test"]
     rows = splits["train"]
     assert class_names(rows) == NAMES and category_ids(rows) == [0, 1, 2]
-    assert rows["image_id"] == [10, 11, 12] and rows["file_name"] == ["cppe.png"] * 3
+    assert rows["image_id"] == [10, 11, 12] and rows["file_name"] == ["cppe0.png", "cppe1.png", "cppe2.png"]
     assert rows[0]["objects"] == {
         "id": [1, 2],
         "bbox": [[4, 5, 20, 10], [0, 0, 9, 11]],
@@ -192,6 +193,22 @@ def test_broken_rows_are_errors(cppe, fault):
     with pytest.raises(DetectionDataError, match=message) as error:
         load_detection_dataset(cppe([objects, row()]))
     assert "split train" in str(error.value)
+
+
+def test_a_file_in_two_rows_is_an_error_or_one_row_where_they_agree(cppe, caplog):
+    source = cppe()
+    twice = datasets.concatenate_datasets([source, source.select([0])]).remove_columns("image_id")
+    train = load_detection_dataset(twice)["train"]
+    assert train["image_id"] == [0, 1, 2] and "dropped 1 entries of files that are listed twice" in caplog.text
+    other = plain(datasets.concatenate_datasets([source.select([0])] * 2), [row(), row(bbox=[[9, 9, 3, 4]])])
+    with pytest.raises(DetectionDataError, match="cppe0.png is listed as image id 0 and as image id 1, with different"):
+        load_detection_dataset(other)
+
+
+@pytest.mark.parametrize("names", ["mask", [], ["mask", "mask"], ["mask", None], ["mask", 3]])
+def test_class_names_are_a_list_of_distinct_texts(cppe, names):
+    with pytest.raises(ValueError, match="class_names"):
+        load_detection_dataset(cppe(), class_names=names)
 
 
 def test_boxes_of_another_length_and_other_columns(cppe):

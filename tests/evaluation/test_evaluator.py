@@ -14,8 +14,11 @@ from helpers.coco_cases import IOU_TYPES, SIGMAS, as_coco, pycocotools_run, rand
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rfdetr_hf.data.keypoints import COCO_KEYPOINTS, DEFAULT_SIGMA
 from rfdetr_hf.data.schema import detection_features
+from rfdetr_hf.evaluation.backends import COCO_PERSON_SIGMAS
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator, coco_ground_truth
+from rfdetr_hf.evaluation.ground_truth import make_coco
 
 NAMES = ("circle", "square", "triangle", "never")
 KEYS = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large"]
@@ -386,6 +389,18 @@ def test_masks_and_keypoints_of_a_data_set():
     assert [key for key in scores if key.startswith("keypoint_mar")] == [
         "keypoint_mar_20", "keypoint_mar_50", "keypoint_mar_75", "keypoint_mar_medium", "keypoint_mar_large",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "persons"), [(None, True), (COCO_KEYPOINTS, True), (["paw"] * 17, False)])
+def test_seventeen_keypoints_are_those_of_persons_unless_they_have_other_names(names, persons, caplog):
+    points = [10.0, 10, 2] * 17
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}
+    category = {"id": 1, "name": "x"} | ({"keypoints": list(names)} if names else {})
+    images = [{"id": 1, "width": 64, "height": 48}]
+    truth = make_coco(images, [{**annotation, "keypoints": points, "num_keypoints": 17}], [category])
+    sigmas = CocoEvaluator(truth, iou_types=["keypoints"]).sigmas
+    assert np.array_equal(sigmas, COCO_PERSON_SIGMAS if persons else [DEFAULT_SIGMA] * 17)
+    assert ("no sigmas for 17 keypoints" in caplog.text) is not persons
 
 
 def test_masks_may_come_as_run_lengths():

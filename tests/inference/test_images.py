@@ -19,6 +19,9 @@ def test_files_folders_and_upright_images(tmp_path):
     turned.getexif()[0x0112] = 6
     turned.save(tmp_path / "t.jpg", exif=turned.getexif())
     (tmp_path / "b" / "notes.txt").write_text("x")
+    for name in ("@eaDir/1.jpg", "__MACOSX/1.jpg", "._1.jpg"):
+        (tmp_path / "b" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "b" / name).write_bytes(b"x")
     found = list(find_images([tmp_path / "b", str(tmp_path / "t.jpg")]))
     assert [item.name for item in found] == ["1", "c/2", "t"]
     assert [item.image.size for item in found] == [(10, 20), (10, 20), (20, 10)]

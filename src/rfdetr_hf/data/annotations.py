@@ -17,6 +17,7 @@ from ..tasks import TASKS, TaskName
 from .errors import DetectionDataError
 from .keypoints import ClassKeypoints, KeypointSchema
 from .schema import detection_features
+from .values import shown
 
 MissingMasks = Literal["error", "box"]
 
@@ -66,6 +67,13 @@ class ReadOptions:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}: use one of {list(values)}")
+        if self.class_names is not None:
+            names: list[Any] = [] if isinstance(self.class_names, str) else list(self.class_names)
+            if not names:
+                raise ValueError(f"class_names={shown(self.class_names)}: give a list of names, one for each class")
+            odd = [name for name in names if not isinstance(name, str) or names.count(name) > 1]
+            if odd:
+                raise ValueError(f"class_names has {shown(odd[0])}: give each class a name of its own, as text")
 
     def refuse(self, source: str, kind: str, *names: str) -> None:
         """Raise `TypeError` when a source is given options that its kind does not have.

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 pc: Any = pyarrow.compute
 
 _BATCH = 256
+_EXAMPLES = 3
 _NEEDED = ("image", "image_id", "width", "height", "objects")
 # COCO's limits of small and medium objects, as areas in pixels.
 _SMALL, _MEDIUM = 32**2, 96**2
@@ -122,14 +123,18 @@ def audit_dataset(
     problems = Problems(name)
     workers = num_threads or min(16, os.cpu_count() or 1)
 
+    beyond: list[Any] = []
+
     def fault(row: dict[str, Any]) -> str | None:
         try:
-            check_image(row, decode=decode)
+            if check_image(row, decode=decode):
+                beyond.append(row.get("file_name") or row["image_id"])
         except DetectionDataError as error:
             return str(error)
         return None
 
-    columns = [name for name in ("image", "image_id", "width", "height", "file_name") if name in dataset.column_names]
+    wanted = ("image", "image_id", "width", "height", "file_name", "value_range")
+    columns = [name for name in wanted if name in dataset.column_names]
     with ThreadPoolExecutor(workers) as pool:
         # Arrow format hands out paths and bytes whatever the image feature or the transform of the data set says.
         for table in dataset.select_columns(columns).with_format("arrow").iter(_BATCH):
@@ -137,6 +142,12 @@ def audit_dataset(
                 if found is not None:
                     problems.add(found)
     problems.raise_if_any()
+    if beyond:
+        low, high = report.value_range or (0, 0)
+        logger.warning(
+            "%s: %d pictures have values beyond %g to %g, which are cut off, such as %s", name, len(beyond), low, high,
+            ", ".join(sorted(map(str, beyond))[:_EXAMPLES]),
+        )  # fmt: skip
     return report
 
 

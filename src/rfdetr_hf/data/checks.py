@@ -143,13 +143,22 @@ def drop_repeated_images(annotations: Annotations, files: Sequence[str], problem
 
 
 def _drop_repeated(annotations: Annotations) -> Annotations:
-    """Without the boxes that are written twice: same image, class, kind and place."""
+    """Without the boxes that are written twice: same image, class, kind and place, and no other mask or keypoints."""
     boxes = annotations.boxes
-    place = np.round(boxes.bbox / _SAME_PLACE)
-    keys = np.column_stack([boxes.row, boxes.category, boxes.iscrowd, place])
-    _, first = np.unique(keys, axis=0, return_index=True)
+    keys = np.column_stack([boxes.row, boxes.category, boxes.iscrowd, np.round(boxes.bbox / _SAME_PLACE)])
+    _, place, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    place = place.ravel()
+    # What an object has beside its box; 0 is nothing.
+    detail = np.zeros(len(keys), np.int64)
+    for index in np.flatnonzero(counts[place] > 1).tolist():
+        if boxes.masks is not None and boxes.masks[index].is_valid:
+            detail[index] = hash(str(boxes.masks[index].as_py())) or 1
+        elif boxes.keypoints is not None and boxes.keypoints[index].any():
+            detail[index] = hash(boxes.keypoints[index].tobytes()) or 1
+    _, first = np.unique(np.column_stack([place, detail]), axis=0, return_index=True)
     repeated = np.ones(len(keys), bool)
     repeated[first] = False
+    repeated |= (detail == 0) & (np.bincount(place, detail != 0) > 0)[place]
     _report(annotations, "dropped", "written twice", repeated)
     return replace(annotations, boxes=boxes.select(~repeated)) if repeated.any() else annotations
 
@@ -314,5 +323,21 @@ def _settle_keypoints(annotations: Annotations, problems: Problems) -> Annotatio
         np.any(outside, axis=1),
         "objects' keypoints",
     )
-    flat = np.where(outside[..., None], 0.0, points).reshape(boxes.keypoints.shape)
+    points = np.where(outside[..., None], 0.0, points)
+    # Of a real object some keypoint is in its box, or not far beside it.
+    low, high = boxes.bbox[:, None, :2], boxes.bbox[:, None, :2] + boxes.bbox[:, None, 2:]
+    far = ((points[..., :2] < low - (high - low) / 2) | (points[..., :2] > high + (high - low) / 2)).any(axis=-1)
+    labelled = points[..., 2] > 0
+    apart = labelled.any(axis=1) & ~(labelled & ~far).any(axis=1)
+    if apart.sum() > _ODD_MASKS_SHARE * labelled.any(axis=1).sum():
+        problems.add_all(
+            (
+                f"{name_box(annotations, i)}: field keypoints: all lie elsewhere than the box"
+                for i in np.flatnonzero(apart)
+            ),
+            "correct these keypoints or boxes, delete the annotations, or load the data with task='detection'",
+        )
+        return annotations
+    _report(annotations, "took as not labelled", "they all lie elsewhere than the box", apart, "objects' keypoints")
+    flat = np.where(apart[:, None, None], 0.0, points).reshape(boxes.keypoints.shape)
     return replace(annotations, boxes=replace(boxes, keypoints=flat))

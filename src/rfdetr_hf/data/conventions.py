@@ -86,7 +86,12 @@ def check_convention(
         )
     if certain:
         problems.add(text, remedy)
-    elif normalised or (count >= 0.1 * total and against <= 0.25 * count):
+    # Many boxes of each format are of two sources. Of boxes in their own format a part always speaks against others.
+    elif (
+        normalised
+        or (count >= 0.1 * total and (count >= 3 or against <= 0.25 * count))
+        or (count >= 2 and total >= 20 and not against)
+    ):
         logger.warning("%s: %s; if that is so, %s", problems.source, text, remedy)
 
 

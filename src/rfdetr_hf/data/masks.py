@@ -79,6 +79,8 @@ def parse_mask(value: Any, height: int, width: int) -> Polygons | str | None:
     if not any(isinstance(part, (list, tuple, np.ndarray)) for part in value):
         value = [value]
     polygons = [_polygon(numbers) for numbers in value]
+    if len(polygons) == height and all(len(row) == width and np.isin(row, (0, 1)).all() for row in polygons):
+        raise ValueError("is a bitmap: encode it with pycocotools.mask.encode, or write polygons")
     return [polygon for polygon in polygons if len(polygon) >= _MIN_NUMBERS] or None
 
 

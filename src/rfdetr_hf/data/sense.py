@@ -10,6 +10,7 @@ from datasets import Dataset, List, Value
 
 from .errors import DetectionDataError
 from .pipeline.pixels import find_value_range
+from .schema import has_keypoints
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,10 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
         DetectionDataError: a file in two splits with different boxes.
     """
     for name, split in splits.items():
+        if has_keypoints(split):
+            points = _objects(split).field("keypoints").flatten().flatten().to_numpy(zero_copy_only=False)
+            if len(points) and not (points[2::3] > 0).any():
+                logger.warning("%s: %s split: no keypoint of %d images is labelled", source, name, len(split))
         crowd = _objects(split).field("iscrowd").flatten().to_numpy(zero_copy_only=False).astype(bool)
         if len(crowd) and not crowd.all():
             continue

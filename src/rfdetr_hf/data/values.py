@@ -4,6 +4,8 @@ import re
 import reprlib
 from typing import Any
 
+import numpy as np
+
 _DIGITS = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 _NO = frozenset({"", "0", "-1", "false", "f", "no", "n", "none", "null"})
 _YES = frozenset({"1", "true", "t", "yes", "y"})
@@ -12,6 +14,7 @@ _EXACT_FLOATS = 2**53
 
 def as_integer(value: Any) -> int | None:
     """An integer of 64 bits: also as a float that is exact, or as text of digits. None for anything else."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool):
         return None
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT_FLOATS:
@@ -23,6 +26,7 @@ def as_integer(value: Any) -> int | None:
 
 def as_flag(value: Any) -> bool | None:
     """Yes or no, as a boolean, a number or a word; null and -1 are no. None for anything else."""
+    value = value.item() if isinstance(value, np.generic) else value
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, (int, float)):

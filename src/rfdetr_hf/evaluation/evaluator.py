@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 from ..choices import BACKENDS
-from ..data.keypoints import DEFAULT_SIGMA
+from ..data.keypoints import COCO_KEYPOINTS, DEFAULT_SIGMA
 from .analysis import DetectionAnalysis
 from .backends import COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evaluate, run_lengths
 from .detection_table import DETECTION, DetectionTable, concatenate, first_few, gather, pack
@@ -42,10 +42,10 @@ class CocoEvaluator:
             of labels that are not in the map are dropped. Without it a label is the category id.
         iou_types: What to score: "bbox", "segm", "keypoints". The ground truth must have it.
         sigmas: Per-keypoint constants of the object keypoint similarity, of all categories or by category id; default
-            those that the data set describes, else COCO's for 17 keypoints, else `DEFAULT_SIGMA` each (with a
-            warning). By category there are as many
-            as it has keypoints, the first ones of its objects and detections; what pads these to the number of the
-            category with most plays no part, and a category without keypoints is not scored (-1).
+            those that the data set describes, else COCO's for 17 keypoints without other names, else `DEFAULT_SIGMA`
+            each (with a warning). By category there are as many as it has keypoints, the first ones of its objects and
+            detections; what pads these to the number of the category with most plays no part, and a category without
+            keypoints is not scored (-1).
         backend: "pycocotools", "ultrafast" (same bits, much faster; extra `fast-eval`) or "auto": the second where
             it is installed.
 
@@ -316,7 +316,8 @@ def _keypoint_sigmas(
             raise ValueError("sigmas name no keypoint in any category; leave 'keypoints' out of iou_types.")
         return {category: np.asarray(own, dtype=np.float64) for category, own in sigmas.items()}, count
     count = max(counts, default=len(COCO_PERSON_SIGMAS if sigmas is None else sigmas))
-    if sigmas is None and count == len(COCO_PERSON_SIGMAS):
+    named = [tuple(category["keypoints"]) for category in truth.cats.values() if category.get("keypoints")]
+    if sigmas is None and count == len(COCO_PERSON_SIGMAS) and all(names == COCO_KEYPOINTS for names in named):
         sigmas = COCO_PERSON_SIGMAS
     elif sigmas is None:
         logger.warning("no sigmas for %d keypoints: %s for each of them", count, DEFAULT_SIGMA)

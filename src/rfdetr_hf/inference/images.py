@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..data.errors import DetectionDataError
 from ..data.formats.hub import has_tables, open_tables
-from ..data.images import IMAGE_SUFFIXES
+from ..data.images import IMAGE_SUFFIXES, walk_files
 from ..data.pipeline.pixels import decode_image
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
@@ -72,8 +72,8 @@ def find_images(
 ) -> Images:
     """The images of files and folders, in the order of their names, and the frames of videos, one at a time.
 
-    A file that is asked for twice comes once. Of folders hidden files, those of macOS (`._a.jpg`) among them, are left
-    out, and of images with several pages the first one is taken.
+    A file that is asked for twice comes once. Of folders hidden files and those of systems (`._a.jpg`, `@eaDir`) are
+    left out, and of images with several pages the first one is taken.
 
     Args:
         paths: image files, video files and folders, which are searched to the bottom; patterns such as `*.jpg`.
@@ -161,8 +161,9 @@ def _files(path: Path) -> list[Path]:
             "" if is_file or not _HUB_ID.fullmatch(path.as_posix()) else "; of a data set on the Hub give the split"
         )
         raise FileNotFoundError(f"{path} does not exist: name image files, video files and folders{on_hub}")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and p.is_file())
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    found = (Path(name) for name, _, is_file in walk_files(path) if is_file)
+    files = sorted(path / name for name in found if name.suffix.lower() in known)
     if not files:
         tables = "; it has tables: give the split of this data set" if has_tables(str(path)) else ""
         raise FileNotFoundError(f"{path} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}) and no videos{tables}")

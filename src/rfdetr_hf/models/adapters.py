@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 BASE, LORA = ".base_layer.", ".lora_"
@@ -90,19 +89,3 @@ def unmerged_state(plain: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) 
     """Undo `plain_state`, given what `adapter_state` kept."""
     merged = {name.replace(BASE, ".") for name in adapters}
     return {name: tensor for name, tensor in plain.items() if name not in merged} | dict(adapters)
-
-
-@torch.no_grad()
-def merge_adapters(model: nn.Module) -> None:
-    """Put the adapters into the weights and the plain layers back in place. Without adapters nothing happens.
-
-    Raises:
-        ValueError: an adapter is no LoRA or DoRA adapter of a linear layer, or not the only one there.
-    """
-    adapted = adapted_layers(model)
-    plain = plain_state(model, model.state_dict()) if adapted else {}
-    for name, module in adapted.items():
-        layer = module.get_base_layer()
-        layer.weight.copy_(plain[f"{name}.weight"])
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)

@@ -74,8 +74,8 @@ def image_masks(
         size: (height, width) of the masks.
         image_share: (2,) share of the canvas' (width, height) that is image; None where nothing is padded.
         threshold: Logits above it are object.
-        as_rle: Encode each mask as COCO run-lengths. Only the neighbourhood of its positive logits is resized, on the
-            CPU, one mask at a time: cost and memory are those of the objects, not of the image.
+        as_rle: Encode each mask as COCO run-lengths, on the CPU, one mask at a time and without its pixels: cost and
+            memory are those of the logits and the runs, not of the image.
 
     Returns:
         (n, height, width) bool, or n dicts of `size` and `counts` (text, so that they can be written as JSON).
@@ -145,21 +145,21 @@ def _canvas_axis(side: int, share: Tensor, cells: int, like: Tensor) -> Tensor:
 def _run_lengths(logits: Tensor, size: tuple[int, int], image_share: Tensor | None) -> list[dict[str, Any]]:
     """The run-lengths of the masks that `_resize` gives, up to the rounding of a pixel whose logit is zero.
 
-    A pixel is positive only if one of the four cells around it is.
+    Down a column of pixels logits are linear from cell to cell. Where they change sign a run begins or ends, so that
+    the cost is that of cells and columns, not of pixels.
     """
     low = logits.float().cpu().numpy()
     shares = (None, None) if image_share is None else image_share.flip(0).tolist()
     rows, columns = (_cells(side, cells, share) for side, cells, share in zip(size, low.shape[1:], shares, strict=True))
+    at = rows[0] + rows[2].astype(np.float64)
     encoded = []
     for mask in low:
-        positive = mask > 0
-        top, bottom = _reach(positive.any(axis=1), rows)
-        left, right = _reach(positive.any(axis=0), columns)
-        first, second, share = (each[left:right] for each in columns)
+        touched = (mask > 0).any(axis=0)
+        near = np.flatnonzero(touched[columns[0]] | touched[columns[1]])
+        first, second, share = (each[near] for each in columns)
         across = mask[:, first] * (1 - share) + mask[:, second] * share
-        first, second, share = (each[top:bottom, None] for each in rows)
-        inside = (across[first[:, 0]] * (1 - share) + across[second[:, 0]] * share) > 0
-        encoded.append(_encoded(inside, top, left, size))
+        column, row = _sign_changes(across, at)
+        encoded.append(_encoded(near[column] * size[0] + row, size))
     return encoded
 
 
@@ -174,24 +174,41 @@ def _cells(side: int, cells: int, share: float | None) -> tuple[np.ndarray, np.n
     return first, np.minimum(first + 1, cells - 1), at - first.astype(np.float32)
 
 
-def _reach(positive: np.ndarray, cells: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[int, int]:
-    """The first pixel that lies beside a positive cell, and the one after the last."""
-    touched = np.flatnonzero(positive[cells[0]] | positive[cells[1]])
-    return (int(touched[0]), int(touched[-1]) + 1) if len(touched) else (0, 0)
+def _sign_changes(across: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pixels of columns become positive and where they cease to be, column by column.
+
+    Args:
+        across: (cells, n) logits of n columns of pixels at the centres of the cells.
+        at: (height,) in which cell each row of pixels is, ascending.
+
+    Returns:
+        Columns, and rows: the first ones after the changes, `height` where a column ends.
+    """
+    cells, count = across.shape
+    positive = np.zeros((count, cells + 2), dtype=bool)
+    positive[:, 1:-1] = across.T > 0
+    column, gap = np.nonzero(positive[:, 1:] != positive[:, :-1])  # gap k is between cells k - 1 and k
+    between = (gap > 0) & (gap < cells)
+    before = across[np.maximum(gap - 1, 0), column].astype(np.float64)
+    after = across[np.minimum(gap, cells - 1), column].astype(np.float64)
+    zero = gap - 1 + np.divide(before, before - after, out=np.zeros(len(gap)), where=between)
+    # A pixel whose logit is zero is not positive.
+    rising = positive[column, gap + 1]
+    row = np.where(rising, np.searchsorted(at, zero, side="right"), np.searchsorted(at, zero, side="left"))
+    row[gap == 0], row[gap == cells] = 0, len(at)
+    return column, row
 
 
-def _encoded(inside: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's run-lengths of a mask (height, width) that is a part of an image, where nothing is around it."""
+def _encoded(changes: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's run-lengths of a mask of `size` (height, width).
+
+    Args:
+        changes: pixels, counted column by column, at which it changes from 0 to 1 or back; ascending. Two changes at
+            one pixel are none.
+    """
     height, width = size
-    # Pixels are counted column by column; a border of zeros ends the runs of each column.
-    padded = np.zeros((inside.shape[1], inside.shape[0] + 2), dtype=np.int8)
-    padded[:, 1:-1] = inside.T
-    column, row = np.nonzero(np.diff(padded, axis=1))
-    ends = (column + left) * height + row + top
-    # A run that goes on at the top of the next column is one run.
-    joined = np.flatnonzero(ends[1:-1:2] == ends[2::2])
-    ends = np.delete(ends, np.concatenate([2 * joined + 1, 2 * joined + 2]))
-    counts = np.diff(ends, prepend=0, append=height * width)
+    places, often = np.unique(changes, return_counts=True)
+    counts = np.diff(places[often % 2 == 1], prepend=0, append=height * width)
     if counts[-1] == 0 and len(counts) > 1:
         counts = counts[:-1]
     plain: Any = {"size": [height, width], "counts": counts.tolist()}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.adapters import has_adapters
+from ..models.adapters import adapted_layers, has_adapters, plain_state
 from ..models.configuration_rfdetr import RFDETRConfig
 from ..models.files.layouts import POSITIONS, official_keys, resize_positions
 from ..models.files.pretrained import read_state
@@ -186,6 +186,22 @@ def add_lora(
     config = peft.LoraConfig(target_modules=list(target_modules), **options)
     model.freeze_backbone()
     peft.inject_adapter_in_model(config, blocks, ADAPTER)
+
+
+@torch.no_grad()
+def merge_adapters(model: nn.Module) -> None:
+    """Put the adapters into the weights and the plain layers back in place. Without adapters nothing happens.
+
+    Raises:
+        ValueError: an adapter is no LoRA or DoRA adapter of a linear layer, or not the only one there.
+    """
+    adapted = adapted_layers(model)
+    plain = plain_state(model, model.state_dict()) if adapted else {}
+    for name, module in adapted.items():
+        layer = module.get_base_layer()
+        layer.weight.copy_(plain[f"{name}.weight"])
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
 
 
 def apply_finetuning(model: RFDETRForObjectDetection, args: Any) -> None:

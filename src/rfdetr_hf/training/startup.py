@@ -131,9 +131,12 @@ def _memory(parallel: Parallel, weights: Weights) -> str:
 
 def _output(args: RFDETRTrainingArguments, weights: Weights) -> str:
     checkpoint, model = weights.sizes()
-    when = {"no": "no checkpoints", "steps": f"a checkpoint every {args.save_steps:g} steps"}.get(
-        str(args.save_strategy), "a checkpoint at each " + ("best score" if args.save_strategy == "best" else "epoch")
-    )
+    when = {
+        "no": "no checkpoints",
+        "steps": f"a checkpoint every {args.save_steps:g} steps",
+        "best": "a checkpoint at each best score",
+        "epoch": "a checkpoint at each epoch",
+    }[args.save_strategy]
     kept = "" if args.save_strategy == "no" else f" ({_size(checkpoint)}, {args.save_total_limit or 'all'} kept)"
     best = f"best/ by {args.metric_for_best_model}" if args.eval_strategy != "no" else "no best/ without evaluations"
     return f"{os.path.abspath(args.output_dir)}: {when}{kept}, {best}, last/ ({_size(model)}), metrics.csv, train.log"

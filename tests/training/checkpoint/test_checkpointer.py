@@ -126,7 +126,7 @@ def test_the_best_model_of_an_abandoned_course_is_not_taken_for_ours(tmp_path, t
         second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert second.state.best.step == 6
     assert any("holds other weights than the best of this run (step 6)" in text for text in caplog.messages)
-    assert any("the model in memory is the average at step 18" in text for text in caplog.messages)
+    assert any("the model in memory is the EMA weights of step 18" in text for text in caplog.messages)
     left = load_file(tmp_path / "best" / "model.safetensors")
     assert all(torch.equal(of_step_12[name], left[name]) for name in left)
 

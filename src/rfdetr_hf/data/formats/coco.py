@@ -80,6 +80,10 @@ def near(folder: Path) -> str:
 def find_roboflow(root: Path) -> dict[str, CocoLocation]:
     """The splits of a Roboflow COCO export: folder name -> location. Empty when `root` is none."""
     files = sorted(file for file in root.glob(f"*/{ROBOFLOW_FILE}") if not is_hidden(file.parent.name))
+    with_file = {file.parent for file in files}
+    for folder in sorted(root.iterdir()) if files else ():
+        if folder.is_dir() and folder not in with_file and canonical_split(folder.name) is not None:
+            logger.warning("%s: has no %s, so there is no such split", folder, ROBOFLOW_FILE)
     return {file.parent.name: CocoLocation(file, (file.parent, file.parent / "images")) for file in files}
 
 
@@ -211,13 +215,13 @@ def _image_folder(
             break
     if not ranked or (probes and min(ranked)[0] == len(probes)):
         looked = ", ".join(str(path) for path in candidates)
-        others = [folders[path].of_same_name(names[0]) for path in present[-1:] if names and path in folders]
-        hint = f" (a file of this name is {others[0]})" if others and others[0] else ""
-        first = names[0] if names else "it lists none"
-        raise SplitMissingError(
-            f"{annotations.source}: none of its images ({first}, …) is in {looked}{hint}; "
-            "name the folder with image_dir=…"
-        )
+        others = [folders[path].of_same_name(name) for path in present[-1:] if path in folders for name in probes]
+        others = [other for other in others if other]
+        hint, first = f" (a file of this name is {others[0]})" if others else "", names[0] if names else "it lists none"
+        remedy = "name the folder with image_dir=…"
+        if len({os.path.dirname(other) for other in others}) > 1:
+            remedy = f"write the folders into file_name, such as {others[0]!r}, or one annotation file for each folder"
+        raise SplitMissingError(f"{annotations.source}: none of its images ({first}, …) is in {looked}{hint}; {remedy}")
     folder = folders[present[min(ranked)[2]]]
     return folder, folder.resolve(names)
 

@@ -19,7 +19,7 @@ from datasets import ClassLabel, Dataset, Image
 
 from ...tasks import TASKS
 from ..annotations import Annotations, Boxes, Labels, ReadOptions, build_dataset, map_ids, name_box
-from ..checks import find_broken, settle
+from ..checks import drop_repeated_images, find_broken, settle
 from ..errors import DetectionDataError, Problems
 from ..keypoints import ClassKeypoints
 from ..pipeline.pixels import image_size
@@ -183,8 +183,18 @@ def _finish(split: _Split, labels: Labels, name: str, options: ReadOptions) -> D
             "the label table is that of the training split: have the class there, or correct the annotation",
         )
     annotations = replace(annotations, boxes=replace(annotations.boxes, category=label))
-    settled = settle(annotations, labels, options, problems, split.masks, written=options.bbox_format or "xywh")
-    return build_dataset(settled, labels, _images_alone(split.dataset, split.image_column), name)
+    images, masks = _images_alone(split.dataset, split.image_column), split.masks
+    column = _column(images, "image")
+    inline = pc.is_valid(pc.struct_field(column, "bytes")).to_pylist()
+    paths = pc.struct_field(column, "path").to_pylist()
+    files = ["" if here or not path else os.path.realpath(path) for path, here in zip(paths, inline, strict=True)]
+    keep = drop_repeated_images(annotations, files, problems)
+    if not keep.all():
+        annotations, inside = annotations.keep_images(keep)
+        masks = masks and [masks[i] for i in inside.tolist()]
+        images = images.select(np.flatnonzero(keep))
+    settled = settle(annotations, labels, options, problems, masks, written=options.bbox_format or "xywh")
+    return build_dataset(settled, labels, images, name)
 
 
 def _image_column(dataset: Dataset, source: str) -> str:

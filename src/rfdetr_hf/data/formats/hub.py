@@ -1,6 +1,7 @@
 """What `datasets` loads: Hub ids, its builders and files, folders of `save_to_disk`, and data sets in memory."""
 
 import os
+import re
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -12,13 +13,14 @@ from datasets.exceptions import DatasetsError
 
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError
-from ..images import walk_files
+from ..images import IMAGE_SUFFIXES, walk_files
 from . import Found
 from .columns import normalise_splits
 
 # Files that may hold a column of objects. Folders of images or texts alone would load too, but as something else.
-_TABLES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv", ".zip", ".tar", ".gz", ".zst")
+_TABLES = re.compile(r"\.((parquet|arrow|jsonl?|csv|tsv|tar)(\.(gz|zst|bz2|xz))?|tgz|zip)$", re.IGNORECASE)
 _MAX_FILES = 100_000
+_MAX_BARREN_FOLDERS = 2_000
 _FAULTS = (OSError, ValueError, KeyError, NotImplementedError, pa.ArrowException, DatasetsError)
 
 
@@ -88,8 +90,25 @@ def read(found: Found, splits: Mapping[str, Any], options: ReadOptions) -> dict[
 
 
 def has_tables(root: str) -> bool:
-    """Whether files that `datasets` may read are below a folder."""
-    return any(relative.lower().endswith(_TABLES) for relative, _, _ in islice(walk_files(root), _MAX_FILES))
+    """Whether files that `datasets` may read are below a folder.
+
+    Raises:
+        DetectionDataError: the tree is a system's or a home, and no data set; `datasets` would search it for minutes.
+    """
+    folders: dict[str, bool] = {}
+    tables = False
+    for relative, _, _ in islice(walk_files(root), _MAX_FILES):
+        folder, name = os.path.split(relative)
+        is_table = _TABLES.search(name) is not None
+        tables |= is_table
+        is_data = is_table or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        folders[folder] = folders.get(folder, False) or is_data
+    barren = sum(not is_data for is_data in folders.values())
+    if tables and barren > _MAX_BARREN_FOLDERS:
+        raise DetectionDataError(
+            f"{root}: {barren} folders hold neither images nor tables; give the folder of the data set itself"
+        )
+    return tables
 
 
 def _load(source: str, load: Any, root: str, **options: Any) -> Any:

@@ -30,10 +30,10 @@ def set_max_image_pixels(count: int) -> None:
     """Let images have up to so many pixels, in this process and in those that it starts from now on.
 
     Raises:
-        ValueError: the count is not positive.
+        ValueError: the count is no positive integer.
     """
-    if count < 1:
-        raise ValueError(f"max_image_pixels={count}: give a number of pixels of at least 1")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"max_image_pixels={count!r}: give a number of pixels of at least 1")
     # Workers that are spawned know the environment alone.
     os.environ[_LIMIT_VARIABLE] = str(count)
 
@@ -100,8 +100,11 @@ def image_size(value: Any, example: Mapping[str, Any]) -> tuple[int, int]:
         return _shown(image.size, _orientation_before_load(image))
 
 
-def check_image(example: Mapping[str, Any], *, decode: bool) -> None:
+def check_image(example: Mapping[str, Any], *, decode: bool) -> bool:
     """Raise `DetectionDataError` when `decode_image` would, at a third of its cost for JPEG files.
+
+    Returns:
+        Whether the picture has more than 8 bits, and numbers beyond the example's ``value_range``, which are cut off.
 
     Args:
         example: as for `decode_image`.
@@ -114,6 +117,12 @@ def check_image(example: Mapping[str, Any], *, decode: bool) -> None:
             # An eighth of the size in grey: libjpeg still walks through the whole stream, so a cut is noticed.
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
+        value_range = example.get("value_range")
+        if not decode or value_range is None or not is_deep(image):
+            return False
+        pixels = np.asarray(image)
+        find_range(pixels)  # raises where they are not finite
+        return bool(pixels.min() < value_range[0] or pixels.max() > value_range[1])
 
 
 @contextmanager
