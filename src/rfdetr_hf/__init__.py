@@ -14,6 +14,7 @@ PUBLIC_NAMES = {
     "models.segmentation": ("RFDETRForInstanceSegmentation", "RFDETRInstanceSegmentationOutput"),
     "models.keypoints": ("RFDETRForKeypointDetection", "RFDETRKeypointDetectionOutput"),
     "models.image_processing_rfdetr": ("RFDETRImageProcessor",),
+    "models.adapters": ("add_lora", "merge_adapters"),
     "models.files.auto": ("load_model", "load_processor", "model_class"),
     "losses.criterion": ("RFDETRCriterion",),
     "losses.matcher": ("HungarianMatcher",),
@@ -45,7 +46,7 @@ PUBLIC_NAMES = {
     "training.optimization": ("build_optimizer", "build_param_groups", "build_scheduler"),
     "training.multi_scale": ("compute_scales",),
     "training.finetuning": (
-        "add_lora", "freeze_encoder_blocks", "load_class_rows", "load_parts", "merge_adapters", "part_of", "train_only",
+        "freeze_encoder_blocks", "load_class_rows", "load_parts", "part_of", "train_only",
     ),
     "training.console": ("log_to_console",),
     "training.launching": ("check_run_directory", "resume_hint"),
@@ -53,7 +54,7 @@ PUBLIC_NAMES = {
     "training.processes": ("run_processes",),
     "training.status": ("STATUS_EXIT_CODES", "read_status", "status_line"),
     "evaluation.evaluator": ("CocoEvaluator",),
-    "choices": ("BACKENDS", "is_official"),
+    "choices": ("BACKENDS", "install_hint", "is_official"),
     "evaluation.run": ("DetectorEvaluation", "check_output", "evaluate_detector"),
     "evaluation.analysis": ("DetectionAnalysis",),
     "evaluation.by_image": ("predictions_by_image", "truth_by_image"),
@@ -82,6 +83,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .models.keypoints import RFDETRForKeypointDetection as RFDETRForKeypointDetection
     from .models.keypoints import RFDETRKeypointDetectionOutput as RFDETRKeypointDetectionOutput
     from .models.image_processing_rfdetr import RFDETRImageProcessor as RFDETRImageProcessor
+    from .models.adapters import add_lora as add_lora, merge_adapters as merge_adapters
     from .models.files.auto import load_model as load_model, load_processor as load_processor
     from .models.files.auto import model_class as model_class
     from .losses.criterion import RFDETRCriterion as RFDETRCriterion
@@ -116,9 +118,9 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.optimization import build_optimizer as build_optimizer, build_param_groups as build_param_groups
     from .training.optimization import build_scheduler as build_scheduler
     from .training.multi_scale import compute_scales as compute_scales
-    from .training.finetuning import add_lora as add_lora, freeze_encoder_blocks as freeze_encoder_blocks
+    from .training.finetuning import freeze_encoder_blocks as freeze_encoder_blocks
     from .training.finetuning import load_class_rows as load_class_rows, load_parts as load_parts
-    from .training.finetuning import merge_adapters as merge_adapters, part_of as part_of, train_only as train_only
+    from .training.finetuning import part_of as part_of, train_only as train_only
     from .training.console import log_to_console as log_to_console
     from .training.launching import check_run_directory as check_run_directory, resume_hint as resume_hint
     from .training.parent import end_with_launcher as end_with_launcher
@@ -126,7 +128,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.status import STATUS_EXIT_CODES as STATUS_EXIT_CODES, read_status as read_status
     from .training.status import status_line as status_line
     from .evaluation.evaluator import CocoEvaluator as CocoEvaluator
-    from .choices import BACKENDS as BACKENDS, is_official as is_official
+    from .choices import BACKENDS as BACKENDS, install_hint as install_hint, is_official as is_official
     from .evaluation.run import DetectorEvaluation as DetectorEvaluation, check_output as check_output
     from .evaluation.run import evaluate_detector as evaluate_detector
     from .evaluation.analysis import DetectionAnalysis as DetectionAnalysis

@@ -41,3 +41,8 @@ EXPORT_FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 def is_official(source: str | Path) -> bool:
     """Whether `source` is named like a file of the official package (`.pth`, `.pt`, `.ckpt`, in any case)."""
     return Path(source).suffix.lower() in OFFICIAL_SUFFIXES
+
+
+def install_hint(extra: str) -> str:
+    """How to install an extra; while there is no release, that is from a clone."""
+    return f"install the extra {extra!r}: python -m pip install -e '.[{extra}]' in the clone of rfdetr_hf"

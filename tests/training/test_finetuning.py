@@ -12,14 +12,12 @@ from rfdetr_hf import (
     RFDETRTrainingArguments,
     make_shapes_dataset,
 )
-from rfdetr_hf.models.adapters import adapter_state, has_adapters, plain_state, unmerged_state
+from rfdetr_hf.models.adapters import adapter_state, add_lora, has_adapters, merge_adapters, plain_state, unmerged_state
 from rfdetr_hf.models.backbone import resize_position_table
 from rfdetr_hf.training.finetuning import (
-    add_lora,
     freeze_encoder_blocks,
     load_class_rows,
     load_parts,
-    merge_adapters,
     part_of,
     train_only,
 )

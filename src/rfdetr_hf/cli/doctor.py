@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
-from .. import parse_arguments
+from .. import install_hint, parse_arguments
 
 PACKAGE = "rfdetr-hf"
 DESCRIPTION = """Print versions, devices, optional packages with the command that installs them,
@@ -59,7 +59,7 @@ def _extras() -> list[str]:
     lines = []
     for extra, names in extras.items():
         missing = [name for name in names if _installed(name) is None]
-        state = "installed" if not missing else f"without {', '.join(missing)}: pip install '{PACKAGE}[{extra}]'"
+        state = "installed" if not missing else f"without {', '.join(missing)}: {install_hint(extra)}"
         lines.append(f"{extra}: {state}")
     return lines
 

@@ -10,7 +10,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from ..choices import BACKENDS
+from ..choices import BACKENDS, install_hint
 from .detection_table import DetectionTable
 from .ground_truth import Truths, make_coco, renumbered, silenced, truth_arrays
 
@@ -312,7 +312,7 @@ def _start_ultrafast(truth: COCO, detections: DetectionTable, image_ids: np.ndar
         import ultrafast_pycocotools as ultrafast
     except ImportError as error:
         raise ImportError(
-            "backend='ultrafast' needs the package ultrafast-pycocotools: pip install 'rfdetr-hf[fast-eval]'"
+            f"backend='ultrafast' needs the package ultrafast-pycocotools; {install_hint('fast-eval')}"
         ) from error
     content: Any = truth.dataset
     theirs = ultrafast.COCO(content, verbose=False)

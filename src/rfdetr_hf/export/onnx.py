@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..choices import install_hint
 from .parity import Runner
 from .wrapper import FixedSizeDetector, export_program
 
@@ -24,7 +25,7 @@ def _require(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"ONNX export needs {name}; install the extra: pip install 'rfdetr-hf[onnx]'") from error
+        raise ImportError(f"ONNX export needs {name}; {install_hint('onnx')}") from error
 
 
 def write_onnx(

@@ -13,6 +13,8 @@ from string import Template
 from huggingface_hub import HfApi, RepoCard
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
+from ..choices import install_hint
+
 # What the demo imports; a test compares.
 REQUIREMENTS = (
     "gradio", "torch", "transformers", "accelerate", "datasets", "safetensors", "huggingface-hub", "pycocotools",
@@ -63,7 +65,7 @@ def write_space(folder: str | Path, model: str, title: str) -> None:
     try:
         versions = {name: version(name).split("+")[0] for name in REQUIREMENTS}
     except PackageNotFoundError as error:
-        raise ImportError(f"the Space needs the version of {error.name} here: pip install 'rfdetr-hf[demo]'") from error
+        raise ImportError(f"the Space needs the version of {error.name} here; {install_hint('demo')}") from error
     (folder / "requirements.txt").write_text("".join(f"{name}=={number}\n" for name, number in versions.items()))
     names = {"model": json.dumps("model" if local else model), "title": json.dumps(title, ensure_ascii=False)}
     (folder / "app.py").write_text(_APP.format(**names), encoding="utf-8")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..choices import install_hint
 from ..drawing import DrawingStyle, draw_detections
 from ..tasks import TASKS
 from .detector import ImageDetector, above, class_thresholds, load_detector
@@ -43,7 +44,7 @@ def build_demo(
     try:
         import gradio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError(f"the demo needs gradio: install the extra demo ({error})") from error
+        raise ImportError(f"the demo needs gradio ({error}); {install_hint('demo')}") from error
     gr: Any = gradio
     viewer = _Viewer(load_detector(name_or_path, device, LEAST_SCORE, revision=revision))
     with gr.Blocks(title=title or name_or_path, analytics_enabled=False) as demo:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import datasets
 from PIL import Image
 
+from ..choices import install_hint
 from ..data.errors import DetectionDataError
 from ..data.formats.hub import has_tables, open_tables
 from ..data.images import IMAGE_SUFFIXES, walk_files
@@ -261,7 +262,7 @@ def _frames_of_imageio(file: Path) -> Iterator[tuple[int, Image.Image]]:
     try:
         import imageio.v3 as imageio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError(f"{file}: videos need OpenCV or imageio: pip install 'rfdetr-hf[video]'") from error
+        raise ImportError(f"{file}: videos need OpenCV or imageio; {install_hint('video')}") from error
     frames: Iterator[Any] = iter(imageio.imiter(file))
     for number in range(sys.maxsize):
         try:

@@ -2,14 +2,13 @@
 
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..models.adapters import adapted_layers, has_adapters, plain_state
+from ..models.adapters import add_lora, has_adapters
 from ..models.configuration_rfdetr import RFDETRConfig
 from ..models.files.layouts import POSITIONS, official_keys, resize_positions
 from ..models.files.pretrained import read_state
@@ -17,7 +16,6 @@ from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
 logger = logging.getLogger(__name__)
 
-ADAPTER = "default"
 _CLASS_HEADS = re.compile(r"(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 
 # Parts of a model by the beginnings of parameter names; what fits none of them belongs to the heads.
@@ -136,72 +134,6 @@ def load_class_rows(model: RFDETRForObjectDetection, source: str | Path, **hub_o
         if _CLASS_HEADS.match(name):
             tensor[ours] = found[name][theirs].to(tensor)
     return [names[row] for row in ours]
-
-
-# ---------------------------------------------------------------------------------------------------- adapters
-
-
-def add_lora(
-    model: RFDETRForObjectDetection,
-    rank: int = 16,
-    alpha: float = 16.0,
-    dropout: float = 0.0,
-    target_modules: Sequence[str] = ("query", "key", "value"),
-    use_dora: bool = False,
-    first_block: int = 0,
-) -> None:
-    """Freeze the encoder and give linear layers of its blocks low-rank adapters, which are trained in its place.
-
-    An adapted layer computes `W x + b + alpha / rank * B A x` (LoRA, arXiv:2106.09685). DoRA (arXiv:2402.09353) scales
-    the rows of `W + alpha / rank * B A` to a learned length besides. Both start as the layer was.
-
-    Args:
-        model: is changed in place; projector, decoder and heads stay as they are.
-        rank: inner dimension of the adapters.
-        alpha: see the formula.
-        dropout: rate in front of the adapters.
-        target_modules: out of query, key, value, dense, fc1, fc2.
-        use_dora: DoRA instead of LoRA.
-        first_block: blocks before it get no adapters.
-
-    Raises:
-        ImportError: without peft.
-        ValueError: for layers or blocks that the encoder does not have, or a model with adapters.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError("adapters need peft; install the extra: pip install 'rfdetr-hf[lora]'") from error
-    if has_adapters(model):
-        raise ValueError("the model has adapters already; merge them first with merge_adapters")
-    vit: Any = model.get_submodule("backbone.0").vit
-    # Blocks after the last tap never run: adapters in them would wait for gradients in vain.
-    if not 0 <= first_block < vit.taps[-1]:
-        raise ValueError(f"blocks from {first_block} on: the encoder uses {vit.taps[-1]}, so none is left for adapters")
-    blocks = nn.ModuleList(vit.layers[first_block : vit.taps[-1]])
-    known = {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
-    if not target_modules or set(target_modules) - known:
-        raise ValueError(f"target modules {sorted(target_modules)}: choose among {', '.join(sorted(known))}")
-    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_dora": use_dora}
-    config = peft.LoraConfig(target_modules=list(target_modules), **options)
-    model.freeze_backbone()
-    peft.inject_adapter_in_model(config, blocks, ADAPTER)
-
-
-@torch.no_grad()
-def merge_adapters(model: nn.Module) -> None:
-    """Put the adapters into the weights and the plain layers back in place. Without adapters nothing happens.
-
-    Raises:
-        ValueError: an adapter is no LoRA or DoRA adapter of a linear layer, or not the only one there.
-    """
-    adapted = adapted_layers(model)
-    plain = plain_state(model, model.state_dict()) if adapted else {}
-    for name, module in adapted.items():
-        layer = module.get_base_layer()
-        layer.weight.copy_(plain[f"{name}.weight"])
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
 
 
 def apply_finetuning(model: RFDETRForObjectDetection, args: Any) -> None:

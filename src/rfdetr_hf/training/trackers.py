@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..arguments.training import RFDETRTrainingArguments
+from ..choices import install_hint
 from ..data.pipeline.pixels import decode_image
 from ..data.schema import has_keypoints, keypoint_schema
 from ..drawing import DrawingStyle, draw_detections
@@ -40,8 +41,8 @@ def check_trackers(names: Sequence[str]) -> None:
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}, or none"
             raise ValueError(f"report_to: unknown tracker {name!r}; {hint}")
         if name not in installed:
-            package = "'rfdetr-hf[trackers]'" if name in IN_EXTRA else name
-            raise ImportError(f"report_to={name} needs a package that is missing: pip install {package}")
+            remedy = install_hint("trackers") if name in IN_EXTRA else f"pip install {name}"
+            raise ImportError(f"report_to={name} needs a package that is missing: {remedy}")
 
 
 class TrackerCallback(TrainerCallback):

@@ -21,7 +21,7 @@ from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
 from ..hub.push import HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
-from ..models.adapters import has_adapters
+from ..models.adapters import has_adapters, merge_adapters
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .best import BestModel
@@ -37,7 +37,7 @@ from .distributed import allow_tf32, build_accelerator, replace_precision
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .evaluation_methods import EvaluationMethods
-from .finetuning import apply_finetuning, in_float32, merge_adapters
+from .finetuning import apply_finetuning, in_float32
 from .loaders import batch_to_device, build_train_loader, choose_processor
 from .meters import LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step

@@ -22,7 +22,6 @@ from ..status import FILE as STATUS
 from .directory import (
     MANIFEST,
     SET_ASIDE,
-    CheckpointError,
     about,
     aside_folder,
     atomic_directory,
@@ -35,9 +34,9 @@ from .directory import (
     set_aside,
     step_of,
     time_line_of,
-    verify,
 )
 from .lock import LockLost, RunLock
+from .resume import find_checkpoint, is_new
 from .timeline import TimeLine
 
 logger = logging.getLogger(__name__)
@@ -211,7 +210,7 @@ class RunDirectory:
         def prepare() -> Path | None:
             clean_leftovers(self.root)
             recorded = self._recorded_line()
-            checkpoint = self._find(resume, recorded)
+            checkpoint = find_checkpoint(resume, self.root, recorded, self._earlier())
             self._is_new = checkpoint is None
             self._by_name = checkpoint is not None and str(resume).lower() not in ("true", "auto")
             if checkpoint is None and self._earlier():
@@ -293,32 +292,6 @@ class RunDirectory:
                 "others away"
             )
         return max(marks, key=lambda mark: len(mark.segments), default=None)
-
-    def _find(self, resume: bool | str | None, line: TimeLine | None) -> Path | None:
-        if is_new(resume):
-            return None
-        if str(resume).lower() not in ("true", "auto"):
-            checkpoint = Path(str(resume))
-            verify(checkpoint)
-            if (checkpoint / "preprocessor_config.json").exists() and not (checkpoint / "trainer_state.json").exists():
-                raise CheckpointError(
-                    f"resume_from_checkpoint={resume} is a model, not a checkpoint to resume from; start a new run "
-                    f"from its weights with model_name_or_path={resume}"
-                )
-            mark = time_line_of(checkpoint)
-            is_here = self.root.resolve() in checkpoint.resolve().parents
-            same_run = line is not None and mark is not None and line.same_run(mark)
-            if (not is_here or (line is not None and mark is not None)) and not same_run and self._earlier():
-                raise FileExistsError(
-                    f"resume_from_checkpoint={resume} is of another run than the one in output_dir {self.root} "
-                    f"({self._earlier()[0].name}); choose another output_dir for what follows, or go on with the run "
-                    "there by resume_from_checkpoint=True"
-                )
-            return checkpoint
-        newest = latest_valid_checkpoint(self.root, line)
-        if newest is None and (str(resume).lower() == "true" or list_checkpoints(self.root, line)):
-            raise FileNotFoundError(f"resume_from_checkpoint: no valid checkpoint in {self.root}; start without it")
-        return newest
 
     def _check_same_arguments(self, arguments: Mapping[str, Any]) -> None:
         """A run that ended before its first checkpoint may start over; another may not take its place."""
@@ -416,8 +389,3 @@ class RunDirectory:
                 raise PermissionError(
                     errno.EACCES, "the run writes into it, and may not; change its permissions", str(path)
                 )
-
-
-def is_new(resume: bool | str | None) -> bool:
-    """Whether `resume_from_checkpoint` asks for a run from the start, whatever there is."""
-    return resume is None or str(resume).lower() == "false"

@@ -1,0 +1,55 @@
+"""What `resume_from_checkpoint` (`--resume`) accepts, and the checkpoint that it means."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .directory import CheckpointError, latest_valid_checkpoint, list_checkpoints, time_line_of, verify
+from .timeline import TimeLine
+
+
+def is_new(resume: bool | str | None) -> bool:
+    """Whether `resume_from_checkpoint` asks for a run from the start, whatever there is."""
+    return resume is None or str(resume).lower() == "false"
+
+
+def find_checkpoint(
+    resume: bool | str | None, root: Path, line: TimeLine | None, earlier: Sequence[Path]
+) -> Path | None:
+    """The checkpoint to go on from; None for a start from the beginning.
+
+    Args:
+        resume: None or False for none; True for the newest valid checkpoint of `root`; "auto" likewise, if one was ever
+            written; else a folder.
+        root: the run directory.
+        line: its time line.
+        earlier: what an earlier run has written there.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or under "auto" none that is valid.
+        FileExistsError: `root` holds another run than that of the folder.
+        CheckpointError: the folder is no valid checkpoint.
+    """
+    if is_new(resume):
+        return None
+    if str(resume).lower() in ("true", "auto"):
+        newest = latest_valid_checkpoint(root, line)
+        if newest is None and (str(resume).lower() == "true" or list_checkpoints(root, line)):
+            raise FileNotFoundError(f"resume_from_checkpoint: no valid checkpoint in {root}; start without it")
+        return newest
+    checkpoint = Path(str(resume))
+    verify(checkpoint)
+    if (checkpoint / "preprocessor_config.json").exists() and not (checkpoint / "trainer_state.json").exists():
+        raise CheckpointError(
+            f"resume_from_checkpoint={resume} is a model, not a checkpoint to resume from; start a new run "
+            f"from its weights with model_name_or_path={resume}"
+        )
+    mark = time_line_of(checkpoint)
+    is_here = root.resolve() in checkpoint.resolve().parents
+    same_run = line is not None and mark is not None and line.same_run(mark)
+    if (not is_here or (line is not None and mark is not None)) and not same_run and earlier:
+        raise FileExistsError(
+            f"resume_from_checkpoint={resume} is of another run than the one in output_dir {root} "
+            f"({earlier[0].name}); choose another output_dir for what follows, or go on with the run "
+            "there by resume_from_checkpoint=True"
+        )
+    return checkpoint
