@@ -12,6 +12,7 @@ from PIL import Image
 from rfdetr_hf import load_detection_dataset, make_shapes_dataset
 from rfdetr_hf.data.schema import category_ids, class_names, keypoint_schema
 from rfdetr_hf.evaluation import plots
+from rfdetr_hf.evaluation.advice import class_advice
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.evaluation.report import write_results
 from rfdetr_hf.evaluation.run import evaluate_detector
@@ -74,6 +75,34 @@ def test_results_need_no_plots(shapes, tmp_path, monkeypatch):
         evaluate_detector(forgetful(shapes), shapes, output_dir=tmp_path / "plain")
     with pytest.raises(ValueError, match="needs an output_dir"):
         evaluate_detector(forgetful(shapes), shapes, report=True)
+
+
+def test_advice_names_the_dearest_error_of_a_class(shapes):
+    """All found; every second forgotten; boxes moved by a third; every second object taken for the next class."""
+    def altered(change):
+        rows = iter(shapes.select_columns(["objects"]))
+
+        def detect(images):
+            found = []
+            for _ in images:
+                objects = next(rows)["objects"]
+                boxes = torch.tensor(objects["bbox"]).reshape(-1, 4)
+                boxes[:, 2:] += boxes[:, :2]
+                labels = torch.tensor(objects["category"], dtype=torch.int64)
+                boxes, labels = change(boxes, labels)
+                found.append({"boxes": boxes, "labels": labels, "scores": torch.full((len(boxes),), 0.9)})
+            return found
+
+        return " ".join(class_advice(evaluate_detector(detect, shapes).analysis))
+
+    def moved(boxes, labels):
+        side = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+        return torch.cat([boxes, boxes + 0.4 * side, boxes - 0.4 * side]), labels.repeat(3)
+
+    assert altered(lambda boxes, labels: (boxes, labels)).count("Good.") == 3
+    assert "are missed" in altered(lambda boxes, labels: (boxes[::3], labels[::3]))
+    assert "most of the type localisation" in altered(moved)
+    assert "are taken for" in altered(lambda boxes, labels: (boxes, (labels + torch.arange(len(labels)) % 2) % 3))
 
 
 def test_drawn_boxes_have_the_colour_of_their_fate(shapes):

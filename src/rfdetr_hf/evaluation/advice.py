@@ -3,12 +3,18 @@
 import numpy as np
 
 from .analysis import DetectionAnalysis
+from .error_types import KINDS
 from .metrics import least_scores
 
 _FEW = 20  # objects, below which a score says little
 _SMALL = 32**2  # COCO's limit in pixels
 _SHARE = 0.15  # of a class's objects, from which an error is worth a sentence
 _LOOSE = 0.35  # of AP75 below AP50
+_AGAINST = {
+    "localisation": "their boxes overlap objects too little; train longer, or check how tightly boxes are drawn.",
+    "duplicate": "objects are found twice; train longer, or raise its threshold.",
+    "background": "look for objects without a label, add images without it, or raise its threshold.",
+}
 
 
 def class_advice(analysis: DetectionAnalysis) -> list[str]:
@@ -19,7 +25,8 @@ def class_advice(analysis: DetectionAnalysis) -> list[str]:
     """
     evaluation, matrix = analysis.evaluation, analysis.confusion
     truths, matches, names = evaluation.truths, evaluation.matches, evaluation.class_names
-    right = matches.correct & (matches.score >= least_scores(analysis.threshold))
+    above = matches.score >= least_scores(analysis.threshold)
+    right, kinds = matches.correct & above, analysis.errors.kind
     found = np.zeros(len(truths.category), dtype=bool)
     found[matches.truth[right]] = True
     lines = []
@@ -48,10 +55,10 @@ def class_advice(analysis: DetectionAnalysis) -> list[str]:
         elif worst == "taken":
             text = f"{share} are taken for {names[rival]}: check the labels of both, and add images of them."
         else:
-            text = (
-                f"{costs[worst]} detections where nothing is labelled, beside {objects} objects: look for objects "
-                "without a label, add images without it, or raise its threshold."
-            )
+            mine = kinds[above & matches.wrong & (matches.category == k)]
+            kind = KINDS[np.bincount(mine, minlength=len(KINDS)).argmax()]
+            found_alone = f"{costs[worst]} wrong detections beside {objects} objects, most of the type {kind}: "
+            text = found_alone + _AGAINST.get(kind, _AGAINST["background"])
         few = f"Only {objects} objects: the scores are uncertain. " if objects < _FEW else ""
         lines.append(few + text)
     return lines
