@@ -9,8 +9,9 @@ import sys
 import time
 
 import pytest
+from datasets import DatasetDict
 
-from rfdetr_hf import read_status
+from rfdetr_hf import make_shapes_dataset, read_status
 from rfdetr_hf.training.checkpoint.tree import load_tree
 
 TINY = {
@@ -25,9 +26,10 @@ TINY = {
 
 @pytest.mark.timeout(600)
 def test_fit_starts_two_processes_that_train_together_save_at_a_signal_and_answer_with_75(tmp_path):
-    run = tmp_path / "run"
+    run, data = tmp_path / "run", str(tmp_path / "shapes")
+    DatasetDict(train=make_shapes_dataset(8, image_size=64, seed=1)).save_to_disk(data)
     words = [
-        "synthetic-shapes", "--from_scratch", "--imgsz", "64", "--config_overrides", json.dumps(TINY), "--output_dir",
+        data, "--from_scratch", "--imgsz", "64", "--config_overrides", json.dumps(TINY), "--output_dir",
         str(run), "--max_steps", "2000", "--batch_size", "1", "--grad_accum_steps", "1", "--eval_strategy", "no",
         "--save_strategy", "steps", "--save_steps", "5", "--audit", "off", "--multi_scale", "off", "--workers", "0",
         "--device", "cpu", "--num_processes", "2",
@@ -45,7 +47,7 @@ def test_fit_starts_two_processes_that_train_together_save_at_a_signal_and_answe
         process.kill()
     assert process.returncode == 75, out[-4000:]
     assert "2 processes on the CPU" in out and read_status(run)["state"] == "preempted"
-    hint = r"Go on from there with:\n  rfdetr-hf fit synthetic-shapes .*--num_processes 2 --resume$"
+    hint = r"Go on from there with:\n  rfdetr-hf fit \S+ .*--num_processes 2 --resume$"
     assert re.search(hint, out, re.M)
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert len(load_tree(newest / "rank_states.safetensors")) == 2

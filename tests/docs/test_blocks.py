@@ -41,6 +41,8 @@ def check_script(path, argv, monkeypatch):
 def check_verb(argv, monkeypatch):
     """Parse the arguments of one verb of the `rfdetr-hf` command."""
     verb, *rest = argv
+    # What a run leaves stands for any file of options.
+    rest = ["examples/configs/quickstart.yaml" if word.endswith("/args.yaml") else word for word in rest]
     module = importlib.import_module(f"rfdetr_hf.cli.{verb}")
     for name in (*VERBS, "trained"):
         each = importlib.import_module(f"rfdetr_hf.cli.{name}")

@@ -114,9 +114,7 @@ def test_names_are_texts_everywhere(shapes, tmp_path):
     names = ["=cmd|' /C calc'!A0", "<script>alert(1)</script>", "a\n\x1b[31mb"]
     category = List(ClassLabel(names=names))
     renamed = shapes.cast_column("objects", {**shapes.features["objects"], "category": category})
-    done = evaluate_detector(
-        forgetful(renamed), renamed, output_dir=tmp_path, report=True
-    )
+    done = evaluate_detector(forgetful(renamed), renamed, output_dir=tmp_path, report=True)
     with (tmp_path / "per_class.csv").open(newline="") as file:
         assert [row["name"] for row in csv.DictReader(file)] == ["'" + names[0], *names[1:]]
     assert json.loads((tmp_path / "thresholds.json").read_text()).keys() <= set(names)

@@ -33,8 +33,9 @@ class DataArguments:
         None, "Names, skeleton, flip_pairs and sigmas of the keypoints of each class (JSON, a YAML mapping or a file)."
     )
     data_hash: dict | str | None = option(
-        None, "Checksums that the splits must have, as args.yaml of a run holds them (JSON, a YAML mapping); {} for "
-        "any data."
+        None,
+        "Checksums that the splits must have, as args.yaml of a run holds them (JSON, a YAML mapping); {} for "
+        "any data.",
     )
 
     def __post_init__(self) -> None:

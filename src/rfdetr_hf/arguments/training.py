@@ -238,7 +238,8 @@ class RFDETRTrainingArguments(RuntimeFacts):
     logging_steps: float = option(50, "Steps between log lines (below 1: a share of all steps).", POSITIVE)
     logging_first_step: bool = option(True, "Log the first step.", no="Do not log the first step.")
     plots: bool = option(
-        True, "Draw labels.jpg, train_batch.jpg, results.png, val_pred.jpg, curves, and the pictures of report.html.",
+        True,
+        "Draw labels.jpg, train_batch.jpg, results.png, val_pred.jpg, curves, and the pictures of report.html.",
         no="Draw no pictures; the report has tables and sentences.",
     )
     disable_tqdm: bool = option(False, "No progress bar.")

@@ -208,9 +208,7 @@ def draw_labels_and_detections(
         found = np.flatnonzero((matches.image == place) & above)
         found = found[np.argsort(-matches.score[found], kind="stable")].tolist()  # the first labels choose their place
         objects = [(_object_shape(evaluation, t, True), truths.category[t], "") for t in there]
-        detections = [
-            (_detection_shape(analysis, m), matches.category[m], f" {matches.score[m]:.2f}") for m in found
-        ]
+        detections = [(_detection_shape(analysis, m), matches.category[m], f" {matches.score[m]:.2f}") for m in found]
         for pictures, described in ((labelled, objects), (detected, detections)):
             for shape, label, score in described:
                 shape.colour = COLOURS[label % len(COLOURS)]

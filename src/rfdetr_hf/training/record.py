@@ -84,7 +84,7 @@ class RunRecord:
 
 def _plain(options: Any) -> dict[str, Any]:
     """The fields of a dataclass of options without secrets, local paths from the root on."""
-    values = without_secrets(dataclasses.asdict(options))
+    values = without_secrets({k: v for k, v in dataclasses.asdict(options).items() if not k.startswith("_")})
     for name in _PATHS:
         path = os.path.expanduser(str(values.get(name) or ""))
         if path and path not in VARIANTS and os.path.exists(path):  # a variant is no folder, whatever its name
