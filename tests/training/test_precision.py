@@ -94,4 +94,4 @@ def test_a_run_resumes_in_the_precision_of_its_checkpoint(tmp_path, tiny_model, 
     assert set(dtypes) == {torch.bfloat16} and trainer.accelerator.mixed_precision == "bf16"
     changed = next(message for message in caplog.messages if "arguments changed" in message)
     assert "goes on in bf16" in caplog.text and "precision" not in changed and "bf16" not in changed
-    assert json.loads((tmp_path / "training_args.json").read_text())["mixed_precision"] == "bf16"
+    assert trainer.state.identity["arguments"]["mixed_precision"] == "bf16"
