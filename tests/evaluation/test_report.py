@@ -79,6 +79,7 @@ def test_results_need_no_plots(shapes, tmp_path, monkeypatch):
 
 def test_advice_names_the_dearest_error_of_a_class(shapes):
     """All found; every second forgotten; boxes moved by a third; every second object taken for the next class."""
+
     def altered(change):
         rows = iter(shapes.select_columns(["objects"]))
 
