@@ -439,9 +439,9 @@ def test_an_unknown_option_is_refused():
     [
         (["--learning_rat", "1e-4"], ["learning_rat", "did you mean 'learning_rate'"]),
         (["--learning_rate", "fast"], ["learning_rate", "fast"]),
-        (["--use_ema", "perhaps"], ["use_ema", "perhaps"]),
+        (["--use_ema=perhaps"], ["use_ema", "perhaps"]),
         (["--per_device_train_batch_size", "2.5"], ["per_device_train_batch_size", "2.5"]),
-        (["--resolution", "100"], ["resolution 100", "96 or 128"]),
+        (["--from_scratch", "--resolution", "100"], ["resolution 100", "96 or 128"]),
         (["--skip_best_epochs", "-1"], ["skip_best_epochs"]),
         (["--lr_scheduler_type", "stairs"], ["lr_scheduler_type", "stairs"]),
     ],

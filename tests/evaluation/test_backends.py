@@ -136,7 +136,7 @@ def test_unknown_choices_are_refused():
 def test_a_missing_backend_names_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ultrafast_pycocotools", None)
     truth, predictions = random_coco(3)
-    with pytest.raises(ImportError, match=r"rfdetr-hf\[fast-eval\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[fast-eval\]'"):
         scored(truth, predictions, backend="ultrafast").run()
 
 

@@ -82,7 +82,7 @@ def test_arguments_that_do_not_fit(detector, tmp_path):
 
 def test_missing_package_names_the_extra(detector, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match=r"rfdetr-hf\[onnx\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[onnx\]'"):
         export_model(detector, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 

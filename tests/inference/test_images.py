@@ -85,7 +85,7 @@ def test_a_video_without_a_reader_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / "clip.mp4").write_bytes(b"x")
     for name in ("cv2", "imageio", "imageio.v3"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"rfdetr-hf\[video\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[video\]'"):
         list(find_images([tmp_path / "clip.mp4"]))
 
 

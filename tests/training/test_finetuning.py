@@ -213,7 +213,7 @@ def test_adapters_that_do_not_fit(model, monkeypatch):
     with pytest.raises(ValueError, match="the encoder uses 2, so none is left"):
         add_lora(model, first_block=2)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"rfdetr-hf\[lora\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[lora\]'"):
         add_lora(model)
 
 

@@ -184,7 +184,7 @@ def test_nothing_is_reported_by_default(tmp_path, tiny_model, shapes):
 
 def test_a_missing_tracker_names_the_extra_before_the_run(tmp_path, tiny_model, shapes, monkeypatch):
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: [])
-    with pytest.raises(ImportError, match=r"report_to=wandb .* pip install 'rfdetr-hf\[trackers\]'"):
+    with pytest.raises(ImportError, match=r"report_to=wandb .* pip install -e '\.\[trackers\]'"):
         RFDETRTrainer(tiny_model(), arguments(tmp_path, report_to="wandb"), shapes, shapes)
     with pytest.raises(ImportError, match="pip install aim"):
         check_trackers(["aim"])

@@ -328,12 +328,12 @@ def _settle_keypoints(annotations: Annotations, problems: Problems) -> Annotatio
     low, high = boxes.bbox[:, None, :2], boxes.bbox[:, None, :2] + boxes.bbox[:, None, 2:]
     far = ((points[..., :2] < low - (high - low) / 2) | (points[..., :2] > high + (high - low) / 2)).any(axis=-1)
     labelled = points[..., 2] > 0
-    apart = labelled.any(axis=1) & ~(labelled & ~far).any(axis=1)
+    apart = np.asarray(labelled.any(axis=1) & ~(labelled & ~far).any(axis=1))
     if apart.sum() > _ODD_MASKS_SHARE * labelled.any(axis=1).sum():
         problems.add_all(
             (
                 f"{name_box(annotations, i)}: field keypoints: all lie elsewhere than the box"
-                for i in np.flatnonzero(apart)
+                for i in np.flatnonzero(apart).tolist()
             ),
             "correct these keypoints or boxes, delete the annotations, or load the data with task='detection'",
         )

@@ -93,7 +93,7 @@ def _hash_column(column: Any, update: Callable[[bytes], None]) -> None:
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         update(lengths.astype(np.int64).tobytes())
         _hash_column(pc.list_flatten(column), update)
-    elif column.null_count == len(column) or not hasattr(kind, "bit_width"):
+    elif column.null_count == len(column) or not pa.types.is_primitive(kind):
         for value in column.to_pylist():  # texts and bytes
             text = value if isinstance(value, bytes) else str(value).encode()
             update(f"{len(text)} ".encode() + text)

@@ -143,9 +143,8 @@ def load_detection_dataset(
     check_sense(splits, found.source)
     splits = with_value_range(splits, found.source)
     splits = splits if share is None else hold_out(splits, share, split_seed)
-    splits = {name: splits[name] for name in SPLIT_NAMES if name in splits}
     check_data_hash(splits, data_hash or {}, found.source)
-    return DatasetDict(splits)
+    return DatasetDict([(name, splits[name]) for name in SPLIT_NAMES if name in splits])
 
 
 def source_of(name_or_path: Any) -> Any:

@@ -316,7 +316,8 @@ def _keypoint_sigmas(
             raise ValueError("sigmas name no keypoint in any category; leave 'keypoints' out of iou_types.")
         return {category: np.asarray(own, dtype=np.float64) for category, own in sigmas.items()}, count
     count = max(counts, default=len(COCO_PERSON_SIGMAS if sigmas is None else sigmas))
-    named = [tuple(category["keypoints"]) for category in truth.cats.values() if category.get("keypoints")]
+    categories: Any = truth.cats.values()
+    named = [tuple(category["keypoints"]) for category in categories if category.get("keypoints")]
     if sigmas is None and count == len(COCO_PERSON_SIGMAS) and all(names == COCO_KEYPOINTS for names in named):
         sigmas = COCO_PERSON_SIGMAS
     elif sigmas is None:

@@ -54,7 +54,7 @@ def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
     # DeepSpeed would cast the complete module, losses and box geometry too; the step autocasts instead.
     accelerator = _with_own_precision("no" if deepspeed else args.mixed_precision, handlers)
     check_backend(accelerator, args)
-    use_cores(accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
+    use_cores(accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes))
     return accelerator
 
 
