@@ -51,7 +51,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
 
     The defaults are the published fine-tuning recipe with the departures that the training guide lists: AdamW at 1e-4
     (encoder 1.5e-4, decayed by layer), effective batch 16, constant rate, clipping at 0.1, EMA 0.993, multi-scale from
-    half to one and a half times the resolution. `recipe="official"` is rfdetr's run without these departures.
+    five blocks below to five above the resolution. `recipe="official"` is rfdetr's run without these departures.
 
     Raises:
         ValueError: for a value out of its range or a combination that contradicts itself; the message names the fields.
