@@ -13,6 +13,8 @@ from rfdetr_hf.training.preemption import Preempted
         (["--resume_from_checkpoint=out/checkpoint-3", "--bf16", "true"], ["--bf16", "true"]),
         (["--hub_token", "hf_secret", "--bf16"], ["--bf16"]),
         (["--hub_token=hf_secret", "--push_to_hub"], ["--push_to_hub"]),
+        (["--hub-token", "hf_secret", "--bf16"], ["--bf16"]),
+        (["--resume-from-checkpoint", "out/checkpoint-3"], []),
     ],
 )
 @pytest.mark.parametrize("end", [KeyboardInterrupt, Preempted])

@@ -48,6 +48,8 @@ def test_every_gpu_has_a_process_unless_something_else_is_asked_for(given, gpus,
 def test_numbers_of_gpus_count_among_the_visible_ones(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
     assert plan(LaunchArguments(device="0,2"), 3) == (2, {"CUDA_VISIBLE_DEVICES": "4,7"})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,-1")  # PyTorch sees two
+    assert plan(LaunchArguments(device="0,1"), 2) == (2, {"CUDA_VISIBLE_DEVICES": "2,3"})
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,7 @@ def test_a_launcher_decides_and_so_do_the_processes_that_are_started_here(monkey
     [
         ("import os, sys; sys.exit(75 if os.environ['RANK'] == '1' else 0)", 75),
         ("import os, sys, time; os.environ['RANK'] == '0' and sys.exit(3); time.sleep(60)", 3),
+        ("import os, sys, time; os.environ['RANK'] == '1' and sys.exit(4); time.sleep(60)", 4),
         ("import os, signal, time; os.environ['RANK'] == '0' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)",
          137),
     ],

@@ -24,7 +24,8 @@ def present_metric(metric: str, sets: Sequence[str] = ()) -> str:
         metric: one name.
         sets: names of the evaluation sets where there are several.
     """
-    start = next((f"{name}_" for name in sets if metric.removeprefix("eval_").startswith(f"{name}_")), "")
+    starts = [f"{name}_" for name in sets if metric.removeprefix("eval_").startswith(f"{name}_")]
+    start = max(starts, key=len, default="")  # one name may begin with another
     start = "eval_" * metric.startswith("eval_") + start
     return start + metric.removeprefix(start).removeprefix("ema_")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 
 from huggingface_hub import HfApi, RepoCard
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ..choices import install_hint
 
@@ -114,9 +114,15 @@ def push_space(repo_id: str, model: str, title: str = "", token: str | None = No
 
 
 def _check_is_ours(api: HfApi, repo_id: str) -> None:
+    tags: list[str] = []
     try:
-        card = RepoCard.load(api.hf_hub_download(repo_id, "README.md", repo_type="space"), ignore_metadata_errors=True)
-    except (RepositoryNotFoundError, EntryNotFoundError):
+        path = api.hf_hub_download(repo_id, "README.md", repo_type="space")
+        tags = RepoCard.load(path, ignore_metadata_errors=True).data.get("tags") or []
+    except RepositoryNotFoundError:
         return
-    if TAG not in (card.data.get("tags") or []) and api.file_exists(repo_id, "app.py", repo_type="space"):
+    except LocalEntryNotFoundError:  # the Hub was not reached: nothing is known
+        raise
+    except EntryNotFoundError:
+        pass
+    if TAG not in tags and api.file_exists(repo_id, "app.py", repo_type="space"):
         raise FileExistsError(f"the Space {repo_id} has another app: choose another name, or delete its app.py")

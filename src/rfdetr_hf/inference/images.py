@@ -269,6 +269,8 @@ def _frames_of_imageio(file: Path) -> Iterator[tuple[int, Image.Image]]:
             frame = next(frames, None)
         except Exception as error:  # whatever its plugins raise
             raise DetectionDataError(f"{file}: imageio reads {number} frames of this video ({error})") from error
+        if frame is None and number == 0:
+            raise DetectionDataError(f"{file}: imageio opens this video, but reads no frame of it")
         if frame is None:
             return
         yield number, Image.fromarray(frame).convert("RGB")

@@ -56,7 +56,7 @@ def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -
     words, left_out = [], False
     for word in argv:
         named = word.startswith("--")
-        if named and word.split("=")[0] in _NOT_REPEATED:
+        if named and "--" + word[2:].split("=")[0].replace("-", "_") in _NOT_REPEATED:
             left_out = "=" not in word
         elif named or not left_out:
             left_out = False

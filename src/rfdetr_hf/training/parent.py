@@ -94,9 +94,11 @@ def signal_at_launchers_end(number: int) -> bool:
     global _launched
     process, parent, ours = os.getpid(), os.getppid(), os.environ.get(LAUNCHER_VARIABLE)
     if _launched is None or _launched[0] != process:
+        if sys.platform != "linux":
+            return False
         if ours not in (None, str(parent)):
             return True
-        if sys.platform != "linux" or not (ours or launcher_words(words_of(parent))):
+        if not (ours or launcher_words(words_of(parent))):
             return False
         _launched = process, parent
     import ctypes

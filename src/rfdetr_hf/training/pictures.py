@@ -146,7 +146,7 @@ class RunPictures:
                 if name.endswith(".png") and (shown.folder / name).is_file():
                     with self._replacing(name) as path:
                         shutil.copyfile(shown.folder / name, path)
-        self.report(card, state, part)
+        self.report(card, state, part or ["<p>What this evaluation found could not be drawn; see train.log.</p>"])
 
     def course(self, card: CardFacts) -> None:
         """Draw results.png: losses, AP and learning rate."""
@@ -177,8 +177,8 @@ def _of_the_best(scored: Sequence[Scored], state: RunState) -> Scored | None:
     """The pass that chose the best weights; the last one where none did yet."""
     source, names = state.best.source, competing_names(state.best.metric)
     passes = [each for each in scored if source is None or each.folder.name == source]
-    for each in passes:
-        split = each.folder.parents[1].name.removeprefix("eval").lstrip("_")  # of eval_<split>/<step>/<weights>
-        if split and names[0].startswith(f"{split}_"):
-            return each
+    splits = [each.folder.parents[1].name.removeprefix("eval").lstrip("_") for each in passes]  # of eval_<split>/<step>
+    named = [(len(split), each) for split, each in zip(splits, passes, strict=True) if names[0].startswith(f"{split}_")]
+    if any(length for length, _ in named):
+        return max(named, key=lambda pair: pair[0])[1]
     return passes[-1] if source is None and passes else next(iter(passes), None)

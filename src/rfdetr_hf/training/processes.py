@@ -82,8 +82,8 @@ def plan(args: LaunchArguments, gpus: int) -> tuple[int, dict[str, str]]:
         raise ValueError(f"num_processes={count}: PyTorch sees {gpus} GPU{'s' * (gpus != 1)} here")
     if not named:
         return count, {}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    names = visible if len(visible) == gpus and visible[0] else [str(n) for n in range(gpus)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # PyTorch stops at the first that does not exist
+    names = visible[:gpus] if visible[0].strip() else [str(n) for n in range(gpus)]
     return count, {"CUDA_VISIBLE_DEVICES": ",".join(names[n] for n in named)}
 
 
@@ -112,25 +112,31 @@ def use_cores(device: torch.device, processes: int) -> None:
 def _watch(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:
     """Start the processes and wait for them."""
     processes: list[subprocess.Popen[bytes]] = []
+    noticed: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
+        noticed.append(number)
         for process in processes:
-            if process.poll() is None:
+            # Elsewhere an interruption reaches all processes of the console by itself.
+            if process.poll() is None and (os.name == "posix" or number == signal.SIGTERM):
                 process.send_signal(number)
 
     # What was started with these ignored (nohup, a shell's background) leaves them to its processes.
     earlier = {n: signal.signal(n, pass_on) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
     code, deadline = 0, None
     try:
-        processes += [subprocess.Popen(command, env=dict(each)) for each in environments]
-        while any(process.poll() is None for process in processes):
+        for each in environments:
+            processes.append(subprocess.Popen(command, env=dict(each)))
+        for number in noticed[:]:  # those that came before all were there
+            pass_on(number, None)
+        while None in [process.poll() for process in processes]:
             time.sleep(_LOOK)
             failed = next((p.returncode for p in processes if p.returncode), 0)
             if failed and not code:
                 code, deadline = failed, time.monotonic() + _GRACE
                 if failed != EXIT_CODE:  # those that save end by themselves
                     pass_on(signal.SIGTERM, None)
-            if deadline is not None and failed != EXIT_CODE and time.monotonic() > deadline:
+            if deadline is not None and code != EXIT_CODE and time.monotonic() > deadline:
                 for process in processes:
                     process.kill()
         code = code or next((p.returncode for p in processes if p.returncode), 0)

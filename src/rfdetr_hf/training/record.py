@@ -84,9 +84,16 @@ class RunRecord:
 
 def _plain(options: Any) -> dict[str, Any]:
     """The fields of a dataclass of options without secrets, local paths from the root on."""
-    values = without_secrets({k: v for k, v in dataclasses.asdict(options).items() if not k.startswith("_")})
+    fields = {k: v for k, v in dataclasses.asdict(options).items() if not k.startswith("_")}
+    values = without_secrets(fields)
+    if "rename_classes" in fields:
+        values["rename_classes"] = fields["rename_classes"]  # by the names of classes, of which "key" may be one
     for name in _PATHS:
         path = os.path.expanduser(str(values.get(name) or ""))
-        if path and path not in VARIANTS and os.path.exists(path):  # a variant is no folder, whatever its name
+        a_folder = os.path.isfile(os.path.join(path, "config.json")) and not values.get("from_scratch")
+        a_variant = name == "model_name_or_path" and path in VARIANTS and not a_folder
+        if path and not a_variant and os.path.exists(path):
             values[name] = os.path.abspath(path)
+    if values.get("model_name_or_path"):
+        values["variant"] = None  # it says the same, and would contradict another model on the command line
     return values

@@ -33,7 +33,7 @@ from .checkpoint.run_directory import RunDirectory
 from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
 from .checks import audit_splits, check_kinds, check_run, named_splits
-from .distributed import allow_tf32, build_accelerator, replace_precision
+from .distributed import allow_tf32, build_accelerator, on_main, replace_precision
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .evaluation_methods import EvaluationMethods
@@ -245,10 +245,8 @@ class RFDETRTrainer(EvaluationMethods):
             with self.watchdog.during("audit of the data"):
                 audit_splits(self.splits, self.args.audit, self.accelerator)
             with self.watchdog.during("checksum of the data"):
-                if self.accelerator.is_main_process:
-                    arguments = self.record.to_yaml(self.args, self.model.config, self.splits, self.accelerator)
-                    self.directory.lock.check(before_writing=True)
-                    self.directory.arguments.write_text(arguments, encoding="utf-8")
+                recorded = self.args, self.model.config, self.splits, self.accelerator
+                on_main(lambda: self.directory.write_arguments(self.record.to_yaml(*recorded)), self.accelerator)
                 self.pictures.labels(self.splits)
             if self.accelerator.is_main_process:
                 of_the_run = self.args, self.state, self.accelerator, self.parallel, self.weights, self.splits

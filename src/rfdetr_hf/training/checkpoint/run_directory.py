@@ -143,6 +143,15 @@ class RunDirectory:
         if self.lock.held:
             self.status.write(**fields)
 
+    def write_arguments(self, text: str) -> None:
+        """Replace `args.yaml`.
+
+        Raises:
+            LockLost: another run has taken the directory over.
+        """
+        self._check_lock()
+        self.arguments.write_text(text, encoding="utf-8")
+
     def claim(self, resume: bool | str | None, accelerator: Accelerator) -> None:
         """Make this run the only one that writes here. All processes must call it.
 
