@@ -113,7 +113,10 @@ class Killer(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("killed_at", "workers"), [(5, 0), (8, 2), (8, 0), (5, 2), (12, 0)])
+@pytest.mark.parametrize(
+    ("killed_at", "workers"),
+    [(5, 0), (8, 2), (12, 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(8, 0), (5, 2)])],
+)
 def test_a_run_resumed_in_mid_epoch_ends_with_the_same_bits(tmp_path, tiny_model, shapes, held_out, killed_at, workers):
     options = {
         "save_strategy": "steps", "save_steps": 2, "num_train_epochs": 3, "multi_scale": "per_batch", "drop_path": 0.2,
