@@ -7,6 +7,7 @@ optimizer's state and `metrics.csv` of both have to be the same, bit for bit.
 
 import json
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -58,11 +59,11 @@ def disturb(job, world, kills, rng, kind="ddp"):
 
 
 def wait_for_training(output_dir, processes, limit=LIMIT):
-    """Wait until the started processes have logged something new."""
+    """Wait until the started processes have logged a step."""
     log, deadline = Path(output_dir) / "train.log", time.monotonic() + limit
     size = log.stat().st_size if log.exists() else 0
     while time.monotonic() < deadline and all(p.poll() is None for p in processes):
-        if log.exists() and log.stat().st_size > size:
+        if log.exists() and re.search(rb" step \d+/\d+ epoch ", log.read_bytes()[size:]):
             return
         time.sleep(0.01)
 
