@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import DatasetDict
+from helpers.models import TINY_OVERRIDES as TINY
 
 from rfdetr_hf import (
     DataArguments,
@@ -19,15 +20,6 @@ from rfdetr_hf import (
 )
 from rfdetr_hf.cli import fit
 from rfdetr_hf.data.schema import keypoint_schema
-
-TINY = {
-    "d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 1, "num_queries": 5, "group_detr": 2,
-    "decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2,
-    "backbone_config": {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "num_windows": 1,
-        "out_indices": [1, 2],
-    },
-}  # fmt: skip
 
 
 def build(folder, seed):

@@ -7,6 +7,15 @@ import torch
 from rfdetr_hf import RFDETRConfig, RFDETRForObjectDetection
 
 NAMES = ("circle", "square", "triangle")
+# `config_overrides` of a command that trains a model of 2 blocks and 5 queries, at 64 pixels.
+TINY_OVERRIDES = {
+    "d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 1, "num_queries": 5, "group_detr": 2,
+    "decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2,
+    "backbone_config": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "num_windows": 1,
+        "out_indices": [1, 2],
+    },
+}  # fmt: skip
 
 
 def tiny_config(names: tuple[str, ...] = NAMES, **overrides: Any) -> RFDETRConfig:

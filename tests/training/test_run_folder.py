@@ -10,6 +10,7 @@ import torch
 import yaml
 from datasets import ClassLabel, List
 from helpers.browser import chromium, look_at
+from helpers.models import TINY_OVERRIDES as TINY
 from helpers.runs import metrics_rows, quick_arguments
 from PIL import Image
 
@@ -22,14 +23,6 @@ from rfdetr_hf.training import pictures
 from rfdetr_hf.training.checkpoint.run_directory import OF_THE_BEST, PICTURES
 
 HOSTILE = "<img src=x onerror=alert(1)> & $x$"
-TINY = {
-    "d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 1, "num_queries": 5, "group_detr": 2,
-    "decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2,
-    "backbone_config": {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "num_windows": 1,
-        "out_indices": [1, 2],
-    },
-}  # fmt: skip
 
 
 def write_coco(folder, splits):
