@@ -231,7 +231,7 @@ def _image(value: Any, where: str, value_range: Sequence[float] | None) -> Image
 def _frames(file: Path, skip: Callable[[str], None] | None) -> Iterator[tuple[int, Image.Image]]:
     """The frames of a video with their numbers, by OpenCV, or by imageio with one of its video plugins."""
     try:
-        import cv2
+        import cv2  # pyright: ignore[reportMissingImports]
     except ImportError:
         yield from _frames_of_imageio(file)
         return

@@ -27,7 +27,10 @@ def zero_pieces(engine: Any, model: nn.Module, is_main: bool) -> Iterable[Piece]
 
     Stage 3 gives the partition of each process, the stages below it whole states on the main process.
     """
-    from deepspeed.utils import safe_get_full_optimizer_state, safe_get_local_optimizer_state
+    from deepspeed.utils import (  # pyright: ignore[reportMissingImports]
+        safe_get_full_optimizer_state,
+        safe_get_local_optimizer_state,
+    )
 
     fields = _fields(engine)
     if fields:
@@ -52,7 +55,7 @@ def load_zero(engine: Any, model: nn.Module, reader: StateReader, folder: Path) 
         CheckpointError: a file is missing or damaged.
         ValueError: the checkpoint has other parameter groups.
     """
-    from deepspeed.utils import (
+    from deepspeed.utils import (  # pyright: ignore[reportMissingImports]
         safe_set_full_fp32_param,
         safe_set_full_optimizer_state,
         safe_set_local_fp32_param,
@@ -126,7 +129,9 @@ def _link_states(engine: Any) -> None:
     DeepSpeed does it once, after the first group's first step, when the other groups have no state yet.
     """
     if hasattr(engine.optimizer, "bit16_groups"):
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+        from deepspeed.utils import (  # pyright: ignore[reportMissingImports]
+            lazy_init_hp_params_optimizer_state,
+        )
 
         state = engine.optimizer.optimizer.state
         for parameters, flat in zip(engine.optimizer.bit16_groups, _flat_groups(engine), strict=True):
