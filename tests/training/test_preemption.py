@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
+from helpers.runs import quick_arguments
 from torch.utils.data import DataLoader
 
+from rfdetr_hf import RFDETRTrainer, read_status
+from rfdetr_hf.training import trainer
 from rfdetr_hf.training.parent import launcher_words, words_of
-from rfdetr_hf.training.preemption import shield_workers
+from rfdetr_hf.training.preemption import Preempted, shield_workers
 
 LISTEN = """
 import os, signal, sys, time
@@ -296,3 +300,19 @@ def test_a_worker_that_hangs_ends_with_its_owner():
     while time.monotonic() < deadline and words_of(pid):
         time.sleep(0.1)
     assert not words_of(pid)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_notice_before_the_first_step_is_an_early_end_that_goes_on_under_auto(
+    tmp_path, tiny_model, shapes, monkeypatch, caplog, name
+):
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    args = partial(quick_arguments, tmp_path, max_steps=2, eval_strategy="no")
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(trainer, "audit_splits", lambda *given: signal.raise_signal(getattr(signal, name)))
+        RFDETRTrainer(tiny_model(), args(), shapes).train()
+    assert "preempted before the first step" in caplog.text
+    assert read_status(tmp_path)["state"] == "preempted" and not list(tmp_path.glob("checkpoint-*"))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    RFDETRTrainer(tiny_model(), args(resume_from_checkpoint="auto"), shapes).train()
+    assert read_status(tmp_path)["state"] == "finished"

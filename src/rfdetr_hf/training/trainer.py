@@ -232,33 +232,41 @@ class RFDETRTrainer(EvaluationMethods):
             stack.callback(self.checkpointer.close)
             stack.callback(lambda: end_workers(getattr(self.train_loader, "_iterator", None)))
             stack.push(self._end_training)
-            checkpoint = self.directory.prepare(resume, self.args.to_dict(), self.accelerator)
-            if checkpoint is not None and self._device_decides:
-                if keep_precision(self.args, checkpoint, self.accelerator.device):
-                    replace_precision(self.accelerator, self.args)
-            self._build()
-            if checkpoint is not None:
-                self.checkpointer.load(checkpoint, self.state)
-                self.state.restore_callbacks(self.callback_handler.callbacks)
-            self.directory.begin(self.accelerator, *self.weights.sizes(), self.args.save_total_limit)
-            self.validation.forget_lost_best(self.state)
-            with self.watchdog.during("audit of the data"):
-                audit_splits(self.splits, self.args.audit, self.accelerator)
-            with self.watchdog.during("checksum of the data"):
-                recorded = self.args, self.model.config, self.splits, self.accelerator
-                on_main(lambda: self.directory.write_arguments(self.record.to_yaml(*recorded)), self.accelerator)
-                self.pictures.labels(self.splits)
-            if self.accelerator.is_main_process:
-                of_the_run = self.args, self.state, self.accelerator, self.parallel, self.weights, self.splits
-                logger.info("%s", "\n".join(startup_lines(*of_the_run)))
+            stack.enter_context(self.preemption)
+            try:
+                with self.preemption.interrupts():
+                    self._prepare(resume)
+            except Noticed:
+                self._leave_unprepared()
             started, first_step = time.perf_counter(), self.state.global_step
             self._in_training = True
-            with self.preemption:
-                self._run_epochs()
-                self._in_training = False
-                output = self._finish(time.perf_counter() - started, self.state.global_step - first_step)
-                self.directory.set_status(state=FINISHED, step=self.state.global_step)
+            self._run_epochs()
+            self._in_training = False
+            output = self._finish(time.perf_counter() - started, self.state.global_step - first_step)
+            self.directory.set_status(state=FINISHED, step=self.state.global_step)
             return output
+
+    def _prepare(self, resume: bool | str | None) -> None:
+        """All that comes before the first step: the run directory, the parts, a checkpoint's state, the audit."""
+        checkpoint = self.directory.prepare(resume, self.args.to_dict(), self.accelerator)
+        if checkpoint is not None and self._device_decides:
+            if keep_precision(self.args, checkpoint, self.accelerator.device):
+                replace_precision(self.accelerator, self.args)
+        self._build()
+        if checkpoint is not None:
+            self.checkpointer.load(checkpoint, self.state)
+            self.state.restore_callbacks(self.callback_handler.callbacks)
+        self.directory.begin(self.accelerator, *self.weights.sizes(), self.args.save_total_limit)
+        self.validation.forget_lost_best(self.state)
+        with self.watchdog.during("audit of the data"):
+            audit_splits(self.splits, self.args.audit, self.accelerator)
+        with self.watchdog.during("checksum of the data"):
+            recorded = self.args, self.model.config, self.splits, self.accelerator
+            on_main(lambda: self.directory.write_arguments(self.record.to_yaml(*recorded)), self.accelerator)
+            self.pictures.labels(self.splits)
+        if self.accelerator.is_main_process:
+            of_the_run = self.args, self.state, self.accelerator, self.parallel, self.weights, self.splits
+            logger.info("%s", "\n".join(startup_lines(*of_the_run)))
 
     def _end_training(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         processes = self.accelerator.num_processes
@@ -348,11 +356,13 @@ class RFDETRTrainer(EvaluationMethods):
             started = time.perf_counter()
             self.watchdog.at("loading data")
             window = batches.take(accumulation)
-            self.watchdog.at("waiting for the other processes")
+            if self.accelerator.num_processes > 1:
+                self.watchdog.at("waiting for the other processes")
             without, stuck = self.parallel.sum_on_hosts(window is None, batches.stuck)
             if without:  # no process takes a step that one has no data for
                 self._save_and_leave(error=batches.why_stuck() if stuck else None)
             self.stopwatch.waited += time.perf_counter() - started
+            self.watchdog.at("a training step")
             self.pictures.batch(state.global_step, window or [], self.train_dataset, self._scale(state.global_step))
             yield window or []
 
@@ -507,11 +517,24 @@ class RFDETRTrainer(EvaluationMethods):
         if error is not None:
             raise error
         step = self.state.global_step
-        logger.warning("preempted: saved step %d; exit code %d; resume_from_checkpoint=True goes on", step, EXIT_CODE)
+        if self.accelerator.is_main_process:
+            logger.warning(
+                "preempted: saved step %d; exit code %d; resume_from_checkpoint=True goes on", step, EXIT_CODE
+            )
         self.directory.set_status(state=PREEMPTED, step=step, last_checkpoint=f"checkpoint-{step}")
         self.directory.release()
         # A launcher ends the other processes when the first one has ended.
         self.accelerator.wait_for_everyone()
+        raise Preempted
+
+    def _leave_unprepared(self) -> NoReturn:
+        """A notice came before the first step: there is nothing to save, and a scheduler may start the run again."""
+        self.preemption.acted = True
+        if self.accelerator.is_main_process:
+            logger.warning("preempted before the first step: nothing to save; exit code %d", EXIT_CODE)
+        if self.directory.status.fields:  # else the file, if any, is that of an earlier run
+            self.directory.set_status(state=PREEMPTED, message="before the first step: nothing was to be saved")
+        self.directory.release()
         raise Preempted
 
     # ------------------------------------------------------------------------------------------------ the end
