@@ -76,9 +76,8 @@ class HungarianMatcher:
             if use_batched_solver(device) and max(objects.counts) <= min(queries):
                 columns = solve_batched(cost, objects, queries, num_groups)
                 return _index_on_device(columns, objects, queries)
-            return _index_on_host(
-                solve_scipy(cost.cpu().numpy(), objects.counts, queries, num_groups), queries, objects, device
-            )
+            columns = solve_on_host(cost, objects.counts, queries, num_groups)
+            return _index_on_host(columns, queries, objects, device)
 
     def pair_cost(
         self, logits: Sequence[Tensor] | Tensor, boxes: Sequence[Tensor] | Tensor, objects: PackedObjects
@@ -123,6 +122,11 @@ def replace_non_finite(cost: Tensor) -> Tensor:
 def use_batched_solver(device: torch.device) -> bool:
     """Whether the solver of the extra `gpu` serves this device."""
     return device.type == "cuda" and _HAS_BATCHED_SOLVER
+
+
+def solve_on_host(cost: Tensor, counts: Sequence[int], queries: Sequence[int], num_groups: int) -> np.ndarray:
+    """`solve_scipy` of costs on any device: the one place of a pass in which the host waits for the device."""
+    return solve_scipy(cost.cpu().numpy(), counts, queries, num_groups)
 
 
 def solve_scipy(cost: np.ndarray, counts: Sequence[int], queries: Sequence[int], num_groups: int) -> np.ndarray:

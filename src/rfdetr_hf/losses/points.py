@@ -38,10 +38,13 @@ def _shift_right(numbers: Tensor, bits: int) -> Tensor:
 
 def derive_seed(*numbers: int) -> int:
     """One seed from several numbers, the order of which matters; computed on the host."""
-    seed = torch.zeros((), dtype=torch.int64)
+    seed = 0
     for number in numbers:
-        seed = scramble(seed + number)
-    return int(seed)
+        seed = (seed + number + _GAMMA) % 2**64
+        for bits, factor in _FACTORS:
+            seed = (seed ^ seed >> bits) * factor % 2**64
+        seed ^= seed >> 31
+    return seed - 2**64 if seed >= 2**63 else seed
 
 
 def draw_points(keys: Tensor, count: int) -> Tensor:

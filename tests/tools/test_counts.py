@@ -1,0 +1,51 @@
+"""What a step costs a GPU may only fall. Where a change comes from: `benchmarks/counts.py --rows nano-b4 --parts`."""
+
+import pytest
+import torch
+from helpers.scripts import load_script
+
+# The most launches, GB of memory traffic, GB saved outside the encoder and waits of a step with 10 objects an image.
+BOUNDS = {
+    "nano-b4": (2360, 17.2, 0.77, 2),
+    "medium-b16": (2820, 124.5, 5.65, 2),
+    "seg-medium-b4": (5470, 57.6, 2.40, 2),
+    "keypoint-b4": (5640, 109.0, 6.75, 2),
+}
+SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return load_script("benchmarks/counts.py")
+
+
+@pytest.mark.parametrize("name", [pytest.param(row, marks=() if row == "nano-b4" else SLOW) for row in BOUNDS])
+def test_a_step_costs_no_more_than_before(counts, name):
+    row, (ops, traffic, saved, waits) = counts.count_step(counts.ROWS[name], objects=10), BOUNDS[name]
+    assert ops * 0.95 < row["ops"] <= ops, "lower the bound" if row["ops"] <= ops else "more launches"
+    assert row["gb"] <= traffic
+    assert row["saved_rest_gb"] <= saved
+    assert row["waits"] <= waits
+    assert row["ops"] == sum(part["ops"] for part in row["parts"].values())
+
+
+def test_what_is_counted(counts):
+    with counts.as_on_a_gpu(), counts.Counts() as counter:
+        weight = torch.nn.Parameter(torch.empty(4, 3))
+        x = torch.empty(5, 4)
+        counter.part = "forward"
+        with torch.autograd.graph.saved_tensors_hooks(counter.keep, lambda tensor: tensor):
+            y = (x @ weight).relu().view(15)[:10]
+        counter.part = "backward"
+        y.sum().backward()
+        counter.part = "read"
+        float(y.detach().sum())
+    row = counts.summary(counter, counter.saved_bytes([weight]))
+    forward, backward, read = (row["parts"][part] for part in ("forward", "backward", "read"))
+    assert forward["names"] == {"mm": 1, "relu": 1}
+    assert forward["gflop"] == pytest.approx(2 * 5 * 4 * 3 / 1e9)
+    assert forward["gb"] == pytest.approx(4 * (5 * 4 + 4 * 3 + 5 * 3 + 2 * 5 * 3) / 1e9)
+    assert forward["saved_gb"] == pytest.approx(4 * (5 * 4 + 5 * 3) / 1e9)  # x and the output of relu, not the weight
+    assert {"sum", "mm", "threshold_backward"} <= set(backward["names"])
+    assert row["waits"] == 1 and read["names"] == {"sum": 1, "_local_scalar_dense": 1}
+    assert type(torch.empty(2)) is torch.Tensor  # nothing is fake any more
