@@ -1,5 +1,7 @@
 """What is wrong with the local paths of a command is said before the Hub is asked for a model."""
 
+import json
+
 import pytest
 
 import rfdetr_hf
@@ -22,6 +24,10 @@ def taken(tmp_path):
     (tmp_path / "full").mkdir()
     for name in ("full/a.txt", "model.onnx", "metrics.json"):
         (tmp_path / name).write_text("x")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "model.safetensors").write_text("x")
+    listed = {"size": 9, "sha256": "0" * 64}
+    (tmp_path / "cut" / "manifest.json").write_text(json.dumps({"files": {"model.safetensors": listed}}))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.csv").write_text("step\n1\n")
     return tmp_path
@@ -32,6 +38,8 @@ def taken(tmp_path):
     [
         ("fit {0}/none --model someone/model --output_dir {0}/new", "{0}/none"),
         ("fit synthetic-shapes --model someone/model --output_dir {0}/run", "holds an earlier run"),
+        ("fit synthetic-shapes --model someone/model --output_dir {0}/new --resume {0}/full", "manifest.json"),
+        ("fit synthetic-shapes --model someone/model --output_dir {0}/new --resume {0}/cut", "model.safetensors has 1"),
         ("evaluate someone/model {0}/none", "{0}/none"),
         ("evaluate someone/model synthetic-shapes --output_dir {0}/full", "has files"),
         ("validate someone/model {0}/none", "{0}/none"),

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 from accelerate import PartialState
 
+from .checkpoint.resume import require_folder
 from .checkpoint.run_directory import RunDirectory
 from .parent import LAUNCHER_VARIABLE, launcher_words, words_of
 from .preemption import Preempted
@@ -44,8 +45,10 @@ def check_run_directory(output_dir: str, resume: bool | str | None) -> None:
 
     Raises:
         FileExistsError: a new run would write into the files of an earlier one.
+        CheckpointError: the local folder to resume from is no checkpoint.
     """
     RunDirectory(output_dir).require_new(resume)
+    require_folder(resume)
 
 
 def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -> str:

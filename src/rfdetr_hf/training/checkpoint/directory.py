@@ -208,6 +208,22 @@ def verify(directory: str | Path) -> None:
         CheckpointError: it does not hold; the message names the file and the reason.
     """
     root = Path(directory)
+    for name, entry in verify_sizes(root).items():
+        try:
+            changed = checksum(root / name) != entry["sha256"]
+        except OSError as error:
+            raise CheckpointError(f"{root / name} cannot be read: {error}") from error
+        if changed:
+            raise CheckpointError(f"{root / name} has changed since it was saved (SHA-256 differs).")
+
+
+def verify_sizes(directory: str | Path) -> dict[str, Any]:
+    """Check every file of the manifest by size, which reads none of them, and return the manifest's entries.
+
+    Raises:
+        CheckpointError: it does not hold; the message names the file and the reason.
+    """
+    root = Path(directory)
     files = _read_manifest(root)
     for name, entry in files.items():
         path = root / name
@@ -215,13 +231,7 @@ def verify(directory: str | Path) -> None:
             raise CheckpointError(f"{path} is missing.")
         if path.stat().st_size != entry["size"]:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {entry['size']}.")
-    for name, entry in files.items():
-        try:
-            changed = checksum(root / name) != entry["sha256"]
-        except OSError as error:
-            raise CheckpointError(f"{root / name} cannot be read: {error}") from error
-        if changed:
-            raise CheckpointError(f"{root / name} has changed since it was saved (SHA-256 differs).")
+    return files
 
 
 def check_listed(directory: Path, names: Iterable[str]) -> None:

@@ -3,13 +3,46 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .directory import CheckpointError, latest_valid_checkpoint, list_checkpoints, time_line_of, verify
+from .directory import (
+    MANIFEST,
+    CheckpointError,
+    latest_valid_checkpoint,
+    list_checkpoints,
+    time_line_of,
+    verify,
+    verify_sizes,
+)
 from .timeline import TimeLine
 
 
 def is_new(resume: bool | str | None) -> bool:
     """Whether `resume_from_checkpoint` asks for a run from the start, whatever there is."""
     return resume is None or str(resume).lower() == "false"
+
+
+def require_folder(resume: bool | str | None) -> None:
+    """Look whether a local folder to resume from can be a checkpoint; it reads nothing large.
+
+    Args:
+        resume: as of `find_checkpoint`; what is no existing folder is looked for later, on the Hub too.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or files of it are missing or cut off.
+    """
+    checkpoint = Path(str(resume))
+    if is_new(resume) or str(resume).lower() in ("true", "auto") or not checkpoint.exists():
+        return
+    if not (checkpoint / MANIFEST).is_file():
+        raise CheckpointError(
+            f"resume_from_checkpoint={resume} is no checkpoint: {checkpoint / MANIFEST} is missing; give a folder "
+            "checkpoint-<step> of a run, or True for the newest one of output_dir"
+        )
+    verify_sizes(checkpoint)
+    if (checkpoint / "preprocessor_config.json").exists() and not (checkpoint / "trainer_state.json").exists():
+        raise CheckpointError(
+            f"resume_from_checkpoint={resume} is a model, not a checkpoint to resume from; start a new run "
+            f"from its weights with model_name_or_path={resume}"
+        )
 
 
 def find_checkpoint(
@@ -37,12 +70,8 @@ def find_checkpoint(
             raise FileNotFoundError(f"resume_from_checkpoint: no valid checkpoint in {root}; start without it")
         return newest
     checkpoint = Path(str(resume))
+    require_folder(resume)
     verify(checkpoint)
-    if (checkpoint / "preprocessor_config.json").exists() and not (checkpoint / "trainer_state.json").exists():
-        raise CheckpointError(
-            f"resume_from_checkpoint={resume} is a model, not a checkpoint to resume from; start a new run "
-            f"from its weights with model_name_or_path={resume}"
-        )
     mark = time_line_of(checkpoint)
     is_here = root.resolve() in checkpoint.resolve().parents
     same_run = line is not None and mark is not None and line.same_run(mark)
