@@ -83,7 +83,7 @@ def test_every_part_is_taken_up(checkpoint, launch, stored, caplog):
     assert "the best model so far (step 4, map 0.0000) is not in" in caplog.text  # best/ was not kept with it
     assert "what it calls eval_ema_map is called eval_map now" in caplog.text
     assert "the best model is chosen by" not in caplog.text
-    assert (state.global_step, state.epochs_done, state.steps_in_epoch) == (4, 0, 4)
+    assert (state.global_step, state.epochs_done, state.steps_in_epoch, state.order) == (4, 0, 4, 1)
     if WORLD[launch] == 1:
         version, internal, gauss = kept["rank_states"][0]["generators"]["python"]
         assert generators[0] == (version, tuple(internal), gauss)
@@ -95,7 +95,7 @@ def test_the_next_samples_are_the_same(launch, stored):
 
     ids = make_shapes_dataset(24, image_size=64, seed=1)["image_id"]
     accumulation, sampled = stored["options"]["gradient_accumulation_steps"], []
-    sampler = EpochBatchSampler(24, 2, accumulation=accumulation, world_size=WORLD[launch], seed=42)
+    sampler = EpochBatchSampler(24, 2, accumulation=accumulation, world_size=WORLD[launch], seed=42, order=1)
     for epoch in range(8):
         sampler.set_epoch(epoch, start_batch=0 if epoch else 4 * accumulation)
         sampled += [[epoch, position, ids[index]] for batch in sampler for epoch, position, index in batch]

@@ -5,8 +5,9 @@ import json
 from helpers.runs import quick_arguments
 
 from rfdetr_hf import RFDETRTrainer, make_shapes_dataset
+from rfdetr_hf.data.pipeline.order import ORDER
 from rfdetr_hf.training.checkpoint.contents import TABLE
-from rfdetr_hf.training.state import FORMAT, ORDER
+from rfdetr_hf.training.state import FORMAT
 
 
 def test_a_checkpoint_holds_what_the_table_says(tmp_path, tiny_model):

@@ -7,9 +7,10 @@ import pytest
 from helpers.runs import quick_arguments
 from transformers import TrainerControl
 
+from rfdetr_hf.data.pipeline.order import ORDER
 from rfdetr_hf.training.best import BestModel
 from rfdetr_hf.training.callbacks import EarlyStopping
-from rfdetr_hf.training.state import FORMAT, ORDER, RunState
+from rfdetr_hf.training.state import FORMAT, RunState
 
 
 def begun(steps_per_epoch=6, image_ids=range(24), strategy="replicated", world_size=1, **options):
@@ -178,13 +179,17 @@ def test_another_run_is_refused(options, message):
 
 @pytest.mark.parametrize("version", ["format", "order"])
 def test_a_checkpoint_of_another_version_is_refused_by_name(version):
-    with pytest.raises(ValueError, match=f"this version resumes format {FORMAT} and order {ORDER}"):
+    with pytest.raises(ValueError, match=f"this version resumes formats up to {FORMAT} and orders up to {ORDER}"):
         begun().check_same_run(Path("checkpoint"), begun().state_dict() | {version: 99})
 
 
 def test_a_checkpoint_without_versions_is_of_the_first():
-    written = {name: value for name, value in begun().state_dict().items() if name not in ("format", "order")}
-    begun().check_same_run(Path("checkpoint"), written)
+    state = begun()
+    written = {name: value for name, value in state.state_dict().items() if name not in ("format", "order")}
+    state.check_same_run(Path("checkpoint"), written)
+    assert state.order == ORDER
+    state.load_state_dict(written, state.callback_state())
+    assert state.order == state.state_dict()["order"] == 1  # and its checkpoints say so
 
 
 def test_other_arguments_and_processes_are_named(caplog):

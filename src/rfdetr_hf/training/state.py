@@ -15,14 +15,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..arguments.training import RFDETRTrainingArguments
+from ..data.pipeline.order import ORDER, ORDERS
 from .best import BestModel
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
 """Version of what a checkpoint holds; a checkpoint without one has the first. Earlier ones are read as well."""
-ORDER = 1
-"""Version of the order of samples (`data.pipeline.order`) and of their random draws."""
 
 # What the optimizer's state holds, so that another value would have no effect.
 _OF_THE_OPTIMIZER = (
@@ -61,6 +60,7 @@ class RunState(TrainerState):
         due: what of logging, evaluating and saving the latest step still asks for, as flags of `TrainerControl`.
         skipped_steps: steps whose loss or gradient was not finite.
         skipped_in_a_row: the latest of them without a good one between.
+        order: version of the order of samples (`data.pipeline.order`), for all of the run.
         best: the best weights so far.
         best_weights: checksum of the weights in `best/`.
         identity: what a run that goes on from this one must have in common with it.
@@ -77,6 +77,7 @@ class RunState(TrainerState):
     due: dict[str, bool] = field(default_factory=dict)
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    order: int = ORDER
     best: BestModel = field(default_factory=lambda: BestModel("map"))
     best_weights: str | None = None
     identity: dict[str, Any] = field(default_factory=dict)
@@ -157,7 +158,7 @@ class RunState(TrainerState):
     def state_dict(self) -> dict[str, Any]:
         """The position, the counts, the best and the identity."""
         kept = {name: getattr(self, name) for name in _KEPT}
-        versions = {"format": FORMAT, "order": ORDER, "epoch": self.epochs_done, "best": self.best.state_dict()}
+        versions = {"format": FORMAT, "order": self.order, "epoch": self.epochs_done, "best": self.best.state_dict()}
         return self.identity | versions | kept
 
     def callback_state(self) -> dict[str, Any]:
@@ -183,6 +184,7 @@ class RunState(TrainerState):
                 "the best model is chosen by %s now, before by %s: the comparison starts with the next evaluation",
                 *(", ".join(f"{name}={values.get(name)}" for name in _OF_THE_BEST) for values in (now, before)),
             )
+        self.order = progress.get("order", 1)
         self.epochs_done = progress["epoch"]
         cut_short = self.steps_in_epoch < progress["steps_per_epoch"] and not self.epoch_stopped
         if self.epoch_finished and not (cut_short and self.global_step < self.max_steps):
@@ -223,11 +225,11 @@ class RunState(TrainerState):
             ValueError: its format, the data, their order, the step or the optimizer's settings are others.
         """
         ours = self.identity
-        if written.get("format", 1) > FORMAT or written.get("order", 1) != ORDER:
+        if written.get("format", 1) > FORMAT or written.get("order", 1) not in ORDERS:
             raise ValueError(
                 f"{folder} has format {written.get('format', 1)} and sample order {written.get('order', 1)}, this "
-                f"version resumes format {FORMAT} and order {ORDER}; resume with the version that wrote it, or start a "
-                "new run from its model.safetensors"
+                f"version resumes formats up to {FORMAT} and orders up to {ORDER}; resume with the version that "
+                "wrote it, or start a new run from its model.safetensors"
             )
         for name, meaning, remedy in _OF_THE_DATA:
             if written[name] != ours[name]:

@@ -17,6 +17,7 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
 from ..arguments.training import RFDETRTrainingArguments
+from ..data.pipeline.order import EpochBatchSampler
 from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
 from ..hub.push import HubUploader, fetch_checkpoint
@@ -350,7 +351,10 @@ class RFDETRTrainer(EvaluationMethods):
     def _windows(self) -> Iterator[list[Batch]]:
         """The micro-batches of each optimizer step that is left of this epoch."""
         accumulation, state = self.args.gradient_accumulation_steps, self.state
-        self.train_loader.batch_sampler.set_epoch(state.epochs_done, start_batch=state.steps_in_epoch * accumulation)
+        sampler = self.train_loader.batch_sampler
+        if isinstance(sampler, EpochBatchSampler):
+            sampler.order = state.order
+        sampler.set_epoch(state.epochs_done, start_batch=state.steps_in_epoch * accumulation)
         batches = Batches(self.train_loader, self.preemption, self.args.dataloader_timeout)
         for _ in range(state.steps_left_in_epoch):
             started = time.perf_counter()

@@ -5,23 +5,95 @@ number of workers, on what was fetched ahead, or on the state of any global gene
 middle of an epoch sees the same bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["EpochBatchSampler", "EvalBatchSampler", "Key"]
+__all__ = ["ORDER", "ORDERS", "EpochBatchSampler", "EvalBatchSampler", "Key", "Permutation"]
 
 MIN_WINDOWS = 5
+ORDER = 2
+"""Version of the order of samples and of their random draws, for new runs."""
+ORDERS = (1, ORDER)
+"""The versions that an `EpochBatchSampler` knows: 1 draws NumPy's permutation of all rows, 2 a `Permutation`."""
 
 Key = tuple[int, int, int]  # epoch, position in the epoch's order, row of the data set
+
+_ROUNDS, _ROUNDS_OF_SMALL = 8, 24
+_SMALL_BITS = 3  # with so few bits, eight rounds do not give all permutations equally often
+_BATCHES_AT_A_TIME = 64
+# Parts of an epoch that have permutations of their own.
+_ALL, _FILL = 0, 1
+
+
+class Permutation:
+    """A permutation of 0…size-1 that a key chooses, computed for single positions: it takes no memory.
+
+    A Feistel network permutes the numbers of as many bits as size - 1 has (M. Luby and C. Rackoff,
+    How to construct pseudorandom permutations from pseudorandom functions, SIAM J. Comput. 17, 1988). A result of
+    `size` or more goes through it again until it is below, which takes fewer than two passes on average ("cycle
+    walking": J. Black and P. Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002). The function of a round is
+    the finaliser of SplitMix64, variant 13 of D. Stafford (G. Steele, D. Lea and C. Flood, Fast splittable
+    pseudorandom number generators, OOPSLA 2014).
+
+    Args:
+        size: how many numbers.
+        key: non-negative integers; others give another permutation.
+
+    Raises:
+        ValueError: the size is not in 1…2^62.
+    """
+
+    def __init__(self, size: int, *key: int) -> None:
+        if not 1 <= size <= 1 << 62:
+            raise ValueError(f"size must be in [1, 2^62], got {size}")
+        self.size = size
+        bits = (size - 1).bit_length()
+        # The upper and the lower part of a number; the rounds change them by turns.
+        self._low_bits = np.uint64(bits - bits // 2)
+        self._masks = np.uint64((1 << bits // 2) - 1), np.uint64((1 << (bits - bits // 2)) - 1)
+        rounds = _ROUNDS_OF_SMALL if bits <= _SMALL_BITS else _ROUNDS
+        self._keys = np.random.SeedSequence(key).generate_state(rounds, np.uint64)
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """The numbers at some positions.
+
+        Args:
+            positions: integers in 0…size-1, of any shape.
+
+        Returns:
+            int64 of the same shape.
+        """
+        numbers = self._pass(np.asarray(positions).astype(np.uint64))
+        outside = numbers >= self.size
+        while outside.any():
+            numbers[outside] = self._pass(numbers[outside])
+            outside = numbers >= self.size
+        return numbers.astype(np.int64)
+
+    def _pass(self, numbers: np.ndarray) -> np.ndarray:
+        high_mask, low_mask = self._masks
+        high, low = numbers >> self._low_bits, numbers & low_mask
+        for index, key in enumerate(self._keys):
+            if index % 2:
+                low = low ^ (_mix(high + key) & low_mask)
+            else:
+                high = high ^ (_mix(low + key) & high_mask)
+        return (high << self._low_bits) | low
+
+
+def _mix(numbers: np.ndarray) -> np.ndarray:
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
 
 
 @dataclass
 class EpochBatchSampler:
     """The micro-batches of one rank, as lists of (epoch, position, index).
 
-    An epoch is a permutation that (seed, epoch) gives, cut into windows of `batch_size * accumulation * world_size`
+    An epoch is a `Permutation` that (seed, epoch) gives, cut into windows of `batch_size * accumulation * world_size`
     samples, one per optimizer step. All windows are full: the last is filled with images that each epoch chooses
     by itself. A data set of fewer than five windows is sampled with replacement to five, as the official loader does on
     one device; here on any number. Which samples a window holds, and with which random draws, depends on the size of
@@ -37,6 +109,7 @@ class EpochBatchSampler:
         epoch: to start with.
         start_batch: micro-batches of that epoch to leave out, because they are done.
         shuffle: a random order; otherwise rows in a row, the last window filled from the start.
+        order: one of `ORDERS`, that of the checkpoint where a run goes on.
     """
 
     num_samples: int
@@ -48,6 +121,7 @@ class EpochBatchSampler:
     epoch: int = 0
     start_batch: int = 0
     shuffle: bool = True
+    order: int = ORDER
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size", "accumulation"):
@@ -55,6 +129,8 @@ class EpochBatchSampler:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be in [0, world_size), got rank {self.rank} of world_size {self.world_size}")
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {ORDERS}, got {self.order}")
 
     @property
     def window_size(self) -> int:
@@ -71,24 +147,33 @@ class EpochBatchSampler:
         return self.num_windows * self.accumulation
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = self._order()
-        for batch in range(self.start_batch, len(self)):
-            start = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(self.epoch, start + i, int(order[start + i])) for i in range(self.batch_size)]
+        rows = self._rows_by_position()
+        for first in range(self.start_batch, len(self), _BATCHES_AT_A_TIME):
+            batches = np.arange(first, min(first + _BATCHES_AT_A_TIME, len(self)))
+            starts = (batches * self.world_size + self.rank) * self.batch_size
+            positions = starts[:, None] + np.arange(self.batch_size)  # (batches, batch_size)
+            for batch, chosen in zip(positions.tolist(), rows(positions).tolist(), strict=True):
+                yield [(self.epoch, position, row) for position, row in zip(batch, chosen, strict=True)]
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Go to an epoch, and in it to the micro-batch `start_batch`; the next iteration begins there."""
         self.epoch, self.start_batch = epoch, start_batch
 
-    def _order(self) -> np.ndarray:
-        total = self.num_windows * self.window_size
+    def _rows_by_position(self) -> Callable[[np.ndarray], np.ndarray]:
+        """What gives the rows at some positions of the present epoch."""
+        total, count = self.num_windows * self.window_size, self.num_samples
         if not self.shuffle:
-            return np.resize(np.arange(self.num_samples), total)
+            return lambda positions: positions % count
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch]))
-        if self.num_samples < MIN_WINDOWS * self.window_size:
-            return rng.integers(self.num_samples, size=total)
-        order = rng.permutation(self.num_samples)
-        return np.concatenate([order, rng.permutation(self.num_samples)[: total - self.num_samples]])
+        if count < MIN_WINDOWS * self.window_size:
+            drawn = rng.integers(count, size=total)
+            return lambda positions: drawn[positions]
+        if self.order == 1:
+            order = rng.permutation(count)
+            order = np.concatenate([order, rng.permutation(count)[: total - count]])
+            return lambda positions: order[positions]
+        each, fill = (Permutation(count, self.seed, self.epoch, part) for part in (_ALL, _FILL))
+        return lambda positions: np.where(positions < count, each(positions % count), fill(positions % count))
 
 
 class EvalBatchSampler:

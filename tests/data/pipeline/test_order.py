@@ -1,0 +1,136 @@
+"""The permutation that takes no memory, and the epochs made of it."""
+
+import collections
+import itertools
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from rfdetr_hf.data.pipeline.order import ORDER, EpochBatchSampler, Permutation
+
+SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 97, 251, 255, 256, 257, 4_095, 4_097, 65_535, 65_536, 65_537, 1_000_000]
+
+
+def naive(size, key, position):
+    """The same permutation in Python's integers, one position at a time."""
+    bits = max(size - 1, 0).bit_length()
+    low_bits = bits - bits // 2
+    keys = [int(k) for k in np.random.SeedSequence(key).generate_state(24 if bits <= 3 else 8, np.uint64)]
+    mask = (1 << 64) - 1
+
+    def mix(x):
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        return x ^ (x >> 31)
+
+    number = position
+    while True:
+        high, low = number >> low_bits, number & ((1 << low_bits) - 1)
+        for index, each in enumerate(keys):
+            if index % 2:
+                low ^= mix((high + each) & mask) & ((1 << low_bits) - 1)
+            else:
+                high ^= mix((low + each) & mask) & ((1 << (bits // 2)) - 1)
+        number = (high << low_bits) | low
+        if number < size:
+            return number
+
+
+def chi_square_is_plausible(counts, freedom):
+    """Within five deviations of what chance gives; `counts` of cells that are equally likely."""
+    counts = np.asarray(counts, float).ravel()
+    expected = counts.mean()
+    chi = ((counts - expected) ** 2 / expected).sum()
+    return abs(chi - freedom) < 5 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_number_comes_once(size):
+    for key in ((0, 0), (1, 5)):
+        numbers = Permutation(size, *key)(np.arange(size))
+        assert numbers.dtype == np.int64 and numbers.min() == 0 and numbers.max() == size - 1
+        assert len(np.unique(numbers)) == size
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 97, 257, 1_000_003, 10**9, (1 << 62) - 1])
+def test_positions_give_what_a_naive_reference_gives(size):
+    positions = np.unique(np.linspace(0, size - 1, min(size, 500)).astype(np.int64).clip(0, size - 1))
+    ours = Permutation(size, 7, 3, 1)(positions.reshape(1, -1))
+    assert ours.shape == (1, len(positions))
+    assert ours.ravel().tolist() == [naive(size, (7, 3, 1), position) for position in positions.tolist()]
+
+
+@pytest.mark.slow
+def test_the_first_million_positions_of_a_billion_are_those_of_the_naive_reference():
+    ours = Permutation(10**9, 42, 0, 0)(np.arange(10**6))
+    assert ours.tolist() == [naive(10**9, (42, 0, 0), position) for position in range(10**6)]
+
+
+def test_the_numbers_stay_as_they_are():
+    """Another result would be another order of the samples, which needs another version."""
+    assert ORDER == 2
+    assert Permutation(10, 42, 0, 0)(np.arange(10)).tolist() == [5, 4, 9, 2, 3, 7, 8, 6, 0, 1]
+    assert Permutation(10**9, 42, 3, 0)(np.arange(5)).tolist() == [589149812, 417589475, 73199787, 457939761, 916578266]
+
+
+@pytest.mark.parametrize("size", [0, -1, (1 << 62) + 1])
+def test_impossible_sizes_are_refused(size):
+    with pytest.raises(ValueError, match="size must be in"):
+        Permutation(size, 0)
+
+
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_all_permutations_of_few_numbers_are_equally_frequent(size):
+    counts = collections.Counter(tuple(Permutation(size, key)(np.arange(size)).tolist()) for key in range(6_000))
+    assert chi_square_is_plausible(
+        [counts[each] for each in itertools.permutations(range(size))], math.factorial(size) - 1
+    )
+
+
+@pytest.mark.parametrize("size", [1_000_000, 1_048_577])
+@pytest.mark.parametrize("distance", [1, 8, 64])  # neighbours, and the same place in the next window
+def test_pairs_at_a_distance_are_independent(size, distance):
+    cells = 32
+    numbers = Permutation(size, 3, 1)(np.arange(200_000)) * cells // size
+    pairs = np.bincount(numbers[:-distance] * cells + numbers[distance:], minlength=cells * cells)
+    assert chi_square_is_plausible(pairs, cells * cells - 1)
+
+
+def test_seeds_epochs_and_parts_have_permutations_of_their_own():
+    size = 5_000
+    keys = [(1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0), (0, 1, 0)]
+    orders = [Permutation(size, *key)(np.arange(size)) for key in keys]
+    for first, second in itertools.combinations(orders, 2):
+        assert (first == second).sum() < 10  # one is expected
+    # And the pairs that two orders form at a place are independent.
+    pairs = np.bincount(orders[0] * 16 // size * 16 + orders[2] * 16 // size, minlength=256)
+    assert chi_square_is_plausible(pairs, 255)
+
+
+def test_a_billion_images_take_no_memory_and_begin_anywhere():
+    tracemalloc.start()
+    try:
+        sampler = EpochBatchSampler(10**9, 8, accumulation=2, world_size=4, rank=3, seed=1)
+        assert len(sampler) == 2 * 15_625_000
+        sampler.set_epoch(2, start_batch=31_000_000)
+        batches = list(itertools.islice(iter(sampler), 1_000))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000
+    rows = [row for batch in batches for _, _, row in batch]
+    assert len(set(rows)) == 8_000 and max(rows) < 10**9
+    assert batches[0][0][:2] == (2, (31_000_000 * 4 + 3) * 8)
+    order = Permutation(10**9, 1, 2, 0)
+    assert rows[:8] == order(np.arange(8) + batches[0][0][1]).tolist()
+
+
+def test_an_earlier_order_is_kept_and_an_unknown_one_refused():
+    keys = [key for batch in EpochBatchSampler(100, 4, seed=5, epoch=2, order=1) for key in batch]
+    expected = np.random.default_rng(np.random.SeedSequence([5, 2])).permutation(100)
+    assert [row for *_, row in keys] == expected.tolist()
+    assert [key for batch in EpochBatchSampler(100, 4, seed=5, epoch=2) for key in batch] != keys
+    with pytest.raises(ValueError, match="order must be one of"):
+        EpochBatchSampler(100, 4, order=3)
