@@ -83,7 +83,7 @@ class ReadOptions:
             kind: what it is, for "the source …, has no options".
             names: fields that it has no use for.
         """
-        owners = {"image_dir": "COCO layouts", "label_dir": "YOLO data sets"}
+        owners = {"image_dir": "COCO and Pascal VOC layouts", "label_dir": "YOLO data sets"}
         for name in names:
             if name == "load" and self.load:
                 raise TypeError(f"{source} {kind} has no options {sorted(self.load)}")
@@ -127,6 +127,7 @@ class Boxes:
         iscrowd: (n,) bool.
         masks: n elements of `mask_array`, or None where masks are not asked for.
         keypoints: (n, 3K) float64 as in the schema, or None where they are not asked for.
+        place: (n,) texts that say where the source writes each box, for messages; None where ids lead there.
     """
 
     row: np.ndarray
@@ -137,6 +138,7 @@ class Boxes:
     iscrowd: np.ndarray
     masks: pa.StructArray | None = None
     keypoints: np.ndarray | None = None
+    place: np.ndarray | None = None
 
     def select(self, keep: np.ndarray) -> "Boxes":
         """The boxes at a boolean mask or at indices."""
@@ -220,6 +222,8 @@ def map_ids(values: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.ndarray:
 def name_box(annotations: Annotations, index: int) -> str:
     """How messages call one box."""
     boxes = annotations.boxes
+    if boxes.place is not None:
+        return str(boxes.place[index])
     return f"annotation id {boxes.id[index]} (image id {annotations.image_id[boxes.row[index]]})"
 
 

@@ -15,7 +15,7 @@ from ..tasks import TaskName
 from .annotations import MissingMasks, ReadOptions
 from .errors import DetectionDataError
 from .fingerprint import check_data_hash
-from .formats import Found, coco, hub, shapes, yolo
+from .formats import Found, coco, hub, shapes, voc, yolo
 from .images import is_hidden
 from .keypoints import KeypointSchema
 from .pipeline.pixels import set_max_image_pixels
@@ -27,14 +27,15 @@ logger = logging.getLogger(__name__)
 
 _HELP = (
     "it may be a Hub id, a Roboflow export, a folder with annotations/*.json, a COCO file beside its images, "
-    "a YOLO data.yaml or its folder, an imagefolder with metadata, Parquet files, a folder of save_to_disk, "
+    "a YOLO data.yaml or its folder, a Pascal VOC folder, an imagefolder with metadata, Parquet files, a folder of "
+    "save_to_disk, "
     "or 'synthetic-shapes'"
 )
-_LAYOUTS = {"COCO or Roboflow COCO": coco, "YOLO": yolo, "what datasets loads": hub}
+_LAYOUTS = {"COCO or Roboflow COCO": coco, "YOLO": yolo, "Pascal VOC": voc, "what datasets loads": hub}
 _MAX_CHILDREN = 50
 _LONGEST_NAME = 2000
 # Asked in this order; the last one takes everything.
-FORMATS = (shapes, coco, yolo, hub)
+FORMATS = (shapes, coco, yolo, voc, hub)
 
 
 def load_detection_dataset(
@@ -73,6 +74,8 @@ def load_detection_dataset(
             * a folder in COCO's own layout, ``annotations/*.json`` and image folders, or one COCO file;
             * a YOLO data set, as a data.yaml or a folder with one: rows of boxes, polygons or boxes with keypoints, in
               the layouts of Ultralytics and of Roboflow's exports;
+            * a Pascal VOC folder: ``Annotations/*.xml`` with ``ImageSets/`` or without, folders of splits with XML
+              files, or XML files beside their pictures; ``difficult`` objects are ignored as crowds are;
             * "synthetic-shapes", which is generated (options: see `make_shapes_splits`).
         task: "segmentation" brings masks (``objects.segmentation``), "keypoints" keypoints (``objects.keypoints`` and
             `keypoint_schema`); "detection" leaves both out.
@@ -203,7 +206,7 @@ def _recognise(root: Any, options: ReadOptions) -> tuple[Found, Any]:
     lines = [f"  - {kind}: {each.near(folder)}" for kind, each in _LAYOUTS.items()]
     for child in sorted(folder.iterdir())[:_MAX_CHILDREN] if folder.is_dir() else ():
         if child.is_dir() and not is_hidden(child.name):
-            for each in (coco, yolo):
+            for each in (coco, yolo, voc):
                 with contextlib.suppress(DetectionDataError, TypeError):
                     inner = each.find(str(child), options)
                     lines += [f"  - its folder {child.name} is {inner.kind}: give {child}"] if inner else []

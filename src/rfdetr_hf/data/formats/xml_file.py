@@ -1,0 +1,67 @@
+"""XML files of annotations, read without anything that a document type could bring in."""
+
+import math
+import os
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ..errors import DetectionDataError, Problems
+from ..values import shown
+
+_MOST_BYTES = 4 << 30
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    # The parser calls it where a document type begins: before an entity is declared, so that none is ever expanded.
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError(f"it declares the document type {shown(name)}, which may hide entities")
+
+
+def read_xml(path: str | os.PathLike[str]) -> ElementTree.Element:
+    """The root element of a file.
+
+    Raises:
+        DetectionDataError: the file cannot be read, is no XML, or declares a document type (and with it entities,
+            which may grow without end or read other files).
+    """
+    try:
+        if os.path.getsize(path) > _MOST_BYTES:
+            raise ValueError(f"it has {os.path.getsize(path)} bytes, more than {_MOST_BYTES}")
+        # By its bytes: the encoding is what the first line of the file says.
+        return ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
+        raise DetectionDataError(
+            f"{os.fspath(path)}: cannot be read as XML ({error}); export the annotations again, without DOCTYPE"
+        ) from error
+
+
+def find_xml(folder: Path) -> list[Path]:
+    """The XML files of a folder, without hidden ones, sorted."""
+    return [file for file in sorted(folder.glob("*.[xX][mM][lL]")) if not file.name.startswith(".") and file.is_file()]
+
+
+def text_of(element: ElementTree.Element, path: str) -> str | None:
+    """The text of a child, without blanks around it; None where there is no such child or no text in it."""
+    text = element.findtext(path)
+    return (text.strip() or None) if text is not None else None
+
+
+def number(text: str | None, place: str, field: str, problems: Problems, remedy: str) -> float:
+    """A finite number; NaN where there is none, and then the fault is noted.
+
+    Args:
+        text: what the file says; None for a field that it lacks.
+        place: file and object, for messages.
+        field: for messages.
+        problems: collects the fault.
+        remedy: what to do about it.
+    """
+    try:
+        value = float(text if text is not None else "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or (text is not None and "_" in text):
+        fault = "is missing or empty" if text is None else f"is {shown(text)}, no number"
+        problems.add(f"{place}: field {field} {fault}", remedy)
+        return math.nan
+    return value
