@@ -83,7 +83,11 @@ class ReadOptions:
             kind: what it is, for "the source …, has no options".
             names: fields that it has no use for.
         """
-        owners = {"image_dir": "COCO and Pascal VOC layouts", "label_dir": "YOLO data sets"}
+        owners = {
+            "image_dir": "COCO and Pascal VOC layouts and of exports of CVAT and Label Studio",
+            "label_dir": "YOLO data sets",
+            "bbox_format": "COCO, YOLO and Pascal VOC data sets and tables",
+        }
         for name in names:
             if name == "load" and self.load:
                 raise TypeError(f"{source} {kind} has no options {sorted(self.load)}")

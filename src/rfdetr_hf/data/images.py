@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from .errors import DetectionDataError
+import numpy as np
+
+from .errors import DetectionDataError, SplitMissingError
 
 # All that is trained on, and predicted on.
 IMAGE_SUFFIXES = frozenset(
@@ -19,6 +21,7 @@ IMAGE_SUFFIXES = frozenset(
 _SYSTEM = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"})
 # A tree of so many folders without images is no data set (a system's /proc, a home).
 _MAX_BARREN_FOLDERS = 20_000
+_PROBES = 20
 
 
 class Resolved(NamedTuple):
@@ -156,6 +159,42 @@ class ImageFolder:
         """The files, relative to the folder, whose paths are not among `used`."""
         known = set(used)
         return sorted(relative for relative, path in self.paths.items() if path not in known)
+
+
+def choose_folder(
+    source: str, names: Sequence[str], candidates: Sequence[Path], folders: dict[Path, ImageFolder]
+) -> tuple[ImageFolder, Resolved]:
+    """The candidate that holds most of the images of an annotation file.
+
+    Args:
+        source: the annotation file, for messages.
+        names: of the images, as the file writes them.
+        candidates: folders, likeliest first.
+        folders: keeps what has been read for the next split.
+
+    Raises:
+        SplitMissingError: none of the images is in any of them.
+    """
+    probes = [names[int(i)] for i in np.linspace(0, len(names) - 1, min(_PROBES, len(names)), dtype=int)]
+    present = [path for path in candidates if path.is_dir()]
+    ranked: list[tuple[int, int, int]] = []
+    for order, path in enumerate(present):
+        folder = folders[path] = folders.get(path) or ImageFolder(path)
+        resolved = folder.resolve(probes)
+        ranked.append((resolved.missing, sum(resolved.repairs.values()), order))
+        if not resolved.missing and not resolved.repairs:
+            break
+    if not ranked or (probes and min(ranked)[0] == len(probes)):
+        looked = ", ".join(str(path) for path in candidates)
+        others = [folders[path].of_same_name(name) for path in present[-1:] if path in folders for name in probes]
+        others = [other for other in others if other]
+        hint, first = f" (a file of this name is {others[0]})" if others else "", names[0] if names else "it lists none"
+        remedy = "name the folder with image_dir=…"
+        if len({os.path.dirname(other) for other in others}) > 1:
+            remedy = f"write the folders into file_name, such as {others[0]!r}, or one annotation file for each folder"
+        raise SplitMissingError(f"{source}: none of its images ({first}, …) is in {looked}{hint}; {remedy}")
+    folder = folders[present[min(ranked)[2]]]
+    return folder, folder.resolve(names)
 
 
 def _spelling(name: str) -> str:

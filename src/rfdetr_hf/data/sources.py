@@ -15,7 +15,7 @@ from ..tasks import TaskName
 from .annotations import MissingMasks, ReadOptions
 from .errors import DetectionDataError
 from .fingerprint import check_data_hash
-from .formats import Found, coco, hub, shapes, voc, yolo
+from .formats import Found, coco, cvat, hub, label_studio, shapes, voc, yolo
 from .images import is_hidden
 from .keypoints import KeypointSchema
 from .pipeline.pixels import set_max_image_pixels
@@ -27,15 +27,22 @@ logger = logging.getLogger(__name__)
 
 _HELP = (
     "it may be a Hub id, a Roboflow export, a folder with annotations/*.json, a COCO file beside its images, "
-    "a YOLO data.yaml or its folder, a Pascal VOC folder, an imagefolder with metadata, Parquet files, a folder of "
-    "save_to_disk, "
+    "a YOLO data.yaml or its folder, a Pascal VOC folder, an export of CVAT or Label Studio, an imagefolder with "
+    "metadata, Parquet files, a folder of save_to_disk, "
     "or 'synthetic-shapes'"
 )
-_LAYOUTS = {"COCO or Roboflow COCO": coco, "YOLO": yolo, "Pascal VOC": voc, "what datasets loads": hub}
+_LAYOUTS = {
+    "COCO or Roboflow COCO": coco,
+    "YOLO": yolo,
+    "Pascal VOC": voc,
+    "CVAT": cvat,
+    "Label Studio": label_studio,
+    "what datasets loads": hub,
+}
 _MAX_CHILDREN = 50
 _LONGEST_NAME = 2000
 # Asked in this order; the last one takes everything.
-FORMATS = (shapes, coco, yolo, voc, hub)
+FORMATS = (shapes, coco, yolo, voc, cvat, label_studio, hub)
 
 
 def load_detection_dataset(
@@ -76,6 +83,9 @@ def load_detection_dataset(
               the layouts of Ultralytics and of Roboflow's exports;
             * a Pascal VOC folder: ``Annotations/*.xml`` with ``ImageSets/`` or without, folders of splits with XML
               files, or XML files beside their pictures; ``difficult`` objects are ignored as crowds are;
+            * an export "CVAT for images 1.1", an XML file or its folder: boxes, polygons, ellipses, masks, skeletons;
+            * an export "JSON" of Label Studio, the file or its folder: rectangles, polygons, ellipses, brush strokes,
+              and keypoints with a parent region;
             * "synthetic-shapes", which is generated (options: see `make_shapes_splits`).
         task: "segmentation" brings masks (``objects.segmentation``), "keypoints" keypoints (``objects.keypoints`` and
             `keypoint_schema`); "detection" leaves both out.
@@ -206,7 +216,7 @@ def _recognise(root: Any, options: ReadOptions) -> tuple[Found, Any]:
     lines = [f"  - {kind}: {each.near(folder)}" for kind, each in _LAYOUTS.items()]
     for child in sorted(folder.iterdir())[:_MAX_CHILDREN] if folder.is_dir() else ():
         if child.is_dir() and not is_hidden(child.name):
-            for each in (coco, yolo, voc):
+            for each in (coco, yolo, voc, cvat, label_studio):
                 with contextlib.suppress(DetectionDataError, TypeError):
                     inner = each.find(str(child), options)
                     lines += [f"  - its folder {child.name} is {inner.kind}: give {child}"] if inner else []

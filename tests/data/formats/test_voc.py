@@ -1,8 +1,6 @@
 """Pascal VOC folders: real ones against a plain reading of their XML, and small ones with a fault each."""
 
 import logging
-import os
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,7 +14,6 @@ from rfdetr_hf.data.masks import rasterise
 from rfdetr_hf.data.schema import class_names, coco_segmentation
 from rfdetr_hf.evaluation.ground_truth import coco_ground_truth, make_coco
 
-TREES = Path(os.environ.get("RFDETR_TEST_DATA", "/nowhere")) / "voc_trees"
 CAT = ("cat", (5, 7, 30, 40), 0)
 DOG = ("dog", (1, 1, 64, 48), 0)
 
@@ -49,17 +46,19 @@ def voc(tmp_path, write_image):
     return write
 
 
-@pytest.mark.skipif(not TREES.is_dir(), reason="needs RFDETR_TEST_DATA")
-def test_real_files_box_for_box():
-    splits = load_detection_dataset(TREES)
+def test_real_files_box_for_box(data_root):
+    trees = data_root / "voc_trees"
+    if not trees.is_dir():
+        pytest.skip("the folder of real test data has no voc_trees")
+    splits = load_detection_dataset(trees)
     seen, names = 0, class_names(splits)
     assert names == ["Alive", "Dead", "Tree"]
     for split, name in (("train", "train"), ("validation", "val")):
-        listed = (TREES / "ImageSets" / "Main" / f"{name}.txt").read_text().split()
+        listed = (trees / "ImageSets" / "Main" / f"{name}.txt").read_text().split()
         assert splits[split]["file_name"] == [f"{stem}.jpg" for stem in listed]
         audit_dataset(splits[split])
         for row, stem in zip(splits[split], listed, strict=True):
-            root = ElementTree.parse(TREES / "Annotations" / f"{stem}.xml").getroot()
+            root = ElementTree.parse(trees / "Annotations" / f"{stem}.xml").getroot()
             expected = []
             for each in root.iter("object"):
                 x0, y0, x1, y1 = (float(each.find(f"bndbox/{k}").text) for k in ("xmin", "ymin", "xmax", "ymax"))

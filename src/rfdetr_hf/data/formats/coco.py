@@ -14,14 +14,15 @@ from datasets import Dataset
 
 from ..annotations import Annotations, Labels, ReadOptions, build_dataset, class_table, map_ids, name_box, path_array
 from ..checks import drop_repeated_images, settle
-from ..errors import DetectionDataError, Problems, SplitMissingError
-from ..images import ImageFolder, Resolved, is_hidden
+from ..errors import DetectionDataError, Problems
+from ..images import ImageFolder, Resolved, choose_folder, is_hidden
 from ..keypoints import ClassKeypoints
 from ..pipeline.pixels import image_size
 from ..splits import SPLIT_NAMES, canonical_split
 from . import Found, read_splits
 from .coco_file import CocoFile, read_coco_file
 from .hub import is_saved
+from .label_studio import looks_like_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ ROBOFLOW_FILE = "_annotations.coco.json"
 _OTHER_KINDS = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")
 # What tools call the folder of all images.
 _IMAGE_FOLDERS = ("images", "data", "imgs", "JPEGImages")
-_PROBES = 20
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def find(root: Any, options: ReadOptions) -> Found | None:
         return None
     path, files, load = Path(root), options.load.get("data_files"), dict(options.load)
     kind = "COCO"
-    if path.is_file() and path.suffix == ".json":
+    if path.is_file() and path.suffix == ".json" and not looks_like_tasks(path):
         base, locations = path.parent, {path.stem: locate(path.parent, path, path.stem)}
     elif path.is_dir() and isinstance(files, Mapping) and all(str(file).endswith(".json") for file in files.values()):
         base, locations = path, {split: locate(path, path / file, split) for split, file in files.items()}
@@ -154,7 +154,8 @@ def read(found: Found, splits: Mapping[str, CocoLocation], options: ReadOptions)
     used: dict[Path, set[str]] = {}
 
     def read_split(split: str, file: CocoFile) -> Dataset:
-        folder, resolved = _image_folder(file.annotations, splits[split].image_folders, folders)
+        names = [str(name) for name in file.annotations.file_name]
+        folder, resolved = choose_folder(file.annotations.source, names, splits[split].image_folders, folders)
         problems = Problems(file.annotations.source)
         _note_missing(file.annotations, folder, resolved, problems)
         for reason, count in resolved.repairs.items():
@@ -197,33 +198,6 @@ def label_space(files: Mapping[str, CocoFile], class_names: Sequence[str] | None
         logger.info("%s: dropped grouping categories without annotations: %s", file.annotations.source, dropped)
     kept = {i: name for i, name in file.names.items() if i not in grouping}
     return class_table(kept, class_names, f"{file.annotations.source}: field categories")
-
-
-def _image_folder(
-    annotations: Annotations, candidates: Sequence[Path], folders: dict[Path, ImageFolder]
-) -> tuple[ImageFolder, Resolved]:
-    """The candidate that holds most of the images; `folders` keeps what has been read for the next split."""
-    names = [str(name) for name in annotations.file_name]
-    probes = [names[i] for i in np.linspace(0, len(names) - 1, min(_PROBES, len(names)), dtype=int)]
-    present = [path for path in candidates if path.is_dir()]
-    ranked: list[tuple[int, int, int]] = []
-    for order, path in enumerate(present):
-        folder = folders[path] = folders.get(path) or ImageFolder(path)
-        resolved = folder.resolve(probes)
-        ranked.append((resolved.missing, sum(resolved.repairs.values()), order))
-        if not resolved.missing and not resolved.repairs:
-            break
-    if not ranked or (probes and min(ranked)[0] == len(probes)):
-        looked = ", ".join(str(path) for path in candidates)
-        others = [folders[path].of_same_name(name) for path in present[-1:] if path in folders for name in probes]
-        others = [other for other in others if other]
-        hint, first = f" (a file of this name is {others[0]})" if others else "", names[0] if names else "it lists none"
-        remedy = "name the folder with image_dir=…"
-        if len({os.path.dirname(other) for other in others}) > 1:
-            remedy = f"write the folders into file_name, such as {others[0]!r}, or one annotation file for each folder"
-        raise SplitMissingError(f"{annotations.source}: none of its images ({first}, …) is in {looked}{hint}; {remedy}")
-    folder = folders[present[min(ranked)[2]]]
-    return folder, folder.resolve(names)
 
 
 def _note_missing(annotations: Annotations, folder: ImageFolder, resolved: Resolved, problems: Problems) -> None:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from datasets import Dataset
 from ..annotations import Annotations, Boxes, Labels, ReadOptions, build_dataset, name_box, path_array
 from ..checks import drop_repeated_images, settle
 from ..errors import DetectionDataError, Problems
+from ..images import ImageFolder, choose_folder
 from ..keypoints import ClassKeypoints
+from ..masks import coco_masks
 from ..pipeline.pixels import image_size
 
 logger = logging.getLogger(__name__)
@@ -115,7 +118,7 @@ def _finish(
     for what, count in sorted(split.left_out.items()):
         logger.warning("%s: left out %d %s", split.source, count, what)
     sizes = [size or _size_of(path, problems) for path, size in zip(split.paths, split.sizes, strict=True)]
-    boxes = _boxes(split.objects, labels, options)
+    boxes = _boxes(split.objects, labels, options, sizes)
     annotations = Annotations(
         split.source,
         np.arange(len(split.paths)),
@@ -151,7 +154,9 @@ def _size_of(path: str, problems: Problems) -> tuple[int, int]:
         return 1, 1  # its size must not be a second fault
 
 
-def _boxes(objects: Sequence[NamedObject], labels: Labels, options: ReadOptions) -> Boxes:
+def _boxes(
+    objects: Sequence[NamedObject], labels: Labels, options: ReadOptions, sizes: Sequence[tuple[int, int]]
+) -> Boxes:
     position = {name: label for label, name in enumerate(labels.names)}
     places = np.empty(len(objects), dtype=object)
     places[:] = [each.place for each in objects]
@@ -169,15 +174,17 @@ def _boxes(objects: Sequence[NamedObject], labels: Labels, options: ReadOptions)
         id=np.arange(1, len(objects) + 1),
         bbox=np.array([each.box for each in objects], np.float64).reshape(-1, 4),
         category=np.array([position.get(each.label, -1) for each in objects], np.int64),
-        area=np.array([_area_of(each.mask) for each in objects], np.float64),
+        area=np.array([_area_of(each.mask, sizes[each.image]) for each in objects], np.float64),
         iscrowd=np.array([each.ignored for each in objects], bool),
         keypoints=keypoints,
         place=places,
     )
 
 
-def _area_of(mask: Any) -> float:
-    """What polygons without holes cover, as COCO's files give it; NaN, for the box's, where there are none."""
+def _area_of(mask: Any, size: tuple[int, int]) -> float:
+    """What polygons or pixels cover, as COCO's files give it; NaN, for the box's, where there are none."""
+    if isinstance(mask, Mapping):
+        return float(coco_masks.area({"size": size[::-1], "counts": mask["rle"]}))
     if not isinstance(mask, list):
         return math.nan
     total = 0.0
@@ -213,3 +220,30 @@ def ellipse(centre: tuple[float, float], radii: tuple[float, float], count: int 
 def rectangle(left: float, top: float, width: float, height: float) -> Corners:
     """The corners of an upright box."""
     return [left, top, left + width, top, left + width, top + height, left, top + height]
+
+
+def find_pictures(
+    split: NamedSplit, candidates: Sequence[Path], folders: dict[Path, ImageFolder], problems: Problems
+) -> None:
+    """Fill in the paths of a split's pictures; missing ones are noted, repaired names counted in the log.
+
+    Args:
+        split: with its file names.
+        candidates: folders that may hold the pictures, likeliest first.
+        folders: keeps what has been read for the next split.
+        problems: collects pictures that are missing.
+
+    Raises:
+        SplitMissingError: none of the pictures is there.
+    """
+    folder, resolved = choose_folder(split.source, split.file_names, candidates, folders)
+    for reason, count in resolved.repairs.items():
+        logger.warning("%s: found %d images %s", split.source, count, reason)
+    split.paths = [path or "" for path in resolved.paths]
+    for index, path in enumerate(resolved.paths):
+        if path is None:
+            split.sizes[index] = (1, 1)  # its size must not be a second fault
+            problems.add(
+                f"{split.file_names[index]!r} is missing in {folder.root}",
+                "restore the missing pictures, take them out of the annotations, or name their folder: image_dir=…",
+            )

@@ -1,0 +1,202 @@
+"""Label Studio's JSON: tasks made by its SDK from bccd, brush strokes that it encodes, and small files by hand."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from helpers.annotation_tools import run_tools
+
+from rfdetr_hf import load_detection_dataset
+from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.formats.brush import decode_brush
+from rfdetr_hf.data.masks import rasterise
+from rfdetr_hf.data.schema import class_names, coco_segmentation, keypoint_schema
+
+CONVERT = """
+import sys
+from label_studio_sdk.converter.imports.coco import convert_coco_to_ls
+convert_coco_to_ls(sys.argv[1], sys.argv[2], image_root_url=sys.argv[3])
+"""
+ENCODE = """
+import json, sys
+import numpy as np
+from label_studio_sdk.converter.brush import mask2rle
+print(json.dumps(mask2rle(np.array(json.loads(sys.argv[1]), np.uint8) * 255)))
+"""
+FRAME = {"original_width": 64, "original_height": 48, "image_rotation": 0}
+
+
+def region(kind="rectanglelabels", label="cat", name="r1", more=None, **value):
+    labels = {kind: [label]} if label else {}
+    return {"id": name, "type": kind, "value": {**value, **labels}, **FRAME, **(more or {})}
+
+
+BOX = region(x=25, y=50, width=50, height=25, rotation=0)
+
+
+def task(*results, image="/data/local-files/?d=images/a.jpg", **more):
+    return {"id": 7, "data": {"image": image}, "annotations": [{"id": 1, "result": list(results), **more}]}
+
+
+@pytest.fixture
+def studio(tmp_path, write_image):
+    """Write an export: `studio(tasks)`."""
+
+    def write(*tasks):
+        for name in ("a.jpg", "b c.jpg"):
+            write_image(tmp_path / "images" / name)
+        (tmp_path / "export.json").write_text(json.dumps(list(tasks)), encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("address", ["/data/local-files/?d=bccd/images/", "s3://bucket/some/where/"])
+def test_tasks_made_by_the_sdk(data_root, tmp_path, address):
+    source = data_root / "bccd" / "valid"
+    run_tools(CONVERT, source / "_annotations.coco.json", tmp_path / "valid.json", address)
+    (tmp_path / "images").mkdir()
+    content = json.loads((source / "_annotations.coco.json").read_text())
+    for each in content["images"]:
+        shutil.copy(source / each["file_name"], tmp_path / "images")
+    split = load_detection_dataset(tmp_path, class_names=["Platelets", "RBC", "WBC"])["validation"]
+    names = {each["id"]: each["name"] for each in content["categories"]}
+    expected: dict[str, list] = {each["file_name"]: [] for each in content["images"]}
+    files = {each["id"]: each["file_name"] for each in content["images"]}
+    for each in content["annotations"]:
+        if min(each["bbox"][2:]) > 0:  # one box of bccd has no width; it is dropped
+            expected[files[each["image_id"]]].append((names[each["category_id"]], each["bbox"]))
+    assert len(split) == len(expected)
+    for row in split:
+        found = [class_names(split)[label] for label in row["objects"]["category"]]
+        theirs = expected[row["file_name"].rsplit("/", 1)[-1]]
+        assert found == [name for name, _ in theirs]
+        np.testing.assert_allclose(row["objects"]["bbox"], [box for _, box in theirs], atol=1e-9)
+
+
+def test_rectangles_in_percents(studio, caplog):
+    with caplog.at_level(logging.INFO):
+        train = load_detection_dataset(studio(task(BOX)))["train"]
+    assert train[0]["objects"]["bbox"] == [[16, 24, 32, 12]] and class_names(train) == ["cat"]
+    assert [train[0]["width"], train[0]["height"]] == [64, 48] and "Label Studio, 1 split" in caplog.text
+    assert len(load_detection_dataset(studio(task(BOX)) / "export.json")["train"]) == 1
+
+
+def test_turned_rectangles_and_ellipses(studio):
+    # A quarter turn clockwise around the corner at (32, 12): what was right of it is below, what was below is left.
+    turned = region(x=50, y=25, width=25, height=12.5, rotation=90)
+    oval = region("ellipselabels", name="r2", x=50, y=50, radiusX=25, radiusY=12.5, rotation=90)
+    objects = load_detection_dataset(studio(task(turned, oval)))["train"][0]["objects"]
+    np.testing.assert_allclose(objects["bbox"], [[26, 12, 6, 16], [26, 8, 12, 32]], atol=1e-9)
+
+
+def test_polygons(studio):
+    shape = region("polygonlabels", points=[[10, 10], [50, 10], [50, 75]], closed=True)
+    row = load_detection_dataset(studio(task(shape)), task="segmentation")["train"][0]
+    corners = coco_segmentation(row["objects"]["segmentation"][0], 48, 64)[0]
+    assert corners == pytest.approx([6.4, 4.8, 32, 4.8, 32, 36])
+    assert row["objects"]["bbox"][0] == pytest.approx([6.4, 4.8, 25.6, 31.2])
+
+
+def pack(pixels, lengths=(3, 4, 8, 16)):
+    """Brush strokes as runs of equal words, and one run of words that differ."""
+    words = np.repeat(np.where(pixels.ravel(), 255, 0), 4).tolist()
+    bits = f"{len(words):032b}{8 - 1:05b}" + "".join(f"{length - 1:04b}" for length in lengths)
+    bits += f"0{0:02b}{5 - 1:03b}" + "".join(f"{word:08b}" for word in words[:5])
+    start = 5
+    while start < len(words):
+        end = start
+        while end < len(words) and words[end] == words[start] and end - start < 2**16:
+            end += 1
+        count = end - start - 1
+        index = next(i for i, length in enumerate(lengths) if count < 2**length)
+        bits += f"1{index:02b}{count:0{lengths[index]}b}{words[start]:08b}"
+        start = end
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+
+
+def stroke():
+    pixels = np.zeros((48, 64), np.uint8)
+    pixels[10:30, 5:40], pixels[12:15, 8:12], pixels[0, 0] = 1, 0, 1
+    return pixels
+
+
+def check_brush(studio, rle):
+    row = load_detection_dataset(studio(task(region("brushlabels", format="rle", rle=rle))), task="segmentation")[
+        "train"
+    ][0]
+    column = np.empty(1, object)
+    column[:] = [coco_segmentation(row["objects"]["segmentation"][0], 48, 64)]
+    assert (rasterise(column, (0, 0, 64, 48), (48, 64))[0] == stroke().astype(bool)).all()
+    assert row["objects"]["bbox"] == [[0, 0, 40, 30]] and row["objects"]["area"] == [stroke().sum()]
+
+
+def test_brush_strokes(studio):
+    check_brush(studio, pack(stroke()))
+    with pytest.raises(ValueError, match=r"of 3072 pixels, but the picture has 64 x 40"):
+        decode_brush(pack(stroke()), (64, 40))
+
+
+def test_brush_strokes_of_the_sdk(studio):
+    check_brush(studio, json.loads(run_tools(ENCODE, json.dumps(stroke().tolist()))))
+
+
+def test_keypoints_belong_to_their_parent(studio, caplog):
+    def point(label, x, y, parent, **value):
+        return region("keypointlabels", label, f"p{label}", {"parentID": parent}, x=x, y=y, width=1, **value)
+
+    root = studio(task(BOX, point("nose", 50, 60, "r1"), point("ear", 40, 55, "r1", hidden=True)))
+    train = load_detection_dataset(root, task="keypoints")["train"]
+    assert keypoint_schema(train).classes[0].names == ("ear", "nose")
+    assert train[0]["objects"]["keypoints"][0] == pytest.approx([25.6, 26.4, 1, 32, 28.8, 2])
+    root = studio(task(BOX, point("nose", 50, 60, None)))
+    assert len(load_detection_dataset(root)["train"][0]["objects"]["bbox"]) == 1
+    assert "left out 1 keypoints without a region" in caplog.text
+    with pytest.raises(DetectionDataError, match="task 7: 1 keypoints belong to no region"):
+        load_detection_dataset(root, task="keypoints")
+
+
+def test_annotators(studio, caplog):
+    other = region(x=1, y=50, width=50, height=25)
+    two = {"id": 8, "data": {"image": "/data/local-files/?d=images/a.jpg"}}
+    cancelled = {"result": [other], "was_cancelled": True}
+    both = [{"result": [BOX], "completed_by": {"email": "a@b.c"}}, {"result": [other], "completed_by": 4}]
+    assert len(load_detection_dataset(studio({**two, "annotations": [cancelled, {"result": [BOX]}]}))["train"]) == 1
+    with pytest.raises(DetectionDataError, match=r"task 8: has 2 annotations that differ \(by a@b.c, 4\)"):
+        load_detection_dataset(studio({**two, "annotations": both}))
+    both[1]["ground_truth"] = True
+    objects = load_detection_dataset(studio({**two, "annotations": both}))["train"][0]["objects"]
+    assert objects["bbox"][0][0] == pytest.approx(0.64)
+    same = [{"result": [BOX]}, {"result": [{**BOX, "id": "other"}]}]
+    assert len(load_detection_dataset(studio({**two, "annotations": same}))["train"][0]["objects"]["bbox"]) == 1
+    # Nobody has looked at a task without annotation; a person has looked at one whose annotation is empty.
+    none = [{**two, "annotations": [], "predictions": [{"result": [BOX]}]}, {**two, "annotations": [cancelled]}]
+    empty = task(image="/data/upload/3/0123abcd-b%20c.jpg")
+    train = load_detection_dataset(studio(task(BOX), *none, empty))["train"]
+    assert [len(row["objects"]["bbox"]) for row in train] == [1, 0]
+    assert "left out 2 tasks that nobody has annotated" in caplog.text
+    with pytest.raises(DetectionDataError, match="no task has an annotation"):
+        load_detection_dataset(studio(*none))
+
+
+@pytest.mark.parametrize("address", [
+    "/data/local-files/?d=images%2Fb%20c.jpg",
+    "/data/upload/12/0123abcd-b c.jpg",
+    "https://studio.example/data/upload/1/b%20c.jpg?token=1",
+    "s3://bucket/images/b c.jpg",
+    "/tasks/5/presign/?fileuri=czM6Ly9idWNrZXQvaW1hZ2VzL2IgYy5qcGc=",
+    "b c.jpg",
+])  # fmt: skip
+def test_addresses_of_pictures(studio, address):
+    assert load_detection_dataset(studio(task(BOX, image=address)))["train"][0]["image"]["path"].endswith("b c.jpg")
+
+
+def test_shape_and_label_as_two_results(studio):
+    shape = region("rectangle", None, x=25, y=50, width=50, height=25)
+    label = {"id": "r1", "type": "labels", "value": {**shape["value"], "labels": ["dog"]}, **FRAME}
+    choice = {"id": "c", "type": "choices", "value": {"choices": ["good"]}}
+    train = load_detection_dataset(studio(task(shape, label, choice)))["train"]
+    assert class_names(train) == ["dog"] and train[0]["objects"]["bbox"] == [[16, 24, 32, 12]]
