@@ -108,9 +108,9 @@ class Counts(TorchDispatchMode):
             self.ops[self.part, name] += 1
             return 0  # a step that asks finds its gradients finite
         result = func(*args, **kwargs)
-        if _is_free(func, name):
-            return result
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if not (tensors or results) or _is_free(func, name):
+            return result
         self.ops[self.part, name] += 1
         self.bytes[self.part] += sum(_bytes(tensor) for tensor in (*tensors, *results))
         packet = getattr(torch.ops.aten, name.replace("_for_cpu", ""), None)

@@ -6,10 +6,10 @@ from helpers.scripts import load_script
 
 # The most launches, GB of memory traffic, GB saved outside the encoder and waits of a step with 10 objects an image.
 BOUNDS = {
-    "nano-b4": (2360, 17.2, 0.77, 2),
-    "medium-b16": (2820, 124.5, 5.65, 2),
-    "seg-medium-b4": (5470, 57.6, 2.40, 2),
-    "keypoint-b4": (5640, 109.0, 6.75, 2),
+    "nano-b4": (1715, 16.0, 0.75, 2),
+    "medium-b16": (2090, 114.4, 5.46, 2),
+    "seg-medium-b4": (4710, 55.1, 2.35, 2),
+    "keypoint-b4": (4700, 102.5, 6.49, 2),
 }
 SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -8,12 +8,14 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import attend
 from .configuration_rfdetr import RFDETRBackboneConfig
 from .initialization import init_norm, init_vit, with_init
+from .linears import linears
 
 
 def drop_path_factors(x: Tensor, rate: float) -> Tensor:
@@ -106,12 +108,12 @@ class ViTAttention(nn.Module):
         self.output = nn.ModuleDict({"dense": with_init(nn.Linear(width, width), init_vit, std=std)})
 
     def forward(self, x: Tensor) -> Tensor:
-        # (rows, T, D) -> (rows, heads, T, D / heads)
-        query, key, value = (
-            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for projection in self.attention.values()
-        )
+        project, output = linears(self.attention.values(), [self.output["dense"]])
+        # (rows, T, 3 * D) -> (rows, heads, T, D / heads) each
+        packed = project(x).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = (each.transpose(1, 2) for each in packed.unbind(2))
         attended, _ = attend(query, key, value, self.config._attn_implementation)
-        return self.output["dense"](attended.transpose(1, 2).flatten(-2))
+        return output(attended.transpose(1, 2).flatten(-2))
 
 
 class ViTMLP(nn.Module):
@@ -124,7 +126,8 @@ class ViTMLP(nn.Module):
         self.fc2 = with_init(nn.Linear(hidden, width), init_vit, std=config.initializer_range)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        widen, narrow = linears([self.fc1], [self.fc2])
+        return narrow(F.gelu(widen(x)))
 
 
 class LayerScale(nn.Module):
@@ -139,8 +142,32 @@ class LayerScale(nn.Module):
     def _initialize(self) -> None:
         init.constant_(self.lambda1, self.initial)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.lambda1
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """x + branch * lambda1."""
+        if torch.compiler.is_compiling():
+            return x + branch * self.lambda1
+        return _AddScaled.apply(x, branch, self.lambda1)
+
+
+class _AddScaled(torch.autograd.Function):
+    # By hand for the types of autocast: the sum is float32 and the branch is not. Autograd would make the scaled branch
+    # and its gradient in float32, and cast the latter.
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(branch, scale)
+        return torch.addcmul(x, branch, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        branch, scale = ctx.saved_tensors
+        of_branch = of_scale = None
+        if ctx.needs_input_grad[1]:
+            of_branch = torch.mul(grad, scale, out=torch.empty_like(branch))
+        if ctx.needs_input_grad[2]:
+            of_scale = (grad * branch).sum(tuple(range(grad.ndim - 1))).to(scale.dtype)
+        return grad, of_branch, of_scale
 
 
 class RFDETRViTLayer(GradientCheckpointingLayer):
@@ -168,10 +195,10 @@ class RFDETRViTLayer(GradientCheckpointingLayer):
         outside: a compiled block would be compiled again for each rate.
         """
         first, second = factors or (None, None)
-        branch = self.layer_scale1(self._attend(self.norm1(x)))
-        x = x + (branch if first is None else branch * first)
-        branch = self.layer_scale2(self.mlp(self.norm2(x)))
-        return x + (branch if second is None else branch * second)
+        branch = self._attend(self.norm1(x))
+        x = self.layer_scale1(x, branch if first is None else branch * first)
+        branch = self.mlp(self.norm2(x))
+        return self.layer_scale2(x, branch if second is None else branch * second)
 
     def _attend(self, x: Tensor) -> Tensor:
         if self.joined_windows == 1:

@@ -4,7 +4,7 @@ Query groups lie one after the other on the query axis: group g has the rows g *
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,7 @@ from .initialization import (
     init_zeros,
     with_init,
 )
+from .linears import Linear, autocast_dtype, joined, linears, to_autocast
 
 DECODER_NORM_EPS = 1e-5
 
@@ -52,7 +53,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList([with_init(nn.Linear(a, b), initializer) for a, b, initializer in sizes])
 
     def forward(self, x: Tensor) -> Tensor:
-        *hidden, last = self.layers
+        *hidden, last = linears(*([layer] for layer in self.layers))
         for layer in hidden:
             x = F.relu(layer(x))
         return last(x)
@@ -88,6 +89,11 @@ class Memory(NamedTuple):
     invalid: Tensor
 
 
+def join_maps(maps: list[Tensor]) -> Tensor:
+    """Feature maps (B, C, h_l, w_l) as one sequence (B, S, C), in the type that the decoder multiplies in."""
+    return to_autocast(torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1))
+
+
 def flatten_levels(maps: list[Tensor], pixel_mask: Tensor | None) -> Memory:
     """Join feature maps (B, C, h_l, w_l) to one memory.
 
@@ -95,7 +101,7 @@ def flatten_levels(maps: list[Tensor], pixel_mask: Tensor | None) -> Memory:
         maps: One map for each level.
         pixel_mask: (B, H, W), non-zero = image; None if nothing is padded.
     """
-    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)  # (B, S, C)
+    tokens = join_maps(maps)
     shapes = [(level.shape[2], level.shape[3]) for level in maps]
     dtype = geometry_dtype(tokens.dtype)
     full = [full_sizes(tokens.shape[0], shape, tokens.device) for shape in shapes]
@@ -125,15 +131,31 @@ class Proposals(NamedTuple):
     boxes: Tensor
 
 
-def grouped_linear(modules: Iterable[Any], groups: int) -> Callable[[Tensor], Tensor]:
-    """The same linear layer of the first `groups` groups as one function, (G, N, in) -> (G, N, out)."""
-    first, *others = list(modules)[:groups]
-    if not others:
-        # The module itself, since it may be a quantised one, which has no weight to be read.
-        return first
-    weight = torch.stack([module.weight for module in (first, *others)])  # (G, out, in)
-    bias = torch.stack([module.bias for module in (first, *others)])  # (G, out)
-    return lambda x: torch.baddbmm(bias[:, None].to(x.dtype), x, weight.transpose(1, 2).to(x.dtype))
+def grouped_linears(layers: Iterable[Iterable[Any]], groups: int) -> list[Linear]:
+    """Linear layers of which each group has its own, as one function each for the first `groups` of them.
+
+    Args:
+        layers: for each function the layers of all groups.
+        groups: G.
+
+    Returns:
+        Functions (G, N, in) -> (G, N, out).
+    """
+    used = [list(modules)[:groups] for modules in layers]
+    if groups == 1:
+        # The modules themselves, since they may be quantised ones, which have no weight to be read.
+        return [modules[0] for modules in used]
+    parameters = [[getattr(module, name) for module in modules] for name in ("weight", "bias") for modules in used]
+    tensors = joined(parameters)
+    weights = [weight.unflatten(0, (groups, -1)).transpose(1, 2) for weight in tensors[: len(used)]]  # (G, in, out)
+    biases = [bias.unflatten(0, (groups, 1, -1)) for bias in tensors[len(used) :]]  # (G, 1, out)
+    return [partial(_grouped_product, *pair) for pair in zip(weights, biases, strict=True)]
+
+
+def _grouped_product(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    if autocast_dtype(x.device) is None:
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    return torch.baddbmm(bias, x, weight)
 
 
 class _ProposalHeads:
@@ -142,15 +164,20 @@ class _ProposalHeads:
     def __init__(self, transformer: "RFDETRTransformer", groups: int) -> None:
         norms: list[Any] = list(transformer.enc_output_norm)[:groups]
         boxes: list[Any] = list(transformer.enc_out_bbox_embed)[:groups]
-        self.output = grouped_linear(transformer.enc_output, groups)
-        self.norm = [torch.stack(parts)[:, None] for parts in zip(*((n.weight, n.bias) for n in norms), strict=True)]
-        self.logits = grouped_linear(transformer.enc_out_class_embed, groups)  # (G, N, C) -> (G, N, K)
-        self.boxes = [grouped_linear(layers, groups) for layers in zip(*(head.layers for head in boxes), strict=True)]
+        layers = [
+            transformer.enc_output,
+            transformer.enc_out_class_embed,
+            *zip(*(b.layers for b in boxes), strict=True),
+        ]
+        # (G, N, C) -> (G, N, C), (G, N, K), ...
+        self.output, self.logits, *self.boxes = grouped_linears(layers, groups)
+        parts = joined([[norm.weight for norm in norms], [norm.bias for norm in norms]], norms[0].weight.dtype)
+        self.norm = [part.unflatten(0, (groups, 1, -1)) for part in parts]  # (G, 1, C)
 
     def features(self, tokens: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, C)."""
         x = self.output(tokens)
-        weight, bias = self.norm  # (G, 1, C)
+        weight, bias = self.norm
         return F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS) * weight + bias
 
     def deltas(self, features: Tensor) -> Tensor:
@@ -199,9 +226,9 @@ class GroupSelfAttention(nn.Module):
         """
         batch, width = x.shape[0], x.shape[-1]
         x, position = (t.unflatten(1, (groups, -1)).flatten(0, 1) for t in (x, position))  # (B * groups, q, C)
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        query, key = F.linear(x + position, weight[: 2 * width], bias[: 2 * width]).chunk(2, -1)
-        value = F.linear(x, weight[2 * width :], bias[2 * width :])
+        weight, bias = (t.split((2 * width, width)) for t in joined([[self.in_proj_weight], [self.in_proj_bias]]))
+        query, key = F.linear(x + position, weight[0], bias[0]).chunk(2, -1)
+        value = F.linear(x, weight[1], bias[1])
         # (B * groups, heads, q, C / heads)
         query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
         rate = self.dropout if self.training else 0.0
@@ -236,18 +263,23 @@ class DeformableAttention(nn.Module):
 
         query (B, Q, C), reference (B, Q, L, 4) -> (B, Q, C), and the weights of the points (B, Q, heads, L, P).
         """
-        value = self.value_proj(tokens)
+        sample, read, output = linears(
+            [self.sampling_offsets, self.attention_weights], [self.value_proj], [self.output_proj]
+        )
+        value = read(tokens)
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
         layout = (self.heads, self.levels, self.points)
         # (B, Q, heads, L, P, 2) and (B, Q, heads, L * P)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*layout, 2)).to(reference.dtype)
-        weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).to(reference.dtype).softmax(-1)
+        samples = self.heads * self.levels * self.points
+        offsets, weights = sample(query).to(reference.dtype).split((2 * samples, samples), -1)
+        offsets = offsets.unflatten(-1, (*layout, 2))
+        weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1)
         centre, size = reference[:, :, None, :, None, :2], reference[:, :, None, :, None, 2:]  # (B, Q, 1, L, 1, 2)
         locations = centre + offsets / self.points * size * 0.5
         weights = weights.unflatten(-1, layout[1:])
         sampled = self._sample(value.to(reference.dtype), locations, weights, shapes)
-        return self.output_proj(sampled.to(query.dtype)), weights
+        return output(sampled.to(query.dtype)), weights
 
     def _sample(self, value: Tensor, locations: Tensor, weights: Tensor, shapes: LevelShapes) -> Tensor:
         """value (B, S, C), locations (B, Q, heads, L, P, 2), weights (B, Q, heads, L, P) -> (B, Q, C)."""
@@ -296,8 +328,9 @@ class RFDETRDecoderLayer(nn.Module):
         x = self.norm1(x + self._drop(answer, self.dropout))
         answer, cross_weights = self.cross_attn(x + position, reference, tokens, shapes, padding)
         x = self.norm2(x + self._drop(answer, self.dropout))
-        hidden = self._drop(F.relu(self.linear1(x)), self.activation_dropout)
-        return self.norm3(x + self._drop(self.linear2(hidden), self.dropout)), weights, cross_weights
+        widen, narrow = linears([self.linear1], [self.linear2])
+        hidden = self._drop(F.relu(widen(x)), self.activation_dropout)
+        return self.norm3(x + self._drop(narrow(hidden), self.dropout)), weights, cross_weights
 
     def _drop(self, x: Tensor, rate: float) -> Tensor:
         return F.dropout(x, rate, self.training)

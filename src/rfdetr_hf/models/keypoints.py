@@ -30,12 +30,14 @@ from .decoder import (
     RFDETRDecoderLayer,
     RFDETRTransformer,
     flatten_levels,
-    grouped_linear,
+    grouped_linears,
+    join_maps,
     layer_norm,
 )
 from .geometry import LevelShapes, geometry_dtype
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_torch_default, init_xavier, init_xavier_zero_bias, init_zeros, with_init
+from .linears import linears
 from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection
 from .post_processing import DEFAULT_THRESHOLD, Threshold
 from .projector import MultiScaleProjector, RFDETRBackbone
@@ -158,8 +160,9 @@ class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer, GradientCheckpointingLayer)
         reference = reference[:, :, None].expand(-1, -1, count, -1, -1).flatten(1, 2)
         read, _ = self.kp_cross_attn(query, reference, keypoint_tokens, shapes, padding)
         keypoints = self.kp_cross_attn_norm(keypoints + self._drop(read.unflatten(1, (-1, count)), self.dropout))
-        hidden = self._drop(F.relu(self.kp_linear1(keypoints)), self.activation_dropout)
-        keypoints = self.kp_norm5(keypoints + self._drop(self.kp_linear3(hidden), self.dropout))
+        widen, narrow = linears([self.kp_linear1], [self.kp_linear3])
+        hidden = self._drop(F.relu(widen(keypoints)), self.activation_dropout)
+        keypoints = self.kp_norm5(keypoints + self._drop(narrow(hidden), self.dropout))
         return x, keypoints, weights, cross_weights
 
     def _exchange(
@@ -247,7 +250,7 @@ class RFDETRKeypointTransformer(RFDETRTransformer):
         count = x.shape[2]
         x = x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 3)  # (G, B * T * N, C)
         heads: list[Any] = list(self.enc_out_keypoint_embed)[:groups]
-        *hidden, last = [grouped_linear(layers, groups) for layers in zip(*(h.layers for h in heads), strict=True)]
+        *hidden, last = grouped_linears(zip(*(head.layers for head in heads), strict=True), groups)
         for layer in hidden:
             x = F.relu(layer(x))
         x = last(x)
@@ -332,7 +335,7 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
     ) -> DetectorStates:
         maps, keypoint_maps = self.backbone[0](pixel_values, drop_path_rate)
         memory = flatten_levels(maps, pixel_mask)
-        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in keypoint_maps], 1)
+        tokens = join_maps(keypoint_maps)
         proposals, references, queries = self._queries(memory)
         batch, transformer = references.shape[0], self.transformer
         states = transformer.decoder(

@@ -1,0 +1,112 @@
+"""Linear layers with fewer launches: those of one input as one product, and all weights cast for autocast at once."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Linear = Callable[[Tensor], Tensor]
+
+
+class _CastTogether(torch.autograd.Function):
+    # Autocast copies each weight by a launch of its own, and each gradient back.
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, sizes: Sequence[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+        joined, parts = [], []
+        for group in _groups(tensors, sizes):
+            rows = [len(tensor) for tensor in group]
+            joined.append(group[0].new_empty((sum(rows), *group[0].shape[1:]), dtype=dtype))
+            parts += joined[-1].split(rows)
+        torch._foreach_copy_(parts, list(tensors))  # pyright: ignore[reportPrivateImportUsage]
+        ctx.sizes, ctx.rows, ctx.dtypes = sizes, [len(tensor) for tensor in tensors], [t.dtype for t in tensors]
+        needed = list(_groups(ctx.needs_input_grad[2:], sizes))
+        ctx.mark_non_differentiable(*(tensor for tensor, own in zip(joined, needed, strict=True) if not any(own)))
+        ctx.set_materialize_grads(False)
+        return tuple(joined)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        parts: list[Tensor | None] = []
+        for grad, rows in zip(grads, _groups(ctx.rows, ctx.sizes), strict=True):
+            parts += [None] * len(rows) if grad is None else grad.split(rows)
+        wanted = [part if need else None for part, need in zip(parts, ctx.needs_input_grad[2:], strict=True)]
+        sources = [part for part in wanted if part is not None]
+        types = [dtype for part, dtype in zip(wanted, ctx.dtypes, strict=True) if part is not None]
+        copies = [part.new_empty(part.shape, dtype=dtype) for part, dtype in zip(sources, types, strict=True)]
+        if copies:
+            torch._foreach_copy_(copies, sources)  # pyright: ignore[reportPrivateImportUsage]
+        rest = iter(copies)
+        return (None, None, *(None if part is None else next(rest) for part in wanted))
+
+
+def _groups(values: Sequence[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:
+    rest = iter(values)
+    for size in sizes:
+        yield list(islice(rest, size))
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type in which autocast multiplies on a device; None where it is off."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def to_autocast(x: Tensor) -> Tensor:
+    """A tensor that several products read, cast once for all of them."""
+    dtype = autocast_dtype(x.device)
+    return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
+
+
+def joined(groups: Sequence[Sequence[Tensor]], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """The tensors of each group end to end, along the first dimension.
+
+    Args:
+        groups: of tensors that differ in the first dimension at most.
+        dtype: of the result; by default that of autocast, and of the tensors where it is off.
+    """
+    tensors = [tensor for group in groups for tensor in group]
+    own = tensors[0].dtype
+    dtype = dtype or (own if own == torch.float64 else autocast_dtype(tensors[0].device)) or own
+    # A compiler fuses casts by itself.
+    if torch.compiler.is_compiling() or all(tensor.dtype == dtype for tensor in tensors):
+        return tuple((group[0] if len(group) == 1 else torch.cat(list(group))).to(dtype) for group in groups)
+    return _CastTogether.apply(dtype, [len(group) for group in groups], *tensors)
+
+
+def linears(*groups: Iterable[nn.Module]) -> list[Linear]:
+    """A function for each group of linear layers that read the same input: their outputs side by side.
+
+    Layers of another class (adapters, quantised ones) and layers with hooks are called as they are.
+
+    Args:
+        groups: of `nn.Linear`, all of a group with a bias or none.
+    """
+    members: list[list[Any]] = [list(group) for group in groups]
+    if not all(_is_plain(module) for group in members for module in group):
+        return [partial(_side_by_side, group) for group in members]
+    weights = [[module.weight for module in group] for group in members]
+    with_bias = [group[0].bias is not None for group in members]
+    biases = [[m.bias for m in group] for group, has_bias in zip(members, with_bias, strict=True) if has_bias]
+    tensors = joined([*weights, *biases])
+    rest = iter(tensors[len(weights) :])
+    pairs = zip(tensors[: len(weights)], with_bias, strict=True)
+    return [partial(F.linear, weight=weight, bias=next(rest) if has_bias else None) for weight, has_bias in pairs]
+
+
+def _is_plain(module: Any) -> bool:
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    # Offloading puts a `forward` of its own into the instance.
+    return type(module) is nn.Linear and not hooks and "forward" not in vars(module)
+
+
+def _side_by_side(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    return modules[0](x) if len(modules) == 1 else torch.cat([module(x) for module in modules], -1)

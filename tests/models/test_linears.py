@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rfdetr_hf.models.backbone import LayerScale
+from rfdetr_hf.models.configuration_rfdetr import RFDETRBackboneConfig
+from rfdetr_hf.models.linears import joined, linears
+
+BF16 = torch.bfloat16
+
+
+def layers(rng, *sizes):
+    modules = [nn.Linear(4, size) for size in sizes]
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=rng)
+    return modules
+
+
+def gradients(modules):
+    return [parameter.grad for module in modules for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_one_product_equals_several(rng, autocast):
+    modules, other, x = layers(rng, 3, 2), layers(rng, 5), torch.randn(6, 4, generator=rng)
+    results = []
+    for way in ("joined", "apart"):
+        for module in modules + other:
+            module.zero_grad()
+        with torch.autocast("cpu", BF16, enabled=autocast):
+            if way == "joined":
+                first, second = linears(modules, other)
+                outputs = [*first(x).split((3, 2), -1), second(x)]
+            else:
+                outputs = [module(x) for module in modules + other]
+        (sum(output.float().square().sum() for output in outputs)).backward()
+        results.append([*outputs, *gradients(modules + other)])
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=1e-2 if autocast else 1e-6, atol=1e-2 if autocast else 1e-6)
+
+
+def test_frozen_tensors_get_no_gradient(rng):
+    frozen, trained, alone = layers(rng, 3, 2, 5)
+    frozen.requires_grad_(False)
+    alone.requires_grad_(False)
+    with torch.autocast("cpu", BF16):
+        first, second = joined([[frozen.weight, trained.weight], [alone.weight]])
+    assert first.dtype == second.dtype == BF16
+    assert first.requires_grad and not second.requires_grad
+    first.float().sum().backward()
+    assert frozen.weight.grad is None and trained.weight.grad.eq(1).all() and trained.weight.grad.dtype == torch.float32
+
+
+def test_hooks_are_called(rng):
+    """What adapters, quantisation and offloading put in the place of a layer is not passed over."""
+    (module,), x, seen = layers(rng, 3), torch.randn(6, 4, generator=rng), []
+    handle = module.register_forward_hook(lambda *_: seen.append("hook"))
+    assert linears([module])[0](x).shape == (6, 3) and seen == ["hook"]
+    handle.remove()
+    module.forward = lambda x: F.linear(x, module.weight) + 7  # as accelerate does
+    torch.testing.assert_close(linears([module])[0](x), x @ module.weight.T + 7)
+
+
+def test_float64_stays_under_autocast(rng):
+    (module,) = layers(rng, 3)
+    with torch.autocast("cpu", BF16):
+        assert joined([[module.double().weight]])[0].dtype == torch.float64
+
+
+def test_gradient_of_the_layer_scale(rng):
+    scale = LayerScale(RFDETRBackboneConfig(hidden_size=4, num_attention_heads=1)).double()
+    x, branch = (torch.randn(2, 3, 4, generator=rng, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    scale.lambda1.data = torch.randn(4, generator=rng, dtype=torch.float64)
+    torch.testing.assert_close(scale(x, branch), x + branch * scale.lambda1)
+    assert torch.autograd.gradcheck(lambda a, b, _: scale(a, b), (x, branch, scale.lambda1))
+    half = branch.detach().to(BF16).requires_grad_()
+    scale.float()(x.detach().float(), half).sum().backward()
+    assert half.grad.dtype == BF16
+    torch.testing.assert_close(half.grad[0, 0].float(), scale.lambda1.detach(), rtol=1e-2, atol=0)
