@@ -149,13 +149,13 @@ def grouped_linears(layers: Iterable[Iterable[Any]], groups: int) -> list[Linear
     tensors = joined(parameters)
     weights = [weight.unflatten(0, (groups, -1)).transpose(1, 2) for weight in tensors[: len(used)]]  # (G, in, out)
     biases = [bias.unflatten(0, (groups, 1, -1)) for bias in tensors[len(used) :]]  # (G, 1, out)
-    return [partial(_grouped_product, *pair) for pair in zip(weights, biases, strict=True)]
 
+    def product(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        if autocast_dtype(x.device) is None:
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+        return torch.baddbmm(bias, x, weight)
 
-def _grouped_product(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    if autocast_dtype(x.device) is None:
-        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    return torch.baddbmm(bias, x, weight)
+    return [partial(product, *pair) for pair in zip(weights, biases, strict=True)]
 
 
 class _ProposalHeads:

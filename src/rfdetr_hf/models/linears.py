@@ -92,7 +92,7 @@ def linears(*groups: Iterable[nn.Module]) -> list[Linear]:
     """
     members: list[list[Any]] = [list(group) for group in groups]
     if not all(_is_plain(module) for group in members for module in group):
-        return [partial(_side_by_side, group) for group in members]
+        return [lambda x, group=group: torch.cat([module(x) for module in group], -1) for group in members]
     weights = [[module.weight for module in group] for group in members]
     with_bias = [group[0].bias is not None for group in members]
     biases = [[m.bias for m in group] for group, has_bias in zip(members, with_bias, strict=True) if has_bias]
@@ -106,7 +106,3 @@ def _is_plain(module: Any) -> bool:
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     # Offloading puts a `forward` of its own into the instance.
     return type(module) is nn.Linear and not hooks and "forward" not in vars(module)
-
-
-def _side_by_side(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-    return modules[0](x) if len(modules) == 1 else torch.cat([module(x) for module in modules], -1)
