@@ -91,7 +91,10 @@ def linears(*groups: Iterable[nn.Module]) -> list[Linear]:
         groups: of `nn.Linear`, all of a group with a bias or none.
     """
     members: list[list[Any]] = [list(group) for group in groups]
-    if not all(_is_plain(module) for group in members for module in group):
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    modules = [module for group in members for module in group]
+    # Offloading puts a `forward` of its own into the instance.
+    if any(type(m) is not nn.Linear or "forward" in vars(m) or any(getattr(m, h) for h in hooks) for m in modules):
         return [lambda x, group=group: torch.cat([module(x) for module in group], -1) for group in members]
     weights = [[module.weight for module in group] for group in members]
     with_bias = [group[0].bias is not None for group in members]
@@ -100,9 +103,3 @@ def linears(*groups: Iterable[nn.Module]) -> list[Linear]:
     rest = iter(tensors[len(weights) :])
     pairs = zip(tensors[: len(weights)], with_bias, strict=True)
     return [partial(F.linear, weight=weight, bias=next(rest) if has_bias else None) for weight, has_bias in pairs]
-
-
-def _is_plain(module: Any) -> bool:
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    # Offloading puts a `forward` of its own into the instance.
-    return type(module) is nn.Linear and not hooks and "forward" not in vars(module)
