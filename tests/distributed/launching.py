@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from prefork import Forked
 
 
 def slow(*values):
@@ -55,6 +56,9 @@ def start(job, world=1, kind="ddp"):
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
         ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         env = environment(kind, **(ranks if world > 1 or kind != "ddp" else {}))
+        if sys.platform == "linux" and kind in ("ddp", "fsdp2"):
+            processes.append(Forked(job, env))
+            continue
         command = [sys.executable, str(WORKER), json.dumps(job)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         processes.append(subprocess.Popen(command, env=env, **pipes))

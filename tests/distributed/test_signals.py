@@ -155,7 +155,7 @@ SHORT = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "eval_strate
          "logging_steps": 2, "per_device_eval_batch_size": 1, "save_total_limit": None}  # fmt: skip
 
 
-@pytest.mark.parametrize(("world", "at"), [slow(1, 4), slow(1, 8), slow(2, 4), (2, 8)])
+@pytest.mark.parametrize(("world", "at"), [slow(1, 4), (1, 8), slow(2, 4), slow(2, 8)])
 def test_a_notice_during_an_evaluation_is_acted_on_and_keeps_every_bit(job, world, at):
     """Step 8 is the last one: there a notice was swallowed, and the run ended with 0 after the evaluation."""
     undisturbed, noticed = (job(name, held_out=24, options=SHORT | STEP) for name in ("undisturbed", "noticed"))

@@ -1,6 +1,7 @@
 """Methods of Transformers' `Trainer` that scripts call and that are no part of the training."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ class TransformersMethods:
     state: RunState
     test_dataset: Dataset | None
     weights: Weights
+    get_eval_dataloader: Callable[..., DataLoader]
+    _card: Callable[..., CardFacts]
+    _fire: Callable[..., None]
 
     log_metrics = log_metrics
     save_metrics = save_metrics
@@ -40,10 +44,6 @@ class TransformersMethods:
     def processing_class(self) -> Any:
         """The image processor."""
         return self.image_processor
-
-    def get_eval_dataloader(self, dataset: Any = None) -> DataLoader:
-        """See the trainer."""
-        raise NotImplementedError
 
     def get_test_dataloader(self, test_dataset: Dataset | None = None) -> DataLoader:
         """This rank's share of a data set; default: of the test split given at construction."""
@@ -66,12 +66,6 @@ class TransformersMethods:
         if self.optimizer is None:
             raise ValueError("there is no optimizer before train()")
         return [group["lr"] for group in self.optimizer.param_groups]
-
-    def _card(self, metrics: Any = None) -> CardFacts:
-        raise NotImplementedError
-
-    def _fire(self, event: str, **kwargs: Any) -> None:
-        raise NotImplementedError
 
     def create_model_card(self, **description: Any) -> Path | None:
         """Write the card of the model in memory to `output_dir`, on the main process. Model folders have theirs.
