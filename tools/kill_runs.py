@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "distributed"))
 
-from kill import differences  # noqa: E402
+from kill import differences, wait_for_training  # noqa: E402
 from launching import WORKER, environment, free_port, run  # noqa: E402
 
 LIMIT = 180
@@ -112,16 +111,6 @@ def wait_until_gone(job, limit=LIMIT):
     return False
 
 
-def wait_for_step(job, process):
-    """Wait until a started process has logged a step."""
-    log, deadline = Path(job["output_dir"]) / "train.log", time.monotonic() + LIMIT
-    size = log.stat().st_size if log.exists() else 0
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and re.search(r" step \d+/", log.read_text()[size:]):
-            return
-        time.sleep(0.01)
-
-
 def wait_for_diary(diary, process, kinds):
     """Wait until the disk is being changed in one of some ways."""
     deadline = time.monotonic() + LIMIT
@@ -159,7 +148,7 @@ def disturb_once(job, kind, rng, diary):
         resume = f"{job['output_dir']}/checkpoint-{steps[-2]}"
     diary.unlink(missing_ok=True)
     process = begin(job | {"resume": resume, "slow_disk": {"path": str(diary), "seconds": 0.01}}, launched)
-    wait_for_step(job, process)
+    wait_for_training(job["output_dir"], [process], LIMIT)
     if kind in ("save", "rename"):
         for _ in range(rng.randrange(3)):
             wait_for_diary(diary, process, "fsync")
