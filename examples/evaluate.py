@@ -50,6 +50,8 @@ def main(argv: list[str]) -> None:
     model, detect = plain.model, with_views(plain, args, args.batch_size)
     names = [model.config.id2label[label] for label in range(model.config.num_labels)]
     dataset = load_detection_dataset(**data_args.load_options(model.task), class_names=names)
+    if args.split not in dataset:
+        raise ValueError(f"{data_args.dataset_name} has no split {args.split!r}; it has {', '.join(dataset)}")
 
     result = evaluate_detector(
         detect,

@@ -33,7 +33,7 @@ class PredictOptions(ViewArguments):
     model_name_or_path: str = option(help="A model folder, Hub id or official file.")
     images: list[str] = option(list, "Image files, video files and folders; default: synthetic shapes.")
     output_dir: str = option("predictions", "Folder for the pictures; those of the same name are replaced.")
-    threshold: float = option(0.5, "Least score of what is drawn.")
+    threshold: float = option(0.5, "Confidence threshold of what is drawn.")
     ellipses: float = option(0.0, "Draw covariance ellipses of keypoints, of so many standard deviations.")
     device: str | None = option(None, "cpu, cuda, cuda:1; default: cuda where there is one.")
 

@@ -123,7 +123,7 @@ def test_config_prints_what_fit_reads_back(run_yaml, tmp_path, capsys):
     again = parse_arguments(fit.TYPES, ["--config", str(tmp_path / "again.yaml")])
     assert first == again
     assert first[2].learning_rate == 3e-4 and first[2].resume_from_checkpoint == "true"
-    assert yaml.safe_load(config.resolved(*again[:3])) == yaml.safe_load(out)
+    assert yaml.safe_load(config.resolved(*again)) == yaml.safe_load(out)
 
 
 def test_doctor_reports(capsys):

@@ -129,7 +129,7 @@ def cut_off(hub, monkeypatch):
 @pytest.mark.parametrize(
     ("problem", "reason"),
     [
-        (offline, "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the Hub"),
+        (offline, "it is not in the cache of the Hub, and HF_HUB_OFFLINE forbids to ask the Hub"),
         (private, "the Hub knows no such repository or keeps it private (HTTP 404); for a private one log in"),
         (gated, "accept them at https://huggingface.co/Roboflow/rf-detr-nano and log in"),
         (refused, "the Hub knows no such repository or keeps it private (HTTP 401)"),
@@ -191,7 +191,7 @@ def test_a_path_that_is_not_there_does_not_exist(hub):
     for source in ("outputs/of/mine", "./outputs"):
         with pytest.raises(FileNotFoundError, match=f"{source} does not exist"):
             RFDETRForObjectDetection.from_pretrained(source)
-    with pytest.raises(FileNotFoundError, match="outputs/best cannot be loaded: there is no such folder, and the Hub"):
+    with pytest.raises(FileNotFoundError, match="outputs/best cannot be loaded: there is no such folder here, and the Hub"):
         RFDETRForObjectDetection.from_pretrained("outputs/best")
 
 

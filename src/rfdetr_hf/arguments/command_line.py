@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,17 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from ..options import IN_WORDS, UsageError, kinds_of, load_yaml
 from .help import format_help
+from .schedules import published_encoder_rate
 from .words import aliases, explain
 
+# Options of a file that say the same as one of the command line, which wins, or contradict it.
+_SUPERSEDED = {
+    "mixed_precision": ("bf16", "fp16"),
+    "bf16": ("mixed_precision", "fp16"),
+    "fp16": ("mixed_precision", "bf16"),
+    "model_name_or_path": ("variant",),
+    "variant": ("model_name_or_path",),
+}
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 
@@ -46,6 +56,9 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument(f"--{each.name}", **words)
 
     def error(self, message: str) -> NoReturn:
+        takes_several = [action for action in self._actions if action.nargs == "+"]
+        if any(f"--{action.dest}:" in message for action in takes_several):
+            message += "; it takes all words up to the next option, so what belongs to the command stands before it"
         raise UsageError(message)
 
 
@@ -92,9 +105,19 @@ def parse_arguments(
         for name in placed:
             if hasattr(given, name):
                 raise UsageError(f"--{name} and {places[name]} say the same; give one of them")
-        return _build(dataclass_types, {**values, **vars(given), **placed}, values, path, places)
+        typed = vars(given) | placed
+        return _build(dataclass_types, {**_not_superseded(values, typed), **typed}, values, path, places)
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+
+
+def _not_superseded(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a file that hold beside those of the command line."""
+    gone = {name for option in typed for name in _SUPERSEDED.get(option, ())} - {*typed}
+    rates = [values.get(name) for name in ("learning_rate", "learning_rate_encoder")]
+    if "learning_rate" in typed and None not in rates and math.isclose(published_encoder_rate(rates[0]), rates[1]):
+        gone.add("learning_rate_encoder")  # it followed from the learning rate of the file
+    return {name: value for name, value in values.items() if name not in gone}
 
 
 def _canonical(argv: Sequence[str], parser: _Parser, others: Mapping[str, str]) -> list[str]:
@@ -106,6 +129,8 @@ def _canonical(argv: Sequence[str], parser: _Parser, others: Mapping[str, str]) 
     words, written = [], dict[str, str]()
     for word, following in zip(argv, [*argv[1:], "-"], strict=False):
         if not word.startswith("--") or word == "--":
+            if re.match(r"-[a-zA-Z]", word) and word != "-h":
+                raise UsageError(f"unknown option {word!r} on the command line: options have two dashes and a name")
             words.append(word)
             continue
         option, equals, value = word[2:].partition("=")

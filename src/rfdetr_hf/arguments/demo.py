@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..options import PROBABILITY, Range, option, settle_options
+from .launch import one_device
 from .words import answers_by_name
 
 
@@ -14,7 +15,7 @@ class DemoArguments:
     model_name_or_path: str = option(help="A model folder, Hub id or official file.", group="model", daily=True)
     threshold: float = option(0.5, "Where the confidence threshold stands at first.", PROBABILITY, daily=True)
     device: str | None = option(
-        None, "cpu, cuda, cuda:1; default: cuda where there is one.", group="system", daily=True
+        None, "cpu, cuda, or a GPU by number (1, cuda:1); default: cuda where there is one.", group="system", daily=True
     )
     host: str = option("127.0.0.1", "Address to listen at; 0.0.0.0: all of the machine.", group="system", daily=True)
     port: int | None = option(
@@ -32,5 +33,6 @@ class DemoArguments:
 
     def __post_init__(self) -> None:
         settle_options(self)
+        self.device = one_device(self.device)
         if self.space is not None and self.space.count("/") != 1:
             raise ValueError(f"space={self.space!r}: give user/name")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ..choices import BACKENDS
 from ..options import Range, option, settle_options
+from .launch import one_device
 from .views import ViewArguments
 from .words import answers_by_name
 
@@ -15,11 +16,14 @@ class TrainedModelArguments:
 
     model_name_or_path: str = option(help="A model folder, Hub id or official file.", group="model", daily=True)
     batch_size: int = option(8, "Images (or tiles) of a batch.", Range(1), group="system", daily=True)
-    device: str | None = option(None, "cpu, cuda, cuda:1; default: cuda where there is one.", daily=True)
+    device: str | None = option(
+        None, "cpu, cuda, or a GPU by number (1, cuda:1); default: cuda where there is one.", daily=True
+    )
     bf16: bool = option(False, "Compute in bfloat16.", daily=True)
 
     def __post_init__(self) -> None:
         settle_options(self)
+        self.device = one_device(self.device)
 
 
 @answers_by_name

@@ -1,9 +1,23 @@
 """The options of how a training is started."""
 
+import re
 from dataclasses import dataclass
 
 from ..options import FROM_1, option, settle_options
 from .words import answers_by_name
+
+
+def one_device(name: str | None) -> str | None:
+    """The device of one process as PyTorch calls it: a number is that of a GPU.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if name is None or re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+        return name
+    if name.isdecimal():
+        return f"cuda:{name}"
+    raise ValueError(f"device={name!r} is not known; give cpu, cuda, or one GPU by number such as 1 or cuda:1")
 
 
 @answers_by_name

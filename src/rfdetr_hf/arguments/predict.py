@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..choices import PREDICTION_FORMATS
 from ..options import BELOW_1, FROM_0, FROM_1, option, settle_options
 from ..tasks import TASKS
+from .launch import one_device
 from .views import ViewArguments
 from .words import answers_by_name
 
@@ -48,7 +49,7 @@ class PredictArguments(ViewArguments):
         None, "The images are this split of a data set: a Hub id, a folder of tables or of save_to_disk.", group="data"
     )
     device: str | None = option(
-        None, "cpu, cuda, cuda:1; default: cuda where there is one.", group="system", daily=True
+        None, "cpu, cuda, or a GPU by number (1, cuda:1); default: cuda where there is one.", group="system", daily=True
     )
     bf16: bool = option(False, "Compute in bfloat16.", daily=True)
     overwrite: bool = option(False, "Write into a folder that has files, and replace them.", group="output", daily=True)
@@ -57,3 +58,4 @@ class PredictArguments(ViewArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         settle_options(self)
+        self.device = one_device(self.device)

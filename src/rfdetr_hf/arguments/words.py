@@ -28,6 +28,13 @@ OWNERS = {
 _LINE = re.compile(r"(\w+) ([=>-]) ?([^|]*?) *(?:\| (.*))?")
 _PREFIX = re.compile(rf"\b(?:{'|'.join(OWNERS)})\.(?=\w)")
 _NEAR = 0.8
+# What the verbs for trained models call an option of the training.
+_IN_VERBS = {
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "batch_size",
+    "dataloader_num_workers": "num_workers",
+    "resolution": "size",
+}
 T = TypeVar("T")
 
 
@@ -83,6 +90,7 @@ def aliases(known: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in (word for file in PACKAGES for word in words_of(file)):
         target = word.targets[0].rpartition(".")[2] if word.targets else ""
+        target = _at_hand(target, known)
         same = all(each.sign == "=" and each.targets == word.targets for each in entries(word.name))
         if same and target in known and word.name not in known:
             found[word.name] = target
@@ -118,6 +126,7 @@ def _named(word: Word, known: Collection[str], in_python: bool) -> str:
     names: dict[str, list[str]] = {}
     for target in word.targets:
         owner, _, option = target.rpartition(".")
+        option = _at_hand(option, known)
         of = ""
         if owner in ("config", "backbone"):
             of = " of RFDETRConfig" if in_python else " of config_overrides"
@@ -126,6 +135,12 @@ def _named(word: Word, known: Collection[str], in_python: bool) -> str:
             of = f" of {cls}" if in_python else f" of rfdetr-hf {verb}"
         names.setdefault(of, []).append(option if of or owner in OWNERS else target)
     return ", ".join(f"{', '.join(options)}{of}" for of, options in names.items())
+
+
+def _at_hand(option: str, known: Collection[str]) -> str:
+    """The option, or what the verb at hand calls it."""
+    ours = _IN_VERBS.get(option)
+    return ours if ours in known and option not in known else option
 
 
 def explain_verb(name: str, verbs: Collection[str]) -> str:

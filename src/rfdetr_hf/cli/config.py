@@ -17,12 +17,14 @@ What is printed is read back by `rfdetr-hf fit --config`."""
 def main(argv: Sequence[str]) -> int:
     """Parse as `fit` does and print YAML; returns the exit code."""
     types = (ModelArguments, DataArguments, RFDETRTrainingArguments, LaunchArguments)
-    *parsed, _ = parse_arguments(types, argv, "rfdetr-hf config", DESCRIPTION, {"dataset_name": "DATA"})
-    print(resolved(*parsed), end="")
+    *parsed, launch = parse_arguments(types, argv, "rfdetr-hf config", DESCRIPTION, {"dataset_name": "DATA"})
+    print(resolved(*parsed, launch=launch), end="")
     return 0
 
 
-def resolved(model: ModelArguments, data: DataArguments, training: RFDETRTrainingArguments) -> str:
+def resolved(
+    model: ModelArguments, data: DataArguments, training: RFDETRTrainingArguments, launch: LaunchArguments
+) -> str:
     """All options as YAML, with the facts that follow from them as comments."""
     per_process = training.per_device_train_batch_size * training.gradient_accumulation_steps
     facts = [f"effective batch: {per_process} images x processes"]
@@ -31,4 +33,7 @@ def resolved(model: ModelArguments, data: DataArguments, training: RFDETRTrainin
 
         config = RFDETRConfig.from_variant(str(model.variant), **model.config_fields())
         facts.append(f"input: {config.resolution} x {config.resolution}, a multiple of {config.size_divisor}")
-    return to_yaml({"model": asdict(model), "data": asdict(data), "training": training.to_dict()}, facts)
+    # `variant` says the same as the model, and would contradict another one on the command line.
+    sections = {"model": asdict(model) | {"variant": None}, "data": asdict(data), "training": training.to_dict()}
+    chosen = {name: value for name, value in asdict(launch).items() if value is not None}
+    return to_yaml(sections | ({"launch": chosen} if chosen else {}), facts)

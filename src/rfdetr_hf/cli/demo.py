@@ -1,7 +1,6 @@
 """`rfdetr-hf demo`: a page on which a model looks at pictures and at a webcam."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from .. import DemoArguments, parse_arguments
 
@@ -24,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
 
         # A Space of a model that cannot be loaded helps nobody; of a variant's name it gives the repository.
         loaded = load_model(model)
-        source = model if Path(model).exists() else loaded.config._name_or_path
+        source = loaded.config._name_or_path or model
         print(f"{push_space(args.space, source, private=args.private)} is the demo of {source}")
         return 0
     from .. import build_demo

@@ -33,7 +33,6 @@ verbs:
 
 first steps:
   rfdetr-hf doctor                           is everything there?
-  rfdetr-hf fit --from_scratch --max_steps 20    a short training on shapes
   rfdetr-hf fit my/data --model nano         fine-tune on every GPU that is there
   rfdetr-hf fit --config run.yaml            train with the options of a file
   rfdetr-hf fit --config run.yaml --resume   go on after an interruption
@@ -41,8 +40,8 @@ first steps:
   rfdetr-hf predict outputs/best photo.jpg
 
 `rfdetr-hf <verb> --help` lists the options of a verb.
-Exit codes: 0 success, 1 failure, 2 misuse of options, 75 preempted after
-saving, 130 interrupted.
+Exit codes: 0 success, 1 failure, 2 misuse of options, 75 preempted: a
+checkpoint is written unless no step was taken, 130 interrupted.
 RFDETR_DEBUG=1 shows where an error comes from."""
 
 

@@ -12,7 +12,7 @@ DESCRIPTION = """Where a run stands, from its status.json and its lock.
   rfdetr-hf status RUN --exit_code
 
 The last one is for scripts, behind launchers that turn every exit code into 1:
-0 finished, 75 preempted after saving, 3 running, 1 failed or killed, 2 no run
+0 finished, 75 preempted, 3 running, 1 failed or killed, 2 no run
 there."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import (
     DataArguments,
+    LaunchArguments,
     ModelArguments,
     RFDETRTrainingArguments,
     UsageError,
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
     from .. import RFDETRForObjectDetection, RFDETRImageProcessor
 
-FIT_TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
+FIT_TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments, LaunchArguments)
 PLACES = {"model_name_or_path": "MODEL", "dataset_name": "DATA"}
-# In a training's file these are where it starts, where it writes, and what it repeats.
-_OF_THE_RUN = ("model_name_or_path", "output_dir", "data_hash")
+# In a training's file these are where it starts, where it writes, what it repeats, and its GPUs.
+_OF_THE_RUN = ("model_name_or_path", "output_dir", "data_hash", "device")
 _NAMED = 8  # args.yaml of a run has all options
 
 

@@ -19,7 +19,7 @@ from ..models.modeling_rfdetr import RFDETRForObjectDetection
 def class_thresholds(
     thresholds: float | Sequence[float] | Mapping[str, float], config: Any, default: float = 0.5
 ) -> list[float]:
-    """Least scores by label.
+    """Confidence thresholds by label.
 
     A keypoint model's scores x of classes without keypoints come as x / (1 + x), never above 0.5 (see `fuse_scores`): a
     threshold t that is meant for all classes is t / (1 + t) for these.

@@ -57,8 +57,10 @@ class RunRecord:
         )
         titles = [type(each).__name__.removesuffix("Arguments").lower() for each in self.made_from]
         sections = {title: _plain(each) for title, each in zip(titles, self.made_from, strict=True)}
+        count = accelerator.num_processes
+        several = f" --num_processes {count}" if count > 1 else ""
         facts = ["The arguments of a run, as resolved and without secrets. This repeats it:",
-                 "rfdetr-hf fit --config args.yaml --output_dir OTHER"]  # fmt: skip
+                 f"rfdetr-hf fit --config args.yaml{several} --output_dir OTHER"]  # fmt: skip
         known = {name for values in sections.values() for name in values}
         unknown = {name: MADE_IN_PYTHON for name in ("model_name_or_path", "dataset_name") if name not in known}
         source = os.path.expanduser(str(config._name_or_path or ""))
@@ -78,7 +80,7 @@ class RunRecord:
         sections["training"]["output_dir"] = os.path.abspath(args.output_dir)
         packages = ", ".join(f"{name} {version(name)}" for name in ("rfdetr-hf", "torch", "transformers", "accelerate"))
         facts += [f"Equal bits need the same versions and device: {packages}; {accelerator.device.type}, "
-                  f"num_processes: {accelerator.num_processes}."]  # fmt: skip
+                  f"num_processes: {count}."]  # fmt: skip
         return to_yaml(sections, facts)
 
 

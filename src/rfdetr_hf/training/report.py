@@ -2,6 +2,7 @@
 
 import platform
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -171,8 +172,9 @@ def _usage(facts: RunFacts) -> list[str]:
         f"detect = load_detector({str(folder)!r}, threshold=0.5)\n"
         "found = detect([Image.open('image.jpg')])[0]  # scores, labels, boxes in pixels"
     )
+    record = shlex.quote(str(facts.root.resolve() / "args.yaml"))
     shell = (
-        f"rfdetr-hf predict {folder} image.jpg\n"
-        f"rfdetr-hf fit --config {facts.root.resolve() / 'args.yaml'} --output_dir OTHER   # repeats the training"
+        f"rfdetr-hf predict {shlex.quote(str(folder))} image.jpg\n"
+        f"rfdetr-hf fit --config {record} --output_dir OTHER   # repeats the training"
     )
     return [f"<pre>{text(python)}</pre>", f"<pre>{text(shell)}</pre>"]

@@ -104,12 +104,13 @@ def unavailable(source: str, error: BaseException) -> CheckpointUnavailable:
     """
     if not _is_hub_name(source) or is_official(source):
         return CheckpointUnavailable(f"{source} does not exist")
-    return CheckpointUnavailable(f"{source} cannot be loaded: {_reason(source, error)}. {ways_on(source)}")
+    folder = "" if source.startswith("Roboflow/") else "there is no such folder here, and "
+    return CheckpointUnavailable(f"{source} cannot be loaded: {folder}{_reason(source, error)}. {ways_on(source)}")
 
 
 def _reason(source: str, error: BaseException) -> str:
     if constants.HF_HUB_OFFLINE:
-        return "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the Hub"
+        return "it is not in the cache of the Hub, and HF_HUB_OFFLINE forbids to ask the Hub"
     cause: BaseException = error
     while True:
         status = getattr(getattr(cause, "response", None), "status_code", None)
@@ -121,9 +122,8 @@ def _reason(source: str, error: BaseException) -> str:
         if isinstance(cause, errors.RevisionNotFoundError):
             return "the repository has no such revision"
         if isinstance(cause, errors.RepositoryNotFoundError) or status in (401, 404):
-            folder = "there is no such folder, and " if not source.startswith("Roboflow/") else ""
             return (
-                f"{folder}the Hub knows no such repository or keeps it private (HTTP {status}); for a private one log "
+                f"the Hub knows no such repository or keeps it private (HTTP {status}); for a private one log "
                 "in with `hf auth login`"
             )
         if status is not None:
