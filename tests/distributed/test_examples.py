@@ -19,7 +19,8 @@ def launches():
         marks = [] if file.stem == "fsdp2" else [pytest.mark.slow]
         marks += [needs_deepspeed] if file.stem.startswith("zero") else []
         for task in ("detection", "keypoints") if file.stem == "fsdp2" else ("detection",):
-            yield pytest.param(file, task, marks=marks, id=f"{file.stem}-{task}")
+            own = [pytest.mark.slow] if file.stem == "fsdp2" and task == "detection" else []
+            yield pytest.param(file, task, marks=[*marks, *own], id=f"{file.stem}-{task}")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

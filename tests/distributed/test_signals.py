@@ -250,6 +250,7 @@ def test_auto_waits_for_a_run_that_ends(job):
     assert "resumed from" in outputs[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_suspended_and_replaced_writes_nothing_more(job):
     cut = job("cut", beat=0.5, options=LONG | {"save_steps": 5, "save_total_limit": None})
     first = start(cut)

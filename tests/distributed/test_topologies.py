@@ -61,6 +61,7 @@ def test_two_processes_train_as_one(job, reference, tmp_path, kind):
     RFDETRForObjectDetection.from_pretrained(Path(two["output_dir"]) / "last")
 
 
+@pytest.mark.slow
 def test_adapters_train_on_two_processes_as_on_one(job, tmp_path):
     """The averaged weights included; the merged files are plain models."""
     pytest.importorskip("peft")

@@ -22,7 +22,7 @@ def options(accumulation):
     return OPTIONS | {"gradient_accumulation_steps": accumulation}
 
 
-@pytest.fixture(scope="module", params=["segmentation", "keypoints"])
+@pytest.fixture(scope="module", params=["segmentation", slow("keypoints")])
 def reference(request, tmp_path_factory, tiny_config):
     """Builds jobs of a task, and the job of one process after its run."""
     schema = {"num_keypoints_per_class": [1, 4, 3]} if request.param == "keypoints" else {}

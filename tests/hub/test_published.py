@@ -191,7 +191,7 @@ def test_a_path_that_is_not_there_does_not_exist(hub):
     for source in ("outputs/of/mine", "./outputs"):
         with pytest.raises(FileNotFoundError, match=f"{source} does not exist"):
             RFDETRForObjectDetection.from_pretrained(source)
-    with pytest.raises(FileNotFoundError, match="outputs/best cannot be loaded: there is no such folder here, and the Hub"):
+    with pytest.raises(FileNotFoundError, match="outputs/best cannot be loaded: there is no such folder here, and "):
         RFDETRForObjectDetection.from_pretrained("outputs/best")
 
 
