@@ -27,6 +27,8 @@ PARAM_GROUPS = ("default", "official")
 RECIPES = ("default", "official")
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 AUDITS = ("full", "headers", "off")
+# Presets of augmentation; what they hold: data/pipeline/presets.py.
+AUGMENTATIONS = ("none", "default", "conservative", "aggressive", "aerial", "industrial")
 # When something happens, as transformers names it (IntervalStrategy, SaveStrategy).
 INTERVALS = ("no", "steps", "epoch")
 SAVES = (*INTERVALS, "best")

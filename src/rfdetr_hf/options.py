@@ -1,6 +1,7 @@
 """Options: fields of dataclasses that carry their help, choices and range."""
 
 import dataclasses
+import difflib
 import math
 import os
 import re
@@ -116,13 +117,13 @@ def settle_options(options: Any) -> None:
         kinds = kinds_of(hint)
         if isinstance(value, os.PathLike) and str in kinds:
             value = os.fspath(value)
-        if isinstance(value, str) and dict in kinds:
-            value = _read_mapping(each.name, value)
+        choices: Any = each.metadata.get("choices")
+        if isinstance(value, str) and dict in kinds and value not in (choices or ()):
+            value = _read_mapping(each.name, value, choices or ())
         setattr(options, each.name, value)
-        if value is None and NoneType in kinds:
+        if value is None and NoneType in kinds or isinstance(value, dict) and dict in kinds:
             continue
         limits: Any = getattr(each.metadata.get("help"), "range", None)
-        choices: Any = each.metadata.get("choices")
         if not any(_is_a(value, kind) for kind in kinds) or limits and value not in limits:
             rule = " or ".join(IN_WORDS[kind] for kind in kinds) + (f", {limits}" if limits else "")
             shown = value if each.repr else "..."  # a secret
@@ -161,11 +162,13 @@ def without_secrets(values: Any) -> Any:
     return re.sub(r"://[^/@\s]+@", "://", values) if isinstance(values, str) else values
 
 
-def _read_mapping(name: str, text: str) -> dict[str, Any]:
-    """A mapping written as JSON or YAML, or the file that holds it."""
+def _read_mapping(name: str, text: str, words: Sequence[str] = ()) -> dict[str, Any]:
+    """A mapping written as JSON or YAML, or the file that holds it; `words` may stand in its place."""
     written = text.lstrip().startswith(("{", "["))
     if not written and not Path(text).is_file():
-        raise ValueError(f"{name}={text!r} is neither a mapping ({{...}}) nor a file")
+        near = difflib.get_close_matches(text, words, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; choose one of {', '.join(words)}" if words else ""
+        raise ValueError(f"{name}={text!r} is neither a mapping ({{...}}) nor a file{hint}")
     try:
         value, _ = load_yaml(text if written else Path(text).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

@@ -222,3 +222,26 @@ def test_the_arguments_survive_json():
     assert again == args
     assert again.save_strategy is SaveStrategy.BEST
     assert all(isinstance(v, (bool, int, float, str)) for v in args.to_sanitized_dict().values())
+
+
+def test_an_augmentation_is_a_preset_a_mapping_or_a_file(tmp_path):
+    """Its geometry counts where the options are not given; what contradicts itself and unknown names are refused."""
+    args = RFDETRTrainingArguments(augmentation="none")
+    assert (args.scale_jitter, args.horizontal_flip) == (False, 0.0)
+    assert RFDETRTrainingArguments(augmentation="none", horizontal_flip=0.25).horizontal_flip == 0.25
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: industrial\nmosaic: 0.5\n")
+    args = RFDETRTrainingArguments(augmentation=str(path))
+    assert args.augmentation == {"preset": "industrial", "mosaic": 0.5} and args.horizontal_flip == 0.3
+    again = RFDETRTrainingArguments(**args.to_dict())
+    assert again.to_dict() == args.to_dict()
+    with pytest.raises(ValueError, match="horizontal_flip=0.1 contradicts augmentation, whose horizontal_flip is 0.9"):
+        RFDETRTrainingArguments(augmentation={"horizontal_flip": 0.9}, horizontal_flip=0.1)
+    for value, message in (("aerail", "did you mean 'aerial'"), ({"mosiac": 1}, "did you mean 'mosaic'")):
+        with pytest.raises(ValueError, match=f"augmentation.*{message}"):
+            RFDETRTrainingArguments(augmentation=value)
+    for value in ("aerial", str(path), '{"mosaic": 0.5}'):
+        (parsed,) = parse_arguments((RFDETRTrainingArguments,), ["--augmentation", value])
+        assert parsed.augmentation == RFDETRTrainingArguments(augmentation=value).augmentation
+    with pytest.raises(ValueError, match="did you mean 'aerial'"):
+        parse_arguments((RFDETRTrainingArguments,), ["--augmentation", "aerail"])

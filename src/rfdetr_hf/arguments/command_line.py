@@ -52,6 +52,8 @@ class _Parser(argparse.ArgumentParser):
             inner = next(get_args(kind)[0] for kind in (hint, *get_args(hint)) if get_origin(kind) is list)
             words |= {"type": inner, "nargs": "+"}
         else:
+            if dict in kinds:
+                words.pop("choices", None)  # a mapping or a file may stand in their place
             words["type"] = str if str in kinds else kinds[0]
         self.add_argument(f"--{each.name}", **words)
 

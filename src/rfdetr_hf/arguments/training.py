@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ..choices import (
     AUDITS,
+    AUGMENTATIONS,
     DROP_PATH_MODES,
     DROP_PATH_SCHEDULES,
     HUB_STRATEGIES,
@@ -156,6 +157,15 @@ class RFDETRTrainingArguments(RuntimeFacts):
         no="No random resized crops.",
     )
     horizontal_flip: float = option(0.5, "Probability of a horizontal flip.", PROBABILITY)
+    augmentation: dict | str = option(
+        "default",
+        "A preset, or transforms over one (JSON, a YAML mapping or a file). scale_jitter and horizontal_flip are the "
+        "preset's where they are not given.",
+        AUGMENTATIONS,
+    )
+    close_strong_augmentation_epochs: float = option(
+        10.0, "Last epochs without mosaic, mixup and copy_paste, where there are any.", FROM_0
+    )
 
     dataloader_num_workers: int = option(2, "Worker processes of each loader.", FROM_0, group="data")
     dataloader_pin_memory: bool = option(
@@ -291,6 +301,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
         if self.is_official:
             for name in OFFICIAL.keys() - self._given:
                 setattr(self, name, OFFICIAL[name])
+        self._settle_augmentation()
         # Callbacks of transformers ask these for their values.
         from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -307,6 +318,21 @@ class RFDETRTrainingArguments(RuntimeFacts):
             self.eval_steps = self.logging_steps
         self._check_combinations()
         self._check_schedules()
+
+    def _settle_augmentation(self) -> None:
+        """Take the geometry of the augmentation where it is not given by itself."""
+        from ..data.pipeline.presets import GEOMETRY, read_augmentation
+
+        members = read_augmentation(self.augmentation)
+        for name in GEOMETRY:
+            if name not in self._given:
+                setattr(self, name, members[name])
+            elif name in self.augmentation and isinstance(self.augmentation, dict):
+                if self.augmentation[name] != getattr(self, name):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} contradicts augmentation, whose {name} is "
+                        f"{self.augmentation[name]!r}; leave one of them out"
+                    )
 
     def _check_combinations(self) -> None:
         evaluates, saves = self.eval_strategy != "no", self.save_strategy != "no"

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ def build_train_loader(
         config.resolution,
         scales,
         multi_scale=cast(Any, args.multi_scale),
+        preset=args.augmentation,
         scale_jitter=args.scale_jitter,
         horizontal_flip=args.horizontal_flip,
         augmentation=augmentation,
@@ -53,7 +55,23 @@ def build_train_loader(
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
     )
-    return _with_workers(build_train_dataloader(dataset, transform, options), args)
+    loader = build_train_dataloader(dataset, transform, options)
+    if transform.needs_others:
+        transform.strong_until = _last_strong_epoch(args, len(loader) // args.gradient_accumulation_steps)
+    return _with_workers(loader, args)
+
+
+def _last_strong_epoch(args: RFDETRTrainingArguments, steps_per_epoch: int) -> float:
+    """The epoch from which on no images are joined."""
+    epochs = args.max_steps / steps_per_epoch if args.max_steps > 0 else args.num_train_epochs
+    until = math.ceil(epochs) - args.close_strong_augmentation_epochs
+    if until <= 0:
+        logger.warning(
+            "mosaic, mixup and copy_paste are never applied: close_strong_augmentation_epochs=%g leaves none of %g "
+            "epochs; lower it",
+            args.close_strong_augmentation_epochs, epochs,
+        )  # fmt: skip
+    return until
 
 
 def build_eval_loader(

@@ -21,7 +21,7 @@ from ..schema import undecoded
 from .collate import DetectionCollator
 from .order import EpochBatchSampler, EvalBatchSampler, Key
 from .pixels import open_image
-from .view import Sample, select_objects
+from .view import Others, Sample, select_objects
 
 __all__ = ["DetectionDataset", "LoaderOptions", "Transform", "build_eval_dataloader", "build_train_dataloader"]
 
@@ -62,7 +62,7 @@ class DetectionDataset(TorchDataset):
 
     Args:
         dataset: images, ids, sizes and objects.
-        transform: `(Sample, numpy Generator) -> Sample`.
+        transform: `(Sample, numpy Generator) -> Sample`; one whose `needs_others` is true gets `Others` as well.
         seed: first part of the seed of every sample.
         train: leave out crowd objects, which are no training targets.
     """
@@ -86,10 +86,10 @@ class DetectionDataset(TorchDataset):
         epoch, position, index = key
         row = self.dataset[int(index)]
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, position])))
+        others = (Others(epoch, len(self), self._visit),) if getattr(self.transform, "needs_others", False) else ()
+        call: Any = self.transform
         try:
-            with open_image(row) as image:
-                sample = Sample(image, self._target(row), row["image_id"], (row["height"], row["width"]))
-                return self.transform(sample, rng)
+            return self._see(row, lambda sample: call(sample, rng, *others))
         except DetectionDataError:
             raise
         except Exception as error:
@@ -98,6 +98,14 @@ class DetectionDataset(TorchDataset):
                 f"image {row['image_id']} (file {name}, row {index}, epoch {epoch}): the transform failed with "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def _visit(self, index: int, see: Callable[[Sample], Sample]) -> Sample:
+        return self._see(self.dataset[int(index)], see)
+
+    def _see(self, row: Mapping[str, Any], see: Callable[[Sample], Sample]) -> Sample:
+        """What a function makes of the sample of a row while its image is open."""
+        with open_image(row) as image:
+            return see(Sample(image, self._target(row), row["image_id"], (row["height"], row["width"])))
 
     def _target(self, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
         objects = row["objects"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,15 +13,19 @@ from PIL import ExifTags, Image
 
 from ..keypoints import KeypointSchema
 from ..masks import rasterise
+from .augmentation import Step, build_steps, strong_members
+from .composition import Cell, Look, cell_view, copy_paste, mixup, mosaic
 from .pixels import pil_from_pixels
+from .presets import DEFAULT, read_augmentation
 from .user_augmentation import adapt_augmentation
-from .view import Sample, View
+from .view import Others, Sample, View
 
 __all__ = ["EvalTransform", "Sample", "TrainTransform", "build_eval_transform", "build_train_transform"]
 
 logger = logging.getLogger(__name__)
 
 CROP_PROBABILITY = 0.5
+MIN_MOSAIC = 8  # pixels
 MultiScaleMode = Literal["per_batch", "per_sample", "off"]
 
 
@@ -38,7 +43,7 @@ MAX_SIZE = 1333
 
 @dataclass
 class TrainTransform:
-    """The official training recipe: resize, or scale-jittered square crop and resize; mirror; a user's augmentation.
+    """The official training recipe: resize, or scale-jittered square crop and resize; mirror; augmentations.
 
     The image passes one of two branches, each with probability 1/2 (always the first without `scale_jitter`):
 
@@ -51,8 +56,10 @@ class TrainTransform:
 
     s is one of `sizes`, at random, and the result is mirrored with probability `horizontal_flip`.
 
-    The augmentation sees the resized image, as in the official recipe: its cost does not depend on the size of the
-    source. If it changes the size of a square image, the image is resized to (s, s) again.
+    The augmentations see the resized image, as in the official recipe: their cost does not depend on the size of the
+    source. If they change the size of a square image, the image is resized to (s, s) again. First come the members of
+    the preset that join several images (mosaic, mixup, copy-paste), then its flips and turns, then its members of
+    torchvision, then the user's.
 
     Attributes:
         sizes: sides in pixels, of which each sample gets one.
@@ -65,6 +72,8 @@ class TrainTransform:
         crop_shortest_edges, crop_min_side: as said above.
         mask_size: height and width of the masks; None leaves them out.
         keypoint_schema: of the data set, for its mirror pairs.
+        members: transforms of a preset, as `read_augmentation` gives them; its geometry is in the fields above.
+        strong_until: the epoch from which on no images are joined.
     """
 
     sizes: Sequence[int]
@@ -77,35 +86,88 @@ class TrainTransform:
     crop_min_side: int = 384
     mask_size: tuple[int, int] | None = None
     keypoint_schema: KeypointSchema | None = None
+    members: Mapping[str, Any] | None = None
+    strong_until: float = math.inf
 
     def __post_init__(self) -> None:
         self.sizes, self.crop_shortest_edges = tuple(self.sizes), tuple(self.crop_shortest_edges)
         self.flip_index = None if self.keypoint_schema is None else self.keypoint_schema.flip_index
+        self.strong = strong_members(self.members or {})
+        self.steps: list[Step] = build_steps(self.members or {}, self.flip_index)
         if self.augmentation is not None:
-            self.augmentation = adapt_augmentation(self.augmentation, self.flip_index)
+            self.steps.append(adapt_augmentation(self.augmentation, self.flip_index))
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    @property
+    def needs_others(self) -> bool:
+        """Whether samples are made of several images, so that a call needs `others`."""
+        return bool(self.strong)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator, others: Others | None = None) -> Sample:
         """Transform one sample.
 
         Args:
             sample: an image, and boxes in pixels of `orig_size`.
             rng: the only source of randomness.
+            others: the other images of the data set.
 
         Returns:
             The sample with its new pixels, uint8 (3, H, W), and boxes in them.
+
+        Raises:
+            ValueError: images are to be joined, and there are no others.
         """
         view = self.draw_view(*sample.orig_size, rng)
-        if self.augmentation is None:
+        strong = self.strong if others is None or others.epoch < self.strong_until else {}
+        if not self.steps and not strong:
             return self._apply(view, sample, sample.image, self.mask_size)
-        # An augmentation moves masks pixel by pixel with the image, so they come at the image's size and shrink later.
-        masks_with_pixels = self.mask_size and (view.height, view.width)
-        sample = self.augmentation(self._apply(view, sample, sample.image, masks_with_pixels), rng)
+        # Augmentations move masks pixel by pixel with the image, so they come at the image's size and shrink later.
+        sample = self._joined(strong, view, sample, rng, others)
+        for step in self.steps:
+            sample = step(sample, rng)
         height, width = sample.image.shape[1:]
         if self.square and (width, height) != (view.width, view.height):
             restore = View(0, 0, width, height, view.width, view.height)
             return self._apply(restore, sample, pil_from_pixels(sample.image), self.mask_size)
         shrink = View(0, 0, width, height, width, height)
         return sample.with_image(sample.image, shrink.map_objects(sample.target, mask_size=self.mask_size))
+
+    def _joined(
+        self, strong: Mapping[str, Any], view: View, sample: Sample, rng: np.random.Generator, others: Others | None
+    ) -> Sample:
+        """The view of a sample, joined with other images as the strong members say; masks at the size of the image."""
+
+        def on_pixels(view: View, sample: Sample) -> Sample:
+            return self._apply(view, sample, sample.image, self.mask_size and (view.height, view.width))
+
+        if not strong:
+            return on_pixels(view, sample)
+        if others is None:
+            raise ValueError(f"{', '.join(strong)} join several images: hand the other images of the data set over")
+        visit, count = others.visit, others.count
+
+        def in_cell(cell: Cell) -> Callable[[Sample], Sample]:
+            share = rng.uniform(*strong["mosaic"]["scale"])
+            flip = bool(rng.random() < self.horizontal_flip)
+            return lambda sample: on_pixels(cell_view(sample, cell, share, flip, rng), sample)
+
+        def alike(other: Sample) -> Sample:
+            if not self.square:
+                flip = bool(rng.random() < self.horizontal_flip)
+                return on_pixels(cell_view(other, Cell(0, 0, view.width, view.height), 1.0, flip, rng), other)
+            drawn = self.draw_view(*other.orig_size, rng)
+            return on_pixels(replace(drawn, width=view.width, height=view.height), other)
+
+        look: Look = lambda see: visit(int(rng.integers(count)), see)  # noqa: E731
+        fired = {name: values for name, values in strong.items() if rng.random() < values["probability"]}
+        if "mosaic" in fired and min(view.height, view.width) >= MIN_MOSAIC:
+            sample = mosaic(sample, (view.height, view.width), in_cell, look, rng)
+        else:
+            sample = on_pixels(view, sample)
+        if "mixup" in fired:
+            sample = mixup(sample, alike, look, rng, fired["mixup"]["alpha"])
+        if "copy_paste" in fired:
+            sample = copy_paste(sample, alike, look, rng, int(fired["copy_paste"]["max_objects"]))
+        return sample
 
     def _apply(self, view: View, sample: Sample, image: Image.Image, mask_size: tuple[int, int] | None) -> Sample:
         target = view.map_objects(sample.target, mask_size=mask_size, flip_index=self.flip_index)
@@ -143,7 +205,9 @@ def build_train_transform(
     scales: Sequence[int] = (),
     *,
     multi_scale: MultiScaleMode = "per_batch",
-    horizontal_flip: float = 0.5,
+    preset: str | Mapping[str, Any] = DEFAULT,
+    horizontal_flip: float | None = None,
+    scale_jitter: bool | None = None,
     mask_downsample_ratio: int | None = None,
     keypoint_schema: KeypointSchema | None = None,
     **recipe: Any,
@@ -156,7 +220,9 @@ def build_train_transform(
         multi_scale: "per_batch" resizes every sample to the largest scale, and the batch is resized on the device, to
             the scale of the step; "per_sample" chooses a scale per sample, and the batch is padded; "off" resizes to
             `resolution`.
-        horizontal_flip: probability of a mirrored image.
+        preset: name of a preset, or a mapping over one, see `rfdetr_hf.data.pipeline.presets.read_augmentation`.
+        horizontal_flip: probability of a mirrored image; default: the preset's.
+        scale_jitter: half of the samples see a random square crop; default: the preset's.
         mask_downsample_ratio: make masks, this many times smaller than the largest image; None leaves them out. They
             are as many pixels wide as high for every image, also with `square=False`, and show the complete image
             without its padding.
@@ -164,8 +230,11 @@ def build_train_transform(
         recipe: further fields of `TrainTransform`.
 
     Raises:
-        ValueError: for an unknown mode, a mode without scales, or numbers out of range.
+        ValueError: for an unknown mode or preset, a mode without scales, or numbers out of range.
+        ImportError: the preset needs torchvision.
     """
+    members = read_augmentation(preset)
+    horizontal_flip = members["horizontal_flip"] if horizontal_flip is None else horizontal_flip
     if multi_scale not in ("per_batch", "per_sample", "off"):
         raise ValueError(f"multi_scale must be 'per_batch', 'per_sample' or 'off', got {multi_scale!r}")
     sizes = [resolution] if multi_scale == "off" else sorted(scales)
@@ -173,12 +242,16 @@ def build_train_transform(
         raise ValueError(f"multi_scale={multi_scale!r} needs sides of at least one pixel, got {sizes}: pass scales")
     if not 0 <= horizontal_flip <= 1:
         raise ValueError(f"horizontal_flip is a probability, got {horizontal_flip}")
-    if keypoint_schema is not None and keypoint_schema.flip_index is None and horizontal_flip:
+    unpaired = keypoint_schema is not None and keypoint_schema.flip_index is None
+    if unpaired and (horizontal_flip or "vertical_flip" in members):
         logger.warning("images are not mirrored: it is not known which keypoints change places (flip_pairs)")
         horizontal_flip = 0.0
+        members.pop("vertical_flip", None)
     return TrainTransform(
         sizes[-1:] if multi_scale == "per_batch" else sizes,
         horizontal_flip=horizontal_flip,
+        scale_jitter=members["scale_jitter"] if scale_jitter is None else scale_jitter,
+        members=members,
         mask_size=_mask_size(sizes[-1], mask_downsample_ratio),
         keypoint_schema=keypoint_schema,
         **recipe,

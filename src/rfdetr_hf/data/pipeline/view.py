@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from ..masks import rasterise, resample_masks
 from .pixels import resample
 
-__all__ = ["Sample", "View", "clip_objects", "select_objects"]
+__all__ = ["Others", "Sample", "View", "clip_objects", "select_objects"]
 
 MAX_JPEG_REDUCTION = 8
 
@@ -41,6 +42,21 @@ class Sample:
     def with_image(self, image: Any, target: dict[str, np.ndarray]) -> Sample:
         """The same image of the data set, seen differently."""
         return replace(self, image=image, target=target)
+
+
+@dataclass(frozen=True)
+class Others:
+    """The images of a data set, for a transform that joins several.
+
+    Attributes:
+        epoch: that the sample is drawn in.
+        count: rows of the data set.
+        visit: opens the image of a row, hands the sample to a function while it is open, and returns its result.
+    """
+
+    epoch: int
+    count: int
+    visit: Callable[[int, Callable[[Sample], Sample]], Sample]
 
 
 def select_objects(target: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:
