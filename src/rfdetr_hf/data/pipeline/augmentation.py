@@ -71,7 +71,8 @@ def _from_torchvision(v2: Any, name: str, values: Mapping[str, Any]) -> Any:
         # Two deviations on each side hold what the eye sees of a Gaussian.
         made = v2.GaussianBlur(2 * math.ceil(2 * values["sigma"][1]) + 1, tuple(map(float, values["sigma"])))
     elif name == "noise":
-        levels = np.linspace(*values["sigma"], _NOISE_LEVELS if values["sigma"][0] < values["sigma"][1] else 1)
+        low, high = values["sigma"]
+        levels = np.linspace(low, high, _NOISE_LEVELS if low < high else 1)
         noises = v2.RandomChoice([v2.GaussianNoise(sigma=float(level)) for level in levels])
         # Older releases add noise to floats alone.
         made = v2.Compose([v2.ToDtype(torch.float32, scale=True), noises, v2.ToDtype(torch.uint8, scale=True)])

@@ -89,9 +89,11 @@ def copy_paste(sample: Sample, see: See, look: Look, rng: np.random.Generator, m
     count = len(other.target["boxes"])
     if not count:
         return sample
-    chosen = np.sort(rng.choice(count, size=min(count, int(rng.integers(1, max_objects, endpoint=True))), replace=False))
+    chosen = np.sort(
+        rng.choice(count, size=min(count, int(rng.integers(1, max_objects, endpoint=True))), replace=False)
+    )
     stencils = _stencils(other.target, sample.image.shape[1:])
-    pasted = stencils[chosen].any(axis=0)  # (h, w)
+    pasted = np.asarray(stencils[chosen].any(axis=0))  # (h, w)
     taken = select_objects(other.target, chosen) if "masks" in other.target else other.target
     taken = _cut(taken, pasted, hidden=0)
     below = _cut(sample.target, ~pasted, hidden=_HIDDEN)

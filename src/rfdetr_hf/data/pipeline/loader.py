@@ -86,8 +86,10 @@ class DetectionDataset(TorchDataset):
         epoch, position, index = key
         row = self.dataset[int(index)]
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, position])))
-        others = (Others(epoch, len(self), self._visit),) if getattr(self.transform, "needs_others", False) else ()
         call: Any = self.transform
+        others = ()
+        if getattr(call, "needs_others", False):
+            others = (Others(epoch, len(self), lambda other, see: self._see(self.dataset[other], see)),)
         try:
             return self._see(row, lambda sample: call(sample, rng, *others))
         except DetectionDataError:
@@ -98,9 +100,6 @@ class DetectionDataset(TorchDataset):
                 f"image {row['image_id']} (file {name}, row {index}, epoch {epoch}): the transform failed with "
                 f"{type(error).__name__}: {error}"
             ) from error
-
-    def _visit(self, index: int, see: Callable[[Sample], Sample]) -> Sample:
-        return self._see(self.dataset[int(index)], see)
 
     def _see(self, row: Mapping[str, Any], see: Callable[[Sample], Sample]) -> Sample:
         """What a function makes of the sample of a row while its image is open."""

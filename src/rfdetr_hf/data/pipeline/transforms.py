@@ -234,7 +234,7 @@ def build_train_transform(
         ImportError: the preset needs torchvision.
     """
     members = read_augmentation(preset)
-    horizontal_flip = members["horizontal_flip"] if horizontal_flip is None else horizontal_flip
+    horizontal_flip = float(members["horizontal_flip"] if horizontal_flip is None else horizontal_flip)
     if multi_scale not in ("per_batch", "per_sample", "off"):
         raise ValueError(f"multi_scale must be 'per_batch', 'per_sample' or 'off', got {multi_scale!r}")
     sizes = [resolution] if multi_scale == "off" else sorted(scales)
