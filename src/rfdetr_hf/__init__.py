@@ -19,6 +19,7 @@ PUBLIC_NAMES = {
     "losses.criterion": ("RFDETRCriterion",),
     "losses.matcher": ("HungarianMatcher",),
     "data.sources": ("load_detection_dataset",),
+    "data.shards.writer": ("convert_dataset",),
     "data.synthetic": ("make_shapes_dataset",),
     "data.audit": ("audit_dataset",),
     "data.schema": ("category_ids", "class_names", "label_table"),
@@ -35,6 +36,7 @@ PUBLIC_NAMES = {
     "arguments.demo": ("DemoArguments",),
     "arguments.export": ("ExportArguments",),
     "arguments.convert": ("ConvertArguments",),
+    "arguments.data_convert": ("DataConvertArguments",),
     "arguments.status": ("StatusArguments",),
     "arguments.launch": ("LaunchArguments",),
     "arguments.words": ("explain_verb",),
@@ -89,6 +91,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .losses.criterion import RFDETRCriterion as RFDETRCriterion
     from .losses.matcher import HungarianMatcher as HungarianMatcher
     from .data.sources import load_detection_dataset as load_detection_dataset
+    from .data.shards.writer import convert_dataset as convert_dataset
     from .data.synthetic import make_shapes_dataset as make_shapes_dataset
     from .data.audit import audit_dataset as audit_dataset
     from .data.schema import category_ids as category_ids, class_names as class_names, label_table as label_table
@@ -106,6 +109,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .arguments.demo import DemoArguments as DemoArguments
     from .arguments.export import ExportArguments as ExportArguments
     from .arguments.convert import ConvertArguments as ConvertArguments
+    from .arguments.data_convert import DataConvertArguments as DataConvertArguments
     from .arguments.status import StatusArguments as StatusArguments
     from .arguments.launch import LaunchArguments as LaunchArguments
     from .arguments.words import explain_verb as explain_verb

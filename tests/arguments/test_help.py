@@ -11,11 +11,11 @@ from rfdetr_hf.cli.fit import TYPES
 from rfdetr_hf.cli.main import VERBS, main
 
 # Groups of the complete help of each verb.
-COUNTS = {"fit": 12, "config": 12, "evaluate": 3, "validate": 1, "test": 1, "predict": 4}
+COUNTS = {"fit": 12, "config": 12, "evaluate": 3, "validate": 1, "test": 1, "predict": 4, "data convert": 1}
 
 
 def help_of(verb, option, capsys):
-    assert main([verb, option]) == 0
+    assert main([*verb.split(), option]) == 0
     return capsys.readouterr().out
 
 

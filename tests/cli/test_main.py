@@ -74,7 +74,7 @@ def test_help_names_every_verb(capsys):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb, capsys):
-    assert main([verb, "--help"]) == 0
+    assert main([*verb.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: rfdetr-hf {verb}")
     assert len(out) > 200

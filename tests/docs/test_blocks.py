@@ -40,12 +40,13 @@ def check_script(path, argv, monkeypatch):
 
 def check_verb(argv, monkeypatch):
     """Parse the arguments of one verb of the `rfdetr-hf` command."""
-    verb, *rest = argv
+    verb = next(verb for verb in VERBS if argv[: verb.count(" ") + 1] == verb.split())
+    rest = argv[verb.count(" ") + 1 :]
     # What a run leaves stands for any file of options.
     rest = ["examples/configs/quickstart.yaml" if word.endswith("/args.yaml") else word for word in rest]
-    module = importlib.import_module(f"rfdetr_hf.cli.{verb}")
+    module = importlib.import_module(f"rfdetr_hf.cli.{verb.replace(' ', '_')}")
     for name in (*VERBS, "trained"):
-        each = importlib.import_module(f"rfdetr_hf.cli.{name}")
+        each = importlib.import_module(f"rfdetr_hf.cli.{name.replace(' ', '_')}")
         monkeypatch.setattr(each, "parse_arguments", parse_only, raising=False)
     with pytest.raises(Parsed):
         module.main(rest)

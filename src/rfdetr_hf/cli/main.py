@@ -19,6 +19,7 @@ VERBS = {
     "predict": "find objects on images, folders, videos and data sets",
     "demo": "a page to try a model on, here or as a Space",
     "export": "write a trained model as ONNX or as a torch.export program",
+    "data convert": "write a data set as shards or as a folder",
     "convert": "turn official checkpoints into folders, and back",
     "config": "print the options of a training as they will be used, as YAML",
     "doctor": "versions, devices, and what is missing",
@@ -56,12 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP.format(verbs="\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())))
+        print(HELP.format(verbs="\n".join(f"  {verb:<12} {text}" for verb, text in VERBS.items())))
         return OK if words else USAGE
     if words[0] in ("-V", "--version"):
         print(f"rfdetr-hf {__version__}")
         return OK
-    verb, options = words[0], words[1:]
+    verb = next((each for each in VERBS if words[: each.count(" ") + 1] == each.split()), words[0])
+    options = words[verb.count(" ") + 1 :]
     if verb not in VERBS:
         return _complain(f"unknown verb {verb!r}; {explain_verb(verb, VERBS)}", USAGE)
     return _run(verb, options)
@@ -71,7 +73,7 @@ def _run(verb: str, options: list[str]) -> int:
     if verb == "fit":
         end_with_launcher()  # before the imports, which take seconds
     try:
-        result = import_module(f"rfdetr_hf.cli.{verb}").main(options)
+        result = import_module(f"rfdetr_hf.cli.{verb.replace(' ', '_')}").main(options)
     except UsageError as error:
         return _complain(f"{error}\nrfdetr-hf {verb} --help lists the options", USAGE)
     except KeyboardInterrupt:

@@ -1,0 +1,1 @@
+"""Data sets in many files: written, listed in an index, fetched, and read row by row."""

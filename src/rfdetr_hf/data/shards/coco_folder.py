@@ -1,0 +1,92 @@
+"""A data set as a folder in the layout of Roboflow's COCO exports."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from datasets import Dataset
+
+from ..images import IMAGE_SUFFIXES
+from ..schema import category_ids, class_names, coco_segmentation, has_keypoints, keypoint_schema, undecoded
+
+_FOLDERS = {"validation": "valid"}
+_FILE = "_annotations.coco.json"
+
+
+def write_coco_folder(
+    splits: Mapping[str, Dataset], folder: Path, image_bytes: Callable[[Mapping[str, Any], str], bytes]
+) -> None:
+    """Write `<split>/_annotations.coco.json` and the pictures beside it.
+
+    Pictures keep their names where these are names below the folder; others are called by their image id. What COCO
+    files have no place for, such as the sigmas of keypoints, is left out.
+
+    Args:
+        splits: in the schema of `load_detection_dataset`.
+        folder: exists and is empty.
+        image_bytes: gives the encoded picture of a row and takes its name for messages.
+    """
+    for split, dataset in splits.items():
+        place = folder / _FOLDERS.get(split, split)
+        place.mkdir()
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        taken: set[str] = set()
+        ids = category_ids(dataset)
+        if ids != sorted(ids):  # readers order the classes by their ids
+            ids = list(range(len(ids)))
+        for each in undecoded(dataset).with_format(None):
+            row = cast(dict[str, Any], each)
+            name = _file_name(row, taken)
+            taken.add(name.lower())
+            path = place / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image_bytes(row["image"], f"image with image_id {row['image_id']}"))
+            sizes = {side: row[side] for side in ("width", "height")}
+            images.append({"id": row["image_id"], "file_name": name, **sizes})
+            annotations += _annotations(row, ids)
+        content = {"images": images, "annotations": annotations, "categories": _categories(dataset, ids)}
+        (place / _FILE).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def _file_name(row: Mapping[str, Any], taken: set[str]) -> str:
+    name = row.get("file_name") or os.path.basename(row["image"]["path"] or "")
+    parts = PurePosixPath(name).parts
+    below = bool(parts) and not name.startswith("/") and ".." not in parts and ":" not in name and "\\" not in name
+    suffix = os.path.splitext(name)[1].lower()
+    if below and suffix in IMAGE_SUFFIXES and name.lower() not in taken:
+        return name
+    return f"{row['image_id']:012d}{suffix if suffix in IMAGE_SUFFIXES else '.jpg'}"
+
+
+def _annotations(row: Mapping[str, Any], ids: list[int]) -> list[dict[str, Any]]:
+    objects = row["objects"]
+    found = []
+    for i, box in enumerate(objects["bbox"]):
+        annotation = {
+            "id": objects["id"][i], "image_id": row["image_id"], "category_id": ids[objects["category"][i]],
+            "bbox": box, "area": objects["area"][i], "iscrowd": int(objects["iscrowd"][i]),
+        }  # fmt: skip
+        if "segmentation" in objects:
+            mask = coco_segmentation(objects["segmentation"][i], row["height"], row["width"])
+            annotation["segmentation"] = mask
+        if "keypoints" in objects:
+            points = objects["keypoints"][i]
+            annotation |= {"keypoints": points, "num_keypoints": sum(v > 0 for v in points[2::3])}
+        found.append(annotation)
+    return found
+
+
+def _categories(dataset: Dataset, ids: list[int]) -> list[dict[str, Any]]:
+    categories: list[dict[str, Any]] = [
+        {"id": number, "name": name} for number, name in zip(ids, class_names(dataset), strict=True)
+    ]
+    if has_keypoints(dataset):
+        for category, each in zip(categories, keypoint_schema(dataset).classes, strict=True):
+            skeleton = [[a + 1, b + 1] for a, b in each.skeleton]
+            category |= {"keypoints": list(each.names), "skeleton": skeleton} if each.names else {}
+    return categories
