@@ -314,12 +314,17 @@ def print_row(name: str, row: dict[str, Any], parts: bool) -> None:
         print("    " + ", ".join(f"{operation} {number}" for operation, number in most))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command line."""
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--objects", type=int, default=10, help="per image")
     parser.add_argument("--parts", action="store_true", help="a line for each part, with its most frequent operations")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
     args = parser.parse_args()
     if not args.json:
         print(f"{'':28}{'ops':>6} {'GFLOP':>7} {'GB':>7}   {'saved GB':>13} {'waits':>6}")

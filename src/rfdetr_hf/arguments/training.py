@@ -51,8 +51,9 @@ class RFDETRTrainingArguments(RuntimeFacts):
     """All options of a training. Names are those of `transformers.TrainingArguments` where it has one.
 
     The defaults are the published fine-tuning recipe with the departures that the training guide lists: AdamW at 1e-4
-    (encoder 1.5e-4, decayed by layer), effective batch 16, constant rate, clipping at 0.1, EMA 0.993, multi-scale from
-    five blocks below to five above the resolution. `recipe="official"` is rfdetr's run without these departures.
+    (encoder 1.5e-4, decayed by layer), effective batch 16, constant learning rate, clipping at 0.1, EMA 0.993,
+    multi-scale from five blocks below to five above the resolution. `recipe="official"` is rfdetr's run without these
+    departures.
 
     Raises:
         ValueError: for a value out of its range or a combination that contradicts itself; the message names the fields.
@@ -129,11 +130,11 @@ class RFDETRTrainingArguments(RuntimeFacts):
         group="EMA",
         no="Train without EMA weights: the raw ones are evaluated and saved.",
     )
-    ema_decay: float = option(0.993, "Decay that the average reaches.", BELOW_1)
+    ema_decay: float = option(0.993, "Decay that the EMA reaches.", BELOW_1)
     ema_tau: float = option(
         100.0, "Warm-up of the decay in updates: decay * (1 - exp(-updates / tau)); 0 for none.", FROM_0
     )
-    ema_update_interval: int = option(1, "Optimizer steps from one update of the average to the next.", FROM_1)
+    ema_update_interval: int = option(1, "Optimizer steps from one update of the EMA to the next.", FROM_1)
 
     drop_path: float = option(
         0.0, "Peak stochastic-depth rate of the encoder's last block.", BELOW_1, group="augmentation"
@@ -242,7 +243,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
     early_stopping_patience: int | None = option(
         None, "Evaluations without improvement after which the run stops.", FROM_1
     )
-    early_stopping_threshold: float = option(0.001, "Least improvement that counts for early stopping.", FROM_0)
+    early_stopping_threshold: float = option(0.001, "Smallest improvement that counts for early stopping.", FROM_0)
 
     logging_strategy: str = option("steps", "When to log.", INTERVALS, group="logging")
     logging_steps: float = option(50, "Steps between log lines (below 1: a share of all steps).", POSITIVE)

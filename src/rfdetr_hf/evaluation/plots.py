@@ -143,7 +143,7 @@ def error_costs(analysis: DetectionAnalysis) -> "Figure":
     errors = analysis.errors
     costs = [100 * errors.cost[kind] for kind in KINDS]
     figure = _figure((7, 3.6))
-    axes = _dress(figure.subplots(), "Cost of errors: AP50 gained if mended alone", "points of AP50", "")
+    axes = _dress(figure.subplots(), "Cost of errors: AP50 gained if corrected alone", "points of AP50", "")
     bars = axes.barh(range(len(KINDS)), costs, color=_BLUE)
     axes.bar_label(bars, [f"{c:.1f}  ({errors.confident[k]}x)" for c, k in zip(costs, KINDS, strict=True)], padding=4)
     axes.set_yticks(range(len(KINDS)), KINDS)

@@ -150,7 +150,7 @@ def _part(analysis: DetectionAnalysis, plots: Sequence[Path], pictures: Sequence
         else "<p>No detection is right, so there is no best confidence threshold.</p>",
         *(f"<p><b>Note:</b> {text(note)}.</p>" for note in analysis.notes()),
         "<h2>Classes</h2>" + table([heads, *rows], "wide", class_advice(analysis)),
-        "<h2>Errors</h2><p class='note'>What AP50 would gain if one type of error were mended alone, and how often "
+        "<h2>Errors</h2><p class='note'>What AP50 gains if one type of error alone is corrected, and how often "
         "each happens at the threshold and among all detections.</p>" + table(error_cells(analysis), "slim"),
     ]
     if plots:

@@ -116,11 +116,11 @@ def read_official(
 
     Args:
         source: A `.pth`, `.pt` or `.ckpt` file, or the dictionary that such a file holds, or what was read of it.
-        use_ema: Take the averaged weights that the file holds beside the others.
+        use_ema: Take the EMA weights that the file holds beside the others.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for an unsafe or damaged file, an unknown layout, or no averaged weights where they are asked for.
+        ValueError: for an unsafe or damaged file, an unknown layout, or no EMA weights where they are asked for.
     """
     if isinstance(source, OfficialCheckpoint):
         return source
@@ -212,8 +212,8 @@ def _averaged_state(payload: Mapping[str, Any], origin: str) -> dict[str, Tensor
         if averaged:
             return _clean({name: tensor for name, tensor in averaged.items() if name.startswith("module.")})
     raise ValueError(
-        f"{origin} holds no averaged weights beside its weights: use use_ema=False. (checkpoint_best_ema.pth holds "
-        "averaged weights as its only ones.)"
+        f"{origin} holds no EMA weights beside its weights: use use_ema=False. (checkpoint_best_ema.pth holds "
+        "EMA weights as its only ones.)"
     )
 
 

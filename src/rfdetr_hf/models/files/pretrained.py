@@ -240,7 +240,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         Args:
             source: The file, the dictionary that it holds, or what `read_official` made of it.
             variant: Name of the variant, needed only where the file does not say.
-            use_ema: Take the averaged weights that a training checkpoint holds beside its weights.
+            use_ema: Take the EMA weights that a training checkpoint holds beside its weights.
             class_init: As in `from_pretrained`.
             drop_unused_rows: Leave out the class rows that are called "N/A".
             rename_classes: As in `from_pretrained`.
