@@ -107,3 +107,12 @@ def test_verbs_have_the_words_of_a_training_under_their_own_names():
     assert aliases([each.name for each in fields(Loading)])["workers"] == "num_workers"
     both = [each.name for cls in (ModelArguments, RFDETRTrainingArguments, LaunchArguments) for each in fields(cls)]
     assert aliases(both)["workers"] == "dataloader_num_workers"
+
+
+def test_a_checkpoint_that_can_only_be_the_data_is_asked_about(tmp_path, capsys):
+    assert main(["fit", "--resume", "my/data", "--output_dir", str(tmp_path)]) == 2
+    assert "'my/data' for its checkpoint, and DATA is missing" in capsys.readouterr().err
+
+
+def test_an_alias_is_switched_off_like_its_option():
+    assert parse_arguments(fit.TYPES, ["--no_pin_memory"])[2].dataloader_pin_memory is False

@@ -111,7 +111,8 @@ def test_aliases_are_their_options_on_the_command_line_and_in_files(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--mosaic", "1"], "mosaic of ultralytics is not here: the published recipe has none"),
+        (["--mosaic", "1"], "mosaic of ultralytics is augmentation here"),
+        (["--nms", "1"], "nms of ultralytics is not here"),
         (["--patience", "5"], "patience of ultralytics is early_stopping_patience here"),
         (["--cls_loss_coef", "1"], "cls_loss_coef of rfdetr is class_loss_coefficient of config_overrides here"),
         (["--conf", "0.5"], "conf of ultralytics is threshold of rfdetr-hf predict here"),

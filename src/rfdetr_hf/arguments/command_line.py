@@ -138,6 +138,8 @@ def _canonical(argv: Sequence[str], parser: _Parser, others: Mapping[str, str]) 
         option, equals, value = word[2:].partition("=")
         option = option.replace("-", "_")
         name = others.get(option, option)
+        if option.startswith("no_") and name not in parser.kinds:
+            name = f"no_{others.get(option[3:], option[3:])}"
         if written.setdefault(name, option) != option:
             raise UsageError(f"--{written[name]} and --{option} say the same; give one of them")
         if bool in parser.kinds.get(name, ()) and not equals and following.lower() not in (*_TRUE, *_FALSE):

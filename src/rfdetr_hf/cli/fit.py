@@ -1,6 +1,7 @@
 """`rfdetr-hf fit`: train."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import (
@@ -8,6 +9,7 @@ from .. import (
     LaunchArguments,
     ModelArguments,
     RFDETRTrainingArguments,
+    UsageError,
     is_official,
     parse_arguments,
 )
@@ -19,13 +21,13 @@ TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments, LaunchArguments
 
 DESCRIPTION = """Train an RF-DETR detector.
 
-  rfdetr-hf fit --from_scratch --max_steps 20    try it on synthetic shapes
   rfdetr-hf fit DATA --model nano --epochs 50 --output_dir outputs/mine
   rfdetr-hf fit --config run.yaml                the options of a file
   rfdetr-hf fit --config run.yaml --resume       go on from the last checkpoint
 
-DATA is a folder in COCO's, Roboflow's or YOLO's layout, or a Hub data set. The
-best model goes to <output_dir>/best, which `rfdetr-hf predict` and plain
+DATA is a folder in the layout of Roboflow, COCO, YOLO or Pascal VOC, or a Hub
+data set; random weights instead of published ones: --from_scratch. The best
+model goes to <output_dir>/best, which `rfdetr-hf predict` and plain
 transformers read."""
 
 
@@ -33,6 +35,13 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf fit") -> int:
     """Train, and evaluate the test split if there is one. Returns the exit code."""
     places = {"dataset_name": "DATA"}
     model_args, data_args, training_args, launch_args = parse_arguments(TYPES, argv, prog, DESCRIPTION, places)
+    resume = str(training_args.resume_from_checkpoint or "true")
+    no_data = data_args.dataset_name == DataArguments.dataset_name not in argv
+    if no_data and resume.lower() not in ("true", "false", "auto") and "checkpoint" not in Path(resume).name:
+        raise UsageError(
+            f"--resume takes {resume!r} for its checkpoint, and DATA is missing; write DATA before it: "
+            f"{prog} DATA --resume"
+        )
     from .. import check_run_directory, log_to_console, resume_hint, run_processes
 
     # What is wrong on this machine is said once, before processes start and before the Hub is asked.
