@@ -1,12 +1,10 @@
 """Every code block of the documents: Python is run, commands are parsed, YAML is read as options."""
 
 import argparse
-import dataclasses
 import importlib
 import importlib.util
 
 import pytest
-import yaml
 from helpers.documents import Block, blocks, commands, documents
 from helpers.scripts import ROOT, load_script
 
