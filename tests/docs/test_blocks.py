@@ -90,8 +90,9 @@ def test_bash_blocks(block: Block, monkeypatch):
 @pytest.mark.parametrize("block", [p for d in documents() for p in named(d, "yaml")])
 def test_yaml_blocks(block: Block, tmp_path):
     """The options of a block are valid, one by one and together."""
-    (tmp_path / "block.yaml").write_text(block.text)
-    parse_arguments((ModelArguments, DataArguments, RFDETRTrainingArguments), ["--config", str(tmp_path / "block.yaml")])
+    file = tmp_path / "block.yaml"
+    file.write_text(block.text)
+    parse_arguments((ModelArguments, DataArguments, RFDETRTrainingArguments), ["--config", str(file)])
 
 
 def test_the_checks_can_fail(monkeypatch):
