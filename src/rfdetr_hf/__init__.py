@@ -37,6 +37,7 @@ PUBLIC_NAMES = {
     "arguments.export": ("ExportArguments",),
     "arguments.convert": ("ConvertArguments",),
     "arguments.data_convert": ("DataConvertArguments",),
+    "arguments.preview": ("PreviewArguments",),
     "arguments.status": ("StatusArguments",),
     "arguments.launch": ("LaunchArguments",),
     "arguments.words": ("explain_verb",),
@@ -52,6 +53,7 @@ PUBLIC_NAMES = {
     ),
     "training.console": ("log_to_console",),
     "training.launching": ("check_run_directory", "resume_hint"),
+    "training.preview": ("draw_preview",),
     "training.parent": ("end_with_launcher",),
     "training.processes": ("run_processes",),
     "training.status": ("STATUS_EXIT_CODES", "read_status", "status_line"),
@@ -110,6 +112,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .arguments.export import ExportArguments as ExportArguments
     from .arguments.convert import ConvertArguments as ConvertArguments
     from .arguments.data_convert import DataConvertArguments as DataConvertArguments
+    from .arguments.preview import PreviewArguments as PreviewArguments
     from .arguments.status import StatusArguments as StatusArguments
     from .arguments.launch import LaunchArguments as LaunchArguments
     from .arguments.words import explain_verb as explain_verb
@@ -127,6 +130,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .training.finetuning import part_of as part_of, train_only as train_only
     from .training.console import log_to_console as log_to_console
     from .training.launching import check_run_directory as check_run_directory, resume_hint as resume_hint
+    from .training.preview import draw_preview as draw_preview
     from .training.parent import end_with_launcher as end_with_launcher
     from .training.processes import run_processes as run_processes
     from .training.status import STATUS_EXIT_CODES as STATUS_EXIT_CODES, read_status as read_status

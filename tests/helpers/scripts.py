@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def load_script(path: str) -> ModuleType:
-    """Import a script by its path from the root of the repository: `load_script("tools/show_batch.py")`."""
+    """Import a script by its path from the root of the repository: `load_script("tools/house.py")`."""
     assert (ROOT / path).is_file(), f"{path} does not exist"
     spec = importlib.util.spec_from_file_location(f"script_{Path(path).stem}", ROOT / path)
     assert spec is not None and spec.loader is not None

@@ -1,8 +1,7 @@
 from pathlib import Path
 
 import pytest
-from helpers.scripts import ROOT, load_script
-from PIL import Image
+from helpers.scripts import load_script
 
 
 @pytest.fixture
@@ -15,17 +14,6 @@ def write_metrics(folder, *rows):
     lines = ["step,epoch,loss,loss_ce,eval_map", *rows]
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
     return str(folder)
-
-
-def test_show_batch(tmp_path, capsys):
-    output = tmp_path / "batch.png"
-    load_script("tools/show_batch.py").main(
-        ["--config", str(ROOT / "examples/configs/quickstart.yaml"), "--batches", "2", "--output", str(output)]
-        + ["--per_device_train_batch_size", "3", "--side", "288"]
-    )
-    image = Image.open(output)
-    assert image.size == (3 * 288 + 2 * 4, 2 * 288 + 4)
-    assert "872 x 580 pixels" in capsys.readouterr().out
 
 
 def test_equal_curves(compare, tmp_path, capsys):

@@ -104,12 +104,8 @@ class RunPictures:
         if not (self.is_main and self.plots and window) or step and not 0 < first < _BATCH_IMAGES:
             return
         with self._replacing("train_batch.jpg") as path:
-            for batch in window:
-                room = _BATCH_IMAGES - len(self._samples)
-                if room > 0:
-                    pixels, targets = batch["pixel_values"][:room].cpu(), batch["labels"].to("cpu").unpack()[:room]
-                    self._samples += draw_batch(pixels, targets, class_names(dataset), scale or 1.0)
-            mosaic(self._samples, _BATCH_COLUMNS).save(path, quality=88)
+            self._samples += draw_window(window, dataset, scale, _BATCH_IMAGES - len(self._samples))
+            grid(self._samples).save(path, quality=88)
 
     def evaluated(self, scored: Sequence[Scored], improved: bool, card: CardFacts, state: RunState) -> None:
         """Draw what an evaluation found; where `best/` is new, show how good it is at the top of the run.
@@ -171,6 +167,24 @@ class RunPictures:
             kept = evaluation_of(self.root / "report.html") if evaluation is None else list(evaluation)
             facts = RunFacts(card, state, self.images, self.counts, self.root, seconds, self.plots)
             path.write_text(run_page(facts, kept), encoding="utf-8")
+
+
+def draw_window(
+    window: Sequence[Mapping[str, Any]], dataset: Dataset, scale: float | None, room: int
+) -> list[Image.Image]:
+    """The first `room` images of micro-batches with their objects, at a share `scale` of their sides."""
+    drawn: list[Image.Image] = []
+    for batch in window:
+        left = room - len(drawn)
+        if left > 0:
+            pixels, targets = batch["pixel_values"][:left].cpu(), batch["labels"].to("cpu").unpack()[:left]
+            drawn += draw_batch(pixels, targets, class_names(dataset), scale or 1.0)
+    return drawn
+
+
+def grid(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures in rows of four."""
+    return mosaic(pictures, min(_BATCH_COLUMNS, len(pictures)))
 
 
 def _of_the_best(scored: Sequence[Scored], state: RunState) -> Scored | None:

@@ -1,0 +1,22 @@
+"""The options of `rfdetr-hf data preview`."""
+
+from dataclasses import dataclass
+
+from ..options import FROM_0, FROM_1, option, settle_options
+from .words import answers_by_name
+
+
+@answers_by_name
+@dataclass
+class PreviewArguments:
+    """How many training images are drawn, and where."""
+
+    output: str = option("preview.jpg", "The picture, JPEG or PNG.", group="output", daily=True)
+    overwrite: bool = option(False, "Replace an existing picture.", daily=True)
+    images: int = option(16, "Images to draw, four in a row.", FROM_1, daily=True)
+    preview_epoch: int = option(0, "Epoch to draw them from; counts from 0.", FROM_0, daily=True)
+
+    def __post_init__(self) -> None:
+        settle_options(self)
+        if not self.output.lower().endswith((".jpg", ".jpeg", ".png")):
+            raise ValueError(f"output={self.output!r}: give a name that ends in .jpg or .png")
