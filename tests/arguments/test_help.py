@@ -11,7 +11,10 @@ from rfdetr_hf.cli.fit import TYPES
 from rfdetr_hf.cli.main import VERBS, main
 
 # Groups of the complete help of each verb.
-COUNTS = {"fit": 12, "config": 12, "data preview": 13, "evaluate": 3, "validate": 1, "test": 1, "predict": 4, "data convert": 1}
+COUNTS = {
+    "fit": 12, "config": 12, "data preview": 13, "evaluate": 3, "validate": 1, "test": 1, "predict": 4,
+    "data convert": 1,
+}  # fmt: skip
 
 
 def help_of(verb, option, capsys):

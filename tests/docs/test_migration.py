@@ -56,7 +56,8 @@ def exists(name):
     if "/" in name:
         return (ROOT / name).is_file()
     if name.startswith("rfdetr-hf "):
-        return importlib.util.find_spec(f"rfdetr_hf.cli.{name.split()[1]}") is not None
+        verb = name.removeprefix("rfdetr-hf ").partition(" --")[0].replace(" ", "_")
+        return importlib.util.find_spec(f"rfdetr_hf.cli.{verb}") is not None
     if first in OWNERS:
         return len(rest) == 1 and has(OWNERS[first], rest[0])
     if first == "rfdetr_hf":

@@ -11,10 +11,10 @@ from .words import answers_by_name
 class PreviewArguments:
     """How many training images are drawn, and where."""
 
-    output: str = option("preview.jpg", "The picture, JPEG or PNG.", group="output", daily=True)
-    overwrite: bool = option(False, "Replace an existing picture.", daily=True)
-    images: int = option(16, "Images to draw, four in a row.", FROM_1, daily=True)
-    preview_epoch: int = option(0, "Epoch to draw them from; counts from 0.", FROM_0, daily=True)
+    output: str = option("preview.jpg", "The picture, JPEG or PNG.", group="output")
+    overwrite: bool = option(False, "Replace an existing picture.")
+    images: int = option(16, "Images to draw, four in a row.", FROM_1)
+    preview_epoch: int = option(0, "Epoch to draw them from; counts from 0.", FROM_0)
 
     def __post_init__(self) -> None:
         settle_options(self)

@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 
 TYPES = (PreviewArguments, ModelArguments, DataArguments, RFDETRTrainingArguments)
 
-DESCRIPTION = """Draw the first training images as the model will see them: crop, flip, scale and
-augmentation applied, with their boxes, masks and keypoints. It is the picture
-train_batch.jpg of a run with the same options.
+DESCRIPTION = """Draw the first training images as the model will see them: crop, flip, scale
+and augmentation applied, with their boxes, masks and keypoints. It is the
+picture train_batch.jpg of a run with the same options, and takes these.
 
   rfdetr-hf data preview DATA
   rfdetr-hf data preview my/data --augmentation aerial --output aerial.jpg
-  rfdetr-hf data preview --config run.yaml --images 64"""
+  rfdetr-hf data preview --config run.yaml --images 64 --preview_epoch 90
+  rfdetr-hf data preview --config run.yaml --overwrite"""
 
 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf data preview") -> int:
