@@ -13,11 +13,11 @@ from rfdetr_hf.training.callbacks import EarlyStopping
 from rfdetr_hf.training.state import FORMAT, RunState
 
 
-def begun(steps_per_epoch=6, image_ids=range(24), strategy="replicated", world_size=1, **options):
+def begun(steps_per_epoch=6, image_ids=range(24), strategy="replicated", world_size=1, annotations="boxes", **options):
     """The state of a run that begins."""
     state = RunState(best=BestModel("map"))
     state.begin(
-        quick_arguments("run", **options), list(image_ids), steps_per_epoch=steps_per_epoch,
+        quick_arguments("run", **options), list(image_ids), annotations=annotations, steps_per_epoch=steps_per_epoch,
         images_per_step=4, strategy=strategy, world_size=world_size,
     )  # fmt: skip
     return state
@@ -167,6 +167,7 @@ def test_a_snapshot_stays_as_it_is():
     [
         ({"image_ids": range(23)}, "24 training images, this run has 23; resume with the same data"),
         ({"image_ids": range(24, 0, -1)}, r"image ids \(as a checksum\)"),
+        ({"annotations": "others"}, "was written with boxes sizes, boxes and labels .* resume with those of the checkpoint"),
         ({"seed": 7}, "42 as its seed, this run has 7"),
         ({"steps_per_epoch": 5}, "6 steps in an epoch, this run has 5"),
         ({"learning_rate": 1e-5}, "learning_rate=0.0001, which its optimizer keeps, and this run has 1e-05"),

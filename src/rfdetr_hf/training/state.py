@@ -35,6 +35,9 @@ _OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_f
 _OF_THE_DATA = (
     ("num_images", "training images", "resume with the same data"),
     ("image_ids", "image ids (as a checksum)", "resume with the same data in the same order"),
+    ("annotations", "sizes, boxes and labels of the training images (as a checksum)",
+     "the annotations have changed since: resume with those of the checkpoint, or start a new run from its weights "
+     "with model_name_or_path"),
     ("seed", "as its seed", "resume with the same seed, which orders the data"),
     ("images_per_step", "images in an optimizer step",
      "resume with the same product of batch size, accumulation and number of processes"),
@@ -89,12 +92,16 @@ class RunState(TrainerState):
         args: RFDETRTrainingArguments,
         image_ids: Sequence[int],
         *,
+        annotations: str,
         steps_per_epoch: int,
         images_per_step: int,
         strategy: str,
         world_size: int,
     ) -> None:
-        """Plan the run that the arguments describe, on `world_size` processes spread as `strategy` names it."""
+        """Plan the run that the arguments describe, on `world_size` processes spread as `strategy` names it.
+
+        `annotations`: what `data.fingerprint.annotation_hash` says of the training images.
+        """
         self.steps_per_epoch = steps_per_epoch
         self.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
         self.num_train_epochs = math.ceil(self.max_steps / steps_per_epoch)
@@ -108,6 +115,7 @@ class RunState(TrainerState):
             "images_per_step": images_per_step,
             "num_images": len(ids),
             "image_ids": hashlib.sha256(ids.tobytes()).hexdigest(),
+            "annotations": annotations,
             "arguments": json.loads(args.to_json_string()),  # as a checkpoint gives them back
         }
 
@@ -232,7 +240,7 @@ class RunState(TrainerState):
                 "wrote it, or start a new run from its model.safetensors"
             )
         for name, meaning, remedy in _OF_THE_DATA:
-            if written[name] != ours[name]:
+            if written.get(name, ours[name]) != ours[name]:  # earlier checkpoints hold no checksum of annotations
                 raise ValueError(
                     f"{folder} was written with {written[name]} {meaning}, this run has {ours[name]}; {remedy}"
                 )

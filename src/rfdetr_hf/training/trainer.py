@@ -17,6 +17,7 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
 
 from ..arguments.training import RFDETRTrainingArguments
+from ..data.fingerprint import annotation_hash
 from ..data.pipeline.order import EpochBatchSampler
 from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
@@ -292,7 +293,8 @@ class RFDETRTrainer(EvaluationMethods):
             self.model.enable_activation_checkpointing()
         self.train_loader = self.get_train_dataloader()
         state.begin(
-            args, self.train_dataset["image_id"], strategy=parallel.name, world_size=self.accelerator.num_processes,
+            args, self.train_dataset["image_id"], annotations=annotation_hash(self.train_dataset),
+            strategy=parallel.name, world_size=self.accelerator.num_processes,
             steps_per_epoch=len(self.train_loader) // args.gradient_accumulation_steps,
             images_per_step=self.train_loader.batch_sampler.window_size,
         )  # fmt: skip

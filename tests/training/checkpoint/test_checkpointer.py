@@ -7,10 +7,11 @@ from functools import partial
 import pytest
 import torch
 from helpers.runs import quick_arguments
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from rfdetr_hf import RFDETRTrainer
+from rfdetr_hf import RFDETRTrainer, load_detection_dataset
 from rfdetr_hf.training.checkpoint.previous import with_present_names
 
 arguments = partial(
@@ -95,6 +96,43 @@ def test_another_run_is_refused(tmp_path, tiny_model, shapes, options, rows, mes
     trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, **options), data, shapes)
     with pytest.raises(ValueError, match=message):
         trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    """Writes a YOLO folder of four images and loads it: `yolo(names, row)`."""
+
+    def make(names=("cat", "dog"), row="1 0.5 0.5 0.4 0.4"):
+        for kind in ("images", "labels"):
+            (tmp_path / "data" / kind / "train").mkdir(parents=True, exist_ok=True)
+        for number in range(4):
+            Image.new("RGB", (64, 64), (60 * number, 90, 30)).save(tmp_path / f"data/images/train/{number}.png")
+            (tmp_path / f"data/labels/train/{number}.txt").write_text(f"{number % 2} 0.5 0.5 0.5 0.5\n")
+        (tmp_path / "data/labels/train/3.txt").write_text(row + "\n")
+        (tmp_path / "data/data.yaml").write_text(f"train: images/train\nnames: {list(names)}\n")
+        return load_detection_dataset(tmp_path / "data")["train"]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"names": ("dog", "cat")}, r"for the classes \['cat', 'dog'\], and this run has \['dog', 'cat'\]; resume with"),
+        ({"row": "0 0.5 0.5 0.4 0.4"}, "labels of the training images .* annotations have changed since"),
+        ({"row": "1 0.5 0.5 0.4 0.41"}, "labels of the training images .* annotations have changed since"),
+    ],
+)
+def test_other_class_names_and_annotations_are_refused(tmp_path, tiny_model, yolo, change, message):
+    def trainer(names=("cat", "dog"), **changed):
+        options = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 1}
+        data = yolo(names=names, **changed)
+        return RFDETRTrainer(tiny_model(names=names), arguments(tmp_path / "run", **options), data)
+
+    trainer().train()
+    with pytest.raises(ValueError, match=message):
+        trainer(**change).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))  # as it was, it goes on
 
 
 def test_changed_arguments_are_told(tmp_path, tiny_model, shapes, caplog):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,11 @@ from ...models.adapters import adapter_state, plain_state, unmerged_state
 from ...models.image_processing_rfdetr import RFDETRImageProcessor
 from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
+from .directory import CheckpointError
 from .sharded import local_part, saved_tensors, shard_of, unsharded_state, write_state, writing
 from .tree import read_tensors, require_finite
 
+CONFIG = "config.json"
 MODEL, ADAPTERS = "model.safetensors", "adapters.safetensors"
 
 
@@ -132,6 +135,27 @@ class Weights:
                 self._folder(weights).write(folder)
                 write_model_card(folder, card)
         accelerator.wait_for_everyone()
+
+    def check_classes(self, folder: Path) -> None:
+        """Compare the class names of a model folder or checkpoint with the model's: its weights go by their order.
+
+        Raises:
+            CheckpointError: its `config.json` cannot be read.
+            ValueError: they differ.
+        """
+        path, ours = folder / CONFIG, self.model.config.id2label
+        try:
+            written: Any = json.loads(path.read_text(encoding="utf-8"))
+            theirs = {int(label): str(name) for label, name in written["id2label"].items()}
+        except (OSError, ValueError, KeyError, AttributeError, RecursionError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read, or its id2label: {error!r}") from error
+        if theirs != {int(label): str(name) for label, name in ours.items()}:
+            before, now = ([table[label] for label in sorted(table)] for table in (theirs, ours))
+            raise ValueError(
+                f"{folder} was written for the classes {before}, and this run has {now}; resume with the class names "
+                "of the checkpoint in their order, or start a new run from its weights with model_name_or_path, which "
+                "goes by the names"
+            )
 
     def load(self, folder: Path) -> None:
         """Put the weights of a model folder or checkpoint of the same configuration into the model."""
