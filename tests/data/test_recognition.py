@@ -43,10 +43,19 @@ def test_other_json_files_do_not_hide_yolo_data(yolo, name, text, caplog):
     assert "YOLO, 2 splits: train (train) 2 images, validation (val) 2 images" in caplog.text
 
 
-def test_a_broken_yaml_file_does_not_hide_coco_data(tmp_path, coco_content, write_coco):
+def test_a_broken_yaml_file_does_not_hide_coco_data_and_is_named(tmp_path, coco_content, write_coco, caplog):
     write_coco(tmp_path / "train.json", coco_content())
     (tmp_path / "data.yaml").write_text("names: [\n")
     assert class_names(load_detection_dataset(tmp_path)) == ["cat", "dog"]
+    assert "is read as COCO; also there, and not read:" in caplog.text and "data.yaml: cannot be read" in caplog.text
+
+
+def test_a_stray_coco_file_does_not_hide_a_broken_yaml_file(yolo, coco_content, write_coco):
+    write_coco(yolo / "train.json", coco_content())
+    (yolo / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog\n")
+    with pytest.raises(DetectionDataError, match=r"data.yaml: cannot be read as YAML(.|\n)*There are YOLO rows below"):
+        load_detection_dataset(yolo)
+    assert class_names(load_detection_dataset(yolo / "train.json")) == ["cat", "dog"]
 
 
 def test_the_kind_of_an_export_is_said(tmp_path, coco_content, write_coco, caplog):

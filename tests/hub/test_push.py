@@ -68,6 +68,26 @@ def test_strategies(tmp_path, hub, tiny_model, shapes, strategy, async_save, com
     assert not list((tmp_path / "run").glob(".del-*"))
 
 
+def test_a_users_folder_with_the_name_of_a_checkpoint_is_not_uploaded(tmp_path, hub, tiny_model, shapes):
+    args = arguments(tmp_path / "run", hub_strategy="checkpoint", hub_model_id="mine", num_train_epochs=1)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes, callbacks=[CopyBesideTheRun(tmp_path / "run")])
+    trainer.train()
+    files = hub.repos[f"{USER}/mine"].files
+    assert "last-checkpoint/manifest.json" in files and "last-checkpoint/mine.txt" not in files
+
+
+class CopyBesideTheRun(TrainerCallback):
+    """Puts aside what a user would: folders that are named like checkpoints, between training and upload."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        for name in ("checkpoint-old", "checkpoint-900"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+            (self.root / name / "mine.txt").write_text("mine")
+
+
 def test_the_pushed_model_is_loaded_back_by_us_and_by_plain_transformers(tmp_path, hub, tiny_model, shapes):
     args = arguments(tmp_path / "run", hub_strategy="end", hub_model_id="tester/mine", eval_strategy="no")
     trainer = RFDETRTrainer(tiny_model(), args, shapes)

@@ -208,3 +208,55 @@ def test_a_model_as_a_detector(tiny_model):
     assert plain["boxes"].shape == (10, 4) and not torch.equal(plain["boxes"], larger["boxes"])
     assert (plain["boxes"][:, 2] <= 200).all() and (plain["boxes"][:, 3] <= 120).all()
     assert AugmentedDetector(detect, scales=(1.0, 1.5))([image, image])[1]["boxes"].shape[0] >= 10
+
+
+def photograph(folder, name):
+    """A picture with a bright block, as upright pixels and as a file that a camera turned by a quarter has."""
+    upright = picture((20, 70, 60, 110), size=(120, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned clockwise it is upright
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / name, exif=exif, quality=100)
+    return upright, folder / name
+
+
+@pytest.mark.parametrize("name", ["turned.jpg", "turned.png"])
+@pytest.mark.parametrize("wrap", ["plain", "tiles", "views"])
+def test_boxes_are_in_the_turned_picture_whoever_turns_it(tmp_path, tiny_model, name, wrap):
+    from rfdetr_hf import RFDETRImageProcessor, load_detector
+
+    RFDETRImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    tiny_model().save_pretrained(tmp_path)
+    detect = load_detector(str(tmp_path))
+    wrapped = {"plain": detect, "tiles": TiledDetector(detect, 96), "views": AugmentedDetector(detect)}[wrap]
+    upright, file = photograph(tmp_path, name)
+    opened = Image.open(file)
+    assert opened.size == (200, 120)
+    expected, found, converted = wrapped([upright, Image.open(file), Image.open(file).convert("RGB")])
+    for each in (found, converted):
+        assert each["boxes"][:, 2].max() <= 120 and each["boxes"][:, 3].max() > 120
+        torch.testing.assert_close(each["boxes"], expected["boxes"], atol=1.5, rtol=0)
+
+
+def test_tiles_and_views_turn_pictures_for_any_detector(tmp_path):
+    upright, file = photograph(tmp_path, "turned.png")
+    (expected,) = blobs([upright])
+    for detect in (TiledDetector(blobs, 96, overlap=0.5), AugmentedDetector(blobs)):
+        (found,) = detect([Image.open(file)])
+        assert found["boxes"][0].tolist() == pytest.approx(expected["boxes"][0].tolist())
+
+
+def test_a_picture_of_16_bits_has_one_range_for_all_of_its_tiles(tiny_model, tmp_path):
+    from rfdetr_hf import RFDETRImageProcessor
+
+    seen = []
+    model = tiny_model()
+    model.register_forward_pre_hook(lambda m, a, kwargs: seen.append(kwargs["pixel_values"].clone()), with_kwargs=True)
+    processor = RFDETRImageProcessor(size={"height": 64, "width": 64}, do_normalize=False, value_range=[0, 4095])
+    detect = TiledDetector(ImageDetector(model, processor), 64, overlap=0.0)
+    dark = np.full((64, 128), 400, np.uint16)
+    dark[:, 64:] = 60000
+    Image.fromarray(dark).save(tmp_path / "deep.png")
+    detect([Image.open(tmp_path / "deep.png")])
+    values = torch.cat(seen).amax(dim=(1, 2, 3)).mul(255).round().tolist()
+    assert sorted(values) == [25, 255, 255], "the dark tile stays dark beside the bright one and the complete picture"
+    assert round(processor(str(tmp_path / "deep.png"))["pixel_values"].min().item() * 255) == 25, "files as well"

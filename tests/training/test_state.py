@@ -167,7 +167,7 @@ def test_a_snapshot_stays_as_it_is():
     [
         ({"image_ids": range(23)}, "24 training images, this run has 23; resume with the same data"),
         ({"image_ids": range(24, 0, -1)}, r"image ids \(as a checksum\)"),
-        ({"annotations": "others"}, "was written with boxes sizes, boxes and labels .* resume with those of the checkpoint"),
+        ({"annotations": "others"}, "with boxes sizes, boxes and labels .* resume with those of the"),
         ({"seed": 7}, "42 as its seed, this run has 7"),
         ({"steps_per_epoch": 5}, "6 steps in an epoch, this run has 5"),
         ({"learning_rate": 1e-5}, "learning_rate=0.0001, which its optimizer keeps, and this run has 1e-05"),

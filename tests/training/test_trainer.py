@@ -311,3 +311,30 @@ def test_a_saved_model_is_read_by_plain_transformers_with_equal_logits(tmp_path,
         ours = trainer.model(pixels)
     torch.testing.assert_close(ours.logits, logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours.pred_boxes, boxes, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.125]},
+        {"image_mean": 0.5, "image_std": 0.25},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0]},
+        {"do_rescale": False, "image_mean": [123.0, 117.0, 104.0], "image_std": [58.0, 57.0, 57.0]},
+    ],
+)
+def test_the_colours_that_the_weights_know_stay(tmp_path, tiny_model, shapes, stored):
+    tiny_model().save_pretrained(tmp_path / "model")
+    RFDETRImageProcessor(size={"height": 96, "width": 96}, **stored).save_pretrained(tmp_path / "model")
+    model = RFDETRForObjectDetection.from_pretrained(tmp_path / "model")
+    args = arguments(tmp_path / "run", max_steps=1, horizontal_flip=0.0, scale_jitter=False, save_strategy="no")
+    trainer = RFDETRTrainer(model, args, shapes, shapes)
+    trainer.save_model(str(tmp_path / "saved"))
+    kept = RFDETRImageProcessor.from_pretrained(tmp_path / "saved")
+    for name, value in stored.items():
+        assert getattr(kept, name) == (tuple(value) if isinstance(value, list) else value)
+    assert dict(kept.size) == {"height": 64, "width": 64}, "the size is the run's"
+    batch = next(iter(trainer.get_train_dataloader()))
+    seen = trainer.to_device(batch)["pixel_values"]
+    expected = kept(list(batch["pixel_values"]), do_resize=False)["pixel_values"]
+    torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)

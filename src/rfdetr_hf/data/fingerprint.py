@@ -65,8 +65,10 @@ def check_data_hash(splits: Mapping[str, Dataset], expected: Mapping[str, Any], 
 
 
 def annotation_hash(dataset: Dataset) -> str:
-    """The checksum of what a data set teaches, without looking at a picture: ids and sizes of the images, boxes, labels,
-    crowds and keypoints of the objects, in their order; masks are left out, they take as long to read as the pictures.
+    """The checksum of what a data set teaches, without looking at a picture.
+
+    Ids and sizes of the images, boxes, labels, crowds and keypoints of the objects are in it, in their order; masks are
+    not, they take long to read.
 
     Args:
         dataset: in the schema of `load_detection_dataset`.

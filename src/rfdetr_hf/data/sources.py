@@ -190,14 +190,14 @@ def source_of(name_or_path: Any) -> Any:
 def _recognise(root: Any, options: ReadOptions) -> tuple[Found, Any]:
     """The format of a source, by evidence: the one that finds most of the splits train, validation and test."""
     candidates: list[tuple[Found, Any]] = []
-    faults: list[Exception] = []
+    faults: list[tuple[Any, Exception]] = []
     for each in FORMATS:
         if each is hub and (candidates or faults):
             break
         try:
             found = each.find(root, options)
         except (DetectionDataError, TypeError) as error:
-            faults.append(error)
+            faults.append((each, error))
             continue
         if found is not None:
             candidates.append((found, each))
@@ -209,9 +209,18 @@ def _recognise(root: Any, options: ReadOptions) -> tuple[Found, Any]:
                     "%s: is read as %s; there is also %s with the splits %s, to be read by the path of its file",
                     found.source, best[0].kind, found.kind, list(found.splits),
                 )  # fmt: skip
+        # An option that a format does not have tells that another one is meant.
+        for each, error in faults:
+            if isinstance(error, DetectionDataError) and each is yolo and yolo.has_rows(Path(root)):
+                raise DetectionDataError(
+                    f"{error}\nThere are YOLO rows below {root}, and also {best[0].kind} with the splits "
+                    f"{list(best[0].splits)}, which is read instead by the path of its file"
+                ) from error
+            if isinstance(error, DetectionDataError):
+                logger.warning("%s: is read as %s; also there, and not read: %s", root, best[0].kind, error)
         return best
     if faults:
-        raise faults[0]
+        raise faults[0][1]
     folder = Path(root)
     lines = [f"  - {kind}: {each.near(folder)}" for kind, each in _LAYOUTS.items()]
     for child in sorted(folder.iterdir())[:_MAX_CHILDREN] if folder.is_dir() else ():

@@ -50,13 +50,12 @@ PLAIN_TRANSFORMERS = """
 With plain transformers, without rfdetr_hf (its image processor needs torchvision):
 
 ```python
-from PIL import Image
 from transformers import AutoImageProcessor, $auto_class, pipeline
 
 model = $auto_class.from_pretrained("$model_id")
 processor = AutoImageProcessor.from_pretrained("$model_id")
 detector = pipeline("$pipeline_tag", model=model, image_processor=processor)
-print(detector(Image.open("image.jpg").convert("RGB"), threshold=0.5))
+print(detector("image.jpg", threshold=0.5))
 ```
 """
 

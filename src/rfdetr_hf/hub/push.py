@@ -188,12 +188,13 @@ class HubCallback(TrainerCallback):
     Args:
         uploader: does the work.
         notify: called before each upload; the trainer fires `on_push_begin`.
+        newest: gives the newest valid checkpoint of the run.
 
     Raises:
         ValueError: the repository cannot have this name.
     """
 
-    def __init__(self, uploader: HubUploader, notify: Callable[[], None]) -> None:
+    def __init__(self, uploader: HubUploader, notify: Callable[[], None], newest: Callable[[], Path | None]) -> None:
         try:
             validate_repo_id(uploader.repo_id)
         except HFValidationError as error:
@@ -202,6 +203,7 @@ class HubCallback(TrainerCallback):
             ) from error
         self.uploader = uploader
         self.notify = notify
+        self.newest = newest
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.hub_strategy == "end" or not state.is_world_process_zero:
@@ -231,15 +233,10 @@ class HubCallback(TrainerCallback):
         self.notify()
         if args.hub_strategy != "all_checkpoints":
             self.uploader.drop_waiting()
-        if args.hub_strategy == "checkpoint" and (newest := _newest_checkpoint(args.output_dir)) is not None:
+        if args.hub_strategy == "checkpoint" and (newest := self.newest()) is not None:
             self.uploader.submit(newest, "End of training, checkpoint", LAST_CHECKPOINT)
         self.uploader.submit(folder, "End of training")
         self.uploader.wait()
-
-
-def _newest_checkpoint(output_dir: str) -> Path | None:
-    found = [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir()]
-    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
 def fetch_checkpoint(resume: bool | str | None, token: str | None = None) -> bool | str | None:

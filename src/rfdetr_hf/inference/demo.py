@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ..bit_depth import upright_rgb
 from ..choices import install_hint
 from ..drawing import DrawingStyle, draw_detections
 from ..tasks import TASKS
@@ -95,7 +96,7 @@ class _Viewer:
         """The upright picture, what is found on it, and how long that took; None without a picture."""
         if picture is None:
             return None
-        picture = ImageOps.exif_transpose(picture).convert("RGB")
+        picture = upright_rgb(picture, self.detect.value_range)
         began = time.perf_counter()
         (found,) = self.detect([picture])
         spent, device = (time.perf_counter() - began) * 1000, self.detect.model.device

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..bit_depth import upright_rgb
 from ..evaluation.run import Found
 from ..models.files.auto import load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
@@ -84,24 +85,30 @@ class ImageDetector:
         self.model, self.image_processor = model.eval(), image_processor
         self.thresholds, self.bf16 = class_thresholds(threshold, model.config), bf16
 
+    @property
+    def value_range(self) -> Sequence[float] | None:
+        """The range (low, high) that pictures of more than 8 bits had in training, if there were any."""
+        return self.image_processor.value_range
+
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Found]:
         """Detections of the images, on the CPU; masks are COCO run lengths, which take little memory.
 
         Args:
-            images: upright, RGB.
+            images: of any mode and depth; those with an EXIF orientation are turned first, and boxes are in the turned
+                picture. Open them with Pillow alone: `convert("RGB")` cuts pictures of more than 8 bits off at 255.
             scale: of the size of the model's input; the sides are rounded to what the model takes.
         """
+        images = [upright_rgb(image, self.value_range) for image in images]
         size, divisor = dict(self.image_processor.size), self.model.config.size_divisor
         if scale != 1:
             size = {side: max(round(pixels * scale / divisor), 1) * divisor for side, pixels in size.items()}
-        inputs = self.image_processor(list(images), size=size, return_tensors="pt")
+        inputs = self.image_processor(images, size=size, return_tensors="pt")
         device = self.model.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             outputs = self.model(**{name: value.to(device) for name, value in inputs.items()})
-        sizes = [(image.height, image.width) for image in images]
         options = {"pixel_mask": inputs.get("pixel_mask"), "as_rle": True}
-        found = self.model.detect(outputs, self.image_processor, min(self.thresholds), sizes, **options)
+        found = self.model.detect(outputs, self.image_processor, min(self.thresholds), inputs.original_sizes, **options)
         found = [{name: v.cpu() if isinstance(v, Tensor) else v for name, v in each.items()} for each in found]
         return [above(each, self.thresholds) for each in found]
 

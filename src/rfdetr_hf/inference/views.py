@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..arguments.views import ViewArguments
+from ..bit_depth import upright_rgb
 from ..evaluation.run import Detector, Found
 from .detector import ImageDetector
 
@@ -63,8 +64,14 @@ class AugmentedDetector:
             raise ValueError(f"scales {list(scales)}: give one or more positive numbers.")
         self.detect, self.flip, self.scales, self.iou, self.top_k = detect, flip, tuple(scales), iou, top_k
 
+    @property
+    def value_range(self) -> Sequence[float] | None:
+        """As of the detector that is wrapped."""
+        return getattr(self.detect, "value_range", None)
+
     def __call__(self, images: Sequence[Image.Image]) -> list[Found]:
-        """Fused detections of each image, best first."""
+        """Fused detections of each image, best first; images as for the detector that is wrapped."""
+        images = [_upright(image, self.detect) for image in images]
         views = []
         for scale in self.scales:
             options = {} if scale == 1 else {"scale": scale}
@@ -105,8 +112,9 @@ class TiledDetector:
         self.top_k, self.batch_size = top_k, batch_size
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Found]:
-        """Merged detections of each image, best first."""
-        return [self._merged(image) for image in images]
+        """Merged detections of each image, best first; images as for the detector that is wrapped."""
+        # At the door: a tile has no tag that says how the picture is turned, and not the range of all of it.
+        return [self._merged(_upright(image, self.detect)) for image in images]
 
     def _merged(self, image: Image.Image) -> Found:
         frames = tile_frames(image.width, image.height, self.tile, self.overlap)
@@ -288,6 +296,11 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
     step = max(round(tile * (1 - overlap)), 1)
     last = max(length - tile, 0)
     return [*range(0, last, step), last]
+
+
+def _upright(image: Image.Image, detect: Detector) -> Image.Image:
+    """A picture as the model sees it; other kinds, of other detectors, as they are."""
+    return upright_rgb(image, getattr(detect, "value_range", None)) if isinstance(image, Image.Image) else image
 
 
 def _unmirrored(found: Found, width: int) -> Found:

@@ -165,7 +165,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
             raise ValueError(f"resample={kwargs['resample']!r}: only bilinear (2) and bicubic (3) are supported.")
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
-        flat = _flatten(self.fetch_images(_plain_paths(images)))
+        flat = _flatten(self.fetch_images(_opened(images)))
         if not flat:
             raise ValueError("RFDETRImageProcessor was given an empty list of images.")
         return flat
@@ -456,19 +456,21 @@ def _size(image: Tensor) -> tuple[int, int]:
     return height, width
 
 
-def _plain_paths(images: Any) -> Any:
-    """The same images, with text in place of path objects.
+def _opened(images: Any) -> Any:
+    """The same images, with Pillow's in place of files: transformers' reader cuts those of more than 8 bits off at 255.
 
     Raises:
         FileNotFoundError: There is no such file.
     """
     if isinstance(images, (list, tuple)):
-        return [_plain_paths(image) for image in images]
-    if not isinstance(images, os.PathLike):
-        return images
-    if not os.path.isfile(images):
+        return [_opened(image) for image in images]
+    if isinstance(images, os.PathLike) and not os.path.isfile(images):
         raise FileNotFoundError(f"There is no image file {os.fspath(images)}.")
-    return os.fspath(images)
+    if isinstance(images, os.PathLike) or (isinstance(images, str) and os.path.isfile(images)):
+        with Image.open(images) as image:
+            image.load()
+            return image
+    return images
 
 
 def _flatten(images: Any) -> list[Any]:

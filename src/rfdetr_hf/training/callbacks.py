@@ -292,5 +292,5 @@ def own_callbacks(
     if args.trackers:
         ours.append(TrackerCallback(args.trackers))
     if args.push_to_hub:
-        ours.append(HubCallback(hub, notify=lambda: fire("on_push_begin")))
+        ours.append(HubCallback(hub, lambda: fire("on_push_begin"), directory.newest))
     return ours

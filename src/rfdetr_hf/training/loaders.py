@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,10 +14,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
 from ..arguments.training import RFDETRTrainingArguments
+from ..choices import is_official
 from ..data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
 from ..data.pipeline.pixels import prepare_pixels
 from ..data.pipeline.transforms import MAX_SIZE, build_eval_transform, build_train_transform
 from ..data.schema import has_keypoints, has_masks, keypoint_schema, value_range
+from ..models.files.auto import has_processor, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .preemption import shield_workers
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Masks of half the input's size: a quarter, the size of the predictions, loses much of the small objects.
 MASK_DOWNSAMPLE_RATIO = 2
+_OF_THE_COLOURS = ("do_convert_rgb", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
+                   "resample", "antialias", "value_range")  # fmt: skip
 
 
 def build_train_loader(
@@ -92,20 +95,43 @@ def build_eval_loader(
 
 
 def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProcessor:
-    """The image processor of a model: to a square of its resolution, or its shorter side to it and padding."""
+    """The image processor of a model: to a square of its resolution, or its shorter side to it and padding.
+
+    The weights know the colours of the processor that is stored beside them, so these stay.
+
+    Raises:
+        ValueError: the stored processor cannot be read.
+    """
     side = config.resolution
-    made = RFDETRImageProcessor(size={"height": side, "width": side})
+    shape: dict[str, Any] = {"size": {"height": side, "width": side}}
     if not square:
         size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
-        made = RFDETRImageProcessor(size=size, do_pad=True, size_divisor=config.size_divisor)
-    stored = Path(str(config._name_or_path)) / "preprocessor_config.json"
-    if stored.is_file() and (theirs := RFDETRImageProcessor.from_pretrained(stored.parent)).size != made.size:
+        shape = {"size": size, "do_pad": True, "size_divisor": config.size_divisor}
+    made, source = RFDETRImageProcessor(**shape), str(config._name_or_path or "")
+    revision = getattr(config, "_commit_hash", None)
+    if not source or is_official(source) or not has_processor(source, revision):
+        return made
+    theirs = load_processor(source, side, revision)
+    if theirs.size != made.size:
         logger.warning(
-            "%s has the size %s, and this run evaluates and saves %s: resolution and square_resize say so; "
-            "image_processor= of the trainer keeps another",
-            stored, dict(theirs.size), dict(made.size),
+            "%s/preprocessor_config.json has the size %s, and this run evaluates and saves %s: resolution and "
+            "square_resize say so; image_processor= of the trainer keeps another",
+            source, dict(theirs.size), dict(made.size),
         )  # fmt: skip
-    return made
+    kept = {name: getattr(theirs, name) for name in _OF_THE_COLOURS}
+    others = [f"{name}={value}" for name, value in kept.items() if value != getattr(made, name)]
+    if others:
+        logger.info("%s of %s/preprocessor_config.json stay", ", ".join(others), source)
+    return RFDETRImageProcessor(**shape, **kept)
+
+
+def colour_statistics(processor: RFDETRImageProcessor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, for values in [0, 1], by which a processor makes a model's input of bytes."""
+    factor = 255 * float(processor.rescale_factor) if processor.do_rescale else 255.0
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    first, second = ([each] if isinstance(each, (int, float)) else list(each) for each in (mean, std))
+    means, stds = ([float(each[i % len(each)]) / factor for i in range(3)] for each in (first, second))
+    return tuple(means), tuple(stds)
 
 
 def choose_processor(
@@ -114,7 +140,7 @@ def choose_processor(
     """The given processor or the default one, which reads pictures of more than 8 bits as the training data does."""
     processor = given or default_processor(config, square)
     found = value_range(dataset) if isinstance(dataset, Dataset) else None
-    if found is None or getattr(processor, "value_range", None):
+    if found is None or (given is not None and given.value_range):
         return processor
     processor = copy.copy(processor)
     processor.value_range = list(found)
@@ -144,7 +170,7 @@ def batch_to_device(
     pixels = batch["pixel_values"].to(device, non_blocking=True)
     mask = batch.get("pixel_mask")
     mask = mask.to(device, non_blocking=True) if mask is not None else None
-    pixels, mask = prepare_pixels(pixels, mask, processor.image_mean, processor.image_std, size)
+    pixels, mask = prepare_pixels(pixels, mask, *colour_statistics(processor), size)
     labels = batch["labels"].to(device, non_blocking=True).unpack()
     return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
 

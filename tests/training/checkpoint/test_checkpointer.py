@@ -118,7 +118,7 @@ def yolo(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"names": ("dog", "cat")}, r"for the classes \['cat', 'dog'\], and this run has \['dog', 'cat'\]; resume with"),
+        ({"names": ("dog", "cat")}, r"for the classes \['cat', 'dog'\], and this run has \['dog', 'cat'\]"),
         ({"row": "0 0.5 0.5 0.4 0.4"}, "labels of the training images .* annotations have changed since"),
         ({"row": "1 0.5 0.5 0.4 0.41"}, "labels of the training images .* annotations have changed since"),
     ],

@@ -14,7 +14,7 @@ from .adapt import task_of
 from .layouts import official_names
 from .official import read_official
 from .pretrained import HUB_OPTIONS, read_names
-from .published import checkpoint_of
+from .published import checkpoint_of, is_hub_name
 
 _CLASSES = (RFDETRForObjectDetection, RFDETRForInstanceSegmentation, RFDETRForKeypointDetection)
 
@@ -58,6 +58,9 @@ def load_model(source: str | Path, **options: Any) -> RFDETRForObjectDetection:
 
 def has_processor(source: str | Path, revision: str | None = None) -> bool:
     """Whether a folder or Hub repository holds the settings of an image processor."""
+    source = checkpoint_of(source)
+    if not Path(source).is_dir() and not is_hub_name(str(source)):
+        return False
     missing_is_none = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     return cached_file(str(source), "preprocessor_config.json", revision=revision, **missing_is_none) is not None
 

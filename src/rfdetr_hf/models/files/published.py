@@ -90,7 +90,7 @@ def require_hub(source: str, name: str, hub_options: Mapping[str, Any]) -> None:
     """
     place = {key: hub_options.get(key) for key in ("cache_dir", "revision")}
     offline = constants.HF_HUB_OFFLINE or hub_options.get("local_files_only")
-    if offline or not _is_hub_name(source) or isinstance(try_to_load_from_cache(source, name, **place), str):
+    if offline or not is_hub_name(source) or isinstance(try_to_load_from_cache(source, name, **place), str):
         return
     get_session().head(constants.ENDPOINT, timeout=_SECONDS)
 
@@ -102,7 +102,7 @@ def unavailable(source: str, error: BaseException) -> CheckpointUnavailable:
         source: a Hub id.
         error: of transformers or huggingface_hub.
     """
-    if not _is_hub_name(source) or is_official(source):
+    if not is_hub_name(source) or is_official(source):
         return CheckpointUnavailable(f"{source} does not exist")
     folder = "" if source.startswith("Roboflow/") else "there is no such folder here, and "
     return CheckpointUnavailable(f"{source} cannot be loaded: {folder}{_reason(source, error)}. {ways_on(source)}")
@@ -134,7 +134,8 @@ def _reason(source: str, error: BaseException) -> str:
         cause = cause.__cause__
 
 
-def _is_hub_name(source: str) -> bool:
+def is_hub_name(source: str) -> bool:
+    """Whether a text has the form of a Hub id."""
     try:
         validate_repo_id(source)
     except errors.HFValidationError:

@@ -143,13 +143,13 @@ class Weights:
             CheckpointError: its `config.json` cannot be read.
             ValueError: they differ.
         """
-        path, ours = folder / CONFIG, self.model.config.id2label
+        path, ours = folder / CONFIG, {int(k): v for k, v in (self.model.config.id2label or {}).items()}
         try:
             written: Any = json.loads(path.read_text(encoding="utf-8"))
             theirs = {int(label): str(name) for label, name in written["id2label"].items()}
         except (OSError, ValueError, KeyError, AttributeError, RecursionError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be read, or its id2label: {error!r}") from error
-        if theirs != {int(label): str(name) for label, name in ours.items()}:
+        if theirs != ours:
             before, now = ([table[label] for label in sorted(table)] for table in (theirs, ours))
             raise ValueError(
                 f"{folder} was written for the classes {before}, and this run has {now}; resume with the class names "

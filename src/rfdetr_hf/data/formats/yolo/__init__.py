@@ -50,6 +50,13 @@ def find(root: Any, options: ReadOptions) -> Found | None:
     return Found(root, kind, {name: name for name in config.splits}, config)
 
 
+def has_rows(folder: Path) -> bool:
+    """Whether a folder has label files where YOLO data sets have them, whatever its data.yaml is worth."""
+    return any(
+        next(labels.rglob("*.txt"), None) for pattern in ("labels", "*/labels") for labels in folder.glob(pattern)
+    )
+
+
 def near(folder: Path) -> str:
     """How near a folder comes to a YOLO data set."""
     parts = [name for name in ("images", "labels", "classes.txt", "obj.names", "obj.data") if (folder / name).exists()]
