@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from rfdetr_hf.data.pipeline.order import ORDER, EpochBatchSampler, Permutation
+from rfdetr_hf.data.pipeline.order import ORDER, EpochBatchSampler, Permutation, ShardOrder, Shards
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 97, 251, 255, 256, 257, 4_095, 4_097, 65_535, 65_536, 65_537, 1_000_000]
 
@@ -134,3 +134,84 @@ def test_an_earlier_order_is_kept_and_an_unknown_one_refused():
     assert [key for batch in EpochBatchSampler(100, 4, seed=5, epoch=2) for key in batch] != keys
     with pytest.raises(ValueError, match="order must be one of"):
         EpochBatchSampler(100, 4, order=3)
+
+
+# -------------------------------------------------------------------------------------------------------- shards
+
+COUNTS = [[1], [5], [3, 1, 4, 1, 5, 9, 2, 6], [10] * 7, [1] * 12, [100, 1, 1, 100]]
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("window", [1, 2, 3, 100])
+def test_every_row_of_the_shards_comes_once_and_a_window_keeps_to_its_shards(counts, window):
+    rows = np.array(counts)
+    order = ShardOrder(Shards(rows, window), 4, 1, 0)
+    found = order(np.arange(rows.sum()))
+    assert sorted(found.tolist()) == list(range(rows.sum()))
+    shard_of = np.repeat(np.arange(len(rows)), rows)[found]
+    places = order.shards_from(0, len(rows))
+    assert sorted(places) == list(range(len(rows)))
+    start = 0
+    for first in range(0, len(rows), window):
+        of_window = places[first : first + window]
+        size = rows[of_window].sum()
+        assert set(shard_of[start : start + size]) == set(of_window)
+        assert order.shards_from(start + size - 1, 1) == of_window
+        start += size
+    # Position by position, and in any shape, the rows are the same.
+    assert [int(order(np.array([position]))[0]) for position in range(rows.sum())] == found.tolist()
+    assert order(np.arange(rows.sum()).reshape(1, -1, 1)).ravel().tolist() == found.tolist()
+
+
+def test_rows_of_a_window_are_mixed_and_windows_differ():
+    rows = np.full(64, 500)
+    order = ShardOrder(Shards(rows, 8), 1, 0, 0)
+    found = order(np.arange(32_000))
+    shards = found // 500
+    for window in range(8):
+        part = shards[window * 4_000 : (window + 1) * 4_000]
+        names = {shard: place for place, shard in enumerate(sorted(set(part.tolist())))}
+        place = np.array([names[shard] for shard in part.tolist()])
+        pairs = np.bincount(place[:-1] * 8 + place[1:], minlength=64)
+        assert chi_square_is_plausible(pairs, 63)
+    inside = found % 500  # the place in the shard at the same place of two windows
+    pairs = np.bincount(inside[:28_000] // 50 * 10 + inside[4_000:] // 50, minlength=100)
+    assert chi_square_is_plausible(pairs, 99)
+    assert (ShardOrder(Shards(rows, 8), 1, 1, 0)(np.arange(32_000)) == found).sum() < 20
+
+
+def test_epochs_of_shards_are_the_same_however_windows_are_split_and_say_what_comes():
+    rows = np.array([30, 20, 25, 28])
+    expected = None
+    for split in [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 1, 8), (1, 4, 2)]:
+        batch_size, accumulation, world_size = split
+        asked = []
+        keys = []
+        for rank in range(world_size):
+            sampler = EpochBatchSampler(
+                103, batch_size, accumulation=accumulation, rank=rank, world_size=world_size, seed=3, epoch=1,
+                shards=Shards(rows, 2, asked.append),
+            )  # fmt: skip
+            keys += [key for batch in sampler for key in batch]
+            assert asked and sorted(asked[0]) == [0, 1, 2, 3]
+        keys = sorted(keys)
+        expected = expected or keys
+        assert keys == expected
+    assert sorted(row for *_, row in expected[:103]) == list(range(103)) and len(expected) == 104
+    few = [key for batch in EpochBatchSampler(20, 8, shards=Shards(np.array([10, 10]), 1)) for key in batch]
+    assert few == [key for batch in EpochBatchSampler(20, 8) for key in batch]
+
+
+def test_a_billion_rows_in_shards_take_little_memory():
+    rows = np.full(100_000, 10_000)
+    tracemalloc.start()
+    try:
+        sampler = EpochBatchSampler(10**9, 8, seed=1, shards=Shards(rows, 8))
+        sampler.set_epoch(1, start_batch=10**8)
+        batches = list(itertools.islice(iter(sampler), 200))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000_000
+    found = {row // 10_000 for batch in batches for *_, row in batch}
+    assert len(found) <= 8

@@ -5,12 +5,13 @@ number of workers, on what was fetched ahead, or on the state of any global gene
 middle of an epoch sees the same bytes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["ORDER", "ORDERS", "EpochBatchSampler", "EvalBatchSampler", "Key", "Permutation"]
+__all__ = ["ORDER", "ORDERS", "EpochBatchSampler", "EvalBatchSampler", "Key", "Permutation", "ShardOrder", "Shards"]
 
 MIN_WINDOWS = 5
 ORDER = 2
@@ -23,6 +24,7 @@ Key = tuple[int, int, int]  # epoch, position in the epoch's order, row of the d
 _ROUNDS, _ROUNDS_OF_SMALL = 8, 24
 _SMALL_BITS = 3  # with so few bits, eight rounds do not give all permutations equally often
 _BATCHES_AT_A_TIME = 64
+_WINDOWS_AHEAD = 3  # the present one included
 # Parts of an epoch that have permutations of their own.
 _ALL, _FILL = 0, 1
 
@@ -83,6 +85,56 @@ class Permutation:
         return (high << self._low_bits) | low
 
 
+class Shards(NamedTuple):
+    """How a data set of shards is to be shuffled.
+
+    Attributes:
+        rows: (S,) int64, how many rows each shard has; they are the data set's, in a row.
+        window: shards whose rows are mixed at a time.
+        fetch_ahead: is told which shards come next, in their order; what it does has no influence on the order.
+    """
+
+    rows: np.ndarray
+    window: int
+    fetch_ahead: Callable[[Sequence[int]], None] | None = None
+
+
+class ShardOrder:
+    """An order of the rows of all shards that keeps to a few shards at a time.
+
+    The shards are permuted and cut into windows; the rows of a window are permuted. Both are `Permutation`s, so that
+    a position gives its row by arithmetic, from the sums of the rows of the permuted shards: 24 bytes a shard.
+
+    Args:
+        shards: their rows and the size of a window.
+        key: non-negative integers, three at most; others give another order.
+    """
+
+    def __init__(self, shards: Shards, *key: int) -> None:
+        self.window, self.key = shards.window, key
+        self._shards = Permutation(len(shards.rows), *key)(np.arange(len(shards.rows)))  # place -> shard
+        self._ends = np.cumsum(shards.rows[self._shards])  # of the shard at each place
+        # What to add to a number in the permuted shards to get the row of the data set.
+        self._shift = (np.cumsum(shards.rows) - shards.rows)[self._shards] - (self._ends - shards.rows[self._shards])
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """The rows at some positions, int64 of the same shape."""
+        windows = np.searchsorted(self._ends, positions, side="right") // self.window
+        numbers = np.empty_like(positions)
+        for window in np.unique(windows).tolist():
+            first, last = window * self.window, min((window + 1) * self.window, len(self._ends)) - 1
+            start = self._ends[first - 1] if first else 0
+            mix = Permutation(int(self._ends[last] - start), *self.key, window + 1)
+            inside = windows == window
+            numbers[inside] = start + mix(positions[inside] - start)
+        return numbers + self._shift[np.searchsorted(self._ends, numbers, side="right")]
+
+    def shards_from(self, position: int, windows: int) -> list[int]:
+        """The shards of the window that a position lies in, and of those that follow; so many windows."""
+        first = int(np.searchsorted(self._ends, position, side="right")) // self.window * self.window
+        return self._shards[first : first + windows * self.window].tolist()
+
+
 def _mix(numbers: np.ndarray) -> np.ndarray:
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -110,6 +162,7 @@ class EpochBatchSampler:
         start_batch: micro-batches of that epoch to leave out, because they are done.
         shuffle: a random order; otherwise rows in a row, the last window filled from the start.
         order: one of `ORDERS`, that of the checkpoint where a run goes on.
+        shards: of a data set of shards, whose epoch is a `ShardOrder`.
     """
 
     num_samples: int
@@ -122,6 +175,7 @@ class EpochBatchSampler:
     start_batch: int = 0
     shuffle: bool = True
     order: int = ORDER
+    shards: Shards | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size", "accumulation"):
@@ -172,8 +226,21 @@ class EpochBatchSampler:
             order = rng.permutation(count)
             order = np.concatenate([order, rng.permutation(count)[: total - count]])
             return lambda positions: order[positions]
-        each, fill = (Permutation(count, self.seed, self.epoch, part) for part in (_ALL, _FILL))
-        return lambda positions: np.where(positions < count, each(positions % count), fill(positions % count))
+        keys = [(self.seed, self.epoch, part) for part in (_ALL, _FILL)]
+        shards = self.shards
+        each, fill = (Permutation(count, *k) if shards is None else ShardOrder(shards, *k) for k in keys)
+
+        def rows(positions: np.ndarray) -> np.ndarray:
+            ahead = None if shards is None else shards.fetch_ahead
+            if ahead is not None and isinstance(each, ShardOrder):
+                ahead(each.shards_from(min(int(positions.flat[0]), count - 1), _WINDOWS_AHEAD))
+            found = each(positions % count)
+            beyond = positions >= count
+            if beyond.any():
+                found[beyond] = fill(positions[beyond] - count)
+            return found
+
+        return rows
 
 
 class EvalBatchSampler:
