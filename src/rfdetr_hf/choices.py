@@ -36,6 +36,7 @@ HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 # Who computes COCO's scores.
 BACKENDS = ("pycocotools", "ultrafast", "auto")
 PREDICTION_FORMATS = ("pictures", "json", "jsonl", "coco", "yolo", "crops")
+SHARD_CACHE = "~/.cache/rfdetr_hf/shards"
 DATA_FORMATS = ("parquet", "webdataset", "folder")
 # With the suffix of their files.
 EXPORT_FORMATS = {"onnx": ".onnx", "torch": ".pt2"}

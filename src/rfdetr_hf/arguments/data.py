@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from ..choices import BOX_FORMATS
+from ..choices import BOX_FORMATS, SHARD_CACHE
 from ..options import FROM_1, option, settle_options
 from ..tasks import TASKS
 from .words import answers_by_name
@@ -16,7 +16,7 @@ class DataArguments:
     """Which data the example scripts and the command line load."""
 
     dataset_name: str = option(
-        "synthetic-shapes", "A folder, a Hub id or 'synthetic-shapes'.", group="data", daily=True
+        "synthetic-shapes", "A folder, a Hub id, an address (s3://...) or 'synthetic-shapes'.", group="data", daily=True
     )
     dataset_config_name: str | None = option(None, "Configuration of a Hub data set.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub data set.")
@@ -32,6 +32,9 @@ class DataArguments:
     keypoint_schema: dict | str | None = option(
         None, "Names, skeleton, flip_pairs and sigmas of the keypoints of each class (JSON, a YAML mapping or a file)."
     )
+    shard_window: int = option(8, "Shards whose rows are mixed at a time.", FROM_1)
+    shard_cache: str = option(SHARD_CACHE, "Folder for the shards of a store.")
+    shard_cache_gb: int = option(64, "Gigabytes of shards that the folder may hold.", FROM_1)
     data_hash: dict | str | None = option(
         None,
         "Checksums that the splits must have, as args.yaml of a run holds them (JSON, a YAML mapping); {} for "
@@ -86,4 +89,7 @@ class DataArguments:
             "missing_masks": self.missing_masks,
             "keypoint_schema": self.keypoint_schema,
             "data_hash": self.data_hash,
+            "shard_window": self.shard_window,
+            "shard_cache": self.shard_cache,
+            "shard_cache_gb": self.shard_cache_gb,
         }

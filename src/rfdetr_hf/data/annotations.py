@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, NamedSplit, concatenate_datasets
 
-from ..choices import BOX_FORMATS, BoxFormat
+from ..choices import BOX_FORMATS, SHARD_CACHE, BoxFormat
 from ..tasks import TASKS, TaskName
 from .errors import DetectionDataError
 from .keypoints import ClassKeypoints, KeypointSchema
@@ -50,6 +50,8 @@ class ReadOptions:
         image_dir, label_dir: where images and rows are, instead of where they are found.
         need_test: a test split that is missing is an error, and is not left out.
         load: options of `datasets.load_dataset` or of the generator.
+        shard_window: shards whose rows a training mixes at a time.
+        shard_cache, shard_cache_gb: folder for the shards of a store, and the most gigabytes in it.
     """
 
     task: TaskName = "detection"
@@ -61,6 +63,9 @@ class ReadOptions:
     label_dir: str | None = None
     need_test: bool = False
     load: Mapping[str, Any] = field(default_factory=dict)
+    shard_window: int = 8
+    shard_cache: str = SHARD_CACHE
+    shard_cache_gb: int = 64
 
     def __post_init__(self) -> None:
         known = {"task": TASKS, "missing_masks": get_args(MissingMasks), "bbox_format": (*BOX_FORMATS, None)}

@@ -14,6 +14,8 @@ from datasets import Dataset
 from .errors import DetectionDataError, Problems
 from .pipeline.pixels import check_image
 from .schema import category_ids, class_names, has_keypoints, has_masks, keypoint_schema, value_range
+from .shards.counts import Counts
+from .shards.dataset import ShardedDataset
 
 logger = logging.getLogger(__name__)
 # Its functions are made at import, where type checkers do not see them.
@@ -42,7 +44,7 @@ class AuditReport:
         category_ids: original id of each class.
         small, medium, large: boxes by area, with COCO's limits 32² and 96².
         max_boxes: boxes of the fullest image.
-        max_boxes_image_id: that image.
+        max_boxes_image_id: that image; None of shards.
         polygon_masks, rle_masks: objects with a mask of each form, crowds included; None without masks.
         keypoint_objects: objects with a labelled keypoint; None without keypoints.
         value_range: of pictures with more than 8 bits, what becomes 0 to 255; None without such.
@@ -71,8 +73,11 @@ class AuditReport:
 
     def __str__(self) -> str:
         checked = "decoded" if self.decoded else "headers read"
+        if self.num_images and self.max_boxes_image_id is None:
+            checked = "not opened, counted by the index"
         width = max([4, *(len(name) for name in self.boxes_per_class)])
-        fullest = f", at most {self.max_boxes} in an image (id {self.max_boxes_image_id})" if self.num_boxes else ""
+        which = "" if self.max_boxes_image_id is None else f" (id {self.max_boxes_image_id})"
+        fullest = f", at most {self.max_boxes} in an image{which}" if self.num_boxes else ""
         deep = ""
         if self.value_range is not None:
             deep = f", more than 8 bits: {self.value_range[0]:g} to {self.value_range[1]:g} become 0 to 255"
@@ -119,6 +124,8 @@ def audit_dataset(
         raise DetectionDataError(
             f"{name}: columns {missing} are missing; pass the data set through load_detection_dataset"
         )
+    if isinstance(dataset, ShardedDataset):  # what is broken in it, its rows say when they are read
+        return count_split(dataset, name)
     report = count_split(dataset, name, decode)
     problems = Problems(name)
     workers = num_threads or min(16, os.cpu_count() or 1)
@@ -170,6 +177,9 @@ class ObjectCounts(NamedTuple):
 def count_objects(dataset: Dataset) -> ObjectCounts:
     """Classes, centres and sizes of a split's objects; reads no image."""
     names = class_names(dataset)
+    if isinstance(dataset, ShardedDataset):
+        per_class = np.zeros(len(names), np.int64) if dataset.counts is None else np.array(dataset.counts.objects)
+        return ObjectCounts(names, per_class, np.zeros((0, 2)), np.zeros((0, 2)))
     columns = cast(pa.Table, dataset.select_columns(["width", "height", "objects"]).with_format("arrow")[:])
     objects = pa.concat_arrays(columns["objects"].chunks)
     category, boxes, crowd = (pc.list_flatten(pc.struct_field(objects, f)) for f in ("category", "bbox", "iscrowd"))
@@ -191,6 +201,8 @@ def count_split(dataset: Dataset, split: str, decoded: bool = False) -> AuditRep
         decoded: what the report says of the images.
     """
     names = class_names(dataset)
+    if isinstance(dataset, ShardedDataset):
+        return _report_of_counts(dataset, split)
     columns = dataset.select_columns(["image_id", "objects"]).with_format("arrow")[:]
     objects = pa.concat_arrays(columns["objects"].chunks) if len(dataset) else columns["objects"].combine_chunks()
     fields = {field: pc.struct_field(objects, field) for field in ("category", "area", "iscrowd")}
@@ -226,6 +238,26 @@ def count_split(dataset: Dataset, split: str, decoded: bool = False) -> AuditRep
         **masks,
         **(_count_keypoints(objects, category, dataset) if has_keypoints(dataset) else {}),
     )
+
+
+def _report_of_counts(dataset: ShardedDataset, split: str) -> AuditReport:
+    """What the index of shards says; zeros where nobody has counted, which the name of the split tells then."""
+    counts, names = dataset.counts, class_names(dataset)
+    if counts is None:
+        split += " (objects not counted: shards without an index)"
+        counts = Counts(images=len(dataset), objects=[0] * len(names), images_with=[0] * len(names))
+    masks = {"polygon_masks": counts.polygons, "rle_masks": counts.rle} if has_masks(dataset) else {}
+    keypoints: dict[str, Any] = {}
+    if has_keypoints(dataset) and counts.labelled:
+        pairs = zip(names, keypoint_schema(dataset).classes, counts.labelled, strict=True)
+        labelled = {name: dict(zip(each.names, found, strict=False)) for name, each, found in pairs if each.names}
+        keypoints = {"keypoint_objects": counts.with_keypoints, "labelled_keypoints": labelled}
+    return AuditReport(
+        split, False, counts.images, counts.background, counts.boxes, counts.crowds,
+        dict(zip(names, counts.objects, strict=True)), dict(zip(names, counts.images_with, strict=True)),
+        category_ids(dataset), counts.small, counts.medium, counts.large, counts.max_objects, None,
+        **masks, **keypoints,
+    )  # fmt: skip
 
 
 def _count_keypoints(objects: pa.StructArray, category: np.ndarray, dataset: Dataset) -> dict[str, Any]:

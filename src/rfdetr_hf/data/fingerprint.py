@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from .errors import DetectionDataError
 from .schema import class_names
+from .shards.dataset import ShardedDataset
 
 # Its functions are made at import, where type checkers do not see them.
 pc: Any = pyarrow.compute
@@ -26,6 +27,8 @@ KINDS = ("contents", "sizes")
 
 def data_hash(splits: Mapping[str, Dataset], kind: str = "contents") -> dict[str, str]:
     """The checksum of each split: its class names, annotations and images, in their order, wherever they lie.
+
+    Of shards it is that of their names, rows and sizes.
 
     Args:
         splits: in the schema of `load_detection_dataset`.
@@ -68,7 +71,7 @@ def annotation_hash(dataset: Dataset) -> str:
     """The checksum of what a data set teaches, without looking at a picture.
 
     Ids and sizes of the images, boxes, labels, crowds and keypoints of the objects are in it, in their order; masks are
-    not, they take long to read.
+    not, they take long to read. Of shards it is their own checksum.
 
     Args:
         dataset: in the schema of `load_detection_dataset`.
@@ -76,6 +79,8 @@ def annotation_hash(dataset: Dataset) -> str:
     Returns:
         SHA-256 in hexadecimal.
     """
+    if isinstance(dataset, ShardedDataset):
+        return dataset.checksum
     digest = hashlib.sha256()
     columns = [name for name in ("image_id", "width", "height") if name in dataset.column_names]
     for batch in dataset.select_columns([*columns, "objects"]).with_format("arrow").iter(_ROWS):
@@ -92,6 +97,9 @@ def annotation_hash(dataset: Dataset) -> str:
 
 def _hash_split(dataset: Dataset, kind: str) -> str:
     digest = hashlib.sha256("\0".join(class_names(dataset)).encode())
+    if isinstance(dataset, ShardedDataset):
+        digest.update(dataset.checksum.encode())
+        return digest.hexdigest()
     columns = [name for name in ("image_id", "width", "height", "objects") if name in dataset.column_names]
     images = dataset.select_columns(["image", *columns]).with_format("arrow")
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # reading and SHA-256 let other threads run

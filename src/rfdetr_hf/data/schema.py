@@ -54,7 +54,8 @@ __all__ = [
 _IDS_PREFIX = "category_ids:"
 _KEYPOINTS_PREFIX = "keypoints:"
 
-AnyDataset: TypeAlias = Dataset | DatasetDict
+AnyDataset: TypeAlias = Dataset | DatasetDict | Any
+"""A split or splits; a `ShardedDataset`, which is above this module, has features too."""
 
 
 def detection_features(
@@ -172,8 +173,10 @@ def value_range(dataset: AnyDataset) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def max_objects(dataset: Dataset) -> int:
-    """The most objects of an image, crowds left out."""
+def max_objects(dataset: Any) -> int | None:
+    """The most objects of an image, crowds left out; None of shards whose objects nobody has counted."""
+    if not isinstance(dataset, Dataset):
+        return None if dataset.counts is None else dataset.counts.max_objects
     column = dataset.select_columns(["objects"]).with_format("arrow")[:]["objects"]
     lists = [flags for chunk in column.chunks for flags in chunk.field("iscrowd").to_pylist()]
     return max((flags.count(False) for flags in lists), default=0)
@@ -186,7 +189,7 @@ def label_table(dataset: AnyDataset) -> str:
     return "\n".join([f"{'label':>5}  {'category id':>11}  name", *lines])
 
 
-def undecoded(dataset: Dataset) -> Dataset:
+def undecoded(dataset: Any) -> Any:
     """The same data set with its images as ``{"path", "bytes"}``, which is what `decode_image` wants."""
     feature = dataset.features["image"]
     if isinstance(feature, Image) and not feature.decode:

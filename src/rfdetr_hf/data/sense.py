@@ -11,6 +11,7 @@ from datasets import Dataset, List, Value
 from .errors import DetectionDataError
 from .pipeline.pixels import find_value_range
 from .schema import has_keypoints
+from .shards.dataset import ShardedDataset
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,11 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
     Raises:
         DetectionDataError: a file in two splits with different boxes.
     """
+    sharded = {name: split for name, split in splits.items() if isinstance(split, ShardedDataset)}
+    for name, split in sharded.items():
+        if split.counts is not None and not split.counts.boxes:
+            logger.warning("%s: %s split: no object, or crowds alone, in %d images", source, name, len(split))
+    splits = {name: split for name, split in splits.items() if name not in sharded}
     for name, split in splits.items():
         if has_keypoints(split):
             points = _objects(split).field("keypoints").flatten().flatten().to_numpy(zero_copy_only=False)
@@ -56,6 +62,8 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
         DetectionDataError: a picture that is looked at cannot be decoded, or holds numbers that are not finite.
     """
     first = next(iter(splits.values()))
+    if isinstance(first, ShardedDataset):  # written with the range in a column
+        return dict(splits)
     rows = np.unique(np.linspace(0, len(first) - 1, min(_LOOKED_AT, len(first)), dtype=int)) if len(first) else []
     columns = [name for name in ("image", "image_id", "file_name") if name in first.column_names]
     found = find_value_range(iter(first.select_columns(columns).select(rows))) if len(rows) else None

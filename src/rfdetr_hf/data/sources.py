@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, NamedSplit
 
-from ..choices import BoxFormat
+from ..choices import SHARD_CACHE, BoxFormat
 from ..tasks import TaskName
 from .annotations import MissingMasks, ReadOptions
 from .errors import DetectionDataError
 from .fingerprint import check_data_hash
-from .formats import Found, coco, cvat, hub, label_studio, shapes, voc, yolo
+from .formats import Found, coco, cvat, hub, label_studio, shapes, shards, voc, yolo
 from .images import is_hidden
 from .keypoints import KeypointSchema
 from .pipeline.pixels import set_max_image_pixels
 from .sense import check_sense, with_value_range
+from .shards.dataset import ShardedDataset
 from .splits import SPLIT_NAMES, canonical_split, choose_splits
 from .values import shown
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 _HELP = (
     "it may be a Hub id, a Roboflow export, a folder with annotations/*.json, a COCO file beside its images, "
     "a YOLO data.yaml or its folder, a Pascal VOC folder, an export of CVAT or Label Studio, an imagefolder with "
-    "metadata, Parquet files, a folder of save_to_disk, "
+    "metadata, Parquet files, a folder of save_to_disk, shards here or in a store (s3://…, gs://…, hf://…), "
     "or 'synthetic-shapes'"
 )
 _LAYOUTS = {
@@ -37,16 +38,17 @@ _LAYOUTS = {
     "Pascal VOC": voc,
     "CVAT": cvat,
     "Label Studio": label_studio,
+    "shards": shards,
     "what datasets loads": hub,
 }
 _MAX_CHILDREN = 50
 _LONGEST_NAME = 2000
 # Asked in this order; the last one takes everything.
-FORMATS = (shapes, coco, yolo, voc, cvat, label_studio, hub)
+FORMATS = (shapes, shards, coco, yolo, voc, cvat, label_studio, hub)
 
 
 def load_detection_dataset(
-    name_or_path: str | os.PathLike[str] | Dataset | DatasetDict,
+    name_or_path: str | os.PathLike[str] | Sequence[str] | Dataset | DatasetDict,
     *,
     task: TaskName = "detection",
     name: str | None = None,
@@ -64,6 +66,9 @@ def load_detection_dataset(
     max_image_pixels: int | None = None,
     keypoint_schema: KeypointSchema | Mapping[str, Any] | None = None,
     data_hash: Mapping[str, str] | None = None,
+    shard_window: int = 8,
+    shard_cache: str = SHARD_CACHE,
+    shard_cache_gb: int = 64,
     **load_options: Any,
 ) -> DatasetDict:
     """Load a detection data set from anywhere: rows of an image and its `objects`, named as on the Hub.
@@ -86,6 +91,9 @@ def load_detection_dataset(
             * an export "CVAT for images 1.1", an XML file or its folder: boxes, polygons, ellipses, masks, skeletons;
             * an export "JSON" of Label Studio, the file or its folder: rectangles, polygons, ellipses, brush strokes,
               and keypoints with a parent region;
+            * shards that `convert_dataset` has written, in a folder or under an address such as ``s3://bucket/data``,
+              or a list of such places (also as one text, with commas between); Parquet files of the same columns by
+              their address, without an index. Such splits are `ShardedDataset`s: a row is read when it is asked for;
             * "synthetic-shapes", which is generated (options: see `make_shapes_splits`).
         task: "segmentation" brings masks (``objects.segmentation``), "keypoints" keypoints (``objects.keypoints`` and
             `keypoint_schema`); "detection" leaves both out.
@@ -111,6 +119,9 @@ def load_detection_dataset(
         keypoint_schema: with task "keypoints", their names, skeletons, mirror pairs and sigmas for each label, where
             the source does not name them or others are better; or such a schema as a dict.
         data_hash: the checksums that the splits must have, as `args.yaml` of a run holds them; empty for any.
+        shard_window: shards whose rows a training mixes at a time.
+        shard_cache: folder on a local disk for the shards of a store.
+        shard_cache_gb: gigabytes that the folder may hold; those that were not used for longest are removed.
         load_options: further options of `datasets.load_dataset` or `make_shapes_splits`.
 
     Returns:
@@ -128,16 +139,10 @@ def load_detection_dataset(
     named_options = {"name": name, "revision": revision, "data_files": data_files, **load_options}
     load = {key: value for key, value in named_options.items() if value is not None}
     options = ReadOptions(
-        task=task,
-        missing_masks=missing_masks,
-        keypoints=keypoint_schema,
-        class_names=class_names,
-        bbox_format=bbox_format,
-        image_dir=image_dir,
-        label_dir=label_dir,
-        need_test=test_split is not None,
-        load=load,
-    )
+        task=task, missing_masks=missing_masks, keypoints=keypoint_schema, class_names=class_names,
+        bbox_format=bbox_format, image_dir=image_dir, label_dir=label_dir, need_test=test_split is not None, load=load,
+        shard_window=shard_window, shard_cache=shard_cache, shard_cache_gb=shard_cache_gb,
+    )  # fmt: skip
     found, reader = _recognise(source_of(name_or_path), options)
     share = None if isinstance(validation_split, str) else validation_split
     named = (train_split, validation_split if isinstance(validation_split, str) else None, test_split)
@@ -171,14 +176,21 @@ def source_of(name_or_path: Any) -> Any:
         return name_or_path
     if isinstance(name_or_path, (IterableDataset, IterableDatasetDict)):
         raise TypeError(
-            f"{type(name_or_path).__name__} has no length and no rows to go back to: load the data set without "
-            "streaming=True, or make a datasets.Dataset of it"
+            f"{type(name_or_path).__name__} has no length and no rows to go back to: write its rows as shards, which "
+            "are read from any place (rfdetr-hf data convert), or load the data set without streaming=True"
         )
+    if isinstance(name_or_path, (list, tuple)):
+        return [source_of(each) for each in name_or_path]
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(
             f"a data set is a name, a path, a datasets.Dataset or DatasetDict, not {type(name_or_path).__name__}"
         )
     root = os.path.expanduser(os.fspath(name_or_path))
+    parts = root.split(",")
+    if len(parts) > 1 and all("://" in part or os.path.isdir(part) for part in parts):
+        return parts
+    if "://" in root:
+        return root
     if not root.strip() or "\0" in root or len(root) > _LONGEST_NAME:
         raise DetectionDataError(f"the name of the data set is {shown(root)}; give a Hub id or a path ({_HELP})")
     looks_local = root.startswith((".", os.sep)) or root.count("/") > 1
@@ -232,8 +244,10 @@ def _recognise(root: Any, options: ReadOptions) -> tuple[Found, Any]:
     raise DetectionDataError("\n".join([f"{root}: no data set is recognised there. Looked for:", *lines]))
 
 
-def hold_out(splits: Mapping[str, Dataset], share: float, seed: int) -> dict[str, Dataset]:
+def hold_out(splits: Mapping[str, Any], share: float, seed: int) -> dict[str, Any]:
     """Move a share of the training images to a validation split; the same images for a seed, order kept.
+
+    Of shards complete ones are moved.
 
     Raises:
         ValueError: the share is not between 0 and 1, or leaves one of the two without images.
@@ -241,14 +255,18 @@ def hold_out(splits: Mapping[str, Dataset], share: float, seed: int) -> dict[str
     """
     if "train" not in splits:
         raise DetectionDataError(f"validation_split={share} holds out training images, but there is no training split")
-    total = len(splits["train"])
+    train = splits["train"]
+    total = len(train.shards) if isinstance(train, ShardedDataset) else len(train)
+    noun = "shards" if isinstance(train, ShardedDataset) else "images"
     count = round(total * share)
     if not 0 < share < 1 or not 0 < count < total:
         raise ValueError(
-            f"validation_split={share} of {total} training images: give a share between 0 and 1 that leaves both"
+            f"validation_split={share} of {total} training {noun}: give a share between 0 and 1 that leaves both"
         )
     order = np.random.default_rng(seed).permutation(total)
     parts = {"train": np.sort(order[count:]), "validation": np.sort(order[:count])}
+    if isinstance(train, ShardedDataset):
+        return {**splits, **{name: train.select_shards(rows, name) for name, rows in parts.items()}}
     held = {name: splits["train"].select(rows) for name, rows in parts.items()}
     for name, part in held.items():
         part.info.splits, part._split = None, NamedSplit(name)

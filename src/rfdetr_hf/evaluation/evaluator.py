@@ -82,7 +82,7 @@ class CocoEvaluator:
         self.backend = backend
         self.sigmas = points = None
         if "keypoints" in self.iou_types:
-            if sigmas is None and isinstance(ground_truth, Dataset):
+            if sigmas is None and not isinstance(ground_truth, COCO):
                 sigmas = keypoint_sigmas(ground_truth)
             self.sigmas, count = _keypoint_sigmas(self.ground_truth, sigmas)
             points = np.empty((0, count, 3))

@@ -15,6 +15,7 @@ from ..arguments.metric_names import competing_names, larger_wins, without_raw
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.audit import audit_dataset
 from ..data.schema import class_names, has_object_field, keypoint_schema, label_table, max_objects
+from ..data.shards.dataset import ShardedDataset
 from ..models.adapters import adapted_layers
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
@@ -58,10 +59,10 @@ def check_kinds(
     for name, dataset in splits.items():
         if isinstance(dataset, Mapping):
             raise TypeError(f"{name} is a {type(dataset).__name__} of {', '.join(map(str, dataset))}: give one of them")
-        if not isinstance(dataset, Dataset):
-            remedy = "load its rows into a datasets.Dataset" if isinstance(dataset, IterableDataset) else (
-                "give a datasets.Dataset, as load_detection_dataset makes it"
-            )  # fmt: skip
+        if not isinstance(dataset, (Dataset, ShardedDataset)):
+            remedy = "give a datasets.Dataset, as load_detection_dataset makes it"
+            if isinstance(dataset, IterableDataset):
+                remedy = "write its rows as shards (rfdetr-hf data convert), or load them into a datasets.Dataset"
             raise TypeError(f"{name} is a {type(dataset).__name__}: {remedy}")
     if processor is not None and not isinstance(processor, RFDETRImageProcessor):
         raise TypeError(f"the image processor is a {type(processor).__name__}: give an RFDETRImageProcessor")
@@ -161,6 +162,9 @@ def check_split(model: Any, split: str, dataset: Dataset) -> None:
 def _check_objects(model: Any, split: str, dataset: Dataset) -> None:
     """Whether there is something to learn and to score, and no more than the model can find."""
     most, queries = max_objects(dataset), model.config.num_queries
+    if most is None:
+        logger.info("%s: nobody has counted the objects of its shards, so they are not compared with the model", split)
+        return
     if not most and split == "train_dataset":
         raise ValueError(
             f"{split} has no object, or crowds alone, in {len(dataset)} images: there is nothing to learn; check that "

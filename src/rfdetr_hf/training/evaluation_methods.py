@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..arguments.training import RFDETRTrainingArguments
+from ..data.shards.dataset import ShardedDataset
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .checks import check_kinds, check_split
 from .compatibility import TransformersMethods
@@ -43,7 +44,7 @@ class EvaluationMethods(TransformersMethods):
         if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping):
             dataset = self.eval_dataset[dataset]
         dataset = self.splits.get("eval_dataset") if dataset is None else dataset
-        if not isinstance(dataset, Dataset):
+        if not isinstance(dataset, (Dataset, ShardedDataset)):
             raise ValueError(f"get_eval_dataloader() needs a data set, and none is {dataset!r}")
         return build_eval_loader(dataset, self.args, self.model.config, self.image_processor, self.accelerator)
 

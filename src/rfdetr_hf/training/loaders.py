@@ -19,6 +19,7 @@ from ..data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_t
 from ..data.pipeline.pixels import prepare_pixels
 from ..data.pipeline.transforms import MAX_SIZE, build_eval_transform, build_train_transform
 from ..data.schema import has_keypoints, has_masks, keypoint_schema, value_range
+from ..data.shards.dataset import ShardedDataset
 from ..models.files.auto import has_processor, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .preemption import shield_workers
@@ -139,7 +140,7 @@ def choose_processor(
 ) -> RFDETRImageProcessor:
     """The given processor or the default one, which reads pictures of more than 8 bits as the training data does."""
     processor = given or default_processor(config, square)
-    found = value_range(dataset) if isinstance(dataset, Dataset) else None
+    found = value_range(dataset) if isinstance(dataset, (Dataset, ShardedDataset)) else None
     if found is None or (given is not None and given.value_range):
         return processor
     processor = copy.copy(processor)

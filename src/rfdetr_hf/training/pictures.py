@@ -88,7 +88,7 @@ class RunPictures:
             for split, dataset in splits.items():
                 name = SPLITS.get(split, split.removesuffix("_dataset"))
                 self.images[name], self.counts[name] = len(dataset), count_objects(dataset)
-            if self.plots:
+            if self.plots and len(self.counts["train"].centres):  # an index has no places of objects
                 save_labels(self.counts["train"], path)
 
     def batch(self, step: int, window: Sequence[Mapping[str, Any]], dataset: Dataset, scale: float | None) -> None:

@@ -34,7 +34,8 @@ _OF_A_METRIC = ("metric", "greater_is_better")  # arguments of callbacks
 _OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model", "greater_is_better")
 _OF_THE_DATA = (
     ("num_images", "training images", "resume with the same data"),
-    ("image_ids", "image ids (as a checksum)", "resume with the same data in the same order"),
+    ("image_ids", "image ids (as a checksum)", "resume with the same data in the same order, shards with the same "
+     "shard_window"),
     ("annotations", "sizes, boxes and labels of the training images (as a checksum)",
      "the annotations have changed since: resume with those of the checkpoint, or start a new run from its weights "
      "with model_name_or_path"),
@@ -90,31 +91,42 @@ class RunState(TrainerState):
     def begin(
         self,
         args: RFDETRTrainingArguments,
-        image_ids: Sequence[int],
+        image_ids: Sequence[int] | str,
         *,
         annotations: str,
+        num_images: int | None = None,
         steps_per_epoch: int,
         images_per_step: int,
         strategy: str,
         world_size: int,
     ) -> None:
-        """Plan the run that the arguments describe, on `world_size` processes spread as `strategy` names it.
+        """Plan the run that the arguments describe.
 
-        `annotations`: what `data.fingerprint.annotation_hash` says of the training images.
+        Args:
+            args: of the run.
+            image_ids: of the training images in their order, or a checksum that stands for them.
+            annotations: what `data.fingerprint.annotation_hash` says of the training images.
+            num_images: of the training; may be left out beside image ids.
+            steps_per_epoch: optimizer steps.
+            images_per_step: on all processes.
+            strategy: how the model is spread over them.
+            world_size: processes.
         """
         self.steps_per_epoch = steps_per_epoch
         self.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
         self.num_train_epochs = math.ceil(self.max_steps / steps_per_epoch)
         self.compute_steps(args, self.max_steps)
-        ids = np.asarray(image_ids, dtype=np.int64)
+        checksum = image_ids
+        if not isinstance(image_ids, str):
+            checksum = hashlib.sha256(np.asarray(image_ids, dtype=np.int64).tobytes()).hexdigest()
         self.identity = {
             "strategy": strategy,
             "world_size": world_size,
             "seed": args.seed,
             "steps_per_epoch": steps_per_epoch,
             "images_per_step": images_per_step,
-            "num_images": len(ids),
-            "image_ids": hashlib.sha256(ids.tobytes()).hexdigest(),
+            "num_images": len(image_ids) if num_images is None else num_images,
+            "image_ids": checksum,
             "annotations": annotations,
             "arguments": json.loads(args.to_json_string()),  # as a checkpoint gives them back
         }

@@ -19,6 +19,7 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_de
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.fingerprint import annotation_hash
 from ..data.pipeline.order import EpochBatchSampler
+from ..data.shards.dataset import ShardedDataset
 from ..evaluation.evaluator import CocoEvaluator
 from ..hub.model_card import CardFacts
 from ..hub.push import HubUploader, fetch_checkpoint
@@ -292,8 +293,10 @@ class RFDETRTrainer(EvaluationMethods):
         if args.gradient_checkpointing:
             self.model.enable_activation_checkpointing()
         self.train_loader = self.get_train_dataloader()
+        data = self.train_dataset
         state.begin(
-            args, self.train_dataset["image_id"], annotations=annotation_hash(self.train_dataset),
+            args, data.checksum if isinstance(data, ShardedDataset) else data["image_id"], num_images=len(data),
+            annotations=annotation_hash(data),
             strategy=parallel.name, world_size=self.accelerator.num_processes,
             steps_per_epoch=len(self.train_loader) // args.gradient_accumulation_steps,
             images_per_step=self.train_loader.batch_sampler.window_size,

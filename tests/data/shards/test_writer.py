@@ -8,46 +8,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
+from helpers.real_data import REAL, assert_equal_splits, load_real
 
-from rfdetr_hf import category_ids, class_names, convert_dataset, load_detection_dataset, make_shapes_dataset
+from rfdetr_hf import convert_dataset, load_detection_dataset, make_shapes_dataset
 from rfdetr_hf.data.audit import count_split
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.schema import max_objects
 from rfdetr_hf.data.shards import writer
 from rfdetr_hf.data.shards.counts import Counts, count_rows
 from rfdetr_hf.data.shards.index import INDEX, KEY, read_index, write_index
-
-REAL = {
-    "bccd": {"name_or_path": "bccd"},
-    "coco128": {"name_or_path": "coco128"},
-    "coco128-masks": {"name_or_path": "coco128/data_seg.yaml", "label_dir": "labels_seg", "task": "segmentation"},
-    "coco_person": {"name_or_path": "coco_person", "task": "keypoints"},
-    "coco_person-masks": {"name_or_path": "coco_person", "task": "segmentation"},
-}
-
-
-def load_real(root, name):
-    options = dict(REAL[name])
-    return load_detection_dataset(root / options.pop("name_or_path"), **options)
-
-
-def content(row):
-    """A row with the bytes of its picture in place of its path."""
-    image = row["image"]
-    if image["bytes"] is None:
-        with open(image["path"], "rb") as file:
-            image = {"bytes": file.read()}
-    return {**row, "image": image["bytes"]}
-
-
-def assert_equal_splits(ours, theirs):
-    assert list(ours) == list(theirs)
-    for name in ours:
-        assert class_names(ours[name]) == class_names(theirs[name])
-        assert category_ids(ours[name]) == category_ids(theirs[name])
-        assert len(ours[name]) == len(theirs[name])
-        for mine, other in zip(ours[name], theirs[name], strict=True):
-            assert content(mine) == content(other)
 
 
 @pytest.fixture(scope="module")

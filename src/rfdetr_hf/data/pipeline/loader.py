@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import DetectionDataError
 from ..masks import mask_column
 from ..schema import undecoded
+from ..shards.dataset import AnySplit, ShardedDataset
 from .collate import DetectionCollator
 from .order import EpochBatchSampler, EvalBatchSampler, Key
 from .pixels import open_image
@@ -67,7 +67,7 @@ class DetectionDataset(TorchDataset):
         train: leave out crowd objects, which are no training targets.
     """
 
-    def __init__(self, dataset: Dataset, transform: Transform, seed: int = 0, *, train: bool) -> None:
+    def __init__(self, dataset: AnySplit, transform: Transform, seed: int = 0, *, train: bool) -> None:
         self.dataset = undecoded(dataset)
         self.transform = transform
         self.seed = seed
@@ -124,7 +124,7 @@ class DetectionDataset(TorchDataset):
         return select_objects(target, ~target["iscrowd"]) if self.train else target
 
 
-def build_train_dataloader(dataset: Dataset, transform: Transform, options: LoaderOptions) -> DataLoader:
+def build_train_dataloader(dataset: AnySplit, transform: Transform, options: LoaderOptions) -> DataLoader:
     """The training loader of one rank; its `batch_sampler` is an `EpochBatchSampler`.
 
     Args:
@@ -140,11 +140,12 @@ def build_train_dataloader(dataset: Dataset, transform: Transform, options: Load
         world_size=options.world_size,
         seed=options.seed,
         shuffle=options.shuffle,
+        shards=dataset.layout if isinstance(dataset, ShardedDataset) else None,
     )
     return _dataloader(DetectionDataset(dataset, transform, options.seed, train=True), sampler, options)
 
 
-def build_eval_dataloader(dataset: Dataset, transform: Transform, options: LoaderOptions) -> DataLoader:
+def build_eval_dataloader(dataset: AnySplit, transform: Transform, options: LoaderOptions) -> DataLoader:
     """The evaluation loader of one rank: every image once over all ranks, see `EvalBatchSampler`.
 
     Args:
@@ -152,6 +153,8 @@ def build_eval_dataloader(dataset: Dataset, transform: Transform, options: Loade
         transform: see `build_eval_transform`.
         options: see `LoaderOptions`.
     """
+    if isinstance(dataset, ShardedDataset):
+        dataset.fetch_ahead(range(len(dataset.shards)))
     sampler = EvalBatchSampler(len(dataset), options.batch_size, rank=options.rank, world_size=options.world_size)
     return _dataloader(DetectionDataset(dataset, transform, train=False), sampler, options)
 

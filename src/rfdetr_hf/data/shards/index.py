@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +64,10 @@ class ShardList:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def below(self, folder: str) -> ShardList:
+        """The same with the folder in front of each file."""
+        return replace(self, files=pc.binary_join_element_wise(folder, self.files, "/"))
 
 
 class Index(NamedTuple):

@@ -1,0 +1,210 @@
+"""Data sets of shards, here or in a store: with the index of `data convert`, or by the footers of Parquet files."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Features
+
+from ...tasks import TASKS
+from ..annotations import ReadOptions
+from ..errors import DetectionDataError
+from ..shards.cache import ShardCache, open_filesystem, with_retries
+from ..shards.counts import Counts
+from ..shards.dataset import ShardedDataset
+from ..shards.index import FORMATS, INDEX, KEY, ShardList, read_index
+from ..splits import canonical_split
+from . import Found
+
+logger = logging.getLogger(__name__)
+
+_TAIL = 1 << 16  # bytes of a file's end that hold most footers
+_THREADS = 16
+_NEEDED = ("image", "image_id", "width", "height", "objects")
+_WRITE = "rfdetr-hf data convert SRC DST writes such shards"
+
+
+class _Source(NamedTuple):
+    """One folder or address of shards: its format, its features, its splits with complete paths."""
+
+    format: str
+    features: Features
+    splits: Mapping[str, ShardList]
+    remote: bool
+
+
+def find(root: Any, options: ReadOptions) -> Found | None:
+    """A folder with an index, an address, or a list of both; no shard is opened.
+
+    Raises:
+        DetectionDataError: nothing is there, or what is there are no shards of one data set.
+        TypeError: an option that shards do not have.
+    """
+    if isinstance(root, str) and "://" not in root and not os.path.isfile(os.path.join(root, INDEX)):
+        return None
+    if not isinstance(root, str) and not isinstance(root, list):
+        return None
+    names = [root] if isinstance(root, str) else root
+    title = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    options.refuse(title, "is a data set of shards, which", "load", "image_dir", "label_dir", "bbox_format")
+    if not names:
+        raise DetectionDataError("the list of data sets is empty: give folders or addresses of shards")
+    sources = [_open(name) for name in names]
+    first = sources[0]
+    for name, each in zip(names, sources, strict=True):
+        if (each.format, each.remote) != (first.format, first.remote) or each.features != first.features:
+            raise DetectionDataError(
+                f"{name} and {names[0]} differ in format, place, columns or classes; convert them to one data set, "
+                "or give those of one kind"
+            )
+    splits = {split: _joined([each.splits[split] for each in sources if split in each.splits])
+              for each in sources for split in each.splits}  # fmt: skip
+    kind = "shards" if all(each.counts is not None for each in splits.values()) else "shards without an index"
+    return Found(title, kind, splits, first)
+
+
+def near(folder: Path) -> str:
+    """How near a folder comes to a data set of shards."""
+    return f"no {INDEX}, which rfdetr-hf data convert writes"
+
+
+def read(found: Found, splits: Mapping[str, ShardList], options: ReadOptions) -> dict[str, Any]:
+    """The splits, with what the task needs; no shard is opened.
+
+    Raises:
+        DetectionDataError: the rows lack what the task needs, or have other classes than those that were asked for.
+    """
+    source: _Source = found.details
+    fields: Any = source.features["objects"]
+    names = fields["category"].feature.names
+    if options.class_names is not None and list(options.class_names) != names:
+        raise DetectionDataError(
+            f"{found.source}: the classes of the shards are {names}, and not {list(options.class_names)}; write them "
+            "again from a data set with these classes"
+        )
+    if options.keypoints is not None:
+        raise DetectionDataError(f"{found.source}: keypoint_schema is part of shards; leave it out, or convert with it")
+    part = TASKS[options.task].object_field
+    if part is not None and part not in fields:
+        raise DetectionDataError(
+            f"{found.source}: task={options.task!r} needs the field objects.{part}, and the shards have "
+            f"{sorted(fields)}; write them again with --task {options.task}"
+        )
+    others = {task.object_field for task in TASKS.values()} - {part, None}
+    kept = {name: feature for name, feature in fields.items() if name not in others}
+    features = Features({**source.features, "objects": kept})
+    cache = None
+    if source.remote:
+        cache = ShardCache(options.shard_cache, options.shard_cache_gb << 30)
+    made = {}
+    for split, shards in splits.items():
+        largest = int(np.sort(shards.sizes)[-options.shard_window :].sum())
+        if cache is not None and largest > cache.limit:
+            raise DetectionDataError(
+                f"{found.source}: {options.shard_window} shards of split {split} have up to {largest / 2**30:.1f} GB, "
+                f"and shard_cache_gb={options.shard_cache_gb}: raise it, or lower shard_window"
+            )
+        made[split] = ShardedDataset(found.source, source.format, features, shards, split, options.shard_window, cache)
+    return made
+
+
+def _open(name: str) -> _Source:
+    files, path = open_filesystem(name)
+    remote = "file" not in (files.protocol if isinstance(files.protocol, (tuple, list)) else (files.protocol,))
+    index = f"{path.rstrip('/')}/{INDEX}"
+    if not path.endswith(".parquet") and with_retries(f"{name}/{INDEX}", lambda: files.exists(index)):
+        content = with_retries(f"{name}/{INDEX}", lambda: files.cat_file(index))
+        found = read_index(pa.BufferReader(content), f"{name}/{INDEX}")
+        base = name.rstrip("/") if remote else path.rstrip("/")
+        splits = {split: each.below(base) for split, each in found.splits.items()}
+        return _Source(found.format, found.features, splits, remote)
+    return _from_footers(name, files, path, remote)
+
+
+def _from_footers(name: str, files: Any, path: str, remote: bool) -> _Source:
+    """What the footers of Parquet files say; one request lists the files, one or two read each footer."""
+    started = time.perf_counter()
+    listed = with_retries(name, lambda: files.find(path, detail=True))
+    sizes = {file: int(about["size"]) for file, about in sorted(listed.items()) if file.endswith(".parquet")}
+    sizes = {file: size for file, size in sizes.items() if not os.path.basename(file).startswith(("_", "."))}
+    if not sizes:
+        tars = sum(file.endswith(FORMATS["webdataset"]) for file in listed)
+        what = f"{tars} tar files without {INDEX}, which says how many rows they have" if tars else "no Parquet file"
+        raise DetectionDataError(f"{name}: {what} (of {len(listed)} files there); {_WRITE}")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        footers = list(pool.map(lambda file: _footer(files, name, file, sizes[file]), sizes))
+    schema, first = None, next(iter(sizes))
+    parts: dict[str, list[tuple[str, int, int, Counts | None]]] = {}
+    for file, (metadata, _) in zip(sizes, footers, strict=True):
+        found = metadata.schema.to_arrow_schema()
+        if schema is not None and not found.equals(schema):
+            raise DetectionDataError(f"{name}: {file} has other columns than {first}; {_WRITE}")
+        schema = found
+        about = (metadata.metadata or {}).get(KEY)
+        counts = None if about is None else Counts.from_dict(json.loads(about)["counts"])
+        split = canonical_split(os.path.basename(file)) or canonical_split(os.path.basename(os.path.dirname(file)))
+        address = files.unstrip_protocol(file) if remote else file
+        if metadata.num_rows:
+            parts.setdefault(split or "train", []).append((address, metadata.num_rows, sizes[file], counts))
+    features = _features_of(schema, f"{name}: {first}")
+    logger.info(
+        "%s: no %s: the footers of %d files were read with %d requests in %.1f s", name, INDEX, len(sizes),
+        1 + sum(requests for _, requests in footers), time.perf_counter() - started,
+    )  # fmt: skip
+    splits = {}
+    for split, rows in parts.items():
+        addresses, numbers, of_files, counted = zip(*rows, strict=True)
+        total = None if None in counted else sum(counted, Counts())
+        splits[split] = ShardList(pa.array(addresses), np.array(numbers), np.array(of_files), total)
+    return _Source("parquet", features, splits, remote)
+
+
+def _footer(files: Any, name: str, file: str, size: int) -> tuple[Any, int]:
+    """The metadata of a Parquet file, and how many requests it took."""
+    start = max(0, size - _TAIL)
+    tail = with_retries(file, lambda: files.cat_file(file, start=start, end=size))
+    requests, length = 1, int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] != b"PAR1" or length > size:
+        raise DetectionDataError(f"{name}: {file} is no Parquet file, or is cut; write it again")
+    if length > len(tail):
+        tail, requests = with_retries(file, lambda: files.cat_file(file, start=size - length, end=size)), 2
+    try:
+        return pq.read_metadata(pa.BufferReader(tail)), requests
+    except pa.ArrowException as error:
+        raise DetectionDataError(f"{name}: {file} is no Parquet file ({error}); write it again") from error
+
+
+def _features_of(schema: Any, name: str) -> Features:
+    """The features that `datasets` has written into a schema.
+
+    Raises:
+        DetectionDataError: they are not those of `rfdetr_hf.data.schema`.
+    """
+    features = Features.from_arrow_schema(schema)
+    missing = [column for column in _NEEDED if column not in features]
+    objects: Any = features.get("objects")
+    if missing or not isinstance(objects, Mapping):
+        raise DetectionDataError(f"{name}: columns {missing or ['objects']} are missing or of another form; {_WRITE}")
+    lacking = [field for field in ("id", "bbox", "category", "area", "iscrowd") if field not in objects]
+    label = None if lacking else getattr(objects["category"], "feature", None)
+    if not isinstance(label, ClassLabel):
+        raise DetectionDataError(f"{name}: fields {lacking or ['category']} of objects are not as needed; {_WRITE}")
+    return features
+
+
+def _joined(parts: Sequence[ShardList]) -> ShardList:
+    if len(parts) == 1:
+        return parts[0]
+    counted = [each.counts for each in parts]
+    total = None if None in counted else sum(filter(None, counted), Counts())
+    files = pa.concat_arrays([each.files for each in parts])
+    rows, sizes = (np.concatenate([getattr(each, name) for each in parts]) for name in ("rows", "sizes"))
+    return ShardList(files, rows, sizes, total)

@@ -1,0 +1,238 @@
+"""A split in shards, as a data set with rows by number."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetInfo, Features, Image, NamedSplit
+
+from ..errors import DetectionDataError
+from ..pipeline.order import Shards
+from .cache import ReadAhead, ShardCache
+from .counts import Counts
+from .index import ShardList
+from .readers import READERS
+
+AnySplit: TypeAlias = "Dataset | ShardedDataset"
+
+
+class ShardedDataset:
+    """Rows of shards, with the methods of `datasets.Dataset` that reading needs; what nobody asks for is not read.
+
+    Args:
+        source: name of the data set, for messages.
+        format: one of `index.FORMATS`.
+        features: of the rows; the shards may have more.
+        shards: with complete paths or addresses.
+        split: name.
+        window: shards whose rows a training mixes at a time.
+        cache: where shards of a store are kept; None for shards on this machine.
+
+    Attributes:
+        counts: what is in the rows; None where nobody has counted.
+    """
+
+    def __init__(
+        self, source: str, format: str, features: Features, shards: ShardList, split: str, window: int,
+        cache: ShardCache | None = None,
+    ) -> None:  # fmt: skip
+        self.source, self.format, self.window, self.cache = source, format, window, cache
+        self.features = Features({**features, "image": Image(decode=False)} if "image" in features else features)
+        self.shards = shards
+        self.split = NamedSplit(split)
+        self.info = DatasetInfo(features=self.features)
+        self._starts = np.concatenate([[0], np.cumsum(shards.rows)])
+        self._rows: np.ndarray | None = None  # of a selection
+        self._as_arrow = False
+        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._owner = os.getpid()
+        self._ahead: ReadAhead | None = None
+
+    # ------------------------------------------------------------------------------------------------ as a data set
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self._rows is None else len(self._rows)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows."""
+        return len(self)
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.features)
+
+    @property
+    def counts(self) -> Counts | None:
+        """What is in the rows; None where nobody has counted, and for a selection of rows."""
+        return self.shards.counts if self._rows is None else None
+
+    def __repr__(self) -> str:
+        return f"ShardedDataset({self.source}, {self.split}: {len(self)} rows in {len(self.shards)} shards)"
+
+    def __getitem__(self, key: int | str | slice | Sequence[int] | np.ndarray) -> Any:
+        """A row, a column, or columns of some rows, as of a `datasets.Dataset`.
+
+        Raises:
+            IndexError: there is no such row.
+            DetectionDataError: a shard cannot be read.
+        """
+        if isinstance(key, str):
+            column = self.select_columns([key]).with_format("arrow")[:][key]
+            return column if self._as_arrow else column.to_pylist()
+        if isinstance(key, (int, np.integer)):
+            table = self._row(int(key))
+            return table if self._as_arrow else table.to_pylist()[0]
+        whole = isinstance(key, slice) and self._rows is None and key == slice(None)
+        numbers = range(len(self))[key] if isinstance(key, slice) else [int(each) for each in key]
+        tables = self._tables() if whole else map(self._row, numbers)
+        table = pa.concat_tables([self.features.arrow_schema.empty_table(), *tables])
+        return table if self._as_arrow else table.to_pydict()
+
+    def __iter__(self) -> Iterator[Any]:
+        for table in self._tables():
+            if self._as_arrow:
+                yield from (table.slice(row, 1) for row in range(len(table)))
+            else:
+                yield from table.to_pylist()
+
+    def iter(self, batch_size: int) -> Iterator[Any]:
+        """Batches of rows, in their order."""
+        for table in self._tables():
+            for start in range(0, len(table), batch_size):
+                part = table.slice(start, batch_size)
+                yield part if self._as_arrow else part.to_pydict()
+
+    def with_format(self, type: str | None = None) -> ShardedDataset:
+        """The same rows as Python values (None) or as Arrow tables ("arrow").
+
+        Raises:
+            ValueError: the format is another one.
+        """
+        if type not in (None, "arrow"):
+            raise ValueError(f"format {type!r} is not known; choose None or 'arrow'")
+        view = copy.copy(self)
+        view._as_arrow = type == "arrow"
+        return view
+
+    def select_columns(self, column_names: Sequence[str]) -> ShardedDataset:
+        """The same rows with some columns; the others are not read.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        missing = [name for name in column_names if name not in self.features]
+        if missing:
+            raise ValueError(f"columns {missing} are not among {self.column_names}")
+        return self.with_features(Features({name: self.features[name] for name in column_names}))
+
+    def with_features(self, features: Features) -> ShardedDataset:
+        """The same rows with these features, of which the shards may have more."""
+        view = copy.copy(self)
+        view.features, view.info, view._open = features, DatasetInfo(features=features), OrderedDict()
+        return view
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> ShardedDataset:
+        """Some rows, in the order of their numbers; a training takes complete shards, see `select_shards`."""
+        view = copy.copy(self)
+        rows = np.asarray(indices, np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} are not all among {len(self)}")
+        view._rows = rows if self._rows is None else self._rows[rows]
+        return view
+
+    def select_shards(self, indices: Sequence[int] | np.ndarray, split: str) -> ShardedDataset:
+        """The rows of some shards as a split of its own; nobody has counted them."""
+        chosen = np.asarray(indices, np.int64)
+        shards = ShardList(
+            self.shards.files.take(pa.array(chosen)), self.shards.rows[chosen], self.shards.sizes[chosen]
+        )
+        return ShardedDataset(self.source, self.format, self.features, shards, split, self.window, self.cache)
+
+    # ------------------------------------------------------------------------------------------------ for a training
+
+    @property
+    def layout(self) -> Shards:
+        """How a training shuffles the rows.
+
+        Raises:
+            DetectionDataError: this is a selection of rows.
+        """
+        if self._rows is not None:
+            raise DetectionDataError(
+                f"{self.source}: rows were selected from shards; train on the data set itself, or write the rows as a "
+                "data set with rfdetr_hf.convert_dataset"
+            )
+        return Shards(self.shards.rows, self.window, self.fetch_ahead if self.cache is not None else None)
+
+    def fetch_ahead(self, shards: Sequence[int]) -> None:
+        """Fetch shards that will be read, in threads of this process; nothing is done for shards on this machine."""
+        if self.cache is None:
+            return
+        if self._ahead is None or self._owner != os.getpid():
+            self._ahead = ReadAhead(self.cache)
+        sizes = self.shards.sizes
+        self._ahead.fetch([(str(self.shards.files[shard]), int(sizes[shard])) for shard in shards])
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of what the rows and their order depend on: names, rows and sizes of the shards, counts, and the window."""
+        digest = hashlib.sha256(f"{self.window} {self.format} {self.shards.counts}".encode())
+        for file in self.shards.files.to_pylist():
+            digest.update(os.path.basename(file).encode() + b"\0")
+        digest.update(self.shards.rows.astype(np.int64).tobytes() + self.shards.sizes.astype(np.int64).tobytes())
+        return digest.hexdigest()
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict(), "_ahead": None, "_owner": -1}
+
+    def _row(self, index: int) -> pa.Table:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} is not among {len(self)}")
+        index = index % len(self) if self._rows is None else int(self._rows[index])
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._reader(shard).row(index - int(self._starts[shard]))
+
+    def _tables(self) -> Iterator[pa.Table]:
+        if self._rows is not None:
+            yield from map(self._row, range(len(self)))
+            return
+        for shard in range(len(self.shards)):
+            yield from self._reader(shard).tables()
+
+    def _reader(self, shard: int) -> Any:
+        if self._owner != os.getpid():  # open files are not shared with a process that was forked
+            self._open, self._owner = OrderedDict(), os.getpid()
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        address, rows = str(self.shards.files[shard]), int(self.shards.rows[shard])
+        fault: Exception | None = None
+        for _ in range(3):
+            path = address if self.cache is None else self.cache.fetch(address, int(self.shards.sizes[shard]))
+            try:
+                reader = READERS[self.format](path, self.features, address)
+                break
+            except FileNotFoundError as error:  # removed for another one since
+                fault = error
+        else:
+            raise DetectionDataError(
+                f"{address}: the shard is missing; restore it, or write the index again"
+            ) from fault
+        if len(reader) != rows:
+            raise DetectionDataError(f"{address}: has {len(reader)} rows, and the index says {rows}; write it again")
+        self._open[shard] = reader
+        while len(self._open) > self.window + 1:
+            self._open.popitem(last=False)
+        return reader

@@ -1,0 +1,134 @@
+"""Single shards on a local disk, read row by row."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features
+
+from ..errors import DetectionDataError
+from .writer import PICTURE, from_json
+
+
+class ParquetReader:
+    """The rows of a Parquet file; one row costs the row group that it is in.
+
+    Args:
+        path: of the file.
+        features: what to read; the file may have more.
+        name: of the file in messages.
+    """
+
+    def __init__(self, path: str, features: Features, name: str) -> None:
+        self.name, self.features = name, features
+        self._schema = features.arrow_schema
+        # Of objects each list by itself: a reader may leave some out.
+        lists: Any = features.get("objects") or {}
+        self._columns = [name for name in features if name != "objects"] + [f"objects.{name}" for name in lists]
+        try:
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        except pa.ArrowException as error:
+            raise self._damaged(error) from error
+        groups = self._file.metadata.num_row_groups
+        self._ends = np.cumsum([self._file.metadata.row_group(i).num_rows for i in range(groups)])
+        self._kept: tuple[int, pa.Table] | None = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def row(self, index: int) -> pa.Table:
+        """One row."""
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[group - 1]) if group else 0
+        return self._group(group).slice(index - start, 1)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All rows, a row group at a time."""
+        for group in range(len(self._ends)):
+            yield self._group(group)
+
+    def _group(self, group: int) -> pa.Table:
+        if self._kept is None or self._kept[0] != group:
+            try:
+                table = self._file.read_row_group(group, columns=self._columns, use_threads=False)
+                self._kept = group, table.select(self._schema.names).cast(self._schema)
+            except (pa.ArrowException, OSError, KeyError) as error:
+                raise self._damaged(error) from error
+        return self._kept[1]
+
+    def _damaged(self, error: Exception) -> DetectionDataError:
+        return DetectionDataError(
+            f"{self.name}: the shard cannot be read ({type(error).__name__}: {str(error)[:200]}); write it again, and "
+            "remove its copy from the cache where it came from a store"
+        )
+
+
+class TarReader:
+    """The rows of a tar file as `TarShard` writes it; its headers are read at once.
+
+    Args:
+        path: of the file.
+        features: what to read; the file may have more.
+        name: of the file in messages.
+    """
+
+    def __init__(self, path: str, features: Features, name: str) -> None:
+        self.name, self.features, self._path = name, features, path
+        self._schema = features.arrow_schema
+        self._fields: Any = features["objects"] if "objects" in features else {}
+        try:
+            with tarfile.open(path) as file:
+                members = [(member.name, member.offset_data, member.size) for member in file]
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise self._damaged(str(error)) from error
+        pictures, texts = members[::2], members[1::2]
+        # (n, 4): where picture and JSON begin, and their sizes
+        self._places = np.array([[*a[1:], *b[1:]] for a, b in zip(pictures, texts, strict=False)], np.int64)
+        pairs = zip(pictures, texts, strict=False)
+        odd = next((a[0] for a, b in pairs if b[0] != f"{os.path.splitext(a[0])[0]}.json"), None)
+        if odd is not None or len(members) % 2:
+            raise self._damaged(f"{odd or members[-1][0]} is not followed by its JSON")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def row(self, index: int) -> pa.Table:
+        """One row."""
+        return self._rows([index])
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All rows, some at a time."""
+        for start in range(0, len(self), 64):
+            yield self._rows(range(start, min(start + 64, len(self))))
+
+    def _rows(self, indices: Sequence[int]) -> pa.Table:
+        rows = []
+        try:
+            with open(self._path, "rb") as file:
+                for start, size, text_start, text_size in self._places[list(indices)].tolist():
+                    file.seek(text_start)
+                    row = from_json(json.loads(file.read(text_size)))
+                    if "image" in self.features:
+                        file.seek(start)
+                        row["image"] = {"bytes": file.read(size), "path": row[PICTURE]}
+                    if self._fields:
+                        row["objects"] = {name: row["objects"][name] for name in self._fields}
+                    rows.append({name: row[name] for name in self._schema.names})
+            return pa.Table.from_pylist(rows, schema=self._schema)
+        except FileNotFoundError:
+            raise
+        except (ValueError, KeyError, TypeError, pa.ArrowException, OSError) as error:
+            raise self._damaged(f"row {indices[0]}: {type(error).__name__}: {error}") from error
+
+    def _damaged(self, fault: str) -> DetectionDataError:
+        return DetectionDataError(f"{self.name}: the shard cannot be read ({fault[:200]}); write it again")
+
+
+READERS = {"parquet": ParquetReader, "webdataset": TarReader}

@@ -1,0 +1,323 @@
+"""Shards as a data set: rows by number, columns, selections, and what a training asks."""
+
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Image
+from helpers.real_data import REAL, assert_equal_splits, load_real
+from helpers.runs import quick_arguments
+
+from rfdetr_hf import (
+    RFDETRTrainer,
+    audit_dataset,
+    class_names,
+    convert_dataset,
+    load_detection_dataset,
+    make_shapes_dataset,
+)
+from rfdetr_hf.data.audit import count_objects, count_split
+from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.fingerprint import data_hash
+from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
+from rfdetr_hf.data.pipeline.transforms import build_train_transform
+from rfdetr_hf.data.schema import max_objects
+from rfdetr_hf.data.shards import writer
+from rfdetr_hf.data.shards.dataset import ShardedDataset
+from rfdetr_hf.data.shards.index import INDEX
+
+FORMATS = ["parquet", "webdataset"]
+
+
+@pytest.fixture(scope="module")
+def shapes_splits():
+    return {"train": make_shapes_dataset(60, image_size=48, seed=1), "validation": make_shapes_dataset(9, seed=2)}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def folder(request, shapes_splits, tmp_path_factory):
+    """Seven shards of nine rows, the last with six, and one of validation."""
+    path = tmp_path_factory.mktemp("shards") / request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "MAX_ROWS", 9)
+        convert_dataset(shapes_splits, path, request.param, 1)
+    return path
+
+
+@pytest.fixture
+def train(folder):
+    return load_detection_dataset(folder)["train"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", REAL)
+def test_rows_are_those_that_were_converted(data_root, tmp_path, name, format):
+    splits = load_real(data_root, name)
+    convert_dataset(splits, tmp_path / "shards", format, 1)
+    loaded = load_detection_dataset(tmp_path / "shards", task=REAL[name].get("task", "detection"))
+    assert all(isinstance(split, ShardedDataset) for split in loaded.values())
+    assert_equal_splits(loaded, splits)
+
+
+def test_rows_columns_and_batches_are_those_of_a_data_set(train, shapes_splits):
+    theirs = shapes_splits["train"]
+    assert len(train) == train.num_rows == 60 and len(train.shards) == 7
+    assert train.column_names == theirs.column_names and train.features == theirs.features
+    for index in (0, 8, 9, 59, -1, -60, np.int64(30)):
+        assert train[index]["objects"] == theirs[int(index)]["objects"]
+    assert train["image_id"] == list(theirs["image_id"])
+    assert train[5:20:7]["width"] == theirs[5:20:7]["width"]
+    assert train[[50, 3, 3]]["image_id"] == theirs[[50, 3, 3]]["image_id"]
+    assert [row["image_id"] for row in train] == list(theirs["image_id"])
+    few = train.select_columns(["image_id", "objects"])
+    assert few.column_names == list(few[7]) == ["image_id", "objects"]
+    table = few.with_format("arrow")[:]
+    assert isinstance(table, pa.Table) and table.equals(theirs.select_columns(few.column_names).with_format("arrow")[:])
+    batches = list(few.with_format("arrow").iter(4))
+    assert max(map(len, batches)) == 4 and pa.concat_tables(batches).equals(table)
+    chosen = train.select([40, 2, 13]).select([2, 0])
+    assert [row["image_id"] for row in chosen] == [theirs[13]["image_id"], theirs[40]["image_id"]]
+    assert len(train.select(range(0))) == 0 and train.select(range(0))["image_id"] == []
+    for wrong in (60, -61):
+        with pytest.raises(IndexError, match="is not among 60"):
+            train[wrong]
+    with pytest.raises(IndexError):
+        train.select([60])
+    with pytest.raises(ValueError, match="columns"):
+        train.select_columns(["picture"])
+
+
+def test_no_more_files_are_open_than_a_window_needs(folder):
+    train = load_detection_dataset(folder, shard_window=2)["train"]
+    for index in np.random.default_rng(0).integers(60, size=100):
+        train[int(index)]
+        assert len(train._open) <= 3
+
+
+def test_a_copy_for_another_process_reads_the_same(train):
+    before = train[33]
+    again = pickle.loads(pickle.dumps(train))
+    assert again[33] == before and not pickle.loads(pickle.dumps(train))._open
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if train[33] == before and train[0] != before else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_what_needs_a_scan_elsewhere_reads_the_index(train, shapes_splits):
+    theirs = count_split(shapes_splits["train"], "train")
+    for ours in (count_split(train, "train"), audit_dataset(train, split="train")):
+        assert ours.boxes_per_class == theirs.boxes_per_class and ours.images_per_class == theirs.images_per_class
+        assert (ours.num_boxes, ours.small, ours.medium, ours.large, ours.max_boxes) == (
+            theirs.num_boxes, theirs.small, theirs.medium, theirs.large, theirs.max_boxes
+        )  # fmt: skip
+    assert "counted by the index" in str(count_split(train, "train"))
+    assert max_objects(train) == max_objects(shapes_splits["train"])
+    assert count_objects(train).per_class.tolist() == count_objects(shapes_splits["train"]).per_class.tolist()
+    assert not train._open
+
+
+def test_the_checksum_is_of_rows_and_order(folder, train, tmp_path):
+    assert data_hash({"train": train}) == data_hash({"train": load_detection_dataset(folder)["train"]})
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert load_detection_dataset(moved)["train"].checksum == train.checksum
+    assert load_detection_dataset(folder, shard_window=3)["train"].checksum != train.checksum
+    with pytest.raises(DetectionDataError, match="the data is not that of data_hash"):
+        load_detection_dataset(folder, data_hash={"kind": "contents", "train": "0" * 64})
+
+
+def loader_keys(loader, epoch, start=0):
+    loader.batch_sampler.set_epoch(epoch, start)
+    return [(batch["labels"].fields["image_id"].tolist(), batch["pixel_values"]) for batch in loader]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2, 4])
+def test_batches_do_not_depend_on_workers_and_resume_in_mid_epoch(folder, num_workers):
+    data = load_detection_dataset(folder, shard_window=2)["train"]
+    transform = build_train_transform(32, [32], multi_scale="off")
+
+    def make(workers):
+        return build_train_dataloader(data, transform, LoaderOptions(batch_size=4, seed=5, num_workers=workers))
+
+    expected, found = loader_keys(make(0), 1), loader_keys(make(num_workers), 1)
+    assert sorted(i for ids, _ in expected for i in ids) == sorted(data["image_id"])
+    assert [ids for ids, _ in found] == [ids for ids, _ in expected]
+    assert all((a == b).all() for (_, a), (_, b) in zip(found, expected, strict=True))
+    resumed = loader_keys(make(num_workers), 1, start=9)
+    assert all((a == b).all() for (_, a), (_, b) in zip(resumed, expected[9:], strict=True))
+
+
+def test_any_number_of_processes_sees_each_row_once(folder):
+    data = load_detection_dataset(folder, shard_window=2)["train"]
+    transform = build_train_transform(32, [32], multi_scale="off")
+
+    def ids(world_size, start, end):
+        """Of the optimizer steps start to end, of four images each."""
+        found = []
+        for rank in range(world_size):
+            options = LoaderOptions(batch_size=4 // world_size, seed=5, num_workers=0, rank=rank, world_size=world_size)
+            loader = build_train_dataloader(data, transform, options)
+            loader.batch_sampler.set_epoch(0, start)
+            batches = [batch["labels"].fields["image_id"].tolist() for batch in loader]
+            found += [image for batch in batches[: end - start] for image in batch]
+        return found
+
+    seen = ids(1, 0, 3) + ids(2, 3, 7) + ids(4, 7, 11) + ids(1, 11, 15)
+    assert sorted(seen) == sorted(data["image_id"])
+
+
+def test_evaluation_reads_every_row_once(folder, shapes_splits):
+    data = load_detection_dataset(folder)["validation"]
+    transform = build_train_transform(32, [32], multi_scale="off")
+    found = []
+    for rank in range(2):
+        options = LoaderOptions(batch_size=2, num_workers=1, rank=rank, world_size=2)
+        for batch in build_eval_dataloader(data, transform, options):
+            found += batch["labels"].fields["image_id"].tolist()
+    assert sorted(found) == sorted(shapes_splits["validation"]["image_id"])
+
+
+def test_a_share_of_the_shards_is_held_out(folder):
+    splits = load_detection_dataset(folder, validation_split=0.3)
+    again = load_detection_dataset(folder, validation_split=0.3)
+    assert [len(split.shards) for split in splits.values()] == [5, 2]
+    assert sum(map(len, splits.values())) == 60
+    ids = [set(split["image_id"]) for split in splits.values()]
+    assert not ids[0] & ids[1]
+    assert [split["image_id"] for split in splits.values()] == [split["image_id"] for split in again.values()]
+
+
+def test_a_list_of_folders_is_one_data_set(shapes_splits, tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        convert_dataset({"train": make_shapes_dataset(10, image_size=48, seed=seed)}, tmp_path / name, "parquet", 1)
+    both = load_detection_dataset([str(tmp_path / "a"), str(tmp_path / "b")])["train"]
+    assert len(both) == 20 and both.counts.images == 20 and len(both.shards) == 2
+    assert both[12]["objects"] == make_shapes_dataset(10, image_size=48, seed=2)[2]["objects"]
+    assert len(load_detection_dataset(f"{tmp_path / 'a'},{tmp_path / 'b'}")["train"]) == 20
+    convert_dataset({"train": make_shapes_dataset(10, image_size=48)}, tmp_path / "c", "webdataset", 1)
+    with pytest.raises(DetectionDataError, match="differ in format"):
+        load_detection_dataset([str(tmp_path / "a"), str(tmp_path / "c")])
+
+
+def test_masks_and_keypoints_are_left_out_where_they_are_not_asked_for(data_root, tmp_path):
+    convert_dataset(load_real(data_root, "coco_person-masks"), tmp_path / "masks", "parquet", 1)
+    plain = load_detection_dataset(tmp_path / "masks")["train"]
+    assert sorted(plain[0]["objects"]) == ["area", "bbox", "category", "id", "iscrowd"]
+    with pytest.raises(DetectionDataError, match=r"needs the field objects\.keypoints.*--task keypoints"):
+        load_detection_dataset(tmp_path / "masks", task="keypoints")
+    with pytest.raises(DetectionDataError, match="classes of the shards"):
+        load_detection_dataset(tmp_path / "masks", class_names=["cat"])
+    with pytest.raises(TypeError, match="bbox_format"):
+        load_detection_dataset(tmp_path / "masks", bbox_format="xyxy")
+
+
+# ------------------------------------------------------------------------------------------------------ footers
+
+
+def test_footers_do_without_an_index(shapes_splits, tmp_path, caplog):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "MAX_ROWS", 9)
+        convert_dataset(shapes_splits, tmp_path / "shards", "parquet", 1)
+    os.remove(tmp_path / "shards" / INDEX)
+    with caplog.at_level("INFO", logger="rfdetr_hf"):
+        splits = load_detection_dataset(f"file://{tmp_path}/shards")
+    assert "the footers of 8 files were read with 9 requests in" in caplog.text
+    assert_equal_splits(splits, shapes_splits)
+    assert splits["train"].counts.boxes == count_split(shapes_splits["train"], "train").num_boxes
+
+
+def test_footers_of_others_give_rows_without_counts(shapes_splits, tmp_path, tiny_model):
+    shapes_splits["train"].cast_column("image", Image()).to_parquet(tmp_path / "train.parquet")
+    train = load_detection_dataset(f"file://{tmp_path}")["train"]
+    assert isinstance(train, ShardedDataset) and train.counts is None and max_objects(train) is None
+    assert train[7]["objects"] == shapes_splits["train"][7]["objects"]
+    assert "not counted" in str(count_split(train, "train"))
+
+
+def test_what_is_no_data_set_of_shards_is_named(shapes_splits, tmp_path):
+    with pytest.raises(DetectionDataError, match=r"no Parquet file \(of 0 files there\)"):
+        load_detection_dataset(f"file://{tmp_path}/none")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "train.parquet")
+    with pytest.raises(DetectionDataError, match=r"train\.parquet: columns .* are missing"):
+        load_detection_dataset(f"file://{tmp_path}")
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DetectionDataError, match="is no Parquet file, or is cut"):
+        load_detection_dataset(f"file://{tmp_path}")
+    os.remove(tmp_path / "train.parquet")
+    convert_dataset(shapes_splits, tmp_path / "tars", "webdataset", 1)
+    os.remove(tmp_path / "tars" / INDEX)
+    with pytest.raises(DetectionDataError, match=r"2 tar files without _index\.parquet"):
+        load_detection_dataset(f"file://{tmp_path}/tars")
+    with pytest.raises(DetectionDataError, match="nosuch://place"):
+        load_detection_dataset("nosuch://place")
+
+
+DAMAGE = ["removed", "cut", "emptied", "flipped", "another shard", "text"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_shard_is_named(shapes_splits, tmp_path, format, damage):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "MAX_ROWS", 25)
+        convert_dataset({"train": shapes_splits["train"]}, tmp_path / "shards", format, 1)
+    first, _, last = sorted((tmp_path / "shards" / "data").iterdir())
+    content = first.read_bytes()
+    if damage == "removed":
+        first.unlink()
+    elif damage == "another shard":
+        first.write_bytes(last.read_bytes())
+    elif damage == "flipped" and format == "parquet":
+        place = content.index(b"IDAT") + 40  # in a picture
+        first.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+    elif damage == "flipped":
+        place = content.index(b'"objects"') + 3
+        first.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    else:
+        first.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "text": b"no shard" * 999}[damage])
+    train = load_detection_dataset(tmp_path / "shards")["train"]
+    with pytest.raises(DetectionDataError, match=rf"{first.name}.*(cannot be read|missing|rows)"):
+        for index in range(25):
+            train[index]
+    assert train[30]["objects"] == shapes_splits["train"][30]["objects"]
+
+
+# ------------------------------------------------------------------------------------------------------- trainer
+
+
+def test_a_run_on_shards_trains_evaluates_and_goes_on_with_equal_bits(folder, tmp_path, tiny_model, caplog):
+    splits = load_detection_dataset(folder, shard_window=2)
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 6,
+               "load_best_model_at_end": False}  # fmt: skip
+
+    def trainer(name, **more):
+        model = tiny_model(id2label=dict(enumerate(class_names(splits["train"]))))
+        arguments = quick_arguments(tmp_path / name, **options | more)
+        return RFDETRTrainer(model, arguments, splits["train"], splits["validation"])
+
+    whole = trainer("whole", plots=True, audit="full")
+    whole.train()
+    assert any("eval_map" in row for row in whole.state.log_history)
+    assert "is not written" not in caplog.text
+    cut = trainer("cut")
+    cut.args.max_steps = 3
+    cut.train()
+    resumed = trainer("cut")
+    resumed.train(resume_from_checkpoint=True)
+    for name, value in whole.model.state_dict().items():
+        assert (value == resumed.model.state_dict()[name]).all(), name
+    other = load_detection_dataset(folder, shard_window=3)
+    again = RFDETRTrainer(
+        tiny_model(), quick_arguments(tmp_path / "cut", **options), other["train"], other["validation"]
+    )
+    with pytest.raises(ValueError, match="shard_window"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_an_iterable_data_set_is_told_of_shards():
+    with pytest.raises(TypeError, match="data convert"):
+        load_detection_dataset(Dataset.from_dict({"a": [1]}).to_iterable_dataset())
