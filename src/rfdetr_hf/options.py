@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 import re
@@ -126,8 +127,8 @@ def settle_options(options: Any) -> None:
         limits: Any = getattr(each.metadata.get("help"), "range", None)
         if not any(_is_a(value, kind) for kind in kinds) or limits and value not in limits:
             rule = " or ".join(IN_WORDS[kind] for kind in kinds) + (f", {limits}" if limits else "")
-            shown = value if each.repr else "..."  # a secret
-            raise ValueError(f"{each.name}={shown!r} is not valid: it must be {rule}")
+            value = without_secrets(value) if each.repr else "..."
+            raise ValueError(f"{each.name}={value!r} is not valid: it must be {rule}")
         for word in (value if isinstance(value, list) else [value]) if choices else ():
             if word not in choices:
                 raise ValueError(f"{each.name}={word!r} is not known; choose one of {', '.join(choices)}")
@@ -162,6 +163,26 @@ def without_secrets(values: Any) -> Any:
     return re.sub(r"://[^/@\s]+@", "://", values) if isinstance(values, str) else values
 
 
+def shown(options: Any) -> str:
+    """A dataclass of options as `repr` shows it, without secrets."""
+    values = without_secrets(
+        {each.name: getattr(options, each.name) for each in dataclasses.fields(options) if each.repr}
+    )
+    return f"{type(options).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+
+def word_without_secrets(word: str) -> str:
+    """A word of a command line: in an address, and in a mapping that is written out, secrets are left out."""
+    if not word.lstrip().startswith("{"):
+        return str(without_secrets(word))
+    try:
+        value, _ = load_yaml(word)
+    except ValueError:
+        return "..."
+    blank = without_secrets(value)
+    return word if blank == value else json.dumps(blank)
+
+
 def _read_mapping(name: str, text: str, words: Sequence[str] = ()) -> dict[str, Any]:
     """A mapping written as JSON or YAML, or the file that holds it; `words` may stand in its place."""
     written = text.lstrip().startswith(("{", "["))
@@ -172,9 +193,13 @@ def _read_mapping(name: str, text: str, words: Sequence[str] = ()) -> dict[str, 
     try:
         value, _ = load_yaml(text if written else Path(text).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{name} is not valid JSON or YAML: {error}") from error
+        # The parser's message shows the text around the fault, in which a secret may stand.
+        secret = written and re.search(r"token|key|passw|secret|@", text, re.IGNORECASE)
+        raise ValueError(f"{name} is not valid JSON or YAML{'' if secret else f': {error}'}") from (
+            None if secret else error
+        )
     if not isinstance(value, dict):
-        raise ValueError(f"{name}: {text} must hold a mapping, and holds {type(value).__name__}")
+        raise ValueError(f"{name} must hold a mapping, and holds {type(value).__name__}")
     return value
 
 

@@ -123,13 +123,14 @@ def test_a_base_model_is_what_was_fetched_from_the_hub(tmp_path, monkeypatch):
 
 def test_names_are_texts_and_paths_of_the_machine_are_nobodys_business(tmp_path, tiny_config):
     names = ("<script>alert(1)</script>", "a|b\n# heading", "`code` [x](http://y)")
-    arguments = {"output_dir": "/home/anna/secret/run", "dataset_name": "C:\\Users\\anna\\data", "note": "```\nx"}
+    arguments = {"output_dir": "/home/anna/secret/run", "dataset_name": "C:\\Users\\anna\\data", "note": "```\nx",
+                 "tracker_kwargs": {"wandb": {"dir": "/home/anna/logs", "tags": ["/home/anna/x"]}}}  # fmt: skip
     facts = CardFacts("my\n# run <b>", "RFDETRForObjectDetection", tiny_config(names), 1, {}, arguments, license="mit")
     write_model_card(tmp_path, facts)
     text = (tmp_path / "README.md").read_text()
     text = ModelCard(text).text
     assert "<script>" not in text and "<b>" not in text and "\n# heading" not in text and "\n# run" not in text
-    assert "anna" not in text and "output_dir: run" in text and "dataset_name: data" in text
+    assert "anna" not in text and "output_dir: run" in text and "dataset_name: data" in text and "dir: logs" in text
     assert text.count("```") % 2 == 0 and "alert" in text
     assert ModelCard.load(tmp_path / "README.md").data.to_dict()["license"] == "mit"
 

@@ -312,11 +312,15 @@ def test_the_token_is_nowhere(tmp_path):
         tracker_kwargs={"wandb": {"api_key": "hf_secret", "entity": "us", "host": "https://me:hf_secret@host/x"}},
     )  # fmt: skip
     shown = [repr(args), str(args), args.to_json_string(), str(args.to_sanitized_dict()), str(copy.deepcopy(args))]
-    assert not any("hf_secret" in text.replace(repr(args.tracker_kwargs), "") for text in shown)
+    assert not any("hf_secret" in text for text in shown) and "'entity': 'us'" in repr(args)
     assert args.to_dict()["tracker_kwargs"] == {"wandb": {"api_key": None, "entity": "us", "host": "https://host/x"}}
     with pytest.raises(ValueError, match="hub_token='...' is not valid") as caught:
         RFDETRTrainingArguments(str(tmp_path), hub_token=["hf_secret"])
     assert "hf_secret" not in str(caught.value)
+    for wrong in ('{"wandb": {"api_key": "hf_secret"', '[{"api_key": "hf_secret"}]', [{"api_key": "hf_secret"}]):
+        with pytest.raises(ValueError, match="tracker_kwargs") as caught:
+            RFDETRTrainingArguments(str(tmp_path), report_to="wandb", tracker_kwargs=wrong)
+        assert "hf_secret" not in str(caught.value) and caught.value.__cause__ is None
 
 
 def test_the_trainer_of_transformers_has_these_methods_too():

@@ -14,6 +14,15 @@ from rfdetr_hf.training.preemption import Preempted
         (["--hub_token", "hf_secret", "--bf16"], ["--bf16"]),
         (["--hub_token=hf_secret", "--push_to_hub"], ["--push_to_hub"]),
         (["--hub-token", "hf_secret", "--bf16"], ["--bf16"]),
+        (
+            ["--tracker_kwargs", '{"wandb": {"api_key": "hf_secret", "entity": "us"}}'],
+            ["--tracker_kwargs", """'{"wandb": {"api_key": null, "entity": "us"}}'"""],
+        ),
+        (
+            ["--tracker_kwargs={wandb: {host: 'https://me:hf_secret@host'}}"],
+            ["""'--tracker_kwargs={"wandb": {"host": "https://host"}}'"""],
+        ),
+        (["--tracker_kwargs={wandb: {entity: us}}"], ["'--tracker_kwargs={wandb: {entity: us}}'"]),
         (["--resume-from-checkpoint", "out/checkpoint-3"], []),
     ],
 )

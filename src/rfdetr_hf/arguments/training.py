@@ -33,6 +33,7 @@ from ..options import (
     Range,
     option,
     settle_options,
+    shown,
     without_secrets,
 )
 from ..tasks import TASKS
@@ -439,6 +440,9 @@ class RFDETRTrainingArguments(RuntimeFacts):
         resolved.metric_for_best_model, resolved.greater_is_better = metric, larger
         resolved.learning_rate_encoder = encoder_rate(self)
         return resolved
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, ready for JSON or YAML; without secrets."""

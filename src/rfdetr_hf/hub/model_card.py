@@ -208,12 +208,16 @@ def as_text(name: str) -> str:
 
 def _arguments(values: Mapping[str, Any]) -> str:
     """The arguments as YAML. Of paths on this machine the last part alone is anybody's business."""
-    shown = {}
-    for name, value in values.items():
-        if isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
-            value = PureWindowsPath(value).name
-        shown[name] = value
-    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).replace("```", "'''")
+    return yaml.safe_dump(_without_folders(values), sort_keys=False, allow_unicode=True).replace("```", "'''")
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_folders(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(each) for each in value]
+    is_path = isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute())
+    return PureWindowsPath(value).name if is_path else value
 
 
 def _scores(metrics: Mapping[str, float]) -> list[tuple[str, str, str, float]]:

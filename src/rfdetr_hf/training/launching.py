@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 from accelerate import PartialState
 
+from ..options import word_without_secrets
 from .checkpoint.resume import require_folder
 from .checkpoint.run_directory import RunDirectory
 from .parent import LAUNCHER_VARIABLE, launcher_words, words_of
@@ -63,7 +64,8 @@ def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -
             left_out = "=" not in word
         elif named or not left_out:
             left_out = False
-            words.append(word)
+            name, equals, value = word.partition("=") if named else ("", "", word)
+            words.append(f"{name}{equals}{word_without_secrets(value)}")
         else:
             left_out = False
     return f"{checkpoint} is complete. Go on from there with:\n  {shlex.join([*program, *words, '--resume'])}"

@@ -130,6 +130,22 @@ def _component(name: str, last_layer_id: int) -> tuple[str, int]:
     return "encoder.norm", last_layer_id
 
 
+def name_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """Give the groups of a user's optimizer the names of their parameters, by which checkpoints know them.
+
+    Raises:
+        ValueError: it holds a parameter that is none of the model's.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        if any(id(parameter) not in names for parameter in group["params"]):
+            raise ValueError(
+                "the given optimizer holds parameters that are not the model's; make it of model.parameters()"
+            )
+        group.setdefault("param_names", [names[id(parameter)] for parameter in group["params"]])
+    return optimizer
+
+
 def build_optimizer(param_groups: list[dict[str, Any]], args: Any, device: torch.device | str) -> torch.optim.AdamW:
     """AdamW over the groups of `build_param_groups`; the fused kernel on CUDA, PyTorch's choice elsewhere.
 

@@ -44,7 +44,7 @@ from .finetuning import apply_finetuning, in_float32
 from .loaders import batch_to_device, build_train_loader, choose_processor
 from .meters import LossMeter, Stopwatch, speeds
 from .multi_scale import compute_scales, scale_for_step
-from .optimization import build_optimizer, build_param_groups, build_scheduler, present_rate
+from .optimization import build_optimizer, build_param_groups, build_scheduler, name_parameters, present_rate
 from .parallel import choose_parallel, compile_blocks
 from .pictures import RunPictures
 from .precision import keep_precision, settle_precision
@@ -181,7 +181,7 @@ class RFDETRTrainer(EvaluationMethods):
     def create_optimizer(self) -> Optimizer:
         """The optimizer, of the model before it is sharded; the one given at construction, if any."""
         if self.given_optimizer is not None:
-            return self.given_optimizer
+            return name_parameters(self.given_optimizer, self.model)
         return build_optimizer(build_param_groups(self.model, self.args), self.args, self.accelerator.device)
 
     def create_scheduler(self, optimizer: Optimizer) -> LRScheduler:

@@ -1,6 +1,8 @@
 """What a run goes on from, what it refuses, and what it tells."""
 
+import json
 import logging
+import re
 import shutil
 from functools import partial
 
@@ -8,10 +10,12 @@ import pytest
 import torch
 from helpers.runs import quick_arguments
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from rfdetr_hf import RFDETRTrainer, load_detection_dataset
+from rfdetr_hf.training.checkpoint.directory import CheckpointError, checksum
 from rfdetr_hf.training.checkpoint.previous import with_present_names
 
 arguments = partial(
@@ -133,6 +137,77 @@ def test_other_class_names_and_annotations_are_refused(tmp_path, tiny_model, yol
     with pytest.raises(ValueError, match=message):
         trainer(**change).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
     trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))  # as it was, it goes on
+
+
+def spoil(checkpoint, file):
+    """Write NaN into a tensor of a checkpoint, as if it had been saved so."""
+    path = checkpoint / file
+    if path.suffix == ".json":
+        content = json.loads(path.read_text())
+        name = next(iter(content["numbers"]))
+        content["numbers"][name]["step"] = float("nan")
+        path.write_text(json.dumps(content))
+    else:
+        with safe_open(path, "pt") as opened:
+            metadata = opened.metadata()
+        tensors = load_file(path)
+        name = sorted(name for name in tensors if tensors[name].is_floating_point())[0]
+        tensors[name].view(-1)[0] = float("nan")
+        save_file(tensors, path, metadata=metadata)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][file] = {"size": path.stat().st_size, "sha256": checksum(path)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    return name
+
+
+def test_numbers_that_are_not_finite_are_refused_and_the_checkpoint_before_is_taken(
+    tmp_path, tiny_model, shapes, caplog
+):
+    options = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 1}
+    finish(tiny_model(), arguments(tmp_path / "run", **options), shapes)
+    for file in ("optimizer/rank-0.safetensors", "ema.safetensors", "optimizer/index.json", "model.safetensors"):
+        root = tmp_path / file.replace("/", "-")
+        shutil.copytree(tmp_path / "run", root)
+        name = spoil(root / "checkpoint-2", file)
+        with pytest.raises(CheckpointError, match=f"NaN or infinite numbers in {re.escape(name)}"):
+            finish(tiny_model(), arguments(root, **options), shapes, resume=str(root / "checkpoint-2"))
+        if file == "optimizer/index.json":
+            continue
+        caplog.clear()
+        assert finish(tiny_model(), arguments(root, **options), shapes, resume=True).state.global_step == 2
+        assert any("Skipping the checkpoint" in text and name in text for text in caplog.messages)
+
+
+def test_a_run_whose_optimizer_makes_nan_ends_with_the_names(tmp_path, tiny_model, shapes):
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=0.0)  # divides 0 by 0
+    args = arguments(tmp_path, max_steps=1, eval_strategy="no", use_ema=False)
+    with pytest.raises(CheckpointError, match="NaN or infinite numbers in "):
+        RFDETRTrainer(model, args, shapes, optimizers=(optimizer, None)).train()
+    assert not list(tmp_path.glob("checkpoint-*")) and not (tmp_path / "last").exists()
+
+
+def test_a_model_that_holds_nan_is_not_trained(tmp_path, tiny_model, shapes):
+    model = tiny_model()
+    model.class_embed.bias.data[0] = float("nan")
+    with pytest.raises(CheckpointError, match="the model to train: NaN or infinite numbers in class_embed.bias"):
+        finish(model, arguments(tmp_path), shapes)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_how_a_step_is_computed_is_the_runs_own(tmp_path, tiny_model, shapes, fused):
+    def train(fused, resume=None):
+        model = tiny_model()
+        named = [{"params": [(n, p) for n, p in model.named_parameters() if p.requires_grad]}]
+        optimizer = torch.optim.AdamW(named, lr=1e-4, fused=fused, foreach=not fused)
+        args = arguments(tmp_path, max_steps=1 if resume is None else 2, eval_strategy="no")
+        trainer = RFDETRTrainer(model, args, shapes, optimizers=(optimizer, None))
+        trainer.train(resume)
+        return trainer.optimizer.param_groups[0]
+
+    train(fused)
+    group = train(not fused, resume=True)
+    assert (group["fused"], group["foreach"]) == (not fused, fused)
 
 
 def test_changed_arguments_are_told(tmp_path, tiny_model, shapes, caplog):

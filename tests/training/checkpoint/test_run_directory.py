@@ -267,6 +267,24 @@ def test_a_users_files_outlive_replacement_and_rotation(tmp_path):
     assert {p.read_text() for p in tmp_path.glob("set-aside/*/*/*") if p.is_file()} == {"mine", "mine, edited"}
 
 
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_large_weights_of_a_user_outlive_replacement(tmp_path, keeps_time):
+    run, size = Run(tmp_path), 3 << 20
+    with atomic_directory(tmp_path / "last", run.directory.about(1)) as folder:
+        for name in ("model.safetensors", "ema.safetensors", "touched.safetensors"):
+            (folder / name).write_bytes(b"a" * size)
+    mine = tmp_path / "last" / "model.safetensors"
+    mine.write_bytes(b"m" * size)
+    if keeps_time:
+        os.utime(mine, (1, 1))
+    os.utime(tmp_path / "last" / "touched.safetensors", (2, 2))  # another time, the same content: as a copy has it
+    run.write(tmp_path / "last", 2)
+    run.end()
+    assert aside(tmp_path) == {"replaced-last/last/model.safetensors"}
+    (kept,) = tmp_path.glob("set-aside/*/last/model.safetensors")
+    assert kept.read_bytes() == b"m" * size
+
+
 def test_a_users_files_outlive_a_kill_between_the_renames(tmp_path):
     run = Run(tmp_path)
     run.write(tmp_path / "last", 1)

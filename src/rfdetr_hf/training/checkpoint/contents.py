@@ -1,11 +1,13 @@
 """What a checkpoint holds: one table."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ...hub.model_card import CURVES, write_model_card
@@ -79,6 +81,21 @@ def check_contents(folder: Path) -> None:
     """
     names = [name for entry in TABLE for name in (entry.file, *entry.beside) if name != MANIFEST]
     check_listed(folder, [*names, *(Path(name).with_suffix(".pt").name for name in names)])
+
+
+def require_finite_contents(folder: Path) -> None:
+    """Check weights, average and optimizer, tensor by tensor. A file that cannot be read is named when it is read.
+
+    Raises:
+        CheckpointError: one holds NaN or infinite numbers.
+    """
+    files = [folder / MODEL, folder / ADAPTERS, folder / AVERAGE, *sorted((folder / OPTIMIZER).glob("*.safetensors"))]
+    for path in files:
+        with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+            for name in file.keys():
+                require_finite({name: file.get_tensor(name)}, path)
+    if (folder / previous.OPTIMIZER).exists():
+        previous.PreviousOptimizer(folder)
 
 
 def write_contents(folder: Path, contents: Mapping[str, Any]) -> None:

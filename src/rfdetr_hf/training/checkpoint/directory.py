@@ -252,15 +252,19 @@ def check_listed(directory: Path, names: Iterable[str]) -> None:
                 )
 
 
-def latest_valid_checkpoint(output_dir: str | Path, line: TimeLine | None = None) -> Path | None:
+def latest_valid_checkpoint(
+    output_dir: str | Path, line: TimeLine | None = None, check: Callable[[Path], None] | None = None
+) -> Path | None:
     """The newest `checkpoint-<step>`, of a time line if given, that verifies; each newer one that doesn't is named in a
-    warning.
+    warning. `check` is what it must pass besides, or raise a `CheckpointError`.
 
     Run `clean_leftovers` first where a run may have been killed.
     """
     for path in reversed(list_checkpoints(output_dir, line)):
         try:
             verify(path)
+            if check is not None:
+                check(path)
         except CheckpointError as error:
             logger.warning("Skipping the checkpoint %s: %s", path, error)
         else:
@@ -366,8 +370,10 @@ def _write_manifest(root: Path, about: Mapping[str, Any]) -> None:
         if path.is_dir():
             folders.append(path)
         else:
-            files[path.relative_to(root).as_posix()] = {"size": path.stat().st_size, "sha256": checksum(path)}
             _sync(path)
+            status = path.stat()
+            about_file = {"size": status.st_size, "sha256": checksum(path), "mtime_ns": status.st_mtime_ns}
+            files[path.relative_to(root).as_posix()] = about_file
     manifest = root / MANIFEST
     manifest.write_text(json.dumps({**about, "files": files}, indent=1), encoding="utf-8")
     _sync(manifest)
@@ -392,7 +398,11 @@ def _read_manifest(root: Path) -> dict[str, dict[str, Any]]:
     entries = _read_manifest_entries(root)
     try:
         return {
-            str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
+            str(name): {
+                "size": int(entry["size"]),
+                "sha256": str(entry["sha256"]),
+                "mtime_ns": int(entry.get("mtime_ns", -1)),
+            }  # fmt: skip
             for name, entry in entries["files"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -465,10 +475,12 @@ def _discard(directory: Path, why: str) -> None:
 
 
 def _unchanged(path: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether a file is the one in the manifest; of large files only the size is looked at."""
+    """Whether a file is the one in the manifest, by its time or else by its checksum; a link is none."""
     try:
-        size = path.lstat().st_size
-        return size == entry["size"] and (size > _CHUNK or checksum(path) == entry["sha256"])
+        status = path.lstat()
+        if status.st_size != entry["size"] or path.is_symlink():
+            return False
+        return status.st_mtime_ns == entry["mtime_ns"] or checksum(path) == entry["sha256"]
     except OSError:
         return True
 

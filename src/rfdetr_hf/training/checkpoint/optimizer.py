@@ -21,6 +21,8 @@ from .directory import CheckpointError
 from .tree import require_finite
 
 FOLDER, INDEX, FORMAT = "optimizer", "index.json", 1
+# How torch computes a step, not what.
+_OF_THE_IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 
 
 class Piece(NamedTuple):
@@ -102,10 +104,13 @@ class OptimizerReader:
             if content["format"] != FORMAT:
                 raise CheckpointError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
             self.index = OptimizerIndex(content["groups"], content["shapes"], content["numbers"])
+            require_finite_numbers(self.index.numbers, path)
             self._files = [self._folder / f"rank-{rank}.safetensors" for rank in range(content["files"])]
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read: {error!r}") from error
         # key -> (first element, number of the file)
         self._starts: dict[str, list[tuple[int, int]]] = {}
@@ -132,7 +137,7 @@ class OptimizerReader:
         """The elements `start` to `stop` of a flattened state tensor, (stop - start,), in host memory.
 
         Raises:
-            CheckpointError: no file holds some of them.
+            CheckpointError: no file holds some of them, or some are NaN or infinite.
         """
         parts, reached = [], start
         for first, number in sorted(self._starts.get(f"{name}:{field}", ())):
@@ -144,7 +149,18 @@ class OptimizerReader:
                     reached = min(last, stop)
         if reached < stop:
             raise CheckpointError(f"{self._folder} holds no elements from {reached} on of {name}:{field}")
-        return torch.cat(parts) if parts else torch.empty(0)
+        values = torch.cat(parts) if parts else torch.empty(0)
+        require_finite({f"{name}:{field}": values}, self._folder)
+        return values
+
+
+def require_finite_numbers(numbers: Mapping[str, Mapping[str, float]], what: object) -> None:
+    """Check the numbers of an index as `require_finite` does the tensors.
+
+    Raises:
+        CheckpointError: some are NaN or infinite.
+    """
+    require_finite({f"{n}:{f}": torch.tensor(float(v)) for n, each in numbers.items() for f, v in each.items()}, what)
 
 
 class _State(NamedTuple):
@@ -233,11 +249,22 @@ def load_optimizer(optimizer: Any, reader: StateReader, folder: Path) -> None:
         states[i] = state
     current = optimizer.state_dict()
     indices = [group["params"] for group in current["param_groups"]]
-    groups = [{**group, "params": params} for group, params in zip(reader.index.groups, indices, strict=True)]
-    for group in groups:
-        if "betas" in group:
-            group["betas"] = tuple(group["betas"])
+    settled = settled_groups(optimizer.param_groups, reader.index.groups)
+    groups = [{**group, "params": params} for group, params in zip(settled, indices, strict=True)]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def settled_groups(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A checkpoint's parameter groups without their parameters, with the flags of implementation of this run.
+
+    A device that has no fused kernels, say, resumes what one with them has written.
+    """
+    settled = []
+    for mine, saved in zip(ours, theirs, strict=True):
+        group = {key: value for key, value in saved.items() if key not in _OF_THE_IMPLEMENTATION}
+        group |= {key: mine[key] for key in _OF_THE_IMPLEMENTATION if key in mine}
+        settled.append(group | ({"betas": tuple(group["betas"])} if "betas" in group else {}))
+    return settled
 
 
 def check_groups(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], folder: Path) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ...arguments.metric_names import present_metric
 from .directory import CheckpointError
-from .optimizer import FOLDER, INDEX, OptimizerIndex, OptimizerReader, StateReader
+from .optimizer import FOLDER, INDEX, OptimizerIndex, OptimizerReader, StateReader, require_finite_numbers
+from .tree import require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,11 @@ PLAIN_NAMES = 3
 
 
 class PreviousOptimizer:
-    """An unsharded optimizer of format 1."""
+    """An unsharded optimizer of format 1.
+
+    Raises:
+        CheckpointError: its file is damaged, or holds NaN or infinite numbers.
+    """
 
     def __init__(self, folder: Path) -> None:
         saved = load(folder / OPTIMIZER)
@@ -40,6 +45,9 @@ class PreviousOptimizer:
             shapes[name] = next((list(value.shape) for value in tensors.values()), [])
             if state:
                 self.fields[name] = list(tensors)
+        values = {f"{n}:{f}": self._states[n][f] for n, names_of in self.fields.items() for f in names_of}
+        require_finite(values, folder / OPTIMIZER)
+        require_finite_numbers(numbers, folder / OPTIMIZER)
         groups = [{key: value for key, value in group.items() if key != "params"} for group in saved["param_groups"]]
         self.index = OptimizerIndex(groups, shapes, numbers)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from .contents import require_finite_contents
 from .directory import (
     MANIFEST,
     CheckpointError,
@@ -65,13 +66,14 @@ def find_checkpoint(
     if is_new(resume):
         return None
     if str(resume).lower() in ("true", "auto"):
-        newest = latest_valid_checkpoint(root, line)
+        newest = latest_valid_checkpoint(root, line, require_finite_contents)
         if newest is None and (str(resume).lower() == "true" or list_checkpoints(root, line)):
             raise FileNotFoundError(f"resume_from_checkpoint: no valid checkpoint in {root}; start without it")
         return newest
     checkpoint = Path(str(resume))
     require_folder(resume)
     verify(checkpoint)
+    require_finite_contents(checkpoint)
     mark = time_line_of(checkpoint)
     is_here = root.resolve() in checkpoint.resolve().parents
     same_run = line is not None and mark is not None and line.same_run(mark)

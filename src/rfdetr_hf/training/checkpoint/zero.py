@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .optimizer import OptimizerIndex, Piece, StateReader, check_groups, plain_groups
+from .optimizer import OptimizerIndex, Piece, StateReader, check_groups, plain_groups, settled_groups
 
 
 def zero_index(engine: Any, model: nn.Module) -> OptimizerIndex:
@@ -64,8 +64,8 @@ def load_zero(engine: Any, model: nn.Module, reader: StateReader, folder: Path) 
 
     base = engine.optimizer.optimizer
     check_groups(base.param_groups, reader.index.groups, folder)
-    for group, saved in zip(base.param_groups, reader.index.groups, strict=True):
-        group.update({key: tuple(value) if key == "betas" else value for key, value in saved.items()})
+    for group, settled in zip(base.param_groups, settled_groups(base.param_groups, reader.index.groups), strict=True):
+        group.update(settled)
     fields = sorted({field for each in reader.fields.values() for field in each})
     if fields:
         steps = [numbers["step"] for numbers in reader.index.numbers.values() if "step" in numbers]
