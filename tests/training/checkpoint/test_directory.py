@@ -47,6 +47,7 @@ def test_directory_appears_complete_with_a_manifest(tmp_path):
         assert not final.exists()
     assert names(tmp_path / "run") == ["checkpoint-5"]
     entry = json.loads((final / MANIFEST).read_text())["files"]["model.bin"]
+    assert entry.pop("mtime_ns") == (final / "model.bin").stat().st_mtime_ns
     assert entry == {"size": 3, "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
     verify(final)
 

@@ -1,8 +1,8 @@
 """Checkpoint directories that are complete or not there, and the state of the random generators.
 
 A directory is written under `.tmp-<name>` beside its place. When all its files are on the disk, a manifest with their
-sizes and SHA-256 sums follows, and one rename puts it in place. What a kill leaves behind, and what `clean_leftovers`
-makes of it:
+sizes, times and SHA-256 sums follows, and one rename puts it in place. What a kill leaves behind, and what
+`clean_leftovers` makes of it:
 
 | killed | left behind | afterwards |
 |---|---|---|
