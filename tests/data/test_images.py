@@ -88,19 +88,28 @@ def test_a_file_under_two_ids_is_an_error_unless_the_entries_agree(tmp_path, wri
     assert train["image_id"] == [0, 1] and "dropped 1 entries" in caplog.text
 
 
-@pytest.mark.parametrize("agree", [True, False])
-def test_a_file_in_two_splits(tmp_path, coco_content, write_coco, agree, caplog):
+@pytest.mark.parametrize("other", [None, "boxes", "categories", "masks"])
+def test_a_file_in_two_splits(tmp_path, coco_content, write_coco, other, caplog):
     content = coco_content()
+    for each in content["annotations"]:
+        left, top, width, height = each["bbox"]
+        right, bottom = left + width, top + height
+        each["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
     write_coco(tmp_path / "annotations/train.json", content, tmp_path / "images")
-    if not agree:
-        content["annotations"][0]["bbox"] = [1, 1, 5, 5]
+    changed = content["annotations"][0]
+    if other == "boxes":
+        changed["bbox"] = [1, 1, 5, 5]
+    if other == "categories":
+        changed["category_id"] = next(c["id"] for c in content["categories"] if c["id"] != changed["category_id"])
+    if other == "masks":
+        changed["segmentation"] = [changed["segmentation"][0][:6]]
     write_coco(tmp_path / "annotations/val.json", content, tmp_path / "images")
-    if agree:
-        load_detection_dataset(tmp_path)
+    if other is None:
+        load_detection_dataset(tmp_path, task="segmentation")
         assert "2 images are in the splits train and validation" in caplog.text
     else:
-        with pytest.raises(DetectionDataError, match="in the splits train and validation with different boxes"):
-            load_detection_dataset(tmp_path)
+        with pytest.raises(DetectionDataError, match=f"in the splits train and validation with different {other}"):
+            load_detection_dataset(tmp_path, task="segmentation" if other == "masks" else "detection")
 
 
 def test_an_unreadable_folder_is_named(tmp_path, write_image, monkeypatch):

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
         source: for messages.
 
     Raises:
-        DetectionDataError: a file in two splits with different boxes.
+        DetectionDataError: a file in two splits with different boxes, categories, masks or keypoints.
     """
     sharded = {name: split for name, split in splits.items() if isinstance(split, ShardedDataset)}
     for name, split in sharded.items():
@@ -85,14 +86,29 @@ def _report_shared(
     rows, others, paths = zip(*shared, strict=True)
     mine, theirs = (_objects(splits[name]).take(pa.array(at)) for name, at in ((first, rows), (second, others)))
     for a, b, path in zip(mine.to_pylist(), theirs.to_pylist(), paths, strict=True):
-        if sorted(np.round(a["bbox"], 3).tolist()) != sorted(np.round(b["bbox"], 3).tolist()):
+        fault = _difference(a, b)
+        if fault:
             raise DetectionDataError(
-                f"{source}: {path} is in the splits {first} and {second} with different boxes; leave it in one of them"
+                f"{source}: {path} is in the splits {first} and {second} with different {fault}; leave it in one of "
+                "them"
             )
     logger.warning(
         "%s: %d images are in the splits %s and %s, such as %s: scores on %s are of images that were seen",
         source, len(shared), first, second, ", ".join(paths[:_EXAMPLES]), second,
     )  # fmt: skip
+
+
+def _difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
+    """Which field of an image's objects, in whatever order they are, differs between two rows."""
+    named = {"bbox": "boxes", "category": "categories", "segmentation": "masks", "keypoints": "keypoints"}
+    boxes = [np.round(each["bbox"], 3).tolist() for each in (first, second)]
+    sides = [{**each, "bbox": box} for each, box in zip((first, second), boxes, strict=True)]
+    for count in range(1, len(named) + 1):
+        fields = [name for name in list(named)[:count] if name in first and name in second]
+        rows = [sorted(zip(*(map(repr, each[name]) for name in fields), strict=True)) for each in sides]
+        if rows[0] != rows[1]:
+            return named[fields[-1]]
+    return None
 
 
 def _objects(split: Dataset) -> pa.StructArray:

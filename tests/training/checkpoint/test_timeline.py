@@ -32,7 +32,7 @@ def test_a_rewind_of_a_rewind_is_another_line_of_the_same_run():
     assert not one.leads_from(two, 7) and not TimeLine.begin().same_run(TimeLine.begin())
 
 
-@pytest.mark.parametrize("value", [None, [], "ab", [["a"]], [["a", "x"]], {"a": 1}, 3, [3]])
+@pytest.mark.parametrize("value", [None, [], "ab", [["a"]], [["a", "x"]], {"a": 1}, 3, [3], [["a", float("inf")]]])
 def test_what_is_no_time_line_is_none(value):
     assert TimeLine.from_json(value) is None
     assert TimeLine.from_json(BACK_TO_3.to_json()) == BACK_TO_3

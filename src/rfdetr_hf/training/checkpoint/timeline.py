@@ -49,5 +49,5 @@ class TimeLine:
             return None
         try:
             return cls(tuple((str(name), int(start)) for name, start in value))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
