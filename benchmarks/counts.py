@@ -243,7 +243,9 @@ def as_on_a_gpu() -> Iterator[None]:
                 stack.enter_context(mock.patch.object(module, "to_device", copied_array))
         stack.enter_context(mock.patch.object(matcher, "solve_on_host", next_queries))
         stack.enter_context(mock.patch.object(types, "_check_target", lambda *_: None))
-        stack.enter_context(mock.patch.dict(matcher.PAIRS_AT_ONCE, {"cpu": matcher.PAIRS_AT_ONCE["default"]}))
+        for limits in (matcher.PAIRS_AT_ONCE, criterion._LOGITS_AT_ONCE, masks._SCORES_AT_ONCE):
+            stack.enter_context(mock.patch.dict(limits, {"cpu": limits["default"]}))
+        stack.enter_context(mock.patch.object(masks, "_LAYERS_APART", set()))
         stack.enter_context(mock.patch.object(clip_grad, "_has_foreach_support", lambda *_: True))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(CudaAutocast())

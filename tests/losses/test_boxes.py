@@ -2,7 +2,7 @@ import pytest
 import torch
 from helpers.plain_loss import make_predictions, overlaps
 
-from rfdetr_hf.losses.boxes import cxcywh_to_xyxy, iou_and_giou
+from rfdetr_hf.losses.boxes import box_terms, cxcywh_to_xyxy, iou_and_giou
 
 
 def test_conversion():
@@ -50,3 +50,27 @@ def test_gradient():
     assert torch.autograd.gradcheck(
         lambda a, b: iou_and_giou(cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)), (first, second.detach())
     )
+
+
+def test_terms_of_pairs(rng):
+    """Values, and the gradient by hand against that of the formulas; boxes that overlap, contain, miss, are empty."""
+    predicted = torch.rand(64, 4, generator=rng, dtype=torch.float64)
+    truth = torch.rand(64, 4, generator=rng, dtype=torch.float64)
+    predicted[::4] *= 0.3
+    truth[1::4, 2:] = predicted[1::4, 2:] / 2
+    truth[1::4, :2] = predicted[1::4, :2]
+    predicted[2::8, 2:] = 0
+    truth[2::16, 2:] = 0
+    predicted[6::8, 2] = -0.1
+    truth[3::16] = predicted[3::16]  # all corners tie
+    predicted.requires_grad_()
+    distance, giou, iou = box_terms(predicted, truth)
+    plain_iou, plain_giou = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
+    plain_distance = (predicted - truth).abs().sum(-1)
+    for ours, plain in ((distance, plain_distance), (giou, 1 - plain_giou), (iou, plain_iou)):
+        torch.testing.assert_close(ours, plain, check_stride=False)
+    assert not iou.requires_grad
+    weights = torch.rand(2, 64, generator=rng, dtype=torch.float64)
+    (ours,) = torch.autograd.grad((weights[0] * distance + weights[1] * giou).sum(), predicted)
+    (plain,) = torch.autograd.grad((weights[0] * plain_distance + weights[1] * (1 - plain_giou)).sum(), predicted)
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)

@@ -169,8 +169,8 @@ def test_default_normaliser_is_the_mean_over_processes(criterion, rng, monkeypat
 def test_gradient_of_the_classification_term(rng):
     logits = torch.randn(3, 4, generator=rng, dtype=torch.float64, requires_grad=True)
     index, quality = torch.tensor([1, 6, 11]), torch.tensor([0.01, 0.5, 1.0], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: quality_focal_loss(x, index, quality), (logits,))
-    assert torch.autograd.gradcheck(lambda x: quality_focal_loss(x, index[:0], quality[:0]), (logits,))
+    assert torch.autograd.gradcheck(lambda *x: quality_focal_loss(x, index, quality), tuple(logits))
+    assert torch.autograd.gradcheck(lambda *x: quality_focal_loss(x, index[:0], quality[:0]), tuple(logits))
 
 
 def test_gradient_of_the_box_terms(criterion, rng):

@@ -228,8 +228,30 @@ def test_few_masks_at_a_time_give_the_same(rng, fixed_points, monkeypatch):
     layers, targets = predict(rng, 4), make_targets(rng, (3, 0, 2, 1), CLASSES)
     with_masks(targets, rng, [(9, 7), (5, 5), (31, 12), (6, 6)])
     together = mask_sum(layers, targets)
-    monkeypatch.setattr(mask_losses, "_CELLS_AT_ONCE", 1)
-    torch.testing.assert_close(mask_sum(layers, targets), together, rtol=1e-12, atol=0)
+    gradients = torch.autograd.grad(together, factors(layers))
+    runs = mask_losses._runs
+    for cells, across in ((1, False), (2**26, True), (4 * HEIGHT * SIDE * GROUPS, True)):
+        monkeypatch.setattr(mask_losses, "_CELLS_AT_ONCE", cells)
+        monkeypatch.setattr(mask_losses, "_runs", lambda *args, across=across: runs(*args[:3], across))
+        monkeypatch.setattr(mask_losses, "_SCORES_AT_ONCE", {"default": cells})
+        again = mask_sum(layers, targets)
+        torch.testing.assert_close(again, together, rtol=1e-12, atol=0)
+        for ours, theirs in zip(torch.autograd.grad(again, factors(layers)), gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_runs_cover_all_pairs_in_order():
+    for cells, across in itertools.product((1, 100, 10**6), (False, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mask_losses, "_CELLS_AT_ONCE", cells)
+            found = list(mask_losses._runs([[3, 0, 2], [1, 4, 0]], 5, 7, across))
+        images = [(layer, image) for run in found for layer, *ends in run.parts for image in range(*ends)]
+        assert images == [(0, 0), (0, 2), (1, 0), (1, 1)]
+        assert [count for run in found for count in run.counts] == [3, 2, 1, 4]
+        assert [run.pairs.start for run in found] == [0, *(run.pairs.stop for run in found)][:-1]
+        assert found[-1].pairs.stop == 10 and all(run.pairs.stop - run.pairs.start == sum(run.counts) for run in found)
+        if cells != 100:
+            assert len(found) == (4 if cells == 1 else 1 if across else 2)
 
 
 def test_no_mask_is_kept_for_the_backward_pass(rng):

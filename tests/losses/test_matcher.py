@@ -1,4 +1,5 @@
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -234,6 +235,45 @@ def test_batched_solver_on_the_host_equals_scipy():
     check_batched_solver("cpu")
 
 
+def test_threads_give_the_same(monkeypatch):
+    counts, queries, groups = [3, 0, 12, 1], [9, 9, 7], 2
+    cost = np.random.default_rng(0).random((16, sum(queries) * groups), dtype=np.float32)
+    expected = solve_scipy(cost, counts, queries, groups)
+    assert (expected < 0).any() and (expected >= 0).any()
+    threads = set()
+    solve = matcher.linear_sum_assignment
+    monkeypatch.setattr(matcher, "linear_sum_assignment", lambda own: threads.add(threading.get_ident()) or solve(own))
+    assert solve_scipy(cost, counts, queries, groups, threads=3).tolist() == expected.tolist()
+    assert threads == {threading.get_ident()}  # too little work
+    monkeypatch.setattr(matcher, "_THREADS_FROM", 0)
+    assert solve_scipy(cost, counts, queries, groups, threads=3).tolist() == expected.tolist()
+    assert len(threads) > 1
+    assert solve_scipy(cost[:0], [0, 0], queries, groups, threads=3).shape == (3, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "capability", "triton", "used"),
+    [
+        ("torch-linear-assignment", (7, 5), False, True),
+        ("torch-hungarian", (7, 5), True, False),
+        ("torch-hungarian", (8, 0), False, False),
+        ("torch-hungarian", (8, 0), True, True),
+    ],
+)
+def test_a_solver_that_falls_back_is_refused(monkeypatch, caplog, distribution, capability, triton, used):
+    matcher.use_batched_solver.cache_clear()
+    monkeypatch.setattr(matcher, "_HAS_BATCHED_SOLVER", True)
+    monkeypatch.setattr(matcher, "packages_distributions", lambda: {"torch_linear_assignment": [distribution]})
+    monkeypatch.setattr(matcher, "find_spec", lambda name: triton or None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda")
+    assert matcher.use_batched_solver(device) == used
+    assert ("torch-hungarian needs Triton" in caplog.text) != used
+    assert matcher.matching_by(device).startswith(f"{distribution} on the device" if used else "SciPy on the CPU")
+    assert not matcher.use_batched_solver(torch.device("cpu"))
+    matcher.use_batched_solver.cache_clear()
+
+
 @pytest.mark.gpu
 def test_batched_solver_equals_scipy():
     pytest.importorskip("torch_linear_assignment")
@@ -245,7 +285,7 @@ def test_batched_solver_equals_scipy():
 def test_on_the_device_equals_the_host(hungarian, rng, batched, monkeypatch):
     if batched:
         pytest.importorskip("torch_linear_assignment")
-    monkeypatch.setattr(matcher, "_HAS_BATCHED_SOLVER", batched)
+    monkeypatch.setattr(matcher, "use_batched_solver", lambda device: batched and device.type == "cuda")
     logits, boxes = predict(rng, 3, (12, 12, 6), torch.float32)
     targets = make_targets(rng, (3, 0, 2), CLASSES, torch.float32)
     expected = hungarian(logits, boxes, pack(targets, logits), 2)

@@ -43,7 +43,7 @@ def chi_square(cells, count):
 @pytest.mark.parametrize("seed", [0, 1, derive_seed(42, 7)])
 def test_points_of_neighbouring_keys_are_uniform(seed):
     """16 x 16 cells of the square, over 1000 consecutive images of 400 points."""
-    x, y = (keys_of(1000, seed).for_images(1, 400).flatten(0, 1) * 16).long().unbind(-1)
+    x, y = (keys_of(1000, seed).for_images(2, 400)[1].flatten(0, 1) * 16).long().unbind(-1)
     assert abs(chi_square(16 * x + y, 256)) < 4
 
 
@@ -51,14 +51,18 @@ def test_streams_are_independent():
     """Joint cells of points that share all of image, layer, query and position but one."""
     images, count = keys_of(500), 200
     pair = torch.arange(500), torch.zeros(500, dtype=torch.int64)
-    first = images.for_pairs(0, *pair, count)
+
+    def points(layer, image, query, images=images):
+        return RandomPoints.draw(images.for_pairs(torch.full_like(image, layer), image, query), count)
+
+    first = points(0, *pair)
     others = {
-        "other query": images.for_pairs(0, pair[0], pair[1] + 1, count),
-        "other layer": images.for_pairs(1, *pair, count),
-        "of the image": images.for_images(0, count),
+        "other query": points(0, pair[0], pair[1] + 1),
+        "other layer": points(1, *pair),
+        "of the image": images.for_images(1, count)[0],
         "next image": first.roll(1, dims=0),
         "next point": first.roll(1, dims=1),
-        "next step": keys_of(500, 1).for_pairs(0, *pair, count),
+        "next step": points(0, *pair, images=keys_of(500, 1)),
         "other coordinate": first.flip(-1),
     }
     for name, other in others.items():
@@ -70,9 +74,9 @@ def test_points_of_an_image_do_not_depend_on_its_batch():
     targets = [{"image_id": torch.tensor([number])} for number in (5, 9, 2)]
     whole = RandomPoints.of(targets, 3, torch.device("cpu"))
     alone = RandomPoints.of(targets[1:2], 3, torch.device("cpu"))
-    assert torch.equal(whole.for_images(2, 10)[1:2], alone.for_images(2, 10))
-    query = torch.tensor([7])
-    pairs = [each.for_pairs(2, torch.tensor([n]), query, 10) for each, n in ((whole, 1), (alone, 0))]
+    assert torch.equal(whole.for_images(3, 10)[:, 1:2], alone.for_images(3, 10))
+    layer, query = torch.tensor([2]), torch.tensor([7])
+    pairs = [each.for_pairs(layer, torch.tensor([n]), query) for each, n in ((whole, 1), (alone, 0))]
     assert torch.equal(*pairs)
 
 

@@ -182,12 +182,13 @@ def test_gradient_checkpointing_changes_no_gradient(lively, rng, rate):
 
     plain = run()
     lively.gradient_checkpointing_enable()
-    layers = lively.backbone[0].vit.layers
+    layers = [*lively.backbone[0].vit.layers, *lively.transformer.decoder.layers]
     assert all(layer.gradient_checkpointing for layer in layers)
     calls = []
-    layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    layers[0].mlp.register_forward_hook(lambda *_: calls.append("encoder"))
+    layers[-1].cross_attn.register_forward_hook(lambda *_: calls.append("decoder"))
     checkpointed = run()
-    assert len(calls) == 2  # forward, and again in the backward pass
+    assert calls == ["encoder", "decoder", "decoder", "encoder"]  # forward, and again in the backward pass
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
         assert torch.equal(gradient, checkpointed[name]), name

@@ -92,18 +92,25 @@ def official_points(monkeypatch):
     query: first all that are chosen from, then all that are taken in any case.
     """
 
-    def for_images(self, layer, count):
-        return torch.rand(1, count, 2, dtype=torch.float64).expand(len(self.keys), -1, -1)
+    def for_images(self, layers, count):
+        drawn = [torch.rand(1, count, 2, dtype=torch.float64).expand(len(self.keys), -1, -1) for _ in range(layers)]
+        return torch.stack(drawn)
 
-    def for_pairs(self, layer, image, query, count):
+    def for_pairs(self, layer, image, query):
+        return image * 10_000 + query + 1  # 0 stands for no pair
+
+    def draw(keys, count):
+        """Of one layer, as the host takes them."""
         final = count * 4 // 13  # 3 n to choose from and n / 4, rounded up, of the others
         numbers = 3 * final, count - 3 * final
-        drawn = torch.cat([torch.rand(len(image), number, 2, dtype=torch.float64) for number in numbers], dim=1)
-        order = (image * 10_000 + query).argsort()
-        return torch.empty_like(drawn).index_copy_(0, order, drawn)
+        present = keys.nonzero()[:, 0]
+        drawn = torch.cat([torch.rand(len(present), number, 2, dtype=torch.float64) for number in numbers], dim=1)
+        order = present[keys[present].argsort()]
+        return torch.zeros(len(keys), count, 2, dtype=torch.float64).index_copy_(0, order, drawn)
 
     monkeypatch.setattr(RandomPoints, "for_images", for_images)
     monkeypatch.setattr(RandomPoints, "for_pairs", for_pairs)
+    monkeypatch.setattr(RandomPoints, "draw", staticmethod(draw))
 
 
 @pytest.mark.parametrize("case", variants(["nano", "base", "seg-nano"], ["keypoint", *LARGE]), indirect=True)

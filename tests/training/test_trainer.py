@@ -338,3 +338,18 @@ def test_the_colours_that_the_weights_know_stay(tmp_path, tiny_model, shapes, st
     seen = trainer.to_device(batch)["pixel_values"]
     expected = kept(list(batch["pixel_values"]), do_resize=False)["pixel_values"]
     torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_out_of_memory_names_the_arguments_that_help(tmp_path, tiny_model, shapes):
+    class Full(RFDETRTrainer):
+        def compute_loss(self, *args, **kwargs):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    arguments = quick_arguments(
+        tmp_path, per_device_train_batch_size=6, gradient_accumulation_steps=2, multi_scale="per_batch", max_steps=1
+    )
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 2.00 GiB") as raised:
+        Full(tiny_model(), arguments, shapes).train()
+    told = str(raised.value)
+    assert "per_device_train_batch_size=3 with gradient_accumulation_steps=4" in told
+    assert "gradient_checkpointing=True" in told and "expanded_scales=False" in told

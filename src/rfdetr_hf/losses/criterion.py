@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .boxes import cxcywh_to_xyxy, iou_and_giou
+from .boxes import box_terms
 from .matcher import HungarianMatcher
 from .types import LayerOutput, LossConfig, PackedObjects, QueryMatches, TaskTerms, pack_objects, to_device
 
 _MIN_QUALITY = 0.01  # floor of the classification target of a matched query
+
+
+# Logits of several layers that are brought together: fewer launches on an accelerator, no copy on a CPU.
+_LOGITS_AT_ONCE = {"cpu": 0, "default": 2**26}
 
 
 class _QualityFocalLoss(torch.autograd.Function):
@@ -24,40 +28,58 @@ class _QualityFocalLoss(torch.autograd.Function):
     # copies of them until the backward pass. This keeps the logits as they came and computes the rest twice.
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor, quality: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, index, quality)
-        scores = logits.flatten().to(quality.dtype)
+    def forward(ctx: Any, scores: Tensor, index: Tensor, quality: Tensor, *logits: Tensor) -> Tensor:
+        ctx.save_for_backward(index, quality, *logits)
         matched = scores[index]
         terms = F.logsigmoid(-scores).mul_(scores.sigmoid().square_())
-        terms[index] = quality * F.logsigmoid(matched) + (1 - quality) * F.logsigmoid(-matched)
-        return -terms.sum()
+        # t log p + (1 - t) log(1 - p), log p being the logit more than log(1 - p).
+        terms[index] = torch.addcmul(F.logsigmoid(-matched), quality, matched)
+        return -terms.view(len(logits), -1).sum(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, index, quality = ctx.saved_tensors
-        scores = logits.flatten().to(quality.dtype)
-        probability = scores.sigmoid()
-        slope = F.logsigmoid(-scores).mul_(1 - probability).mul_(-2).add_(probability).mul_(probability.square())
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        index, quality, *logits = ctx.saved_tensors
+        scores = flat_scores(logits, quality.dtype)
+        probability, background = scores.sigmoid(), F.logsigmoid(-scores)
+        # p^2 (p - 2 (1 - p) log(1 - p))
+        background = torch.addcmul(background, background, probability, value=-1)
+        slope = probability.sub(background, alpha=2).mul_(probability).mul_(probability)
         slope[index] = probability[index] - quality
-        return slope.mul_(grad).view_as(logits).to(logits.dtype), None, None
+        slope = slope.view(len(logits), -1).mul_(grad[:, None]).to(logits[0].dtype)
+        return (None, None, None, *(own.view_as(logits[0]) for own in slope.unbind()))
 
 
-def quality_focal_loss(logits: Tensor, index: Tensor, quality: Tensor) -> Tensor:
-    """Sum of the IoU-aware binary cross entropy over all logits.
+def flat_scores(logits: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The logits of some layers end to end, without gradient."""
+    if len(logits) == 1:
+        return logits[0].detach().flatten().to(dtype)
+    scores = logits[0].new_empty(sum(layer.numel() for layer in logits), dtype=dtype)
+    parts = scores.split([layer.numel() for layer in logits])
+    sources = [layer.detach().flatten() for layer in logits]
+    torch._foreach_copy_(parts, sources)  # pyright: ignore[reportPrivateImportUsage]
+    return scores
+
+
+def quality_focal_loss(
+    logits: Sequence[Tensor], index: Tensor, quality: Tensor, scores: Tensor | None = None
+) -> Tensor:
+    """Sum of the IoU-aware binary cross entropy over all logits of each layer.
 
     With p = sigmoid(logit): a matched entry gives -t log p - (1-t) log(1-p) for its target t, any other entry
     -p^2 log(1-p), where the factor p^2 carries gradient too.
 
     Args:
-        logits: any shape and float type; finite values of any size give finite results.
-        index: (M,) int64 positions of the matched entries in the flattened logits, no position twice.
+        logits: layers of one shape and float type; finite values of any size give finite results.
+        index: (M,) int64 positions of the matched entries in the logits end to end, no position twice.
         quality: (M,) targets t in [0, 1], taken as constants; their type is that of the computation and of the result.
+        scores: `flat_scores` of the logits, where the caller has them.
 
     Returns:
-        A scalar.
+        (layers,).
     """
-    return _QualityFocalLoss.apply(logits, index, quality)
+    scores = flat_scores(logits, quality.dtype) if scores is None else scores
+    return _QualityFocalLoss.apply(scores, index, quality, *logits)
 
 
 class RFDETRCriterion:
@@ -89,6 +111,7 @@ class RFDETRCriterion:
             **(task.coefficients if task else {}),
         }
         auxiliary = [f"_{layer}" for layer in range(config.decoder_layers - 1)] if config.auxiliary_loss else []
+        self._weights: dict[Any, Tensor] = {}  # those of `weighted_sum`, on their device
         suffixes, terms = ("", *auxiliary, "_enc"), self.coefficients.items()
         self.weight_dict = {f"{name}{suffix}": weight for suffix in suffixes for name, weight in terms}
 
@@ -136,15 +159,20 @@ class RFDETRCriterion:
             divisor = self._divisor(num_boxes, objects, num_groups)
             losses = self._detection_losses(layers, objects, matches, divisor)
             if self.task:
-                sums = self.task.losses(layers, objects, truth, matches, num_groups)
-                losses |= {name: value / divisor for name, value in sums.items()}
+                table = self.task.losses(layers, objects, truth, matches, num_groups) / divisor  # (terms, layers)
+                names = [f"{name}{o.name_suffix}" for name in self.task.coefficients for o in layers]
+                losses |= dict(zip(names, table.flatten().unbind(), strict=True))
             return losses | logging_values(layers, objects, matches)
 
     def weighted_sum(self, loss_dict: Mapping[str, Tensor]) -> Tensor:
         """The loss to minimise: each term of `loss_dict` that has a weight in `weight_dict`, times it."""
-        return torch.stack(
-            [loss_dict[name] * weight for name, weight in self.weight_dict.items() if name in loss_dict]
-        ).sum()
+        names = tuple(name for name in self.weight_dict if name in loss_dict)
+        values = torch.stack([loss_dict[name] for name in names])
+        key = names, values.device, values.dtype
+        if key not in self._weights:
+            weights = np.asarray([self.weight_dict[name] for name in names])
+            self._weights[key] = to_device(weights, values.device).to(values.dtype)
+        return (values * self._weights[key]).sum()
 
     def _divisor(self, num_boxes: float | Tensor | None, objects: PackedObjects, num_groups: int) -> Tensor:
         if isinstance(num_boxes, Tensor):
@@ -161,34 +189,44 @@ class RFDETRCriterion:
         self, layers: Sequence[LayerOutput], objects: PackedObjects, matches: QueryMatches, divisor: Tensor
     ) -> dict[str, Tensor]:
         truth, labels = objects.boxes[matches.target], objects.labels[matches.target]  # (M, 4), (M,)
-        boxes, entries, scores = [], [], []
-        pairs = zip(layers, *matches.split("batch", "query"), labels.split(matches.per_layer), strict=True)
-        for output, batch, query, label in pairs:
-            row = batch * output.boxes.shape[1] + query  # (m,), of B * G*q
-            boxes.append(output.boxes.flatten(0, 1).index_select(0, row))  # (m, 4)
-            entries.append(row * output.logits.shape[2] + label)  # (m,), of B * G*q * C
-            scores.append(output.logits.detach().flatten()[entries[-1]])  # (m,)
-        predicted = torch.cat(boxes).to(truth.dtype)
-        iou, giou = iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))  # (M,)
-        quality = torch.cat(scores).to(iou.dtype).sigmoid() ** self.focal_alpha * iou.detach() ** (1 - self.focal_alpha)
-        quality = quality.clamp(min=_MIN_QUALITY).split(matches.per_layer)
-        box_terms = torch.stack(((predicted - truth).abs().sum(-1), 1 - giou))  # (2, M)
-        box_sums = torch.stack([terms.sum(1) for terms in box_terms.split(matches.per_layer, dim=1)])  # (layers, 2)
-        losses = {}
-        for output, index, target, sums in zip(layers, entries, quality, box_sums / divisor, strict=True):
-            losses[f"loss_ce{output.name_suffix}"] = quality_focal_loss(output.logits, index, target) / divisor
-            losses[f"loss_bbox{output.name_suffix}"], losses[f"loss_giou{output.name_suffix}"] = sums
-        return losses
+        boxes = torch.cat([layer.boxes.flatten(0, 1) for layer in layers])  # (all rows, 4)
+        distance, giou, iou = box_terms(boxes.index_select(0, matches.row).to(truth.dtype), truth)
+        closeness = iou ** (1 - self.focal_alpha)
+        entries = matches.row * layers[0].logits.shape[2] + labels  # (M,), of the logits of all layers end to end
+        classification, first, end = [], 0, 0
+        for run in _runs(layers):
+            start, end = end, end + sum(matches.per_layer[run])
+            logits, own = [layer.logits for layer in layers[run]], slice(start, end)
+            index, scores = entries[own] - first, flat_scores(logits, iou.dtype)
+            quality = scores[index].sigmoid() ** self.focal_alpha * closeness[own]
+            quality = quality.clamp(min=_MIN_QUALITY)
+            classification.append(quality_focal_loss(logits, index, quality, scores))
+            first += len(scores)
+        sums = torch.cat((*classification, matches.sum_by_layer(torch.stack((distance, giou))).flatten()))
+        names = [f"{name}{o.name_suffix}" for name in ("loss_ce", "loss_bbox", "loss_giou") for o in layers]
+        return dict(zip(names, (sums / divisor).unbind(), strict=True))
+
+
+def _runs(layers: Sequence[LayerOutput]) -> Iterator[slice]:
+    """Layers of one shape that are computed together."""
+    limit = _LOGITS_AT_ONCE.get(layers[0].logits.device.type, _LOGITS_AT_ONCE["default"])
+    first = 0
+    for end in range(1, len(layers) + 1):
+        size = sum(layer.logits.numel() for layer in layers[first : end + 1])
+        if end == len(layers) or size > limit or layers[end].logits.shape != layers[first].logits.shape:
+            yield slice(first, end)
+            first = end
 
 
 @torch.no_grad()
 def logging_values(layers: Sequence[LayerOutput], objects: PackedObjects, matches: QueryMatches) -> dict[str, Tensor]:
     """`cardinality_error` of each layer and `class_error` of the layer with suffix "", computed on the device."""
-    values = {}
     present = to_device(np.asarray(objects.counts), objects.image.device)
+    # (layers, B), rows with p > 0.5
+    predicted = torch.stack([(layer.logits.amax(-1) > 0).sum(1) for layer in layers])
+    errors = (predicted - present).abs().to(objects.boxes.dtype).mean(1)
+    values = {f"cardinality_error{o.name_suffix}": own for o, own in zip(layers, errors.unbind(), strict=True)}
     for output, batch, query, target in zip(layers, *matches.split("batch", "query", "target"), strict=True):
-        predicted = (output.logits.amax(-1) > 0).sum(1)  # (B,), rows with p > 0.5
-        values[f"cardinality_error{output.name_suffix}"] = (predicted - present).abs().to(objects.boxes.dtype).mean()
         if output.name_suffix == "":
             right = output.logits[batch, query].argmax(-1) == objects.labels[target]  # (m,)
             accuracy = right.to(objects.boxes.dtype).sum() / max(len(batch), 1)

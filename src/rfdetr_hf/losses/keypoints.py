@@ -101,11 +101,7 @@ class KeypointTerms:
     @torch.no_grad()
     def pair_cost(self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: KeypointTruth) -> Tensor:
         """Weighted cost of each object with each query of its image: (N, rows of all layers side by side)."""
-        keypoints = [layer.keypoints for layer in layers if layer.keypoints is not None]
-        return torch.cat([self._layer_cost(each, objects, truth) for each in keypoints], dim=1)
-
-    def _layer_cost(self, keypoints: Tensor, objects: PackedObjects, truth: KeypointTruth) -> Tensor:
-        """Predictions (B, rows, slots, 8) -> (N, rows)."""
+        keypoints = torch.cat([layer.keypoints for layer in layers if layer.keypoints is not None], dim=1)
         rows = torch.arange(keypoints.shape[1], device=keypoints.device)[:, None]
         budget = PAIRS_AT_ONCE.get(keypoints.device.type, PAIRS_AT_ONCE["default"])
         chunk = max(1, budget // (len(rows) * max(self.schema)))
@@ -127,17 +123,12 @@ class KeypointTerms:
         truth: KeypointTruth,
         matches: QueryMatches,
         num_groups: int,
-    ) -> dict[str, Tensor]:
-        """The four terms of each layer, summed over the matched pairs."""
-        losses = {}
-        keypoints = [layer.keypoints for layer in layers if layer.keypoints is not None]
-        pairs = zip(layers, keypoints, *matches.split("batch", "query", "target"), strict=True)
-        for layer, predicted, batch, query, target in pairs:
-            own = truth.rows(target)
-            predicted = predicted[batch[:, None], query[:, None], own.slots]  # (m, K, 8)
-            for name, term in zip(TERMS, keypoint_terms(predicted, own), strict=True):
-                losses[f"{name}{layer.name_suffix}"] = term.sum()
-        return losses
+    ) -> Tensor:
+        """The four terms of each layer, summed over the matched pairs: (4, layers)."""
+        rows = [layer.keypoints.flatten(0, 1) for layer in layers if layer.keypoints is not None]
+        own = truth.rows(matches.target)
+        predicted = torch.cat(rows)[matches.row[:, None], own.slots]  # (M, K, 8)
+        return matches.sum_by_layer(torch.stack(keypoint_terms(predicted, own)))
 
 
 def keypoint_terms(predicted: Tensor, truth: KeypointTruth) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -151,51 +142,39 @@ def keypoint_terms(predicted: Tensor, truth: KeypointTruth) -> tuple[Tensor, Ten
         Four tensors of the shape in front of K.
     """
     predicted = predicted.to(compute_dtype(predicted))
-    position, findable, visible, *precision = (
-        predicted[..., :2],
-        predicted[..., 2],
-        predicted[..., 3],
-        *predicted[..., 4:7].unbind(-1),
-    )
-    state = truth.points[..., 2]
+    position, state = predicted[..., :2], truth.points[..., 2]
     located = truth.labelled & position.isfinite().all(-1)
-    offset = torch.where(located[..., None], position - truth.points[..., :2], 0)
+    offset = (position - truth.points[..., :2]).masked_fill(~located[..., None], 0)
     l1 = _mean(offset.abs().sum(-1), located) / truth.area.sqrt()
-    return (
-        l1,
-        _binary_cross_entropy(findable, state > 0, truth.active),
-        _binary_cross_entropy(visible, state > 1, truth.active),
-        _likelihood(offset, precision, truth.area[..., None], located),
-    )
+    # Findable and visible together, (2, ..., K).
+    logits, wanted = predicted[..., 2:4].movedim(-1, 0), torch.stack((state > 0, state > 1))
+    usable = truth.active & logits.isfinite()
+    logits = logits.masked_fill(~usable, 0)
+    wanted = wanted.to(logits.dtype).expand_as(logits)
+    entropies = _mean(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), usable)
+    return l1, *entropies.unbind(), _likelihood(offset, predicted[..., 4:7], truth.area[..., None], located)
 
 
-def _likelihood(offset: Tensor, precision: Sequence[Tensor], area: Tensor, located: Tensor) -> Tensor:
-    log_l11, l21, log_l22 = precision
+def _likelihood(offset: Tensor, precision: Tensor, area: Tensor, located: Tensor) -> Tensor:
     with torch.no_grad():
         # An exponential may overflow although its argument is finite. This has to be known before the terms that take
         # part are computed, since a mask behind an infinite value lets its gradient pass as NaN.
-        distance = _squared_distance(offset, *precision)
-        usable = located & distance.isfinite() & (log_l11 + l21 + log_l22).isfinite()
-    log_l11, l21, log_l22 = (torch.where(usable, part, 0) for part in precision)
-    distance = _squared_distance(torch.where(usable[..., None], offset, 0), log_l11, l21, log_l22)
-    return _mean(distance / (2 * area) - (log_l11 + log_l22), usable)
+        usable = located & (_squared_distance(offset, precision) + precision.sum(-1)).isfinite()
+    unusable = ~usable[..., None]
+    precision = precision.masked_fill(unusable, 0)
+    distance = _squared_distance(offset.masked_fill(unusable, 0), precision)
+    return _mean(distance / (2 * area) - (precision[..., 0] + precision[..., 2]), usable)
 
 
-def _squared_distance(offset: Tensor, log_l11: Tensor, l21: Tensor, log_l22: Tensor) -> Tensor:
-    dx, dy = offset.unbind(-1)
-    return (log_l11.exp() * dx + l21 * dy).square() + (log_l22.exp() * dy).square()
-
-
-def _binary_cross_entropy(logits: Tensor, truth: Tensor, active: Tensor) -> Tensor:
-    usable = active & logits.isfinite()
-    logits = torch.where(usable, logits, 0)
-    truth = truth.to(logits.dtype).expand_as(logits)
-    return _mean(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), usable)
+def _squared_distance(offset: Tensor, precision: Tensor) -> Tensor:
+    """|Lᵀ d|² of offsets (..., 2) and log l11, l21, log l22 (..., 3)."""
+    diagonal = precision[..., ::2].exp() * offset  # (l11 dx, l22 dy)
+    return (diagonal[..., 0] + precision[..., 1] * offset[..., 1]).square() + diagonal[..., 1].square()
 
 
 def _mean(values: Tensor, usable: Tensor) -> Tensor:
     """Mean over the last dimension of the values that are usable; 0 where none is."""
-    return torch.where(usable, values, 0).sum(-1) / usable.sum(-1).clamp(min=1)
+    return values.masked_fill(~usable, 0).sum(-1) / usable.sum(-1).clamp(min=1)
 
 
 def _check_keypoints(where: str, keypoints: Tensor | None, count: int, slots: int) -> None:

@@ -11,7 +11,8 @@ they do not depend on how a step is split into batches and processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +27,12 @@ from .types import LayerOutput, LossConfig, MaskFactors, PackedObjects, QueryMat
 OVERSAMPLING = 3
 UNCERTAIN_SHARE = 0.75
 
-# Cells of matched masks that exist at a time (unless one image has more), 256 MB in float32.
+# Cells of matched masks and of their features that exist at a time (unless one image has more), 256 MB in float32.
 _CELLS_AT_ONCE = 2**26
+# Logits of unmatched queries, and their products with the truth, that exist at a time (likewise).
+_SCORES_AT_ONCE = {"cpu": 2**21, "default": 2**25}
+# Devices whose launches cost nothing: bringing the features of several layers together would only copy them.
+_LAYERS_APART = {"cpu"}
 
 
 class MaskTruth(NamedTuple):
@@ -102,25 +107,35 @@ class MaskTerms:
     def pair_cost(self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: MaskTruth) -> Tensor:
         """Weighted cost of each object with each query of its image: (N, rows of all layers side by side)."""
         factors = [layer.masks for layer in layers if layer.masks is not None]
-        costs = [self._layer_cost(number, each, objects, truth) for number, each in enumerate(factors)]
+        device, dtype = objects.boxes.device, objects.boxes.dtype
+        batch, _, height, width = factors[0].features.shape
+        count, images = max(height * width // self.sample_ratio, 1), torch.arange(batch, device=device)
+        points = truth.points.for_images(len(factors), count)  # (layers, B, P, 2)
+        every_object = torch.arange(len(objects.labels), device=device)
+        slots = max((*objects.counts, 1))
+        slot = objects.image * slots + to_device(_numbers(objects.counts), device)  # of (B, slots)
+        limit = _SCORES_AT_ONCE.get(device.type, _SCORES_AT_ONCE["default"])
+        costs = []
+        for layer, own in enumerate(factors):
+            inside = points.new_zeros((batch * slots, count), dtype=dtype)
+            inside[slot] = truth.read(every_object, points[layer, objects.image]).to(dtype)
+            inside = inside.view(batch, slots, count)
+            read = _read_maps(own.features.to(dtype), own.canvas_grid(points[layer], images))  # (B, C, P)
+            rows = max(1, limit // (own.queries.shape[1] * (count + slots)))
+            pieces = zip(own.queries.split(rows), read.split(rows), inside.split(rows), strict=True)
+            cost = torch.cat([self._cost_of(*piece, own.bias.to(dtype)) for piece in pieces])  # (B, slots, Q)
+            costs.append(cost.flatten(0, 1)[slot])
         return torch.cat(costs, dim=1)
 
-    def _layer_cost(self, layer: int, factors: MaskFactors, objects: PackedObjects, truth: MaskTruth) -> Tensor:
-        batch, _, height, width = factors.features.shape
-        device, dtype = objects.boxes.device, objects.boxes.dtype
-        points = truth.points.for_images(layer, max(height * width // self.sample_ratio, 1))
-        every_object = torch.arange(len(objects.labels), device=device)
-        inside = truth.read(every_object, points[objects.image]).to(dtype)  # (N, P)
-        grid = factors.canvas_grid(points, torch.arange(batch, device=device))
-        features = _read_maps(factors.features.to(dtype), grid)  # (B, C, P)
-        costs = []
-        for queries, read, own in zip(factors.queries, features, inside.split(objects.counts), strict=True):
-            scores = queries.to(dtype) @ read + factors.bias.to(dtype)  # (Q, P), own (n, P)
-            cross_entropy = (F.softplus(scores).sum(1) - own @ scores.T) / scores.shape[1]
-            probability = scores.sigmoid()
-            dice = 1 - (2 * (own @ probability.T) + 1) / (probability.sum(1) + own.sum(1)[:, None] + 1)
-            costs.append(self.ce_weight * cross_entropy + self.dice_weight * dice)  # (n, Q)
-        return torch.cat(costs)
+    def _cost_of(self, queries: Tensor, read: Tensor, inside: Tensor, bias: Tensor) -> Tensor:
+        """Queries (B, Q, C), features (B, C, P) and truth (B, n, P) at the points of each image -> (B, n, Q)."""
+        scores = torch.baddbmm(bias, queries.to(read.dtype), read)  # (B, Q, P)
+        softplus = F.softplus(scores).sum(2)[:, None]
+        cross_entropy = (softplus - inside @ scores.mT) / scores.shape[2]
+        probability = scores.sigmoid_()
+        total = probability.sum(2)[:, None] + inside.sum(2)[..., None] + 1
+        dice = 1 - (2 * (inside @ probability.mT) + 1) / total
+        return self.ce_weight * cross_entropy + self.dice_weight * dice
 
     def losses(
         self,
@@ -129,60 +144,123 @@ class MaskTerms:
         truth: MaskTruth,
         matches: QueryMatches,
         num_groups: int,
-    ) -> dict[str, Tensor]:
-        """`loss_mask_ce` and `loss_mask_dice` of each layer, summed over the matched pairs."""
-        losses = {}
+    ) -> Tensor:
+        """Cross entropy and dice of each layer, summed over the matched pairs: (2, layers)."""
         factors = [layer.masks for layer in layers if layer.masks is not None]
-        pairs = zip(*matches.split("batch", "query", "target"), strict=True)
-        for number, (layer, masks, own) in enumerate(zip(layers, factors, pairs, strict=True)):
-            limit = layer.logits.shape[1] // num_groups
-            per_image = [min(count, limit) * num_groups for count in objects.counts]
-            cross_entropy, dice = self._layer_losses(number, masks, own, per_image, truth)
-            losses[f"loss_mask_ce{layer.name_suffix}"] = cross_entropy
-            losses[f"loss_mask_dice{layer.name_suffix}"] = dice
-        return losses
-
-    def _layer_losses(
-        self,
-        layer: int,
-        factors: MaskFactors,
-        matched: tuple[Tensor, ...],
-        per_image: list[int],
-        truth: MaskTruth,
-    ) -> tuple[Tensor, Tensor]:
-        if not sum(per_image):
-            dtype = compute_dtype(factors.features)
-            parts = [part[:0].sum() for part in (factors.features, factors.queries, factors.bias)]
-            zero = torch.stack([part.to(dtype) for part in parts]).sum()
-            return zero, zero
-        height, width = factors.features.shape[-2:]
+        dtype = compute_dtype(factors[0].features)
+        if not sum(matches.per_layer):
+            parts = [torch.stack([part[:0].sum() for part in each[:3]]).sum() for each in factors]
+            return torch.stack(parts).to(dtype).expand(2, -1)
+        keys = truth.points.for_pairs(matches.layer, matches.batch, matches.query)
+        queries = torch.cat([each.queries.flatten(0, 1) for each in factors]).index_select(0, matches.row)  # (M, C)
+        height, width = factors[0].features.shape[-2:]
         count = max(height, height * width // self.sample_ratio)
-        batch, query, target = matched
-        queries = factors.queries[batch, query]  # (m, C)
+        limits = [layer.logits.shape[1] // num_groups for layer in layers]
+        per_image = [[min(n, limit) * num_groups for n in objects.counts] for limit in limits]
         scores, points = [], []
-        for images, pairs in _runs(per_image, height * width):
-            mask = (queries[pairs], factors.features[images], factors.bias, per_image[images])
-            uniform = truth.points.for_pairs(layer, batch[pairs], query[pairs], num_uniform(count))
-            chosen = choose_points(factors, mask, batch[pairs], uniform, count)  # (pairs, count, 2)
-            grid = factors.canvas_grid(chosen, batch[pairs])
-            # The masks would be the largest tensors of the step: they are built again in the backward pass.
-            scores.append(checkpoint(_read_masks, mask, grid, use_reentrant=False, preserve_rng_state=False))
-            points.append(chosen)
+        together = queries.device.type not in _LAYERS_APART
+        for run in _runs(per_image, factors[0].features[0].numel(), height * width, together):
+            own = run.padded(matches.batch[run.pairs], keys[run.pairs], queries[run.pairs])
+            read, chosen = _read_run(run, factors, *own, count)
+            scores.append(run.without_padding(read))
+            points.append(run.without_padding(chosen))
         scores, points = torch.cat(scores), torch.cat(points)
-        return point_losses(scores, truth.read(target, points).to(scores.dtype))
+        terms = point_losses(scores, truth.read(matches.target, points).to(scores.dtype))
+        return matches.sum_by_layer(torch.stack(terms))
+
+
+class _Run(NamedTuple):
+    """Pairs whose masks are multiplied out together: those of some images of one layer or more.
+
+    Attributes:
+        parts: layer, first image and end of each stretch of images.
+        counts: pairs of each image; where they differ, all are padded to the most.
+        pairs: of all pairs.
+    """
+
+    parts: list[tuple[int, int, int]]
+    counts: list[int]
+    pairs: slice
+
+    @property
+    def slots(self) -> np.ndarray:
+        """Where the pairs are among those of (images, most pairs of an image)."""
+        return _numbers(self.counts) + np.repeat(np.arange(len(self.counts)) * max(self.counts), self.counts)
+
+    def padded(self, *values: Tensor) -> list[Tensor]:
+        """Values (pairs, ...) with zeros where an image has less pairs than another: (images * most pairs, ...)."""
+        if len(set(self.counts)) == 1:
+            return list(values)
+        rows, slots = len(self.counts) * max(self.counts), to_device(self.slots, values[0].device)
+        return [value.new_zeros(rows, *value.shape[1:]).index_copy(0, slots, value) for value in values]
+
+    def without_padding(self, values: Tensor) -> Tensor:
+        """The pairs out of (images * most pairs, ...)."""
+        return values if len(set(self.counts)) == 1 else values[to_device(self.slots, values.device)]
+
+
+def _numbers(counts: Sequence[int]) -> np.ndarray:
+    """0, 1, ... for each of the counts, end to end."""
+    return np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
+
+
+def _runs(per_image: list[list[int]], features: int, cells: int, across_layers: bool) -> Iterator[_Run]:
+    """Consecutive images whose features and masks fit into memory together.
+
+    Args:
+        per_image: pairs of each image, for each layer.
+        features, cells: numbers in the features of an image and in a mask.
+        across_layers: whether the images of several layers may be taken together, which copies their features.
+    """
+    parts, counts, end = [], [], 0
+    for layer, row in enumerate(per_image):
+        for image, count in enumerate(row):
+            size = (len(counts) + 1) * (features * across_layers + max((count, *counts)) * cells)
+            if counts and (size > _CELLS_AT_ONCE or not across_layers and layer != parts[-1][0]):
+                yield _Run(parts, counts, slice(end - sum(counts), end))
+                parts, counts = [], []
+            if count:
+                follows = parts and parts[-1][0] == layer and parts[-1][2] == image
+                first = parts.pop()[1] if follows else image
+                parts.append((layer, first, image + 1))
+                counts.append(count)
+                end += count
+    if counts:
+        yield _Run(parts, counts, slice(end - sum(counts), end))
+
+
+def _read_run(
+    run: _Run, factors: Sequence[MaskFactors], image: Tensor, keys: Tensor, queries: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Logits of padded pairs at the points that the loss reads, (K, count), and the points (K, count, 2).
+
+    Args:
+        run: of the pairs.
+        factors: of all layers.
+        image, keys, queries: (K,), (K,), (K, C), image, key of the random points and features of each pair.
+        count: points of each pair.
+    """
+    features = [factors[layer].features[first:end] for layer, first, end in run.parts]
+    bias = torch.cat([factors[layer].bias.expand(end - first) for layer, first, end in run.parts])
+    read = partial(_read_masks, bias, queries, *features)
+    uniform = RandomPoints.draw(keys, num_uniform(count))
+    chosen = choose_points(lambda points: read(factors[0].canvas_grid(points, image)), uniform, count)
+    grid = factors[0].canvas_grid(chosen, image)
+    # The masks would be the largest tensors of the step: they are built again in the backward pass.
+    return checkpoint(read, grid, use_reentrant=False, preserve_rng_state=False), chosen
 
 
 def point_losses(scores: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy (mean over the points) and dice, each summed over the pairs.
+    """Cross entropy (mean over the points) and dice of each pair, (M,).
 
     Args:
         scores: (M, P) logits.
         truth: (M, P), 0 or 1.
     """
-    cross_entropy = F.binary_cross_entropy_with_logits(scores, truth, reduction="none").mean(1).sum()
+    cross_entropy = F.binary_cross_entropy_with_logits(scores, truth, reduction="none").mean(1)
     probability = scores.sigmoid()
     dice = 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
-    return cross_entropy, dice.sum()
+    return cross_entropy, dice
 
 
 def num_uniform(count: int) -> int:
@@ -191,52 +269,35 @@ def num_uniform(count: int) -> int:
 
 
 @torch.no_grad()
-def choose_points(
-    factors: MaskFactors, mask: tuple[Tensor, Tensor, Tensor, list[int]], image: Tensor, uniform: Tensor, count: int
-) -> Tensor:
+def choose_points(read: Callable[[Tensor], Tensor], uniform: Tensor, count: int) -> Tensor:
     """Points (M, count, 2) for M pairs, most of them where the predicted mask is undecided.
 
     Args:
-        factors: the layer that the pairs are of.
-        mask: what `_read_masks` takes.
-        image: (M,) image of each pair.
+        read: gives the logits (M, P) of the pairs' masks at points (M, P, 2).
         uniform: (M, `num_uniform(count)`, 2) uniform points: those to choose from, then those that are always taken.
         count: points of each pair.
     """
     candidates, taken = uniform.split([OVERSAMPLING * count, uniform.shape[1] - OVERSAMPLING * count], dim=1)
-    scores = _read_masks(mask, factors.canvas_grid(candidates, image))  # (M, 3 * count)
-    nearest = scores.abs().topk(count - taken.shape[1], dim=1, largest=False).indices
+    nearest = read(candidates).abs().topk(count - taken.shape[1], dim=1, largest=False).indices
     undecided = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
     return torch.cat([undecided, taken], dim=1)
 
 
-def _runs(per_image: list[int], cells: int) -> Iterator[tuple[slice, slice]]:
-    """Consecutive images, and their pairs, whose masks of `cells` cells fit into memory together."""
-    first, pairs, end = 0, 0, 0
-    for image, count in enumerate(per_image):
-        if pairs and (pairs + count) * cells > _CELLS_AT_ONCE:
-            yield slice(first, image), slice(end - pairs, end)
-            first, pairs = image, 0
-        pairs, end = pairs + count, end + count
-    yield slice(first, len(per_image)), slice(end - pairs, end)
-
-
-def _read_masks(mask: tuple[Tensor, Tensor, Tensor, list[int]], grid: Tensor) -> Tensor:
-    """Logits (M, P) of the masks of M queries, image after image, at their points.
+def _read_masks(bias: Tensor, queries: Tensor, *features_and_grid: Tensor) -> Tensor:
+    """Logits (K, P) of the masks of K queries, as many for each of B images, at their points.
 
     Args:
-        mask: queries (M, C), features (B, C, Hm, Wm), bias (1,), and the number of queries of each image.
-        grid: (M, P, 2) in [-1, 1].
+        bias: (B,).
+        queries: (K, C).
+        features_and_grid: features (B, C, Hm, Wm), together of all images, and points (K, P, 2) in [-1, 1].
     """
-    queries, features, bias, per_image = mask
-    dtype = compute_dtype(features)
-    products = [
-        own.to(dtype) @ cells.to(dtype).flatten(1)
-        for own, cells in zip(queries.split(per_image), features, strict=True)
-    ]
-    # (M, Hm * Wm) -> (M, Hm, Wm)
-    dense = torch.cat(products).unflatten(1, features.shape[-2:]) + bias.to(dtype)
-    return _read_maps(dense[:, None], grid)[:, 0]
+    *features, grid = features_and_grid
+    maps = features[0] if len(features) == 1 else torch.cat(features)
+    maps = maps.to(compute_dtype(maps))
+    bias, queries = bias.to(maps.dtype)[:, None, None], queries.to(maps.dtype).unflatten(0, (len(maps), -1))
+    dense = torch.baddbmm(bias, queries, maps.flatten(2))
+    # (images, queries, Hm * Wm) -> (K, 1, Hm, Wm)
+    return _read_maps(dense.flatten(0, 1).unflatten(1, maps.shape[-2:])[:, None], grid)[:, 0]
 
 
 def _read_maps(maps: Tensor, grid: Tensor) -> Tensor:

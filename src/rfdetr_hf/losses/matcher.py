@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 
 import numpy as np
@@ -15,7 +20,16 @@ from torch.nn import functional as F
 from .boxes import cxcywh_to_xyxy, iou_and_giou
 from .types import PackedObjects, QueryMatches, to_device
 
-_HAS_BATCHED_SOLVER = find_spec("torch_linear_assignment") is not None
+logger = logging.getLogger(__name__)
+
+_SOLVER = "torch_linear_assignment"
+_HAS_BATCHED_SOLVER = find_spec(_SOLVER) is not None
+
+# Numbers in the costs from which on SciPy gets several threads: some milliseconds of work, beside half a millisecond to
+# hand it out.
+_THREADS_FROM = 2**19
+_MOST_THREADS = 8
+_pool = cache(ThreadPoolExecutor)  # one for each number of threads
 
 # (object, query) pairs whose cost is computed in one go: bounds the temporaries, about a dozen arrays of this size.
 PAIRS_AT_ONCE = {"cpu": 2**16, "default": 2**22}  # on the CPU they then stay in the second-level cache
@@ -69,7 +83,7 @@ class HungarianMatcher:
         device = boxes[0].device
         if not sum(objects.counts):
             empty = torch.empty(0, dtype=torch.int64, device=device)
-            return QueryMatches(empty, empty, empty, empty, [0] * len(rows))
+            return QueryMatches(empty, empty, empty, empty, empty, [0] * len(rows))
         with torch.autocast(device.type, enabled=False):
             cost = self.pair_cost(logits, boxes, objects)
             cost = replace_non_finite(cost if extra_cost is None else cost + extra_cost)
@@ -98,14 +112,13 @@ class HungarianMatcher:
         scores = torch.cat([layer[image, :, labels] for layer in logits], dim=1).to(boxes.dtype)  # (n, rows)
         # The logarithms come from the logits: that of a saturated probability would be infinite.
         probability = scores.sigmoid()
-        positive = self.focal_alpha * (1 - probability).square() * F.logsigmoid(scores)
-        negative = (1 - self.focal_alpha) * probability.square() * F.logsigmoid(-scores)
-        cost = self.class_cost * (negative - positive)
-        predicted, boxes = coordinates[:, image], boxes[:, None]  # (8, n, rows), (n, 1, 4)
-        for axis in range(4):
-            cost += self.bbox_cost * (predicted[axis] - boxes[..., axis]).abs()
-        _, giou = iou_and_giou(predicted[4:].movedim(0, -1), cxcywh_to_xyxy(boxes))  # (n, rows, 4) with (n, 1, 4)
-        return cost - self.giou_cost * giou
+        positive = (1 - probability).square_().mul_(F.logsigmoid(scores)).mul_(self.class_cost * self.focal_alpha)
+        negative = probability.square_().mul_(F.logsigmoid(-scores)).mul_(self.class_cost * (1 - self.focal_alpha))
+        cost = negative.sub_(positive)
+        predicted, corners = coordinates[:, image], cxcywh_to_xyxy(boxes)  # (8, n, rows), (n, 4)
+        distance = (predicted[:4] - boxes.T[..., None]).abs_().sum(0)
+        _, giou = iou_and_giou(predicted[4:].movedim(0, -1), corners[:, None])  # (n, rows, 4) with (n, 1, 4)
+        return cost.add_(distance, alpha=self.bbox_cost).sub_(giou, alpha=self.giou_cost)
 
 
 def replace_non_finite(cost: Tensor) -> Tensor:
@@ -113,30 +126,66 @@ def replace_non_finite(cost: Tensor) -> Tensor:
 
     It stays near the finite costs, since a far larger one would round the others away in the solvers' sums.
     """
-    finite = cost.isfinite()
-    largest = torch.where(finite, cost, 0).abs().amax()
+    largest = cost.nan_to_num(0, 0, 0).abs_().amax()
     worst = (2 * largest + 1).clamp(max=torch.finfo(cost.dtype).max / 16)
-    return torch.where(finite, cost, worst)
+    return torch.where((cost - cost) == 0, cost, worst)  # not so of NaN and of infinite numbers
 
 
+@cache
 def use_batched_solver(device: torch.device) -> bool:
-    """Whether the solver of the extra `gpu` serves this device."""
-    return device.type == "cuda" and _HAS_BATCHED_SOLVER
+    """Whether the solver of the extra `gpu` serves this device.
+
+    The distribution torch-hungarian has a module of the same name, which solves with SciPy, without a word, where it
+    has no Triton or the GPU is older than Ampere. On padded problems that is slower than SciPy here.
+    """
+    if device.type != "cuda" or not _HAS_BATCHED_SOLVER:
+        return False
+    falls_back = find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0)
+    if "torch-hungarian" in solver_distributions() and falls_back:
+        logger.warning(
+            "torch-hungarian needs Triton and a GPU of compute capability 8.0: matching runs on the CPU instead; "
+            "torch-linear-assignment solves on this GPU as well"
+        )
+        return False
+    return True
+
+
+def solver_distributions() -> list[str]:
+    """The installed distributions that have the module of the batched solver."""
+    return sorted({name.lower() for name in packages_distributions().get(_SOLVER, ())})
+
+
+def matching_by(device: torch.device) -> str:
+    """What solves the assignment on a device, in words."""
+    if use_batched_solver(device):
+        return f"{' and '.join(solver_distributions()) or _SOLVER} on the device"
+    return f"SciPy on the CPU, up to {num_threads(device)} threads"
+
+
+def num_threads(device: torch.device) -> int:
+    """Threads that SciPy's solver may use: on a CPU as many as PyTorch, else this process's share of the cores."""
+    if device.type == "cpu":
+        return min(torch.get_num_threads(), _MOST_THREADS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _MOST_THREADS))
 
 
 def solve_on_host(cost: Tensor, counts: Sequence[int], queries: Sequence[int], num_groups: int) -> np.ndarray:
     """`solve_scipy` of costs on any device: the one place of a pass in which the host waits for the device."""
-    return solve_scipy(cost.cpu().numpy(), counts, queries, num_groups)
+    return solve_scipy(cost.cpu().numpy(), counts, queries, num_groups, num_threads(cost.device))
 
 
-def solve_scipy(cost: np.ndarray, counts: Sequence[int], queries: Sequence[int], num_groups: int) -> np.ndarray:
-    """Solve one problem after the other on the host.
+def solve_scipy(
+    cost: np.ndarray, counts: Sequence[int], queries: Sequence[int], num_groups: int, threads: int = 1
+) -> np.ndarray:
+    """Solve all problems on the host.
 
     Args:
         cost: (N, sum of G*q over the layers) finite costs.
         counts: objects per image.
         queries: q of each layer.
         num_groups: G.
+        threads: at most; SciPy's solver runs beside other threads. Little work gets one.
 
     Returns:
         (layers, N, G) int64: the query within its group, or -1 for an object that found none (there were more objects
@@ -145,13 +194,21 @@ def solve_scipy(cost: np.ndarray, counts: Sequence[int], queries: Sequence[int],
     columns = np.full((len(queries), len(cost), num_groups), -1, dtype=np.int64)
     object_ends = np.cumsum(counts)  # (B,)
     row_ends = np.cumsum([q * num_groups for q in queries])  # (layers,)
-    for layer, (q, row_end) in enumerate(zip(queries, row_ends, strict=True)):
-        for n, end in zip(counts, object_ends, strict=True):
-            # The cost of one image and layer, (n, G, q).
-            block = cost[end - n : end, row_end - q * num_groups : row_end].reshape(n, num_groups, q)
-            for group in range(num_groups if n else 0):
-                picked, query = linear_sum_assignment(block[:, group])
-                columns[layer, end - n + picked, group] = query
+    problems = [
+        (layer, end - n, cost[end - n : end, row_end - q * num_groups : row_end].reshape(n, num_groups, q))
+        for layer, (q, row_end) in enumerate(zip(queries, row_ends, strict=True))
+        for n, end in zip(counts, object_ends, strict=True)
+        if n
+    ]
+
+    def solve(layer: int, first: int, block: np.ndarray) -> None:
+        """The groups of one image and layer, (n, G, q)."""
+        for group, own in enumerate(np.ascontiguousarray(block.transpose(1, 0, 2), dtype=np.float64)):
+            picked, query = linear_sum_assignment(own)
+            columns[layer, first + picked, group] = query
+
+    alone = threads == 1 or cost.size < _THREADS_FROM
+    list((map if alone else _pool(threads).map)(lambda problem: solve(*problem), problems))
     return columns
 
 
@@ -172,7 +229,7 @@ def solve_batched(cost: Tensor, objects: PackedObjects, queries: Sequence[int], 
     Returns:
         (layers, N, G) int64 on the device of `cost`: the query within its group.
     """
-    solve = import_module("torch_linear_assignment").batch_linear_assignment
+    solve = import_module(_SOLVER).batch_linear_assignment
     counts = objects.counts
     # The solver compiles one kernel per shape: powers of two keep the number of shapes small.
     slots = min(1 << (max(counts) - 1).bit_length(), min(queries))
@@ -194,8 +251,17 @@ def _index_on_host(
     query = columns[layer, target, group] + group * np.asarray(queries, dtype=np.int64)[layer]
     batch = np.repeat(np.arange(len(objects.counts)), objects.counts)[target]
     per_layer = np.bincount(layer, minlength=len(queries)).tolist()
-    layer, batch, query, target = to_device(np.stack((layer, batch, query, target)), device)
-    return QueryMatches(layer, batch, query, target, per_layer)
+    first, rows = _layout(columns.shape, objects, queries)
+    row = first[layer] + batch * rows[layer] + query
+    layer, batch, query, target, row = to_device(np.stack((layer, batch, query, target, row)), device)
+    return QueryMatches(layer, batch, query, target, row, per_layer)
+
+
+def _layout(shape: tuple[int, ...], objects: PackedObjects, queries: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Of columns (layers, N, G): where each layer begins in the rows of all, and its rows for an image."""
+    rows = np.asarray(queries, dtype=np.int64) * shape[2]
+    ends = np.cumsum(rows * len(objects.counts))
+    return ends - rows * len(objects.counts), rows
 
 
 def _index_on_device(columns: Tensor, objects: PackedObjects, queries: Sequence[int]) -> QueryMatches:
@@ -205,4 +271,7 @@ def _index_on_device(columns: Tensor, objects: PackedObjects, queries: Sequence[
     query = (columns + group * stride[:, None, None]).flatten()  # of (layers, N, G)
     layer = torch.arange(num_layers, device=columns.device)[:, None, None].expand_as(columns).flatten()
     target = torch.arange(num_objects, device=columns.device)[:, None].expand_as(columns).flatten()
-    return QueryMatches(layer, objects.image[target], query, target, [num_objects * num_groups] * num_layers)
+    batch = objects.image[target]
+    first, rows = to_device(np.stack(_layout(columns.shape, objects, queries)), columns.device)
+    row = first[layer] + batch * rows[layer] + query
+    return QueryMatches(layer, batch, query, target, row, [num_objects * num_groups] * num_layers)

@@ -90,16 +90,20 @@ class RandomPoints(NamedTuple):
             numbers = torch.arange(len(targets), device=device)
         return cls(scramble(numbers + derive_seed(seed)))
 
-    def for_images(self, layer: int, count: int) -> Tensor:
-        """(B, count, 2): the points that all queries of an image share in a layer."""
-        return draw_points(scramble(self.keys + 2 * layer), count)
+    def for_images(self, layers: int, count: int) -> Tensor:
+        """(layers, B, count, 2): the points that all queries of an image share in each layer."""
+        keys = self.keys + 2 * torch.arange(layers, device=self.keys.device)[:, None]  # (layers, B)
+        return draw_points(scramble(keys.flatten()), count).unflatten(0, (layers, -1))
 
-    def for_pairs(self, layer: int, image: Tensor, query: Tensor, count: int) -> Tensor:
-        """(M, count, 2): points of each pair's own.
+    def for_pairs(self, layer: Tensor, image: Tensor, query: Tensor) -> Tensor:
+        """(M,) keys of each pair's own points, for `draw`.
 
         Args:
-            layer: number of the layer.
-            image, query: (M,) int64, image and row of each pair.
-            count: points of each pair.
+            layer, image, query: (M,) int64, layer, image and row of each pair.
         """
-        return draw_points(scramble(scramble(self.keys + (2 * layer + 1))[image] + query), count)
+        return scramble(scramble(self.keys[image] + (2 * layer + 1)) + query)
+
+    @staticmethod
+    def draw(keys: Tensor, count: int) -> Tensor:
+        """(M, count, 2), see `draw_points`."""
+        return draw_points(keys, count)

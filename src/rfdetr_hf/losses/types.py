@@ -106,7 +106,9 @@ class QueryMatches(NamedTuple):
 
     Attributes:
         layer, batch, query, target: (M,) int64. `query` counts the rows of that layer, groups included; `target` counts
-            the objects of the batch. No (layer, batch, query) occurs twice.
+            the objects of the batch. No (layer, batch, query) occurs twice. Within a layer they are in the order of the
+            objects.
+        row: (M,) int64, of the rows (B, G*q) of all layers end to end.
         per_layer: number of matches of each layer, on the host.
     """
 
@@ -114,11 +116,18 @@ class QueryMatches(NamedTuple):
     batch: Tensor
     query: Tensor
     target: Tensor
+    row: Tensor
     per_layer: list[int]
 
     def split(self, *fields: str) -> tuple[tuple[Tensor, ...], ...]:
         """The named index tensors, each cut into one piece (m,) per layer."""
         return tuple(getattr(self, field).split(self.per_layer) for field in fields)
+
+    def sum_by_layer(self, terms: Tensor) -> Tensor:
+        """Terms (n, M) of the matches, summed for each layer: (n, layers)."""
+        if len(set(self.per_layer)) == 1:
+            return terms.unflatten(1, (len(self.per_layer), self.per_layer[0])).sum(-1)
+        return torch.stack([own.sum(1) for own in terms.split(self.per_layer, dim=1)], dim=1)
 
 
 class TaskTerms(Protocol):
@@ -142,8 +151,8 @@ class TaskTerms(Protocol):
 
     def losses(
         self, layers: Sequence[LayerOutput], objects: PackedObjects, truth: Any, matches: QueryMatches, num_groups: int
-    ) -> dict[str, Tensor]:
-        """Each term of each layer (name + suffix), summed over the matched pairs."""
+    ) -> Tensor:
+        """The terms in the order of `coefficients`, summed over the matched pairs of each layer: (terms, layers)."""
         ...
 
 

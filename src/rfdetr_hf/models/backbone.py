@@ -17,6 +17,9 @@ from .configuration_rfdetr import RFDETRBackboneConfig
 from .initialization import init_norm, init_vit, with_init
 from .linears import linears
 
+# For each block the factors of its two branches, or None.
+DropPath = list[tuple[Tensor, Tensor] | None]
+
 
 def drop_path_factors(x: Tensor, rate: float) -> Tensor:
     """Factors (rows, 1, 1) for the rows of x (rows, T, D): 0 with probability `rate`, 1 / (1 - rate) else."""
@@ -246,18 +249,33 @@ class WindowedDinov2(nn.Module):
         last = max(len(self.layers) - 1, 1)
         return [rate * index / last for index in range(len(self.layers))]
 
-    def forward(self, pixel_values: Tensor, drop_path_rate: float | None = None) -> list[Tensor]:
+    def drop_path(self, batch_size: int, rate: float | None = None) -> DropPath | None:
+        """Factors of the residual branches for one pass in training, by block, or None where nothing is dropped.
+
+        They are made outside of `forward`, so that a compiled one serves all rates.
+
+        Args:
+            batch_size: Images of the pass.
+            rate: See `block_rates`.
+        """
+        rates, like = self.block_rates(rate), self.embeddings.position_embeddings
+        if not self.training or not any(rates):
+            return None
+        rows = like.new_empty(batch_size * self.windows**2)
+        return [
+            (drop_path_factors(rows, rate), drop_path_factors(rows, rate)) if rate else None
+            for rate in rates[: self.taps[-1]]
+        ]
+
+    def forward(self, pixel_values: Tensor, drop_path: DropPath | None = None) -> list[Tensor]:
         """(B, 3, H, W) -> maps (B, D, h, w), h and w being H and W over the patch size.
 
-        `drop_path_rate`: see `block_rates`; of no effect in evaluation.
+        `drop_path`: what the method of that name gives.
         """
-        rates = self.block_rates(drop_path_rate)
         height, width = (side // self.patch_size for side in pixel_values.shape[-2:])
         tokens, maps = self.embeddings(pixel_values), []
         for number, layer in enumerate(self.layers[: self.taps[-1]], start=1):
-            rate = rates[number - 1] if self.training else 0.0
-            factors = (drop_path_factors(tokens, rate), drop_path_factors(tokens, rate)) if rate else None
-            tokens = layer(tokens, factors)
+            tokens = layer(tokens, drop_path[number - 1] if drop_path else None)
             if number in self.taps:
                 patches = self.layernorm(tokens)[:, 1:]
                 maps.append(join_windows(patches, self.windows, height, width).permute(0, 3, 1, 2))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import attend
 from .configuration_rfdetr import RFDETRConfig
@@ -295,7 +296,7 @@ class DeformableAttention(nn.Module):
         return reduce(torch.add, parts).unflatten(0, (batch, self.heads)).flatten(1, 2).transpose(1, 2)
 
 
-class RFDETRDecoderLayer(nn.Module):
+class RFDETRDecoderLayer(GradientCheckpointingLayer):
     """Self-attention inside a group, deformable cross-attention, feed-forward; norms after each."""
 
     def __init__(self, config: RFDETRConfig) -> None:

@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
 from ..losses.keypoints import KEYPOINT_CHANNELS, KeypointTerms
-from .backbone import RFDETRViTLayer
+from .backbone import DropPath, RFDETRViTLayer
 from .configuration_rfdetr import RFDETRConfig
 from .decoder import (
     DECODER_NORM_EPS,
@@ -107,12 +106,9 @@ class KeypointQueries(nn.Module):
         return gate * self.out_proj((1 + scale) * normed + shift) + self.queries
 
 
-class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer, GradientCheckpointingLayer):
+class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer):
     """The layer of the detector, and behind it for the keypoints: attention among a query and its keypoints, deformable
     cross-attention at the query's box, feed-forward; norms after each.
-
-    In training the keypoints of all groups are the largest activations of the model, so that gradient checkpointing
-    covers these layers too.
     """
 
     def __init__(self, config: RFDETRConfig) -> None:
@@ -264,10 +260,10 @@ class RFDETRKeypointBackbone(RFDETRBackbone):
         super().__init__(config)
         self.cross_attn_projector = MultiScaleProjector(config)
 
-    def forward(self, pixel_values: Tensor, drop_path_rate: float | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, pixel_values: Tensor, drop_path: DropPath | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """(B, 3, H, W) -> the levels of both projectors, (B, d_model, h_l, w_l) each."""
         self._check(pixel_values)
-        taps = self.vit(pixel_values, drop_path_rate)
+        taps = self.vit(pixel_values, drop_path)
         return self.projector(taps), self.cross_attn_projector(taps)
 
 
@@ -330,10 +326,10 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
         pixel_values: Tensor,
         pixel_mask: Tensor | None,
         every_layer: bool,
-        drop_path_rate: float | None = None,
+        drop_path: DropPath | None = None,
         need_weights: bool = False,
     ) -> DetectorStates:
-        maps, keypoint_maps = self.backbone[0](pixel_values, drop_path_rate)
+        maps, keypoint_maps = self.backbone[0](pixel_values, drop_path)
         memory = flatten_levels(maps, pixel_mask)
         tokens = join_maps(keypoint_maps)
         proposals, references, queries = self._queries(memory)
@@ -354,23 +350,26 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
         self, states: DetectorStates, pixel_values: Tensor, pixel_mask: Tensor | None, supervised: bool
     ) -> list[LayerOutput]:
         layers = super()._layers(states, pixel_values, pixel_mask, supervised)
-        *earlier, last = (  # (B, Q, N, 8) of each decoder layer
-            place_keypoints(self.keypoint_embed(each), states.references) for each in states.decoder.keypoints
-        )
+        deltas = self.keypoint_embed(torch.stack(states.decoder.keypoints))  # (n, B, Q, N, 8)
+        *earlier, last = self._padded(place_keypoints(deltas, states.references)).unbind()
         keypoints = [last, *earlier]
         if supervised:
             deltas = self.transformer.propose_keypoints(states.proposals.features, self._groups)
-            keypoints.append(place_keypoints(deltas, states.proposals.boxes))
-        return [self._with_keypoints(*each) for each in zip(layers, keypoints, strict=True)]
+            keypoints.append(self._padded(place_keypoints(deltas, states.proposals.boxes)))
+        classes, complete = len(self.config.num_keypoints_per_class), []
+        for layer, own in zip(layers, keypoints, strict=True):
+            boost = own.unflatten(2, (classes, -1))[..., _CLASS_CHANNEL].sum(-1)  # (B, Q, classes)
+            boost = F.pad(boost, (0, layer.logits.shape[-1] - classes))
+            complete.append(layer._replace(logits=layer.logits + boost, keypoints=own))
+        return complete
 
-    def _with_keypoints(self, layer: LayerOutput, keypoints: Tensor) -> LayerOutput:
-        parts = keypoints.split(self.config.num_keypoints_per_class, dim=2)  # of (B, Q, N, 8)
-        slots = max(self.config.num_keypoints_per_class)
-        # (B, Q, classes * K, 8)
-        padded = torch.cat([F.pad(part, (0, 0, 0, slots - part.shape[2])) for part in parts], 2)
-        boost = padded.unflatten(2, (len(parts), slots))[..., _CLASS_CHANNEL].sum(-1)  # (B, Q, classes)
-        boost = F.pad(boost, (0, layer.logits.shape[-1] - len(parts)))
-        return layer._replace(logits=layer.logits + boost, keypoints=padded)
+    def _padded(self, keypoints: Tensor) -> Tensor:
+        """(..., N, 8) -> (..., classes * K, 8)."""
+        schema = self.config.num_keypoints_per_class
+        if len(set(schema)) == 1:
+            return keypoints
+        parts = keypoints.split(schema, dim=-2)
+        return torch.cat([F.pad(part, (0, 0, 0, max(schema) - part.shape[-2])) for part in parts], -2)
 
     def _output_fields(self, states: DetectorStates, layers: list[LayerOutput]) -> dict[str, Any]:
         fields = super()._output_fields(states, layers)
@@ -388,10 +387,10 @@ def place_keypoints(deltas: Tensor, boxes: Tensor) -> Tensor:
     Numbers that are not finite count as 0.
 
     Args:
-        deltas: (B, Q, N, 8).
+        deltas: (..., B, Q, N, 8).
         boxes: (B, Q, 4).
     """
     deltas = deltas.to(geometry_dtype(torch.promote_types(deltas.dtype, boxes.dtype)))
     deltas = deltas.masked_fill(~deltas.isfinite(), 0)
-    boxes = boxes.to(deltas.dtype)[:, :, None]
+    boxes = boxes.to(deltas.dtype)[:, :, None]  # (B, Q, 1, 4)
     return torch.cat([deltas[..., :2] * boxes[..., 2:] + boxes[..., :2], deltas[..., 2:]], -1)

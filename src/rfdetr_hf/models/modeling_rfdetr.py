@@ -10,7 +10,7 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
-from .backbone import RFDETRViTLayer, WindowedDinov2
+from .backbone import DropPath, RFDETRViTLayer, WindowedDinov2
 from .configuration_rfdetr import RFDETRConfig
 from .decoder import (
     DecoderStates,
@@ -160,7 +160,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         return tuple(self.loss_function.coefficients)
 
     def enable_activation_checkpointing(self) -> None:
-        """Recompute the encoder's blocks, and the decoder's where they have keypoints, in the backward pass."""
+        """Recompute the blocks of encoder and decoder in the backward pass."""
         # Transformers renames the method in version 6.
         name = "activation_checkpointing_enable"
         getattr(self, name if hasattr(self, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
@@ -234,7 +234,8 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         supervised = self.training or labels is not None
         every_layer = supervised and self.config.auxiliary_loss
         need_weights = self.config.output_attentions if output_attentions is None else output_attentions
-        states = self._decode(pixel_values, pixel_mask, every_layer, drop_path_rate, bool(need_weights))
+        drop_path = self.vit.drop_path(len(pixel_values), drop_path_rate)
+        states = self._decode(pixel_values, pixel_mask, every_layer, drop_path, bool(need_weights))
         layers = self._layers(states, pixel_values, pixel_mask, supervised)
         fields = self._output_fields(states, layers)
         if labels is not None:
@@ -261,10 +262,10 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         pixel_values: Tensor,
         pixel_mask: Tensor | None,
         every_layer: bool,
-        drop_path_rate: float | None = None,
+        drop_path: DropPath | None = None,
         need_weights: bool = False,
     ) -> DetectorStates:
-        maps = self.backbone[0](pixel_values, drop_path_rate)
+        maps = self.backbone[0](pixel_values, drop_path)
         memory = flatten_levels(maps, pixel_mask)
         proposals, references, queries = self._queries(memory)
         queries = queries.expand(references.shape[0], -1, -1)
@@ -289,11 +290,11 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         self, states: DetectorStates, pixel_values: Tensor, pixel_mask: Tensor | None, supervised: bool
     ) -> list[LayerOutput]:
         """Predictions of the last decoder layer, and if `supervised` those of the earlier ones and of the encoder."""
-        logits, boxes = self.class_embed(states.hidden_states), self._boxes(states)
-        layers = [LayerOutput("", logits[-1], boxes[-1])]  # of (n, B, Q, C) and (n, B, Q, 4)
+        # Of (n, B, Q, C) and (n, B, Q, 4).
+        *earlier, last = zip(self.class_embed(states.hidden_states).unbind(), self._boxes(states).unbind(), strict=True)
+        layers = [LayerOutput("", *last)]
         if supervised:
-            for index in range(len(logits) - 1):
-                layers.append(LayerOutput(f"_{index}", logits[index], boxes[index]))
+            layers += [LayerOutput(f"_{index}", *each) for index, each in enumerate(earlier)]
             layers.append(LayerOutput("_enc", states.proposals.logits, states.proposals.boxes))
         return layers
 

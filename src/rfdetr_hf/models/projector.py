@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .backbone import WindowedDinov2
+from .backbone import DropPath, WindowedDinov2
 from .configuration_rfdetr import RFDETRConfig
 from .initialization import init_norm, init_torch_default, with_init
 
@@ -118,14 +118,14 @@ class RFDETRBackbone(nn.Module):
         """The encoder itself."""
         return cast(WindowedDinov2, self.encoder["encoder"])
 
-    def forward(self, pixel_values: Tensor, drop_path_rate: float | None = None) -> list[Tensor]:
+    def forward(self, pixel_values: Tensor, drop_path: DropPath | None = None) -> list[Tensor]:
         """(B, 3, H, W) -> one map (B, d_model, h_l, w_l) for each level.
 
         Raises:
             ValueError: if the input is no batch of images or its sides are not multiples of `size_divisor`.
         """
         self._check(pixel_values)
-        return self.projector(self.vit(pixel_values, drop_path_rate))
+        return self.projector(self.vit(pixel_values, drop_path))
 
     def _check(self, pixel_values: Tensor) -> None:
         shape = tuple(pixel_values.shape)

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.audit import count_split
+from ..losses.matcher import matching_by
 from ..models.configuration_rfdetr import RFDETRConfig
 from .checkpoint.weights import Weights
 from .parallel import Parallel
@@ -66,7 +67,7 @@ def _device(args: RFDETRTrainingArguments, accelerator: Accelerator, parallel: P
         name = f"{torch.cuda.get_device_name(device)} ({device}, {memory:.0f} GB)"
     several = f", {accelerator.num_processes} processes ({parallel.name})" if accelerator.num_processes > 1 else ""
     computed = "float32" if args.mixed_precision == "no" else f"{args.mixed_precision} autocast, weights float32"
-    return f"{name}{several}; {computed}"
+    return f"{name}{several}; {computed}; matching by {matching_by(device)}"
 
 
 def _model(model: Any, weights: Weights) -> str:

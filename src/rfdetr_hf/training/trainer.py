@@ -53,7 +53,7 @@ from .record import RunRecord
 from .startup import startup_lines
 from .state import RunState
 from .status import FINISHED, PREEMPTED
-from .update import StepResult, loss_divisors, update_weights
+from .update import StepResult, loss_divisors, out_of_memory, update_weights
 from .validation import Validation
 from .waiting import Batches, LoaderStuck, end_workers
 from .watchdog import Watchdog
@@ -344,7 +344,11 @@ class RFDETRTrainer(EvaluationMethods):
                 window = next(windows, None)
                 if window is None:
                     break
-                if self.training_step(window, state).preempted:
+                try:
+                    preempted = self.training_step(window, state).preempted
+                except torch.OutOfMemoryError as error:
+                    raise out_of_memory(error, self.args, max(self.scales)) from error
+                if preempted:
                     self._save_and_leave(due=True)
                 self._log_evaluate_save()
             self._fire("on_epoch_end")

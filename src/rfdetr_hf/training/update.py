@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..arguments.training import RFDETRTrainingArguments
 from .parallel import Parallel
 
 
@@ -57,6 +58,30 @@ def update_weights(parallel: Parallel, loss: Tensor, before_step: Callable[[], N
     else:
         parallel.skip()
     return Update(grad_norm, taken)
+
+
+def out_of_memory(error: torch.OutOfMemoryError, args: RFDETRTrainingArguments, side: int) -> torch.OutOfMemoryError:
+    """The error of a step for which a device had not the memory, with the arguments that help.
+
+    Args:
+        error: PyTorch's.
+        args: of the run.
+        side: of the largest images of a step, in pixels.
+    """
+    batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    ways = []
+    if batch > 1:
+        factor = next(n for n in range(2, batch + 1) if batch % n == 0)
+        ways.append(
+            f"per_device_train_batch_size={batch // factor} with gradient_accumulation_steps={accumulation * factor}, "
+            "which gives the same gradients"
+        )
+    if not args.gradient_checkpointing:
+        ways.append("gradient_checkpointing=True, which costs time")
+    if args.multi_scale != "off":
+        ways.append(f'multi_scale="off" or expanded_scales=False (the largest steps have images of {side} pixels)')
+    ways.append("a smaller resolution, freeze_backbone=True, or fewer query groups (group_detr)")
+    return torch.OutOfMemoryError(f"{error}\nWhat helps, best first: {'; '.join(ways)}.")
 
 
 def loss_divisors(boxes: Sequence[float], groups: int, processes: int, apart: bool) -> list[float]:
