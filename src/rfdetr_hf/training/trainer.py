@@ -53,7 +53,7 @@ from .record import RunRecord
 from .startup import startup_lines
 from .state import RunState
 from .status import FINISHED, PREEMPTED
-from .update import StepResult, loss_divisors, out_of_memory, update_weights
+from .update import StepResult, loss_divisors, out_of_memory_advice, update_weights
 from .validation import Validation
 from .waiting import Batches, LoaderStuck, end_workers
 from .watchdog import Watchdog
@@ -236,6 +236,7 @@ class RFDETRTrainer(EvaluationMethods):
             stack.callback(lambda: end_workers(getattr(self.train_loader, "_iterator", None)))
             stack.push(self._end_training)
             stack.enter_context(self.preemption)
+            stack.enter_context(out_of_memory_advice(self.args, max(self.scales)))
             try:
                 with self.preemption.interrupts():
                     self._prepare(resume)
@@ -344,11 +345,7 @@ class RFDETRTrainer(EvaluationMethods):
                 window = next(windows, None)
                 if window is None:
                     break
-                try:
-                    preempted = self.training_step(window, state).preempted
-                except torch.OutOfMemoryError as error:
-                    raise out_of_memory(error, self.args, max(self.scales)) from error
-                if preempted:
+                if self.training_step(window, state).preempted:
                     self._save_and_leave(due=True)
                 self._log_evaluate_save()
             self._fire("on_epoch_end")

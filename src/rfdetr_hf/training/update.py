@@ -1,7 +1,8 @@
 """The update of an optimizer step: clip, guard, step. The same for every launch."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -60,28 +61,32 @@ def update_weights(parallel: Parallel, loss: Tensor, before_step: Callable[[], N
     return Update(grad_norm, taken)
 
 
-def out_of_memory(error: torch.OutOfMemoryError, args: RFDETRTrainingArguments, side: int) -> torch.OutOfMemoryError:
-    """The error of a step for which a device had not the memory, with the arguments that help.
+@contextmanager
+def out_of_memory_advice(args: RFDETRTrainingArguments, side: int) -> Iterator[None]:
+    """Within it, the error of a device that has not the memory names the arguments that help.
 
     Args:
-        error: PyTorch's.
         args: of the run.
         side: of the largest images of a step, in pixels.
     """
-    batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    ways = []
-    if batch > 1:
-        factor = next(n for n in range(2, batch + 1) if batch % n == 0)
-        ways.append(
-            f"per_device_train_batch_size={batch // factor} with gradient_accumulation_steps={accumulation * factor}, "
-            "which gives the same gradients"
-        )
-    if not args.gradient_checkpointing:
-        ways.append("gradient_checkpointing=True, which costs time")
-    if args.multi_scale != "off":
-        ways.append(f'multi_scale="off" or expanded_scales=False (the largest steps have images of {side} pixels)')
-    ways.append("a smaller resolution, freeze_backbone=True, or fewer query groups (group_detr)")
-    return torch.OutOfMemoryError(f"{error}\nWhat helps, best first: {'; '.join(ways)}.")
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        ways = []
+        if batch > 1:
+            factor = next(n for n in range(2, batch + 1) if batch % n == 0)
+            ways.append(
+                f"per_device_train_batch_size={batch // factor} with gradient_accumulation_steps="
+                f"{accumulation * factor}, which gives the same gradients"
+            )
+        if not args.gradient_checkpointing:
+            ways.append("gradient_checkpointing=True, which costs time")
+        if args.multi_scale != "off":
+            ways.append(f'multi_scale="off" or expanded_scales=False (the largest steps have images of {side} pixels)')
+        ways.append("a smaller resolution, freeze_backbone=True, or fewer query groups (group_detr)")
+        ways.append("in an evaluation, a smaller per_device_eval_batch_size")
+        raise torch.OutOfMemoryError(f"{error}\nWhat helps, best first: {'; '.join(ways)}.") from error
 
 
 def loss_divisors(boxes: Sequence[float], groups: int, processes: int, apart: bool) -> list[float]:
