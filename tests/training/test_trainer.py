@@ -346,7 +346,12 @@ def test_out_of_memory_names_the_arguments_that_help(tmp_path, tiny_model, shape
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     arguments = quick_arguments(
-        tmp_path, per_device_train_batch_size=6, gradient_accumulation_steps=2, multi_scale="per_batch", max_steps=1
+        tmp_path,
+        per_device_train_batch_size=6,
+        gradient_accumulation_steps=2,
+        multi_scale="per_batch",
+        max_steps=1,
+        eval_strategy="no",
     )
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 2.00 GiB") as raised:
         Full(tiny_model(), arguments, shapes).train()

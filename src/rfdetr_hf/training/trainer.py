@@ -227,7 +227,7 @@ class RFDETRTrainer(EvaluationMethods):
             raise ValueError("train() needs a train_dataset, given at construction")
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         resume = fetch_checkpoint(resume, self.args.hub_token)
-        with ExitStack() as stack:
+        with ExitStack() as stack, out_of_memory_advice(self.args, max(self.scales)):
             stack.enter_context(self.directory.session(resume, self.accelerator))
             stack.enter_context(self.watchdog)
             for close in [c.close for c in self.callback_handler.callbacks if hasattr(c, "close")]:
@@ -236,7 +236,6 @@ class RFDETRTrainer(EvaluationMethods):
             stack.callback(lambda: end_workers(getattr(self.train_loader, "_iterator", None)))
             stack.push(self._end_training)
             stack.enter_context(self.preemption)
-            stack.enter_context(out_of_memory_advice(self.args, max(self.scales)))
             try:
                 with self.preemption.interrupts():
                     self._prepare(resume)
