@@ -38,6 +38,9 @@ PUBLIC_NAMES = {
     "arguments.convert": ("ConvertArguments",),
     "arguments.data_convert": ("DataConvertArguments",),
     "arguments.preview": ("PreviewArguments",),
+    "arguments.audit": ("AuditArguments",),
+    "data.findings": ("audit_data",),
+    "evaluation.audit_page": ("write_audit_page",),
     "arguments.status": ("StatusArguments",),
     "arguments.launch": ("LaunchArguments",),
     "arguments.words": ("explain_verb",),
@@ -113,6 +116,9 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .arguments.convert import ConvertArguments as ConvertArguments
     from .arguments.data_convert import DataConvertArguments as DataConvertArguments
     from .arguments.preview import PreviewArguments as PreviewArguments
+    from .arguments.audit import AuditArguments as AuditArguments
+    from .data.findings import audit_data as audit_data
+    from .evaluation.audit_page import write_audit_page as write_audit_page
     from .arguments.status import StatusArguments as StatusArguments
     from .arguments.launch import LaunchArguments as LaunchArguments
     from .arguments.words import explain_verb as explain_verb

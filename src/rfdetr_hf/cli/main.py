@@ -19,6 +19,7 @@ VERBS = {
     "predict": "find objects on images, folders, videos and data sets",
     "demo": "a page to try a model on, here or as a Space",
     "export": "write a trained model as ONNX or as a torch.export program",
+    "data audit": "what is odd about a data set: files, copies, boxes, classes",
     "data preview": "the training images as the model will see them",
     "data convert": "write a data set as shards or as a folder",
     "convert": "turn official checkpoints into folders, and back",

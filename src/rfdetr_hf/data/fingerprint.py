@@ -12,6 +12,7 @@ import pyarrow.compute
 from datasets import Dataset
 
 from .errors import DetectionDataError
+from .scan import known_digest
 from .schema import class_names
 from .shards.dataset import ShardedDataset
 
@@ -141,6 +142,8 @@ def _hash_image(image: Mapping[str, Any] | None) -> bytes:
         return b"none "
     if image["bytes"] is not None:
         return hashlib.sha256(image["bytes"]).digest()
+    if (known := known_digest(image["path"])) is not None:
+        return known
     digest = hashlib.sha256()
     try:
         with open(image["path"], "rb") as file:

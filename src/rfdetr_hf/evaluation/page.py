@@ -89,10 +89,21 @@ def picture(path: Path, caption: str = "", kind: str = "") -> str:
         caption: a text below it.
         kind: "chart" for colours that follow the screen's, "wide chart" for one that is moved on a small screen.
     """
-    media = "png" if path.suffix == ".png" else "jpeg"
-    data = base64.b64encode(path.read_bytes()).decode()
+    return figure(path.read_bytes(), "png" if path.suffix == ".png" else "jpeg", path.stem, caption, kind)
+
+
+def figure(content: bytes, media: str, name: str, caption: str = "", kind: str = "") -> str:
+    """As `picture`, of bytes in memory.
+
+    Args:
+        content: of a file.
+        media: "png" or "jpeg".
+        name: what a reader is told who does not see it.
+        caption, kind: as of `picture`.
+    """
+    data = base64.b64encode(content).decode()
     style = " class='chart'" if kind else ""
-    image = f"<img{style} alt='{text(path.stem)}' src='data:image/{media};base64,{data}'>"
+    image = f"<img{style} alt='{text(name)}' src='data:image/{media};base64,{data}'>"
     image = f"<div class='pan'>{image}</div>" if kind.startswith("wide") else image
     below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     return f"<figure>{image}{below}</figure>"

@@ -2,10 +2,10 @@
 
 import difflib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments
@@ -13,7 +13,8 @@ from transformers.trainer_callback import EarlyStoppingCallback
 
 from ..arguments.metric_names import competing_names, larger_wins, without_raw
 from ..arguments.training import RFDETRTrainingArguments
-from ..data.audit import audit_dataset
+from ..data.audit import raise_faults
+from ..data.findings import audit_data
 from ..data.schema import class_names, has_object_field, keypoint_schema, label_table, max_objects
 from ..data.shards.dataset import ShardedDataset
 from ..models.adapters import adapted_layers
@@ -180,16 +181,27 @@ def _check_objects(model: Any, split: str, dataset: Dataset) -> None:
         )  # fmt: skip
 
 
-def audit_splits(splits: Mapping[str, Dataset], audit: str, accelerator: Accelerator) -> None:
-    """Look at the data as the argument `audit` says, on the main process, and log what was seen.
+def audit_splits(splits: Mapping[str, Dataset], audit: str, config: Any) -> None:
+    """Look at the data as the argument `audit` says, and log what was seen.
+
+    Args:
+        splits: of the run, by the names of `named_splits`.
+        audit: "full", "headers" or "off".
+        config: of the model.
 
     Raises:
         DetectionDataError: an image cannot be read.
     """
-    if accelerator.is_main_process:
-        for split, dataset in splits.items() if audit != "off" else ():
-            name = split.removesuffix("_dataset")
-            logger.info("%s", audit_dataset(dataset, split=name, decode=audit == "full"))
-        if audit == "off":
-            logger.info("%s", label_table(splits["train_dataset"]))
-    accelerator.wait_for_everyone()
+    if audit == "off":
+        logger.info("%s", label_table(splits["train_dataset"]))
+        return
+    named = {name.removesuffix("_dataset"): dataset for name, dataset in splits.items()}
+    found = audit_data(named, decode=audit == "full", num_queries=config.num_queries, resolution=config.resolution)
+    for name, scan in found.scans.items():
+        raise_faults(name, scan)
+        logger.info("%s", found.reports[name])
+        if scan.is_sample:
+            logger.warning("%s: %d of %d pictures were looked at, evenly spaced", name, len(scan.rows), scan.total)
+    for each in found.findings:
+        such_as = f", such as {os.path.basename(each.examples[0].name)}" if each.examples else ""
+        logger.log(logging.WARNING if each.serious else logging.INFO, "%s: %s%s", each.split, each.text, such_as)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,6 +34,7 @@ SUPPORTED = (
     DistributedType.DEEPSPEED,
 )
 Result = TypeVar("Result")
+BEAT = 5.0  # seconds from one word of a busy main process to the next
 
 
 def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
@@ -86,6 +88,36 @@ def on_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
         except Exception as error:  # noqa: BLE001 - raised by all processes below
             outcome[1] = error if accelerator.num_processes == 1 else _sendable(error)
     result, error = broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    return result
+
+
+def patiently_on_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
+    """As `on_main`, for what may take longer than `ddp_timeout`: the others hear from the main process meanwhile.
+
+    The work runs on a thread of the main process, so it may use no collective operation.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    outcome: list[Any] = [None, None, False]
+
+    def run() -> None:
+        try:
+            outcome[0] = work()
+        except Exception as error:  # noqa: BLE001 - raised by all processes below
+            outcome[1] = _sendable(error)
+
+    thread = threading.Thread(target=run, name="work of the main process", daemon=True)
+    if accelerator.is_main_process:
+        thread.start()
+    while True:
+        if accelerator.is_main_process:
+            thread.join(BEAT)
+            outcome[2] = not thread.is_alive()
+        result, error, done = broadcast_object_list(list(outcome) if outcome[2] else [None, None, False])
+        if done:
+            break
     if error is not None:
         raise error
     return result

@@ -50,7 +50,8 @@ def draw_preview(
     scales = compute_scales(config.resolution, backbone.patch_size, backbone.num_windows, args.expanded_scales)
     args = args.for_run("detection")
     args.dataloader_num_workers = 0
-    loader: Any = build_train_loader(dataset, args, config, scales, PartialState(cpu=True), augmentation)
+    alone: Any = PartialState(cpu=True)
+    loader: Any = build_train_loader(dataset, args, config, scales, alone, augmentation)
     loader.batch_sampler.set_epoch(epoch)
     pictures, accumulation = [], args.gradient_accumulation_steps
     step = epoch * (len(loader) // accumulation)

@@ -76,7 +76,7 @@ def open_image(example: Mapping[str, Any]) -> Iterator[Image.Image]:
         return
     with _opened(value, name) as image:
         with _named_faults(name):
-            if _orientation_before_load(image) != 1 or image.format != "JPEG" or image.mode != "RGB":
+            if orientation_tag(image) != 1 or image.format != "JPEG" or image.mode != "RGB":
                 image.load()
                 image = _to_rgb(_turned(image, frame, name), example.get("value_range"))
             else:
@@ -97,7 +97,7 @@ def image_size(value: Any, example: Mapping[str, Any]) -> tuple[int, int]:
         return value.size
     name = _name(value, example)
     with _opened(value, name) as image, _named_faults(name):
-        return _shown(image.size, _orientation_before_load(image))
+        return _shown(image.size, orientation_tag(image))
 
 
 def check_image(example: Mapping[str, Any], *, decode: bool) -> bool:
@@ -112,7 +112,7 @@ def check_image(example: Mapping[str, Any], *, decode: bool) -> bool:
     """
     value, name = example["image"], _name(example["image"], example)
     with _opened(value, name) as image, _named_faults(name):
-        _must_turn(image.size, _orientation_before_load(image), _frame(example), name)
+        _must_turn(image.size, orientation_tag(image), _frame(example), name)
         if decode:
             # An eighth of the size in grey: libjpeg still walks through the whole stream, so a cut is noticed.
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
@@ -188,7 +188,8 @@ def _shown(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return (size[1], size[0]) if orientation in _SIDEWAYS else size
 
 
-def _orientation_before_load(image: Image.Image) -> int:
+def orientation_tag(image: Image.Image) -> int:
+    """The EXIF orientation of an image that is not decoded, and stays so; 1 for as stored."""
     # Asking a PNG without an EXIF chunk decodes it all, and Pillow turns TIFF images by itself when it loads them.
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1

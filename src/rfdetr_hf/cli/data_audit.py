@@ -1,0 +1,47 @@
+"""`rfdetr-hf data audit DATA`: what is odd about a data set."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import AuditArguments, DataArguments, ModelArguments, parse_arguments
+from .data_preview import model_of
+
+TYPES = (AuditArguments, ModelArguments, DataArguments)
+
+DESCRIPTION = """Look at every picture and box of a data set: counts, files that are missing,
+damaged or in no split, copies within and between splits, boxes that are too
+small, outside or there twice, classes that are rare or in one split alone.
+
+  rfdetr-hf data audit DATA
+  rfdetr-hf data audit my/data --html audit.html --near_duplicates
+  rfdetr-hf data audit my/data --model seg-nano --strict
+
+MODEL gives the resolution and the number of queries to compare with. Pictures
+that have not changed since the last audit are not read again."""
+
+
+def main(argv: Sequence[str], prog: str = "rfdetr-hf data audit") -> int:
+    """Print the findings; returns 1 with --strict where some are serious."""
+    args, model_args, data_args = parse_arguments(TYPES, argv, prog, DESCRIPTION, {"dataset_name": "DATA"})
+    for name in ("html", "json"):
+        path = getattr(args, name)
+        if path is not None and Path(path).exists() and not args.overwrite:
+            raise FileExistsError(f"--{name} {path} exists; choose another name, or replace it with --overwrite")
+    data_args.require_source()
+    from .. import audit_data, load_detection_dataset, log_to_console, write_audit_page
+
+    log_to_console()
+    config, task = model_of(model_args)
+    loaded = load_detection_dataset(**data_args.load_options(data_args.task or task))
+    splits = {str(name): split for name, split in loaded.items()}
+    audit = audit_data(
+        splits, num_queries=config.num_queries, resolution=config.resolution, decode=not args.headers,
+        near=args.near_duplicates, sample=args.sample,
+    )  # fmt: skip
+    print(audit)
+    if args.json is not None:
+        Path(args.json).write_text(json.dumps(audit.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if args.html is not None:
+        write_audit_page(audit, splits, args.html)
+    return 1 if args.strict and audit.serious else 0
