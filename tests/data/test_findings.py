@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from rfdetr_hf import audit_data, load_detection_dataset, make_shapes_dataset, write_audit_page
+from rfdetr_hf import audit_data, convert_dataset, load_detection_dataset, make_shapes_dataset, write_audit_page
 from rfdetr_hf.cli.main import main
 from rfdetr_hf.data import scan
 from rfdetr_hf.data.findings import find_in_annotations
@@ -185,6 +185,14 @@ def test_one_reading_gives_the_checksum_too(folder, tmp_path, monkeypatch):
     monkeypatch.undo()
     shutil.copy(folder / "train/train0.jpg", folder / "train/train5.jpg")
     assert data_hash(splits) != expected, "a file that has changed since is read"
+
+
+def test_shards_are_counted_by_their_index(folder, tmp_path):
+    splits = load_detection_dataset(folder)
+    convert_dataset(splits, tmp_path / "shards", "parquet", 1)
+    found = audit_data(load_detection_dataset(tmp_path / "shards"), cache_dir=tmp_path / "cache")
+    assert found.findings == [] and found.reports["train"].num_boxes == 24
+    assert "not read" in str(found) and not len(found.scans["train"].rows)
 
 
 def test_a_sample_says_its_size(folder, tmp_path):

@@ -17,6 +17,7 @@ from datasets import Dataset
 from .audit import LARGE, AuditReport, count_split
 from .images import IMAGE_SUFFIXES, is_hidden
 from .scan import Scan, scan_pictures
+from .shards.dataset import ShardedDataset
 
 __all__ = ["DataAudit", "Example", "Finding", "audit_data", "find_in_annotations"]
 
@@ -100,8 +101,8 @@ class DataAudit:
         lines = [f"{'split':<12}{'images':>9}{'background':>12}{'boxes':>10}{'crowds':>8}{'max':>6}  pictures"]
         for name, report in self.reports.items():
             share, scan = 100 * report.num_empty_images / max(report.num_images, 1), self.scans[name]
-            seen = "decoded" if scan.decoded else "headers"
-            seen = f"{seen}, {len(scan.rows)} of them" if scan.is_sample else seen
+            seen = "decoded" if scan.decoded else "headers" if len(scan.rows) else "not read"
+            seen = f"{seen}, {len(scan.rows)} of them" if scan.is_sample and len(scan.rows) else seen
             lines.append(
                 f"{name:<12}{report.num_images:>9}{share:>11.0f}%{report.num_boxes:>10}{report.num_crowds:>8}"
                 f"{report.max_boxes:>6}  {seen}"
@@ -133,6 +134,8 @@ def audit_data(
 ) -> DataAudit:
     """Look at everything that can be wrong with a data set without training on it.
 
+    Of shards only what their index counts is compared: their pictures and boxes are looked at when they are read.
+
     Args:
         splits: by name, in the schema of `load_detection_dataset`.
         num_queries: of the model; fuller images are a finding.
@@ -143,15 +146,18 @@ def audit_data(
         cache_dir: see `scan_pictures`.
     """
     scans = {
-        name: scan_pictures(split, decode=decode, near=near, sample=sample, cache_dir=cache_dir)
+        name: Scan(np.zeros(0, np.int64), len(split), (), decoded=False)
+        if isinstance(split, ShardedDataset)
+        else scan_pictures(split, decode=decode, near=near, sample=sample, cache_dir=cache_dir)
         for name, split in splits.items()
     }
     reports = {name: count_split(split, name, decode) for name, split in splits.items()}
     found: list[Finding] = []
-    for name, split in splits.items():
+    listed = {name: split for name, split in splits.items() if not isinstance(split, ShardedDataset)}
+    for name, split in listed.items():
         found += find_in_annotations(split, name, reports[name], num_queries, resolution)
         found += _faults(name, scans[name])
-    found += _between_splits(reports) + _copies(scans, near) + _unreferenced(splits)
+    found += _between_splits(reports) + _copies(scans, near) + _unreferenced(listed)
     return DataAudit(reports, scans, sorted(found, key=lambda each: not each.serious))
 
 
