@@ -262,8 +262,7 @@ class RFDETRTrainer(EvaluationMethods):
         self.directory.begin(self.accelerator, *self.weights.sizes(), self.args.save_total_limit)
         self.validation.forget_lost_best(self.state)
         with self.watchdog.during("audit of the data"):
-            looked_at = self.splits, self.args.audit, self.model.config
-            patiently_on_main(lambda: audit_splits(*looked_at), self.accelerator)
+            patiently_on_main(lambda: audit_splits(self.splits, self.args.audit, self.model.config), self.accelerator)
         with self.watchdog.during("checksum of the data"):
             recorded = self.args, self.model.config, self.splits, self.accelerator
             text = patiently_on_main(lambda: self.record.to_yaml(*recorded), self.accelerator)
