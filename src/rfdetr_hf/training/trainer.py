@@ -36,7 +36,7 @@ from .checkpoint.run_directory import RunDirectory
 from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
 from .checks import audit_splits, check_kinds, check_run, named_splits
-from .distributed import allow_tf32, build_accelerator, on_main, patiently_on_main, replace_precision
+from .distributed import allow_tf32, build_accelerator, patiently_on_main, replace_precision
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .evaluation_methods import EvaluationMethods
@@ -265,8 +265,7 @@ class RFDETRTrainer(EvaluationMethods):
             patiently_on_main(lambda: audit_splits(self.splits, self.args.audit, self.model.config), self.accelerator)
         with self.watchdog.during("checksum of the data"):
             recorded = self.args, self.model.config, self.splits, self.accelerator
-            text = patiently_on_main(lambda: self.record.to_yaml(*recorded), self.accelerator)
-            on_main(lambda: self.directory.write_arguments(text), self.accelerator)
+            patiently_on_main(lambda: self.directory.write_arguments(self.record.to_yaml(*recorded)), self.accelerator)
             self.pictures.labels(self.splits)
         if self.accelerator.is_main_process:
             of_the_run = self.args, self.state, self.accelerator, self.parallel, self.weights, self.splits
