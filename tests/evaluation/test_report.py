@@ -3,9 +3,10 @@ import io
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, List
+from datasets import ClassLabel, Dataset, List
 from helpers.coco_cases import random_coco
 from PIL import Image
 
@@ -200,3 +201,22 @@ def test_keypoints_are_scored_with_the_sigmas_of_the_data_set():
         for sigmas in (None, of_data, halved)
     ]
     assert maps[0] == maps[1] > maps[2]
+
+
+@pytest.mark.parametrize(("learnt", "value"), [(None, 250), ((0.0, 65535.0), 3)])
+def test_pictures_of_16_bits_have_the_range_that_the_model_learnt(learnt, value):
+    content = io.BytesIO()
+    Image.fromarray(np.full((64, 64), 1000, np.uint16)).save(content, "png")
+    shapes = make_shapes_dataset(1, image_size=64)
+    row = shapes[0] | {"image": {"path": None, "bytes": content.getvalue()}}
+    seen = []
+
+    class Detector:
+        value_range = learnt
+
+        def __call__(self, images):
+            seen.extend(np.asarray(image).max() for image in images)
+            return [{"scores": torch.zeros(0), "labels": torch.zeros(0).long(), "boxes": torch.zeros(0, 4)}]
+
+    evaluate_detector(Detector(), Dataset.from_list([row], features=shapes.features))
+    assert seen == [value]

@@ -253,6 +253,7 @@ def test_a_picture_of_16_bits_has_one_range_for_all_of_its_tiles(tiny_model, tmp
     model.register_forward_pre_hook(lambda m, a, kwargs: seen.append(kwargs["pixel_values"].clone()), with_kwargs=True)
     processor = RFDETRImageProcessor(size={"height": 64, "width": 64}, do_normalize=False, value_range=[0, 4095])
     detect = TiledDetector(ImageDetector(model, processor), 64, overlap=0.0)
+    assert detect.value_range == AugmentedDetector(detect).value_range == [0, 4095]
     dark = np.full((64, 128), 400, np.uint16)
     dark[:, 64:] = 60000
     Image.fromarray(dark).save(tmp_path / "deep.png")

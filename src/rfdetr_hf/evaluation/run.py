@@ -170,7 +170,8 @@ def evaluate_detector(
     """Runs a detector over a data set and scores it.
 
     Args:
-        detect: PIL images -> detections in pixels of each image, with the labels of the data set; see `inference`.
+        detect: PIL images -> detections in pixels of each image, with the labels of the data set; see `inference`. Its
+            `value_range`, where it has one, is that of pictures with more than 8 bits.
         dataset: one split as `load_detection_dataset` gives it.
         batch_size: images given to `detect` at once.
         iou_types: "bbox", "segm", "keypoints".
@@ -188,11 +189,14 @@ def evaluate_detector(
     """
     check_output(output_dir, report)
     rows = undecoded(dataset.with_format(None))
+    # Pictures of more than 8 bits are shown as the model learnt them, not as this data set alone would have them.
+    learnt = getattr(detect, "value_range", None)
+    shown: dict[str, Any] = {"value_range": learnt} if learnt else {}
     evaluator = CocoEvaluator(dataset, max_dets, iou_types=iou_types, sigmas=sigmas, backend=backend)
 
     def detect_rows(start: int) -> tuple[list[Any], Sequence[Found]]:
         batch = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
-        found = detect([decode_image(row) for row in batch])
+        found = detect([decode_image(row | shown) for row in batch])
         if progress is not None:
             progress(start + len(batch), len(rows))
         return [row["image_id"] for row in batch], found

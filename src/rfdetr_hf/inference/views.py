@@ -111,6 +111,11 @@ class TiledDetector:
         self.detect, self.tile, self.overlap, self.iou = detect, tile, overlap, iou
         self.top_k, self.batch_size = top_k, batch_size
 
+    @property
+    def value_range(self) -> Sequence[float] | None:
+        """As of the detector that is wrapped."""
+        return getattr(self.detect, "value_range", None)
+
     def __call__(self, images: Sequence[Image.Image]) -> list[Found]:
         """Merged detections of each image, best first; images as for the detector that is wrapped."""
         # At the door: a tile has no tag that says how the picture is turned, and not the range of all of it.
