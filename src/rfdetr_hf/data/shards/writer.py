@@ -27,7 +27,7 @@ from .index import FORMATS, INDEX, Shard, shard_metadata, write_index
 MAX_ROWS = 10_000
 """Rows of a shard at most; a shuffle mixes some shards at a time."""
 _BATCH = 64
-_GROUP_BYTES = 2 << 20  # one row costs a reader the row group that it lies in
+_GROUP_BYTES = 256 << 10  # one row costs a reader the row group that it lies in
 PICTURE = "picture"
 """The field of a tar file's JSON that holds the name of the picture."""
 
