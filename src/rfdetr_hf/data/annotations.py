@@ -169,6 +169,8 @@ class Annotations:
         file_name: one name or None per image.
         boxes: see `Boxes`.
         background: why images have no objects -> how many, where the source says why.
+        labelled: per image the classes that are labelled completely in it, None for all; None where that is so in all
+            images.
     """
 
     source: str
@@ -177,6 +179,7 @@ class Annotations:
     file_name: Sequence[str | None]
     boxes: Boxes
     background: Mapping[str, int] = field(default_factory=dict)
+    labelled: Sequence[Sequence[int] | None] | None = None
 
     def keep_images(self, keep: np.ndarray) -> tuple["Annotations", np.ndarray]:
         """The images of a boolean mask, and the indices of the boxes that are in them."""
@@ -185,7 +188,9 @@ class Annotations:
         boxes = self.boxes.select(inside)
         boxes = replace(boxes, row=np.searchsorted(rows, boxes.row))
         names = [self.file_name[row] for row in rows.tolist()]
-        return replace(self, image_id=self.image_id[rows], size=self.size[rows], file_name=names, boxes=boxes), inside
+        labelled = None if self.labelled is None else [self.labelled[row] for row in rows.tolist()]
+        kept = replace(self, image_id=self.image_id[rows], size=self.size[rows], file_name=names, labelled=labelled)
+        return replace(kept, boxes=boxes), inside
 
 
 def class_table(names: Mapping[int, str], class_names: Sequence[str] | None, source: str) -> Labels:
@@ -228,6 +233,21 @@ def map_ids(values: np.ndarray, ids: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.where(table[found] == values, found, -1)
 
 
+def label_sets(
+    values: Sequence[Sequence[int] | None] | None, ids: Sequence[int] | np.ndarray
+) -> list[list[int] | None] | None:
+    """The labels of classes that are labelled in each image, sorted; those that are not in the table are left out.
+
+    Args:
+        values: per image ids of classes, or None for all.
+        ids: of the classes in the order of the labels.
+    """
+    if values is None:
+        return None
+    position = {int(i): label for label, i in enumerate(ids)}
+    return [None if own is None else sorted({position[i] for i in own if i in position}) for own in values]
+
+
 def name_box(annotations: Annotations, index: int) -> str:
     """How messages call one box."""
     boxes = annotations.boxes
@@ -247,7 +267,10 @@ def build_dataset(annotations: Annotations, labels: Labels, images: Dataset | pa
         split: name of the split.
     """
     masks = annotations.boxes.masks is not None
-    features = detection_features(labels.names, labels.ids, masks=masks, keypoints=labels.keypoints)
+    federated = annotations.labelled is not None
+    features = detection_features(
+        labels.names, labels.ids, masks=masks, keypoints=labels.keypoints, labelled_classes=federated
+    )
     columns = {
         "image_id": pa.array(annotations.image_id, pa.int64()),
         "width": pa.array(annotations.size[:, 0], pa.int32()),
@@ -255,6 +278,8 @@ def build_dataset(annotations: Annotations, labels: Labels, images: Dataset | pa
         "file_name": pa.array(annotations.file_name, pa.string()),
         "objects": _objects_array(annotations),
     }
+    if federated:
+        columns["labelled_classes"] = pa.array(annotations.labelled, pa.list_(pa.int32()))
     if isinstance(images, Dataset):
         rest = _dataset(columns, features, split)
         return concatenate_datasets([images, rest], axis=1, split=NamedSplit(split))

@@ -10,6 +10,9 @@ image_id  int64, unique in its split
 width     int32, of the frame that the boxes are in
 height    int32
 file_name string or null, as the source wrote it
+labelled_classes
+          only where not all classes are labelled in all images: list of int32, the labels that are labelled completely
+          in the image: where no box of such a class is, there is no such object. Null stands for all classes
 value_range only where pictures have more than 8 bits: float64 (low, high) of all of them together
 objects   parallel lists ``id`` int64, ``bbox`` float64 (x, y, w, h) in pixels, ``category``
           `ClassLabel` (contiguous, 0-based), ``area`` float64, ``iscrowd`` bool;
@@ -26,6 +29,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from .errors import DetectionDataError
@@ -42,8 +46,10 @@ __all__ = [
     "has_keypoints",
     "has_masks",
     "has_object_field",
+    "has_unlabelled_classes",
     "keypoint_schema",
     "label_table",
+    "labelled_images",
     "max_objects",
     "undecoded",
     "value_range",
@@ -64,6 +70,7 @@ def detection_features(
     *,
     masks: bool = False,
     keypoints: KeypointSchema | None = None,
+    labelled_classes: bool = False,
 ) -> Features:
     """The schema for these classes.
 
@@ -72,6 +79,7 @@ def detection_features(
         category_ids: the ids that the source gives these classes; 0, 1, 2… when left out.
         masks: whether objects have a ``segmentation``.
         keypoints: what the ``keypoints`` of objects are, if they have any.
+        labelled_classes: whether images say which classes are labelled in them.
 
     Raises:
         ValueError: the lists differ in length, or a name occurs twice.
@@ -93,6 +101,7 @@ def detection_features(
             "width": Value("int32"),
             "height": Value("int32"),
             "file_name": Value("string"),
+            **({"labelled_classes": List(Value("int32"))} if labelled_classes else {}),
             "objects": {
                 "id": List(Value("int64")),
                 "bbox": List(List(Value("float64"), length=4)),
@@ -171,6 +180,24 @@ def value_range(dataset: AnyDataset) -> tuple[float, float] | None:
         return None
     low, high = split.select_columns(["value_range"])[0]["value_range"]
     return float(low), float(high)
+
+
+def has_unlabelled_classes(dataset: AnyDataset) -> bool:
+    """Whether images say which classes are labelled in them, so that others are no negatives there."""
+    split = next(iter(dataset.values())) if isinstance(dataset, DatasetDict) else dataset
+    return "labelled_classes" in split.column_names
+
+
+def labelled_images(dataset: Dataset) -> np.ndarray | None:
+    """(K,) in how many images each class is labelled completely; None where all classes are in all images."""
+    if not has_unlabelled_classes(dataset):
+        return None
+    names = class_names(dataset)
+    column = dataset.select_columns(["labelled_classes"]).with_format("arrow")[:]["labelled_classes"]
+    counts = np.full(len(names), column.null_count)
+    for chunk in column.chunks:
+        counts += np.bincount(chunk.flatten().to_numpy(zero_copy_only=False).astype(np.int64), minlength=len(names))
+    return counts
 
 
 def max_objects(dataset: Any) -> int | None:

@@ -11,7 +11,7 @@ from datasets import Dataset, List, Value
 
 from .errors import DetectionDataError
 from .pipeline.pixels import find_value_range
-from .schema import has_keypoints
+from .schema import class_names, has_keypoints, labelled_images
 from .shards.dataset import ShardedDataset
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
             points = _objects(split).field("keypoints").flatten().flatten().to_numpy(zero_copy_only=False)
             if len(points) and not (points[2::3] > 0).any():
                 logger.warning("%s: %s split: no keypoint of %d images is labelled", source, name, len(split))
+        _report_unlabelled(split, name, source)
         crowd = _objects(split).field("iscrowd").flatten().to_numpy(zero_copy_only=False).astype(bool)
         if len(crowd) and not crowd.all():
             continue
@@ -54,6 +55,25 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
             shared = sorted(files[first].keys() & files[second].keys())
             if shared:
                 _report_shared(splits, source, first, second, [(files[first][f], files[second][f], f) for f in shared])
+
+
+def _report_unlabelled(split: Dataset, name: str, source: str) -> None:
+    """Say how far the classes of a split are labelled, and warn of those that are labelled completely in no image."""
+    counts = labelled_images(split)
+    if counts is None:
+        return
+    names, total = class_names(split), len(split)
+    logger.info(
+        "%s: %s split: %d of %d classes are labelled in all of %d images; where one is not, it is no negative",
+        source, name, int((counts == total).sum()), len(names), total,
+    )  # fmt: skip
+    nowhere = [label for label, count in zip(names, counts.tolist(), strict=True) if not count]
+    if nowhere:
+        effect = "nothing teaches where they are not" if name == "train" else "their false detections are not counted"
+        logger.warning(
+            "%s: %s split: %d classes are labelled completely in no image, such as %s: %s",
+            source, name, len(nowhere), ", ".join(nowhere[:_EXAMPLES]), effect,
+        )  # fmt: skip
 
 
 def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Dataset]:

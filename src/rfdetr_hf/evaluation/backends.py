@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval, Params
 
 from ..choices import BACKENDS, install_hint
 from .detection_table import DetectionTable
-from .ground_truth import Truths, make_coco, renumbered, silenced, truth_arrays
+from .ground_truth import Truths, leave_out_unlabelled, make_coco, renumbered, silenced, truth_arrays
 
 IOU_TYPES = ("bbox", "segm", "keypoints")
 _LARGEST_ID = 2**53  # that a float64 holds exactly
@@ -24,7 +24,8 @@ class CocoMatches(NamedTuple):
     """What COCO's matching decided at IoU .5 for all areas and the largest limit of detections.
 
     The rows are ordered by category, then image, then rank, which is the order that COCO accumulates in. Detections
-    beyond the limit of their image and category are not among them.
+    beyond the limit of their image and category are not among them, nor those of classes that their image does not
+    label.
 
     Attributes:
         row: (n,) position in the table of detections.
@@ -32,7 +33,8 @@ class CocoMatches(NamedTuple):
         category: (n,) position of the category.
         score: (n,) float64.
         truth: (n,) index into `Truths`, or -1 where nothing was matched.
-        ignored: (n,) bool; neither right nor wrong: matched to a crowd or another ignored object, or out of range.
+        ignored: (n,) bool; neither right nor wrong: matched to a crowd or another ignored object, out of range, or of a
+            class of which not all objects are marked in the image.
     """
 
     row: np.ndarray
@@ -115,10 +117,12 @@ def evaluate(
 
     The area of a detection, which says whether an unmatched one counts in a range of areas, is that of its box for
     "bbox", of its mask for "segm" and of the box around its keypoints for "keypoints": what pycocotools makes of
-    result files that hold just that.
+    result files that hold just that. Where images do not label all classes, LVIS' rule holds, see
+    `leave_out_unlabelled`.
 
     Args:
-        ground_truth: annotation ids are positive.
+        ground_truth: annotation ids are positive; images may have LVIS' `neg_category_ids` and
+            `not_exhaustive_category_ids`.
         detections: ordered by image; labels are category ids.
         image_ids: sorted ids of all images of the ground truth, integers or texts, which `detections.rows["image"]`
             counts.
@@ -144,15 +148,19 @@ def evaluate(
         # Compiled code keeps ids in float64 and pycocotools in a dict of pairs: positions are safe in both.
         exact = image_ids.dtype != object and not (np.abs(image_ids) > _LARGEST_ID).any()
         numbers = image_ids if exact else np.arange(len(image_ids))
-        truth = ground_truth if exact else renumbered(ground_truth, image_ids)
-        parts = _parts(truth, detections, category_ids, sigmas if iou_type == "keypoints" else None)
+        known = leave_out_unlabelled(ground_truth, detections.rows["image"], detections.rows["label"], image_ids)
+        looked_at = np.flatnonzero(known.kept)
+        truth = known.truth if exact else renumbered(known.truth, image_ids)
+        parts = _parts(truth, detections.take(looked_at), category_ids, sigmas if iou_type == "keypoints" else None)
         runs = [_run(part, numbers, evaluated, iou_type, limits, fast) for part in parts]
     truths = truth_arrays(ground_truth, image_ids, evaluated, iou_type)
     columns = [np.concatenate(column) for column in zip(*(columns for _, columns in runs), strict=True)]
     columns = [column[np.argsort(columns[2], kind="stable")] for column in columns]
     number, _, category, truth_id, ignored = columns
-    rows = detections.rows[number - 1]
-    found = np.where(truth_id == 0, -1, np.searchsorted(truths.id, truth_id))
+    row = looked_at[number - 1]
+    rows = detections.rows[row]
+    unmatched = (truth_id == 0) | (truth_id >= known.crowds)
+    found = np.where(unmatched, -1, np.searchsorted(truths.id, truth_id))
     finished, params = [run for run, _ in runs], runs[0][0].params
     return Evaluation(
         iou_type=iou_type,
@@ -169,7 +177,7 @@ def evaluate(
         detections=detections,
         truths=truths,
         matches=CocoMatches(
-            row=number - 1,
+            row=row,
             image=rows["image"],
             category=np.searchsorted(category_ids, category),
             score=rows["score"],

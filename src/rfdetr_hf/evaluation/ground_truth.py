@@ -21,7 +21,8 @@ def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None
 
     Crowds stay, areas are those of the annotations (width x height where there is none), and a category id is the
     contiguous label. Annotations are numbered from 1, because pycocotools takes a match with id 0 for no match.
-    Segmentations and keypoints come along where the data set has them.
+    Segmentations and keypoints come along where the data set has them, and for images in which not all classes are
+    labelled LVIS' fields: `neg_category_ids`, and `not_exhaustive_category_ids`.
 
     Args:
         dataset: Has the columns of `rfdetr_hf.data.schema`: `image_id`, `width`, `height` and `objects`, of which
@@ -36,7 +37,7 @@ def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None
     names = list(class_names) if class_names is not None else schema.class_names(dataset)
     images, annotations = [], []
     for row in _annotation_rows(dataset):
-        images.append({"id": row["image_id"], "width": row["width"], "height": row["height"]})
+        images.append({"id": row["image_id"], "width": row["width"], "height": row["height"], **_federated(row)})
         annotations.extend(_annotations(row, len(names)))
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
@@ -142,11 +143,89 @@ def repeated(ids: Sequence[Any]) -> list[Any]:
     return [image_id for image_id, count in Counter(ids).items() if count > 1]
 
 
+def _federated(row: Mapping[str, Any]) -> dict[str, list[int]]:
+    if row.get("labelled_classes") is None:
+        return {}
+    labelled, present = set(row["labelled_classes"]), set(row["objects"]["category"])
+    return {
+        "neg_category_ids": sorted(labelled - present),
+        "not_exhaustive_category_ids": sorted(present - labelled),
+    }
+
+
+class Unlabelled(NamedTuple):
+    """What evaluation leaves out because images do not label all classes.
+
+    Attributes:
+        truth: with a crowd over the complete image for each class of which not all objects are marked in it.
+        kept: (n,) bool, the detections that are looked at: of classes that are labelled, or marked, in their image.
+        crowds: the first annotation id of such a crowd; those of objects are below.
+    """
+
+    truth: COCO
+    kept: np.ndarray
+    crowds: int
+
+
+def leave_out_unlabelled(coco: COCO, image: np.ndarray, category: np.ndarray, image_ids: np.ndarray) -> Unlabelled:
+    """Prepare the rule of LVIS (A. Gupta, P. Dollár, R. Girshick, LVIS, CVPR 2019, section 3) for COCO's evaluation.
+
+    A detection of a class that is neither in the image nor in its `neg_category_ids` is not looked at. One of a class
+    in `not_exhaustive_category_ids` that matches no object counts neither as right nor as wrong: it matches a crowd
+    that covers the complete image. Images without these fields are labelled completely.
+
+    Args:
+        coco: the ground truth.
+        image: (n,) positions of the detections' images among `image_ids`.
+        category: (n,) category ids of the detections.
+        image_ids: sorted ids of the images.
+    """
+    content: Any = coco.dataset
+    fields = ("neg_category_ids", "not_exhaustive_category_ids")
+    partly = {each["id"]: each for each in content["images"] if any(each.get(field) is not None for field in fields)}
+    first = max(coco.anns, default=0) + 1
+    if not partly:
+        return Unlabelled(coco, np.ones(len(image), bool), first)
+    present: dict[Any, set[int]] = {image_id: set() for image_id in partly}
+    for annotation in content["annotations"]:
+        if annotation["image_id"] in present:
+            present[annotation["image_id"]].add(annotation["category_id"])
+    complete = np.array([image_id not in partly for image_id in image_ids.tolist()], dtype=bool)
+    numbers = {category_id: k for k, category_id in enumerate(sorted(coco.cats))}
+    looked_at, crowds = [], []
+    for position in np.flatnonzero(~complete).tolist():
+        own = partly[image_ids[position]]
+        classes = {*(own.get(fields[0]) or ()), *present[own["id"]]}
+        looked_at += [position * len(numbers) + numbers[each] for each in classes if each in numbers]
+        for each in own.get(fields[1]) or ():
+            crowds.append(_crowd_over(own, each, first + len(crowds), content["annotations"][:1]))
+    codes = image.astype(np.int64) * len(numbers) + np.array([numbers[c] for c in category.tolist()], np.int64)
+    kept = complete[image] | np.isin(codes, looked_at)
+    annotations = [*content["annotations"], *crowds]
+    return Unlabelled(make_coco(content["images"], annotations, content["categories"]), kept, first)
+
+
+def _crowd_over(image: Mapping[str, Any], category: int, number: int, like: Sequence[Mapping[str, Any]]) -> dict:
+    """A crowd that any detection in an image lies in, with the fields of another annotation."""
+    width, height = image["width"], image["height"]
+    crowd: dict[str, Any] = {
+        "id": number, "image_id": image["id"], "category_id": category, "iscrowd": 1, "area": width * height,
+        # Boxes may reach out of their image.
+        "bbox": [-width, -height, 3 * width, 3 * height],
+        "segmentation": {"size": [height, width], "counts": [0, width * height]},
+    }  # fmt: skip
+    if like and "keypoints" in like[0]:
+        # Of an object without keypoints COCO compares the box.
+        crowd |= {"keypoints": [0] * len(like[0]["keypoints"]), "num_keypoints": 0}
+    return crowd
+
+
 def _annotation_rows(dataset: Dataset) -> Iterator[Any]:
     columns = ["image_id", "width", "height", "objects"]
     missing = sorted(set(columns) - set(dataset.column_names))
     if missing:
         raise ValueError(f"The data set has no column {', '.join(missing)}; load it with load_detection_dataset.")
+    columns += [name for name in ("labelled_classes",) if name in dataset.column_names]
     # Without a format there is no user transform either, which might need the image.
     yield from dataset.select_columns(columns).with_format(None)
 

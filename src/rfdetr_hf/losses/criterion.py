@@ -28,10 +28,14 @@ class _QualityFocalLoss(torch.autograd.Function):
     # copies of them until the backward pass. This keeps the logits as they came and computes the rest twice.
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, index: Tensor, quality: Tensor, *logits: Tensor) -> Tensor:
-        ctx.save_for_backward(index, quality, *logits)
+    def forward(
+        ctx: Any, scores: Tensor, index: Tensor, quality: Tensor, labelled: Tensor | None, *logits: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(index, quality, labelled, *logits)
         matched = scores[index]
         terms = F.logsigmoid(-scores).mul_(scores.sigmoid().square_())
+        if labelled is not None:
+            terms.view(len(logits), *logits[0].shape).mul_(labelled)
         # t log p + (1 - t) log(1 - p), log p being the logit more than log(1 - p).
         terms[index] = torch.addcmul(F.logsigmoid(-matched), quality, matched)
         return -terms.view(len(logits), -1).sum(1)
@@ -39,15 +43,17 @@ class _QualityFocalLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        index, quality, *logits = ctx.saved_tensors
+        index, quality, labelled, *logits = ctx.saved_tensors
         scores = flat_scores(logits, quality.dtype)
         probability, background = scores.sigmoid(), F.logsigmoid(-scores)
         # p^2 (p - 2 (1 - p) log(1 - p))
         background = torch.addcmul(background, background, probability, value=-1)
         slope = probability.sub(background, alpha=2).mul_(probability).mul_(probability)
+        if labelled is not None:
+            slope.view(len(logits), *logits[0].shape).mul_(labelled)
         slope[index] = probability[index] - quality
         slope = slope.view(len(logits), -1).mul_(grad[:, None]).to(logits[0].dtype)
-        return (None, None, None, *(own.view_as(logits[0]) for own in slope.unbind()))
+        return (None, None, None, None, *(own.view_as(logits[0]) for own in slope.unbind()))
 
 
 def flat_scores(logits: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -62,7 +68,11 @@ def flat_scores(logits: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def quality_focal_loss(
-    logits: Sequence[Tensor], index: Tensor, quality: Tensor, scores: Tensor | None = None
+    logits: Sequence[Tensor],
+    index: Tensor,
+    quality: Tensor,
+    scores: Tensor | None = None,
+    labelled: Tensor | None = None,
 ) -> Tensor:
     """Sum of the IoU-aware binary cross entropy over all logits of each layer.
 
@@ -74,12 +84,14 @@ def quality_focal_loss(
         index: (M,) int64 positions of the matched entries in the logits end to end, no position twice.
         quality: (M,) targets t in [0, 1], taken as constants; their type is that of the computation and of the result.
         scores: `flat_scores` of the logits, where the caller has them.
+        labelled: bool, broadcast to the logits of a layer; entries where it is false give nothing unless they are
+            matched, since it is not known that there is no object of that class.
 
     Returns:
         (layers,).
     """
     scores = flat_scores(logits, quality.dtype) if scores is None else scores
-    return _QualityFocalLoss.apply(scores, index, quality, *logits)
+    return _QualityFocalLoss.apply(scores, index, quality, labelled, *logits)
 
 
 class RFDETRCriterion:
@@ -88,7 +100,8 @@ class RFDETRCriterion:
     Terms of each layer, every one a sum over the batch divided by `num_boxes`:
 
     - `loss_ce`: IoU-aware classification over all entries, see `quality_focal_loss`; the target of a matched entry is
-      max(p^alpha * IoU^(1-alpha), 0.01);
+      max(p^alpha * IoU^(1-alpha), 0.01). Where images say which classes are labelled in them (`labelled_classes`), the
+      others give nothing there, neither loss nor gradient, unless they are matched;
     - `loss_bbox`: L1 distance of cxcywh over the matched pairs;
     - `loss_giou`: 1 - GIoU over the matched pairs.
 
@@ -127,8 +140,9 @@ class RFDETRCriterion:
 
         Args:
             layers: the supervised layers; the one with suffix "" also gives `class_error`.
-            targets: per image `class_labels` (n,) integers, `boxes` (n, 4) cxcywh in [0, 1], and what the task needs;
-                other keys are ignored.
+            targets: per image `class_labels` (n,) integers, `boxes` (n, 4) cxcywh in [0, 1], perhaps
+                `labelled_classes` (C,) bool, and what the task needs; other keys are ignored. Matching reads the
+                logits of the objects' own classes alone, and needs no `labelled_classes`.
             num_groups: query groups in the rows of each layer: `group_detr` in training, 1 in evaluation.
             num_boxes: what the sums are divided by: boxes x groups of the accumulation window per process. By
                 default that of this batch, averaged over the processes, and at least 1.
@@ -193,6 +207,7 @@ class RFDETRCriterion:
         distance, giou, iou = box_terms(boxes.index_select(0, matches.row).to(truth.dtype), truth)
         closeness = iou ** (1 - self.focal_alpha)
         entries = matches.row * layers[0].logits.shape[2] + labels  # (M,), of the logits of all layers end to end
+        labelled = None if objects.labelled is None else objects.labelled[:, None]  # (B, 1, C)
         classification, first, end = [], 0, 0
         for run in _runs(layers):
             start, end = end, end + sum(matches.per_layer[run])
@@ -200,7 +215,7 @@ class RFDETRCriterion:
             index, scores = entries[own] - first, flat_scores(logits, iou.dtype)
             quality = scores[index].sigmoid() ** self.focal_alpha * closeness[own]
             quality = quality.clamp(min=_MIN_QUALITY)
-            classification.append(quality_focal_loss(logits, index, quality, scores))
+            classification.append(quality_focal_loss(logits, index, quality, scores, labelled))
             first += len(scores)
         sums = torch.cat((*classification, matches.sum_by_layer(torch.stack((distance, giou))).flatten()))
         names = [f"{name}{o.name_suffix}" for name in ("loss_ce", "loss_bbox", "loss_giou") for o in layers]

@@ -93,12 +93,14 @@ class PackedObjects(NamedTuple):
         boxes: (N, 4) cxcywh in [0, 1].
         image: (N,) int64 image of each object, on the device.
         counts: objects per image, on the host.
+        labelled: (B, C) bool, whether a class is labelled completely in an image; None for all classes in all images.
     """
 
     labels: Tensor
     boxes: Tensor
     image: Tensor
     counts: list[int]
+    labelled: Tensor | None = None
 
 
 class QueryMatches(NamedTuple):
@@ -179,7 +181,8 @@ def pack_objects(
     own assertion).
 
     Args:
-        targets: one mapping per image with `class_labels` (n,) integers and `boxes` (n, 4) floats.
+        targets: one mapping per image with `class_labels` (n,) integers and `boxes` (n, 4) floats; all or none of them
+            with `labelled_classes` (num_classes,) bool.
         like: any prediction; the objects are brought to its device.
         num_images: images in the batch.
         num_classes: number of class logits.
@@ -195,7 +198,15 @@ def pack_objects(
     image = np.repeat(np.arange(num_images, dtype=np.int64), counts)
     labels = torch.cat([target["class_labels"].to(like.device, torch.int64) for target in targets])
     boxes = torch.cat([target["boxes"].to(like.device, compute_dtype(like)) for target in targets])
-    return PackedObjects(labels, boxes, to_device(image, like.device), counts)
+    labelled = [target["labelled_classes"] for target in targets if "labelled_classes" in target]
+    kinds = {(each.dtype, *each.shape) for each in labelled}
+    if labelled and (kinds != {(torch.bool, num_classes)} or len(labelled) < num_images):
+        raise ValueError(
+            f"labels: field 'labelled_classes' must be bool ({num_classes},) of every image or of none, got "
+            f"{len(labelled)} for {num_images} images, {sorted(kinds, key=str)}"
+        )
+    packed = torch.stack(labelled).to(like.device) if labelled else None
+    return PackedObjects(labels, boxes, to_device(image, like.device), counts, packed)
 
 
 def _check_target(index: int, target: Mapping[str, Tensor], num_classes: int) -> None:

@@ -38,9 +38,10 @@ def painted(images=6, fields=("masks", "keypoints"), seed=0):
     rng, rows, free = np.random.default_rng(seed), [], list(range(len(COLOURS)))
     for index in range(images):
         width, height = (int(side) for side in rng.integers(90, 200, 2))
-        pixels, objects = np.zeros((height, width, 3), np.uint8), {
-            name: [] for name in ("id", "bbox", "category", "area", "iscrowd", "segmentation", "keypoints")
-        }
+        pixels, objects = (
+            np.zeros((height, width, 3), np.uint8),
+            {name: [] for name in ("id", "bbox", "category", "area", "iscrowd", "segmentation", "keypoints")},
+        )
         for place in rng.permutation(9)[: rng.integers(1, 6)]:
             left, top = (place % 3) * width // 3 + 3, (place // 3) * height // 3 + 3
             wide, high = int(rng.integers(14, width // 3 - 6)), int(rng.integers(14, height // 3 - 6))

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..annotations import Annotations, Labels, ReadOptions, build_dataset, class_table, map_ids, name_box, path_array
+from ..annotations import (
+    Annotations,
+    Labels,
+    ReadOptions,
+    build_dataset,
+    class_table,
+    label_sets,
+    map_ids,
+    name_box,
+    path_array,
+)
 from ..checks import drop_repeated_images, settle
 from ..errors import DetectionDataError, Problems
 from ..images import ImageFolder, Resolved, choose_folder, is_hidden
@@ -251,7 +261,9 @@ def _finish(
                 f"category id {i}: has the keypoints {list(theirs)} here, but other ones in the training split",
                 "use the same keypoints in all splits",
             )
-    annotations, masks = replace(annotations, boxes=replace(boxes, category=label)), file.masks
+    labelled = label_sets(annotations.labelled, labels.ids)
+    annotations = replace(annotations, boxes=replace(boxes, category=label), labelled=labelled)
+    masks = file.masks
     keep = drop_repeated_images(annotations, [path and os.path.realpath(path) for path in paths], problems)
     if not keep.all():
         annotations, inside = annotations.keep_images(keep)

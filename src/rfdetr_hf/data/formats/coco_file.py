@@ -58,9 +58,10 @@ def read_coco_file(path: Path, options: ReadOptions) -> CocoFile:
         keypoints = class_keypoints(categories, records, problems)
         if not problems.count:
             boxes = replace(boxes, keypoints=keypoint_array(records, boxes, keypoints, problems))
+    labelled = _labelled(images, boxes, category_id, problems)
     problems.raise_if_any()
     return CocoFile(
-        Annotations(str(path), image_id, size, file_names, boxes),
+        Annotations(str(path), image_id, size, file_names, boxes, labelled=labelled),
         names=names,
         parents={
             int(i): str(category["supercategory"])
@@ -162,6 +163,39 @@ def _integers(
             fault = f"{kind} {_record_name(record, index)}: field {field} is {shown(value)}, not an integer of 64 bits"
             problems.add(fault, "ids, sizes and references must be integers")
     return values
+
+
+def _labelled(
+    images: Sequence[Mapping[str, Any]], boxes: Boxes, category_id: np.ndarray, problems: Problems
+) -> list[list[int] | None] | None:
+    """The categories that LVIS says are labelled completely in each image.
+
+    Those that are looked for and are not there (`neg_category_ids`), and those that are there, less those of which not
+    all are marked (`not_exhaustive_category_ids`). None for an image with neither field: all are.
+    """
+    fields = ("neg_category_ids", "not_exhaustive_category_ids")
+    if not any(field in image for image in images for field in fields):
+        return None
+    known, present = set(category_id.tolist()), [set() for _ in images]
+    for row, category in zip(boxes.row.tolist(), boxes.category.tolist(), strict=True):
+        present[row].add(category)
+    remedy = "list ids of categories, those that are not in the image as neg_category_ids"
+    labelled: list[list[int] | None] = []
+    for index, image in enumerate(images):
+        sets = []
+        for field in fields:
+            values = image.get(field)
+            numbers = [as_integer(value) for value in values] if isinstance(values, list) else [None]
+            if values is not None and (None in numbers or not known.issuperset(numbers)):
+                fault = f"field {field} is {shown(values)}, no list of ids of categories"
+                problems.add(f"image {_record_name(image, index)}: {fault}", remedy)
+            sets.append({number for number in numbers if number is not None})
+        if both := sorted(sets[0] & present[index]):
+            fault = f"field neg_category_ids has {both}, of which there are annotations"
+            problems.add(f"image {_record_name(image, index)}: {fault}", remedy)
+        federated = any(image.get(field) is not None for field in fields)
+        labelled.append(sorted(sets[0] | (present[index] - sets[1])) if federated else None)
+    return labelled
 
 
 def _read_boxes(records: Sequence[Mapping[str, Any]], image_id: np.ndarray, problems: Problems) -> Boxes:

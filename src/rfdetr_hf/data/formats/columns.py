@@ -118,6 +118,8 @@ def _read_split(dataset: Dataset, source: str, options: ReadOptions) -> _Split:
         iscrowd=_flags(fields.get("iscrowd"), len(row), source),
     )
     annotations = Annotations(source, image_id, _sizes(dataset, image_column, names, source), names, boxes)
+    if "labelled_classes" in dataset.column_names:
+        annotations = replace(annotations, labelled=_labelled_classes(dataset, categories, source))
     if part == "keypoints":
         keypoints = _keypoint_array(fields[part], annotations, problems)
         annotations = replace(annotations, boxes=replace(boxes, keypoints=keypoints))
@@ -182,6 +184,11 @@ def _finish(split: _Split, labels: Labels, name: str, options: ReadOptions) -> D
             f"{name_box(annotations, i)}: field category is {named!r}, not in the label table {labels.names}",
             "the label table is that of the training split: have the class there, or correct the annotation",
         )
+    if annotations.labelled is not None:
+        known = max(map(max, filter(None, annotations.labelled)), default=-1) + 1
+        own = _to_labels(Categories(np.arange(known), categories.names, categories.ids), labels).tolist()
+        translated = [None if v is None else sorted(own[i] for i in v if own[i] >= 0) for v in annotations.labelled]
+        annotations = replace(annotations, labelled=translated)
     annotations = replace(annotations, boxes=replace(annotations.boxes, category=label))
     images, masks = _images_alone(split.dataset, split.image_column), split.masks
     column = _column(images, "image")
@@ -195,6 +202,20 @@ def _finish(split: _Split, labels: Labels, name: str, options: ReadOptions) -> D
         images = images.select(np.flatnonzero(keep))
     settled = settle(annotations, labels, options, problems, masks, written=options.bbox_format or "xywh")
     return build_dataset(settled, labels, images, name)
+
+
+def _labelled_classes(dataset: Dataset, categories: Categories, source: str) -> list[list[int] | None]:
+    """The column of the schema: classes as the category column of the source has them."""
+    values = _column(dataset, "labelled_classes").to_pylist()
+    limit = 2**31 if categories.names is None else len(categories.names)
+    for row, own in enumerate(values):
+        numbers = [as_integer(each) for each in own] if isinstance(own, list) else [None]
+        if own is not None and not all(number is not None and 0 <= number < limit for number in numbers):
+            raise DetectionDataError(
+                f"{source}: row {row}: column labelled_classes is {shown(own)}, no list of labels of the class table; "
+                "give the labels of the classes that are labelled completely in the image, or null for all"
+            )
+    return values
 
 
 def _image_column(dataset: Dataset, source: str) -> str:

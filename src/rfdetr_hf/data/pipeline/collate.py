@@ -14,7 +14,7 @@ from .view import Sample
 __all__ = ["DetectionCollator", "PackedTargets"]
 
 _LARGE = 1 << 16
-PER_IMAGE = ("image_id", "orig_size", "size")
+PER_IMAGE = ("image_id", "orig_size", "size", "labelled_classes")
 
 
 @dataclass
@@ -23,6 +23,7 @@ class PackedTargets:
 
     Attributes:
         fields: `image_id` (B,), `orig_size` (B, 2) and `size` (B, 2), (height, width), int64, with one row per image;
+            where images say which classes are labelled in them `labelled_classes` (B, C) bool, likewise;
             the others with one row per object, image after image: `class_labels` (N,) int64, `boxes` (N, 4) float32
             cxcywh in [0, 1] of the image without its padding, `area` (N,) float32 in pixels of `size`, `iscrowd` (N,)
             bool; where the transform makes them, `masks` (N, h, w) bool, which show the image without its padding
@@ -123,4 +124,9 @@ def _pack(samples: Sequence[Sample], sizes: list[tuple[int, int]]) -> PackedTarg
     packed["image_id"] = torch.tensor([sample.image_id for sample in samples])
     packed["orig_size"] = torch.tensor([sample.orig_size for sample in samples])
     packed["size"] = torch.tensor(sizes)
+    labelled = [sample.labelled for sample in samples if sample.labelled is not None]
+    if labelled:
+        whole = np.ones_like(labelled[0])
+        rows = [whole if sample.labelled is None else sample.labelled for sample in samples]
+        packed["labelled_classes"] = torch.from_numpy(np.stack(rows))
     return PackedTargets(packed, [len(target["boxes"]) for target in targets])

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import DetectionDataError
 from ..masks import mask_column
-from ..schema import undecoded
+from ..schema import class_names, has_unlabelled_classes, undecoded
 from ..shards.dataset import AnySplit, ShardedDataset
 from .collate import DetectionCollator
 from .order import EpochBatchSampler, EvalBatchSampler, Key
@@ -72,6 +72,7 @@ class DetectionDataset(TorchDataset):
         self.transform = transform
         self.seed = seed
         self.train = train
+        self._num_classes = len(class_names(dataset)) if has_unlabelled_classes(dataset) else 0
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -104,7 +105,17 @@ class DetectionDataset(TorchDataset):
     def _see(self, row: Mapping[str, Any], see: Callable[[Sample], Sample]) -> Sample:
         """What a function makes of the sample of a row while its image is open."""
         with open_image(row) as image:
-            return see(Sample(image, self._target(row), row["image_id"], (row["height"], row["width"])))
+            size = row["height"], row["width"]
+            return see(Sample(image, self._target(row), row["image_id"], size, self._labelled(row)))
+
+    def _labelled(self, row: Mapping[str, Any]) -> np.ndarray | None:
+        """(classes,) bool where images say which classes are labelled in them; else None."""
+        if not self._num_classes:
+            return None
+        own = row["labelled_classes"]
+        labelled = np.full(self._num_classes, own is None)
+        labelled[np.asarray([] if own is None else own, np.int64)] = True
+        return labelled
 
     def _target(self, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
         objects = row["objects"]

@@ -136,7 +136,11 @@ class TrainTransform:
     ) -> Sample:
         """The view of a sample, joined with other images as the strong members say; masks at the size of the image."""
 
+        labelled: list[np.ndarray] = []
+
         def on_pixels(view: View, sample: Sample) -> Sample:
+            if sample.labelled is not None:
+                labelled.append(sample.labelled)
             return self._apply(view, sample, sample.image, self.mask_size and (view.height, view.width))
 
         if not strong:
@@ -167,7 +171,8 @@ class TrainTransform:
             sample = mixup(sample, alike, look, rng, fired["mixup"]["alpha"])
         if "copy_paste" in fired:
             sample = copy_paste(sample, alike, look, rng, int(fired["copy_paste"]["max_objects"]))
-        return sample
+        # What one of the images does not label may be there without a box.
+        return replace(sample, labelled=np.logical_and.reduce(labelled)) if labelled else sample
 
     def _apply(self, view: View, sample: Sample, image: Image.Image, mask_size: tuple[int, int] | None) -> Sample:
         target = view.map_objects(sample.target, mask_size=mask_size, flip_index=self.flip_index)

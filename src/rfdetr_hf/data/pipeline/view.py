@@ -32,12 +32,15 @@ class Sample:
             drops its row everywhere.
         image_id: id of the image in its data set.
         orig_size: (height, width) of the image as annotated.
+        labelled: (classes,) bool, whether the class is labelled completely in the image; None for all. An image that is
+            made of several has the classes that all of them have.
     """
 
     image: Any
     target: dict[str, np.ndarray]
     image_id: int
     orig_size: tuple[int, int]
+    labelled: np.ndarray | None = None
 
     def with_image(self, image: Any, target: dict[str, np.ndarray]) -> Sample:
         """The same image of the data set, seen differently."""
