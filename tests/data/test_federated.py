@@ -14,7 +14,7 @@ from rfdetr_hf import load_detection_dataset
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.fingerprint import data_hash
 from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_train_dataloader
-from rfdetr_hf.data.pipeline.transforms import build_train_transform
+from rfdetr_hf.data.pipeline.transforms import TrainTransform, build_train_transform
 from rfdetr_hf.data.schema import class_names, labelled_images
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.evaluation.ground_truth import coco_ground_truth, make_coco
@@ -124,7 +124,7 @@ def test_batches_carry_what_is_labelled(lvis, workers):
 def test_joined_images_have_the_classes_that_all_of_them_label(lvis):
     train = load_detection_dataset(lvis())["train"]
     strong = {"mixup": {"probability": 1.0, "alpha": 8.0}}
-    transform = build_train_transform(64, multi_scale="off", strong=strong, strong_until=10)
+    transform = TrainTransform([64], members=strong)
     loader = build_train_dataloader(train, transform, LoaderOptions(batch_size=2, num_workers=0, shuffle=False))
     found = [target["labelled_classes"].tolist() for batch in loader for target in batch["labels"].unpack()]
     # Dog and owl in the first image, the dog alone in the second and wherever the two are joined.
