@@ -116,8 +116,8 @@ def parse_arguments(
 def _not_superseded(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a file that hold beside those of the command line."""
     gone = {name for option in typed for name in _SUPERSEDED.get(option, ())} - {*typed}
-    rates = [values.get(name) for name in ("learning_rate", "learning_rate_encoder")]
-    if "learning_rate" in typed and None not in rates and math.isclose(published_encoder_rate(rates[0]), rates[1]):
+    rate, encoder = values.get("learning_rate"), values.get("learning_rate_encoder")
+    if "learning_rate" in typed and rate and encoder and math.isclose(published_encoder_rate(rate), encoder):
         gone.add("learning_rate_encoder")  # it followed from the learning rate of the file
     return {name: value for name, value in values.items() if name not in gone}
 

@@ -139,7 +139,7 @@ def _named(word: Word, known: Collection[str], in_python: bool) -> str:
 
 def _at_hand(option: str, known: Collection[str]) -> str:
     """The option, or what the verb at hand calls it."""
-    ours = _IN_VERBS.get(option)
+    ours = _IN_VERBS.get(option, option)
     return ours if ours in known and option not in known else option
 
 
