@@ -68,7 +68,7 @@ def check_data_hash(splits: Mapping[str, Dataset], expected: Mapping[str, Any], 
         )
 
 
-def annotation_hash(dataset: Dataset) -> str:
+def annotation_hash(dataset: Dataset | ShardedDataset) -> str:
     """The checksum of what a data set teaches, without looking at a picture.
 
     Ids and sizes of the images, boxes, labels, crowds and keypoints of the objects are in it, in their order; masks are

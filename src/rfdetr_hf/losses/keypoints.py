@@ -152,7 +152,7 @@ def keypoint_terms(predicted: Tensor, truth: KeypointTruth) -> tuple[Tensor, Ten
     logits = logits.masked_fill(~usable, 0)
     wanted = wanted.to(logits.dtype).expand_as(logits)
     entropies = _mean(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), usable)
-    return l1, *entropies.unbind(), _likelihood(offset, predicted[..., 4:7], truth.area[..., None], located)
+    return l1, entropies[0], entropies[1], _likelihood(offset, predicted[..., 4:7], truth.area[..., None], located)
 
 
 def _likelihood(offset: Tensor, precision: Tensor, area: Tensor, located: Tensor) -> Tensor:

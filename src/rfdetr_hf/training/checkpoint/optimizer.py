@@ -261,9 +261,11 @@ def settled_groups(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[s
     """
     settled = []
     for mine, saved in zip(ours, theirs, strict=True):
-        group = {key: value for key, value in saved.items() if key not in _OF_THE_IMPLEMENTATION}
-        group |= {key: mine[key] for key in _OF_THE_IMPLEMENTATION if key in mine}
-        settled.append(group | ({"betas": tuple(group["betas"])} if "betas" in group else {}))
+        own = {key: mine[key] for key in _OF_THE_IMPLEMENTATION if key in mine}
+        # In the order of the checkpoint, so that the next one has the same bits.
+        kept = [key for key in saved if key in own or key not in _OF_THE_IMPLEMENTATION]
+        group = {key: own.get(key, saved[key]) for key in kept}
+        settled.append(group | own | ({"betas": tuple(group["betas"])} if "betas" in group else {}))
     return settled
 
 
