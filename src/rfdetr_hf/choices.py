@@ -13,6 +13,9 @@ OFFICIAL_SUFFIXES = (".pth", ".pt", ".ckpt")
 CLASS_INITS = ("prior", "tile", "new")
 BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn"]
 BOX_FORMATS: tuple[str, ...] = get_args(BoxFormat)
+# How often training images are drawn, where not each once.
+Sampling = Literal["repeat_factor", "class_balanced"]
+SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 OWN_SCHEDULES = ("constant", "step", "cosine")
 # Those of transformers that need a metric, which no schedule here gets.
 METRIC_DRIVEN_SCHEDULES = ("reduce_lr_on_plateau", "greedy")

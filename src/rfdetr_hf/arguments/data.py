@@ -4,8 +4,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from ..choices import BOX_FORMATS, SHARD_CACHE
-from ..options import FROM_1, option, settle_options
+from ..choices import BOX_FORMATS, SAMPLINGS, SHARD_CACHE
+from ..options import FACTOR, FROM_1, option, settle_options
 from ..tasks import TASKS
 from .words import answers_by_name
 
@@ -17,6 +17,15 @@ class DataArguments:
 
     dataset_name: str = option(
         "synthetic-shapes", "A folder, a Hub id, an address (s3://...) or 'synthetic-shapes'.", group="data", daily=True
+    )
+    sources: dict | str | None = option(
+        None,
+        "Several data sets instead of one: name or path of each, with its share, classes, prefix, splits and options "
+        "(JSON, a YAML mapping or a file).",
+    )
+    sampling: str | None = option(None, "Draw images with rare classes more often in training.", SAMPLINGS)
+    repeat_threshold: float = option(
+        0.001, "Share of images below which repeat_factor draws a class more often.", FACTOR
     )
     dataset_config_name: str | None = option(None, "Configuration of a Hub data set.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub data set.")
@@ -45,6 +54,10 @@ class DataArguments:
         if isinstance(self.validation_split, float):
             self.validation_split = str(self.validation_split)
         settle_options(self)
+        if self.sources is not None and self.dataset_name != "synthetic-shapes":
+            raise ValueError(
+                f"sources is given, and dataset_name={self.dataset_name!r} too; make it one of the sources"
+            )
         if self.keypoint_schema is not None and self.task not in (None, "keypoints"):
             raise ValueError(f"keypoint_schema is for task=keypoints, and task is {self.task}")
 
@@ -56,7 +69,8 @@ class DataArguments:
         """
         from ..data.sources import source_of
 
-        source_of(self.dataset_name)
+        if self.sources is None:
+            source_of(self.dataset_name)
 
     def load_options(self, model_task: str = "detection") -> dict[str, Any]:
         """The fields as arguments of [`load_detection_dataset`].
@@ -75,7 +89,10 @@ class DataArguments:
         with contextlib.suppress(TypeError, ValueError):
             share = float(share)
         return {
-            "name_or_path": self.dataset_name,
+            "name_or_path": self.dataset_name if self.sources is None else None,
+            "sources": self.sources,
+            "sampling": self.sampling,
+            "repeat_threshold": self.repeat_threshold,
             "name": self.dataset_config_name,
             "revision": self.dataset_revision,
             "image_dir": self.image_dir,

@@ -13,6 +13,8 @@ file_name string or null, as the source wrote it
 labelled_classes
           only where not all classes are labelled in all images: list of int32, the labels that are labelled completely
           in the image: where no box of such a class is, there is no such object. Null stands for all classes
+sample_weight
+          only where training images are not drawn equally often: float64, 1 on average
 value_range only where pictures have more than 8 bits: float64 (low, high) of all of them together
 objects   parallel lists ``id`` int64, ``bbox`` float64 (x, y, w, h) in pixels, ``category``
           `ClassLabel` (contiguous, 0-based), ``area`` float64, ``iscrowd`` bool;
@@ -51,6 +53,7 @@ __all__ = [
     "label_table",
     "labelled_images",
     "max_objects",
+    "sample_weights",
     "undecoded",
     "value_range",
 ]
@@ -198,6 +201,13 @@ def labelled_images(dataset: Dataset) -> np.ndarray | None:
     for chunk in column.chunks:
         counts += np.bincount(chunk.flatten().to_numpy(zero_copy_only=False).astype(np.int64), minlength=len(names))
     return counts
+
+
+def sample_weights(dataset: Any) -> np.ndarray | None:
+    """(n,) float64, how often each image is drawn in training, 1 on average; None where all are drawn once."""
+    if not isinstance(dataset, Dataset) or "sample_weight" not in dataset.column_names:
+        return None
+    return dataset.select_columns(["sample_weight"]).with_format("numpy")[:]["sample_weight"]
 
 
 def max_objects(dataset: Any) -> int | None:

@@ -4,13 +4,14 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, NamedSplit
 
-from ..choices import SHARD_CACHE, BoxFormat
+from ..choices import SAMPLINGS, SHARD_CACHE, BoxFormat, Sampling
 from ..tasks import TaskName
 from .annotations import MissingMasks, ReadOptions
 from .errors import DetectionDataError
@@ -18,7 +19,9 @@ from .fingerprint import check_data_hash
 from .formats import Found, coco, cvat, hub, label_studio, shapes, shards, voc, yolo
 from .images import is_hidden
 from .keypoints import KeypointSchema
+from .mixing import Factors, mix
 from .pipeline.pixels import set_max_image_pixels
+from .sampling import class_balanced, repeat_factors
 from .sense import check_sense, with_value_range
 from .shards.dataset import ShardedDataset
 from .splits import SPLIT_NAMES, canonical_split, choose_splits
@@ -48,8 +51,11 @@ FORMATS = (shapes, shards, coco, yolo, voc, cvat, label_studio, hub)
 
 
 def load_detection_dataset(
-    name_or_path: str | os.PathLike[str] | Sequence[str] | Dataset | DatasetDict,
+    name_or_path: str | os.PathLike[str] | Sequence[str] | Dataset | DatasetDict | None = None,
     *,
+    sources: Sequence[Any] | Mapping[str, Any] | None = None,
+    sampling: Sampling | None = None,
+    repeat_threshold: float = 0.001,
     task: TaskName = "detection",
     name: str | None = None,
     revision: str | None = None,
@@ -95,6 +101,15 @@ def load_detection_dataset(
               or a list of such places (also as one text, with commas between); Parquet files of the same columns by
               their address, without an index. Such splits are `ShardedDataset`s: a row is read when it is asked for;
             * "synthetic-shapes", which is generated (options: see `make_shapes_splits`).
+        sources: several data sets instead of one: names, or mappings with `name_or_path`, `share` (of the training
+            samples; of all sources or of none), `classes` (such as ``{"person": ["pedestrian", "rider"]}``), `prefix`
+            (before the names of other classes), `splits` (which are used) and other arguments of this function; or
+            a mapping of names to such mappings, the name being `name_or_path` where there is none. The label table is
+            their classes in this order. Classes that a source does not have are no negatives in its images. Images get
+            new numbers.
+        sampling: how often training images are drawn: "repeat_factor" (LVIS', rare classes more often) or
+            "class_balanced" (all classes equally often); None draws each image once. With shares within the source.
+        repeat_threshold: the share of images below which "repeat_factor" draws a class more often.
         task: "segmentation" brings masks (``objects.segmentation``), "keypoints" keypoints (``objects.keypoints`` and
             `keypoint_schema`); "detection" leaves both out.
         name: configuration of a Hub data set.
@@ -130,7 +145,7 @@ def load_detection_dataset(
     Raises:
         DetectionDataError: the source is not found or not understood, a split is missing, or annotations are broken;
             up to ten faults with file, annotation id, field and remedy.
-        TypeError: an option that this kind of source does not have.
+        TypeError: an option that this kind of source does not have, or neither or both of `name_or_path` and `sources`.
     """
     if isinstance(keypoint_schema, Mapping):
         keypoint_schema = KeypointSchema.from_dict(keypoint_schema)
@@ -143,10 +158,30 @@ def load_detection_dataset(
         bbox_format=bbox_format, image_dir=image_dir, label_dir=label_dir, need_test=test_split is not None, load=load,
         shard_window=shard_window, shard_cache=shard_cache, shard_cache_gb=shard_cache_gb,
     )  # fmt: skip
-    found, reader = _recognise(source_of(name_or_path), options)
     share = None if isinstance(validation_split, str) else validation_split
     named = (train_split, validation_split if isinstance(validation_split, str) else None, test_split)
-    chosen = choose_splits(list(found.splits), found.source, *named, need_train=class_names is None)
+    factors = _factors(sampling, repeat_threshold)
+    if sources is not None:
+        source, splits = "sources", _read_sources(sources, name_or_path, options, named, factors)
+    else:
+        source, splits = _read_one(name_or_path, options, named, share)
+    check_sense(splits, source)
+    splits = splits if share is None else hold_out(splits, share, split_seed)
+    if factors is not None and sources is None and "train" in splits:
+        if not isinstance(splits["train"], Dataset):
+            raise DetectionDataError(f"{source}: sampling={sampling!r} needs rows at hand, and these are shards")
+        weights = factors(splits["train"])
+        splits = {**splits, "train": splits["train"].add_column("sample_weight", weights / weights.mean())}
+    check_data_hash(splits, data_hash or {}, source)
+    return DatasetDict([(name, splits[name]) for name in SPLIT_NAMES if name in splits])
+
+
+def _read_one(
+    name_or_path: Any, options: ReadOptions, named: tuple[str | None, str | None, str | None], share: float | None
+) -> tuple[str, dict[str, Dataset]]:
+    """The splits of one data set, and its name; without its validation split where a share is held out instead."""
+    found, reader = _recognise(source_of(name_or_path), options)
+    chosen = choose_splits(list(found.splits), found.source, *named, need_train=options.class_names is None)
     if share is not None and "validation" in chosen:
         logger.warning(
             "%s: its split %r is not used: validation_split=%s holds out training images instead",
@@ -158,11 +193,39 @@ def load_detection_dataset(
     counts = ", ".join(f"{ours} ({chosen[ours]}) {len(split)} images" for ours, split in splits.items())
     noun = "split" if len(splits) == 1 else "splits"
     logger.info("%s: %s, %d %s: %s", found.source, found.kind, len(splits), noun, counts)
-    check_sense(splits, found.source)
-    splits = with_value_range(splits, found.source)
-    splits = splits if share is None else hold_out(splits, share, split_seed)
-    check_data_hash(splits, data_hash or {}, found.source)
-    return DatasetDict([(name, splits[name]) for name in SPLIT_NAMES if name in splits])
+    return found.source, with_value_range(splits, found.source)
+
+
+def _read_sources(
+    sources: Sequence[Any] | Mapping[str, Any],
+    name_or_path: Any,
+    options: ReadOptions,
+    named: tuple[Any, ...],
+    factors: Factors | None,
+) -> dict[str, Dataset]:
+    """The splits of a mixture; what belongs to one source is refused beside them."""
+    alone = {"name_or_path": name_or_path, "train_split, validation_split or test_split": any(named) or None}
+    alone |= {name: getattr(options, name) for name in ("image_dir", "label_dir", "bbox_format")}
+    alone |= {"keypoint_schema": options.keypoints, **options.load}
+    given = [name for name, value in alone.items() if value is not None]
+    if given:
+        raise TypeError(f"{', '.join(given)}: belongs to one data set; with sources give it in one of them")
+    common = {"task": options.task, "missing_masks": options.missing_masks}
+
+    def load(name_or_path: Any, **own: Any) -> DatasetDict:
+        return load_detection_dataset(name_or_path, **{**common, **own})
+
+    return mix(sources, load, options.class_names, factors)
+
+
+def _factors(sampling: Sampling | None, threshold: float) -> Factors | None:
+    if sampling not in (None, *SAMPLINGS):
+        raise ValueError(f"sampling={sampling!r}: use one of {list(SAMPLINGS)}, or None")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"repeat_threshold={threshold}: give a share of images above 0 and up to 1")
+    if sampling is None:
+        return None
+    return class_balanced if sampling == "class_balanced" else partial(repeat_factors, threshold=threshold)
 
 
 def source_of(name_or_path: Any) -> Any:
@@ -270,4 +333,6 @@ def hold_out(splits: Mapping[str, Any], share: float, seed: int) -> dict[str, An
     held = {name: splits["train"].select(rows) for name, rows in parts.items()}
     for name, part in held.items():
         part.info.splits, part._split = None, NamedSplit(name)
+    if "sample_weight" in held["validation"].column_names:
+        held["validation"] = held["validation"].remove_columns("sample_weight")
     return {**splits, **held}

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import DetectionDataError
 from ..masks import mask_column
-from ..schema import class_names, has_unlabelled_classes, undecoded
+from ..schema import class_names, has_unlabelled_classes, sample_weights, undecoded
 from ..shards.dataset import AnySplit, ShardedDataset
 from .collate import DetectionCollator
 from .order import EpochBatchSampler, EvalBatchSampler, Key
@@ -136,7 +136,7 @@ class DetectionDataset(TorchDataset):
 
 
 def build_train_dataloader(dataset: AnySplit, transform: Transform, options: LoaderOptions) -> DataLoader:
-    """The training loader of one rank; its `batch_sampler` is an `EpochBatchSampler`.
+    """The training loader of one rank; its `batch_sampler` is an `EpochBatchSampler`, which draws by `sample_weight`.
 
     Args:
         dataset: rows in the schema of `rfdetr_hf.data.schema`.
@@ -152,6 +152,7 @@ def build_train_dataloader(dataset: AnySplit, transform: Transform, options: Loa
         seed=options.seed,
         shuffle=options.shuffle,
         shards=dataset.layout if isinstance(dataset, ShardedDataset) else None,
+        weights=sample_weights(dataset),
     )
     return _dataloader(DetectionDataset(dataset, transform, options.seed, train=True), sampler, options)
 

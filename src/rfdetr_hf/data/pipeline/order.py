@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["ORDER", "ORDERS", "EpochBatchSampler", "EvalBatchSampler", "Key", "Permutation", "ShardOrder", "Shards"]
+__all__ = [
+    "ORDER", "ORDERS", "EpochBatchSampler", "EvalBatchSampler", "Key", "Permutation", "ShardOrder", "Shards",
+    "weighted_rows",
+]  # fmt: skip
 
 MIN_WINDOWS = 5
 ORDER = 2
@@ -26,7 +29,7 @@ _SMALL_BITS = 3  # with so few bits, eight rounds do not give all permutations e
 _BATCHES_AT_A_TIME = 64
 _WINDOWS_AHEAD = 3  # the present one included
 # Parts of an epoch that have permutations of their own.
-_ALL, _FILL = 0, 1
+_ALL, _FILL, _WEIGHTED = 0, 1, 2
 
 
 class Permutation:
@@ -141,6 +144,28 @@ def _mix(numbers: np.ndarray) -> np.ndarray:
     return numbers ^ (numbers >> np.uint64(31))
 
 
+def weighted_rows(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """As many rows as there are, each as often as its weight says: the samples of an epoch before they are permuted.
+
+    Systematic sampling: the rows, permuted anew for each epoch, lie one after the other on a line, as long as their
+    weights, and points at equal distances, from a random start on, choose among them. So a row whose expected number
+    is e comes floor(e) or ceil(e) times.
+
+    Args:
+        weights: (n,) positive numbers in any unit.
+        seed, epoch: all that the result depends on besides.
+
+    Returns:
+        (n,) int64.
+    """
+    count = len(weights)
+    rows = Permutation(count, seed, epoch, _WEIGHTED)(np.arange(count))
+    ends = np.cumsum(weights[rows], dtype=np.float64)
+    start = np.random.default_rng(np.random.SeedSequence([seed, epoch, _WEIGHTED])).random()
+    points = (np.arange(count) + start) * (ends[-1] / count)
+    return rows[np.searchsorted(ends, points, side="right").clip(max=count - 1)]
+
+
 @dataclass
 class EpochBatchSampler:
     """The micro-batches of one rank, as lists of (epoch, position, index).
@@ -163,6 +188,8 @@ class EpochBatchSampler:
         shuffle: a random order; otherwise rows in a row, the last window filled from the start.
         order: one of `ORDERS`, that of the checkpoint where a run goes on.
         shards: of a data set of shards, whose epoch is a `ShardOrder`.
+        weights: (num_samples,) how often each row is drawn, see `weighted_rows`; None draws each once. An epoch is as
+            long as without.
     """
 
     num_samples: int
@@ -176,6 +203,7 @@ class EpochBatchSampler:
     shuffle: bool = True
     order: int = ORDER
     shards: Shards | None = None
+    weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size", "accumulation"):
@@ -185,6 +213,11 @@ class EpochBatchSampler:
             raise ValueError(f"rank must be in [0, world_size), got rank {self.rank} of world_size {self.world_size}")
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {ORDERS}, got {self.order}")
+        if self.weights is not None:
+            weights = np.asarray(self.weights, np.float64)
+            if weights.shape != (self.num_samples,) or not (np.isfinite(weights) & (weights > 0)).all():
+                raise ValueError(f"weights must be {self.num_samples} positive numbers, one for each row")
+            self.weights = weights
 
     @property
     def window_size(self) -> int:
@@ -202,11 +235,13 @@ class EpochBatchSampler:
 
     def __iter__(self) -> Iterator[list[Key]]:
         rows = self._rows_by_position()
+        drawn = None if self.weights is None else weighted_rows(self.weights, self.seed, self.epoch)
         for first in range(self.start_batch, len(self), _BATCHES_AT_A_TIME):
             batches = np.arange(first, min(first + _BATCHES_AT_A_TIME, len(self)))
             starts = (batches * self.world_size + self.rank) * self.batch_size
             positions = starts[:, None] + np.arange(self.batch_size)  # (batches, batch_size)
-            for batch, chosen in zip(positions.tolist(), rows(positions).tolist(), strict=True):
+            samples = rows(positions) if drawn is None else drawn[rows(positions)]
+            for batch, chosen in zip(positions.tolist(), samples.tolist(), strict=True):
                 yield [(self.epoch, position, row) for position, row in zip(batch, chosen, strict=True)]
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:

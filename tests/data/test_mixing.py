@@ -1,0 +1,192 @@
+"""Several data sets as one, and how often images are drawn."""
+
+import numpy as np
+import pytest
+
+from rfdetr_hf import load_detection_dataset
+from rfdetr_hf.arguments.data import DataArguments
+from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.fingerprint import data_hash
+from rfdetr_hf.data.keypoints import COCO_KEYPOINTS
+from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_train_dataloader
+from rfdetr_hf.data.pipeline.order import EpochBatchSampler, weighted_rows
+from rfdetr_hf.data.pipeline.transforms import build_train_transform
+from rfdetr_hf.data.sampling import class_balanced, repeat_factors
+from rfdetr_hf.data.schema import class_names, keypoint_schema, sample_weights
+
+
+@pytest.fixture
+def street(tmp_path, write_coco):
+    """Two COCO folders: "a" with pedestrian, rider and car in four images, "b" with person and dog in two."""
+
+    def content(names, boxes, images):
+        return {
+            "images": [{"id": 5 + i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in range(images)],
+            "annotations": [
+                {"id": n, "image_id": 5 + image, "category_id": category, "bbox": [x, 2, 10, 12], "area": 100.5,
+                 "iscrowd": 0, "segmentation": [[x, 2, x + 10, 2, x + 10, 14]]}
+                for n, (image, category, x) in enumerate(boxes, start=1)
+            ],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(names, start=3)],
+        }  # fmt: skip
+
+    a = content(("pedestrian", "rider", "car"), [(0, 3, 1), (0, 4, 20), (1, 5, 3), (2, 4, 30)], 4)
+    b = content(("person", "dog"), [(0, 3, 7), (1, 4, 9), (1, 3, 25)], 2)
+    for split in ("train", "valid"):
+        write_coco(tmp_path / "a" / split / "_annotations.coco.json", a)
+        write_coco(tmp_path / "b" / split / "_annotations.coco.json", b)
+    return tmp_path
+
+
+MAP = {"person": ["pedestrian", "rider"]}
+
+
+def sources(street, **more):
+    return [{"name_or_path": street / "a", "classes": MAP, **more}, {"name_or_path": street / "b"}]
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_classes_images_and_labels(street, task):
+    splits = load_detection_dataset(sources=sources(street), task=task)
+    train = splits["train"]
+    assert class_names(train) == ["person", "car", "dog"] and list(splits) == ["train", "validation"]
+    assert train["image_id"] == list(range(6)) and train["file_name"] == [f"{i}.jpg" for i in (0, 1, 2, 3, 0, 1)]
+    assert [row["category"] for row in train["objects"]] == [[0, 0], [1], [0], [], [0], [2, 0]]
+    # A source's images are labelled with the classes that it has.
+    assert train["labelled_classes"] == [[0, 1]] * 4 + [[0, 2]] * 2
+    assert [i for row in train["objects"] for i in row["id"]] == list(range(1, 8))
+    alone = [load_detection_dataset(street / name, task=task)["train"] for name in "ab"]
+    for field in ("bbox", "area", "iscrowd", *(["segmentation"] if task == "segmentation" else [])):
+        assert [row[field] for row in train["objects"]] == [row[field] for part in alone for row in part["objects"]]
+    assert [row["path"] for row in train["image"]] == [row["path"] for part in alone for row in part["image"]]
+
+
+def test_prefixes_splits_and_mappings(street, tmp_path):
+    by_name = {str(street / "a"): {"prefix": "a/", "splits": ["train"]}, "second": {"name_or_path": street / "b"}}
+    splits = load_detection_dataset(sources=by_name)
+    assert class_names(splits) == ["a/pedestrian", "a/rider", "a/car", "person", "dog"]
+    assert {name: len(split) for name, split in splits.items()} == {"train": 6, "validation": 2}
+    args = DataArguments(sources=f"{{{street / 'a'}: {{share: 1}}, {street / 'b'}: {{share: 1}}}}")
+    assert len(load_detection_dataset(**args.load_options())["train"]) == 6
+    with pytest.raises(ValueError, match="sources is given, and dataset_name='x' too"):
+        DataArguments(sources={"a": None}, dataset_name="x")
+
+
+def test_sources_with_the_same_classes_need_no_column(street):
+    splits = load_detection_dataset(sources=[street / "a", street / "a"], class_names=["car", "rider", "pedestrian"])
+    assert "labelled_classes" not in splits["train"].column_names
+    assert [row["category"] for row in splits["train"]["objects"]][:2] == [[2, 1], [0]]
+
+
+def test_classes_of_which_a_part_is_labelled(street, tmp_path):
+    # Where one of the classes that a class stands for is not labelled, it is not either.
+    part = load_detection_dataset(street / "a")
+    own = {name: split.add_column("labelled_classes", [[0, 2], [0, 1], None, []]) for name, split in part.items()}
+    for name, split in own.items():
+        split.to_parquet(tmp_path / "c" / f"{name}.parquet")
+    train = load_detection_dataset(sources=[{"name_or_path": tmp_path / "c", "classes": MAP}])["train"]
+    assert class_names(train) == ["person", "car"] and train["labelled_classes"] == [[1], [0], [0, 1], []]
+
+
+def test_keypoints_of_sources_are_padded(tmp_path, data_root, write_coco):
+    points = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 20, 20], "keypoints": [3, 4, 2, 9, 9, 1]}]
+    bird = {"id": 1, "name": "bird", "keypoints": ["beak", "tail"], "skeleton": []}
+    images = [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}]
+    write_coco(tmp_path / "train" / "_annotations.coco.json",
+               {"images": images, "annotations": points, "categories": [bird]})  # fmt: skip
+    people = {"name_or_path": data_root / "coco_person", "splits": ["train"]}
+    train = load_detection_dataset(sources=[people, tmp_path], task="keypoints")["train"]
+    assert [each.names for each in keypoint_schema(train).classes] == [COCO_KEYPOINTS, ("beak", "tail")]
+    assert train[-1]["objects"]["keypoints"] == [[3, 4, 2, 9, 9, 1, *[0] * 45]]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"share": 1}, "some have a share and some have none"),
+    ({"share": -1}, "share=-1; give a positive number"),
+    ({"classes": {"person": ["walker"]}}, r"classes names 'walker', which is none of its classes"),
+    ({"classes": {"person": ["rider"], "x": "rider"}}, "classes names 'rider', twice"),
+    ({"classes": ["rider"]}, "give classes as"),
+    ({"splits": ["trian"]}, r"splits has \['trian'\]"),
+    ({"splits": ["test"]}, r"has none of the splits \['test'\]"),
+])  # fmt: skip
+def test_faulty_sources(street, change, message):
+    with pytest.raises(DetectionDataError, match=message):
+        load_detection_dataset(sources=sources(street, **change))
+
+
+def test_what_does_not_go_with_sources(street):
+    with pytest.raises(TypeError, match="image_dir: belongs to one data set"):
+        load_detection_dataset(sources=[street / "a"], image_dir="x")
+    with pytest.raises(TypeError, match="name_or_path: belongs to one data set"):
+        load_detection_dataset(street / "b", sources=[street / "a"])
+    with pytest.raises(DetectionDataError, match="sources: .*no name_or_path"):
+        load_detection_dataset(sources=[{"share": 1}])
+    with pytest.raises(DetectionDataError, match=r"classes \['car', 'pedestrian', 'rider'\] are not in the table"):
+        load_detection_dataset(sources=[street / "a"], class_names=["dog"])
+    with pytest.raises(ValueError, match="sampling='rare'"):
+        load_detection_dataset(street / "a", sampling="rare")
+
+
+def test_shares_and_their_epochs(street):
+    mixed = [{"name_or_path": street / "a", "share": 1}, {"name_or_path": street / "b", "share": 3}]
+    train = load_detection_dataset(sources=mixed)["train"]
+    weights = sample_weights(train)
+    assert weights == pytest.approx([6 / 16] * 4 + [6 * 3 / 8] * 2) and weights.mean() == pytest.approx(1)
+    assert data_hash({"train": train}) != data_hash({"train": load_detection_dataset(sources=sources(street))["train"]})
+    transform = build_train_transform(64, multi_scale="off")
+    loader = build_train_dataloader(train, transform, LoaderOptions(batch_size=2, num_workers=0))
+    counts = np.zeros(6)
+    for epoch in range(60):
+        loader.batch_sampler.set_epoch(epoch)
+        rows = [row for batch in loader.batch_sampler for _, _, row in batch]
+        counts += np.bincount(rows, minlength=6)
+    assert counts[4:].sum() / counts.sum() == pytest.approx(0.75, abs=0.05)
+    held = load_detection_dataset(sources=mixed, validation_split=0.3)
+    assert "sample_weight" not in held["validation"].column_names
+
+
+def test_weighted_rows_are_a_function_of_seed_and_epoch():
+    rng = np.random.default_rng(3)
+    weights = rng.uniform(0.1, 5, 1000)
+    expected = weights / weights.mean()
+    total = np.zeros(1000)
+    for epoch in range(200):
+        counts = np.bincount(weighted_rows(weights, 7, epoch), minlength=1000)
+        assert counts.sum() == 1000 and (counts >= np.floor(expected)).all() and (counts <= np.ceil(expected)).all()
+        total += counts
+    # A row's number is Bernoulli above its floor: five standard deviations of the mean of 200 epochs.
+    assert (np.abs(total / 200 - expected) < 5 * 0.5 / np.sqrt(200)).all()
+    assert (weighted_rows(weights, 7, 4) == weighted_rows(7 * weights, 7, 4)).all()
+    assert (weighted_rows(weights, 7, 4) != weighted_rows(weights, 7, 5)).any()
+    assert (weighted_rows(weights, 7, 4) != weighted_rows(weights, 8, 4)).any()
+    assert sorted(weighted_rows(np.full(50, 0.3), 1, 0)) == list(range(50))
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation", "world_size"), [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
+def test_the_drawn_order_depends_on_the_window_alone(batch_size, accumulation, world_size):
+    weights = np.arange(1, 101.0)
+    options = {"seed": 1, "epoch": 3, "weights": weights}
+    ranks = [
+        EpochBatchSampler(100, batch_size, accumulation=accumulation, rank=r, world_size=world_size, **options)
+        for r in range(world_size)
+    ]
+    found = {position: row for rank in ranks for batch in rank for _, position, row in batch}
+    whole = [key for batch in EpochBatchSampler(100, 8, **options) for key in batch]
+    assert [found[position] for _, position, _ in whole] == [row for *_, row in whole]
+    ranks[0].set_epoch(3, 4)
+    assert next(iter(ranks[0]))[0] == next((3, position, found[position]) for position in [4 * batch_size * world_size])
+    with pytest.raises(ValueError, match="weights must be 100 positive numbers"):
+        EpochBatchSampler(100, 8, weights=weights - 1)
+
+
+def test_repeat_factors_and_balanced_classes(street):
+    train = load_detection_dataset(street / "a")["train"]
+    # Of four images one shows a pedestrian, two a rider, one a car, and one nothing.
+    assert repeat_factors(train, 0.5) == pytest.approx([2**0.5, 2**0.5, 1, 1])
+    assert class_balanced(train) == pytest.approx([1 + 0.5, 1, 0.5, 1])
+    drawn = load_detection_dataset(street / "a", sampling="repeat_factor", repeat_threshold=0.5)["train"]
+    weights = sample_weights(drawn)
+    assert weights == pytest.approx(repeat_factors(train, 0.5) / repeat_factors(train, 0.5).mean())
+    mixed = [{"name_or_path": street / "a", "share": 1}, {"name_or_path": street / "b", "share": 1}]
+    weights = sample_weights(load_detection_dataset(sources=mixed, sampling="class_balanced")["train"])
+    assert weights[:4].sum() == pytest.approx(weights[4:].sum()) and weights[0] > weights[2]
