@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 # Its functions are made at import, where type checkers do not see them.
 pc: Any = pyarrow.compute
 
-Load = Callable[..., Mapping[str, Dataset]]
+Load = Callable[..., Mapping[Any, Dataset]]
 Factors = Callable[[Dataset], np.ndarray]
 _OWN = ("name_or_path", "share", "classes", "prefix", "splits")
 
@@ -133,7 +133,7 @@ def mix(
     parts = [Source.of(each) for each in sources]
     if 0 < sum(part.share is not None for part in parts) < len(parts):
         raise DetectionDataError("sources: some have a share and some have none; give one to all of them, or to none")
-    loaded: list[Mapping[str, Dataset]] = []
+    loaded: list[Mapping[Any, Dataset]] = []
     for part in parts:
         splits = load(part.name_or_path, **part.options)
         loaded.append({name: split for name, split in splits.items() if not part.splits or name in part.splits})
@@ -175,7 +175,7 @@ def _with_shares(weights: np.ndarray, parts: Sequence[Source], counts: Sequence[
 
 
 def _common_keypoints(
-    parts: Sequence[Source], loaded: Sequence[Mapping[str, Dataset]], renamed: Sequence[Sequence[str]],
+    parts: Sequence[Source], loaded: Sequence[Mapping[Any, Dataset]], renamed: Sequence[Sequence[str]],
     table: Sequence[str],
 ) -> KeypointSchema | None:  # fmt: skip
     """The keypoints of the mixture's classes; None where the sources have none."""
