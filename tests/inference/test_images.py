@@ -1,3 +1,4 @@
+import os
 import sys
 import types
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.drawing import draw_detections
 from rfdetr_hf.inference.images import find_images, unique_names
 
@@ -106,3 +108,23 @@ def test_boxes_masks_and_keypoints_are_drawn_above_the_threshold():
     drawn = draw_detections(image, {**detections, "masks": masks, "keypoints": keypoints}, {0: "a", 1: "b"}, 0.5)
     assert drawn.getpixel((155, 155))[0] > 50 and drawn.getpixel((165, 155)) == (0, 0, 0)
     assert drawn.getpixel((170, 180)) == (230, 25, 75) and drawn.getpixel((10, 10)) == (0, 0, 0)
+
+
+def test_what_is_no_file_and_what_cannot_be_read_is_counted_and_costs_the_others_nothing(tmp_path, monkeypatch):
+    for name in ("a.png", "locked/b.png", "sub/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    real = os.scandir
+
+    def refuse(path):
+        if os.path.basename(os.fspath(path)) == "locked":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    skipped = []
+    assert [each.name for each in find_images([tmp_path], skip=skipped.append)] == ["a", "sub/c"]
+    assert len(skipped) == 2 and "gone.jpg: is no file" in skipped[0] and "locked: cannot be read" in skipped[1]
+    with pytest.raises(DetectionDataError, match="gone.jpg: is no file|locked: cannot be read"):
+        list(find_images([tmp_path]))

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -46,8 +46,14 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
-def walk_files(root: str | os.PathLike[str]) -> Iterator[tuple[str, str, bool]]:
+def walk_files(
+    root: str | os.PathLike[str], skip: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, str, bool]]:
     """The files below a folder, without hidden and system ones; links are followed, each folder comes once.
+
+    Args:
+        root: the folder.
+        skip: is told of a folder below it that cannot be read, which is then left out; None: an error.
 
     Yields:
         the path relative to `root` with forward slashes, the path, and whether it is a regular file (a link that leads
@@ -71,9 +77,11 @@ def walk_files(root: str | os.PathLike[str]) -> Iterator[tuple[str, str, bool]]:
             # By path, not by entry: of a link in a circle they say no, where an entry raises.
             kinds = [(e, os.path.isdir(e.path), os.path.isfile(e.path)) for e in ordered if not is_hidden(e.name)]
         except OSError as error:
-            raise DetectionDataError(
-                f"{folder}: cannot be read ({error.strerror or error}); make it readable, or take it out of the data"
-            ) from error
+            problem = f"{folder}: cannot be read ({error.strerror or error})"
+            if skip is None or not prefix:
+                raise DetectionDataError(f"{problem}; make it readable, or take it out of the data") from error
+            skip(problem)
+            continue
         barren += 1
         for entry, is_dir, is_file in kinds:
             relative = f"{prefix}{entry.name}"

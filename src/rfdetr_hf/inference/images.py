@@ -96,7 +96,7 @@ def find_images(
     sources: dict[Path, Path] = {}
     depths: dict[Path, int] = {}
     for path in [Path(match) for asked in paths for match in _matches(asked)]:
-        for file in _files(path):
+        for file in _files(path, skip):
             absolute, depth = Path(os.path.abspath(file)), len(file.relative_to(path).parts) or 1
             sources.setdefault(absolute, file)
             depths[absolute] = min(depth, depths.get(absolute, depth))
@@ -153,7 +153,7 @@ def _matches(path: str | Path) -> list[str]:
     return [str(path)]
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, skip: Callable[[str], None] | None) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -163,8 +163,17 @@ def _files(path: Path) -> list[Path]:
         )
         raise FileNotFoundError(f"{path} does not exist: name image files, video files and folders{on_hub}")
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    found = (Path(name) for name, _, is_file in walk_files(path) if is_file)
-    files = sorted(path / name for name in found if name.suffix.lower() in known)
+    files = []
+    for name, _, is_file in walk_files(path, skip):
+        if Path(name).suffix.lower() not in known:
+            continue
+        if is_file:
+            files.append(path / name)
+        elif skip is not None:
+            skip(f"{path / name}: is no file; a link leads nowhere, or it is a pipe")
+        else:
+            raise DetectionDataError(f"{path / name}: is no file; a link leads nowhere, or it is a pipe")
+    files.sort()
     if not files:
         tables = "; it has tables: give the split of this data set" if has_tables(str(path)) else ""
         raise FileNotFoundError(f"{path} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}) and no videos{tables}")

@@ -56,11 +56,11 @@ class Batches:
 
     def why_stuck(self) -> LoaderStuck:
         """The error that ends the run."""
+        saved = "; a checkpoint is written" if self.notice is not None else ""  # within a training
         where = f"this process, with {self.loader.num_workers} workers," if self.stuck else "another process"
         return LoaderStuck(
             f"a loader of {where} gave no batch for {self.seconds:g} s (dataloader_timeout): look at the disk or "
-            "server that the images are on, and at a transform of your own that may wait for something; a checkpoint "
-            "is written"
+            f"server that the images are on, and at a transform of your own that may wait for something{saved}"
         )
 
 
