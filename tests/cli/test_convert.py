@@ -98,4 +98,4 @@ def test_command_line(folder, tmp_path, capsys):
     assert main(["convert", str(folder), str(tmp_path / "model.pth")]) == 0
     assert "RFDETRForObjectDetection, 64 px, 3 class logits" in capsys.readouterr().out
     assert main(["convert", str(tmp_path / "model.pth"), str(tmp_path / "out"), "--use-ema"]) == 1
-    assert "holds no averaged weights" in capsys.readouterr().err
+    assert "holds no EMA weights" in capsys.readouterr().err

@@ -190,7 +190,7 @@ class Nothing:
     ("", DetectionDataError, "the name of the data set is ''"),
     ("  ", DetectionDataError, "name of the data set"),
     (None, TypeError, "not NoneType"),
-    ([1], TypeError, "not list"),
+    ([1], TypeError, "not int"),
     (Nothing(), TypeError, "not Nothing"),
 ])  # fmt: skip
 def test_what_is_no_source(source, error, message):

@@ -234,7 +234,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         supervised = self.training or labels is not None
         every_layer = supervised and self.config.auxiliary_loss
         need_weights = self.config.output_attentions if output_attentions is None else output_attentions
-        drop_path = self.vit.drop_path(len(pixel_values), drop_path_rate)
+        drop_path = self.vit.drop_path(pixel_values.shape[0], drop_path_rate)
         states = self._decode(pixel_values, pixel_mask, every_layer, drop_path, bool(need_weights))
         layers = self._layers(states, pixel_values, pixel_mask, supervised)
         fields = self._output_fields(states, layers)

@@ -89,7 +89,7 @@ def test_legacy_averaged_weights(make_model, tmp_path):
 
 
 def test_averaged_weights_that_are_not_there(make_model, tmp_path):
-    with pytest.raises(ValueError, match="model.pth holds no averaged weights"):
+    with pytest.raises(ValueError, match="model.pth holds no EMA weights"):
         from_file(legacy_payload(make_model()), tmp_path / "model.pth", use_ema=True)
 
 

@@ -253,10 +253,13 @@ def check_listed(directory: Path, names: Iterable[str]) -> None:
 
 
 def latest_valid_checkpoint(
-    output_dir: str | Path, line: TimeLine | None = None, check: Callable[[Path], None] | None = None
+    output_dir: str | Path,
+    line: TimeLine | None = None,
+    check: Callable[[Path], None] | None = None,
+    skipped: list[str] | None = None,
 ) -> Path | None:
     """The newest `checkpoint-<step>`, of a time line if given, that verifies; each newer one that doesn't is named in a
-    warning. `check` is what it must pass besides, or raise a `CheckpointError`.
+    warning, and in `skipped`. `check` is what it must pass besides, or raise a `CheckpointError`.
 
     Run `clean_leftovers` first where a run may have been killed.
     """
@@ -267,6 +270,8 @@ def latest_valid_checkpoint(
                 check(path)
         except CheckpointError as error:
             logger.warning("Skipping the checkpoint %s: %s", path, error)
+            if skipped is not None:
+                skipped.append(str(error))
         else:
             return path
     return None

@@ -66,9 +66,10 @@ def find_checkpoint(
     if is_new(resume):
         return None
     if str(resume).lower() in ("true", "auto"):
-        newest = latest_valid_checkpoint(root, line, require_finite_contents)
+        newest = latest_valid_checkpoint(root, line, require_finite_contents, skipped := list[str]())
         if newest is None and (str(resume).lower() == "true" or list_checkpoints(root, line)):
-            raise FileNotFoundError(f"resume_from_checkpoint: no valid checkpoint in {root}; start without it")
+            why = f" ({'; '.join(skipped)})" if skipped else ""
+            raise FileNotFoundError(f"resume_from_checkpoint: no valid checkpoint in {root}{why}; start without it")
         return newest
     checkpoint = Path(str(resume))
     require_folder(resume)
