@@ -94,7 +94,7 @@ def require_finite_contents(folder: Path) -> None:
         with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
             for name in file.keys():
                 require_finite({name: file.get_tensor(name)}, path)
-    if (folder / previous.OPTIMIZER).exists():
+    if previous.has_optimizer(folder):
         previous.PreviousOptimizer(folder)
 
 

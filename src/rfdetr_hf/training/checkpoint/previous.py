@@ -56,16 +56,21 @@ class PreviousOptimizer:
         return self._states[name][field].reshape(-1)[start:stop]
 
 
+def has_optimizer(folder: Path) -> bool:
+    """Whether the optimizer of a checkpoint is that of format 1; a file of its name beside the present one is none."""
+    return (folder / OPTIMIZER).exists() and not (folder / FOLDER / INDEX).exists()
+
+
 def open_optimizer(folder: Path) -> StateReader:
     """The optimizer of a checkpoint of this format or of format 1.
 
     Raises:
         CheckpointError: there is none that can be read.
     """
+    if has_optimizer(folder):
+        return PreviousOptimizer(folder)
     if (folder / FOLDER / INDEX).exists():
         return OptimizerReader(folder)
-    if (folder / OPTIMIZER).exists():
-        return PreviousOptimizer(folder)
     if (folder / FOLDER).is_dir() or (folder / DEEPSPEED).is_dir():
         raise CheckpointError(
             f"the optimizer of {folder} was written by an earlier version under FSDP2 or DeepSpeed, in files that only "
