@@ -1,7 +1,7 @@
 """The same training on one process and on two, in every way of spreading it."""
 
-import importlib.util
 import functools
+import importlib.util
 import json
 import shutil
 from pathlib import Path
