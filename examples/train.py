@@ -1,6 +1,6 @@
 """Train RF-DETR on a data set in COCO, Roboflow or YOLO layout, on a Hub data set, or on synthetic shapes.
 
-Three minutes on two cores of a CPU, nothing to download:
+Four minutes on two cores of a CPU, nothing to download:
 
     accelerate launch examples/train.py --config examples/configs/quickstart.yaml
 
