@@ -1,6 +1,7 @@
 """The rules for annotations of all formats: what is an error, what is repaired and counted in the log."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -140,6 +141,19 @@ def drop_repeated_images(annotations: Annotations, files: Sequence[str], problem
             annotations.source, int((~keep).sum()), names,
         )  # fmt: skip
     return keep
+
+
+def without_repeated_files(
+    annotations: Annotations, paths: Sequence[str], masks: list[Any] | None, problems: Problems
+) -> tuple[Annotations, list[str], list[Any] | None]:
+    """What is left of images, files and masks of boxes by `drop_repeated_images`; links are followed."""
+    keep = drop_repeated_images(annotations, [path and os.path.realpath(path) for path in paths], problems)
+    if keep.all():
+        return annotations, list(paths), masks
+    annotations, inside = annotations.keep_images(keep)
+    kept = [path for path, stays in zip(paths, keep, strict=True) if stays]
+    return annotations, kept, masks and [masks[i] for i in inside.tolist()]
+
 
 
 def _drop_repeated(annotations: Annotations) -> Annotations:

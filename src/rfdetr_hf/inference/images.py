@@ -169,10 +169,11 @@ def _files(path: Path, skip: Callable[[str], None] | None) -> list[Path]:
             continue
         if is_file:
             files.append(path / name)
-        elif skip is not None:
-            skip(f"{path / name}: is no file; a link leads nowhere, or it is a pipe")
-        else:
-            raise DetectionDataError(f"{path / name}: is no file; a link leads nowhere, or it is a pipe")
+            continue
+        problem = f"{path / name}: is no file; a link leads nowhere, or it is a pipe"
+        if skip is None:
+            raise DetectionDataError(problem)
+        skip(problem)
     files.sort()
     if not files:
         tables = "; it has tables: give the split of this data set" if has_tables(str(path)) else ""

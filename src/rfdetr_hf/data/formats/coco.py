@@ -23,7 +23,7 @@ from ..annotations import (
     name_box,
     path_array,
 )
-from ..checks import drop_repeated_images, settle
+from ..checks import settle, without_repeated_files
 from ..errors import DetectionDataError, Problems
 from ..images import ImageFolder, Resolved, choose_folder, is_hidden
 from ..keypoints import ClassKeypoints
@@ -264,11 +264,7 @@ def _finish(
     labelled = label_sets(annotations.labelled, labels.ids)
     annotations = replace(annotations, boxes=replace(boxes, category=label), labelled=labelled)
     masks = file.masks
-    keep = drop_repeated_images(annotations, [path and os.path.realpath(path) for path in paths], problems)
-    if not keep.all():
-        annotations, inside = annotations.keep_images(keep)
-        paths = [path for path, kept in zip(paths, keep, strict=True) if kept]
-        masks = masks and [masks[i] for i in inside.tolist()]
+    annotations, paths, masks = without_repeated_files(annotations, paths, masks, problems)
     settled = settle(annotations, labels, options, problems, masks, written=options.bbox_format or "xywh")
     boxes = settled.boxes
     if len(np.unique(boxes.id)) == len(boxes.id):

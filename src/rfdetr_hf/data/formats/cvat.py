@@ -29,7 +29,7 @@ from ..values import as_flag, as_integer, shown
 from . import Found, read_splits
 from .hub import is_saved
 from .named import NamedObject, NamedSplit, ellipse, find_pictures, finish_splits, hull, rectangle, turned
-from .xml_file import find_xml, number, read_xml, text_of
+from .xml_file import find_xml, has_element, number, read_xml, text_of
 
 _NO_OBJECTS = {
     "polyline": "polylines, which have no area", "points": "points without a skeleton", "cuboid": "cuboids",
@@ -55,7 +55,7 @@ def find(root: Any, options: ReadOptions) -> Found | None:
         return None
     path = Path(root)
     files = [path] if path.is_file() and path.suffix.lower() == ".xml" else find_xml(path) if path.is_dir() else []
-    files = [file for file in files if _looks_like_cvat(file)]
+    files = [file for file in files if has_element(file, "annotations")]
     if not files:
         return None
     options.refuse(root, "is a CVAT export, which", "load", "label_dir", "bbox_format")
@@ -77,14 +77,6 @@ def find(root: Any, options: ReadOptions) -> Found | None:
 def near(folder: Path) -> str:
     """How near a folder comes to an export of CVAT."""
     return f"no XML file with the root 'annotations' and images in it{' beside images/' if folder.is_dir() else ''}"
-
-
-def _looks_like_cvat(file: Path) -> bool:
-    try:
-        with open(file, "rb") as stream:
-            return re.search(rb"<annotations[\s>]", stream.read(1 << 14)) is not None
-    except OSError as error:
-        raise DetectionDataError(f"{file}: cannot be read ({error.strerror or error}); make it readable") from error
 
 
 def read(found: Found, splits: Mapping[str, CvatLocation], options: ReadOptions) -> dict[str, Dataset]:

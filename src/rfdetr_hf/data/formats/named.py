@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..annotations import Annotations, Boxes, Labels, ReadOptions, build_dataset, name_box, path_array
-from ..checks import drop_repeated_images, settle
+from ..checks import settle, without_repeated_files
 from ..errors import DetectionDataError, Problems
 from ..images import ImageFolder, choose_folder
 from ..keypoints import ClassKeypoints
@@ -136,11 +135,7 @@ def _finish(
     )
     masks: list[Any] | None = [each.mask for each in split.objects] if options.task == "segmentation" else None
     paths = split.paths
-    keep = drop_repeated_images(annotations, [path and os.path.realpath(path) for path in paths], problems)
-    if not keep.all():
-        annotations, inside = annotations.keep_images(keep)
-        paths = [path for path, kept in zip(paths, keep, strict=True) if kept]
-        masks = masks and [masks[i] for i in inside.tolist()]
+    annotations, paths, masks = without_repeated_files(annotations, paths, masks, problems)
     settled = settle(annotations, labels, options, problems, masks, written=written)
     settled = replace(settled, boxes=replace(settled.boxes, id=np.arange(1, len(settled.boxes.id) + 1)))
     return build_dataset(settled, labels, path_array(paths), name)

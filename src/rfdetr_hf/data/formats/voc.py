@@ -34,7 +34,7 @@ from ..values import as_flag, as_integer, shown
 from . import Found, read_splits
 from .hub import is_saved
 from .named import NamedObject, NamedSplit, finish_splits
-from .xml_file import find_xml, number, read_xml, text_of
+from .xml_file import find_xml, has_element, number, read_xml, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -101,18 +101,10 @@ def near(folder: Path) -> str:
 def _locate(folder: Path) -> VocLocation | None:
     """The XML files of a folder, in a folder of their own or beside the pictures."""
     for annotations in (*(folder / name for name in _ANNOTATION_FOLDERS), folder):
-        if annotations.is_dir() and any(map(_looks_like_voc, find_xml(annotations)[:_LOOKED_AT])):
+        if annotations.is_dir() and any(has_element(file, "annotation") for file in find_xml(annotations)[:_LOOKED_AT]):
             images = tuple(dict.fromkeys([*(folder / name for name in _IMAGE_FOLDERS), annotations, folder]))
             return VocLocation(annotations, images, folder / "SegmentationObject")
     return None
-
-
-def _looks_like_voc(file: Path) -> bool:
-    try:
-        with open(file, "rb") as stream:
-            return re.search(rb"<annotation[\s>]", stream.read(1 << 14)) is not None
-    except OSError as error:
-        raise DetectionDataError(f"{file}: cannot be read ({error.strerror or error}); make it readable") from error
 
 
 def _listed_splits(root: Path, masks: bool) -> dict[str, VocLocation]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -33,6 +34,19 @@ def read_xml(path: str | os.PathLike[str]) -> ElementTree.Element:
         raise DetectionDataError(
             f"{os.fspath(path)}: cannot be read as XML ({error}); export the annotations again, without DOCTYPE"
         ) from error
+
+
+def has_element(file: Path, name: str) -> bool:
+    """Whether an element of a name begins near the start of a file, which need not be XML.
+
+    Raises:
+        DetectionDataError: the file cannot be read.
+    """
+    try:
+        with open(file, "rb") as stream:
+            return re.search(rb"<%s[\s>]" % name.encode(), stream.read(1 << 14)) is not None
+    except OSError as error:
+        raise DetectionDataError(f"{file}: cannot be read ({error.strerror or error}); make it readable") from error
 
 
 def find_xml(folder: Path) -> list[Path]:
