@@ -318,3 +318,59 @@ def test_options_that_do_nothing_are_refused(cppe, tmp_path, coco_content, write
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(DetectionDataError, match="no such folder; it may be a Hub id"):
         load_detection_dataset(tmp_path / "nothing")
+
+
+LISTS = {
+    "bbox": [[[4, 5, 20, 10], [0, 0, 9, 11]], [], [[60, 40, 4, 4]]],
+    "category": [["goggles", "mask"], [], ["glove"]],
+    "id": ["first", "second", "third"],  # of the images, as many tables have it
+}
+
+
+def top_level(cppe, **columns):
+    """The images of CPPE-5 with columns in the place of its objects."""
+    source = cppe().select_columns(["image"])
+    return datasets.concatenate_datasets([source, Dataset.from_dict({**LISTS, **columns})], axis=1)
+
+
+def test_columns_of_lists_in_the_place_of_objects(cppe):
+    expected = [([2, 1], LISTS["bbox"][0]), ([], []), ([0], LISTS["bbox"][2])]
+    named = Features({"bboxes": List(List(Value("float32"))), "labels": List(ClassLabel(names=NAMES))})
+    labels = Dataset.from_dict({"bboxes": LISTS["bbox"], "labels": [[2, 0], [], [1]]}, named)
+    other = datasets.concatenate_datasets([cppe().select_columns(["image"]), labels], axis=1)
+    for source, table, categories in (
+        (top_level(cppe), sorted(NAMES), [[1, 2], [], [0]]),
+        (other, NAMES, [[2, 0], [], [1]]),
+        (top_level(cppe, **{k: list(map(json.dumps, LISTS[k])) for k in ("bbox", "category")}), sorted(NAMES), None),
+    ):
+        train = load_detection_dataset(source)["train"]
+        assert class_names(train) == table and train["image_id"] == [0, 1, 2]
+        assert [row["bbox"] for row in train["objects"]] == [boxes for _, boxes in expected]
+        assert [row["category"] for row in train["objects"]] == (categories or [[1, 2], [], [0]])
+
+
+def test_columns_of_lists_in_an_image_folder(tmp_path, write_image):
+    for i in range(2):
+        write_image(tmp_path / "train" / f"{i}.png")
+    rows = [{"file_name": f"{i}.png", "bbox": [[1, 2, 30, 20]], "category": [i]} for i in range(2)]
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    train = load_detection_dataset(tmp_path)["train"]
+    assert [row["category"] for row in train["objects"]] == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "fault"),
+    [
+        ({"bbox": [[1, 2, 3, 4]] * 3}, "column bbox holds int64, not lists of four numbers; give each image one row"),
+        ({"category": ["cat", "dog", "cat"]}, "no column category with one list per image among"),
+        ({"category": [["mask"], [], ["glove"]]}, "row 0 has 2 boxes but 1 values in category"),
+        ({"bbox": [[[4, 5, 20, 10], [0, 0, 9]], [], [[60, 40, 4, 4]]]}, "has 3 numbers, not four"),
+        ({"bbox": [[[0, 0, 0.1, 0.2]] * 2, [], [[0.5, 0.5, 0.2, 0.2]]]}, "pass bbox_format='xywhn'"),
+        ({"iscrowd": [["x", "y"], [], ["z"]]}, "column iscrowd holds 'x', neither yes nor no"),
+        ({"area": [["x", "y"], [], ["z"]]}, "column area holds string, not numbers"),
+        ({"category": [["mask", None], [], ["glove"]]}, "field category is -1"),
+    ],
+)
+def test_columns_of_lists_have_the_checks_of_objects(cppe, columns, fault):
+    with pytest.raises(DetectionDataError, match=fault.replace("(", r"\(")):
+        load_detection_dataset(top_level(cppe, **columns))

@@ -155,7 +155,6 @@ def without_repeated_files(
     return annotations, kept, masks and [masks[i] for i in inside.tolist()]
 
 
-
 def _drop_repeated(annotations: Annotations) -> Annotations:
     """Without the boxes that are written twice: same image, class, kind and place, and no other mask or keypoints."""
     boxes = annotations.boxes

@@ -87,7 +87,8 @@ def load_detection_dataset(
         name_or_path: one of
 
             * a Hub id, a builder of `datasets` such as "imagefolder", or a local folder that `datasets.load_dataset`
-              or `datasets.load_from_disk` reads, with ``objects`` as in CPPE-5; or such a data set in memory;
+              or `datasets.load_from_disk` reads, with ``objects`` as in CPPE-5, or with its fields as columns of
+              lists; or such a data set in memory;
             * a Roboflow COCO export: folders train, valid, test, each with ``_annotations.coco.json``;
             * a folder in COCO's own layout, ``annotations/*.json`` and image folders, or one COCO file;
             * a YOLO data set, as a data.yaml or a folder with one: rows of boxes, polygons or boxes with keypoints, in

@@ -1,7 +1,8 @@
 """Data sets that `datasets.load_dataset` reads: the columns that people publish, brought into the one schema.
 
-Understood are ``objects`` as lists side by side, as a list of objects, or as JSON text, with the names in `_ALIASES`.
-Images stay in the files that `datasets` keeps them in.
+Understood are ``objects`` as lists side by side, as a list of objects, or as JSON text, with the names in `_ALIASES`;
+or columns of these names, each with one list per image (or its JSON text). Images stay in the files that `datasets`
+keeps them in.
 """
 
 import json
@@ -61,7 +62,7 @@ def normalise_splits(splits: Mapping[str, Dataset], source: str, options: ReadOp
     """Bring all splits of a data set into the schema; the label table is that of the first one.
 
     Args:
-        splits: split -> data set with an image column and ``objects``.
+        splits: split -> data set with an image column and ``objects``, or with columns ``bbox`` and ``category``.
         source: name of the data set, for messages.
         options: without `class_names`, the label table is the `ClassLabel` of the first split, or the sorted names or
             integers that occur there.
@@ -75,7 +76,7 @@ def normalise_splits(splits: Mapping[str, Dataset], source: str, options: ReadOp
             read[name] = _read_split(dataset, f"{source}, split {name}", options)
         except (pa.ArrowException, OverflowError, RecursionError) as error:
             raise DetectionDataError(
-                f"{source}, split {name}: columns image and objects cannot be read ({type(error).__name__}: "
+                f"{source}, split {name}: the columns of images and objects cannot be read ({type(error).__name__}: "
                 f"{str(error)[:200]}); write numbers as numbers and lists as lists"
             ) from error
     first = next(iter(read.values()))
@@ -97,25 +98,26 @@ class _Split:
 
 def _read_split(dataset: Dataset, source: str, options: ReadOptions) -> _Split:
     problems = Problems(source)
-    counts, fields = _flat_objects(dataset, source)
+    counts, fields, called = _flat_objects(dataset, source)
     part = TASKS[options.task].object_field
     if part is not None and part not in fields:
         raise DetectionDataError(
-            f"{source}: task={options.task!r} needs the field objects.{part}; names for it: {list(_ALIASES[part])}"
+            f"{source}: task={options.task!r} needs the field objects.{part}, or a column of lists; names for it: "
+            f"{list(_ALIASES[part])}"
         )
     image_column = _image_column(dataset, source)
     names = _file_names(dataset, image_column)
     image_id = _image_ids(dataset, source)
     row = np.repeat(np.arange(len(dataset)), counts)
-    bbox = _bbox_array(fields["bbox"], image_id[row], problems)
-    categories = _categories(dataset, fields["category"], source)
+    bbox = _bbox_array(fields["bbox"], image_id[row], called["bbox"], problems)
+    categories = _categories(dataset, fields["category"], called["category"], source)
     boxes = Boxes(
         row=row,
-        id=_numbers(fields.get("id"), len(row), np.int64, "id", source, default=None),
+        id=_numbers(fields.get("id"), len(row), np.int64, called.get("id"), source, default=None),
         bbox=bbox,
         category=categories.values,
-        area=_numbers(fields.get("area"), len(row), np.float64, "area", source, default=np.nan),
-        iscrowd=_flags(fields.get("iscrowd"), len(row), source),
+        area=_numbers(fields.get("area"), len(row), np.float64, called.get("area"), source, default=np.nan),
+        iscrowd=_flags(fields.get("iscrowd"), len(row), called.get("iscrowd"), source),
     )
     annotations = Annotations(source, image_id, _sizes(dataset, image_column, names, source), names, boxes)
     if "labelled_classes" in dataset.column_names:
@@ -158,7 +160,7 @@ def _keypoint_array(values: pa.Array, annotations: Annotations, problems: Proble
 
 def _class_keypoints(split: _Split, labels: Labels, source: str) -> list[ClassKeypoints]:
     """What the column describes, by our labels; without a description all classes have all keypoints."""
-    feature: Any = split.dataset.features["objects"]
+    feature: Any = objects_feature(split.dataset)
     keypoints = split.annotations.boxes.keypoints
     described = schema_of_keypoints(feature["keypoints"]) if isinstance(feature, Mapping) else None
     if described is None:
@@ -240,82 +242,123 @@ def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:
     return dataset.select_columns([name]).with_format("arrow")[:][name]
 
 
-def _flat_objects(dataset: Dataset, source: str) -> tuple[np.ndarray, dict[str, pa.Array]]:
-    """Objects per image, and the fields of all objects in a row, by our names."""
-    if "objects" not in dataset.column_names:
+def objects_feature(dataset: Dataset) -> Any:
+    """The feature of column ``objects``; or the features of columns that have one list per image in its place, by name.
+
+    Empty where there is neither.
+    """
+    if "objects" in dataset.column_names:
+        return dataset.features["objects"]
+    known = {alias for aliases in _ALIASES.values() for alias in aliases}
+    types = {name: dataset.features.arrow_schema.field(name).type for name in dataset.column_names if name in known}
+    lists = [name for name, kind in types.items() if _is_list(kind)]
+    if not any(name in lists for name in _ALIASES["bbox"]):
+        # Tables of text alone, such as CSV files, have lists as JSON.
+        first = dataset.select_columns(list(types)).with_format(None)[0] if types and len(dataset) else {}
+        lists = [name for name, text in first.items() if isinstance(text, str) and text.lstrip().startswith("[")]
+    found = {name: dataset.features[name] for name in lists}
+    return found if any(name in found for name in _ALIASES["bbox"]) else {}
+
+
+def _flat_objects(dataset: Dataset, source: str) -> tuple[np.ndarray, dict[str, pa.Array], dict[str, str]]:
+    """Objects per image; the fields of all objects in a row, by our names; and how messages call the fields."""
+    feature = objects_feature(dataset)
+    if not feature:
         raise DetectionDataError(
-            f"{source}: no column 'objects' among {dataset.column_names}; it holds bbox and category of each object"
+            f"{source}: no column 'objects' among {dataset.column_names}; it holds bbox and category of each object "
+            "(columns bbox and category with one list per image do too)"
         )
-    objects = pa.concat_arrays(_column(dataset, "objects").chunks) if len(dataset) else None
-    if objects is None:
+    if not len(dataset):
         raise DetectionDataError(f"{source}: the split has no images")
-    if pa.types.is_string(objects.type) or pa.types.is_large_string(objects.type):
-        objects = _from_json(objects, source)
+    if "objects" not in dataset.column_names:
+        columns = [pa.concat_arrays(_column(dataset, name).chunks) for name in feature]
+        lists = [
+            _from_json(each, name, source) if _is_text(each.type) else each
+            for name, each in zip(feature, columns, strict=True)
+        ]
+        return _from_parallel_lists(pa.StructArray.from_arrays(lists, names=list(feature)), "column ", source)
+    objects = pa.concat_arrays(_column(dataset, "objects").chunks)
+    if _is_text(objects.type):
+        objects = _from_json(objects, "objects", source)
     if pa.types.is_struct(objects.type):
-        return _from_parallel_lists(objects, source)
+        return _from_parallel_lists(objects, "field objects.", source)
     if _is_list(objects.type) and pa.types.is_struct(objects.type.value_type):
         counts = pc.fill_null(pc.list_value_length(objects), 0).to_numpy(zero_copy_only=False)
         records = pc.list_flatten(objects)
-        names = _our_names([field.name for field in records.type], source)
-        return counts, {ours: pc.struct_field(records, theirs) for ours, theirs in names.items()}
+        names = _our_names([field.name for field in records.type], "field objects.", source)
+        fields = {ours: pc.struct_field(records, theirs) for ours, theirs in names.items()}
+        return counts, fields, {ours: f"field objects.{theirs}" for ours, theirs in names.items()}
     raise DetectionDataError(
         f"{source}: column 'objects' is {objects.type}, neither lists side by side nor a list of objects"
     )
 
 
-def _from_parallel_lists(objects: pa.StructArray, source: str) -> tuple[np.ndarray, dict[str, pa.Array]]:
-    names = _our_names([field.name for field in objects.type], source)
+def _from_parallel_lists(
+    objects: pa.StructArray, prefix: str, source: str
+) -> tuple[np.ndarray, dict[str, pa.Array], dict[str, str]]:
+    names = _our_names([field.name for field in objects.type], prefix, source)
+    called = {ours: prefix + theirs for ours, theirs in names.items()}
     columns = {ours: pc.struct_field(objects, theirs) for ours, theirs in names.items()}
     fields, lengths = {}, {}
     for name, column in columns.items():
         if not _is_list(column.type):
-            raise DetectionDataError(f"{source}: field objects.{names[name]} is {column.type}, not one list per image")
+            raise DetectionDataError(f"{source}: {called[name]} is {column.type}, not one list per image")
         lengths[name] = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         fields[name] = pc.list_flatten(column)
+    if not (_is_list(fields["bbox"].type) or pa.types.is_null(fields["bbox"].type)):
+        raise DetectionDataError(
+            f"{source}: {called['bbox']} holds {fields['bbox'].type}, not lists of four numbers; give each image one "
+            "row with the list of its boxes, [[x, y, width, height], …], also where it has one box"
+        )
     for name, length in lengths.items():
         differs = np.flatnonzero(length != lengths["bbox"])
         if len(differs):
             row = differs[0]
             raise DetectionDataError(
                 f"{source}: row {row} has {lengths['bbox'][row]} boxes but {length[row]} values in "
-                f"objects.{names[name]}; all lists of an image must be equally long"
+                f"{called[name].split()[-1]}; all lists of an image must be equally long"
             )
-    return lengths["bbox"], fields
+    return lengths["bbox"], fields, called
 
 
-def _from_json(objects: pa.Array, source: str) -> pa.Array:
+def _from_json(texts: pa.Array, column: str, source: str) -> pa.Array:
     values: list[Any] = []
-    for row, text in enumerate(objects.to_pylist()):
+    for row, text in enumerate(texts.to_pylist()):
         try:
             values.append(json.loads(text) if text else None)
         except (ValueError, RecursionError) as error:
-            raise DetectionDataError(f"{source}: row {row}: column 'objects' is no valid JSON ({error})") from error
+            raise DetectionDataError(f"{source}: row {row}: column {column!r} is no valid JSON ({error})") from error
     return pa.array(values)
 
 
-def _our_names(found: Sequence[str], source: str) -> dict[str, str]:
+def _our_names(found: Sequence[str], prefix: str, source: str) -> dict[str, str]:
     names = {}
     for ours, aliases in _ALIASES.items():
         theirs = next((alias for alias in aliases if alias in found), None)
         if theirs is not None:
             names[ours] = theirs
         elif ours in ("bbox", "category"):
+            lists = " with one list per image" if prefix == "column " else ""
             raise DetectionDataError(
-                f"{source}: no field objects.{ours} among {list(found)}; names for it: {list(aliases)}"
+                f"{source}: no {prefix}{ours}{lists} among {list(found)}; names for it: {list(aliases)}"
             )
     return names
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _bbox_array(boxes: pa.Array, image_id: np.ndarray, problems: Problems) -> np.ndarray:
+def _bbox_array(boxes: pa.Array, image_id: np.ndarray, called: str, problems: Problems) -> np.ndarray:
     """(n, 4) float64; raises at once where boxes have another length, since nothing else can be checked then."""
     if not len(boxes):
         return np.zeros((0, 4))
     if not _is_list(boxes.type):
-        raise DetectionDataError(f"{problems.source}: field objects.bbox holds {boxes.type}, not lists of four numbers")
+        raise DetectionDataError(f"{problems.source}: {called} holds {boxes.type}, not lists of four numbers")
     length = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy(zero_copy_only=False)
     problems.add_all(
         (
@@ -329,7 +372,9 @@ def _bbox_array(boxes: pa.Array, image_id: np.ndarray, problems: Problems) -> np
     return pc.fill_null(flat, float("nan")).to_numpy(zero_copy_only=False).reshape(-1, 4).copy()
 
 
-def _numbers(values: pa.Array | None, total: int, kind: Any, field: str, source: str, default: Any) -> np.ndarray:
+def _numbers(
+    values: pa.Array | None, total: int, kind: Any, called: str | None, source: str, default: Any
+) -> np.ndarray:
     """A field as numbers; `default` (or 1, 2, 3… when it is None) for all that have none."""
     fallback = np.arange(1, total + 1) if default is None else np.full(total, default)
     if values is None or pa.types.is_null(values.type):
@@ -340,12 +385,12 @@ def _numbers(values: pa.Array | None, total: int, kind: Any, field: str, source:
             values = pc.cast(values, pa.int8())
         numbers = pc.cast(values, pa.from_numpy_dtype(kind))
     except pa.ArrowInvalid as error:
-        raise DetectionDataError(f"{source}: field objects.{field} holds {theirs}, not numbers ({error})") from error
+        raise DetectionDataError(f"{source}: {called} holds {theirs}, not numbers ({error})") from error
     filled = pc.if_else(pc.is_null(numbers), pa.array(fallback.astype(kind)), numbers)
     return filled.to_numpy(zero_copy_only=False)
 
 
-def _flags(values: pa.Array | None, total: int, source: str) -> np.ndarray:
+def _flags(values: pa.Array | None, total: int, called: str | None, source: str) -> np.ndarray:
     """A field of yes and no, however it is written."""
     if values is None or pa.types.is_null(values.type):
         return np.zeros(total, bool)
@@ -353,16 +398,14 @@ def _flags(values: pa.Array | None, total: int, source: str) -> np.ndarray:
     flags = [as_flag(value) for value in encoded.dictionary.to_pylist()]
     for value, flag in zip(encoded.dictionary.to_pylist(), flags, strict=True):
         if flag is None:
-            raise DetectionDataError(
-                f"{source}: field objects.iscrowd holds {shown(value)}, neither yes nor no; write it as 0 or 1"
-            )
+            raise DetectionDataError(f"{source}: {called} holds {shown(value)}, neither yes nor no; write it as 0 or 1")
     codes = pc.fill_null(encoded.indices, len(flags)).to_numpy(zero_copy_only=False)
     return np.array([*map(bool, flags), False])[codes]
 
 
-def _categories(dataset: Dataset, values: pa.Array, source: str) -> Categories:
-    label = _class_label(dataset.features["objects"])
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+def _categories(dataset: Dataset, values: pa.Array, called: str, source: str) -> Categories:
+    label = _class_label(objects_feature(dataset))
+    if _is_text(values.type):
         encoded = pc.dictionary_encode(values)
         names = encoded.dictionary.to_pylist()
         codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -370,7 +413,7 @@ def _categories(dataset: Dataset, values: pa.Array, source: str) -> Categories:
         blank = [code for code, name in enumerate(names) if not name.strip()]
         codes[np.isin(codes, blank)] = -1
         return Categories(codes, names, None)
-    numbers = _numbers(values, len(values), np.int64, "category", source, default=-1)
+    numbers = _numbers(values, len(values), np.int64, called, source, default=-1)
     if label is None:
         return Categories(numbers, None, None)
     return Categories(numbers, list(label.names), ids_of_class_label(label))

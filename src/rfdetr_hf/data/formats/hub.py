@@ -15,7 +15,7 @@ from ..annotations import ReadOptions
 from ..errors import DetectionDataError
 from ..images import IMAGE_SUFFIXES, walk_files
 from . import Found
-from .columns import normalise_splits
+from .columns import normalise_splits, objects_feature
 
 # Files that may hold a column of objects. Folders of images or texts alone would load too, but as something else.
 _TABLES = re.compile(r"\.((parquet|arrow|jsonl?|csv|tsv|tar)(\.(gz|zst|bz2|xz))?|tgz|zip)$", re.IGNORECASE)
@@ -56,7 +56,7 @@ def find(root: Any, options: ReadOptions) -> Found | None:
         raise DetectionDataError(
             f"{source}: {type(loaded).__name__} is no datasets.DatasetDict; load it without streaming"
         )
-    if local and not any("objects" in split.column_names for split in loaded.values()):
+    if local and not any(map(objects_feature, loaded.values())):
         return None
     kind = "a data set of datasets" if isinstance(loaded, DatasetDict) else "a data set in memory"
     return Found(source, kind, {str(name): split for name, split in loaded.items()})
@@ -81,7 +81,7 @@ def near(folder: Path) -> str:
     """How near a folder comes to what `datasets` reads."""
     if not has_tables(str(folder)):
         return "no Parquet, JSON or CSV file, and no metadata.jsonl beside images"
-    return "it has tables, but no column 'objects'"
+    return "it has tables, but no column 'objects', and no columns bbox and category"
 
 
 def read(found: Found, splits: Mapping[str, Any], options: ReadOptions) -> dict[str, Dataset]:
