@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -21,15 +21,13 @@ from ..data.fingerprint import annotation_hash
 from ..data.pipeline.order import EpochBatchSampler
 from ..data.shards.dataset import ShardedDataset
 from ..evaluation.evaluator import CocoEvaluator
-from ..hub.model_card import CardFacts
 from ..hub.push import HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
-from ..models.adapters import has_adapters, merge_adapters
+from ..models.adapters import has_adapters
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .best import BestModel
 from .callbacks import own_callbacks
-from .card import card_facts
 from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
@@ -39,20 +37,20 @@ from .checks import audit_splits, check_kinds, check_run, named_splits
 from .distributed import allow_tf32, build_accelerator, patiently_on_main, replace_precision
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
-from .evaluation_methods import EvaluationMethods
+from .ending import EndingMethods
 from .finetuning import apply_finetuning, in_float32
 from .loaders import batch_to_device, build_train_loader, choose_processor
-from .meters import LossMeter, Stopwatch, speeds
+from .meters import LossMeter, Stopwatch
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, name_parameters, present_rate
 from .parallel import choose_parallel, compile_blocks
 from .pictures import RunPictures
 from .precision import keep_precision, settle_precision
-from .preemption import EXIT_CODE, Noticed, Preempted, PreemptionNotice
+from .preemption import Noticed, PreemptionNotice
 from .record import RunRecord
 from .startup import startup_lines
 from .state import RunState
-from .status import FINISHED, PREEMPTED
+from .status import FINISHED
 from .update import StepResult, loss_divisors, out_of_memory_advice, update_weights
 from .validation import Validation
 from .waiting import Batches, LoaderStuck, end_workers
@@ -63,7 +61,7 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, Any]
 
 
-class RFDETRTrainer(EvaluationMethods):
+class RFDETRTrainer(EndingMethods):
     """Trains, evaluates and saves an RF-DETR model on Accelerate.
 
     A subclass may override `create_optimizer`, `create_scheduler`, `get_train_dataloader`, `get_eval_dataloader` and
@@ -496,105 +494,3 @@ class RFDETRTrainer(EvaluationMethods):
         self.validation.scored.clear()
         self.stopwatch.paused += time.perf_counter() - started
         return improved
-
-    def _save(self, epoch_finished: bool = False, due: bool = False) -> None:
-        """Write a checkpoint; `due`: the latest step's logging, evaluation and saving are still to be done."""
-        self.state.mark(self.control, epoch_finished, due)
-        self.state.keep_callbacks(self.callback_handler.callbacks)
-        with self.watchdog.during("saving a checkpoint"):
-            self.checkpointer.save(self.state, self._card())
-
-    def _announce_saved(self) -> None:
-        """Fire `on_save` for a checkpoint from the background as it would have been at its step."""
-        saved = self.checkpointer.wait()
-        if saved is None:
-            return
-        due, now = self.control.should_save, self.state
-        self.state = saved
-        try:
-            self._fire("on_save")
-        finally:
-            self.state = now
-        # A save that is due by now stays due.
-        self.control.should_save = self.control.should_save or due
-
-    def _save_and_leave(self, epoch_finished: bool = False, due: bool = False, error: Any = None) -> NoReturn:
-        self._announce_saved()
-        self._save(epoch_finished, due)
-        self.checkpointer.wait()
-        self.preemption.acted = True
-        if error is not None:
-            raise error
-        step = self.state.global_step
-        if self.accelerator.is_main_process:
-            logger.warning(
-                "preempted: saved step %d; exit code %d; resume_from_checkpoint=True goes on", step, EXIT_CODE
-            )
-        self.directory.set_status(state=PREEMPTED, step=step, last_checkpoint=f"checkpoint-{step}")
-        self.directory.release()
-        # A launcher ends the other processes when the first one has ended.
-        self.accelerator.wait_for_everyone()
-        raise Preempted
-
-    def _leave_unprepared(self) -> NoReturn:
-        """A notice came before the first step: there is nothing to save, and a scheduler may start the run again."""
-        self.preemption.acted = True
-        if self.accelerator.is_main_process:
-            logger.warning("preempted before the first step: nothing to save; exit code %d", EXIT_CODE)
-        if self.directory.status.fields:  # else the file, if any, is that of an earlier run
-            self.directory.set_status(state=PREEMPTED, message="before the first step: nothing was to be saved")
-        self.directory.release()
-        raise Preempted
-
-    # ------------------------------------------------------------------------------------------------ the end
-
-    def _finish(self, runtime: float, steps: int) -> TrainOutput:
-        state = self.state
-        self._announce_saved()
-        with self.weights.averaged():
-            last = self.directory.replacing(self.directory.last, state.global_step)
-            self.weights.save_pretrained(last, self._card(), self.accelerator)
-        # Accelerate's wrapper of `forward` comes off the model.
-        self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
-        if state.best.source is None and any("eval_runtime" in row for row in state.log_history):
-            logger.warning(
-                "no evaluation chose a best model, so there is no best/: skip_best_epochs=%s leaves out all, or their "
-                "scores are NaN, or -1 for want of objects", self.args.skip_best_epochs,
-            )  # fmt: skip
-        takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
-        if takes_best:
-            merge_adapters(self.model)
-            self.weights.load(self.directory.best)
-            score = f"{self.args.metric_for_best_model} {state.best.score:.4f}"
-            whose = "EMA" if state.best.source == "ema" else "raw"
-            source = f"the best: {whose} weights of step {state.best.step}, {score}"
-        elif self.ema is not None:
-            self.ema.put_in_place()
-            source = f"the EMA weights of step {state.global_step}"
-        else:
-            source = f"the weights of step {state.global_step}"
-        merge_adapters(self.model)
-        logger.info("the model in memory is %s", source)
-        metrics = {"train_loss": state.loss_total / max(state.loss_steps, 1)}
-        metrics |= speeds("train", runtime, steps * state.identity["images_per_step"], steps)
-        metrics["train_skipped_steps"] = state.skipped_steps
-        self.log(metrics)
-        metrics["epoch"] = state.epoch or 0.0
-        if self.test_dataset is not None:
-            metrics |= self.evaluate(self.test_dataset, metric_key_prefix="test")
-            # Once more, with the scores in the card.
-            chosen = (self.directory.best, state.best.step) if takes_best else (self.directory.last, state.global_step)
-            self.weights.save_pretrained(self.directory.replacing(*chosen), self._card(), self.accelerator)
-        self.pictures.course(self._card())
-        self.pictures.report(self._card(), state, seconds=runtime)
-        logger.info("report: %s", self.directory.root / "report.html")
-        self._fire("on_train_end")
-        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
-
-    def _card(self, metrics: Mapping[str, float] | None = None) -> CardFacts:
-        """What the model card of the present weights says; without metrics, those of the weights' step."""
-        args, state = self.args, self.state
-        holds_best = args.load_best_model_at_end and not self._in_training and state.best_global_step
-        step = state.best_global_step if holds_best else state.global_step
-        given = args, self.directory, self.hub.repo_id, self.weights, self.train_dataset
-        return card_facts(*given, state, step, metrics)
