@@ -4,7 +4,8 @@ Files of 16 bits hold what a camera of 10, 12 or 14 bits saw, floats lie between
 the numbers, not in the file's type. It is the smallest usual range that holds them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,9 +14,32 @@ from PIL import Image, ImageOps
 _TOPS = (255.0, 1023.0, 4095.0, 16383.0, 65535.0, 2.0**24 - 1, 2.0**32 - 1)
 
 
+HEADER = 26
+"""Bytes of a file that `has_deep_header` wants."""
+
+
 def is_deep(image: Image.Image) -> bool:
     """Whether a picture has more than 8 bits a channel."""
     return image.mode == "F" or image.mode.startswith("I")
+
+
+def has_deep_header(head: bytes, source: Callable[[], Any]) -> bool:
+    """Whether a picture has more than 8 bits a channel, by the beginning of its file.
+
+    Args:
+        head: its first `HEADER` bytes.
+        source: gives its file or path, for the formats whose beginning does not say it.
+
+    Raises:
+        OSError, ValueError, SyntaxError: it is no picture.
+    """
+    if head.startswith(b"\x89PNG") and len(head) == HEADER:
+        # Bits and colour type; of colours and of grey with transparency Pillow itself keeps 8 bits.
+        return head[24] == 16 and head[25] == 0
+    if head.startswith((b"\xff\xd8", b"GIF8", b"RIFF", b"BM", b"P6", b"P4")):
+        return False
+    with Image.open(source()) as image:
+        return is_deep(image)
 
 
 def find_range(pixels: np.ndarray) -> tuple[float, float]:

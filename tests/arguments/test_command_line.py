@@ -67,6 +67,22 @@ def test_a_rate_that_followed_from_the_learning_rate_follows_again(parse, encode
     assert args.for_run("detection").learning_rate_encoder == pytest.approx(expected or 7.5e-5)
 
 
+def test_the_metric_of_a_file_goes_with_the_task_of_its_model(parse):
+    """What followed from the task of one model does not choose the best of another task; what was chosen does."""
+    for model, metric, words, expected in (
+        ("nano", "map", ["--model", "seg-nano"], None),
+        ("outputs/mine/best", "map_at_500", ["--model", "seg-nano"], None),
+        ("seg-small", "segm_map", ["--variant", "nano"], None),
+        ("seg-small", "map", ["--model", "seg-nano"], "map"),
+        ("nano", "map_50", ["--model", "seg-nano"], "map_50"),
+        ("nano", "map", ["--model", "small"], "map"),
+        ("nano", "map", ["--model", "seg-nano", "--metric_for_best_model", "map"], "map"),
+        ("nano", "map", ["--lr", "1e-4"], "map"),
+    ):
+        content = {"model_name_or_path": model, "metric_for_best_model": metric}
+        assert parse(content, *words)[2].metric_for_best_model == expected, (model, metric, words)
+
+
 def test_the_file_of_a_training_with_processes_serves_the_evaluation(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text("num_processes: 2\ndevice: 0,1\nlearning_rate: 1e-4\nbatch_size: 3\n")

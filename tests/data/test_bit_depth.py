@@ -2,12 +2,21 @@
 
 import json
 import pickle
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
-from rfdetr_hf import RFDETRImageProcessor, audit_dataset, load_detection_dataset
+from rfdetr_hf import (
+    RFDETRImageProcessor,
+    RFDETRTrainer,
+    RFDETRTrainingArguments,
+    audit_dataset,
+    load_detection_dataset,
+)
+from rfdetr_hf.bit_depth import HEADER, has_deep_header, is_deep
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.schema import decode_image
 
@@ -99,3 +108,53 @@ def test_the_largest_picture_is_an_option(folder, monkeypatch):
         decode_image(folder("png", [RAMP.astype(np.uint8)])[0])
     monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "100000")
     assert decode_image(folder("png", [RAMP.astype(np.uint8)])[0]).size == (64, 48)
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_one_deep_picture_among_many_is_seen(tmp_path, inline):
+    """Its header says it, wherever it stands, in whichever split."""
+    for i in range(150):
+        pixels = RAMP.astype(np.uint8) if i != 101 else (RAMP * 16).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png", compress_level=1)
+    objects = {"bbox": [[8, 8, 20, 16]], "category": ["cat"]}
+    paths = [str(tmp_path / f"{i}.png") for i in range(150)]
+    images = [{"bytes": Path(path).read_bytes(), "path": None} if inline else path for path in paths]
+    data = datasets.Dataset.from_dict({"image": images, "objects": [objects] * 150})
+    data = data.cast_column("image", datasets.Image())
+    parts = datasets.DatasetDict(train=data.select(range(100)), test=data.select(range(100, 150)))
+    splits = load_detection_dataset(parts)
+    for split in splits.values():
+        assert split[0]["value_range"] == [0, 4095]
+    assert np.asarray(decode_image(splits["test"][1])).max() == 252
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_a_header_says_how_deep_a_picture_is(tmp_path, suffix):
+    kinds = {"L": False, "RGB": False, "I;16": True} if suffix != "pgm" else {"L": False, "I": True}
+    kinds |= {"tif": {"F": True, "I": True}, "png": {"P": False, "LA": False, "1": False}}.get(suffix, {})
+    for mode, deep in kinds.items():
+        file = tmp_path / f"a.{suffix}"
+        Image.new(mode, (8, 8)).save(file)
+        assert has_deep_header(file.read_bytes()[:HEADER], lambda path=file: path) == deep == is_deep(Image.open(file))
+
+
+def test_a_run_goes_by_the_range_of_a_processor_that_is_given(folder, caplog, tmp_path, tiny_model):
+    train = folder("png", [(RAMP * 16).astype(np.uint16)] * 2)
+    processor = RFDETRImageProcessor(size={"height": 64, "width": 64}, value_range=[0, 1023])
+    args = RFDETRTrainingArguments(str(tmp_path / "run"), dataloader_num_workers=0, per_device_train_batch_size=1,
+                                   multi_scale="off", augmentation="none")  # fmt: skip
+    model = tiny_model(names=("cat",))
+    trainer = RFDETRTrainer(model, args, train_dataset=train, eval_dataset=train, image_processor=processor)
+    assert "has value_range=[0, 1023], and the training pictures have [0.0, 4095.0]" in caplog.text
+    expected = processor(images=Image.open(tmp_path / "0.png"), return_tensors="pt")["pixel_values"]
+    found = trainer.to_device(next(iter(trainer.get_eval_dataloader())))["pixel_values"]
+    assert (found - expected).abs().max() < 1e-6
+    mean = trainer.to_device(next(iter(trainer.get_train_dataloader())))["pixel_values"].mean()
+    assert abs(mean - expected.mean()) < 0.02
+
+
+def test_a_deep_picture_of_a_data_set_without_a_range_is_an_error(folder):
+    row = folder("png", [(RAMP * 16).astype(np.uint16)])[0]
+    row = {name: value for name, value in row.items() if name != "value_range"}
+    with pytest.raises(DetectionDataError, match=r"0.png: the image has more than 8 bits, and field value_range"):
+        decode_image(row)

@@ -1,4 +1,5 @@
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.pipeline.pixels import set_max_image_pixels
 from rfdetr_hf.drawing import draw_detections
 from rfdetr_hf.inference.images import find_images, unique_names
 
@@ -81,6 +83,36 @@ def test_frames_of_a_video(tmp_path, monkeypatch):
     found = list(find_images([tmp_path / "clip.mp4"], every=2))
     assert [item.name for item in found] == ["clip-000000", "clip-000002", "clip-000004"]
     assert found[2].image.size == (6, 4) and found[2].image.getpixel((0, 0)) == (4, 4, 4)
+
+
+@pytest.mark.parametrize("header", [{"n_images": 9}, {"fps": 10.0, "duration": 1.2}])
+def test_a_cut_video_is_named_by_imageio_too(tmp_path, monkeypatch, header):
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    modules = fake_imageio([np.zeros((4, 6, 3), np.uint8)] * 5)
+    module = modules["imageio.v3"]
+    module.improps = lambda file: types.SimpleNamespace(n_images=header.get("n_images", float("inf")))
+    module.immeta = lambda file: header
+    for name, value in modules.items():
+        monkeypatch.setitem(sys.modules, name, value)
+    skipped = []
+    assert len(list(find_images([tmp_path / "clip.mp4"], skip=skipped.append))) == 5
+    assert len(skipped) == 1 and re.search(r"clip.mp4: 5 of (9|10) frames can be read: the video is cut", skipped[0])
+    with pytest.raises(DetectionDataError, match="the video is cut"):
+        list(find_images([tmp_path / "clip.mp4"]))
+    header.update(n_images=5, fps=4.0)
+    skipped.clear()
+    list(find_images([tmp_path / "clip.mp4"], skip=skipped.append))
+    assert not skipped
+
+
+def test_the_limit_of_pixels_is_named_where_it_can_be_raised(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # decoding sets it
+    monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "50")
+    Image.new("RGB", (10, 12)).save(tmp_path / "a.png")
+    with pytest.raises(DetectionDataError, match=r"a.png: the image has too many pixels .*--max_image_pixels"):
+        list(find_images([tmp_path / "a.png"]))
+    set_max_image_pixels(200)
+    assert len(list(find_images([tmp_path / "a.png"]))) == 1
 
 
 def test_a_video_without_a_reader_names_the_extra(tmp_path, monkeypatch):

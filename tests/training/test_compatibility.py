@@ -1,6 +1,7 @@
 """What scripts and callbacks written for the Trainer of Transformers find here."""
 
 import copy
+import re
 import types
 
 import pytest
@@ -52,11 +53,13 @@ def test_an_evaluation_gives_its_speeds(tmp_path, tiny_model, shapes):
 def test_several_evaluation_sets_have_names(tmp_path, tiny_model, shapes):
     sets = {"day": shapes.select(range(2)), "night": shapes.select(range(2, 6))}
     args = quick_arguments(tmp_path, **SHORT | {"eval_strategy": "steps", "eval_steps": 1})
-    trainer = RFDETRTrainer(tiny_model(), args, shapes, sets)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, sets, test_dataset=shapes.select(range(3)))
     assert trainer.args.metric_for_best_model == "day_map" and args.metric_for_best_model is None
     trainer.train()
     rows = [row for row in trainer.state.log_history if "eval_night_map" in row]
     assert len(rows) == 2 and trainer.state.best_global_step in (1, 2)
+    page = (tmp_path / "report.html").read_text()
+    assert re.search(r"best model.*<th[^>]*>day.*<th[^>]*>night.*<th[^>]*>test.*AP50", page, re.DOTALL)
     assert {"eval_day_map", "eval_night_map"} <= trainer.evaluate().keys()
     assert len(trainer.get_eval_dataloader("night").dataset) == 4
     with pytest.raises(ValueError, match="metric_for_best_model='map' is in no evaluation of this run; did you mean"):

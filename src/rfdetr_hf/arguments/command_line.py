@@ -11,7 +11,9 @@ from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from ..options import IN_WORDS, UsageError, kinds_of, load_yaml
+from ..tasks import TASKS
 from .help import format_help
+from .metric_names import usual_metric
 from .schedules import published_encoder_rate
 from .words import aliases, explain
 
@@ -119,6 +121,10 @@ def _not_superseded(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict
     rate, encoder = values.get("learning_rate"), values.get("learning_rate_encoder")
     if "learning_rate" in typed and rate and encoder and math.isclose(published_encoder_rate(rate), encoder):
         gone.add("learning_rate_encoder")  # it followed from the learning rate of the file
+    here, now = (usual_metric(each.get("model_name_or_path") or each.get("variant")) for each in (values, typed))
+    metric = re.sub(r"_at_\d+$", "", str(values.get("metric_for_best_model")))
+    if now not in (None, here, metric) and metric in {task.best_metric for task in TASKS.values()}:
+        gone.add("metric_for_best_model")  # it followed from the task of the file's model
     return {name: value for name, value in values.items() if name not in gone}
 
 

@@ -3,6 +3,9 @@
 import re
 from collections.abc import Sequence
 
+from ..choices import VARIANTS
+from ..tasks import TASKS
+
 RAW = "_raw_"
 
 
@@ -28,6 +31,15 @@ def present_metric(metric: str, sets: Sequence[str] = ()) -> str:
     start = max(starts, key=len, default="")  # one name may begin with another
     start = "eval_" * metric.startswith("eval_") + start
     return start + metric.removeprefix(start).removeprefix("ema_")
+
+
+def usual_metric(model: str | None) -> str | None:
+    """What chooses the best model of a variant, whose name begins with its task; None for what is no variant."""
+    if model not in VARIANTS:
+        return None
+    start = str(model).partition("-")[0]
+    task = next((task for task in TASKS.values() if task.name.startswith(start)), TASKS["detection"])
+    return task.best_metric
 
 
 def larger_wins(metric: str) -> bool:

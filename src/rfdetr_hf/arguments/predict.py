@@ -53,6 +53,9 @@ class PredictArguments(ViewArguments):
     )
     bf16: bool = option(False, "Compute in bfloat16.", daily=True)
     overwrite: bool = option(False, "Write into a folder that has files, and replace them.", group="output", daily=True)
+    max_image_pixels: int | None = option(
+        None, "Most pixels of an image; default: Pillow's limit, 179 million.", FROM_1, group="data"
+    )
     strict: bool = option(False, "Stop at the first file that cannot be read, instead of leaving it out.")
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from .errors import DetectionDataError, Problems
 from .scan import Scan, scan_pictures
-from .schema import category_ids, class_names, has_keypoints, has_masks, keypoint_schema, value_range
+from .schema import category_ids, class_names, has_keypoints, has_masks, keypoint_schema, labelled_images, value_range
 from .shards.counts import Counts
 from .shards.dataset import ShardedDataset
 
@@ -48,6 +48,8 @@ class AuditReport:
         keypoint_objects: objects with a labelled keypoint; None without keypoints.
         value_range: of pictures with more than 8 bits, what becomes 0 to 255; None without such.
         labelled_keypoints: class -> keypoint -> how often it is labelled, hidden ones included.
+        labelled_images: class -> images in which it is labelled completely; None where all classes are in all images,
+            and of shards.
     """
 
     split: str
@@ -69,6 +71,7 @@ class AuditReport:
     keypoint_objects: int | None = None
     labelled_keypoints: dict[str, dict[str, int]] | None = None
     value_range: tuple[float, float] | None = None
+    labelled_images: dict[str, int] | None = None
 
     def __str__(self) -> str:
         checked = "decoded" if self.decoded else "headers read"
@@ -84,11 +87,13 @@ class AuditReport:
             f"{self.split}: {self.num_images} images ({checked}), {self.num_empty_images} without objects{deep}",
             f"{self.num_boxes} boxes{fullest}, {self.num_crowds} crowds; "
             f"{self.small} small, {self.medium} medium, {self.large} large",
-            f"{'label':>5}  {'category id':>11}  {'name':<{width}}  {'boxes':>9}  {'images':>9}",
+            f"{'label':>5}  {'category id':>11}  {'name':<{width}}  {'boxes':>9}  {'images':>9}"
+            + (f"  {'labelled in':>11}" if self.labelled_images else ""),
         ]
         for label, (name, boxes) in enumerate(self.boxes_per_class.items()):
             original, images = self.category_ids[label], self.images_per_class[name]
-            lines.append(f"{label:>5}  {original:>11}  {name:<{width}}  {boxes:>9}  {images:>9}")
+            known = f"  {self.labelled_images[name]:>11}" if self.labelled_images else ""
+            lines.append(f"{label:>5}  {original:>11}  {name:<{width}}  {boxes:>9}  {images:>9}{known}")
         if self.polygon_masks is not None:
             lines.append(f"masks: {self.polygon_masks} of polygons, {self.rle_masks} run-length encoded")
         if self.labelled_keypoints is not None:
@@ -221,6 +226,7 @@ def count_split(dataset: Dataset, split: str, decoded: bool = False) -> AuditRep
             f"{n[:-1] if n == 'polygons' else n}_masks": len(column) - pc.struct_field(column, n).null_count
             for n in ("polygons", "rle")
         }
+    known = labelled_images(dataset)
     area, fullest = area[~crowd], int(counts.argmax()) if len(counts) else 0
     return AuditReport(
         split=split,
@@ -238,6 +244,7 @@ def count_split(dataset: Dataset, split: str, decoded: bool = False) -> AuditRep
         max_boxes=int(counts.max(initial=0)),
         max_boxes_image_id=columns["image_id"][fullest].as_py() if len(counts) else None,
         value_range=value_range(dataset),
+        labelled_images=None if known is None else dict(zip(names, known.tolist(), strict=True)),
         **masks,
         **(_count_keypoints(objects, category, dataset) if has_keypoints(dataset) else {}),
     )

@@ -110,9 +110,11 @@ class DataAudit:
         splits = list(self.reports)
         lines += ["", f"{'class':<32}" + "".join(f"{name[:12]:>14}" for name in splits)]
         for name in self.reports[splits[0]].boxes_per_class:
-            counts = [self.reports[split].boxes_per_class.get(name, 0) for split in splits]
             shown = name if len(name) <= 31 else name[:30] + "…"
-            lines.append(f"{shown:<32}" + "".join(f"{count:>14}" for count in counts))
+            lines.append(f"{shown:<32}" + "".join(f"{boxes_of(self.reports[split], name):>14}" for split in splits))
+        if any(report.labelled_images for report in self.reports.values()):
+            lines += _wrapped("boxes/images: the images in which a class is labelled completely; in others it is no "
+                              "negative")  # fmt: skip
         lines += [""] + (["nothing odd was found"] if not self.findings else [])
         for each in self.findings:
             lines += _wrapped(f"{'!' if each.serious else '-'} {each.split}: {each.text}")
@@ -159,6 +161,12 @@ def audit_data(
         found += _faults(name, scans[name])
     found += _between_splits(reports) + _copies(scans, near) + _unreferenced(listed)
     return DataAudit(reports, scans, sorted(found, key=lambda each: not each.serious))
+
+
+def boxes_of(report: AuditReport, name: str) -> str:
+    """The boxes of a class in a split; with the images that label it completely, where not all do."""
+    known = "" if report.labelled_images is None else f"/{report.labelled_images.get(name, 0)}"
+    return f"{report.boxes_per_class.get(name, 0)}{known}"
 
 
 class _Boxes(NamedTuple):

@@ -92,11 +92,10 @@ def detection_features(
         raise ValueError(f"{len(names)} names but {len(ids)} category_ids: give one id for each name")
     if keypoints is not None and len(keypoints.classes) != len(names):
         raise ValueError(f"{len(names)} names but keypoints of {len(keypoints.classes)} classes: give one for each")
-    category = ClassLabel(names=list(names), id=_IDS_PREFIX + ",".join(str(int(i)) for i in ids))
+    category = class_label(names, ids)
     optional: dict[str, List] = {"segmentation": mask_feature()} if masks else {}
     if keypoints is not None:
-        numbers = Value("float64", id=_KEYPOINTS_PREFIX + json.dumps(keypoints.to_dict()))
-        optional["keypoints"] = List(List(numbers, length=3 * keypoints.num_keypoints))
+        optional["keypoints"] = keypoint_feature(keypoints)
     return Features(
         {
             "image": Image(decode=False),
@@ -115,6 +114,17 @@ def detection_features(
             },
         }
     )
+
+
+def class_label(names: Sequence[str], ids: Sequence[int]) -> ClassLabel:
+    """The feature of labels, which carries the ids that the source gives the classes."""
+    return ClassLabel(names=list(names), id=_IDS_PREFIX + ",".join(str(int(i)) for i in ids))
+
+
+def keypoint_feature(keypoints: KeypointSchema) -> List:
+    """The feature of ``objects.keypoints``, which carries what they are."""
+    numbers = Value("float64", id=_KEYPOINTS_PREFIX + json.dumps(keypoints.to_dict()))
+    return List(List(numbers, length=3 * keypoints.num_keypoints))
 
 
 def class_names(dataset: AnyDataset) -> list[str]:

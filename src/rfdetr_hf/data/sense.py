@@ -1,24 +1,32 @@
 """What splits say about each other, and whether there is anything to learn and to score."""
 
+import io
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from datasets import Dataset, List, Value
 
+from ..bit_depth import HEADER, has_deep_header
 from .errors import DetectionDataError
-from .pipeline.pixels import find_value_range
-from .schema import class_names, has_keypoints, labelled_images
+from .pipeline.pixels import DECODE_ERRORS, find_value_range
+from .schema import class_names, has_keypoints, labelled_images, undecoded
 from .shards.dataset import ShardedDataset
 
 logger = logging.getLogger(__name__)
+# Its functions are made at import, where type checkers do not see them.
+pc: Any = pyarrow.compute
 
 _EXAMPLES = 3
-# Headers of so many pictures say whether there are deep ones; their numbers give the range.
+# The numbers of so many deep pictures give the range.
 _LOOKED_AT = 64
+_THREADS, _BATCH = 8, 512
 
 
 def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
@@ -77,7 +85,9 @@ def _report_unlabelled(split: Dataset, name: str, source: str) -> None:
 
 
 def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Dataset]:
-    """The splits with the range of their pictures of more than 8 bits, decided by the first split, where there are any.
+    """The splits with the range of their pictures of more than 8 bits, where there are any.
+
+    The headers of all pictures are looked at, and the range is that of the first split with deep ones.
 
     Raises:
         DetectionDataError: a picture that is looked at cannot be decoded, or holds numbers that are not finite.
@@ -85,10 +95,14 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
     first = next(iter(splits.values()))
     if isinstance(first, ShardedDataset):  # written with the range in a column
         return dict(splits)
-    rows = np.unique(np.linspace(0, len(first) - 1, min(_LOOKED_AT, len(first)), dtype=int)) if len(first) else []
-    columns = [name for name in ("image", "image_id", "file_name") if name in first.column_names]
-    found = find_value_range(iter(first.select_columns(columns).select(rows))) if len(rows) else None
-    if found is None:
+    for first in splits.values():
+        deep = _deep_rows(first)
+        rows = deep[np.unique(np.linspace(0, len(deep) - 1, min(_LOOKED_AT, len(deep)), dtype=int))]
+        columns = [name for name in ("image", "image_id", "file_name") if name in first.column_names]
+        found = find_value_range(iter(undecoded(first).select_columns(columns).select(rows))) if len(rows) else None
+        if found is not None:
+            break
+    else:
         return dict(splits)
     logger.warning(
         "%s: pictures have more than 8 bits; their values %g to %g become 0 to 255, in training and in prediction",
@@ -98,6 +112,31 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
         name: split.add_column("value_range", [list(found)] * len(split), feature=List(Value("float64"), length=2))
         for name, split in splits.items()
     }
+
+
+def _deep_rows(split: Dataset) -> np.ndarray:
+    """The rows whose picture has more than 8 bits, by the beginnings of the files."""
+    images = undecoded(split.select_columns(["image"])).with_format("arrow")
+    deep: list[bool] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for batch in images.iter(_BATCH):
+            column = cast(pa.Table, batch)["image"].combine_chunks()
+            column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+            heads = pc.binary_slice(column.field("bytes"), 0, HEADER).to_pylist()
+            paths, contents = column.field("path").to_pylist(), [column.field("bytes")] * len(column)
+            deep += pool.map(_begins_deep, heads, paths, contents, range(len(column)))
+    return np.flatnonzero(deep)
+
+
+def _begins_deep(head: bytes | None, path: str | None, contents: pa.Array, row: int) -> bool:
+    """Whether a picture is a deep one; what cannot be read is none, since others name it."""
+    with suppress(*DECODE_ERRORS):
+        if head is None:
+            with open(path or "", "rb") as file:
+                head = file.read(HEADER)
+            return has_deep_header(head, lambda: path)
+        return has_deep_header(head, lambda: io.BytesIO(contents[row].as_py()))
+    return False
 
 
 def _report_shared(

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from ..data.findings import DataAudit, Example, Finding
+from ..data.findings import DataAudit, Example, Finding, boxes_of
 from ..data.pipeline.pixels import DECODE_ERRORS, decode_image
 from ..data.schema import class_names, undecoded
 from ..drawing import COLOURS, Shape, draw_shapes, mosaic
@@ -32,8 +32,11 @@ def write_audit_page(audit: DataAudit, splits: Mapping[str, Dataset], path: str 
         counts.append([name, *map(str, numbers)])
     names = list(next(iter(audit.reports.values())).boxes_per_class)
     classes = [["class", *audit.reports]]
-    classes += [[name, *(str(r.boxes_per_class.get(name, 0)) for r in audit.reports.values())] for name in names]
-    body = ["<h2>Splits</h2>", table(counts, "slim"), "<h2>Boxes of each class</h2>", table(classes, "slim")]
+    classes += [[name, *(boxes_of(report, name) for report in audit.reports.values())] for name in names]
+    title = "Boxes of each class"
+    if any(report.labelled_images for report in audit.reports.values()):
+        title += " / images in which it is labelled completely"
+    body = ["<h2>Splits</h2>", table(counts, "slim"), f"<h2>{title}</h2>", table(classes, "slim")]
     body.append("<h2>Findings</h2>" if audit.findings else "<p class='lead'>Nothing odd was found.</p>")
     for each in audit.findings:
         kind = "" if each.serious else " (for information)"

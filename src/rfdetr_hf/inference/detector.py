@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..arguments.launch import one_device
 from ..bit_depth import upright_rgb
 from ..evaluation.run import Found
 from ..models.files.auto import load_model, load_processor
@@ -67,7 +68,7 @@ class ImageDetector:
     Args:
         model: is moved to `device`, and put into evaluation mode.
         image_processor: of the model.
-        device: default: cuda where there is one.
+        device: "cpu", "cuda", or a GPU by number ("1", "cuda:1"); default: cuda where there is one.
         threshold: detections of this score or less are left out; by class as for `class_thresholds`.
         bf16: compute in bfloat16.
     """
@@ -81,7 +82,7 @@ class ImageDetector:
         *,
         bf16: bool = False,
     ) -> None:
-        cast(torch.nn.Module, model).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        cast(torch.nn.Module, model).to(one_device(device) or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.image_processor = model.eval(), image_processor
         self.thresholds, self.bf16 = class_thresholds(threshold, model.config), bf16
 

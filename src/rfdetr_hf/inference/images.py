@@ -1,11 +1,13 @@
 """Images to look at: files, folders, the frames of videos and the rows of data sets."""
 
 import glob
+import math
 import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,6 +237,11 @@ def _image(value: Any, where: str, value_range: Sequence[float] | None) -> Image
     except Exception as error:
         # Whatever a decoder makes of damaged bytes; the reader's own words are about annotations.
         cause = error.__cause__ or error
+        if isinstance(cause, Image.DecompressionBombError):
+            raise DetectionDataError(
+                f"{where}: the image has too many pixels ({cause}); raise the limit with --max_image_pixels, or make "
+                "the image smaller"
+            ) from error
         raise DetectionDataError(f"{where}: cannot be read as an image ({cause or type(cause).__name__})") from error
 
 
@@ -243,7 +250,7 @@ def _frames(file: Path, skip: Callable[[str], None] | None) -> Iterator[tuple[in
     try:
         import cv2  # pyright: ignore[reportMissingImports]
     except ImportError:
-        yield from _frames_of_imageio(file)
+        yield from _frames_of_imageio(file, skip)
         return
     capture = cv2.VideoCapture(str(file))
     if not capture.isOpened():
@@ -262,13 +269,10 @@ def _frames(file: Path, skip: Callable[[str], None] | None) -> Iterator[tuple[in
     if not found:
         raise DetectionDataError(f"{file}: OpenCV opens this video, but reads no frame of it")
     if found < expected:
-        message = f"{file}: {found} of {expected:.0f} frames can be read: the video is cut or damaged"
-        if skip is None:
-            raise DetectionDataError(message)
-        skip(message)
+        _say_cut(file, found, expected, skip)
 
 
-def _frames_of_imageio(file: Path) -> Iterator[tuple[int, Image.Image]]:
+def _frames_of_imageio(file: Path, skip: Callable[[str], None] | None) -> Iterator[tuple[int, Image.Image]]:
     try:
         import imageio.v3 as imageio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -282,5 +286,25 @@ def _frames_of_imageio(file: Path) -> Iterator[tuple[int, Image.Image]]:
         if frame is None and number == 0:
             raise DetectionDataError(f"{file}: imageio opens this video, but reads no frame of it")
         if frame is None:
-            return
+            break
         yield number, Image.fromarray(frame).convert("RGB")
+    if number < (expected := _frames_by_its_header(imageio, file)):
+        _say_cut(file, number, expected, skip)
+
+
+def _frames_by_its_header(imageio: Any, file: Path) -> float:
+    """The least frames that a video has by its header: its own number, or nine tenths of duration times rate."""
+    with suppress(Exception):  # whatever its plugins raise, which need not know either
+        count = imageio.improps(file).n_images
+        if count and math.isfinite(count):
+            return float(count)
+        about = imageio.immeta(file)
+        return math.floor(0.9 * float(about["fps"]) * float(about["duration"]))
+    return 0.0
+
+
+def _say_cut(file: Path, found: int, expected: float, skip: Callable[[str], None] | None) -> None:
+    message = f"{file}: {found} of {expected:.0f} frames can be read: the video is cut or damaged"
+    if skip is None:
+        raise DetectionDataError(message)
+    skip(message)

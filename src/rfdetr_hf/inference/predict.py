@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from ..arguments.predict import PredictArguments
+from ..data.pipeline.pixels import set_max_image_pixels
 from ..drawing import DrawingStyle, draw_detections
 from .detector import above, class_thresholds, load_detector, naming
 from .images import NamedImage, find_images
@@ -64,6 +65,8 @@ def predict(
             return iter(images)
         return find_images(args.images, args.every, None if args.strict else skip, value_range, args.split)
 
+    if args.max_image_pixels is not None:
+        set_max_image_pixels(args.max_image_pixels)
     items = find()  # names a missing file before the model is read
     plain = load_detector(args.model_name_or_path, args.device, bf16=args.bf16)
     if images is None and plain.image_processor.value_range:

@@ -39,8 +39,12 @@ def build_train_loader(
     scales: Sequence[int],
     accelerator: Accelerator,
     augmentation: Callable[..., Any] | None = None,
+    value_range: Sequence[float] | None = None,
 ) -> DataLoader:
-    """This rank's micro-batches; `batch_sampler.set_epoch` chooses the epoch."""
+    """This rank's micro-batches; `batch_sampler.set_epoch` chooses the epoch.
+
+    `value_range` is that of the image processor.
+    """
     transform = build_train_transform(
         config.resolution,
         scales,
@@ -58,6 +62,7 @@ def build_train_loader(
         batch_size=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
+        value_range=value_range,
     )
     loader = build_train_dataloader(dataset, transform, options)
     if transform.needs_others:
@@ -90,8 +95,11 @@ def build_eval_loader(
     transform = build_eval_transform(image_processor, mask_downsample_ratio=masks)
     # Each evaluation makes its loader: workers that outlive theirs would pile up.
     options = replace(
-        _options(args, config, accelerator), batch_size=args.eval_batch_size, persistent_workers=False
-    )  # fmt: skip
+        _options(args, config, accelerator),
+        batch_size=args.eval_batch_size,
+        persistent_workers=False,
+        value_range=getattr(image_processor, "value_range", None),
+    )
     return _with_workers(build_eval_dataloader(dataset, transform, options), args)
 
 
@@ -141,6 +149,12 @@ def choose_processor(
     """The given processor or the default one, which reads pictures of more than 8 bits as the training data does."""
     processor = given or default_processor(config, square)
     found = value_range(dataset) if isinstance(dataset, (Dataset, ShardedDataset)) else None
+    if given is not None and given.value_range and found and tuple(given.value_range) != found:
+        logger.warning(
+            "the image processor has value_range=%s, and the training pictures have %s: training and evaluation go by "
+            "the processor; leave its value_range out to go by the pictures",
+            list(given.value_range), list(found),
+        )  # fmt: skip
     if found is None or (given is not None and given.value_range):
         return processor
     processor = copy.copy(processor)

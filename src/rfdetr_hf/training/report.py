@@ -124,20 +124,22 @@ def _summary(facts: RunFacts) -> list[str]:
 
 
 def _scores(facts: RunFacts, prefix: str) -> dict[str, float]:
-    """COCO's scores of the best model: on the validation images ("eval") or on the test images."""
+    """COCO's scores of the best model: on the validation images ("eval", "eval_<name>") or on the test images."""
     best, found = facts.state.best, {}
     for row in facts.card.log_history:
-        if not any(name.startswith(prefix) and name.endswith("_runtime") for name in row):
+        if f"{prefix}_runtime" not in row:
             continue
         if prefix == "test" or row["step"] == best.step:
             beside = facts.card.training_arguments.get("use_ema", True) and best.source == "raw"
-            start = "eval_raw_" if prefix == "eval" and beside else f"{prefix}_"
+            start = f"{prefix}_raw_" if prefix != "test" and beside else f"{prefix}_"
             found |= {n.removeprefix(start): v for n, v in row.items() if n.startswith(start) and v >= 0}
     return found
 
 
 def _scores_table(facts: RunFacts) -> list[list[str]]:
-    columns = {name: _scores(facts, prefix) for name, prefix in (("validation", "eval"), ("test", "test"))}
+    sets = {name.removeprefix("eval_"): name for name in facts.images if name.startswith("eval_")}
+    prefixes = (sets or {"validation": "eval"}) | {"test": "test"}
+    columns = {name: _scores(facts, prefix) for name, prefix in prefixes.items()}
     columns = {name: scores for name, scores in columns.items() if scores}
     starts = {"bbox": "", "segm": "segm_", "keypoints": "keypoint_"}
     rows = [

@@ -172,9 +172,8 @@ class RFDETRTrainer(EndingMethods):
 
     def get_train_dataloader(self) -> DataLoader:
         """This rank's micro-batches; its `batch_sampler` has `set_epoch(epoch, start_batch)`."""
-        return build_train_loader(
-            self.train_dataset, self.args, self.model.config, self.scales, self.accelerator, self.augmentation
-        )
+        rest = self.scales, self.accelerator, self.augmentation, self.image_processor.value_range
+        return build_train_loader(self.train_dataset, self.args, self.model.config, *rest)
 
     def create_optimizer(self) -> Optimizer:
         """The optimizer, of the model before it is sharded; the one given at construction, if any."""

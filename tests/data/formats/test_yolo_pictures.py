@@ -92,6 +92,19 @@ def test_a_text_beside_a_picture_that_is_no_label_file(folder):
     assert len(train["train"]) == 2
 
 
+def test_links_to_one_picture_are_one_picture(folder, caplog):
+    """As a COCO file that lists a picture twice: once where the rows agree, an error where they do not."""
+    files = {**PAIR, "labels/train/b.txt": ROW, "labels/train/c.txt": ROW}
+    root = folder(files)
+    for name in ("b", "c"):
+        (root / f"images/train/{name}.jpg").symlink_to(root / "images/train/a.jpg")
+    assert len(load_detection_dataset(root)["train"]) == 1
+    assert "dropped 2 entries of files that are listed twice with the same boxes" in caplog.text
+    (root / "labels/train/c.txt").write_text("0 0.3 0.3 0.2 0.2")
+    with pytest.raises(DetectionDataError, match="c.jpg is listed as image id .*with different boxes"):
+        load_detection_dataset(root)
+
+
 def test_two_pictures_of_one_label_file(folder):
     with pytest.raises(DetectionDataError, match=r"a.txt: belongs to .*a.jpg and to .*a.png"):
         load_detection_dataset(folder({**PAIR, "images/train/a.png": None}))

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from ..shards.cache import ShardCache, open_filesystem, with_retries
 from ..shards.counts import Counts
 from ..shards.dataset import ShardedDataset
 from ..shards.index import FORMATS, INDEX, KEY, ShardList, read_index
+from ..shards.labels import relabelled_counts, relabelled_features
 from ..splits import canonical_split
 from . import Found
 
@@ -84,12 +86,6 @@ def read(found: Found, splits: Mapping[str, ShardList], options: ReadOptions) ->
     """
     source: _Source = found.details
     fields: Any = source.features["objects"]
-    names = fields["category"].feature.names
-    if options.class_names is not None and list(options.class_names) != names:
-        raise DetectionDataError(
-            f"{found.source}: the classes of the shards are {names}, and not {list(options.class_names)}; write them "
-            "again from a data set with these classes"
-        )
     if options.keypoints is not None:
         raise DetectionDataError(f"{found.source}: keypoint_schema is part of shards; leave it out, or convert with it")
     part = TASKS[options.task].object_field
@@ -100,7 +96,17 @@ def read(found: Found, splits: Mapping[str, ShardList], options: ReadOptions) ->
         )
     others = {task.object_field for task in TASKS.values()} - {part, None}
     kept = {name: feature for name, feature in fields.items() if name not in others}
-    features = Features({**source.features, "objects": kept})
+    features, labels = Features({**source.features, "objects": kept}), None
+    stored = fields["category"].feature.names
+    if options.class_names is not None and list(options.class_names) != stored:
+        features, labels = relabelled_features(features, list(options.class_names), found.source)
+        for split, shards in splits.items():
+            counted = zip(stored, labels, shards.counts.objects if shards.counts else (), strict=False)
+            if lost := [name for name, label, objects in counted if label < 0 and objects]:
+                raise DetectionDataError(
+                    f"{found.source}: split {split} has objects of {lost}, which are not in class_names "
+                    f"{list(options.class_names)}; give these names too, or write the shards again without them"
+                )
     cache = None
     if source.remote:
         cache = ShardCache(options.shard_cache, options.shard_cache_gb << 30)
@@ -112,7 +118,12 @@ def read(found: Found, splits: Mapping[str, ShardList], options: ReadOptions) ->
                 f"{found.source}: {options.shard_window} shards of split {split} have up to {largest / 2**30:.1f} GB, "
                 f"and shard_cache_gb={options.shard_cache_gb}: raise it, or lower shard_window"
             )
-        made[split] = ShardedDataset(found.source, source.format, features, shards, split, options.shard_window, cache)
+        if labels is not None:
+            shards = replace(shards, counts=relabelled_counts(shards.counts, labels, len(options.class_names or ())))
+        made[split] = ShardedDataset(
+            found.source, source.format, features, shards, split, options.shard_window, cache,
+            None if labels is None else (stored, labels),
+        )  # fmt: skip
     return made
 
 

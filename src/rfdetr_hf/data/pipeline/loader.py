@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ class LoaderOptions:
         pin_memory: page-locked batches, for a CUDA device.
         persistent_workers: keep the workers between epochs.
         prefetch_factor: batches that each worker loads ahead; default 2.
+        value_range: see `DetectionDataset`.
     """
 
     batch_size: int
@@ -55,6 +56,7 @@ class LoaderOptions:
     pin_memory: bool = False
     persistent_workers: bool = True
     prefetch_factor: int | None = None
+    value_range: Sequence[float] | None = None
 
 
 class DetectionDataset(TorchDataset):
@@ -65,13 +67,24 @@ class DetectionDataset(TorchDataset):
         transform: `(Sample, numpy Generator) -> Sample`; one whose `needs_others` is true gets `Others` as well.
         seed: first part of the seed of every sample.
         train: leave out crowd objects, which are no training targets.
+        value_range: (low, high) of pictures with more than 8 bits, as the model's image processor has it; None: as the
+            rows have it.
     """
 
-    def __init__(self, dataset: AnySplit, transform: Transform, seed: int = 0, *, train: bool) -> None:
+    def __init__(
+        self,
+        dataset: AnySplit,
+        transform: Transform,
+        seed: int = 0,
+        *,
+        train: bool,
+        value_range: Sequence[float] | None = None,
+    ) -> None:
         self.dataset = undecoded(dataset)
         self.transform = transform
         self.seed = seed
         self.train = train
+        self.value_range = value_range
         self._num_classes = len(class_names(dataset)) if has_unlabelled_classes(dataset) else 0
 
     def __len__(self) -> int:
@@ -104,7 +117,7 @@ class DetectionDataset(TorchDataset):
 
     def _see(self, row: Mapping[str, Any], see: Callable[[Sample], Sample]) -> Sample:
         """What a function makes of the sample of a row while its image is open."""
-        with open_image(row) as image:
+        with open_image(row if self.value_range is None else {**row, "value_range": self.value_range}) as image:
             size = row["height"], row["width"]
             return see(Sample(image, self._target(row), row["image_id"], size, self._labelled(row)))
 
@@ -154,7 +167,8 @@ def build_train_dataloader(dataset: AnySplit, transform: Transform, options: Loa
         shards=dataset.layout if isinstance(dataset, ShardedDataset) else None,
         weights=sample_weights(dataset),
     )
-    return _dataloader(DetectionDataset(dataset, transform, options.seed, train=True), sampler, options)
+    samples = DetectionDataset(dataset, transform, options.seed, train=True, value_range=options.value_range)
+    return _dataloader(samples, sampler, options)
 
 
 def build_eval_dataloader(dataset: AnySplit, transform: Transform, options: LoaderOptions) -> DataLoader:
@@ -168,7 +182,8 @@ def build_eval_dataloader(dataset: AnySplit, transform: Transform, options: Load
     if isinstance(dataset, ShardedDataset):
         dataset.fetch_ahead(range(len(dataset.shards)))
     sampler = EvalBatchSampler(len(dataset), options.batch_size, rank=options.rank, world_size=options.world_size)
-    return _dataloader(DetectionDataset(dataset, transform, train=False), sampler, options)
+    samples = DetectionDataset(dataset, transform, train=False, value_range=options.value_range)
+    return _dataloader(samples, sampler, options)
 
 
 def _dataloader(

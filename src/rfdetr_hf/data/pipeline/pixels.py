@@ -78,6 +78,12 @@ def open_image(example: Mapping[str, Any]) -> Iterator[Image.Image]:
         with _named_faults(name):
             if orientation_tag(image) != 1 or image.format != "JPEG" or image.mode != "RGB":
                 image.load()
+                if "objects" in example and is_deep(image) and not example.get("value_range"):
+                    raise DetectionDataError(
+                        f"{name}: the image has more than 8 bits, and field value_range of its data set does not say "
+                        "which of its values are black and white; load its source with load_detection_dataset, which "
+                        "finds that out (for shards: rfdetr-hf data convert), or write the image with 8 bits"
+                    )
                 image = _to_rgb(_turned(image, frame, name), example.get("value_range"))
             else:
                 _must_turn(image.size, 1, frame, name)

@@ -19,6 +19,7 @@ from ..pipeline.order import Shards
 from .cache import ReadAhead, ShardCache
 from .counts import Counts
 from .index import ShardList
+from .labels import relabel
 from .readers import READERS
 
 AnySplit: TypeAlias = "Dataset | ShardedDataset"
@@ -35,6 +36,8 @@ class ShardedDataset:
         split: name.
         window: shards whose rows a training mixes at a time.
         cache: where shards of a store are kept; None for shards on this machine.
+        relabelling: the stored class names, and the label of each in `features` and `shards.counts`, -1 for none; None
+            where they are those of `features`.
 
     Attributes:
         counts: what is in the rows; None where nobody has counted.
@@ -42,11 +45,11 @@ class ShardedDataset:
 
     def __init__(
         self, source: str, format: str, features: Features, shards: ShardList, split: str, window: int,
-        cache: ShardCache | None = None,
+        cache: ShardCache | None = None, relabelling: tuple[Sequence[str], np.ndarray] | None = None,
     ) -> None:  # fmt: skip
         self.source, self.format, self.window, self.cache = source, format, window, cache
         self.features = Features({**features, "image": Image(decode=False)} if "image" in features else features)
-        self.shards = shards
+        self.shards, self._relabelling = shards, relabelling
         self.split = NamedSplit(split)
         self.info = DatasetInfo(features=self.features)
         self._starts = np.concatenate([[0], np.cumsum(shards.rows)])
@@ -156,7 +159,8 @@ class ShardedDataset:
         shards = ShardList(
             self.shards.files.take(pa.array(chosen)), self.shards.rows[chosen], self.shards.sizes[chosen]
         )
-        return ShardedDataset(self.source, self.format, self.features, shards, split, self.window, self.cache)
+        mine = self.source, self.format, self.features, shards, split, self.window, self.cache, self._relabelling
+        return ShardedDataset(*mine)
 
     # ------------------------------------------------------------------------------------------------ for a training
 
@@ -202,14 +206,21 @@ class ShardedDataset:
             raise IndexError(f"row {index} is not among {len(self)}")
         index = index % len(self) if self._rows is None else int(self._rows[index])
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._reader(shard).row(index - int(self._starts[shard]))
+        return self._labelled(self._reader(shard).row(index - int(self._starts[shard])), shard)
 
     def _tables(self) -> Iterator[pa.Table]:
         if self._rows is not None:
             yield from map(self._row, range(len(self)))
             return
         for shard in range(len(self.shards)):
-            yield from self._reader(shard).tables()
+            yield from (self._labelled(table, shard) for table in self._reader(shard).tables())
+
+    def _labelled(self, table: pa.Table, shard: int) -> pa.Table:
+        """The rows of a shard with the labels of the features."""
+        if self._relabelling is None:
+            return table
+        names, labels = self._relabelling
+        return relabel(table, labels, names, str(self.shards.files[shard]))
 
     def _reader(self, shard: int) -> Any:
         if self._owner != os.getpid():  # open files are not shared with a process that was forked

@@ -16,7 +16,7 @@ import numpy as np
 from datasets import Dataset
 
 from ...annotations import ReadOptions, build_dataset, class_table, path_array
-from ...checks import settle
+from ...checks import settle, without_repeated_files
 from ...errors import DetectionDataError, Problems
 from ...keypoints import ClassKeypoints
 from ...pipeline.pixels import image_size
@@ -110,8 +110,9 @@ def _read_split(reader: RowReader, theirs: str, split: str) -> Dataset:
     background = {"without a label file": unlabelled, "with an empty one": empty}
     masks = polygons if options.task == "segmentation" else None
     annotations = replace(annotations, background=background)
+    annotations, paths, masks = without_repeated_files(annotations, pictures.paths, masks, problems)
     settled = settle(annotations, reader.labels, options, problems, masks, written=None)
-    return build_dataset(settled, reader.labels, path_array(pictures.paths), split)
+    return build_dataset(settled, reader.labels, path_array(paths), split)
 
 
 def _labelled(
