@@ -14,7 +14,7 @@ _TABLE = re.compile(r"(<!-- words: (\w+), ([^>]+) -->\n).*?(<!-- end -->)", re.S
 
 
 def row_of(word: Word) -> str:
-    """One row: the word, what it is here, the remark; an alias is understood as it is."""
+    """One row: the word, what it is here, the remark; an alias is understood directly."""
     here = ", ".join(f"`{target}`" for target in word.targets) or "–"
     return f"| `{word.name}` | {here} |{f' {word.remark}' if word.remark else ''} |"
 

@@ -1,4 +1,4 @@
-"""The words that options choose among, and how a model is told by its name; nothing here needs more than Python."""
+"""The words that options choose among, and how a model is recognised by its name; nothing here needs more than Python."""
 
 from pathlib import Path
 from typing import Literal, get_args

@@ -35,7 +35,7 @@ def _palette(first: Sequence[str], count: int) -> tuple[str, ...]:
     for number in range(count):
         if number >= len(chosen):
             chosen.append(grid[nearest.argmax()].tolist())
-        # The eye tells greens apart better than reds, and reds better than blues.
+        # The eye distinguishes greens better than reds, and reds better than blues.
         distance = (((grid - chosen[number]) ** 2) * np.array([3, 4, 2])).sum(1)
         nearest = np.minimum(nearest, distance)
     return tuple("#{:02x}{:02x}{:02x}".format(*colour) for colour in chosen)

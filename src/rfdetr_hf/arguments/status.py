@@ -9,7 +9,7 @@ from .words import answers_by_name
 @answers_by_name
 @dataclass
 class StatusArguments:
-    """Which run, and how it is told."""
+    """Which run, and how its status is printed."""
 
     run: str = option(help="The run directory (output_dir).", group="output", daily=True)
     exit_code: bool = option(False, "Answer by the exit code as well.", daily=True)

@@ -281,7 +281,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
     resume_from_checkpoint: str | None = option(
         None,
         "Go on from a checkpoint: a folder, user/repo on the Hub, or 'true' (the same as no value) for the newest of "
-        "output_dir that is complete; 'auto': likewise, or start anew where there is none.",
+        "output_dir that is complete; 'auto': likewise, or start from the beginning where there is none.",
         group="saving",
         daily=True,
         nargs="?",
@@ -436,7 +436,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
                 if name not in self._given:
                     setattr(resolved, name, value)
             if left := departures(resolved, task):
-                logger.warning("recipe official, but for what is given: %s", ", ".join(left))
+                logger.warning("recipe official, except for what is given: %s", ", ".join(left))
         resolved.metric_for_best_model, resolved.greater_is_better = metric, larger
         resolved.learning_rate_encoder = encoder_rate(self)
         return resolved

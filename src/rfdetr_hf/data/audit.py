@@ -251,7 +251,7 @@ def count_split(dataset: Dataset, split: str, decoded: bool = False) -> AuditRep
 
 
 def _report_of_counts(dataset: ShardedDataset, split: str) -> AuditReport:
-    """What the index of shards says; zeros where nobody has counted, which the name of the split tells then."""
+    """What the index of shards says; zeros where nobody has counted, which the name of the split then says."""
     counts, names = dataset.counts, class_names(dataset)
     if counts is None:
         split += " (objects not counted: shards without an index)"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 class DetectionDataError(ValueError):
-    """Data that cannot be used as it is; the message names the file, the annotation or image, the field, the remedy."""
+    """Data that cannot be used; the message names the file, the annotation or image, the field, the remedy."""
 
 
 class SplitMissingError(DetectionDataError):

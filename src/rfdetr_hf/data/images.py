@@ -53,7 +53,7 @@ def walk_files(
 
     Args:
         root: the folder.
-        skip: is told of a folder below it that cannot be read, which is then left out; None: an error.
+        skip: is called for a folder below it that cannot be read, which is then left out; None: an error.
 
     Yields:
         the path relative to `root` with forward slashes, the path, and whether it is a regular file (a link that leads

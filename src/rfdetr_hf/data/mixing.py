@@ -112,7 +112,7 @@ def mix(
 ) -> dict[str, Dataset]:
     """The splits of a mixture; the label table is the classes of all sources, in their order, or `names`.
 
-    Images are numbered anew in each split. Where sources have shares, the training split has the column
+    Images get new numbers in each split. Where sources have shares, the training split has the column
     ``sample_weight``: how often an image is drawn, 1 on average; `data.pipeline.order` draws by it.
 
     Args:

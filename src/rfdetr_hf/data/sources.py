@@ -285,7 +285,7 @@ def _recognise(root: Any, options: ReadOptions) -> tuple[Found, Any]:
                     "%s: is read as %s; there is also %s with the splits %s, to be read by the path of its file",
                     found.source, best[0].kind, found.kind, list(found.splits),
                 )  # fmt: skip
-        # An option that a format does not have tells that another one is meant.
+        # An option that a format does not have shows that another one is meant.
         for each, error in faults:
             if isinstance(error, DetectionDataError) and each is yolo and yolo.has_rows(Path(root)):
                 raise DetectionDataError(

@@ -34,7 +34,7 @@ def worst_images(evaluation: Evaluation, threshold: float, limit: int = 20) -> l
 
 
 class DetectionAnalysis:
-    """All that one evaluation tells about a detector; each part is computed when it is first asked for.
+    """All that one evaluation shows of a detector; each part is computed when it is first asked for.
 
     Args:
         evaluation: of `CocoEvaluator.run`.

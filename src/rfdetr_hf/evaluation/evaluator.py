@@ -36,8 +36,8 @@ class CocoEvaluator:
 
     Args:
         ground_truth: A `COCO` (which may be shared by many evaluators) or a data set for `coco_ground_truth`.
-        max_dets: Another limit of detections per image and category, beside the standard 100: its scores are told
-            under names of their own. Keypoints keep COCO's limit of 20.
+        max_dets: Another limit of detections per image and category, beside the standard 100: its scores get
+            names of their own. Keypoints keep COCO's limit of 20.
         label_map: Model label -> category id, for a model whose labels are not those of the ground truth; detections
             of labels that are not in the map are dropped. Without it a label is the category id.
         iou_types: What to score: "bbox", "segm", "keypoints". The ground truth must have it.

@@ -98,7 +98,7 @@ def figure(content: bytes, media: str, name: str, caption: str = "", kind: str =
     Args:
         content: of a file.
         media: "png" or "jpeg".
-        name: what a reader is told who does not see it.
+        name: the text in place of the picture, for a reader who does not see it.
         caption, kind: as of `picture`.
     """
     data = base64.b64encode(content).decode()

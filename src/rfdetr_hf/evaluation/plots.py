@@ -33,7 +33,7 @@ _OTHER_FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback",
     "Microsoft YaHei", "MS Gothic", "Malgun Gothic", "SimSun", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS",
 )  # fmt: skip
-_LABELS = 30  # that can be told apart on an image
+_LABELS = 30  # that can be distinguished on an image
 
 # Colours of the boxes on an image.
 FOUND, RIGHT, MISSED, WRONG = "#2e9e4f", "#2456a6", "#d4221f", "#e8890c"
@@ -301,7 +301,7 @@ def _dress(axes: "Axes", title: str, x: str, y: str) -> "Axes":
 
 
 def _lines(axes: "Axes", x: np.ndarray, rows: np.ndarray, names: list[str], mean: str) -> None:
-    """A line for each class, with names while they can be told apart, and a thick one for the mean."""
+    """A line for each class, with names while they can be distinguished, and a thick one for the mean."""
     few = len(rows) <= _LINES_WITH_NAMES
     for row, name in zip(rows, names, strict=True):
         style: dict[str, Any] = {"linewidth": 1.4, "label": name} if few else {"linewidth": 0.7, "color": _GREY}

@@ -62,7 +62,7 @@ print(detector("image.jpg", threshold=0.5))
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a model card tells.
+    """What a model card says.
 
     Attributes:
         name: of the model.

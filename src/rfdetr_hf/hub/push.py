@@ -245,7 +245,7 @@ def fetch_checkpoint(resume: bool | str | None, token: str | None = None) -> boo
     Args:
         resume: "user/repo" for `last-checkpoint/` or the newest `checkpoint-<step>/` of the repository,
             "user/repo/checkpoint-<step>" for that one, each with "@revision" if need be. Anything else, a folder of
-            that name in the first place, is returned as it is.
+            that name in the first place, is returned unchanged.
         token: of the Hub, for a private repository.
 
     Returns:

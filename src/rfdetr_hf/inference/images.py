@@ -54,7 +54,7 @@ class NamedImage(NamedTuple):
 
 
 class Images(Iterator[NamedImage]):
-    """Images one after the other; `operator.length_hint` tells how many, where that is known."""
+    """Images one after the other; `operator.length_hint` gives their number, where that is known."""
 
     def __init__(self, images: Iterator[NamedImage], count: int | None) -> None:
         self._images, self._count = images, count
@@ -81,7 +81,7 @@ def find_images(
     Args:
         paths: image files, video files and folders, which are searched to the bottom; patterns such as `*.jpg`.
         every: take each `every`-th frame of a video.
-        skip: is told of each file that cannot be read, or not to its end, with its name and the reason; the others
+        skip: is called for each file that cannot be read, or not to its end, with its name and the reason; the others
             still come. Without it such a file is an error.
         value_range: of pictures with more than 8 bits, see `upright_rgb`; the image processor of a model knows it.
         split: of a data set; then `paths` is one Hub id, one folder of tables with a column of images, or one folder of
@@ -123,7 +123,7 @@ def unique_names(depths: dict[Path, int]) -> dict[Path, str]:
         names = {file: _name(file, depth, longer[file]) for file, depth in depths.items()}
         keys = _keys(names)
         counts = Counter(keys.values())
-        # Files whose whole paths differ in case alone keep them: only a file system that tells them apart has both.
+        # Files whose whole paths differ in case alone keep them: only a file system that distinguishes them has both.
         shared = [file for file, key in keys.items() if counts[key] > 1 and longer[file] < 2 * len(file.parts)]
         if not shared:
             return names

@@ -34,7 +34,7 @@ def as_records(detections: Mapping[str, Any], id2label: Mapping[int, str], thres
     """The detections of one image above the threshold: `label`, `score` and `box` (x1, y1, x2, y2 in pixels).
 
     Masks, where there are any, come as `mask`, a COCO run-length encoding with `counts` as text; keypoints as
-    `keypoints`, (x, y) in pixels and, where the model tells it, the confidence.
+    `keypoints`, (x, y) in pixels and, where the model gives it, the confidence.
     """
     records = []
     for i, score in enumerate(detections["scores"].tolist()):

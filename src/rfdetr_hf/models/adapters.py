@@ -108,7 +108,7 @@ def add_lora(
     """Freeze the encoder and give linear layers of its blocks low-rank adapters, which are trained in its place.
 
     An adapted layer computes `W x + b + alpha / rank * B A x` (LoRA, arXiv:2106.09685). DoRA (arXiv:2402.09353) scales
-    the rows of `W + alpha / rank * B A` to a learned length besides. Both start as the layer was.
+    the rows of `W + alpha / rank * B A` to a learned norm as well. Both start as the layer was.
 
     Args:
         model: is changed in place; projector, decoder and heads stay as they are.

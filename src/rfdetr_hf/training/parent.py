@@ -65,7 +65,7 @@ def launcher_words(words: Sequence[str]) -> list[str]:
 
 
 def chosen_threads(launcher: int) -> bool:
-    """Whether a user has told a launcher, by its options or environment, how many threads its processes have.
+    """Whether a user has chosen for a launcher, by its options or environment, how many threads its processes have.
 
     Args:
         launcher: its process id.

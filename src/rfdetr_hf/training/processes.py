@@ -33,7 +33,7 @@ def run_processes(args: LaunchArguments, command: Sequence[str]) -> int | None:
 
     Returns:
         The exit code of the first process that failed, or 0. None where one process is enough or this one was started
-        by a launcher: it is to do the work itself, and is told its device in the environment.
+        by a launcher: it does the work itself, and finds its device in the environment.
 
     Raises:
         ValueError: the machine has not these GPUs, or a launcher has decided already.

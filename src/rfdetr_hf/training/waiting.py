@@ -88,7 +88,7 @@ def in_step(batches: Batches, parallel: Parallel, watch: Callable[[str], None]) 
     Args:
         batches: of this process; those of others may be more.
         parallel: where forward passes need all processes, None stands for a batch that this one has not.
-        watch: is told what is being done.
+        watch: receives what is being done.
 
     Raises:
         Noticed: some process has notice of an early end; on all of them.

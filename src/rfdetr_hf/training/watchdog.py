@@ -54,11 +54,11 @@ class Watchdog(contextlib.AbstractContextManager):
             self.at(before)
 
     def _watch(self) -> None:
-        told, limit = self._since, self.patience
+        noticed, limit = self._since, self.patience
         while not self._ended.wait(min(self.patience / 4, 5.0)):
             since, stage = self._since, self._stage
-            if since != told:
-                told, limit = since, self.patience
+            if since != noticed:
+                noticed, limit = since, self.patience
             waited = time.monotonic() - since
             if stage and waited > limit:
                 limit *= 2

@@ -236,7 +236,7 @@ class _Reader:
         for region in regions:
             if region.get("image_rotation") not in (None, 0):
                 fault = f"field image_rotation is {shown(region['image_rotation'])}"
-                self.problems.add(f"{place}: {fault}", "turn the picture itself, and annotate it as it is")
+                self.problems.add(f"{place}: {fault}", "turn the picture itself, and annotate the turned file")
                 return None
             sizes.add((as_integer(region.get("original_width")), as_integer(region.get("original_height"))))
         if not sizes:

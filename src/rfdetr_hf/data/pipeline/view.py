@@ -132,7 +132,7 @@ class View:
         full_width = image.width
         drafted = image.draft(None, (full_width // reduction, image.height // reduction))
         # The decoder rounds the reduced size up, so that the last column may cover less of the image than the others:
-        # the box that PIL reports, not the ratio of the sizes, tells the scale.
+        # the box that PIL reports, not the ratio of the sizes, gives the scale.
         return full_width / drafted[1][2] if drafted else 1.0
 
     def map_objects(

@@ -162,7 +162,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
 
         Fields of the configuration (`id2label`, `resolution`, `num_queries`, `group_detr`, `backbone_config`, ...) can
         be given; the weights are adapted and a table of what was changed is logged. With another `id2label` a class
-        that the file has by name (or equal but for case and spaces) keeps its row, and others get a new one; another
+        that the file has by name (or equal except for case and spaces) keeps its row, and others get a new one; another
         `resolution` brings a resized position table, fewer queries the first of each group.
 
         Args:

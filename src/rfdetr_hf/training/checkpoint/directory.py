@@ -78,7 +78,7 @@ def step_of(checkpoint: Path) -> int:
     """The optimizer steps behind a checkpoint: by its manifest, or else by its name.
 
     Raises:
-        CheckpointError: neither tells.
+        CheckpointError: neither says it.
     """
     step = about(checkpoint).get("step")
     if isinstance(step, int):
@@ -193,7 +193,7 @@ def aside_folder(root: Path, why: str) -> Path:
 
 
 def about(directory: str | Path) -> dict[str, Any]:
-    """What the manifest of a directory tells beside its files; nothing where it cannot be read."""
+    """What the manifest of a directory holds beside its files; nothing where it cannot be read."""
     try:
         entries = _read_manifest_entries(Path(directory))
     except CheckpointError:
@@ -491,7 +491,7 @@ def _unchanged(path: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def checksum(path: Path) -> str:
-    """The SHA-256 sum of a file as it is now."""
+    """The SHA-256 sum of a file's present content."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -47,7 +47,7 @@ class Owner:
         host: name of the machine.
         pid: of the process; it counts only where `host` and `boot` are the same.
         boot: identifies the start of the machine and the space of process ids; "" where the system does not tell.
-        process_start: when the process started, in units of the system; tells a reused pid.
+        process_start: when the process started, in units of the system; distinguishes a reused pid.
         started: when the lock was taken, local time.
         beat: seconds between beats.
         token: differs from lock to lock.

@@ -88,7 +88,7 @@ class RunDirectory:
             yield folder
 
     def rotate(self, keep: int | None) -> None:
-        """Delete the oldest checkpoints of the time line but for `keep`, the newest and the newest that verifies."""
+        """Delete the oldest checkpoints of the time line, except `keep`, the newest and the newest that verifies."""
         rotate(self.root, keep, self.line)
 
     def newest(self) -> Path | None:
@@ -290,14 +290,14 @@ class RunDirectory:
         return sorted(named, key=step_of)
 
     def _recorded_line(self) -> TimeLine | None:
-        """The time line that `status.json` tells, or else that of the latest segment of the checkpoints."""
+        """The time line that `status.json` names, or else that of the latest segment of the checkpoints."""
         line = TimeLine.from_json(self.status.read().get("time_line"))
         if line is not None:
             return line
         marks = [mark for path in list_checkpoints(self.root) if (mark := time_line_of(path)) is not None]
         if any(not mark.same_run(marks[0]) for mark in marks):
             raise FileExistsError(
-                f"{self.root} holds checkpoints of several runs and no {STATUS} that tells which is its own; move the "
+                f"{self.root} holds checkpoints of several runs and no {STATUS} that says which is its own; move the "
                 "others away"
             )
         return max(marks, key=lambda mark: len(mark.segments), default=None)
