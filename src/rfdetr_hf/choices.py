@@ -1,4 +1,4 @@
-"""The words that options choose among, and how a model is recognised by its name; nothing here needs more than Python."""
+"""The words that options choose among, and how a model is recognised by its name; plain Python alone."""
 
 from pathlib import Path
 from typing import Literal, get_args

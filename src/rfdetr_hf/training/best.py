@@ -68,7 +68,7 @@ class BestModel:
 
 
 def is_score(value: float) -> bool:
-    """Whether the value of a metric says something of a model: not NaN, infinite, or -1, by which COCO says: no objects."""
+    """Whether the value of a metric is a score: not NaN, infinite, or -1, by which COCO says: no objects."""
     return math.isfinite(value) and value != -1
 
 

@@ -94,7 +94,7 @@ class Shards(NamedTuple):
     Attributes:
         rows: (S,) int64, how many rows each shard has; they are the data set's, in a row.
         window: shards whose rows are mixed at a time.
-        fetch_ahead: is called with the shards that come next, in their order; what it does has no influence on the order.
+        fetch_ahead: is called with the shards that come next, in their order; the order does not depend on it.
     """
 
     rows: np.ndarray
@@ -147,7 +147,7 @@ def _mix(numbers: np.ndarray) -> np.ndarray:
 def weighted_rows(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """As many rows as there are, each as often as its weight says: the samples of an epoch before they are permuted.
 
-    Systematic sampling: the rows, with a new permutation each epoch, lie one after the other on a line, as long as their
+    Systematic sampling: the rows, permuted by the epoch, lie one after the other on a line, as long as their
     weights, and points at equal distances, from a random start on, choose among them. So a row whose expected number
     is e comes floor(e) or ceil(e) times.
 

@@ -292,7 +292,7 @@ def _adapt_classes(
 
 
 def _rows_by_name(found: Mapping[int, str], needed: Mapping[int, str]) -> list[int | None]:
-    """For each needed class the row of the same name, else the only row whose name is equal except for case and spaces."""
+    """For each needed class the row of the same name, else the only row with that name in other case or spacing."""
     exact = {name: row for row, name in found.items() if name != UNUSED_LABEL}
     rows = [exact.get(needed[index]) for index in sorted(needed)]
     alike: dict[str, list[int]] = {}
