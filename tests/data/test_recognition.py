@@ -2,9 +2,11 @@
 
 import logging
 import shutil
+from pathlib import Path
 
+import PIL.Image
 import pytest
-from datasets import Dataset, Image
+from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
 from helpers.models import tiny_config
 
 from rfdetr_hf import RFDETRForObjectDetection, RFDETRTrainer, RFDETRTrainingArguments, load_detection_dataset
@@ -198,12 +200,35 @@ def test_what_is_no_source(source, error, message):
         load_detection_dataset(source)
 
 
-def test_streams_get_a_sentence(tmp_path, write_image):
-    path = str(write_image(tmp_path / "a.png"))
-    rows = {"image": [path], "objects": [{"bbox": [[1, 2, 3, 4]], "category": [0]}]}
-    stream = Dataset.from_dict(rows).cast_column("image", Image()).to_iterable_dataset()
-    with pytest.raises(TypeError, match="IterableDataset has no length.*without streaming"):
-        load_detection_dataset(stream)
+def test_the_rows_of_a_stream_are_those_of_the_table(tmp_path, monkeypatch, write_image):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    paths = [str(write_image(tmp_path / f"{n}.jpg", size=(40 + n, 30))) for n in range(5)]
+    objects = [{"bbox": [[1, 2, 3, 4 + n]], "category": [n % 2]} for n in range(5)]
+    table = Dataset.from_dict({"image": paths, "objects": objects}).cast_column("image", Image())
+    splits = {"train": table.select(range(3)), "validation": table.select([3, 4])}
+    expected = load_detection_dataset(DatasetDict(splits))
+    streams = IterableDatasetDict({name: split.to_iterable_dataset(2) for name, split in splits.items()})
+    read = load_detection_dataset(streams)
+    assert set(read) == set(expected)
+    for name in read:
+        assert read[name].remove_columns("image").to_list() == expected[name].remove_columns("image").to_list()
+        undecoded = read[name].cast_column("image", Image(decode=False))
+        assert [row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes() for row in undecoded] == [
+            Path(path).read_bytes() for path in (paths[:3] if name == "train" else paths[3:])
+        ], "pictures keep the bytes of their files"
+
+
+def test_a_stream_without_features_is_one_split(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def rows():
+        for n in range(3):
+            picture = PIL.Image.new("RGB", (20, 20), (n, 0, 0))
+            yield {"image": picture, "objects": {"bbox": [[1, 2, 3, 4]], "category": [0]}}
+
+    read = load_detection_dataset(IterableDataset.from_generator(rows))
+    assert list(read) == ["train"] and len(read["train"]) == 3
+    assert read["train"].cast_column("image", Image())[2]["image"].getpixel((0, 0)) == (2, 0, 0)
 
 
 def test_lvis_names_images_by_their_address(tmp_path, coco_content, write_coco):

@@ -172,7 +172,7 @@ def test_other_things_of_another_kind_get_a_sentence(tmp_path, tiny_model, shape
     both = DatasetDict(train=shapes, validation=shapes)
     for data, message in (
         (both, "train_dataset is a DatasetDict of train, validation: give one of them"),
-        (shapes.to_iterable_dataset(), "train_dataset is a IterableDataset: write its rows as shards"),
+        (shapes.to_iterable_dataset(), r"train_dataset is a IterableDataset: load_detection_dataset\(stream\) reads"),
         (list(shapes), "train_dataset is a list: give a datasets.Dataset"),
         ("synthetic-shapes", "train_dataset is a str"),
     ):

@@ -1,15 +1,15 @@
-"""The one door to data: `load_detection_dataset`."""
+"""Data from anywhere: `load_detection_dataset`."""
 
 import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, NamedSplit
+from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, NamedSplit
 
 from ..choices import SAMPLINGS, SHARD_CACHE, BoxFormat, Sampling
 from ..tasks import TaskName
@@ -44,6 +44,7 @@ _LAYOUTS = {
     "shards": shards,
     "what datasets loads": hub,
 }
+Rows: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 _MAX_CHILDREN = 50
 _LONGEST_NAME = 2000
 # Asked in this order; the last one takes everything.
@@ -51,7 +52,7 @@ FORMATS = (shapes, shards, coco, yolo, voc, cvat, label_studio, hub)
 
 
 def load_detection_dataset(
-    name_or_path: str | os.PathLike[str] | Sequence[str] | Dataset | DatasetDict | None = None,
+    name_or_path: str | os.PathLike[str] | Sequence[str] | Rows | None = None,
     *,
     sources: Sequence[Any] | Mapping[str, Any] | None = None,
     sampling: Sampling | None = None,
@@ -88,7 +89,7 @@ def load_detection_dataset(
 
             * a Hub id, a builder of `datasets` such as "imagefolder", or a local folder that `datasets.load_dataset`
               or `datasets.load_from_disk` reads, with ``objects`` as in CPPE-5, or with its fields as columns of
-              lists; or such a data set in memory;
+              lists; or such a data set in memory; of an `IterableDataset` all rows are read into the cache first;
             * a Roboflow COCO export: folders train, valid, test, each with ``_annotations.coco.json``;
             * a folder in COCO's own layout, ``annotations/*.json`` and image folders, or one COCO file;
             * a YOLO data set, as a data.yaml or a folder with one: rows of boxes, polygons or boxes with keypoints, in
@@ -229,8 +230,25 @@ def _factors(sampling: Sampling | None, threshold: float) -> Factors | None:
     return class_balanced if sampling == "class_balanced" else partial(repeat_factors, threshold=threshold)
 
 
+def _stored(stream: IterableDataset) -> Dataset:
+    """The rows of a stream, read once into the cache of `datasets`: an order of epochs needs rows to go back to."""
+    features = stream.features
+    for name, feature in (features or {}).items():
+        if isinstance(feature, Image):
+            stream = stream.cast_column(name, Image(decode=False))  # keeps the bytes of the files
+    split = stream.split or NamedSplit("train")
+    rows = Dataset.from_generator(_rows, features=features, gen_kwargs={"stream": stream}, split=split)
+    size = (rows.dataset_size or 0) / 1e6
+    logger.info("%s: %d rows of the stream, %.0f MB, are in the cache of datasets", split, len(rows), size)
+    return cast(Dataset, rows)
+
+
+def _rows(stream: IterableDataset) -> Iterator[dict[str, Any]]:
+    yield from stream
+
+
 def source_of(name_or_path: Any) -> Any:
-    """A data set in memory as it is, a name or path as text.
+    """A data set in memory, a name or path as text; the rows of a stream are read into the cache of `datasets`.
 
     Raises:
         TypeError: it is neither.
@@ -238,16 +256,15 @@ def source_of(name_or_path: Any) -> Any:
     """
     if isinstance(name_or_path, (Dataset, DatasetDict)):
         return name_or_path
-    if isinstance(name_or_path, (IterableDataset, IterableDatasetDict)):
-        raise TypeError(
-            f"{type(name_or_path).__name__} has no length and no rows to go back to: write its rows as shards, which "
-            "are read from any place (rfdetr-hf data convert), or load the data set without streaming=True"
-        )
+    if isinstance(name_or_path, IterableDataset):
+        return _stored(name_or_path)
+    if isinstance(name_or_path, IterableDatasetDict):
+        return DatasetDict({name: _stored(stream) for name, stream in name_or_path.items()})
     if isinstance(name_or_path, (list, tuple)):
         return [source_of(each) for each in name_or_path]
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(
-            f"a data set is a name, a path, a datasets.Dataset or DatasetDict, not {type(name_or_path).__name__}"
+            f"a data set is a name, a path, a data set of datasets, not {type(name_or_path).__name__}"
         )
     root = os.path.expanduser(os.fspath(name_or_path))
     parts = root.split(",")

@@ -63,7 +63,7 @@ def check_kinds(
         if not isinstance(dataset, (Dataset, ShardedDataset)):
             remedy = "give a datasets.Dataset, as load_detection_dataset makes it"
             if isinstance(dataset, IterableDataset):
-                remedy = "write its rows as shards (rfdetr-hf data convert), or load them into a datasets.Dataset"
+                remedy = "load_detection_dataset(stream) reads its rows into the cache of datasets"
             raise TypeError(f"{name} is a {type(dataset).__name__}: {remedy}")
     if processor is not None and not isinstance(processor, RFDETRImageProcessor):
         raise TypeError(f"the image processor is a {type(processor).__name__}: give an RFDETRImageProcessor")

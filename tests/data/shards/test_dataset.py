@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, Image
+from datasets import DatasetDict, Image
 from helpers.real_data import REAL, assert_equal_splits, load_real
 from helpers.runs import quick_arguments
 
@@ -353,8 +353,3 @@ def test_a_run_on_shards_trains_evaluates_and_goes_on_with_equal_bits(folder, tm
     )
     with pytest.raises(ValueError, match="shard_window"):
         again.train(resume_from_checkpoint=True)
-
-
-def test_an_iterable_data_set_is_told_of_shards():
-    with pytest.raises(TypeError, match="data convert"):
-        load_detection_dataset(Dataset.from_dict({"a": [1]}).to_iterable_dataset())
