@@ -24,6 +24,7 @@ BACKGROUND_SHARE = 0.5
 _ODD_MASKS_SHARE = 0.1
 _APART = 0.1  # overlap (IoU) of a box with its mask's extent below which the two belong to different objects
 _SAME_PLACE = 1e-3  # pixels
+_SMALLEST_IMAGE = 8  # pixels; in a smaller one an object may be less than a pixel
 
 
 def settle(
@@ -53,6 +54,8 @@ def settle(
         size = annotations.size[boxes.row]
         check_convention(boxes.bbox, size, written, lambda i: name_box(annotations, i), problems)
         boxes = replace(boxes, bbox=to_xywh(boxes.bbox, size, written))
+    else:
+        _note_other_unit(annotations, problems)
     if masks is not None:
         boxes = replace(boxes, masks=_read_masks(masks, annotations, problems))
     if labels.keypoints is not None and boxes.keypoints is not None:
@@ -70,6 +73,19 @@ def settle(
     problems.raise_if_any()
     _report_background(settled, before)
     return settled
+
+
+def _note_other_unit(annotations: Annotations, problems: Problems) -> None:
+    """Note a fault when most boxes are less than a pixel: their format has one unit, and the file has another."""
+    boxes = annotations.boxes
+    tiny = (boxes.bbox[:, 2:].max(axis=1, initial=0) < 1) & (annotations.size[boxes.row] > _SMALLEST_IMAGE).all(axis=1)
+    if tiny.sum() >= max(3, 0.5 * len(tiny)):
+        problems.add(
+            f"{name_box(annotations, int(np.flatnonzero(tiny)[0]))}: {tiny.sum()} of {len(tiny)} boxes are smaller "
+            "than a pixel",
+            "write the coordinates in the unit of the format: Label Studio has per cent of the picture's sides, CVAT "
+            "pixels, YOLO shares of the sides",
+        )
 
 
 def find_broken(annotations: Annotations, problems: Problems) -> None:

@@ -105,8 +105,8 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
     else:
         return dict(splits)
     logger.warning(
-        "%s: pictures have more than 8 bits; their values %g to %g become 0 to 255, in training and in prediction",
-        source, *found,
+        "%s: %d pictures have more than 8 bits; their values %g to %g become 0 to 255, in training and in prediction",
+        source, len(deep), *found,
     )  # fmt: skip
     return {
         name: split.add_column("value_range", [list(found)] * len(split), feature=List(Value("float64"), length=2))

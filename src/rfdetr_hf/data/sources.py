@@ -322,7 +322,8 @@ def _recognise(root: Any, options: ReadOptions) -> tuple[Found, Any]:
                 with contextlib.suppress(DetectionDataError, TypeError):
                     inner = each.find(str(child), options)
                     lines += [f"  - its folder {child.name} is {inner.kind}: give {child}"] if inner else []
-    raise DetectionDataError("\n".join([f"{root}: no data set is recognised there. Looked for:", *lines]))
+    head = f"{root}: no data set is recognised there; give the folder or the file of one of these. Looked for:"
+    raise DetectionDataError("\n".join([head, *lines]))
 
 
 def hold_out(splits: Mapping[str, Any], share: float, seed: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One COCO annotation file as arrays."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,8 @@ from ..keypoints import ClassKeypoints
 from ..masks import packed_mask
 from ..values import as_flag, as_integer, is_number, shown
 from .coco_keypoints import class_keypoints, keypoint_array
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,12 @@ def _labelled(
             problems.add(f"image {_record_name(image, index)}: {fault}", remedy)
         federated = any(image.get(field) is not None for field in fields)
         labelled.append(sorted(sets[0] | (present[index] - sets[1])) if federated else None)
+    for field in fields:
+        if lacking := sum(field not in image for image in images):
+            logger.warning(
+                "%s: %d of %d images have no field %s, and others have: beside the other field it counts as empty, and "
+                "without both all classes are labelled", problems.source, lacking, len(images), field,
+            )  # fmt: skip
     return labelled
 
 

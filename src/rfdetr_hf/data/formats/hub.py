@@ -21,7 +21,9 @@ from .columns import normalise_splits, objects_feature
 _TABLES = re.compile(r"\.((parquet|arrow|jsonl?|csv|tsv|tar)(\.(gz|zst|bz2|xz))?|tgz|zip)$", re.IGNORECASE)
 _MAX_FILES = 100_000
 _MAX_BARREN_FOLDERS = 2_000
-_FAULTS = (OSError, ValueError, KeyError, NotImplementedError, pa.ArrowException, DatasetsError)
+# What the loaders of `datasets` raise on damaged files, as seen in them.
+_FAULTS = (OSError, ValueError, LookupError, TypeError, NotImplementedError, StopIteration, pa.ArrowException,
+           DatasetsError)  # fmt: skip
 
 
 def is_saved(root: Path) -> bool:
@@ -118,6 +120,10 @@ def _load(source: str, load: Any, root: str, **options: Any) -> Any:
         if isinstance(error, DetectionDataError):
             raise
         cause = error.__cause__ or error
+        files = walk_files(root) if isinstance(root, str) and os.path.isdir(root) else ()
+        empty = next((path for name, path, _ in files if _TABLES.search(name) and not os.path.getsize(path)), None)
+        if empty is not None:
+            raise DetectionDataError(f"{empty}: is empty; restore it, or take it away") from error
         raise DetectionDataError(
             f"{source}: cannot be loaded ({type(cause).__name__}: {str(cause)[:300]}); it may be a Hub id, a folder or "
             "a file that exists, or 'synthetic-shapes'; with a full or read-only disk set another HF_DATASETS_CACHE"

@@ -136,8 +136,24 @@ def _open(name: str) -> _Source:
         found = read_index(pa.BufferReader(content), f"{name}/{INDEX}")
         base = name.rstrip("/") if remote else path.rstrip("/")
         splits = {split: each.below(base) for split, each in found.splits.items()}
+        if not remote:
+            _report_unknown(path, FORMATS[found.format], found.splits)
         return _Source(found.format, found.features, splits, remote)
     return _from_footers(name, files, path, remote)
+
+
+def _report_unknown(folder: str, suffix: str, splits: Mapping[str, ShardList]) -> None:
+    """Warn of shards that lie beside those of the index."""
+    known = {file for each in splits.values() for file in each.files.to_pylist()}
+    folders = {os.path.dirname(file) for file in known}
+    names = [os.path.join(each, name) for each in sorted(folders) if os.path.isdir(os.path.join(folder, each))
+             for name in sorted(os.listdir(os.path.join(folder, each)))]  # fmt: skip
+    unknown = [n for n in names if n.endswith(suffix) and n not in known and os.path.basename(n)[0] not in "._"]
+    if unknown:
+        logger.warning(
+            "%s: %d shards are not in %s and are left out, such as %s; write the index again to have them",
+            folder, len(unknown), INDEX, unknown[0],
+        )  # fmt: skip
 
 
 def _from_footers(name: str, files: Any, path: str, remote: bool) -> _Source:
@@ -218,4 +234,7 @@ def _joined(parts: Sequence[ShardList]) -> ShardList:
     total = None if None in counted else sum(filter(None, counted), Counts())
     files = pa.concat_arrays([each.files for each in parts])
     rows, sizes = (np.concatenate([getattr(each, name) for each in parts]) for name in ("rows", "sizes"))
-    return ShardList(files, rows, sizes, total)
+    identities = None
+    if all(each.identities is not None for each in parts):
+        identities = np.concatenate([each.identities for each in parts])
+    return ShardList(files, rows, sizes, total, identities)

@@ -8,7 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from .counts import Counts
 from .index import ShardList
 from .labels import relabel
 from .readers import READERS
+from .rows import check_rows
 
 AnySplit: TypeAlias = "Dataset | ShardedDataset"
 
@@ -156,9 +157,9 @@ class ShardedDataset:
     def select_shards(self, indices: Sequence[int] | np.ndarray, split: str) -> ShardedDataset:
         """The rows of some shards as a split of its own; nobody has counted them."""
         chosen = np.asarray(indices, np.int64)
-        shards = ShardList(
-            self.shards.files.take(pa.array(chosen)), self.shards.rows[chosen], self.shards.sizes[chosen]
-        )
+        identities = None if self.shards.identities is None else self.shards.identities[chosen]
+        parts = self.shards.files.take(pa.array(chosen)), self.shards.rows[chosen], self.shards.sizes[chosen]
+        shards = ShardList(*parts, identities=identities)
         mine = self.source, self.format, self.features, shards, split, self.window, self.cache, self._relabelling
         return ShardedDataset(*mine)
 
@@ -206,21 +207,21 @@ class ShardedDataset:
             raise IndexError(f"row {index} is not among {len(self)}")
         index = index % len(self) if self._rows is None else int(self._rows[index])
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._labelled(self._reader(shard).row(index - int(self._starts[shard])), shard)
+        return self._checked(self._reader(shard).row(index - int(self._starts[shard])), shard)
 
     def _tables(self) -> Iterator[pa.Table]:
         if self._rows is not None:
             yield from map(self._row, range(len(self)))
             return
         for shard in range(len(self.shards)):
-            yield from (self._labelled(table, shard) for table in self._reader(shard).tables())
+            yield from (self._checked(table, shard) for table in self._reader(shard).tables())
 
-    def _labelled(self, table: pa.Table, shard: int) -> pa.Table:
-        """The rows of a shard with the labels of the features."""
-        if self._relabelling is None:
-            return table
-        names, labels = self._relabelling
-        return relabel(table, labels, names, str(self.shards.files[shard]))
+    def _checked(self, table: pa.Table, shard: int) -> pa.Table:
+        """Sound rows of a shard, with the labels of the features."""
+        place, fields = str(self.shards.files[shard]), cast(Any, self.features.get("objects"))
+        names = self._relabelling[0] if self._relabelling else fields and fields["category"].feature.names
+        check_rows(table, len(names or ()), place)
+        return table if self._relabelling is None else relabel(table, self._relabelling[1], names, place)
 
     def _reader(self, shard: int) -> Any:
         if self._owner != os.getpid():  # open files are not shared with a process that was forked
@@ -233,6 +234,11 @@ class ShardedDataset:
         for _ in range(3):
             path = address if self.cache is None else self.cache.fetch(address, int(self.shards.sizes[shard]))
             try:
+                if self.cache is None and (found := os.path.getsize(path)) != (size := int(self.shards.sizes[shard])):
+                    raise DetectionDataError(
+                        f"{address}: has {found} bytes, and the index says {size}: it was cut or changed; restore it, "
+                        "or write the shards again"
+                    )
                 reader = READERS[self.format](path, self.features, address)
                 break
             except FileNotFoundError as error:  # removed for another one since
@@ -241,6 +247,13 @@ class ShardedDataset:
             raise DetectionDataError(
                 f"{address}: the shard is missing; restore it, or write the index again"
             ) from fault
+        identity = None if self.shards.identities is None else self.shards.identities[shard]
+        if identity is not None and reader.identity not in (None, identity):
+            raise DetectionDataError(
+                f"{address}: is of another data set than the index; restore it, or write both anew"
+            )
+        if identity is not None and reader.stem and not os.path.basename(address).startswith(f"{reader.stem}-of-"):
+            raise DetectionDataError(f"{address}: holds the rows of {reader.stem}; give each shard its own name again")
         if len(reader) != rows:
             raise DetectionDataError(f"{address}: has {len(reader)} rows, and the index says {rows}; write it again")
         self._open[shard] = reader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,12 +56,14 @@ class ShardList:
         rows: (S,) int64.
         sizes: (S,) int64, bytes of the files.
         counts: of all rows together; None where nobody has counted.
+        identities: (S,) what the data set of each is called in its file, see `shard_metadata`; None where nobody says.
     """
 
     files: pa.StringArray
     rows: np.ndarray
     sizes: np.ndarray
     counts: Counts | None = None
+    identities: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -84,12 +87,22 @@ class Index(NamedTuple):
     splits: Mapping[str, ShardList]
 
 
-def shard_metadata(rows: int, counts: Counts) -> dict[bytes, bytes]:
-    """What the footer of a Parquet shard says besides its schema."""
-    return {KEY: json.dumps({"version": VERSION, "rows": rows, "counts": counts.to_dict()}).encode()}
+def shard_metadata(rows: int, counts: Counts, identity: str, stem: str) -> dict[bytes, bytes]:
+    """What the footer of a Parquet shard says besides its schema.
+
+    Args:
+        rows: of the shard.
+        counts: of its rows.
+        identity: a checksum of the data set that the shard is of.
+        stem: split and number of the shard, with which its name begins.
+    """
+    about = {"version": VERSION, "rows": rows, "counts": counts.to_dict(), "identity": identity, "stem": stem}
+    return {KEY: json.dumps(about).encode()}
 
 
-def write_index(path: str, format: str, features: Features, shards: Sequence[Shard]) -> None:
+def write_index(
+    path: str, format: str, features: Features, shards: Sequence[Shard], identity: str | None = None
+) -> None:
     """Write the index of a data set.
 
     One row is one shard: split, file, rows, size, and its counts as JSON. The features and the counts of the splits are
@@ -100,6 +113,7 @@ def write_index(path: str, format: str, features: Features, shards: Sequence[Sha
         format: one of `FORMATS`.
         features: of the rows.
         shards: all of them, those of a split together and in their order.
+        identity: that the shards have in their files.
     """
     totals: dict[str, Counts] = {}
     for shard in shards:
@@ -109,6 +123,7 @@ def write_index(path: str, format: str, features: Features, shards: Sequence[Sha
         "format": format,
         "features": features.to_dict(),
         "counts": {split: counts.to_dict() for split, counts in totals.items()},
+        "identity": identity,
     }
     table = pa.table(
         {
@@ -119,7 +134,19 @@ def write_index(path: str, format: str, features: Features, shards: Sequence[Sha
             "counts": pa.array([json.dumps(shard.counts.to_dict()) for shard in shards], pa.string()),
         }
     )
+    about["checksum"] = _checksum(about, table)
     pq.write_table(table.replace_schema_metadata({KEY: json.dumps(about).encode()}), path, compression="zstd")
+
+
+def _checksum(about: Mapping[str, Any], table: pa.Table) -> str:
+    """Of all that a reader takes from an index."""
+    values = {name: value for name, value in about.items() if name != "checksum"}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for name in ("split", "file"):
+        digest.update("\0".join(map(str, table[name].to_pylist())).encode())
+    for name in ("rows", "size"):
+        digest.update(table[name].to_numpy().astype(np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def read_index(content: Any, name: str) -> Index:
@@ -138,16 +165,22 @@ def read_index(content: Any, name: str) -> Index:
         about = json.loads(file.schema_arrow.metadata[KEY])
         version = about["version"]
         if version > VERSION:
-            raise DetectionDataError(f"{name}: has version {version}, and this package reads {VERSION}: update it")
+            raise DetectionDataError(f"{name}: has version {version}, and this package reads {VERSION}; update it")
         features = Features.from_dict(about["features"])
         table = file.read(columns=["split", "file", "rows", "size"])
+        if about.get("checksum", "") not in ("", _checksum(about, table)):
+            raise ValueError("its checksum is another one: the file was changed or is damaged")
         counts = {split: Counts.from_dict(values) for split, values in about["counts"].items()}
         format = about["format"]
         splits = {}
         for split, total in counts.items():
             part = table.filter(pc.equal(table["split"], split))
             rows, sizes = (part[column].to_numpy() for column in ("rows", "size"))
-            splits[split] = ShardList(part["file"].combine_chunks(), rows, sizes, total)
+            files, identity = part["file"].combine_chunks(), about.get("identity")
+            identities = None if identity is None else np.full(len(files), identity, object)
+            splits[split] = ShardList(files, rows, sizes, total, identities)
+            if pc.count_distinct(files).as_py() < len(files):
+                raise ValueError(f"a file of split {split!r} stands there twice")
             if (rows < 1).any() or rows.sum() != total.images:
                 raise ValueError(f"rows of split {split!r}: {rows.sum()} in its shards, {total.images} counted")
     except DetectionDataError:

@@ -103,4 +103,3 @@ def relabel(table: pa.Table, labels: np.ndarray, names: Sequence[str], place: st
         column = pa.array(moved, table["labelled_classes"].type)
         table = table.set_column(table.column_names.index("labelled_classes"), "labelled_classes", column)
     return table
-

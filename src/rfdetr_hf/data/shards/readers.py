@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ import pyarrow.parquet as pq
 from datasets import Features
 
 from ..errors import DetectionDataError
-from .writer import PICTURE, from_json
+from .index import KEY, VERSION
+from .rows import CRC, IDENTITY, PICTURE, from_json
 
 
 class ParquetReader:
@@ -28,6 +30,7 @@ class ParquetReader:
 
     def __init__(self, path: str, features: Features, name: str) -> None:
         self.name, self.features = name, features
+        self.identity = self.stem = None
         self._schema = features.arrow_schema
         # Of objects each list by itself: a reader may leave some out.
         lists: Any = features.get("objects") or {}
@@ -36,6 +39,13 @@ class ParquetReader:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
         except pa.ArrowException as error:
             raise self._damaged(error) from error
+        if (text := (self._file.metadata.metadata or {}).get(KEY)) is not None:
+            about: Any = json.loads(text)
+            if about.get("version", VERSION) > VERSION:
+                raise DetectionDataError(
+                    f"{name}: has version {about['version']}, and this package reads {VERSION}; update it"
+                )
+            self.identity, self.stem = about.get("identity"), about.get("stem")
         groups = self._file.metadata.num_row_groups
         self._ends = np.cumsum([self._file.metadata.row_group(i).num_rows for i in range(groups)])
         self._kept: tuple[int, pa.Table] | None = None
@@ -77,6 +87,9 @@ class TarReader:
         path: of the file.
         features: what to read; the file may have more.
         name: of the file in messages.
+
+    Attributes:
+        identity, stem: of which data set and which of its shards the file says that it is; None where it does not.
     """
 
     def __init__(self, path: str, features: Features, name: str) -> None:
@@ -84,10 +97,14 @@ class TarReader:
         self._schema = features.arrow_schema
         self._fields: Any = features["objects"] if "objects" in features else {}
         try:
-            with tarfile.open(path) as file:
+            with tarfile.open(path, "r:") as file:
                 members = [(member.name, member.offset_data, member.size) for member in file]
+                self.identity = file.pax_headers.get(IDENTITY)
+        except FileNotFoundError:
+            raise
         except (tarfile.TarError, OSError, EOFError) as error:
             raise self._damaged(str(error)) from error
+        self.stem = members[0][0].rpartition("-")[0] if members and self.identity else None
         pictures, texts = members[::2], members[1::2]
         # (n, 4): where picture and JSON begin, and their sizes
         self._places = np.array([[*a[1:], *b[1:]] for a, b in zip(pictures, texts, strict=False)], np.int64)
@@ -114,18 +131,35 @@ class TarReader:
             with open(self._path, "rb") as file:
                 for start, size, text_start, text_size in self._places[list(indices)].tolist():
                     file.seek(text_start)
-                    row = from_json(json.loads(file.read(text_size)))
+                    text, content = file.read(text_size), None
                     if "image" in self.features:
                         file.seek(start)
-                        row["image"] = {"bytes": file.read(size), "path": row[PICTURE]}
-                    if self._fields:
-                        row["objects"] = {name: row["objects"][name] for name in self._fields}
-                    rows.append({name: row[name] for name in self._schema.names})
+                        content = file.read(size)
+                    rows.append(self._row(text, content))
             return pa.Table.from_pylist(rows, schema=self._schema)
         except FileNotFoundError:
             raise
-        except (ValueError, KeyError, TypeError, pa.ArrowException, OSError) as error:
-            raise self._damaged(f"row {indices[0]}: {type(error).__name__}: {error}") from error
+        except KeyError as error:
+            raise self._damaged(f"row {indices[len(rows)]}: field {error} is missing") from error
+        except (ValueError, TypeError, pa.ArrowException, OSError) as error:
+            # The JSONs of some rows become a table together.
+            place = f"row {indices[len(rows)]}" if len(rows) < len(indices) else f"a row from {indices[0]} on"
+            raise self._damaged(f"{place}: {type(error).__name__}: {error}") from error
+
+    def _row(self, text: bytes, content: bytes | None) -> dict[str, Any]:
+        """A row from its JSON and its picture, whose checksums are compared where the JSON has them."""
+        row = from_json(json.loads(text))
+        if CRC in row:
+            before = text[: text.rindex(b', "' + CRC.encode())] + b"}"
+            found = [row[CRC][0] if content is None else zlib.crc32(content), zlib.crc32(before)]
+            if found != row[CRC]:
+                which = "the JSON" if found[1] != row[CRC][1] else "the picture"
+                raise ValueError(f"{which} has another checksum than field {CRC} says")
+        if content is not None:
+            row["image"] = {"bytes": content, "path": row[PICTURE]}
+        if self._fields:
+            row["objects"] = {name: row["objects"][name] for name in self._fields}
+        return {name: row[name] for name in self._schema.names}
 
     def _damaged(self, fault: str) -> DetectionDataError:
         return DetectionDataError(f"{self.name}: the shard cannot be read ({fault[:200]}); write it again")

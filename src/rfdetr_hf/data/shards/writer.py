@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,18 +20,18 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, Image
 
 from ..errors import DetectionDataError
+from ..fingerprint import data_hash
 from ..images import IMAGE_SUFFIXES
 from ..schema import undecoded
 from .coco_folder import write_coco_folder
 from .counts import Counts, count_rows
 from .index import FORMATS, INDEX, Shard, shard_metadata, write_index
+from .rows import CRC, IDENTITY, PICTURE, to_json
 
 MAX_ROWS = 10_000
 """Rows of a shard at most; a shuffle mixes some shards at a time."""
 _BATCH = 64
 _GROUP_BYTES = 256 << 10  # one row costs a reader the row group that it lies in
-PICTURE = "picture"
-"""The field of a tar file's JSON that holds the name of the picture."""
 
 
 def convert_dataset(
@@ -104,6 +106,8 @@ def image_bytes(image: Mapping[str, Any], name: str) -> bytes:
 def _write_shards(splits: Mapping[str, Dataset], folder: Path, format: str, limit: int) -> list[Shard]:
     """Write all shards and the index; returns them."""
     (folder / "data").mkdir()
+    about = f"{format} {data_hash(splits, 'sizes')} {[split.features for split in splits.values()]}"
+    identity = hashlib.sha256(about.encode()).hexdigest()[:16]
     shards: list[Shard] = []
     features, suffix = Features({}), None
     for split, dataset in splits.items():
@@ -114,12 +118,13 @@ def _write_shards(splits: Mapping[str, Dataset], folder: Path, format: str, limi
         while group is not None:
             suffix = suffix or suffix_of(group["image"][0].as_py())
             path, counts = folder / "data" / f"{split}-{len(unnamed):05d}", Counts()
-            with ParquetShard(path, features) if format == "parquet" else TarShard(path, suffix) as shard:
+            made = ParquetShard(path, features) if format == "parquet" else TarShard(path, suffix, identity)
+            with made as shard:
                 while group is not None and shard.size < limit and counts.images + len(group) <= MAX_ROWS:
                     shard.write(group)
                     counts += count_rows(group, features)
                     group = next(groups, None)
-                shard.finish(counts)
+                shard.finish(counts, identity)
             unnamed.append(Shard(split, path.name, counts.images, path.stat().st_size, counts))
         if not unnamed:
             raise DetectionDataError(f"split {split}: has no images; leave it out")
@@ -127,7 +132,7 @@ def _write_shards(splits: Mapping[str, Dataset], folder: Path, format: str, limi
             file = f"data/{split}-{index:05d}-of-{len(unnamed):05d}{FORMATS[format]}"
             os.rename(folder / "data" / shard.file, folder / file)
             shards.append(shard._replace(file=file))
-    write_index(str(folder / INDEX), format, features, shards)
+    write_index(str(folder / INDEX), format, features, shards, identity)
     return shards
 
 
@@ -163,7 +168,7 @@ class ParquetShard(AbstractContextManager):
     """
 
     def __init__(self, path: Path, features: Features) -> None:
-        self.size = 0
+        self.size, self._stem = 0, path.name
         schema = features.arrow_schema
         empty = io.BytesIO()
         pq.write_table(schema.empty_table(), empty)
@@ -178,9 +183,9 @@ class ParquetShard(AbstractContextManager):
         self._writer.write_table(rows, row_group_size=len(rows))
         self.size += rows.nbytes
 
-    def finish(self, counts: Counts) -> None:
+    def finish(self, counts: Counts, identity: str) -> None:
         """Write the footer."""
-        self._writer.add_key_value_metadata(shard_metadata(counts.images, counts))
+        self._writer.add_key_value_metadata(shard_metadata(counts.images, counts, identity, self._stem))
 
     def __exit__(self, *failure: object) -> None:
         self._writer.close()
@@ -189,48 +194,37 @@ class ParquetShard(AbstractContextManager):
 class TarShard(AbstractContextManager):
     """A tar file of WebDataset in the making: of each row the picture, and the rest as JSON.
 
-    All pictures have one suffix, as `datasets` and WebDataset want it; field `picture` of the JSON has their names.
+    All pictures have one suffix, as `datasets` and WebDataset want it; field `picture` of the JSON has their names, and
+    field `crc32`, its last one, the checksums of the picture and of the JSON before that field.
 
     Attributes:
         size: bytes of the rows so far.
     """
 
-    def __init__(self, path: Path, suffix: str) -> None:
+    def __init__(self, path: Path, suffix: str, identity: str) -> None:
         self.size = self._rows = 0
         self._suffix, self._stem = suffix, path.name
-        self._file = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)
+        self._file = tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={IDENTITY: identity})
 
     def write(self, rows: pa.Table) -> None:
         """Add rows."""
         for row in rows.to_pylist():
             image = row.pop("image")
-            text = json.dumps(to_json(row) | {PICTURE: image["path"]})
-            for suffix, content in ((self._suffix, image["bytes"]), (".json", text.encode())):
+            text = json.dumps(to_json(row) | {PICTURE: image["path"]}).encode()
+            sums = json.dumps([zlib.crc32(image["bytes"]), zlib.crc32(text)])
+            text = text[:-1] + f', "{CRC}": {sums}}}'.encode()
+            for suffix, content in ((self._suffix, image["bytes"]), (".json", text)):
                 member = tarfile.TarInfo(f"{self._stem}-{self._rows:05d}{suffix}")
                 member.size = len(content)
                 self._file.addfile(member, io.BytesIO(content))
                 self.size += 512 + -(-len(content) // 512) * 512
             self._rows += 1
 
-    def finish(self, counts: Counts) -> None:
-        """Nothing: the index has the counts."""
+    def finish(self, counts: Counts, identity: str) -> None:
+        """Nothing: the index has the counts, and the file begins with the identity."""
 
     def __exit__(self, *failure: object) -> None:
         self._file.close()
-
-
-def to_json(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without its picture for JSON, whose readers guess types from a few rows: a mask has no nulls."""
-    for mask in row["objects"].get("segmentation") or ():
-        mask["polygons"], mask["rle"] = mask["polygons"] or [], mask["rle"] or ""
-    return row
-
-
-def from_json(row: dict[str, Any]) -> dict[str, Any]:
-    """What `to_json` was given."""
-    for mask in row["objects"].get("segmentation") or ():
-        mask["polygons"], mask["rle"] = mask["polygons"] or None, mask["rle"] or None
-    return row
 
 
 def suffix_of(image: Mapping[str, Any]) -> str:
