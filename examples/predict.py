@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     style = DrawingStyle(config.keypoint_schema, ellipses=args.ellipses)
 
     if args.images:
-        images = ((item.name, item.image) for item in find_images(args.images))
+        images = ((item.name, item.image) for item in find_images(args.images, image_decoder=plain.image_decoder))
     else:  # eight synthetic images that no training has seen
         shapes = load_detection_dataset("synthetic-shapes")["test"].select(range(8))
         images = ((f"shapes-{row['image_id']}", decode_image(row)) for row in shapes)

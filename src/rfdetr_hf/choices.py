@@ -39,6 +39,11 @@ HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 # Who computes COCO's scores.
 BACKENDS = ("pycocotools", "ultrafast", "auto")
 PREDICTION_FORMATS = ("pictures", "json", "jsonl", "coco", "yolo", "crops")
+# Who reads JPEG files; the first one reads all others too.
+IMAGE_DECODERS = ("pillow", "simplejpeg")
+# Where decoded pictures are kept.
+PICTURE_CACHES = ("none", "ram", "disk")
+PICTURE_CACHE = "~/.cache/rfdetr_hf/pictures"
 SHARD_CACHE = "~/.cache/rfdetr_hf/shards"
 DATA_FORMATS = ("parquet", "webdataset", "folder")
 # With the suffix of their files.

@@ -171,6 +171,7 @@ def test_a_snapshot_stays_as_it_is():
         ({"seed": 7}, "42 as its seed, this run has 7"),
         ({"steps_per_epoch": 5}, "6 steps in an epoch, this run has 5"),
         ({"learning_rate": 1e-5}, "learning_rate=0.0001, which its optimizer keeps, and this run has 1e-05"),
+        ({"image_decoder": "simplejpeg"}, "image_decoder=pillow, whose pixels .* set image_decoder=pillow, or"),
     ],
 )
 def test_another_run_is_refused(options, message):
@@ -191,6 +192,14 @@ def test_a_checkpoint_without_versions_is_of_the_first():
     assert state.order == ORDER
     state.load_state_dict(written, state.callback_state())
     assert state.order == state.state_dict()["order"] == 1  # and its checkpoints say so
+
+
+def test_a_checkpoint_of_before_decoders_was_written_by_pillow():
+    written = begun().state_dict()
+    written["arguments"] = {name: value for name, value in written["arguments"].items() if name != "image_decoder"}
+    begun().check_same_run(Path("checkpoint"), written)
+    with pytest.raises(ValueError, match="image_decoder=pillow"):
+        begun(image_decoder="simplejpeg").check_same_run(Path("checkpoint"), written)
 
 
 def test_other_arguments_and_processes_are_named(caplog):

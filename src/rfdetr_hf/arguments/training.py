@@ -15,6 +15,7 @@ from ..choices import (
     DROP_PATH_MODES,
     DROP_PATH_SCHEDULES,
     HUB_STRATEGIES,
+    IMAGE_DECODERS,
     INTERVALS,
     MULTI_SCALE_MODES,
     PARAM_GROUPS,
@@ -169,6 +170,9 @@ class RFDETRTrainingArguments(RuntimeFacts):
         10.0, "Last epochs without mosaic, mixup and copy_paste, where there are any.", FROM_0
     )
 
+    image_decoder: str = option(
+        "pillow", "Who reads JPEG files: pillow, or simplejpeg, which is faster.", IMAGE_DECODERS
+    )
     dataloader_num_workers: int = option(2, "Worker processes of each loader.", FROM_0, group="data")
     dataloader_pin_memory: bool = option(
         True, "Pin batches when the device is a GPU.", no="Leave batches in pageable memory."

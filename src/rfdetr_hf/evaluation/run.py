@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from ..data.schema import category_ids, decode_image, undecoded
+from ..decoding import PILLOW, require_decoder
 from .analysis import DetectionAnalysis
 from .by_image import predictions_by_image, truth_by_image
 from .evaluator import CocoEvaluator
@@ -171,7 +172,8 @@ def evaluate_detector(
 
     Args:
         detect: PIL images -> detections in pixels of each image, with the labels of the data set; see `inference`. Its
-            `value_range`, where it has one, is that of pictures with more than 8 bits.
+            `value_range`, where it has one, is that of pictures with more than 8 bits, its `image_decoder` reads JPEG
+            files.
         dataset: one split as `load_detection_dataset` gives it.
         batch_size: images given to `detect` at once.
         iou_types: "bbox", "segm", "keypoints".
@@ -192,11 +194,13 @@ def evaluate_detector(
     # Pictures of more than 8 bits are shown as the model learnt them, not as this data set alone would have them.
     learnt = getattr(detect, "value_range", None)
     shown: dict[str, Any] = {"value_range": learnt} if learnt else {}
+    decoder: Any = getattr(detect, "image_decoder", PILLOW)
+    require_decoder(decoder)
     evaluator = CocoEvaluator(dataset, max_dets, iou_types=iou_types, sigmas=sigmas, backend=backend)
 
     def detect_rows(start: int) -> tuple[list[Any], Sequence[Found]]:
         batch = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
-        found = detect([decode_image(row | shown) for row in batch])
+        found = detect([decode_image(row | shown, decoder) for row in batch])
         if progress is not None:
             progress(start + len(batch), len(rows))
         return [row["image_id"] for row in batch], found

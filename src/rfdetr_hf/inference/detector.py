@@ -91,6 +91,11 @@ class ImageDetector:
         """The range (low, high) that pictures of more than 8 bits had in training, if there were any."""
         return self.image_processor.value_range
 
+    @property
+    def image_decoder(self) -> str:
+        """Who decoded the JPEG files of the training, see `decode_image`."""
+        return self.image_processor.image_decoder
+
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Found]:
         """Detections of the images, on the CPU; masks are COCO run lengths, which take little memory.

@@ -19,6 +19,7 @@ from ..data.errors import DetectionDataError
 from ..data.formats.hub import has_tables, open_tables
 from ..data.images import IMAGE_SUFFIXES, walk_files
 from ..data.pipeline.pixels import decode_image
+from ..decoding import PILLOW, require_decoder
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
 _FRAME = re.compile(r"-\d{6,}$")
@@ -72,6 +73,7 @@ def find_images(
     skip: Callable[[str], None] | None = None,
     value_range: Sequence[float] | None = None,
     split: str | None = None,
+    image_decoder: str = PILLOW,
 ) -> Images:
     """The images of files and folders, in the order of their names, and the frames of videos, one at a time.
 
@@ -86,15 +88,21 @@ def find_images(
         value_range: of pictures with more than 8 bits, see `upright_rgb`; the image processor of a model knows it.
         split: of a data set; then `paths` is one Hub id, one folder of tables with a column of images, or one folder of
             `save_to_disk`, and its rows are the images.
+        image_decoder: of JPEG files; the image processor of a model knows who decoded them in training.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without images and videos.
         ValueError: without `skip`, a file that cannot be read as an image or a video; a data set that cannot be loaded
             or has no images.
-        ImportError: a video, and neither OpenCV nor imageio is installed.
+        ImportError: a video, and neither OpenCV nor imageio is installed; or a decoder that is not installed.
     """
+    require_decoder(image_decoder)
+
+    def decode(value: Any) -> Image.Image:
+        return decode_image({"image": value, "value_range": value_range}, image_decoder)
+
     if split is not None:
-        return _rows([str(path) for path in paths], split, skip, value_range)
+        return _rows([str(path) for path in paths], split, skip, decode)
     sources: dict[Path, Path] = {}
     depths: dict[Path, int] = {}
     for path in [Path(match) for asked in paths for match in _matches(asked)]:
@@ -104,7 +112,7 @@ def find_images(
             depths[absolute] = min(depth, depths.get(absolute, depth))
     names = unique_names(depths)
     # Paths are checked at once, before the first image is asked for.
-    read = (_read(file, names[absolute], every, skip, value_range) for absolute, file in sources.items())
+    read = (_read(file, names[absolute], every, skip, decode) for absolute, file in sources.items())
     count = None if any(file.suffix.lower() in VIDEO_SUFFIXES for file in sources) else len(sources)
     return Images((image for images in read for image in images), count)
 
@@ -184,7 +192,7 @@ def _files(path: Path, skip: Callable[[str], None] | None) -> list[Path]:
 
 
 def _rows(
-    sources: Sequence[str], split: str, skip: Callable[[str], None] | None, value_range: Sequence[float] | None
+    sources: Sequence[str], split: str, skip: Callable[[str], None] | None, decode: Callable[[Any], Image.Image]
 ) -> Images:
     """The images of one split of a data set."""
     if len(sources) != 1:
@@ -203,7 +211,7 @@ def _rows(
         for number, row in enumerate(undecoded):
             values: Any = row
             try:
-                image = _image(values[column], f"{source}, {split}, row {number}", value_range)
+                image = _image(values[column], f"{source}, {split}, row {number}", decode)
                 yield NamedImage(f"{split}-{number:06d}", Path(source), image, row=number)
             except DetectionDataError as error:
                 if skip is None:
@@ -214,7 +222,7 @@ def _rows(
 
 
 def _read(
-    file: Path, name: str, every: int, skip: Callable[[str], None] | None, value_range: Sequence[float] | None
+    file: Path, name: str, every: int, skip: Callable[[str], None] | None, decode: Callable[[Any], Image.Image]
 ) -> Iterator[NamedImage]:
     try:
         if file.suffix.lower() in VIDEO_SUFFIXES:
@@ -222,16 +230,16 @@ def _read(
                 if number % every == 0:
                     yield NamedImage(f"{name}-{number:06d}", file, frame, number)
         else:
-            yield NamedImage(name, file, _image(os.fspath(file), str(file), value_range))
+            yield NamedImage(name, file, _image(os.fspath(file), str(file), decode))
     except DetectionDataError as error:
         if skip is None:
             raise
         skip(str(error))
 
 
-def _image(value: Any, where: str, value_range: Sequence[float] | None) -> Image.Image:
+def _image(value: Any, where: str, decode: Callable[[Any], Image.Image]) -> Image.Image:
     try:
-        return decode_image({"image": value, "value_range": value_range})
+        return decode(value)
     except MemoryError as error:
         raise DetectionDataError(f"{where}: there is not enough memory for this image") from error
     except Exception as error:

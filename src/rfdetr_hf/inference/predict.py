@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..arguments.predict import PredictArguments
 from ..data.pipeline.pixels import set_max_image_pixels
+from ..decoding import PILLOW
 from ..drawing import DrawingStyle, draw_detections
 from .detector import above, class_thresholds, load_detector, naming
 from .images import NamedImage, find_images
@@ -60,17 +61,17 @@ def predict(
         skipped.append(message)
         say(f"skipped {message}")
 
-    def find(value_range: Sequence[float] | None = None) -> Iterator[NamedImage]:
+    def find(value_range: Sequence[float] | None = None, decoder: str = PILLOW) -> Iterator[NamedImage]:
         if images is not None:
             return iter(images)
-        return find_images(args.images, args.every, None if args.strict else skip, value_range, args.split)
+        return find_images(args.images, args.every, None if args.strict else skip, value_range, args.split, decoder)
 
     if args.max_image_pixels is not None:
         set_max_image_pixels(args.max_image_pixels)
     items = find()  # names a missing file before the model is read
     plain = load_detector(args.model_name_or_path, args.device, bf16=args.bf16)
-    if images is None and plain.image_processor.value_range:
-        items = find(plain.image_processor.value_range)
+    if images is None and (plain.value_range or plain.image_decoder != PILLOW):
+        items = find(plain.value_range, plain.image_decoder)
     config: Any = plain.model.config
     if args.task not in (None, plain.model.task):
         raise ValueError(f"--task {args.task}: {args.model_name_or_path} holds a model for {plain.model.task}")

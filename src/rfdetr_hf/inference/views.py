@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..arguments.views import ViewArguments
 from ..bit_depth import upright_rgb
+from ..decoding import PILLOW
 from ..evaluation.run import Detector, Found
 from .detector import ImageDetector
 
@@ -69,6 +70,11 @@ class AugmentedDetector:
         """As of the detector that is wrapped."""
         return getattr(self.detect, "value_range", None)
 
+    @property
+    def image_decoder(self) -> str:
+        """As of the detector that is wrapped."""
+        return getattr(self.detect, "image_decoder", PILLOW)
+
     def __call__(self, images: Sequence[Image.Image]) -> list[Found]:
         """Fused detections of each image, best first; images as for the detector that is wrapped."""
         images = [_upright(image, self.detect) for image in images]
@@ -115,6 +121,11 @@ class TiledDetector:
     def value_range(self) -> Sequence[float] | None:
         """As of the detector that is wrapped."""
         return getattr(self.detect, "value_range", None)
+
+    @property
+    def image_decoder(self) -> str:
+        """As of the detector that is wrapped."""
+        return getattr(self.detect, "image_decoder", PILLOW)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Found]:
         """Merged detections of each image, best first; images as for the detector that is wrapped."""

@@ -24,6 +24,8 @@ from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..bit_depth import is_deep, to_bytes
+from ..choices import IMAGE_DECODERS
+from ..decoding import PILLOW, open_file
 from .files.published import checkpoint_of
 from .post_processing import (
     DEFAULT_THRESHOLD,
@@ -73,6 +75,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
         resample: Bilinear (default) or bicubic.
         value_range: (low, high) of Pillow pictures with more than 8 bits, which become 0 to 255, as the training data
             had it; by default each picture's own range.
+        image_decoder: Who reads the JPEG files that are given by name, as in the training: "pillow" or "simplejpeg".
         do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std, do_convert_rgb: As in every
             image processor. Floating-point pictures are rescaled too, so pass `do_rescale=False` for values in [0, 1].
     """
@@ -95,6 +98,10 @@ class RFDETRImageProcessor(BaseImageProcessor):
 
     def __init__(self, **kwargs: Any) -> None:
         self.value_range: Sequence[float] | None = kwargs.pop("value_range", None)
+        self.image_decoder: str = kwargs.pop("image_decoder", PILLOW)
+        if self.image_decoder not in IMAGE_DECODERS:
+            known = ", ".join(IMAGE_DECODERS)
+            raise ValueError(f"image_decoder is {self.image_decoder!r}: it must be one of {known}.")
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         least_of = {"image_mean": -math.inf, "image_std": 0.0} if self.do_normalize else {}
@@ -122,7 +129,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
     def to_dict(self) -> dict[str, Any]:
         """The fields of the processor, under the class name that transformers knows."""
         fields = {**super().to_dict(), "image_processor_type": "RfDetrImageProcessor"}
-        return fields if fields.get("value_range") else {k: v for k, v in fields.items() if k != "value_range"}
+        usual = {"value_range": None, "image_decoder": PILLOW}
+        return {k: v for k, v in fields.items() if k not in usual or (v and v != usual[k])}
 
     def preprocess(
         self,
@@ -165,7 +173,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
             raise ValueError(f"resample={kwargs['resample']!r}: only bilinear (2) and bicubic (3) are supported.")
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
-        flat = _flatten(self.fetch_images(_opened(images)))
+        flat = _flatten(self.fetch_images(_opened(images, self.image_decoder)))
         if not flat:
             raise ValueError("RFDETRImageProcessor was given an empty list of images.")
         return flat
@@ -456,20 +464,18 @@ def _size(image: Tensor) -> tuple[int, int]:
     return height, width
 
 
-def _opened(images: Any) -> Any:
+def _opened(images: Any, decoder: str) -> Any:
     """The same images, with Pillow's in place of files: transformers' reader cuts those of more than 8 bits off at 255.
 
     Raises:
         FileNotFoundError: There is no such file.
     """
     if isinstance(images, (list, tuple)):
-        return [_opened(image) for image in images]
+        return [_opened(image, decoder) for image in images]
     if isinstance(images, os.PathLike) and not os.path.isfile(images):
         raise FileNotFoundError(f"There is no image file {os.fspath(images)}.")
     if isinstance(images, os.PathLike) or (isinstance(images, str) and os.path.isfile(images)):
-        with Image.open(images) as image:
-            image.load()
-            return image
+        return open_file(images, decoder)
     return images
 
 

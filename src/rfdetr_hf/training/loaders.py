@@ -20,6 +20,7 @@ from ..data.pipeline.pixels import prepare_pixels
 from ..data.pipeline.transforms import MAX_SIZE, build_eval_transform, build_train_transform
 from ..data.schema import has_keypoints, has_masks, keypoint_schema, value_range
 from ..data.shards.dataset import ShardedDataset
+from ..decoding import PILLOW, require_decoder
 from ..models.files.auto import has_processor, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .preemption import shield_workers
@@ -63,6 +64,7 @@ def build_train_loader(
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
         value_range=value_range,
+        image_decoder=args.image_decoder,
     )
     loader = build_train_dataloader(dataset, transform, options)
     if transform.needs_others:
@@ -99,6 +101,7 @@ def build_eval_loader(
         batch_size=args.eval_batch_size,
         persistent_workers=False,
         value_range=getattr(image_processor, "value_range", None),
+        image_decoder=getattr(image_processor, "image_decoder", PILLOW),
     )
     return _with_workers(build_eval_dataloader(dataset, transform, options), args)
 
@@ -131,7 +134,7 @@ def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProc
     others = [f"{name}={value}" for name, value in kept.items() if value != getattr(made, name)]
     if others:
         logger.info("%s of %s/preprocessor_config.json stay", ", ".join(others), source)
-    return RFDETRImageProcessor(**shape, **kept)
+    return RFDETRImageProcessor(**shape, **kept, image_decoder=theirs.image_decoder)
 
 
 def colour_statistics(processor: RFDETRImageProcessor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -144,10 +147,22 @@ def colour_statistics(processor: RFDETRImageProcessor) -> tuple[tuple[float, ...
 
 
 def choose_processor(
-    given: RFDETRImageProcessor | None, config: PreTrainedConfig, square: bool, dataset: Any
+    given: RFDETRImageProcessor | None, config: PreTrainedConfig, args: RFDETRTrainingArguments, dataset: Any
 ) -> RFDETRImageProcessor:
-    """The given processor or the default one, which reads pictures of more than 8 bits as the training data does."""
-    processor = given or default_processor(config, square)
+    """The given processor or the default one, which reads pictures of more than 8 bits as the training data does.
+
+    A training decides who decodes JPEG files; without one it is the processor's decoder, unless another is asked for.
+
+    Raises:
+        ImportError: the decoder is not installed.
+    """
+    processor = given or default_processor(config, args.square_resize)
+    decoder = args.image_decoder if dataset is not None else processor.image_decoder
+    decoder = decoder if args.image_decoder == PILLOW else args.image_decoder
+    require_decoder(decoder)
+    if decoder != processor.image_decoder:
+        processor = copy.copy(processor)
+        processor.image_decoder = decoder
     found = value_range(dataset) if isinstance(dataset, (Dataset, ShardedDataset)) else None
     if given is not None and given.value_range and found and tuple(given.value_range) != found:
         logger.warning(

@@ -12,6 +12,7 @@ from datasets import Dataset
 from ..arguments.training import RFDETRTrainingArguments
 from ..choices import VARIANTS
 from ..data.fingerprint import KINDS, data_hash
+from ..decoding import require_decoder
 from ..options import to_yaml, without_secrets
 
 _PATHS = ("model_name_or_path", "init_backbone_from", "dataset_name", "output_dir")
@@ -79,6 +80,7 @@ class RunRecord:
         sections["training"] = args.to_dict() | {"resume_from_checkpoint": None}
         sections["training"]["output_dir"] = os.path.abspath(args.output_dir)
         packages = ", ".join(f"{name} {version(name)}" for name in ("rfdetr-hf", "torch", "transformers", "accelerate"))
+        packages += f", {require_decoder(args.image_decoder)}"
         facts += [f"Equal bits need the same versions and device: {packages}; {accelerator.device.type}, "
                   f"num_processes: {count}."]  # fmt: skip
         return to_yaml(sections, facts)

@@ -28,6 +28,8 @@ _OF_THE_OPTIMIZER = (
     "learning_rate", "learning_rate_encoder", "layer_decay", "component_decay", "weight_decay", "param_groups",
     "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
+# What pictures look like to the model; a checkpoint without them has the defaults.
+_OF_THE_PIXELS = {"image_decoder": "pillow"}
 OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
 _OF_THE_BEST = ("metric_for_best_model", "greater_is_better", "smooth_alpha")
 _OF_A_METRIC = ("metric", "greater_is_better")  # arguments of callbacks
@@ -275,6 +277,14 @@ class RunState(TrainerState):
                 raise ValueError(
                     f"{folder} was written with {name}={written[name]}, which its optimizer keeps, and this run has "
                     f"{ours[name]}; set it back, or start a new run from these weights with model_name_or_path"
+                )
+        for name, usual in _OF_THE_PIXELS.items():
+            before = written.get(name, usual)
+            if before != ours[name]:
+                raise ValueError(
+                    f"{folder} was written with {name}={before}, whose pixels its model knows, and this run has "
+                    f"{ours[name]}; set {name}={before}, or start a new run from these weights with "
+                    "model_name_or_path"
                 )
         if changed:
             logger.warning("arguments changed since %s was written: %s", folder.name, ", ".join(changed.values()))

@@ -129,7 +129,7 @@ class RFDETRTrainer(EndingMethods):
         self._device_decides = settle_precision(args)
         self.model, self.augmentation = in_float32(model), augmentation
         self.train_dataset, self.eval_dataset, self.test_dataset = train_dataset, eval_dataset, test_dataset
-        self.image_processor = processor = choose_processor(processor, model.config, args.square_resize, train_dataset)
+        self.image_processor = processor = choose_processor(processor, model.config, args, train_dataset)
         side, backbone = model.config.resolution, model.config.backbone_config
         self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)

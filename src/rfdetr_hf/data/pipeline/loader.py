@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ...decoding import PILLOW, require_decoder
 from ..errors import DetectionDataError
 from ..masks import mask_column
 from ..schema import class_names, has_unlabelled_classes, sample_weights, undecoded
@@ -42,7 +43,7 @@ class LoaderOptions:
         pin_memory: page-locked batches, for a CUDA device.
         persistent_workers: keep the workers between epochs.
         prefetch_factor: batches that each worker loads ahead; default 2.
-        value_range: see `DetectionDataset`.
+        value_range, image_decoder: see `DetectionDataset`.
     """
 
     batch_size: int
@@ -57,6 +58,7 @@ class LoaderOptions:
     persistent_workers: bool = True
     prefetch_factor: int | None = None
     value_range: Sequence[float] | None = None
+    image_decoder: str = PILLOW
 
 
 class DetectionDataset(TorchDataset):
@@ -69,6 +71,10 @@ class DetectionDataset(TorchDataset):
         train: leave out crowd objects, which are no training targets.
         value_range: (low, high) of pictures with more than 8 bits, as the model's image processor has it; None: as the
             rows have it.
+        image_decoder: who reads JPEG files, see `decode_image`.
+
+    Raises:
+        ImportError: the decoder is not installed.
     """
 
     def __init__(
@@ -79,12 +85,15 @@ class DetectionDataset(TorchDataset):
         *,
         train: bool,
         value_range: Sequence[float] | None = None,
+        image_decoder: str = PILLOW,
     ) -> None:
         self.dataset = undecoded(dataset)
         self.transform = transform
         self.seed = seed
         self.train = train
         self.value_range = value_range
+        self.decoder = image_decoder
+        require_decoder(image_decoder)
         self._num_classes = len(class_names(dataset)) if has_unlabelled_classes(dataset) else 0
 
     def __len__(self) -> int:
@@ -117,9 +126,9 @@ class DetectionDataset(TorchDataset):
 
     def _see(self, row: Mapping[str, Any], see: Callable[[Sample], Sample]) -> Sample:
         """What a function makes of the sample of a row while its image is open."""
-        with open_image(row if self.value_range is None else {**row, "value_range": self.value_range}) as image:
-            size = row["height"], row["width"]
-            return see(Sample(image, self._target(row), row["image_id"], size, self._labelled(row)))
+        shown = row if self.value_range is None else {**row, "value_range": self.value_range}
+        image, size = open_image(shown, self.decoder), (row["height"], row["width"])
+        return see(Sample(image, self._target(row), row["image_id"], size, self._labelled(row)))
 
     def _labelled(self, row: Mapping[str, Any]) -> np.ndarray | None:
         """(classes,) bool where images say which classes are labelled in them; else None."""
@@ -167,8 +176,7 @@ def build_train_dataloader(dataset: AnySplit, transform: Transform, options: Loa
         shards=dataset.layout if isinstance(dataset, ShardedDataset) else None,
         weights=sample_weights(dataset),
     )
-    samples = DetectionDataset(dataset, transform, options.seed, train=True, value_range=options.value_range)
-    return _dataloader(samples, sampler, options)
+    return _dataloader(dataset, transform, sampler, options, train=True)
 
 
 def build_eval_dataloader(dataset: AnySplit, transform: Transform, options: LoaderOptions) -> DataLoader:
@@ -182,14 +190,20 @@ def build_eval_dataloader(dataset: AnySplit, transform: Transform, options: Load
     if isinstance(dataset, ShardedDataset):
         dataset.fetch_ahead(range(len(dataset.shards)))
     sampler = EvalBatchSampler(len(dataset), options.batch_size, rank=options.rank, world_size=options.world_size)
-    samples = DetectionDataset(dataset, transform, train=False, value_range=options.value_range)
-    return _dataloader(samples, sampler, options)
+    return _dataloader(dataset, transform, sampler, options, train=False)
 
 
 def _dataloader(
-    samples: DetectionDataset, sampler: EpochBatchSampler | EvalBatchSampler, options: LoaderOptions
+    dataset: AnySplit,
+    transform: Transform,
+    sampler: EpochBatchSampler | EvalBatchSampler,
+    options: LoaderOptions,
+    *,
+    train: bool,
 ) -> DataLoader:
     workers = options.num_workers
+    shown: dict[str, Any] = {"value_range": options.value_range, "image_decoder": options.image_decoder}
+    samples = DetectionDataset(dataset, transform, options.seed if train else 0, train=train, **shown)
     if workers and multiprocessing.get_start_method() != "fork":
         try:
             pickle.dumps(samples.transform)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from ...bit_depth import find_range, is_deep, to_bytes
+from ...decoding import PILLOW, decode_jpeg, image_tensor
 from ..errors import DetectionDataError
 
 # What Pillow's decoders raise on damaged files, as seen in its plugins.
@@ -38,7 +39,75 @@ def set_max_image_pixels(count: int) -> None:
     os.environ[_LIMIT_VARIABLE] = str(count)
 
 
-def decode_image(example: Mapping[str, Any]) -> Image.Image:
+class Pixels(NamedTuple):
+    """A decoded picture.
+
+    Attributes:
+        image: RGB, or its pixels, uint8 (H, W, 3).
+        reduction: H and W are this part of the picture's, rounded up.
+        reducible: whether the file can be decoded at a part of its size.
+    """
+
+    image: Image.Image | np.ndarray
+    reduction: int = 1
+    reducible: bool = False
+
+    def to_pil(self) -> Image.Image:
+        """As an image of Pillow."""
+        return self.image if isinstance(self.image, Image.Image) else Image.fromarray(self.image)
+
+    def to_tensor(self) -> torch.Tensor:
+        """uint8 (H, W, 3) or, the last channel without meaning, (H, W, 4); not to be written to."""
+        image = self.image
+        return image_tensor(image) if isinstance(image, Image.Image) else torch.from_numpy(image)
+
+
+class Picture(Image.Image):
+    """An RGB image of a data set, decoded when it is needed, at a part of its size where that is enough.
+
+    Whatever Pillow does with an image it does with this one too. Faults of the file raise `DetectionDataError`.
+
+    Args:
+        example, decoder: see `open_image`.
+    """
+
+    def __init__(self, example: Mapping[str, Any], decoder: str = PILLOW) -> None:
+        super().__init__()
+        self._example, self._decoder = example, decoder
+        self._name, self._frame = _name(example["image"], example), _frame(example)
+        with _named_faults(self._name):
+            self._data = _bytes(example["image"], self._name)
+        self._mode = "RGB"
+        self._file: Image.Image | None = _open(io.BytesIO(self._data), self._name)
+        with _named_faults(self._name):
+            tag, size = orientation_tag(self._file), self._file.size
+            _must_turn(size, tag, self._frame, self._name)
+        self._size = self._frame or _shown(size, tag)
+
+    def decode(self, reduction: int = 1) -> Pixels:
+        """The picture, at 1/`reduction` of its size (1, 2, 4 or 8) if it is a JPEG that needs no turning."""
+        image = self._file or _open(io.BytesIO(self._data), self._name)
+        self._file = None  # once decoded, it stays at its size
+        with _named_faults(self._name):
+            size = image.size
+            if orientation_tag(image) != 1 or image.format != "JPEG" or image.mode != "RGB":
+                image.load()
+                return Pixels(_to_rgb(_turned(image, self._frame, self._name), self._example.get("value_range")))
+            pixels = decode_jpeg(self._data, size, reduction, self._decoder)
+            if pixels is None:
+                if reduction > 1:
+                    image.draft(None, (size[0] // reduction, size[1] // reduction))
+                image.load()
+            return Pixels(image if pixels is None else pixels, reduction, reducible=True)
+
+    def load(self) -> Any:
+        """Decode the complete picture, for Pillow."""
+        if self._im is None:
+            self.im = self.decode().to_pil().im
+        return super().load()
+
+
+def decode_image(example: Mapping[str, Any], decoder: str = PILLOW) -> Image.Image:
     """Decode the image of one example, in the frame that its boxes are in.
 
     A photograph may carry an EXIF tag that says "show me turned". Some annotation tools obey it and some don't, so the
@@ -48,6 +117,7 @@ def decode_image(example: Mapping[str, Any]) -> Image.Image:
     Args:
         example: a row with ``image`` (``{"path", "bytes"}``, a path, or a PIL image), and if known ``width`` and
             ``height`` of the annotation; without them the tag is obeyed.
+        decoder: who reads JPEG files, one of `IMAGE_DECODERS`.
 
     Returns:
         An RGB image of size (width, height). Of pictures with more than 8 bits the upper 8 bits of ``value_range``
@@ -56,40 +126,22 @@ def decode_image(example: Mapping[str, Any]) -> Image.Image:
     Raises:
         DetectionDataError: the file is missing, damaged or truncated, or has another size than the annotation.
     """
-    with open_image(example) as image:
-        image.load()
-        return image
+    image = open_image(example, decoder)
+    return image.decode().to_pil() if isinstance(image, Picture) else image
 
 
-@contextmanager
-def open_image(example: Mapping[str, Any]) -> Iterator[Image.Image]:
-    """As `decode_image`, but a JPEG that needs no turning is handed out undecoded, so that `Image.draft` can shrink it.
+def open_image(example: Mapping[str, Any], decoder: str = PILLOW) -> Image.Image:
+    """As `decode_image`, but a file is decoded when its pixels are needed: a `Picture`.
 
-    Use it as ``with open_image(row) as image``. A fault that shows while the block decodes is raised with the file's
-    name.
+    Raises:
+        DetectionDataError: as there, of faults that the header shows.
     """
-    value, frame, name = example["image"], _frame(example), _name(example["image"], example)
-    if isinstance(value, Image.Image):
-        with _named_faults(name):
-            image = _to_rgb(_turned(value, frame, name), example.get("value_range"))
-        yield image
-        return
-    with _opened(value, name) as image:
-        with _named_faults(name):
-            if orientation_tag(image) != 1 or image.format != "JPEG" or image.mode != "RGB":
-                image.load()
-                if "objects" in example and is_deep(image) and not example.get("value_range"):
-                    raise DetectionDataError(
-                        f"{name}: the image has more than 8 bits, and field value_range of its data set does not say "
-                        "which of its values are black and white; load its source with load_detection_dataset, which "
-                        "finds that out (for shards: rfdetr-hf data convert), or write the image with 8 bits"
-                    )
-                image = _to_rgb(_turned(image, frame, name), example.get("value_range"))
-            else:
-                _must_turn(image.size, 1, frame, name)
-        # Only errors of the file: others that the block raises are its own.
-        with _named_faults(name, (OSError,)):
-            yield image
+    value = example["image"]
+    if not isinstance(value, Image.Image):
+        return Picture(example, decoder)
+    name = _name(value, example)
+    with _named_faults(name):
+        return _to_rgb(_turned(value, _frame(example), name), example.get("value_range"))
 
 
 def image_size(value: Any, example: Mapping[str, Any]) -> tuple[int, int]:
@@ -133,14 +185,18 @@ def check_image(example: Mapping[str, Any], *, decode: bool) -> bool:
 
 @contextmanager
 def _opened(value: Any, name: str) -> Iterator[Image.Image]:
+    with _open(_source(value, name), name) as image:
+        yield image
+
+
+def _open(source: Any, name: str) -> Image.Image:
+    """The image of a file's path or of its bytes, within the limit of pixels; not decoded."""
     limit = os.environ.get(_LIMIT_VARIABLE)
     if limit is not None:
         # Pillow warns at its limit and raises at twice that.
         Image.MAX_IMAGE_PIXELS = max(1, (int(limit) + 1) // 2)
     with _named_faults(name):
-        image = Image.open(_source(value, name))
-    with image:
-        yield image
+        return Image.open(source)
 
 
 @contextmanager
@@ -174,6 +230,15 @@ def _source(value: Any, name: str) -> Any:
     if isinstance(value, (str, os.PathLike)):
         return value
     raise DetectionDataError(f"{name}: no image, neither bytes nor path (field 'image' is {type(value).__name__})")
+
+
+def _bytes(value: Any, name: str) -> bytes:
+    """The file of an image."""
+    source = _source(value, name)
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()
+    with open(source, "rb") as file:
+        return file.read()
 
 
 def _name(value: Any, example: Mapping[str, Any]) -> str:
@@ -251,21 +316,22 @@ def find_value_range(images: Iterable[Any]) -> tuple[float, float] | None:
     return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
 
 
-def resample(image: Image.Image, box: tuple[float, float, float, float], width: int, height: int) -> torch.Tensor:
-    """The part `box` (left, top, right, bottom) of an RGB image with an antialiased bilinear filter.
+def resample(source: Pixels, box: tuple[float, float, float, float], width: int, height: int) -> torch.Tensor:
+    """The part `box` (left, top, right, bottom) of a picture with an antialiased bilinear filter.
 
     Returns:
         uint8 (3, height, width).
     """
     if not all(float(edge).is_integer() for edge in box):
+        image = source.to_pil()
         return pixels_from_pil(image.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
     left, top, right, bottom = map(int, box)
-    pixels = pixels_from_pil(image)[:, top:bottom, left:right]
+    pixels = source.to_tensor().permute(2, 0, 1)[:, top:bottom, left:right]
     if pixels.shape[1:] == (height, width):
-        return pixels
+        return pixels[:3].clone()
     # The same filter, vectorised: a third of Pillow's time, and at most one grey level away from it.
     size = (height, width)
-    return F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0, :3]
 
 
 def pixels_from_pil(image: Image.Image) -> torch.Tensor:

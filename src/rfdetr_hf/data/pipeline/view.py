@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ..masks import rasterise, resample_masks
-from .pixels import resample
+from .pixels import Picture, Pixels, resample
 
 __all__ = ["Others", "Sample", "View", "clip_objects", "select_objects"]
 
@@ -112,28 +112,23 @@ class View:
     def render(self, image: Image.Image) -> torch.Tensor:
         """Resample the rectangle with an antialiased bilinear filter.
 
-        A JPEG that is still undecoded is decoded at 1/2, 1/4 or 1/8 where that leaves at least as many pixels as are
-        asked for.
+        A JPEG (`Picture`) is decoded at 1/2, 1/4 or 1/8 where that leaves at least as many pixels as are asked for.
 
         Returns:
             uint8 (3, height, width).
         """
-        reduction = self._draft(image)
-        left, top, right, bottom = (edge / reduction for edge in (self.left, self.top, self.right, self.bottom))
-        box = (left, top, min(right, image.width), min(bottom, image.height))
-        pixels = resample(image if image.mode == "RGB" else image.convert("RGB"), box, self.width, self.height)
+        source = self._decoded(image)
+        left, top, right, bottom = (edge / source.reduction for edge in (self.left, self.top, self.right, self.bottom))
+        width, height = -(-image.width // source.reduction), -(-image.height // source.reduction)
+        pixels = resample(source, (left, top, min(right, width), min(bottom, height)), self.width, self.height)
         return pixels.flip(-1) if self.flip else pixels
 
-    def _draft(self, image: Image.Image) -> float:
+    def _decoded(self, image: Image.Image) -> Pixels:
+        """The image, at 1/2, 1/4 or 1/8 of its size where it is a JPEG and enough pixels are left."""
+        if not isinstance(image, Picture):
+            return Pixels(image if image.mode == "RGB" else image.convert("RGB"))
         spare = min((self.right - self.left) / self.width, (self.bottom - self.top) / self.height)
-        if spare < 2:
-            return 1.0
-        reduction = min(1 << int(np.log2(spare)), MAX_JPEG_REDUCTION)
-        full_width = image.width
-        drafted = image.draft(None, (full_width // reduction, image.height // reduction))
-        # The decoder rounds the reduced size up, so that the last column may cover less of the image than the others:
-        # the box that PIL reports, not the ratio of the sizes, gives the scale.
-        return full_width / drafted[1][2] if drafted else 1.0
+        return image.decode(min(1 << int(np.log2(max(spare, 1))), MAX_JPEG_REDUCTION))
 
     def map_objects(
         self,
