@@ -12,7 +12,7 @@ from rfdetr_hf.cli.main import VERBS, main
 
 # Groups of the complete help of each verb.
 COUNTS = {
-    "fit": 12, "config": 12, "data preview": 13, "data audit": 3, "evaluate": 3, "validate": 1, "test": 1, "predict": 4,
+    "fit": 12, "config": 12, "data preview": 13, "data audit": 4, "evaluate": 3, "validate": 1, "test": 1, "predict": 4,
     "data convert": 1,
 }  # fmt: skip
 

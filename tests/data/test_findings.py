@@ -10,9 +10,10 @@ from PIL import Image
 
 from rfdetr_hf import audit_data, convert_dataset, load_detection_dataset, make_shapes_dataset, write_audit_page
 from rfdetr_hf.cli.main import main
-from rfdetr_hf.data import scan
+from rfdetr_hf.data import findings, scan
 from rfdetr_hf.data.findings import find_in_annotations
 from rfdetr_hf.data.fingerprint import data_hash
+from rfdetr_hf.data.shards import writer
 
 
 @pytest.fixture
@@ -187,12 +188,24 @@ def test_one_reading_gives_the_checksum_too(folder, tmp_path, monkeypatch):
     assert data_hash(splits) != expected, "a file that has changed since is read"
 
 
-def test_shards_are_counted_by_their_index(folder, tmp_path):
+def test_shards_are_counted_by_their_index_and_some_are_looked_into(folder, tmp_path, monkeypatch):
     splits = load_detection_dataset(folder)
     convert_dataset(splits, tmp_path / "shards", "parquet", 1)
     found = audit_data(load_detection_dataset(tmp_path / "shards"), cache_dir=tmp_path / "cache")
     assert found.findings == [] and found.reports["train"].num_boxes == 24
-    assert "not read" in str(found) and not len(found.scans["train"].rows)
+    assert len(found.scans["train"].rows) == 12 and "decoded" in str(found)
+    # Two of six shards, one row of each.
+    edit(folder, "train", lambda content: content["annotations"][0]["bbox"].__setitem__(2, 0.5))
+    content = (folder / "train/train10.jpg").read_bytes()
+    (folder / "train/train10.jpg").write_bytes(content[: len(content) // 2])
+    monkeypatch.setattr(writer, "MAX_ROWS", 2)
+    convert_dataset(load_detection_dataset(folder), tmp_path / "more", "webdataset", 1)
+    monkeypatch.setattr(findings, "_SHARDS", 2)
+    found = audit_data(load_detection_dataset(tmp_path / "more"), sample=2, cache_dir=tmp_path / "cache")
+    assert found.scans["train"].rows.tolist() == [0, 10] and "decoded, 2 of them" in str(found)
+    assert ("degenerate boxes", "train") in kinds(found)
+    example = kinds(found)["unreadable pictures", "train"].examples[0]
+    assert (example.row, example.name) == (10, "train10.jpg")
 
 
 def test_a_sample_says_its_size(folder, tmp_path):

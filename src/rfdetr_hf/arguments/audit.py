@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..options import FROM_1, option, settle_options
+from .launch import one_device
 from .words import answers_by_name
 
 
@@ -19,7 +20,12 @@ class AuditArguments:
     )
     headers: bool = option(False, "Read headers only: misses truncated pictures and copies.", daily=True)
     sample: int = option(200000, "Pictures of a split to read, evenly spaced where there are more.", FROM_1)
+    batch_size: int = option(8, "Images that a model sees at once.", FROM_1, group="system")
+    device: str | None = option(
+        None, "Of the model: cpu, cuda, or a GPU by number (1, cuda:1); default: cuda if there is one.", group="system"
+    )
     overwrite: bool = option(False, "Replace existing files.")
 
     def __post_init__(self) -> None:
         settle_options(self)
+        self.device = one_device(self.device)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import AuditArguments, DataArguments, ModelArguments, parse_arguments
 from .data_preview import model_of
@@ -17,7 +18,11 @@ small, outside or there twice, classes that are rare or in one split alone.
   rfdetr-hf data audit my/data --html audit.html --near_duplicates
   rfdetr-hf data audit my/data --model seg-nano --strict
 
-MODEL gives the resolution and the number of queries to compare with. Pictures
+  rfdetr-hf data audit my/data --model outputs/mine/best --html audit.html
+
+MODEL gives the resolution and the number of queries to compare with. A trained
+one, a folder or a Hub id, also looks for likely errors of the labels: objects
+without a box, classes that were swapped, boxes in the wrong place. Pictures
 that have not changed since the last audit are not read again."""
 
 
@@ -29,15 +34,21 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf data audit") -> int:
         if path is not None and Path(path).exists() and not args.overwrite:
             raise FileExistsError(f"--{name} {path} exists; choose another name, or replace it with --overwrite")
     data_args.require_source()
-    from .. import audit_data, load_detection_dataset, log_to_console, write_audit_page
+    from .. import audit_data, load_detection_dataset, load_detector, log_to_console, write_audit_page
 
     log_to_console()
     config, task = model_of(model_args)
     loaded = load_detection_dataset(**data_args.load_options(data_args.task or task))
     splits = {str(name): split for name, split in loaded.items()}
+    detect: Any = None
+    names: list[str] = []
+    if model_args.variant is None:
+        detect = load_detector(str(model_args.model_name_or_path), args.device, revision=model_args.revision)
+        id2label: Any = detect.model.config.id2label
+        names = [id2label[label] for label in range(len(id2label))]
     audit = audit_data(
         splits, num_queries=config.num_queries, resolution=config.resolution, decode=not args.headers,
-        near=args.near_duplicates, sample=args.sample,
+        near=args.near_duplicates, sample=args.sample, detect=detect, detected_names=names, batch_size=args.batch_size,
     )  # fmt: skip
     print(audit)
     if args.json is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -16,8 +16,9 @@ from datasets import Dataset
 
 from .audit import LARGE, AuditReport, count_split
 from .images import IMAGE_SUFFIXES, is_hidden
+from .label_errors import LABEL_ERRORS, LabelError, find_label_errors
 from .scan import Scan, scan_pictures
-from .shards.dataset import ShardedDataset
+from .shards.dataset import AnySplit, ShardedDataset
 
 __all__ = ["DataAudit", "Example", "Finding", "audit_data", "find_in_annotations"]
 
@@ -33,15 +34,21 @@ _BACKGROUND_SHARE = 0.5
 _IMBALANCE = 100
 _FEW = 10
 _NEAR_BITS = 4  # of 64
+_SHARDS, _OF_SHARDS = 8, 4096  # shards that are looked into, and their rows together
 
 
 class Example(NamedTuple):
-    """Where to look: a row of a split, and its objects that are meant."""
+    """Where to look: a row of a split, and its objects that are meant.
+
+    `found` are boxes (x, y, w, h) and names that a model has there instead, `score` how likely it is right.
+    """
 
     split: str
     row: int
     name: str
     objects: tuple[int, ...] = ()
+    found: tuple[tuple[tuple[float, ...], str], ...] = ()
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +80,13 @@ class DataAudit:
         reports: counts by split.
         scans: readings by split.
         findings: the serious ones first.
+        label_errors: by split, where a model was asked; the likeliest first.
     """
 
     reports: Mapping[str, AuditReport]
     scans: Mapping[str, Scan]
     findings: Sequence[Finding]
+    label_errors: Mapping[str, Sequence[LabelError]] = field(default_factory=dict)
 
     @property
     def serious(self) -> list[Finding]:
@@ -95,6 +104,7 @@ class DataAudit:
             "findings": [
                 {**asdict(each), "examples": [example._asdict() for example in each.examples]} for each in self.findings
             ],
+            "label_errors": {name: [asdict(each) for each in found] for name, found in self.label_errors.items()},
         }
 
     def __str__(self) -> str:
@@ -133,10 +143,13 @@ def audit_data(
     near: bool = False,
     sample: int = LARGE,
     cache_dir: str | os.PathLike[str] | None = None,
+    detect: Callable[[Sequence[Any]], Sequence[Mapping[str, Any]]] | None = None,
+    detected_names: Sequence[str] = (),
+    batch_size: int = 8,
 ) -> DataAudit:
     """Look at everything that can be wrong with a data set without training on it.
 
-    Of shards only what their index counts is compared: their pictures and boxes are looked at when they are read.
+    Of shards the counts of the index are compared, and the rows of up to eight of them, evenly spaced, are looked at.
 
     Args:
         splits: by name, in the schema of `load_detection_dataset`.
@@ -146,21 +159,61 @@ def audit_data(
         near: also look for near duplicates (extra `audit`).
         sample: pictures of a split to read, evenly spaced where there are more.
         cache_dir: see `scan_pictures`.
+        detect: a model; labels that it contradicts are findings too, see `find_label_errors`.
+        detected_names: the classes of the model, by its labels.
+        batch_size: images given to `detect` at once.
     """
-    scans = {
-        name: Scan(np.zeros(0, np.int64), len(split), (), decoded=False)
-        if isinstance(split, ShardedDataset)
-        else scan_pictures(split, decode=decode, near=near, sample=sample, cache_dir=cache_dir)
-        for name, split in splits.items()
-    }
+    parts = {name: _part(split, sample) for name, split in splits.items()}
+    scans = {}
+    for name, (rows, part) in parts.items():
+        scan = scan_pictures(part, decode=decode, near=near, sample=sample, cache_dir=cache_dir)
+        scans[name] = replace(scan, rows=rows[scan.rows], total=len(splits[name]))
     reports = {name: count_split(split, name, decode) for name, split in splits.items()}
     found: list[Finding] = []
-    listed = {name: split for name, split in splits.items() if not isinstance(split, ShardedDataset)}
-    for name, split in listed.items():
-        found += find_in_annotations(split, name, reports[name], num_queries, resolution)
+    for name, (rows, part) in parts.items():
+        for each in find_in_annotations(part, name, reports[name], num_queries, resolution):
+            moved = tuple(example._replace(row=int(rows[example.row])) for example in each.examples)
+            found.append(replace(each, examples=moved))
         found += _faults(name, scans[name])
+    listed = {name: split for name, split in splits.items() if not isinstance(split, ShardedDataset)}
     found += _between_splits(reports) + _copies(scans, near) + _unreferenced(listed)
-    return DataAudit(reports, scans, sorted(found, key=lambda each: not each.serious))
+    errors: dict[str, Sequence[LabelError]] = {}
+    for name, split in splits.items() if detect is not None else ():
+        options: Any = {"rows": scans[name].rows, "batch_size": batch_size}
+        errors[name] = find_label_errors(split, detect, detected_names, **options)
+        found += _contradicted(name, errors[name])
+    return DataAudit(reports, scans, sorted(found, key=lambda each: not each.serious), errors)
+
+
+def _part(split: AnySplit, sample: int) -> tuple[np.ndarray, AnySplit]:
+    """The rows to look at, and a split of them: all, or of shards the beginnings of some."""
+    if not isinstance(split, ShardedDataset):
+        return np.arange(len(split)), split
+    count = len(split.shards)
+    chosen = np.unique(np.linspace(0, count - 1, min(_SHARDS, count), dtype=int))
+    starts = np.concatenate([[0], np.cumsum(split.shards.rows)])
+    each = max(1, min(sample, _OF_SHARDS) // len(chosen))
+    rows = np.concatenate([np.arange(starts[k], min(starts[k] + each, starts[k + 1])) for k in chosen])
+    return rows, split.select(rows)
+
+
+def _contradicted(split: str, errors: Sequence[LabelError]) -> list[Finding]:
+    """The labels that a model contradicts, by kind."""
+    found = []
+    for kind, text in LABEL_ERRORS.items():
+        mine = [each for each in errors if each.kind == kind]
+        examples = tuple(
+            Example(
+                split, each.row, each.name, () if each.object is None else (each.object,),
+                () if each.found_bbox is None else ((each.found_bbox, str(each.found_label)),), each.score,
+            )
+            for each in mine[:_EXAMPLES]
+        )  # fmt: skip
+        if mine:
+            what = "objects" if kind == "overlooked" else "boxes"
+            text = f"{len(mine)} {what} {text}, the likeliest first"
+            found.append(Finding(f"labels: {kind}", split, len(mine), text, False, examples))
+    return found
 
 
 def boxes_of(report: AuditReport, name: str) -> str:
@@ -226,7 +279,7 @@ def find_in_annotations(
         rows = np.flatnonzero(counts > num_queries)
         text = f"{len(rows)} images have more objects than the {num_queries} queries of the model, up to {counts.max()}"
         found.append(Finding("crowding", split, len(rows), text, True, _examples(dataset, split, rows)))
-    empty = report.num_empty_images
+    empty = int((counts == 0).sum()) if isinstance(dataset, ShardedDataset) else report.num_empty_images
     if len(dataset) and empty > _BACKGROUND_SHARE * len(dataset):
         text = f"{empty} of {len(dataset)} images have no objects"
         examples = _examples(dataset, split, np.flatnonzero(counts == 0))
@@ -395,7 +448,7 @@ def _examples(dataset: Dataset, split: str, rows: np.ndarray, places: np.ndarray
         if places is not None:
             meant[row].append(int(places[index]))
     columns = [name for name in ("file_name", "image_id") if name in dataset.column_names]
-    names = dataset.select_columns(columns).select(list(meant)).to_list() if meant else []
+    names: list[Any] = list(dataset.select_columns(columns).select(list(meant))) if meant else []
     return tuple(
         Example(split, row, str(each.get("file_name") or each["image_id"]), tuple(objects))
         for (row, objects), each in zip(meant.items(), names, strict=True)

@@ -60,7 +60,7 @@ def _pictures(finding: Finding, splits: Mapping[str, Dataset]) -> list[str]:
 
 
 def _picture(example: Example, splits: Mapping[str, Dataset]) -> Image.Image | None:
-    """The picture with its boxes, those that are meant in red; None where it cannot be read."""
+    """The picture with its boxes, those that are meant in red, and a model's; None where it cannot be read."""
     row: dict[str, Any] = {"objects": {"bbox": [], "category": []}}
     try:
         if example.row < 0:
@@ -79,4 +79,7 @@ def _picture(example: Example, splits: Mapping[str, Dataset]) -> Image.Image | N
         label = class_names(splits[example.split])[category] if meant else ""
         x, y, width, height = box
         shapes.append(Shape((x, y, x + width, y + height), "#e6194b" if meant else COLOURS[2], label, label))
+    for (x, y, width, height), name in example.found:
+        label = f"model: {name}" + ("" if example.score is None else f" {example.score:.2f}")
+        shapes.append(Shape((x, y, x + width, y + height), COLOURS[1], label, label))
     return draw_shapes(image.resize(size), shapes, scale)
