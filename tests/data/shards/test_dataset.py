@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -353,3 +354,19 @@ def test_a_run_on_shards_trains_evaluates_and_goes_on_with_equal_bits(folder, tm
     )
     with pytest.raises(ValueError, match="shard_window"):
         again.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_threads_read_side_by_side_and_a_shard_without_its_name(shapes_splits, tmp_path, format, monkeypatch):
+    monkeypatch.setattr(writer, "MAX_ROWS", 9)
+    convert_dataset(shapes_splits, tmp_path / "shards", format, 1)
+    data = load_detection_dataset(tmp_path / "shards", shard_window=1)["train"]
+    expected = [row["objects"] for row in shapes_splits["train"]]
+    order = np.random.default_rng(0).integers(60, size=400).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda index: data[index]["objects"], order))
+    assert found == [expected[index] for index in order]
+    if os.name != "nt":
+        data[0]
+        os.remove(tmp_path / "shards" / str(data.shards.files[0].as_py()).rpartition("shards/")[2])
+        assert data[1]["objects"] == expected[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -57,7 +58,7 @@ class ShardedDataset:
         self._rows: np.ndarray | None = None  # of a selection
         self._as_arrow = False
         self._open: OrderedDict[int, Any] = OrderedDict()
-        self._owner = os.getpid()
+        self._owner, self._lock = os.getpid(), threading.Lock()
         self._ahead: ReadAhead | None = None
 
     # ------------------------------------------------------------------------------------------------ as a data set
@@ -200,7 +201,8 @@ class ShardedDataset:
     # ------------------------------------------------------------------------------------------------ reading
 
     def __getstate__(self) -> Mapping[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_ahead": None, "_owner": -1}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {**kept, "_open": OrderedDict(), "_ahead": None, "_owner": -1}
 
     def _row(self, index: int) -> pa.Table:
         if not -len(self) <= index < len(self):
@@ -225,10 +227,22 @@ class ShardedDataset:
 
     def _reader(self, shard: int) -> Any:
         if self._owner != os.getpid():  # open files are not shared with a process that was forked
-            self._open, self._owner = OrderedDict(), os.getpid()
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
+            self._open, self._owner, self._lock = OrderedDict(), os.getpid(), threading.Lock()
+        with self._lock:
+            if shard in self._open:
+                self._open.move_to_end(shard)
+                return self._open[shard]
+            reader = self._open[shard] = self._new_reader(shard)
+            while len(self._open) > self.window + 1:
+                self._open.popitem(last=False)
+            return reader
+
+    def _new_reader(self, shard: int) -> Any:
+        """A shard that is opened, and that is the one of the index.
+
+        Raises:
+            DetectionDataError: it is missing, damaged, or another one.
+        """
         address, rows = str(self.shards.files[shard]), int(self.shards.rows[shard])
         fault: Exception | None = None
         for _ in range(3):
@@ -256,7 +270,4 @@ class ShardedDataset:
             raise DetectionDataError(f"{address}: holds the rows of {reader.stem}; give each shard its own name again")
         if len(reader) != rows:
             raise DetectionDataError(f"{address}: has {len(reader)} rows, and the index says {rows}; write it again")
-        self._open[shard] = reader
-        while len(self._open) > self.window + 1:
-            self._open.popitem(last=False)
         return reader

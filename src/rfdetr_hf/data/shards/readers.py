@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -49,6 +50,7 @@ class ParquetReader:
         groups = self._file.metadata.num_row_groups
         self._ends = np.cumsum([self._file.metadata.row_group(i).num_rows for i in range(groups)])
         self._kept: tuple[int, pa.Table] | None = None
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -65,13 +67,15 @@ class ParquetReader:
             yield self._group(group)
 
     def _group(self, group: int) -> pa.Table:
-        if self._kept is None or self._kept[0] != group:
+        kept = self._kept  # another thread may put its own there
+        if kept is None or kept[0] != group:
             try:
-                table = self._file.read_row_group(group, columns=self._columns, use_threads=False)
-                self._kept = group, table.select(self._schema.names).cast(self._schema)
+                with self._lock:
+                    table = self._file.read_row_group(group, columns=self._columns, use_threads=False)
+                kept = self._kept = group, table.select(self._schema.names).cast(self._schema)
             except (pa.ArrowException, OSError, KeyError) as error:
                 raise self._damaged(error) from error
-        return self._kept[1]
+        return kept[1]
 
     def _damaged(self, error: Exception) -> DetectionDataError:
         return DetectionDataError(
@@ -93,11 +97,13 @@ class TarReader:
     """
 
     def __init__(self, path: str, features: Features, name: str) -> None:
-        self.name, self.features, self._path = name, features, path
+        self.name, self.features = name, features
         self._schema = features.arrow_schema
         self._fields: Any = features["objects"] if "objects" in features else {}
         try:
-            with tarfile.open(path, "r:") as file:
+            # Kept open, since a cache may remove its name.
+            self._file, self._lock = open(path, "rb"), threading.Lock()
+            with tarfile.open(fileobj=self._file, mode="r:") as file:
                 members = [(member.name, member.offset_data, member.size) for member in file]
                 self.identity = file.pax_headers.get(IDENTITY)
         except FileNotFoundError:
@@ -128,17 +134,15 @@ class TarReader:
     def _rows(self, indices: Sequence[int]) -> pa.Table:
         rows = []
         try:
-            with open(self._path, "rb") as file:
-                for start, size, text_start, text_size in self._places[list(indices)].tolist():
-                    file.seek(text_start)
-                    text, content = file.read(text_size), None
+            for start, size, text_start, text_size in self._places[list(indices)].tolist():
+                with self._lock:
+                    self._file.seek(text_start)
+                    text, content = self._file.read(text_size), None
                     if "image" in self.features:
-                        file.seek(start)
-                        content = file.read(size)
-                    rows.append(self._row(text, content))
+                        self._file.seek(start)
+                        content = self._file.read(size)
+                rows.append(self._row(text, content))
             return pa.Table.from_pylist(rows, schema=self._schema)
-        except FileNotFoundError:
-            raise
         except KeyError as error:
             raise self._damaged(f"row {indices[len(rows)]}: field {error} is missing") from error
         except (ValueError, TypeError, pa.ArrowException, OSError) as error:
