@@ -19,6 +19,8 @@ from ..choices import (
     INTERVALS,
     MULTI_SCALE_MODES,
     PARAM_GROUPS,
+    PICTURE_CACHE,
+    PICTURE_CACHES,
     PRECISIONS,
     RECIPES,
     SAVES,
@@ -173,6 +175,11 @@ class RFDETRTrainingArguments(RuntimeFacts):
     image_decoder: str = option(
         "pillow", "Who reads JPEG files: pillow, or simplejpeg, which is faster.", IMAGE_DECODERS
     )
+    cache_images: str = option(
+        "none", "Keep decoded pictures for later epochs, shared by the workers: none, ram, disk.", PICTURE_CACHES
+    )
+    cache_images_gb: float = option(16, "Gigabytes of decoded pictures on this machine.", POSITIVE)
+    cache_images_dir: str = option(PICTURE_CACHE, "Folder of cache_images=disk.")
     dataloader_num_workers: int = option(2, "Worker processes of each loader.", FROM_0, group="data")
     dataloader_pin_memory: bool = option(
         True, "Pin batches when the device is a GPU.", no="Leave batches in pageable memory."

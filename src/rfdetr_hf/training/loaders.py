@@ -3,10 +3,13 @@
 import copy
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
@@ -16,6 +19,7 @@ from transformers import PreTrainedConfig
 from ..arguments.training import RFDETRTrainingArguments
 from ..choices import is_official
 from ..data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
+from ..data.pipeline.picture_cache import GB, DiskCache, MemoryCache, PictureCache, free_memory
 from ..data.pipeline.pixels import prepare_pixels
 from ..data.pipeline.transforms import MAX_SIZE, build_eval_transform, build_train_transform
 from ..data.schema import has_keypoints, has_masks, keypoint_schema, value_range
@@ -29,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Masks of half the input's size: a quarter, the size of the predictions, loses much of the small objects.
 MASK_DOWNSAMPLE_RATIO = 2
+# The loaders of a run and of its evaluations share one.
+_caches: WeakValueDictionary[Any, Any] = WeakValueDictionary()
 _OF_THE_COLOURS = ("do_convert_rgb", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
                    "resample", "antialias", "value_range")  # fmt: skip
 
@@ -65,6 +71,7 @@ def build_train_loader(
         seed=args.seed,
         value_range=value_range,
         image_decoder=args.image_decoder,
+        cache=picture_cache(args, accelerator, dataset),
     )
     loader = build_train_dataloader(dataset, transform, options)
     if transform.needs_others:
@@ -102,6 +109,7 @@ def build_eval_loader(
         persistent_workers=False,
         value_range=getattr(image_processor, "value_range", None),
         image_decoder=getattr(image_processor, "image_decoder", PILLOW),
+        cache=picture_cache(args, accelerator, dataset),
     )
     return _with_workers(build_eval_dataloader(dataset, transform, options), args)
 
@@ -203,6 +211,49 @@ def batch_to_device(
     pixels, mask = prepare_pixels(pixels, mask, *colour_statistics(processor), size)
     labels = batch["labels"].to(device, non_blocking=True).unpack()
     return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+
+
+def picture_cache(args: RFDETRTrainingArguments, accelerator: Accelerator, dataset: Any) -> PictureCache | None:
+    """Where the loaders of a process keep decoded pictures: the same place for all that ask while it is in use.
+
+    Args:
+        args: of the run.
+        accelerator: of the run; its processes on this machine share the limit.
+        dataset: whose pictures come first.
+
+    Raises:
+        ValueError: there is not so much memory.
+        DetectionDataError: the folder cannot be written to.
+    """
+    if args.cache_images == "none":
+        return None
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    limit = int(args.cache_images_gb * GB) // processes
+    key = args.cache_images, limit, args.cache_images_dir
+    if key in _caches:
+        return _caches[key]
+    needed = limit
+    if isinstance(dataset, Dataset):
+        sides = [np.asarray(dataset.data.column(name), np.int64) for name in ("width", "height")]
+        # All rows of the table: of a selection there are fewer.
+        needed = int(3 * (sides[0] * sides[1]).mean() * len(dataset)) if len(dataset) else 0
+    if needed > limit:
+        logger.warning(
+            "decoded, the pictures take about %.1f GB: cache_images_gb=%g keeps %.0f%% of them, the others are decoded "
+            "each time", needed / GB * processes, args.cache_images_gb, 100 * limit / needed,
+        )  # fmt: skip
+    free = free_memory()
+    if args.cache_images == "ram" and free is not None and min(needed, limit) * processes > free:
+        raise ValueError(
+            f"cache_images=ram needs {min(needed, limit) * processes / GB:.1f} GB, and {free / GB:.1f} GB of memory "
+            f"are free; lower cache_images_gb ({args.cache_images_gb:g}), or set cache_images to disk or none"
+        )
+    if args.cache_images == "ram":
+        made: PictureCache = MemoryCache(limit)
+    else:
+        made = DiskCache(args.cache_images_dir, int(args.cache_images_gb * GB), processes)
+    _caches[key] = made
+    return made
 
 
 def _with_workers(loader: DataLoader, args: RFDETRTrainingArguments) -> DataLoader:

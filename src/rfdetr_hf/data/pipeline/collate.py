@@ -92,11 +92,13 @@ class DetectionCollator:
         """Make one batch."""
         sizes = [(int(sample.image.shape[1]), int(sample.image.shape[2])) for sample in samples]
         height, width = (-(-max(side) // self.size_divisor) * self.size_divisor for side in zip(*sizes, strict=True))
-        pixels = torch.zeros(len(samples), 3, height, width, dtype=samples[0].image.dtype)
+        padded = any(size != (height, width) for size in sizes)
+        make = torch.zeros if padded else torch.empty
+        pixels = make(len(samples), 3, height, width, dtype=samples[0].image.dtype)
         for row, sample, (h, w) in zip(pixels, samples, sizes, strict=True):
             row[:, :h, :w] = sample.image
         batch: dict[str, Any] = {"pixel_values": pixels}
-        if any(size != (height, width) for size in sizes):
+        if padded:
             batch["pixel_mask"] = mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
             for row, (h, w) in zip(mask, sizes, strict=True):
                 row[:h, :w] = True

@@ -21,6 +21,7 @@ from ..schema import class_names, has_unlabelled_classes, sample_weights, undeco
 from ..shards.dataset import AnySplit, ShardedDataset
 from .collate import DetectionCollator
 from .order import EpochBatchSampler, EvalBatchSampler, Key
+from .picture_cache import PictureCache
 from .pixels import open_image
 from .view import Others, Sample, select_objects
 
@@ -43,7 +44,7 @@ class LoaderOptions:
         pin_memory: page-locked batches, for a CUDA device.
         persistent_workers: keep the workers between epochs.
         prefetch_factor: batches that each worker loads ahead; default 2.
-        value_range, image_decoder: see `DetectionDataset`.
+        value_range, image_decoder, cache: see `DetectionDataset`.
     """
 
     batch_size: int
@@ -59,6 +60,7 @@ class LoaderOptions:
     prefetch_factor: int | None = None
     value_range: Sequence[float] | None = None
     image_decoder: str = PILLOW
+    cache: PictureCache | None = None
 
 
 class DetectionDataset(TorchDataset):
@@ -72,6 +74,7 @@ class DetectionDataset(TorchDataset):
         value_range: (low, high) of pictures with more than 8 bits, as the model's image processor has it; None: as the
             rows have it.
         image_decoder: who reads JPEG files, see `decode_image`.
+        cache: of decoded pictures.
 
     Raises:
         ImportError: the decoder is not installed.
@@ -86,13 +89,14 @@ class DetectionDataset(TorchDataset):
         train: bool,
         value_range: Sequence[float] | None = None,
         image_decoder: str = PILLOW,
+        cache: PictureCache | None = None,
     ) -> None:
         self.dataset = undecoded(dataset)
         self.transform = transform
         self.seed = seed
         self.train = train
         self.value_range = value_range
-        self.decoder = image_decoder
+        self.decoder, self.cache = image_decoder, cache
         require_decoder(image_decoder)
         self._num_classes = len(class_names(dataset)) if has_unlabelled_classes(dataset) else 0
 
@@ -127,7 +131,7 @@ class DetectionDataset(TorchDataset):
     def _see(self, row: Mapping[str, Any], see: Callable[[Sample], Sample]) -> Sample:
         """What a function makes of the sample of a row while its image is open."""
         shown = row if self.value_range is None else {**row, "value_range": self.value_range}
-        image, size = open_image(shown, self.decoder), (row["height"], row["width"])
+        image, size = open_image(shown, self.decoder, self.cache), (row["height"], row["width"])
         return see(Sample(image, self._target(row), row["image_id"], size, self._labelled(row)))
 
     def _labelled(self, row: Mapping[str, Any]) -> np.ndarray | None:
@@ -203,6 +207,7 @@ def _dataloader(
 ) -> DataLoader:
     workers = options.num_workers
     shown: dict[str, Any] = {"value_range": options.value_range, "image_decoder": options.image_decoder}
+    shown["cache"] = options.cache
     samples = DetectionDataset(dataset, transform, options.seed if train else 0, train=train, **shown)
     if workers and multiprocessing.get_start_method() != "fork":
         try:

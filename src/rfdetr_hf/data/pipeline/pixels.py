@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -17,8 +18,9 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from ...bit_depth import find_range, is_deep, to_bytes
-from ...decoding import PILLOW, decode_jpeg, image_tensor
+from ...decoding import PILLOW, decode_jpeg, image_tensor, require_decoder
 from ..errors import DetectionDataError
+from .picture_cache import Kept, PictureCache
 
 # What Pillow's decoders raise on damaged files, as seen in its plugins.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -68,17 +70,21 @@ class Picture(Image.Image):
     Whatever Pillow does with an image it does with this one too. Faults of the file raise `DetectionDataError`.
 
     Args:
-        example, decoder: see `open_image`.
+        example, decoder, cache: see `open_image`.
     """
 
-    def __init__(self, example: Mapping[str, Any], decoder: str = PILLOW) -> None:
+    def __init__(self, example: Mapping[str, Any], decoder: str = PILLOW, cache: PictureCache | None = None) -> None:
         super().__init__()
-        self._example, self._decoder = example, decoder
+        self._example, self._decoder, self._cache = example, decoder, cache
         self._name, self._frame = _name(example["image"], example), _frame(example)
         with _named_faults(self._name):
             self._data = _bytes(example["image"], self._name)
         self._mode = "RGB"
-        self._file: Image.Image | None = _open(io.BytesIO(self._data), self._name)
+        self._file: Image.Image | None = None
+        if cache is not None and self._frame is not None:
+            self._size = self._frame  # what is in the cache was compared with it
+            return
+        self._file = _open(io.BytesIO(self._data), self._name)
         with _named_faults(self._name):
             tag, size = orientation_tag(self._file), self._file.size
             _must_turn(size, tag, self._frame, self._name)
@@ -86,6 +92,24 @@ class Picture(Image.Image):
 
     def decode(self, reduction: int = 1) -> Pixels:
         """The picture, at 1/`reduction` of its size (1, 2, 4 or 8) if it is a JPEG that needs no turning."""
+        if self._cache is None:
+            return self._decode(reduction)
+        # Keys of what decides the pixels: a file that changes has another one.
+        shown = self._frame, self._example.get("value_range"), require_decoder(self._decoder), require_decoder(PILLOW)
+        content = hashlib.sha256(self._data)
+        content.update(repr(shown).encode())
+        keys = {each: hashlib.sha256(content.digest() + bytes([each])).digest()[:16] for each in (reduction, 1)}
+        for each, key in keys.items():
+            kept = self._cache.get(key)
+            # All of a file that cannot be decoded at a part of its size stands for the part.
+            if kept is not None and (each == reduction or not kept.flags):
+                return Pixels(kept.pixels, each, bool(kept.flags))
+        made = self._decode(reduction)
+        pixels = np.asarray(made.image)
+        self._cache.put(keys[made.reduction], Kept(pixels, int(made.reducible)))
+        return made
+
+    def _decode(self, reduction: int) -> Pixels:
         image = self._file or _open(io.BytesIO(self._data), self._name)
         self._file = None  # once decoded, it stays at its size
         with _named_faults(self._name):
@@ -93,6 +117,7 @@ class Picture(Image.Image):
             if orientation_tag(image) != 1 or image.format != "JPEG" or image.mode != "RGB":
                 image.load()
                 return Pixels(_to_rgb(_turned(image, self._frame, self._name), self._example.get("value_range")))
+            _must_turn(size, 1, self._frame, self._name)
             pixels = decode_jpeg(self._data, size, reduction, self._decoder)
             if pixels is None:
                 if reduction > 1:
@@ -130,15 +155,19 @@ def decode_image(example: Mapping[str, Any], decoder: str = PILLOW) -> Image.Ima
     return image.decode().to_pil() if isinstance(image, Picture) else image
 
 
-def open_image(example: Mapping[str, Any], decoder: str = PILLOW) -> Image.Image:
+def open_image(example: Mapping[str, Any], decoder: str = PILLOW, cache: PictureCache | None = None) -> Image.Image:
     """As `decode_image`, but a file is decoded when its pixels are needed: a `Picture`.
+
+    Args:
+        example, decoder: as there.
+        cache: of decoded pictures; with one, faults of the header show when the pixels are needed.
 
     Raises:
         DetectionDataError: as there, of faults that the header shows.
     """
     value = example["image"]
     if not isinstance(value, Image.Image):
-        return Picture(example, decoder)
+        return Picture(example, decoder, cache)
     name = _name(value, example)
     with _named_faults(name):
         return _to_rgb(_turned(value, _frame(example), name), example.get("value_range"))
