@@ -212,6 +212,13 @@ def test_class_names_are_a_list_of_distinct_texts(cppe, names):
         load_detection_dataset(cppe(), class_names=names)
 
 
+def test_a_list_is_one_of_places(cppe):
+    with pytest.raises(TypeError, match=r"has a Dataset; mix data sets with sources="):
+        load_detection_dataset([cppe(), cppe()])
+    with pytest.raises(TypeError, match="is empty"):
+        load_detection_dataset([])
+
+
 def test_boxes_of_another_length_and_other_columns(cppe):
     source = cppe().select([0]).flatten_indices()
     with pytest.raises(DetectionDataError, match="box 1 of the split .* has 3 numbers, not four"):

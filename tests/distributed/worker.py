@@ -85,10 +85,24 @@ def slow_disk(path: str, seconds: float) -> None:
         setattr(os, name, slowed(name, getattr(os, name)))
 
 
+def with_diary(path: str, rank: int):
+    """A trainer that writes a line for each step: its number, the rank, and the ids of the images."""
+    from rfdetr_hf import RFDETRTrainer
+
+    class Writing(RFDETRTrainer):
+        def training_step(self, window, state):
+            ids = [i for batch in window for i in batch["labels"].fields["image_id"].tolist()]
+            with open(path, "a") as file:
+                file.write(json.dumps([state.global_step, rank, ids]) + "\n")
+            return super().training_step(window, state)
+
+    return Writing
+
+
 def train(job: dict) -> None:
     from events import events_of
 
-    from rfdetr_hf import RFDETRTrainer, make_shapes_dataset
+    from rfdetr_hf import RFDETRTrainer, load_detection_dataset, make_shapes_dataset
 
     rank = int(os.environ.get("RANK", "0"))
     model = build_model(job, rank)
@@ -96,7 +110,11 @@ def train(job: dict) -> None:
     data = make_shapes_dataset(job.get("images", 40), seed=1, **shapes)
     held_out = make_shapes_dataset(job["held_out"], seed=2, **shapes) if job.get("held_out") else None
     augmentation = WaitWhile(job["wait_while"]) if "wait_while" in job else None
-    trainer = RFDETRTrainer(model, arguments(job), data, held_out, augmentation=augmentation)
+    if "shards" in job:
+        splits = load_detection_dataset(**job["shards"])
+        data, held_out = splits["train"], splits.get("validation")
+    kind = with_diary(job["images_seen"], rank) if "images_seen" in job else RFDETRTrainer
+    trainer = kind(model, arguments(job), data, held_out, augmentation=augmentation)
     trainer.directory.lock.beat = job.get("beat", 30.0)
     for event in events_of(job, trainer, rank):
         trainer.add_callback(event)

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from helpers.relay import Relay
+from helpers.store import ACCESS, s3_server
 
 from rfdetr_hf import convert_dataset, load_detection_dataset, make_shapes_dataset
 from rfdetr_hf.data.errors import DetectionDataError
@@ -33,34 +34,20 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     """The port of an S3 server that has the shards in the bucket `data`."""
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
-    boto3 = pytest.importorskip("boto3")
-    started = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    started.start()
-    port = started.get_host_and_port()[1]
-    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **keys)
-    client.create_bucket(Bucket="data")
-    for path in sorted(folder.rglob("*.parquet")):
-        client.upload_file(str(path), "data", f"shards/{path.relative_to(folder)}")
-    yield port
-    started.stop()
+    with s3_server(folder) as port:
+        yield port
 
 
 @pytest.fixture
 def use(monkeypatch):
     """`use(port)` makes the store of this process and of its workers that of a port."""
     monkeypatch.setattr(cache_module, "FIRST_DELAY", 0.01)
-    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-                        "NO_PROXY": "127.0.0.1"}.items():  # fmt: skip
+    for name, value in ACCESS.items():
         monkeypatch.setenv(name, value)
 
     def of(port):
         import s3fs
 
-        # Without the retries of these packages, so that ours are seen.
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         s3fs.S3FileSystem.clear_instance_cache()
