@@ -396,7 +396,7 @@ def one_rank(args: argparse.Namespace) -> dict[str, Any]:
 
 def loaders(args: argparse.Namespace) -> dict[str, Any]:
     """Images a second of the training loader by its number of workers, JPEG files of 640 x 480 at 384."""
-    import loader as bench
+    import dataloader as bench
 
     data = bench.make_dataset(64 if args.tiny else 512, 640, 480, 5)
     row = {}

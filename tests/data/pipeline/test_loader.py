@@ -1,6 +1,11 @@
+import gc
 import io
 import itertools
+import pickle
 import random
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -311,3 +316,25 @@ def test_exif_orientation_reaches_training_and_evaluation():
     evaluation = build_eval_transform(RFDETRImageProcessor(size={"height": 40, "width": 60}))
     pixels = DetectionDataset(turned, evaluation, train=False)[0, 0, 0].image
     assert pixels[:, :, :18].min() > 1 and pixels[:, :, 22:].max() < -1
+
+
+def test_workers_that_are_no_forks_share_one_table(monkeypatch):
+    rows = make_dataset(6).select([i % 6 for i in range(3000)])
+    transform = build_train_transform(64, multi_scale="off")
+    plain = DetectionDataset(rows, transform, 3, train=True)
+    monkeypatch.setattr("rfdetr_hf.data.pipeline.loader.multiprocessing.get_start_method", lambda: "spawn")
+    loader = build_train_dataloader(rows, transform, LoaderOptions(batch_size=4, seed=3))
+    samples: Any = loader.dataset
+    message = ForkingPickler.dumps(samples)
+    assert len(message) < 20_000 < len(ForkingPickler.dumps(plain))
+    theirs = pickle.loads(message)
+    assert theirs.dataset.cache_files and theirs.dataset.features == rows.features
+    for key in ((0, 0, 5), (1, 7, 2999)):
+        mine, others = plain[key], theirs[key]
+        assert torch.equal(mine.image, others.image) and np.array_equal(mine.target["boxes"], others.target["boxes"])
+    folder = Path(samples.folder.name)
+    del theirs
+    assert folder.is_dir()
+    del loader, samples
+    gc.collect()
+    assert not folder.exists()

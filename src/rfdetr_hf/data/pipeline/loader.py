@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -27,6 +31,7 @@ from .view import Others, Sample, select_objects
 
 __all__ = ["DetectionDataset", "LoaderOptions", "Transform", "build_eval_dataloader", "build_train_dataloader"]
 
+_ROWS_AT_A_TIME = 1000
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
@@ -98,10 +103,14 @@ class DetectionDataset(TorchDataset):
         self.value_range = value_range
         self.decoder, self.cache = image_decoder, cache
         require_decoder(image_decoder)
+        self.folder: Any = None  # of the file that the rows are mapped from
         self._num_classes = len(class_names(dataset)) if has_unlabelled_classes(dataset) else 0
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "folder": None}  # the process that made it removes it
 
     def __getitem__(self, key: Key) -> Sample:
         """The sample of a key (epoch, position, index).
@@ -218,6 +227,7 @@ def _dataloader(
                 "define it at the top of a module instead of in a function or as a lambda, or load with "
                 "dataloader_num_workers=0"
             ) from error
+        samples.dataset, samples.folder = _mapped(samples.dataset)
     return DataLoader(
         samples,
         batch_sampler=sampler,
@@ -230,6 +240,22 @@ def _dataloader(
         # With no generator given, a loader asks torch's global one for numbers whenever an iteration starts.
         generator=torch.Generator().manual_seed(samples.seed),
     )
+
+
+def _mapped(dataset: AnySplit) -> tuple[AnySplit, tempfile.TemporaryDirectory[str] | None]:
+    """The same rows in a file that processes map into their memory, and its folder, which is removed with the object.
+
+    A table in memory would be copied into each worker that is no fork.
+    """
+    if not isinstance(dataset, Dataset) or dataset.cache_files:
+        return dataset, None
+    folder = tempfile.TemporaryDirectory(prefix="rfdetr_hf-", ignore_cleanup_errors=True)
+    path = os.path.join(folder.name, "rows.arrow")
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, dataset.features.arrow_schema) as writer:
+        for batch in dataset.with_format("arrow").iter(_ROWS_AT_A_TIME):
+            table: Any = batch
+            writer.write_table(table.cast(dataset.features.arrow_schema))
+    return Dataset.from_file(path), folder
 
 
 def limit_worker_threads(worker_id: int) -> None:
