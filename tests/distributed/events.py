@@ -61,6 +61,17 @@ class Fail(TrainerCallback):
             raise ValueError("this process has had enough")
 
 
+class FailInEvaluation(TrainerCallback):
+    """Raises after a batch of the evaluation of a step, while the other processes go on."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise ValueError("this process cannot see")
+
+
 class OnlyGroup(TrainerCallback):
     """Sets every rate but one group's to zero, and checks at the end which weights have moved."""
 
@@ -146,6 +157,8 @@ def events_of(job, trainer, rank):
         events.append(SlowEvaluation(**job["slow_evaluation"]))
     if "fail" in job and rank == job["fail"]["rank"]:
         events.append(Fail(job["fail"]["step"]))
+    if "fail_in_evaluation" in job and rank == job["fail_in_evaluation"]["rank"]:
+        events.append(FailInEvaluation(job["fail_in_evaluation"]["step"]))
     if "only_group" in job:
         events.append(OnlyGroup(trainer, job["only_group"]["name"], job["only_group"]["path"]))
     if "swap" in job:

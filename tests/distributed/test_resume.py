@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import assert_same, metrics_rows
 from kill import differences, wait_for_training
 from launching import finish, launch, run, slow, start
 from safetensors.torch import load_file
@@ -106,3 +107,17 @@ def test_a_process_that_fails_takes_the_others_down(job):
     others = [outputs[0].find(text) for text in ("Connection closed by peer", "process 0 of 2 failed")]
     assert all(position < 0 or position > first for position in others)
     assert time.monotonic() - started < 60 + STARTUP
+
+
+@pytest.mark.parametrize("kind", ["ddp", slow("fsdp2")])
+def test_an_evaluation_that_fails_on_one_of_two_processes_costs_no_step(job, kind):
+    options = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 1} | TWO
+    undisturbed, failing = (job(name, held_out=6, options=options) for name in ("undisturbed", "failing"))
+    run(undisturbed, 2, kind)
+    codes, outputs = finish(start(failing | {"fail_in_evaluation": {"rank": 1, "step": 2}}, 2, kind))
+    assert codes == [1, 1], outputs
+    assert all("ValueError: this process cannot see" in output for output in outputs)
+    run(failing | {"resume": True}, 2, kind)
+    last = [load_file(Path(each["output_dir"]) / "last" / "model.safetensors") for each in (undisturbed, failing)]
+    assert_same(*last)
+    assert metrics_rows(undisturbed["output_dir"]) == metrics_rows(failing["output_dir"])

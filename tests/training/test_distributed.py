@@ -8,7 +8,7 @@ import torch.multiprocessing
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from rfdetr_hf.training import distributed
+from rfdetr_hf.training import agreement
 
 TIMEOUT, WORK = 3, 7  # seconds
 
@@ -20,7 +20,7 @@ def process(rank, port, folder):
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
-    distributed.BEAT = 0.5
+    agreement.BEAT = 0.5
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT))])
 
     def work():
@@ -30,9 +30,9 @@ def process(rank, port, folder):
     def broken():
         raise ValueError("a file is broken")
 
-    found = [distributed.patiently_on_main(work, accelerator)]
+    found = [agreement.patiently_on_main(work, accelerator)]
     with pytest.raises(ValueError, match="a file is broken"):
-        distributed.patiently_on_main(broken, accelerator)
+        agreement.patiently_on_main(broken, accelerator)
     (folder / str(rank)).write_text(found[0])
 
 

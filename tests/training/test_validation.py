@@ -1,13 +1,16 @@
 """The loss of the evaluation split, a user's own metrics and the test split of a run."""
 
+import contextlib
 import csv
 import json
 import multiprocessing
+import os
+import signal
 from functools import partial
 
 import pytest
 import torch
-from helpers.runs import quick_arguments
+from helpers.runs import metrics_rows, quick_arguments
 from transformers import TrainerCallback
 
 from rfdetr_hf import (
@@ -19,6 +22,7 @@ from rfdetr_hf import (
 from rfdetr_hf.data.pipeline.pixels import decode_image
 from rfdetr_hf.evaluation.by_image import predictions_by_image
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
+from rfdetr_hf.training.status import read_status
 
 SHAPES = 8  # images of the fixture `shapes`
 
@@ -66,11 +70,10 @@ def test_the_loss_of_masks(tmp_path, tiny_config):
 
 
 def test_the_loss_can_choose_the_best_model(tmp_path, tiny_model, shapes, crowded):
-    args = arguments(tmp_path, eval_loss=True, metric_for_best_model="loss", greater_is_better=False,
-                     eval_strategy="steps", eval_steps=1)  # fmt: skip
+    args = arguments(tmp_path, eval_loss=True, metric_for_best_model="loss_giou_0", eval_strategy="steps", eval_steps=1)
     trainer = RFDETRTrainer(tiny_model(), args, shapes, crowded)
     trainer.train()
-    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    losses = [row["eval_loss_giou_0"] for row in trainer.state.log_history if "eval_loss" in row]
     assert len(losses) == 2 and trainer.state.best.score == min(losses)
 
 
@@ -132,11 +135,22 @@ def test_a_split_of_other_classes_is_not_scored(tmp_path, tiny_model, crowded):
         ("segm_map", "is in no evaluation"),
         ("loss", "is in no"),
         ("raw_map", "set eval_raw_weights=True"),
+        ("loss_giou_0", "set eval_loss=True"),
     ],
 )
 def test_a_metric_that_no_evaluation_gives_is_refused_at_once(tmp_path, tiny_model, shapes, metric, hint):
     with pytest.raises(ValueError, match=hint):
         RFDETRTrainer(tiny_model(), arguments(tmp_path, metric_for_best_model=metric), shapes, shapes)
+
+
+@pytest.mark.parametrize(
+    ("metric", "near"),
+    [("loss_box", "loss_bbox"), ("loss_mask_dice", ""), ("eval_loss_giou_7", "loss_giou_"), ("raw_loss_ce_enc", "")],
+)
+def test_a_term_that_the_models_loss_has_not_is_refused_at_once(tmp_path, tiny_model, shapes, metric, near):
+    args = arguments(tmp_path, metric_for_best_model=metric, eval_loss=True)
+    with pytest.raises(ValueError, match=f"in no evaluation of this run; .*{near}"):
+        RFDETRTrainer(tiny_model(), args, shapes, shapes)
 
 
 @pytest.mark.parametrize(
@@ -197,3 +211,74 @@ def test_a_split_without_objects_chooses_no_best_model(tmp_path, tiny_model, sha
     assert (tmp_path / "run" / "last").is_dir() and not (tmp_path / "run" / "best").exists()
     assert output.global_step == 2 and "there was no map in 2 evaluations" in caplog.text
     assert "so there is no best/" in caplog.text and "the best:" not in caplog.text
+
+
+class FailInTest(TrainerCallback):
+    """Raises, or sends a signal, in the evaluation of the test split."""
+
+    def __init__(self, error=None):
+        self.error, self.ended = error, 0
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if len(eval_dataloader.dataset) == 5:
+            if self.error is not None:
+                raise self.error
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_end(self, *args, **kwargs):
+        self.ended += 1
+
+
+def test_a_failed_test_evaluation_costs_the_training_nothing(tmp_path, tiny_model, shapes, crowded):
+    held_out, fail = make_shapes_dataset(5, image_size=64, seed=5), FailInTest(ValueError("no more test"))
+    args = arguments(tmp_path)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, crowded, callbacks=[fail], test_dataset=held_out)
+    with pytest.raises(ValueError, match="no more test"):
+        trainer.train()
+    status = read_status(tmp_path)
+    assert status["state"] == "finished" and "test split are missing (ValueError: no more test)" in status["message"]
+    assert fail.ended == 1 and "The training ended at step 2 of 2" in (tmp_path / "report.html").read_text()
+    assert "eval_map" in metrics_rows(tmp_path)[-1] and not trainer.directory.lock.held
+
+
+@pytest.mark.parametrize("save", ["no", "epoch"])
+def test_a_notice_ends_the_test_evaluation(tmp_path, tiny_model, shapes, crowded, save):
+    held_out, fail = make_shapes_dataset(5, image_size=64, seed=5), FailInTest()
+    options = {"max_steps": -1, "num_train_epochs": 1, "save_strategy": save, "per_device_eval_batch_size": 1}
+    args, caught = arguments(tmp_path, **options), []
+    make = partial(RFDETRTrainer, args=args, train_dataset=shapes, eval_dataset=crowded, test_dataset=held_out)
+    earlier = signal.signal(signal.SIGTERM, lambda number, frame: caught.append(number))
+    try:
+        with pytest.raises(SystemExit) if save == "epoch" else contextlib.nullcontext() as left:
+            make(tiny_model(), callbacks=[fail]).train()
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    status = read_status(tmp_path)
+    assert "test split are missing (ended by a notice)" in status["message"] and fail.ended == 1
+    assert "The training ended at step 5 of 5" in (tmp_path / "report.html").read_text()
+    if save == "no":  # nothing to go on from: the signal has its usual effect, and nobody begins the run anew
+        assert status["state"] == "finished" and "score the model in best/" in status["message"]
+        assert caught == [signal.SIGTERM]
+        return
+    assert left.value.code == 75 and status["state"] == "preempted" and caught == []
+    result = make(tiny_model()).train(resume_from_checkpoint="auto")
+    assert "test_map" in result.metrics and read_status(tmp_path)["state"] == "finished"
+    assert not read_status(tmp_path).get("message")
+
+
+def test_what_an_evaluation_had_begun_is_not_counted_twice(tmp_path, tiny_model, shapes, crowded):
+    """The first of two sets was evaluated when the second one failed: a resume evaluates both anew."""
+
+    class Fail(TrainerCallback):
+        def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+            if len(eval_dataloader.dataset) == 7:
+                raise ValueError("once")
+
+    args = arguments(tmp_path, metric_for_best_model="small_map", early_stopping_patience=9)
+    sets = {"small": shapes.select(range(2)), "large": crowded}
+    with pytest.raises(ValueError, match="once"):
+        RFDETRTrainer(tiny_model(), args, shapes, sets, callbacks=[Fail()]).train()
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, sets)
+    trainer.train(resume_from_checkpoint=True)
+    for name in ("eval_small_map", "eval_large_map"):
+        assert len([row for row in trainer.state.log_history if name in row]) == 1

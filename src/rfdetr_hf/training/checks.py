@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback
 
-from ..arguments.metric_names import competing_names, larger_wins, without_raw
+from ..arguments.metric_names import competing_names, without_raw
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.audit import raise_faults
 from ..data.findings import audit_data
@@ -112,17 +112,21 @@ def check_run(
     metrics = competing_names(args.metric_for_best_model)
     stops = any(isinstance(c, EarlyStoppingCallback) or c is EarlyStoppingCallback for c in callbacks)
     logged = []
+    losses = ["loss", *dict.fromkeys((*model.loss_terms, *model.loss_function.weight_dict))]
     for split, dataset in evaluated.items():
         start, scores = split.removeprefix("eval_").removesuffix("dataset"), score_names(dataset)
-        if scores is None or args.eval_loss and not larger_wins(args.metric_for_best_model):
-            # A user's own scores, and the terms of the loss, are known after the first evaluation.
-            own = [name.removeprefix(start) for metric in metrics for name in (metric, without_raw(metric))]
-            scores = [*(scores or ()), *own]
+        if scores is None:
+            # A user's own scores are known after the first evaluation.
+            scores = [name.removeprefix(start) for metric in metrics for name in (metric, without_raw(metric))]
+        scores = [*scores, *losses] if args.eval_loss else scores
         logged += [f"{start}{prefix}{score}" for prefix in args.evaluated_prefixes for score in scores]
     for metric in metrics:
         if metric not in logged:
             near = difflib.get_close_matches(metric, logged, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(dict.fromkeys(logged))}"
+            ends = [name for name in losses if without_raw(metric) == name or without_raw(metric).endswith(f"_{name}")]
+            if ends and not args.eval_loss:
+                hint = "set eval_loss=True"
             if args.use_ema and without_raw(metric) in logged:
                 hint = "set eval_raw_weights=True"
             raise ValueError(f"metric_for_best_model={metric!r} is in no evaluation of this run; {hint}")

@@ -1,12 +1,10 @@
-"""How a run's processes find each other, and what they agree on."""
+"""How a run's processes find each other."""
 
 import os
-import pickle
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +13,6 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
-    broadcast_object_list,
 )
 
 from ..arguments.training import RFDETRTrainingArguments
@@ -33,8 +30,6 @@ SUPPORTED = (
     DistributedType.FSDP,
     DistributedType.DEEPSPEED,
 )
-Result = TypeVar("Result")
-BEAT = 5.0  # seconds from one word of a busy main process to the next
 
 
 def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
@@ -77,58 +72,6 @@ def _with_own_precision(mixed_precision: str, handlers: list[Any]) -> Accelerato
         if before is not None:
             shared["_mixed_precision"] = before
     return accelerator
-
-
-def on_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
-    """Do something on the main process; all return what it gave, or raise what it raised."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except Exception as error:  # noqa: BLE001 - raised by all processes below
-            outcome[1] = error if accelerator.num_processes == 1 else _sendable(error)
-    result, error = broadcast_object_list(outcome)
-    if error is not None:
-        raise error
-    return result
-
-
-def patiently_on_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
-    """As `on_main`, for what may take longer than `ddp_timeout`: the others hear from the main process meanwhile.
-
-    The work runs on a thread of the main process, so it may use no collective operation.
-    """
-    if accelerator.num_processes == 1:
-        return work()
-    outcome: list[Any] = [None, None, False]
-
-    def run() -> None:
-        try:
-            outcome[0] = work()
-        except Exception as error:  # noqa: BLE001 - raised by all processes below
-            outcome[1] = _sendable(error)
-
-    thread = threading.Thread(target=run, name="work of the main process", daemon=True)
-    if accelerator.is_main_process:
-        thread.start()
-    while True:
-        if accelerator.is_main_process:
-            thread.join(BEAT)
-            outcome[2] = not thread.is_alive()
-        result, error, done = broadcast_object_list(list(outcome) if outcome[2] else [None, None, False])
-        if done:
-            break
-    if error is not None:
-        raise error
-    return result
-
-
-def _sendable(error: Exception) -> Exception:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - of an exception's own making
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
 
 
 def replace_precision(accelerator: Accelerator, args: RFDETRTrainingArguments) -> None:

@@ -9,18 +9,23 @@ from transformers.trainer_utils import TrainOutput
 
 from ..hub.model_card import CardFacts
 from ..models.adapters import merge_adapters
+from .agreement import on_main
 from .card import card_facts
 from .checkpoint.checkpointer import Checkpointer
+from .checkpoint.directory import MANIFEST
+from .checkpoint.lock import LockLost
 from .ema import ExponentialMovingAverage
 from .evaluation_methods import EvaluationMethods
 from .meters import speeds
 from .parallel import Parallel
 from .pictures import RunPictures
-from .preemption import EXIT_CODE, Preempted
-from .status import PREEMPTED
+from .preemption import EXIT_CODE, Noticed, Preempted
+from .status import FINISHED, PREEMPTED
 from .watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+_TRAINED = "the training is complete; the scores of the test split are missing"
 
 
 class EndingMethods(EvaluationMethods):
@@ -84,6 +89,12 @@ class EndingMethods(EvaluationMethods):
         raise Preempted
 
     def _finish(self, runtime: float, steps: int) -> TrainOutput:
+        """What follows the last step: the models and the report, then the test split, whose failure costs none of it.
+
+        Raises:
+            Preempted: a notice ended the evaluation of the test split, and the run can be resumed for it.
+            Exception: that evaluation failed.
+        """
         state = self.state
         self._announce_saved()
         with self.weights.averaged():
@@ -91,6 +102,44 @@ class EndingMethods(EvaluationMethods):
             self.weights.save_pretrained(last, self._card(), self.accelerator)
         # Accelerate's wrapper of `forward` comes off the model.
         self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
+        takes_best = self._choose_weights()
+        metrics = {"train_loss": state.loss_total / max(state.loss_steps, 1)}
+        metrics |= speeds("train", runtime, steps * state.identity["images_per_step"], steps)
+        metrics["train_skipped_steps"] = state.skipped_steps
+        self.log(metrics)
+        metrics["epoch"] = state.epoch or 0.0
+        self._report(runtime)
+        error: Exception | Noticed | None = None
+        if self.test_dataset is not None:
+            self.directory.set_status(step=state.global_step, message=f"{_TRAINED} and are being made")
+            try:
+                metrics |= self.evaluate(self.test_dataset, metric_key_prefix="test")
+                # Once more, with the scores in the card.
+                best, last = (self.directory.best, state.best.step), (self.directory.last, state.global_step)
+                chosen = self.directory.replacing(*(best if takes_best else last))
+                self.weights.save_pretrained(chosen, self._card(), self.accelerator)
+                self._report(runtime)
+            except LockLost:
+                raise
+            except (Exception, Noticed) as raised:  # noqa: BLE001 - raised when the training has come to its end
+                error = raised
+        resumable = self._tell_untested(error) if error is not None else False
+        logger.info("report: %s", self.directory.root / "report.html")
+        self._fire("on_train_end")
+        if isinstance(error, Exception):
+            raise error
+        if resumable:
+            self.preemption.acted = True
+            self.directory.release()
+            self.accelerator.wait_for_everyone()  # a launcher ends the other processes when the first one has ended
+            raise Preempted
+        if error is None:
+            self.directory.set_status(state=FINISHED, step=state.global_step, message=None)
+        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
+
+    def _choose_weights(self) -> bool:
+        """Put the weights that the run gives back into the model; returns whether they are the best ones."""
+        state = self.state
         if state.best.source is None and any("eval_runtime" in row for row in state.log_history):
             logger.warning(
                 "no evaluation chose a best model, so there is no best/: skip_best_epochs=%s leaves out all, or their "
@@ -110,21 +159,28 @@ class EndingMethods(EvaluationMethods):
             source = f"the weights of step {state.global_step}"
         merge_adapters(self.model)
         logger.info("the model in memory is %s", source)
-        metrics = {"train_loss": state.loss_total / max(state.loss_steps, 1)}
-        metrics |= speeds("train", runtime, steps * state.identity["images_per_step"], steps)
-        metrics["train_skipped_steps"] = state.skipped_steps
-        self.log(metrics)
-        metrics["epoch"] = state.epoch or 0.0
-        if self.test_dataset is not None:
-            metrics |= self.evaluate(self.test_dataset, metric_key_prefix="test")
-            # Once more, with the scores in the card.
-            chosen = (self.directory.best, state.best.step) if takes_best else (self.directory.last, state.global_step)
-            self.weights.save_pretrained(self.directory.replacing(*chosen), self._card(), self.accelerator)
-        self.pictures.course(self._card())
-        self.pictures.report(self._card(), state, seconds=runtime)
-        logger.info("report: %s", self.directory.root / "report.html")
-        self._fire("on_train_end")
-        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
+        return takes_best
+
+    def _report(self, runtime: float) -> None:
+        """Draw the course and write report.html; `runtime`: seconds of the training."""
+        with self.watchdog.during("drawing"):
+            self.pictures.course(self._card())
+            self.pictures.report(self._card(), self.state, seconds=runtime)
+
+    def _tell_untested(self, error: Exception | Noticed) -> bool:
+        """Say in log and status why there are no test scores; returns whether a resumed run would make them."""
+        step, noticed = self.state.global_step, isinstance(error, Noticed)
+        end = self.directory.checkpoint(step)
+        # Without a checkpoint of its end, whoever started the run again would lose it.
+        resumable = noticed and on_main(lambda: (end / MANIFEST).is_file(), self.accelerator)
+        why = "ended by a notice" if noticed else f"{type(error).__name__}: {error}"
+        remedy = "resume for them" if resumable else "score the model in best/ or last/"
+        message = f"{_TRAINED} ({why}); {remedy}"
+        if self.accelerator.is_main_process:
+            logger.error("%s", message)
+        fields = {"last_checkpoint": end.name} if resumable else {}
+        self.directory.set_status(state=PREEMPTED if resumable else FINISHED, step=step, message=message, **fields)
+        return resumable
 
     def _card(self, metrics: Mapping[str, float] | None = None) -> CardFacts:
         """What the model card of the present weights says; without metrics, those of the weights' step."""

@@ -17,6 +17,7 @@ from .checks import check_kinds, check_split
 from .compatibility import TransformersMethods
 from .loaders import build_eval_loader
 from .meters import EvalLossMeter, speeds
+from .parallel import Parallel
 from .preemption import PreemptionNotice
 from .validation import Found, PredictionOutput, Validation
 from .waiting import Batches
@@ -29,6 +30,7 @@ class EvaluationMethods(TransformersMethods):
     eval_dataset: Dataset | Mapping[str, Dataset] | None
     model: RFDETRForObjectDetection
     splits: dict[str, Dataset]
+    parallel: Parallel
     preemption: PreemptionNotice
     validation: Validation
     to_device: Callable[..., dict[str, Any]]
@@ -83,8 +85,9 @@ class EvaluationMethods(TransformersMethods):
         batches = math.ceil(len(dataset) / (self.args.eval_batch_size * self.accelerator.num_processes))
         passes = len(prefixes)
         metrics |= speeds(metric_key_prefix, time.perf_counter() - started, passes * len(dataset), passes * batches)
-        self.log(metrics)
-        self._fire("on_evaluate", metrics=metrics)
+        with self.parallel.together():
+            self.log(metrics)
+            self._fire("on_evaluate", metrics=metrics)
         return metrics
 
     def predict(self, dataset: Dataset, metric_key_prefix: str = "test") -> PredictionOutput:
@@ -110,9 +113,10 @@ class EvaluationMethods(TransformersMethods):
         return PredictionOutput([by_id[image_id] for image_id in dataset["image_id"]], metrics)
 
     def _score(self, dataset: Dataset, on_batch: Callable[[list[int], Found], None], *options: Any) -> dict[str, float]:
-        loader = self.callback_handler.eval_dataloader = self.get_eval_dataloader(dataset)
-        notice = self.preemption if self._in_training else None
-        batches = Batches(loader, notice, self.args.dataloader_timeout)
+        with self.parallel.together():
+            loader = self.callback_handler.eval_dataloader = self.get_eval_dataloader(dataset)
+            notice = self.preemption if self.preemption.listens else None
+            batches = Batches(loader, notice, self.args.dataloader_timeout, saves=self._in_training)
         return self.validation.score(dataset, batches, self.to_device, on_batch, *options)
 
     def _after_batch(self, image_ids: list[int], found: Found) -> None:

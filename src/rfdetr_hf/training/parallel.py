@@ -1,6 +1,7 @@
 """What differs from one way of spreading a run over processes to another. The loop knows only these methods."""
 
 import contextlib
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
 from ..arguments.training import RFDETRTrainingArguments
+from .agreement import mark_shared, sendable
 from .checkpoint.optimizer import OptimizerPart, StateReader, index_of, load_optimizer, pieces_of
 from .checkpoint.zero import load_zero, zero_index, zero_pieces
 from .distributed import shared_precision
@@ -63,6 +65,32 @@ class Parallel:
         totals = torch.tensor(values, dtype=torch.float64)
         torch.distributed.all_reduce(totals, group=self._hosts)
         return totals.tolist()
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raise the first error of any process on all of them; none does nothing. All processes must call it.
+
+        Args:
+            error: of this process.
+        """
+        if not self.sum_on_hosts(error is not None)[0]:
+            return
+        errors: list[Any] = [error]
+        if self._hosts is not None:
+            errors = [None] * self.accelerator.num_processes
+            torch.distributed.all_gather_object(errors, error and sendable(error), group=self._hosts)
+        rank = next(i for i, each in enumerate(errors) if each is not None)
+        first = error if error is not None and rank == self.accelerator.process_index else errors[rank]
+        raise mark_shared(first)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A block without collective operations, whose error on one process ends it on all; see `raise_together`."""
+        failed = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised by all processes below
+            failed = error
+        self.raise_together(failed)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of a forward pass."""

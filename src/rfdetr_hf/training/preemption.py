@@ -54,7 +54,7 @@ class PreemptionNotice(contextlib.AbstractContextManager):
     nothing changes.
     """
 
-    received = acted = False
+    received = acted = listens = False
     _number: int | None = None
     _first_interrupt: float | None = None
     _interrupts = _overdue = False
@@ -67,7 +67,7 @@ class PreemptionNotice(contextlib.AbstractContextManager):
         end_with_launcher()  # until the block is entered
 
     def __enter__(self) -> "PreemptionNotice":
-        self.received = self.acted = False
+        self.received, self.acted, self.listens = False, False, True
         self._number = self._first_interrupt = None
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
@@ -82,6 +82,7 @@ class PreemptionNotice(contextlib.AbstractContextManager):
 
     def __exit__(self, *exception: Any) -> None:
         self._ended.set()
+        self.listens = False
         for number, handler in self._earlier.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._earlier = {}

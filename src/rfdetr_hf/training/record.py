@@ -43,19 +43,16 @@ class RunRecord:
         self.given = tuple(given)
 
     def to_yaml(
-        self, args: RFDETRTrainingArguments, config: Any, splits: Mapping[str, Dataset], accelerator: Accelerator
+        self, args: RFDETRTrainingArguments, config: Any, contents: Mapping[str, str], accelerator: Accelerator
     ) -> str:
-        """The text of `args.yaml`; reads the images of all splits unless `audit` is "headers" or "off".
+        """The text of `args.yaml`.
 
         Args:
             args: settled for the run.
             config: of the model.
-            splits: the data sets of the run, by the names of the trainer's arguments.
+            contents: the checksums of `hash_splits`.
             accelerator: of the run.
         """
-        contents = data_hash(
-            {SPLITS.get(name, name): dataset for name, dataset in splits.items()}, KINDS[args.audit != "full"]
-        )
         titles = [type(each).__name__.removesuffix("Arguments").lower() for each in self.made_from]
         sections = {title: _plain(each) for title, each in zip(titles, self.made_from, strict=True)}
         count = accelerator.num_processes
@@ -74,7 +71,7 @@ class RunRecord:
             facts.append(f"Given in Python, and not here: {', '.join(self.given)}.")
         for values in sections.values():
             if "dataset_name" in values:
-                values["data_hash"] = contents
+                values["data_hash"] = dict(contents)
             if "revision" in values and not os.path.isabs(str(values.get("model_name_or_path"))):
                 values["revision"] = values["revision"] or getattr(config, "_commit_hash", None)
         sections["training"] = args.to_dict() | {"resume_from_checkpoint": None}
@@ -84,6 +81,16 @@ class RunRecord:
         facts += [f"Equal bits need the same versions and device: {packages}; {accelerator.device.type}, "
                   f"num_processes: {count}."]  # fmt: skip
         return to_yaml(sections, facts)
+
+
+def hash_splits(splits: Mapping[str, Dataset], audit: str) -> dict[str, str]:
+    """`data_hash` of a run's data; it reads the images of all splits unless `audit` is "headers" or "off".
+
+    Args:
+        splits: the data sets of the run, by the names of the trainer's arguments.
+        audit: of the arguments.
+    """
+    return data_hash({SPLITS.get(name, name): data for name, data in splits.items()}, KINDS[audit != "full"])
 
 
 def _plain(options: Any) -> dict[str, Any]:

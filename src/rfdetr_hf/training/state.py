@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,22 @@ class RunState(TrainerState):
         kept.log_history = list(self.log_history)
         return kept
 
+    def before_evaluation(self, callbacks: Sequence[TrainerCallback]) -> Callable[[], None]:
+        """Note where the run stands; what is returned goes back there, for a resume evaluates anew what was cut off."""
+        self.keep_callbacks(callbacks)
+        history, stateful, best = list(self.log_history), self.stateful_callbacks, copy.deepcopy(self.best.state_dict())
+        names = ("best_metric", "best_global_step", "best_model_checkpoint", "best_weights")
+        kept = {name: getattr(self, name) for name in names}
+
+        def go_back() -> None:
+            for name, value in kept.items():
+                setattr(self, name, value)
+            self.best.load_state_dict(best)
+            self.log_history, self.stateful_callbacks = history, stateful
+            self.restore_callbacks(callbacks)
+
+        return go_back
+
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,17 +217,41 @@ class RunState(TrainerState):
         if all(before.get(name) == now[name] for name in _OF_THE_BEST):
             self.best.load_state_dict(progress["best"])
         else:
-            self.best_metric = self.best_global_step = self.best_model_checkpoint = self.best_weights = None
+            self._forget_best()
             logger.warning(
                 "the best model is chosen by %s now, before by %s: the comparison starts with the next evaluation",
                 *(", ".join(f"{name}={values.get(name)}" for name in _OF_THE_BEST) for values in (now, before)),
             )
+        self.identity["data"] = progress.get("data")
         self.order = progress.get("order", 1)
         self.epochs_done = progress["epoch"]
         cut_short = self.steps_in_epoch < progress["steps_per_epoch"] and not self.epoch_stopped
         if self.epoch_finished and not (cut_short and self.global_step < self.max_steps):
             self.end_epoch()
         self.stopped = self.stopped and all(before.get(name) == now.get(name) for name in _OF_STOPPING)
+
+    def _forget_best(self) -> None:
+        self.best_metric = self.best_global_step = self.best_model_checkpoint = self.best_weights = None
+        self.best.load_state_dict({"score": None, "source": None, "step": None, "smoothed": {}})
+
+    def compare_data(self, found: Mapping[str, str]) -> None:
+        """Name the splits whose images or annotations are others than those that a checkpoint knows.
+
+        Args:
+            found: what `data.fingerprint.data_hash` says of the splits of this run.
+        """
+        before, self.identity["data"] = self.identity.get("data") or {}, dict(found)
+        if before.get("kind") != found["kind"]:
+            return  # there is none, or the other one does not compare
+        changed = [name for name in found if name != "kind" and before.get(name, found[name]) != found[name]]
+        if changed:
+            logger.warning(
+                "images or annotations have changed since the checkpoint was written: %s; the run goes on with them as "
+                "they are now", ", ".join(changed),
+            )  # fmt: skip
+        if any(name not in ("train", "test") for name in changed) and self.best.source is not None:
+            logger.warning("the comparison for the best model starts anew, with the evaluation data of now")
+            self._forget_best()
 
     def keep_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:
         """Take in the states of the callbacks that have one; several of a class keep a list, as in Transformers."""

@@ -90,7 +90,8 @@ def read_status(root: str | Path) -> dict[str, Any]:
         held = read_lock(root)
         over = "it holds no lock" if held is None else held.over()
         if over is not None:
-            message = f"the run ended without a word ({over}); go on with resume_from_checkpoint=auto"
+            before = f"{fields['message']}: " if fields.get("message") else ""
+            message = f"{before}the run ended without a word ({over}); go on with resume_from_checkpoint=auto"
             fields |= {"state": FAILED, "message": message}
     return fields
 

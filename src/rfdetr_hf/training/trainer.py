@@ -26,6 +26,7 @@ from ..losses.points import derive_seed
 from ..models.adapters import has_adapters
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
+from .agreement import is_shared, patiently_on_main
 from .best import BestModel
 from .callbacks import own_callbacks
 from .checkpoint.checkpointer import Checkpointer
@@ -34,7 +35,7 @@ from .checkpoint.run_directory import RunDirectory
 from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
 from .checks import audit_splits, check_kinds, check_run, named_splits
-from .distributed import allow_tf32, build_accelerator, patiently_on_main, replace_precision
+from .distributed import allow_tf32, build_accelerator, replace_precision
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .ending import EndingMethods
@@ -47,10 +48,9 @@ from .parallel import choose_parallel, compile_blocks
 from .pictures import RunPictures
 from .precision import keep_precision, settle_precision
 from .preemption import Noticed, PreemptionNotice
-from .record import RunRecord
+from .record import RunRecord, hash_splits
 from .startup import startup_lines
 from .state import RunState
-from .status import FINISHED
 from .update import StepResult, loss_divisors, out_of_memory_advice, update_weights
 from .validation import Validation
 from .waiting import Batches, LoaderStuck, end_workers
@@ -242,9 +242,7 @@ class RFDETRTrainer(EndingMethods):
             self._in_training = True
             self._run_epochs()
             self._in_training = False
-            output = self._finish(time.perf_counter() - started, self.state.global_step - first_step)
-            self.directory.set_status(state=FINISHED, step=self.state.global_step)
-            return output
+            return self._finish(time.perf_counter() - started, self.state.global_step - first_step)
 
     def _prepare(self, resume: bool | str | None) -> None:
         """All that comes before the first step: the run directory, the parts, a checkpoint's state, the audit."""
@@ -261,7 +259,9 @@ class RFDETRTrainer(EndingMethods):
         with self.watchdog.during("audit of the data"):
             patiently_on_main(lambda: audit_splits(self.splits, self.args.audit, self.model.config), self.accelerator)
         with self.watchdog.during("checksum of the data"):
-            recorded = self.args, self.model.config, self.splits, self.accelerator
+            contents = patiently_on_main(lambda: hash_splits(self.splits, self.args.audit), self.accelerator)
+            self.state.compare_data(contents)
+            recorded = self.args, self.model.config, contents, self.accelerator
             patiently_on_main(lambda: self.directory.write_arguments(self.record.to_yaml(*recorded)), self.accelerator)
             self.pictures.labels(self.splits)
         if self.accelerator.is_main_process:
@@ -474,20 +474,23 @@ class RFDETRTrainer(EndingMethods):
         `due`: whether a run that has to end meanwhile must note that this is still to be done.
         """
         self._announce_saved()
-        started = time.perf_counter()
+        started, go_back = time.perf_counter(), self.state.before_evaluation(self.callback_handler.callbacks)
         try:
             metrics = self.evaluate()
-            self.validation.require_score(metrics, self.state)
+            with self.parallel.together():
+                self.validation.require_score(metrics, self.state)
+            improved = self.validation.keep_best(metrics, self.state, self._card(metrics))
         except (Noticed, LoaderStuck) as reason:
+            go_back()
             self._save_and_leave(due=due, error=reason if isinstance(reason, LoaderStuck) else None)
-        except Exception:
-            # All processes get here if the scoring failed; what a forward pass of one of them raised ends the others.
-            if self._in_training and (self.accelerator.num_processes == 1 or self.validation.scoring_failed):
+        except Exception as error:
+            # Else the others are still in the evaluation, and end for want of this process.
+            if self._in_training and (self.accelerator.num_processes == 1 or is_shared(error)):
                 logger.error("the evaluation of step %d failed; its checkpoint is written", self.state.global_step)
+                go_back()
                 self._save(due=due)
                 self.checkpointer.wait()
             raise
-        improved = self.validation.keep_best(metrics, self.state, self._card(metrics))
         with self.watchdog.during("drawing"):
             self.pictures.evaluated(self.validation.scored, improved, self._card(metrics), self.state)
         self.validation.scored.clear()

@@ -16,20 +16,20 @@ from transformers import EvalPrediction
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.pipeline.collate import PER_IMAGE
 from ..evaluation.evaluator import CocoEvaluator
-from ..evaluation.run import run_evaluation, score_evaluation
+from ..evaluation.run import score_evaluation
 from ..evaluation.tables import summaries
 from ..hub.model_card import CardFacts
 from ..tasks import TASKS
+from .agreement import on_main
 from .best import candidate_scores
 from .checkpoint.directory import checksum
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import MODEL, Weights
-from .distributed import on_main
 from .meters import TIMINGS, EvalLossMeter
 from .parallel import Parallel
 from .pictures import Scored
 from .state import RunState
-from .waiting import Batches, in_step
+from .waiting import Batches, run_in_step
 from .watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,6 @@ class Validation:
         evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
 
     Attributes:
-        scoring_failed: whether the latest scores could not be computed, which all processes know.
         scored: the passes whose results went to a folder; whoever has drawn them clears it.
     """
 
@@ -81,7 +80,6 @@ class Validation:
         self.watchdog = watchdog
         self.compute_metrics = compute_metrics
         self.create_evaluator = evaluator or self._coco_evaluator
-        self.scoring_failed = False
         self.scored: list[Scored] = []
 
     def _coco_evaluator(self, dataset: Dataset) -> CocoEvaluator:
@@ -120,35 +118,34 @@ class Validation:
             model.to(accelerator.device)
         parallel.wrapped.eval()  # a statement: DeepSpeed's returns nothing
 
-        def detect(batch: dict[str, Any] | None) -> tuple[list[int], Found] | None:
+        def forward(batch: dict[str, Any] | None) -> Any:
             if batch is None:
                 side = model.config.resolution
-                parallel.wrapped(torch.zeros(1, 3, side, side, device=accelerator.device))
-                return None
-            image_ids = batch["labels"].fields["image_id"].tolist()
+                return parallel.wrapped(torch.zeros(1, 3, side, side, device=accelerator.device))
             inputs = to_device(batch)
             labels = inputs.pop("labels")
-            sizes = torch.stack([label["orig_size"] for label in labels])
             if losses is not None:
                 inputs |= {"labels": [_targets(label) for label in labels], "num_boxes": 1.0}
             with parallel.autocast():
-                outputs = parallel.wrapped(**inputs)
+                return labels, inputs, parallel.wrapped(**inputs)
+
+        def keep(batch: dict[str, Any], given: Any) -> None:
+            labels, inputs, outputs = given
+            image_ids = batch["labels"].fields["image_id"].tolist()
+            sizes = torch.stack([label["orig_size"] for label in labels])
             if losses is not None:
                 losses.add(outputs.loss, outputs.loss_dict, sum(len(label["boxes"]) for label in inputs["labels"]))
             options = {"pixel_mask": inputs["pixel_mask"], "as_rle": True}
             found = model.detect(outputs, self.weights.image_processor, -1.0, sizes, **options)
             on_batch(image_ids, found)
-            return image_ids, found
+            evaluator.update(image_ids, found)
 
-        evaluator = self.create_evaluator(dataset)
+        with parallel.together():
+            evaluator = self.create_evaluator(dataset)
         with self.watchdog.during("evaluation"):
-            run_evaluation(detect, in_step(batches, parallel, self.watchdog.at), evaluator)
+            run_in_step(forward, keep, batches, parallel, self.watchdog.at)
         evaluator.gather(accelerator)
-        try:
-            scores = on_main(lambda: self._scores(evaluator, dataset, folder), accelerator)
-        except Exception:
-            self.scoring_failed = True
-            raise
+        scores = on_main(lambda: self._scores(evaluator, dataset, folder), accelerator)
         if folder is not None and accelerator.is_main_process:
             self.scored.append(Scored(folder, evaluator, dataset))
         return scores if losses is None else scores | losses.read(accelerator)
@@ -166,12 +163,11 @@ class Validation:
         """Make sure that an evaluation gives the metric that chooses the best model, the first one as a number.
 
         Raises:
-            ValueError: it does not; all processes know.
+            ValueError: it does not.
         """
         scores = candidate_scores(metrics, state.best.metric, state.best.use_ema)
         if any(map(math.isfinite, scores.values())) or (scores and state.best.smoothed):
             return  # later ones may lack it: they choose nothing
-        self.scoring_failed = True
         given = [name.removeprefix("eval_") for name in metrics if not name.endswith(TIMINGS)]
         near = difflib.get_close_matches(state.best.metric, given, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(given)}"

@@ -1,7 +1,7 @@
 """Waiting for batches: a notice of an early end, or workers that hang, end the wait on all processes alike."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch._C import _remove_worker_pids
@@ -24,12 +24,14 @@ class Batches:
         loader: of this process.
         notice: ends the wait; None where nothing does.
         seconds: after which the wait ends; 0 for never.
+        saves: whether a checkpoint is written where they hang.
     """
 
-    def __init__(self, loader: DataLoader, notice: PreemptionNotice | None, seconds: float) -> None:
+    def __init__(self, loader: DataLoader, notice: PreemptionNotice | None, seconds: float, saves: bool = True) -> None:
         self.loader = loader
         self.notice = notice
         self.seconds = seconds
+        self.saves = saves
         self.stuck = False
         with signals_wait():
             self._batches = iter(loader)
@@ -56,7 +58,7 @@ class Batches:
 
     def why_stuck(self) -> LoaderStuck:
         """The error that ends the run."""
-        saved = "; a checkpoint is written" if self.notice is not None else ""  # within a training
+        saved = "; a checkpoint is written" if self.saves else ""
         where = f"this process, with {self.loader.num_workers} workers," if self.stuck else "another process"
         return LoaderStuck(
             f"a loader of {where} gave no batch for {self.seconds:g} s (dataloader_timeout): look at the disk or "
@@ -82,32 +84,59 @@ def end_workers(batches: Any, at_once: bool = False) -> None:
     batches._shutdown_workers()
 
 
-def in_step(batches: Batches, parallel: Parallel, watch: Callable[[str], None]) -> Iterator[Any]:
-    """This process's evaluation batches, until all processes are at their end.
+def run_in_step(
+    forward: Callable[[Any], Any],
+    keep: Callable[[Any, Any], None],
+    batches: Batches,
+    parallel: Parallel,
+    watch: Callable[[str], None],
+) -> None:
+    """Run the model on each of this process's evaluation batches, until all processes are at their end.
 
     Args:
+        forward: gives the outputs for a batch; where that needs all processes, None stands for one that this process
+            has not.
+        keep: is given each batch of this process and its outputs.
         batches: of this process; those of others may be more.
-        parallel: where forward passes need all processes, None stands for a batch that this one has not.
+        parallel: knows the others.
         watch: receives what is being done.
 
     Raises:
         Noticed: some process has notice of an early end; on all of them.
         LoaderStuck: on all of them.
+        Exception: the first that was raised on any process; on all of them. Only a forward pass that needs all of them
+            ends the others for want of this one.
     """
-    ended = False
+    ended, failed = False, None  # what this process has come to
     while True:
         watch("evaluation: loading data")
-        taken = [] if ended else batches.take(1)
+        taken: list[Any] | None = []
+        if not (ended or failed):
+            try:
+                taken = batches.take(1)
+            except Exception as error:  # noqa: BLE001 - raised by all processes below
+                failed = error
         ended = taken == []
         watch("evaluation")
-        stuck, noticed, present = parallel.sum_on_hosts(batches.stuck, taken is None, bool(taken))
+        states = batches.stuck, taken is None, bool(taken), failed is not None
+        stuck, noticed, present, broken = parallel.sum_on_hosts(*states)
+        if broken:
+            parallel.raise_together(failed)
         if stuck:
             raise batches.why_stuck()
         if noticed:
             raise Noticed
         if not present:
             return
-        if taken:
-            yield taken[0]
-        elif parallel.collective_forward and parallel.optimizer is not None:
-            yield None
+        needs_all = parallel.collective_forward and parallel.optimizer is not None
+        if not (taken or needs_all):
+            continue
+        forward_done = False
+        try:
+            outputs, forward_done = forward(taken[0] if taken else None), True
+            if taken:
+                keep(taken[0], outputs)
+        except Exception as error:
+            if needs_all and not forward_done:
+                raise  # the others are in the middle of what this one has left
+            failed = error

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from rfdetr_hf import RFDETRTrainer, load_detection_dataset
+from rfdetr_hf import RFDETRImageProcessor, RFDETRTrainer, load_detection_dataset
 from rfdetr_hf.training.checkpoint.directory import CheckpointError, checksum
 from rfdetr_hf.training.checkpoint.previous import with_present_names
 
@@ -137,6 +137,51 @@ def test_other_class_names_and_annotations_are_refused(tmp_path, tiny_model, yol
     with pytest.raises(ValueError, match=message):
         trainer(**change).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
     trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))  # as it was, it goes on
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_mean", [0.4, 0.5, 0.6]), ("image_std", [0.2, 0.2, 0.2]), ("rescale_factor", 1 / 65535),
+     ("do_normalize", False), ("value_range", [0.0, 4095.0])],
+)  # fmt: skip
+def test_colours_that_the_weights_do_not_know_are_refused(tmp_path, tiny_model, shapes, field, value):
+    size = {"height": 64, "width": 64}
+    args = arguments(tmp_path, max_steps=2, eval_strategy="no", save_strategy="steps", save_steps=1)
+    RFDETRTrainer(tiny_model(), args, shapes, image_processor=RFDETRImageProcessor(size=size)).train()
+    other = RFDETRImageProcessor(size=size, **{field: value})
+    with pytest.raises(ValueError, match=f"preprocessor_config.json: the weights .*{field} .*image_processor="):
+        RFDETRTrainer(tiny_model(), args, shapes, image_processor=other).train(str(tmp_path / "checkpoint-1"))
+
+
+def test_other_values_of_the_model_are_told(tmp_path, tiny_model, shapes, caplog):
+    args = arguments(tmp_path, max_steps=1, eval_strategy="no", save_strategy="steps", save_steps=1)
+    RFDETRTrainer(tiny_model(), args, shapes).train()
+    RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=True)
+    assert "the model has changed" not in caplog.text
+    model = tiny_model(class_loss_coefficient=3.0, backbone_config={"drop_path_rate": 0.5})
+    processor = RFDETRImageProcessor(size={"height": 72, "width": 64})
+    RFDETRTrainer(model, args, shapes, image_processor=processor).train(resume_from_checkpoint=True)
+    for changed in ("class_loss_coefficient 1 -> 3.0", "backbone_config.drop_path_rate 0.0 -> 0.5",
+                    "size.height 64 -> 72"):  # fmt: skip
+        assert changed in caplog.text
+    with pytest.raises(ValueError, match=r"do not fit the model, \S+: a tensor of the shape"):
+        RFDETRTrainer(tiny_model(num_queries=8), args, shapes).train(resume_from_checkpoint=True)
+
+
+def test_other_pictures_are_told(tmp_path, tiny_model, yolo, caplog):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    args = arguments(tmp_path / "run", **options)
+    run = partial(RFDETRTrainer, model_init=partial(tiny_model, names=("cat", "dog")), args=args)
+    run(train_dataset=yolo(), eval_dataset=yolo()).train()
+    resume = str(tmp_path / "run" / "checkpoint-1")
+    run(train_dataset=yolo(), eval_dataset=yolo()).train(resume)
+    assert "have changed" not in caplog.text
+    data = yolo()
+    Image.new("RGB", (64, 65), (1, 2, 3)).crop((0, 0, 64, 64)).save(tmp_path / "data/images/train/3.png")
+    trainer = run(train_dataset=data, eval_dataset=data)
+    trainer.train(resume)
+    assert "have changed since the checkpoint was written: train, validation" in caplog.text
+    assert trainer.state.best.step in (None, 2)
 
 
 def spoil(checkpoint, file):

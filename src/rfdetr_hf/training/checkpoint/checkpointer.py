@@ -130,13 +130,13 @@ class Checkpointer:
 
         Raises:
             ValueError: the checkpoint belongs to another run, see `RunState.check_same_run`, or its model to other
-                classes.
+                classes or colours.
         """
         files.check_contents(folder)
         callbacks = files.read_content(folder, files.CALLBACKS)
         progress, callbacks = with_present_names(folder, files.read_content(folder, files.PROGRESS), callbacks)
         state.check_same_run(folder, progress)
-        self.weights.check_classes(folder)
+        self.weights.check_model(folder)
         average = self.weights.average
         if average is not None and not (folder / files.AVERAGE).exists():
             raise ValueError(f"use_ema=True, but {folder} holds no {files.AVERAGE}; resume with use_ema=False")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ...hub.model_card import CURVES, write_model_card
 from . import previous
-from .directory import MANIFEST, CheckpointError, check_listed
+from .directory import MANIFEST, check_listed, read_json
 from .optimizer import FOLDER as OPTIMIZER
 from .optimizer import write_optimizer
 from .tree import load_tree, read_tensors, require_finite, save_tree
@@ -115,9 +115,4 @@ def read_content(folder: Path, name: str) -> Any:
         return previous.load(path.with_suffix(".pt"))
     if path.suffix == ".safetensors":
         return load_tree(path) if name == PROCESSES else read_tensors(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+    return read_json(path, dict)

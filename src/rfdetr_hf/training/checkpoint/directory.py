@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from safetensors import SafetensorError
 
 from .timeline import TimeLine
 
+Value = TypeVar("Value")
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -195,7 +196,7 @@ def aside_folder(root: Path, why: str) -> Path:
 def about(directory: str | Path) -> dict[str, Any]:
     """What the manifest of a directory holds beside its files; nothing where it cannot be read."""
     try:
-        entries = _read_manifest_entries(Path(directory))
+        entries = read_json(Path(directory) / MANIFEST, dict)
     except CheckpointError:
         return {}
     return {name: value for name, value in entries.items() if name != "files"}
@@ -386,21 +387,25 @@ def _write_manifest(root: Path, about: Mapping[str, Any]) -> None:
         _sync(folder)
 
 
-def _read_manifest_entries(root: Path) -> dict[str, Any]:
-    path = root / MANIFEST
+def read_json(path: Path, kind: type[Value]) -> Value:
+    """The value of a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds a value of another type.
+    """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing.") from None
+        raise CheckpointError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}") from error
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{path} cannot be read: it holds no table.")
-    return entries
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{path} cannot be read: it holds a {type(value).__name__}, not a {kind.__name__}")
+    return value
 
 
 def _read_manifest(root: Path) -> dict[str, dict[str, Any]]:
-    entries = _read_manifest_entries(root)
+    entries = read_json(root / MANIFEST, dict)
     try:
         return {
             str(name): {

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
+from ..agreement import on_main
 from ..console import log_to_console, log_to_file, stop_logging
-from ..distributed import on_main
 from ..state import OF_THE_PLACE
 from ..status import FAILED, FINISHED, RUNNING, RunStatus
 from ..status import FILE as STATUS

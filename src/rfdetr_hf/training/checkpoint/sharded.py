@@ -126,4 +126,8 @@ def write_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"unknown {sorted(state.keys() - tensors.keys())[:5]}"
             )
         for name, tensor in tensors.items():
-            local_part(tensor).copy_(shard_of(tensor, state[name]))
+            try:
+                part = shard_of(tensor, state[name])
+            except ValueError as error:
+                raise ValueError(f"the weights do not fit the model, {name}: {error}") from None
+            local_part(tensor).copy_(part)

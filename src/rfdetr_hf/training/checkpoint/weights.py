@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import json
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +18,22 @@ from ...data.schema import keypoint_schema
 from ...hub.model_card import CardFacts, write_model_card
 from ...models.adapters import adapter_state, plain_state, unmerged_state
 from ...models.image_processing_rfdetr import RFDETRImageProcessor
+from ..agreement import on_main
 from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
-from .directory import CheckpointError
+from .directory import CheckpointError, read_json
 from .sharded import local_part, saved_tensors, shard_of, unsharded_state, write_state, writing
 from .tree import read_tensors, require_finite
 
-CONFIG = "config.json"
+logger = logging.getLogger(__name__)
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+COLOURS = {"do_convert_rgb", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "value_range"}
+# What says where a file is from, and how it is written.
+_OF_NO_WEIGHT = {
+    "_name_or_path", "architectures", "auto_map", "dtype", "id2label", "image_processor_type", "label2id",
+    "processor_class", "torch_dtype", "transformers_version",
+}  # fmt: skip
 MODEL, ADAPTERS = "model.safetensors", "adapters.safetensors"
 
 
@@ -130,32 +141,54 @@ class Weights:
             accelerator: of the run.
         """
         weights = unsharded_state(saved_tensors(self.model), keep=accelerator.is_main_process)
-        if accelerator.is_main_process:
+
+        def write() -> None:
             with target as folder:
                 self._folder(weights).write(folder)
                 write_model_card(folder, card)
-        accelerator.wait_for_everyone()
 
-    def check_classes(self, folder: Path) -> None:
-        """Compare the class names of a model folder or checkpoint with the model's: its weights go by their order.
+        on_main(write, accelerator)
+
+    def check_model(self, folder: Path) -> None:
+        """Compare the configurations of a checkpoint with the run's: its weights go by the order of the classes, and
+        know the colours of its image processor. Other values that have changed are named in a warning.
 
         Raises:
-            CheckpointError: its `config.json` cannot be read.
-            ValueError: they differ.
+            CheckpointError: `config.json` or `preprocessor_config.json` cannot be read.
+            ValueError: the names of the classes, or what the processor makes of colours, differ.
         """
-        path, ours = folder / CONFIG, {int(k): v for k, v in (self.model.config.id2label or {}).items()}
+        ours = {int(k): v for k, v in (self.model.config.id2label or {}).items()}
+        written = read_json(folder / CONFIG, dict)
         try:
-            written: Any = json.loads(path.read_text(encoding="utf-8"))
             theirs = {int(label): str(name) for label, name in written["id2label"].items()}
-        except (OSError, ValueError, KeyError, AttributeError, RecursionError, TypeError) as error:
-            raise CheckpointError(f"{path} cannot be read, or its id2label: {error!r}") from error
+            before = type(self.model.config).from_dict(written).to_dict()
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+            raise CheckpointError(f"{folder / CONFIG} cannot be read, or its id2label: {error!r}") from error
         if theirs != ours:
-            before, now = ([table[label] for label in sorted(table)] for table in (theirs, ours))
+            names = [[table[label] for label in sorted(table)] for table in (theirs, ours)]
             raise ValueError(
-                f"{folder} was written for the classes {before}, and this run has {now}; resume with the class names "
-                "of the checkpoint in their order, or start a new run from its weights with model_name_or_path, which "
-                "goes by the names"
+                f"{folder} was written for the classes {names[0]}, and this run has {names[1]}; resume with the class "
+                "names of the checkpoint in their order, or start a new run from its weights with model_name_or_path, "
+                "which goes by the names"
             )
+        changed = _changes(before, self.config.to_dict(), _OF_NO_WEIGHT)
+        processor, stored = self.image_processor, folder / PROCESSOR
+        saved = read_json(stored, dict) if stored.exists() else processor.to_dict()
+        try:
+            # With what is not written because it is the default.
+            before, now = type(processor).from_dict(saved).to_dict(), processor.to_dict()
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+            raise CheckpointError(f"{stored} cannot be read: {error!r}") from error
+        colours = _changes(before, now, {*before, *now} - COLOURS)
+        if colours:
+            raise ValueError(
+                f"{stored}: the weights were trained with other colours than this run has "
+                f"({', '.join(colours)}); give the trainer the processor of the checkpoint (image_processor=), or "
+                "start a new run from its weights with model_name_or_path"
+            )
+        changed += _changes(before, now, COLOURS | _OF_NO_WEIGHT)
+        if changed:
+            logger.warning("the model has changed since %s was written: %s", folder.name, ", ".join(changed))
 
     def load(self, folder: Path) -> None:
         """Put the weights of a model folder or checkpoint of the same configuration into the model."""
@@ -169,3 +202,15 @@ class Weights:
         tensors = saved_tensors(self.model)
         parts = {name: shard_of(tensors[name], value) if name in tensors else value for name, value in average.items()}
         self.average.load_state_dict(parts, num_updates)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str], inside: str = "") -> list[str]:
+    """Values of a configuration that differ, as "name before -> now"."""
+    found = []
+    for name in sorted({*before, *now} - set(but)):
+        one, other = before.get(name), now.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += _changes(one, other, but, f"{inside}{name}.")
+        elif json.loads(json.dumps(one, default=str)) != json.loads(json.dumps(other, default=str)):
+            found.append(f"{inside}{name} {one} -> {other}")
+    return found

@@ -1,0 +1,77 @@
+"""What one of a run's processes does or fails at, and all of them learn of."""
+
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+Result = TypeVar("Result")
+BEAT = 5.0  # seconds from one word of a busy main process to the next
+_SHARED = "raised_on_all_processes"
+
+
+def on_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
+    """Do something on the main process; all return what it gave, or raise what it raised."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except Exception as error:  # noqa: BLE001 - raised by all processes below
+            outcome[1] = error if accelerator.num_processes == 1 else sendable(error)
+    result, error = broadcast_object_list(outcome)
+    if error is not None:
+        raise mark_shared(error)
+    return result
+
+
+def patiently_on_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
+    """As `on_main`, for what may take longer than `ddp_timeout`: the others hear from the main process meanwhile.
+
+    The work runs on a thread of the main process, so it may use no collective operation.
+    """
+    if accelerator.num_processes == 1:
+        return on_main(work, accelerator)
+    outcome: list[Any] = [None, None, False]
+
+    def run() -> None:
+        try:
+            outcome[0] = work()
+        except Exception as error:  # noqa: BLE001 - raised by all processes below
+            outcome[1] = sendable(error)
+
+    thread = threading.Thread(target=run, name="work of the main process", daemon=True)
+    if accelerator.is_main_process:
+        thread.start()
+    while True:
+        if accelerator.is_main_process:
+            thread.join(BEAT)
+            outcome[2] = not thread.is_alive()
+        result, error, done = broadcast_object_list(list(outcome) if outcome[2] else [None, None, False])
+        if done:
+            break
+    if error is not None:
+        raise mark_shared(error)
+    return result
+
+
+def mark_shared(error: Exception) -> Exception:
+    """Note on an error that all processes raise it, and returns it."""
+    setattr(error, _SHARED, True)
+    return error
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether all processes raise this error, and so are at the same place when they catch it."""
+    return getattr(error, _SHARED, False)
+
+
+def sendable(error: Exception) -> Exception:
+    """An error as another process can be told of it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - of an exception's own making
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
