@@ -13,7 +13,7 @@ from datasets import DatasetDict
 from helpers.models import TINY_OVERRIDES as TINY
 
 from rfdetr_hf import make_shapes_dataset, read_status
-from rfdetr_hf.training.checkpoint.tree import load_tree
+from rfdetr_hf.training.checkpoint.reading import CheckpointFiles
 
 
 @pytest.mark.timeout(600)
@@ -42,4 +42,4 @@ def test_fit_starts_two_processes_that_train_together_save_at_a_signal_and_answe
     hint = r"Go on from there with:\n  rfdetr-hf fit \S+ .*--num_processes 2 --resume$"
     assert re.search(hint, out, re.M)
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    assert len(load_tree(newest / "rank_states.safetensors")) == 2
+    assert len(CheckpointFiles(newest).tree("rank_states.safetensors")) == 2

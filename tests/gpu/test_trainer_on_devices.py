@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from rfdetr_hf import HungarianMatcher, RFDETRTrainer
 from rfdetr_hf.training import trainer as trainer_module
-from rfdetr_hf.training.checkpoint.tree import load_tree
+from rfdetr_hf.training.checkpoint.reading import CheckpointFiles
 
 COMPILERS = {"cpu": "aot_eager", "cuda": "inductor"}
 
@@ -119,7 +119,7 @@ def test_a_run_resumes_with_the_generator_of_its_device(tmp_path, tiny_model, sh
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "drop_path": 0.1}
     runs = [RFDETRTrainer(tiny_model(), arguments(tmp_path, **options), shapes) for _ in range(2)]
     runs[0].train()
-    ranks = load_tree(tmp_path / "checkpoint-3" / "rank_states.safetensors")
+    ranks = CheckpointFiles(tmp_path / "checkpoint-3").tree("rank_states.safetensors")
     assert ("cuda" in ranks[0]["generators"]) == torch.cuda.is_available()
     runs[1].train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     # Sums of some backward passes have no fixed order on a GPU.

@@ -14,6 +14,7 @@ from .card import card_facts
 from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.directory import MANIFEST
 from .checkpoint.lock import LockLost
+from .checkpoint.reading import CheckpointFiles
 from .ema import ExponentialMovingAverage
 from .evaluation_methods import EvaluationMethods
 from .meters import speeds
@@ -148,7 +149,7 @@ class EndingMethods(EvaluationMethods):
         takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
         if takes_best:
             merge_adapters(self.model)
-            self.weights.load(self.directory.best)
+            self.weights.load(CheckpointFiles(self.directory.best))
             score = f"{self.args.metric_for_best_model} {state.best.score:.4f}"
             whose = "EMA" if state.best.source == "ema" else "raw"
             source = f"the best: {whose} weights of step {state.best.step}, {score}"

@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from ..arguments.training import RFDETRTrainingArguments
 from .checkpoint.contents import PROGRESS, read_content
+from .checkpoint.reading import CheckpointFiles
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def keep_precision(args: RFDETRTrainingArguments, checkpoint: Path, device: torc
     Returns:
         Whether it is another one.
     """
-    written = read_content(checkpoint, PROGRESS)["arguments"]
+    written = read_content(CheckpointFiles(checkpoint), PROGRESS)["arguments"]
     before = "bf16" if written.get("bf16") else "fp16" if written.get("fp16") else "no"
     now = args.mixed_precision
     if before == now:

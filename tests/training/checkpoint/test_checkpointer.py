@@ -5,9 +5,11 @@ import logging
 import re
 import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import models
 from helpers.runs import quick_arguments
 from PIL import Image
 from safetensors import safe_open
@@ -17,6 +19,8 @@ from transformers import TrainerCallback
 from rfdetr_hf import RFDETRImageProcessor, RFDETRTrainer, load_detection_dataset
 from rfdetr_hf.training.checkpoint.directory import CheckpointError, checksum
 from rfdetr_hf.training.checkpoint.previous import with_present_names
+from rfdetr_hf.training.checkpoint.resume import find_checkpoint
+from rfdetr_hf.training.checkpoint.tree import save_tree
 
 arguments = partial(
     quick_arguments, num_train_epochs=3, gradient_accumulation_steps=2, logging_steps=1, save_total_limit=None,
@@ -314,3 +318,99 @@ def test_scores_of_earlier_checkpoints_get_their_present_names(tmp_path, caplog)
     for version, use_ema in ((3, True), (2, False)):
         kept = {"format": version, "arguments": arguments | {"use_ema": use_ema}}
         assert with_present_names(tmp_path, kept, callbacks) == (kept, callbacks)
+
+
+def rewrite(checkpoint, file, change):
+    """Change a JSON file of a checkpoint as if it had been saved so."""
+    path = checkpoint / file
+    if change is not None:
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][file] = {"size": path.stat().st_size, "sha256": checksum(path)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def step_to(value):
+    def change(content):
+        next(iter(content["numbers"].values()))["step"] = value
+
+    return change
+
+
+NAN = float("nan")
+ABSURD = [
+    ("optimizer/index.json", "step", step_to(NAN)),
+    ("optimizer/index.json", "step", step_to(-3.0)),
+    ("optimizer/index.json", "step", step_to(1e30)),
+    ("optimizer/index.json", "step", step_to(0.5)),
+    ("optimizer/index.json", "step", step_to("many")),
+    ("optimizer/index.json", "files", lambda content: content.update(files=10**12)),
+    ("optimizer/index.json", "groups", lambda content: content.update(groups=7)),
+    ("optimizer/index.json", "lr", lambda content: content["groups"][0].update(lr=-1.0)),
+    ("optimizer/index.json", "betas", lambda content: content["groups"][0].update(betas=[0.9, NAN])),
+    ("optimizer/index.json", "shapes", lambda content: content.update(shapes={"a": ["b"]})),
+    ("progress.json", "steps_in_epoch", lambda content: content.update(steps_in_epoch=-1)),
+    ("progress.json", "epoch", lambda content: content.pop("epoch")),
+    ("progress.json", "ema_updates", lambda content: content.update(ema_updates=1e300)),
+    ("progress.json", "best.score", lambda content: content["best"].update(score=NAN)),
+    ("progress.json", "arguments", lambda content: content.update(arguments=None)),
+    ("trainer_state.json", "global_step", lambda content: content.update(global_step=10**15)),
+    ("trainer_state.json", "global_step", lambda content: content.update(global_step=1)),
+    ("trainer_state.json", "log_history", lambda content: content.update(log_history=[3])),
+    ("trainer_state.json", "epoch", lambda content: content.update(epoch="first")),
+    ("trainer_state.json", "stateful_callbacks", lambda content: content.update(stateful_callbacks={"Early": 3})),
+    ("progress.json", "due", lambda content: content.update(due={"should_log": "perhaps"})),
+    ("scheduler.json", "last_epoch", lambda content: content.update(last_epoch=-5)),
+    ("scheduler.json", "base_lrs", lambda content: content.update(base_lrs=[NAN])),
+    ("config.json", "id2label", lambda content: content.update(id2label={"first": "cat"})),
+]
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory, shapes):
+    root = tmp_path_factory.mktemp("two")
+    options = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 1}
+    finish(models.tiny_model(), arguments(root, **options), shapes)
+    return root
+
+
+@pytest.mark.parametrize(("file", "field", "change"), ABSURD)
+def test_values_that_no_run_has_are_refused_and_the_checkpoint_before_is_taken(
+    tmp_path, two_checkpoints, file, field, change, caplog
+):
+    root = tmp_path / "run"
+    shutil.copytree(two_checkpoints, root)
+    rewrite(root / "checkpoint-2", file, change)
+    with pytest.raises(CheckpointError, match=re.escape(f"checkpoint-2/{file}")) as refused:
+        find_checkpoint(str(root / "checkpoint-2"), root, None, [])
+    assert field in str(refused.value)
+    assert find_checkpoint("auto", root, None, []).folder == root / "checkpoint-1"
+    assert any("Skipping the checkpoint" in text and file in text for text in caplog.messages)
+
+
+def test_a_state_that_cannot_be_taken_up_names_its_file(tmp_path, two_checkpoints, tiny_model, shapes):
+    root = tmp_path / "run"
+    shutil.copytree(two_checkpoints, root)
+    save_tree(root / "checkpoint-2" / "rank_states.safetensors", [{"generators": {"python": [1]}, "losses": {}}])
+    rewrite(root / "checkpoint-2", "rank_states.safetensors", None)
+    args = arguments(root, max_steps=3, eval_strategy="no")
+    with pytest.raises(CheckpointError, match=r"rank_states.* cannot be taken up: .*; resume from another checkpoint"):
+        RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=str(root / "checkpoint-2"))
+
+
+def test_a_resume_reads_each_file_once(two_checkpoints, tmp_path, tiny_model, shapes, monkeypatch):
+    root, read = tmp_path / "run", []
+    shutil.copytree(two_checkpoints, root)
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    for reader in ("reading.safe_open", "tree.load_file", "reading.checksum"):
+        name = f"rfdetr_hf.training.checkpoint.{reader}"
+        inner = pytest.importorskip(name.rpartition(".")[0]).__dict__[name.rpartition(".")[2]]
+        monkeypatch.setattr(name, lambda path, *more, inner=inner: read.append(Path(path).name) or inner(path, *more))
+    args = arguments(root, max_steps=2, eval_strategy="no", save_strategy="no")
+    trainer = RFDETRTrainer(tiny_model(), args, shapes)
+    trainer.train(resume_from_checkpoint=True)
+    large = [name for name in read if name.endswith(".safetensors")]
+    assert sorted(large) == ["ema.safetensors", "model.safetensors", "rank-0.safetensors", "rank_states.safetensors"]

@@ -15,15 +15,32 @@ from ..parallel import Parallel
 from ..state import RunState
 from . import contents as files
 from .background import BackgroundWriter, host_copy
-from .directory import rng_state, set_rng_state, temporary_path
+from .directory import CheckpointError, rng_state, set_rng_state, temporary_path
 from .previous import open_optimizer, with_present_names
+from .reading import CheckpointFiles
 from .run_directory import RunDirectory
+from .soundness import REMEDY
 from .weights import Weights
 
 logger = logging.getLogger(__name__)
 
 FILE_OF_PART = {"scheduler": files.SCHEDULER, "scaler": files.SCALER}
 PER_PROCESS = "losses"
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A block that takes values of a file; an error of it names the file.
+
+    Raises:
+        CheckpointError: the block failed.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{path} cannot be taken up: {error!r}; {REMEDY}") from error
 
 
 class Stateful(Protocol):
@@ -133,29 +150,34 @@ class Checkpointer:
                 classes or colours.
         """
         files.check_contents(folder)
-        callbacks = files.read_content(folder, files.CALLBACKS)
-        progress, callbacks = with_present_names(folder, files.read_content(folder, files.PROGRESS), callbacks)
+        opened, self.directory.opened = self.directory.opened, None
+        source = opened if opened is not None and opened.folder == folder else CheckpointFiles(folder)
+        callbacks = files.read_content(source, files.CALLBACKS)
+        progress, callbacks = with_present_names(folder, files.read_content(source, files.PROGRESS), callbacks)
         state.check_same_run(folder, progress)
-        self.weights.check_model(folder)
+        self.weights.check_model(source)
         average = self.weights.average
         if average is not None and not (folder / files.AVERAGE).exists():
             raise ValueError(f"use_ema=True, but {folder} holds no {files.AVERAGE}; resume with use_ema=False")
-        self.weights.load(folder)
-        self.parallel.load_optimizer(open_optimizer(folder), folder)
+        self.weights.load(source)
+        self.parallel.load_optimizer(open_optimizer(source), folder)
         if average is not None:
-            self.weights.load_average(files.read_content(folder, files.AVERAGE), progress["ema_updates"])
+            self.weights.load_average(files.read_content(source, files.AVERAGE), progress["ema_updates"])
         for name, file in FILE_OF_PART.items():
             if name in self.parts:
-                self.parts[name].load_state_dict(files.read_content(folder, file))
-        state.load_state_dict(progress, callbacks)
-        processes = files.read_content(folder, files.PROCESSES)
-        if len(processes) == self.accelerator.num_processes:
-            mine = processes[self.accelerator.process_index]
-            set_rng_state(mine["generators"])
-            self.parts[PER_PROCESS].load_state_dict(mine[PER_PROCESS])
-        else:
-            # Another number of processes starts with the mean loss and with random numbers of its own.
-            self.parts[PER_PROCESS].load_state_dict(mean_state([each[PER_PROCESS] for each in processes]))
+                with _naming(folder / file):
+                    self.parts[name].load_state_dict(files.read_content(source, file))
+        with _naming(folder / files.PROGRESS):
+            state.load_state_dict(progress, callbacks)
+        processes = files.read_content(source, files.PROCESSES)
+        with _naming(folder / files.PROCESSES):
+            if len(processes) == self.accelerator.num_processes:
+                mine = processes[self.accelerator.process_index]
+                set_rng_state(mine["generators"])
+                self.parts[PER_PROCESS].load_state_dict(mine[PER_PROCESS])
+            else:
+                # Another number of processes starts with the mean loss and with random numbers of its own.
+                self.parts[PER_PROCESS].load_state_dict(mean_state([each[PER_PROCESS] for each in processes]))
         logger.info("resumed from %s at step %d", folder, state.global_step)
 
     def _gather(self, state: RunState, card: CardFacts) -> dict[str, Any]:

@@ -1,21 +1,20 @@
 """What a checkpoint holds: one table."""
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ...hub.model_card import CURVES, write_model_card
 from . import previous
-from .directory import MANIFEST, check_listed, read_json
+from .directory import MANIFEST, check_listed
 from .optimizer import FOLDER as OPTIMIZER
 from .optimizer import write_optimizer
-from .tree import load_tree, read_tensors, require_finite, save_tree
+from .reading import CheckpointFiles
+from .tree import require_finite, save_tree
 from .weights import ADAPTERS, MODEL
 
 AVERAGE, SCHEDULER, SCALER = "ema.safetensors", "scheduler.json", "scaler.json"
@@ -83,36 +82,21 @@ def check_contents(folder: Path) -> None:
     check_listed(folder, [*names, *(Path(name).with_suffix(".pt").name for name in names)])
 
 
-def require_finite_contents(folder: Path) -> None:
-    """Check weights, average and optimizer, tensor by tensor. A file that cannot be read is named when it is read.
-
-    Raises:
-        CheckpointError: one holds NaN or infinite numbers.
-    """
-    files = [folder / MODEL, folder / ADAPTERS, folder / AVERAGE, *sorted((folder / OPTIMIZER).glob("*.safetensors"))]
-    for path in files:
-        with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
-            for name in file.keys():
-                require_finite({name: file.get_tensor(name)}, path)
-    if previous.has_optimizer(folder):
-        previous.PreviousOptimizer(folder)
-
-
 def write_contents(folder: Path, contents: Mapping[str, Any]) -> None:
     """Write values by file name, each as its row says."""
     for name, value in contents.items():
         _ROWS[name].write(folder / name, value)
 
 
-def read_content(folder: Path, name: str) -> Any:
+def read_content(files: CheckpointFiles, name: str) -> Any:
     """Read back what `write_contents` wrote into a file that is no model, no optimizer and no card.
 
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    path = folder / name
+    path = files.folder / name
     if not path.exists() and path.with_suffix(".pt").exists():
         return previous.load(path.with_suffix(".pt"))
     if path.suffix == ".safetensors":
-        return load_tree(path) if name == PROCESSES else read_tensors(path)
-    return read_json(path, dict)
+        return files.tree(name) if name == PROCESSES else files.take_tensors(name)
+    return files.value(name, dict)

@@ -256,19 +256,17 @@ def check_listed(directory: Path, names: Iterable[str]) -> None:
 def latest_valid_checkpoint(
     output_dir: str | Path,
     line: TimeLine | None = None,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path], None] = verify,
     skipped: list[str] | None = None,
 ) -> Path | None:
-    """The newest `checkpoint-<step>`, of a time line if given, that verifies; each newer one that doesn't is named in a
-    warning, and in `skipped`. `check` is what it must pass besides, or raise a `CheckpointError`.
+    """The newest `checkpoint-<step>`, of a time line if given, that passes `check`; each newer one that raises a
+    `CheckpointError` in it is named in a warning, and in `skipped`.
 
     Run `clean_leftovers` first where a run may have been killed.
     """
     for path in reversed(list_checkpoints(output_dir, line)):
         try:
-            verify(path)
-            if check is not None:
-                check(path)
+            check(path)
         except CheckpointError as error:
             logger.warning("Skipping the checkpoint %s: %s", path, error)
             if skipped is not None:

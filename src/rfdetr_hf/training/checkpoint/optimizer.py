@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from .directory import CheckpointError
+from .reading import CheckpointFiles
 from .tree import require_finite
 
 FOLDER, INDEX, FORMAT = "optimizer", "index.json", 1
@@ -96,41 +97,43 @@ class OptimizerReader:
         CheckpointError: a file is missing or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / FOLDER
+    def __init__(self, files: CheckpointFiles) -> None:
+        self._source, self._folder = files, files.folder / FOLDER
         path = self._folder / INDEX
+        content = files.value(f"{FOLDER}/{INDEX}", dict)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
                 raise CheckpointError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
             self.index = OptimizerIndex(content["groups"], content["shapes"], content["numbers"])
             require_finite_numbers(self.index.numbers, path)
-            self._files = [self._folder / f"rank-{rank}.safetensors" for rank in range(content["files"])]
-        except FileNotFoundError:
-            raise CheckpointError(f"{path} is missing") from None
+            written = len(list(self._folder.glob("rank-*.safetensors")))
+            if content["files"] != written:
+                raise CheckpointError(f"{path}: field files is {content['files']!r}, and there are {written}")
         except CheckpointError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{path} cannot be read: {error!r}") from error
-        # key -> (first element, number of the file)
-        self._starts: dict[str, list[tuple[int, int]]] = {}
+        # key -> (first element, the one after the last, name of the file)
+        self._ranges: dict[str, list[tuple[int, int, str]]] = {}
         self.fields: dict[str, list[str]] = {}
-        for number, file in enumerate(self._files):
-            for key, start in self._header(file).items():
-                self._starts.setdefault(key, []).append((start, number))
+        for file in (f"{FOLDER}/rank-{rank}.safetensors" for rank in range(written)):
+            for key, (start, stop) in self._header(file).items():
+                self._ranges.setdefault(key, []).append((start, stop, file))
                 name, _, field = key.rpartition(":")
                 if field not in self.fields.setdefault(name, []):
                     self.fields[name].append(field)
 
-    @staticmethod
-    def _header(path: Path) -> Mapping[str, int]:
+    def _header(self, file: str) -> Mapping[str, tuple[int, int]]:
+        path = self._source.folder / file
         try:
-            with safe_open(path, "pt") as file:
-                starts = json.loads(file.metadata()["starts"])
-                return {key: int(starts[key]) for key in file.keys()}
+            metadata, lengths = self._source.header(file)
+            starts = json.loads(metadata["starts"])
+            return {key: (int(starts[key]), int(starts[key]) + length) for key, length in lengths.items()}
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+        except (RecursionError, OverflowError) as error:
             raise CheckpointError(f"{path} cannot be read: {error!r}") from error
 
     def read(self, name: str, field: str, start: int, stop: int) -> Tensor:
@@ -140,13 +143,11 @@ class OptimizerReader:
             CheckpointError: no file holds some of them, or some are NaN or infinite.
         """
         parts, reached = [], start
-        for first, number in sorted(self._starts.get(f"{name}:{field}", ())):
-            with safe_open(self._files[number], "pt") as file:
-                piece = file.get_slice(f"{name}:{field}")
-                last = first + piece.get_shape()[0]
-                if first <= reached < min(last, stop):
-                    parts.append(piece[reached - first : min(last, stop) - first])
-                    reached = min(last, stop)
+        for first, last, file in sorted(self._ranges.get(f"{name}:{field}", ())):
+            if first <= reached < min(last, stop):
+                part = reached - first, min(last, stop) - first
+                parts.append(self._source.rows(file, f"{name}:{field}", *part))
+                reached = min(last, stop)
         if reached < stop:
             raise CheckpointError(f"{self._folder} holds no elements from {reached} on of {name}:{field}")
         values = torch.cat(parts) if parts else torch.empty(0)

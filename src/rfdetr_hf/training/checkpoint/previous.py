@@ -15,6 +15,7 @@ from torch import Tensor
 from ...arguments.metric_names import present_metric
 from .directory import CheckpointError
 from .optimizer import FOLDER, INDEX, OptimizerIndex, OptimizerReader, StateReader, require_finite_numbers
+from .reading import CheckpointFiles
 from .tree import require_finite
 
 logger = logging.getLogger(__name__)
@@ -56,21 +57,17 @@ class PreviousOptimizer:
         return self._states[name][field].reshape(-1)[start:stop]
 
 
-def has_optimizer(folder: Path) -> bool:
-    """Whether the optimizer of a checkpoint is that of format 1; a file of its name beside the present one is none."""
-    return (folder / OPTIMIZER).exists() and not (folder / FOLDER / INDEX).exists()
-
-
-def open_optimizer(folder: Path) -> StateReader:
+def open_optimizer(files: CheckpointFiles) -> StateReader:
     """The optimizer of a checkpoint of this format or of format 1.
 
     Raises:
         CheckpointError: there is none that can be read.
     """
-    if has_optimizer(folder):
+    folder = files.folder
+    if (folder / OPTIMIZER).exists() and not (folder / FOLDER / INDEX).exists():  # beside the present one it is none
         return PreviousOptimizer(folder)
     if (folder / FOLDER / INDEX).exists():
-        return OptimizerReader(folder)
+        return OptimizerReader(files)
     if (folder / FOLDER).is_dir() or (folder / DEEPSPEED).is_dir():
         raise CheckpointError(
             f"the optimizer of {folder} was written by an earlier version under FSDP2 or DeepSpeed, in files that only "

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .contents import require_finite_contents
+from .contents import PROCESSES
 from .directory import (
     MANIFEST,
     CheckpointError,
     latest_valid_checkpoint,
     list_checkpoints,
     time_line_of,
-    verify,
     verify_sizes,
 )
+from .reading import CheckpointFiles
+from .soundness import check_values
 from .timeline import TimeLine
 
 
@@ -46,9 +47,20 @@ def require_folder(resume: bool | str | None) -> None:
         )
 
 
+def open_checkpoint(folder: Path) -> CheckpointFiles:
+    """Read a checkpoint in one go: checksums, numbers that are finite, values that a run can have.
+
+    Raises:
+        CheckpointError: it cannot be resumed from; the message names file, reason and remedy.
+    """
+    files = CheckpointFiles.verified(folder, may_hold_nan=PROCESSES)
+    check_values(files)
+    return files
+
+
 def find_checkpoint(
     resume: bool | str | None, root: Path, line: TimeLine | None, earlier: Sequence[Path]
-) -> Path | None:
+) -> CheckpointFiles | None:
     """The checkpoint to go on from; None for a start from the beginning.
 
     Args:
@@ -66,15 +78,16 @@ def find_checkpoint(
     if is_new(resume):
         return None
     if str(resume).lower() in ("true", "auto"):
-        newest = latest_valid_checkpoint(root, line, require_finite_contents, skipped := list[str]())
+        opened: list[CheckpointFiles] = []
+        check = lambda path: opened.append(open_checkpoint(path))  # noqa: E731
+        newest = latest_valid_checkpoint(root, line, check, skipped := list[str]())
         if newest is None and (str(resume).lower() == "true" or list_checkpoints(root, line)):
             why = f" ({'; '.join(skipped)})" if skipped else ""
             raise FileNotFoundError(f"resume_from_checkpoint: no valid checkpoint in {root}{why}; start without it")
-        return newest
+        return opened[0] if opened else None
     checkpoint = Path(str(resume))
     require_folder(resume)
-    verify(checkpoint)
-    require_finite_contents(checkpoint)
+    files = open_checkpoint(checkpoint)
     mark = time_line_of(checkpoint)
     is_here = root.resolve() in checkpoint.resolve().parents
     same_run = line is not None and mark is not None and line.same_run(mark)
@@ -84,4 +97,4 @@ def find_checkpoint(
             f"({earlier[0].name}); choose another output_dir for what follows, or go on with the run "
             "there by resume_from_checkpoint=True"
         )
-    return checkpoint
+    return files

@@ -36,6 +36,7 @@ from .directory import (
     time_line_of,
 )
 from .lock import LockLost, RunLock
+from .reading import CheckpointFiles
 from .resume import find_checkpoint, is_new
 from .timeline import TimeLine
 
@@ -53,6 +54,9 @@ class RunDirectory:
     """The files of one run: checkpoints, `best/`, `last/`, `metrics.csv`, `train.log`, the arguments, the status.
 
     `claim` comes first and `release` last; between them no other process writes there.
+
+    Attributes:
+        opened: the files of the checkpoint that the run goes on from, on the process that has verified them.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -66,6 +70,7 @@ class RunDirectory:
         self._check_lock = partial(self.lock.check, before_writing=True)
         self.status = RunStatus(self.root, self._check_lock)
         self.line: TimeLine | None = None
+        self.opened: CheckpointFiles | None = None
         self._step, self._is_new, self._by_name = 0, True, False
 
     def checkpoint(self, step: int) -> Path:
@@ -219,7 +224,8 @@ class RunDirectory:
         def prepare() -> Path | None:
             clean_leftovers(self.root)
             recorded = self._recorded_line()
-            checkpoint = find_checkpoint(resume, self.root, recorded, self._earlier())
+            self.opened = find_checkpoint(resume, self.root, recorded, self._earlier())
+            checkpoint = self.opened and self.opened.folder
             self._is_new = checkpoint is None
             self._by_name = checkpoint is not None and str(resume).lower() not in ("true", "auto")
             if checkpoint is None and self._earlier():

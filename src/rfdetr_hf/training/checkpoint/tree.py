@@ -1,12 +1,12 @@
 """Nested values as one safetensors file: the tensors as they are, their places and all other values as JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -58,16 +58,19 @@ def save_tree(path: Path, tree: Any) -> None:
     save_file(tensors, path, metadata={_TREE: structure})
 
 
-def load_tree(path: Path) -> Any:
-    """Read what `save_tree` wrote; tensors are in host memory.
+def tree_of(path: Path, read: Callable[[], tuple[Mapping[str, str], Mapping[str, Tensor]]]) -> Any:
+    """What `save_tree` wrote; tensors are in host memory.
+
+    Args:
+        path: of the file, for messages.
+        read: gives its metadata and its tensors.
 
     Raises:
         CheckpointError: the file is missing, damaged or of another kind.
     """
     try:
-        with safe_open(path, "pt") as file:
-            structure = json.loads((file.metadata() or {})[_TREE])
-            return _decode(structure, {name: file.get_tensor(name) for name in file.keys()})
+        metadata, tensors = read()
+        return _decode(json.loads(metadata[_TREE]), tensors)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -21,9 +21,10 @@ from ...models.image_processing_rfdetr import RFDETRImageProcessor
 from ..agreement import on_main
 from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
-from .directory import CheckpointError, read_json
+from .directory import CheckpointError
+from .reading import CheckpointFiles
 from .sharded import local_part, saved_tensors, shard_of, unsharded_state, write_state, writing
-from .tree import read_tensors, require_finite
+from .tree import require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class Weights:
 
         on_main(write, accelerator)
 
-    def check_model(self, folder: Path) -> None:
+    def check_model(self, files: CheckpointFiles) -> None:
         """Compare the configurations of a checkpoint with the run's: its weights go by the order of the classes, and
         know the colours of its image processor. Other values that have changed are named in a warning.
 
@@ -157,8 +158,8 @@ class Weights:
             CheckpointError: `config.json` or `preprocessor_config.json` cannot be read.
             ValueError: the names of the classes, or what the processor makes of colours, differ.
         """
+        folder, written = files.folder, files.value(CONFIG, dict)
         ours = {int(k): v for k, v in (self.model.config.id2label or {}).items()}
-        written = read_json(folder / CONFIG, dict)
         try:
             theirs = {int(label): str(name) for label, name in written["id2label"].items()}
             before = type(self.model.config).from_dict(written).to_dict()
@@ -173,7 +174,7 @@ class Weights:
             )
         changed = _changes(before, self.config.to_dict(), _OF_NO_WEIGHT)
         processor, stored = self.image_processor, folder / PROCESSOR
-        saved = read_json(stored, dict) if stored.exists() else processor.to_dict()
+        saved = files.value(PROCESSOR, dict) if stored.exists() else processor.to_dict()
         try:
             # With what is not written because it is the default.
             before, now = type(processor).from_dict(saved).to_dict(), processor.to_dict()
@@ -190,11 +191,11 @@ class Weights:
         if changed:
             logger.warning("the model has changed since %s was written: %s", folder.name, ", ".join(changed))
 
-    def load(self, folder: Path) -> None:
+    def load(self, files: CheckpointFiles) -> None:
         """Put the weights of a model folder or checkpoint of the same configuration into the model."""
-        state = read_tensors(folder / MODEL)
-        if (folder / ADAPTERS).exists():
-            state = unmerged_state(state, read_tensors(folder / ADAPTERS))
+        state = files.take_tensors(MODEL)
+        if files.exists(ADAPTERS):
+            state = unmerged_state(state, files.take_tensors(ADAPTERS))
         write_state(self.model, state)
 
     def load_average(self, average: dict[str, Tensor], num_updates: int) -> None:
