@@ -15,6 +15,7 @@ from ..arguments.metric_names import competing_names, without_raw
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.audit import raise_faults
 from ..data.findings import audit_data
+from ..data.rows import check_rows
 from ..data.schema import class_names, has_object_field, keypoint_schema, label_table, max_objects
 from ..data.shards.dataset import ShardedDataset
 from ..models.adapters import adapted_layers
@@ -99,6 +100,8 @@ def check_run(
     """
     for split, dataset in splits.items():
         check_split(model, split, dataset)
+        if isinstance(dataset, Dataset):  # shards were checked when they were written
+            check_rows(split, dataset)
         _check_objects(model, split, dataset)
     evaluated = {split: dataset for split, dataset in splits.items() if split.startswith("eval_")}
     if not evaluated:

@@ -1,0 +1,145 @@
+"""Whether the rows of a data set that was not made by `load_detection_dataset` are in the schema, without its pictures."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from datasets import Dataset
+
+from .errors import DetectionDataError
+from .schema import class_names
+from .values import shown
+
+# Its functions are made at import, where type checkers do not see them.
+pc: Any = pyarrow.compute
+
+_ROWS = 4096
+_OF_IMAGES = ("image_id", "width", "height")
+_OF_OBJECTS = ("bbox", "category", "area", "iscrowd")
+_LOAD = "load the data with load_detection_dataset, which says more, or correct the column"
+
+
+class _Field(NamedTuple):
+    """What a column, or a list of the objects, must hold.
+
+    Attributes:
+        meaning: for messages.
+        is_type: whether an Arrow type can hold it.
+        holds: of numbers, which are right.
+    """
+
+    meaning: str
+    is_type: Callable[[Any], bool]
+    holds: Callable[[np.ndarray], np.ndarray]
+
+
+def _is_number(kind: Any) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _fields(classes: int) -> dict[str, _Field]:
+    whole = pa.types.is_integer
+
+    def within(low: float, high: float) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda values: (values >= low) & (values <= high)
+
+    return {
+        "image_id": _Field("an integer of 64 bits", whole, within(-(2**63), 2**63 - 1)),
+        "width": _Field("a positive integer", whole, within(1, 2**31)),
+        "height": _Field("a positive integer", whole, within(1, 2**31)),
+        "bbox": _Field("four finite numbers x, y, width, height", _is_number, np.isfinite),
+        "category": _Field(f"a label from 0 to {classes - 1}", whole, within(0, classes - 1)),
+        "area": _Field("a finite number", _is_number, np.isfinite),
+        "iscrowd": _Field("true or false", lambda kind: whole(kind) or pa.types.is_boolean(kind), within(0, 1)),
+    }
+
+
+def check_rows(name: str, dataset: Dataset) -> None:
+    """Make sure that columns and values that training and scoring read are in the schema.
+
+    Args:
+        name: of the data set, for messages.
+        dataset: one split with class labels.
+
+    Raises:
+        DetectionDataError: a column is missing, a value is of another kind or out of range, lists of an image differ
+            in length, or two images have one id.
+    """
+    missing = [column for column in ("image", *_OF_IMAGES, "objects") if column not in dataset.column_names]
+    if missing:
+        raise DetectionDataError(f"{name}: column {missing[0]} is missing; {_LOAD}")
+    fields, ids, start = _fields(len(class_names(dataset))), [], 0
+    for batch in dataset.select_columns([*_OF_IMAGES, "objects"]).with_format("arrow").iter(_ROWS):
+        table = cast(pa.Table, batch)
+        columns = {column: table[column].combine_chunks() for column in _OF_IMAGES}
+        for column, values in columns.items():
+            _check(f"{name}: column {column}", fields[column], values, np.arange(start, start + len(table)))
+        ids.append(columns["image_id"].to_numpy())
+        _check_objects(name, table["objects"].combine_chunks(), fields, start)
+        start += len(table)
+    values, counts = np.unique(np.concatenate(ids) if ids else np.empty(0), return_counts=True)
+    if (counts > 1).any():
+        raise DetectionDataError(f"{name}: column image_id has {values[counts > 1][0]} more than once; {_LOAD}")
+
+
+def _check_objects(name: str, objects: Any, fields: dict[str, _Field], start: int) -> None:
+    if not pa.types.is_struct(objects.type):
+        raise DetectionDataError(f"{name}: column objects must be a table of parallel lists for each image; {_LOAD}")
+    lengths: dict[str, np.ndarray] = {}
+    for field in (each.name for each in objects.type):
+        lists, place = pc.struct_field(objects, field), f"{name}: field objects.{field}"
+        if not _is_list(lists.type) or lists.null_count:
+            raise DetectionDataError(f"{place} must be a list for each image; {_LOAD}")
+        lengths[field] = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+        if field not in fields:
+            continue
+        values = pc.list_flatten(lists)
+        rows = start + np.repeat(np.arange(len(lists)), lengths[field])
+        if field == "bbox":
+            values, rows = _numbers_of(place, values, rows)
+        _check(place, fields[field], values, rows)
+    for field in _OF_OBJECTS:
+        if field not in lengths:
+            raise DetectionDataError(f"{name}: field objects.{field} is missing; {_LOAD}")
+    for field, found in lengths.items():
+        if (found != lengths["bbox"]).any():
+            row = int(np.flatnonzero(found != lengths["bbox"])[0])
+            raise DetectionDataError(
+                f"{name}, row {start + row}: field objects.{field} has {found[row]} values for "
+                f"{lengths['bbox'][row]} boxes; {_LOAD}"
+            )
+
+
+def _numbers_of(place: str, boxes: Any, rows: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The numbers of boxes, and the row of each."""
+    if not _is_list(boxes.type):
+        raise DetectionDataError(f"{place} must be a list of lists of four numbers; {_LOAD}")
+    sides = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy(zero_copy_only=False)
+    if (sides != 4).any() or boxes.null_count:
+        row = rows[np.flatnonzero((sides != 4) | boxes.is_null().to_numpy(zero_copy_only=False))[0]]
+        raise DetectionDataError(f"{place}, row {row}: a box has not four numbers; {_LOAD}")
+    return pc.list_flatten(boxes), np.repeat(rows, 4)
+
+
+def _check(place: str, field: _Field, values: Any, rows: np.ndarray) -> None:
+    if not len(values):
+        return
+    number = "dataset.map(lambda row, i: {'image_id': i}, with_indices=True)"
+    remedy = f"{_LOAD}, such as {number}" if place.endswith("image_id") else _LOAD
+    if not field.is_type(values.type):
+        first = shown(values[0].as_py())
+        raise DetectionDataError(f"{place} holds {values.type} ({first}), not {field.meaning}; {remedy}")
+    if values.null_count:
+        row = rows[np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]]
+        raise DetectionDataError(f"{place}, row {row}: null, not {field.meaning}; {remedy}")
+    numbers = values.to_numpy(zero_copy_only=False)
+    right = field.holds(numbers)
+    if not right.all():
+        wrong = np.flatnonzero(~right)[0]
+        raise DetectionDataError(f"{place}, row {rows[wrong]}: {shown(numbers[wrong])}, not {field.meaning}; {remedy}")
+
+
+def _is_list(kind: Any) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
