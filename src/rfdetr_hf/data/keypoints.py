@@ -1,12 +1,15 @@
 """What the keypoints of each class are: names, skeleton, mirror pairs and OKS sigmas."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+
+from .values import as_integer, is_number
 
 COCO_KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
@@ -74,6 +77,8 @@ class ClassKeypoints:
             known = tuple(names) == COCO_KEYPOINTS
             sigmas = COCO_SIGMAS if known else (DEFAULT_SIGMA,) * len(names)
         pairs = infer_flip_pairs(names) if flip_pairs is None else _as_pairs(flip_pairs)
+        if not all(is_number(sigma) and 0 < sigma < math.inf for sigma in sigmas):
+            raise ValueError(f"sigmas {list(sigmas)} must be positive numbers, one for each keypoint")
         return cls(tuple(names), _as_pairs(skeleton), pairs, tuple(float(sigma) for sigma in sigmas))
 
 
@@ -204,6 +209,7 @@ def pairs_of_permutation(index: Sequence[int], count: int) -> Pairs:
 
 
 def _as_pairs(pairs: Sequence[Sequence[int]]) -> Pairs:
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"{[list(pair) for pair in pairs]} are not pairs of positions")
-    return tuple((int(a), int(b)) for a, b in pairs)
+    found = tuple(tuple(map(as_integer, pair)) for pair in pairs)
+    if any(len(pair) != 2 or None in pair for pair in found):
+        raise ValueError(f"skeleton or flip_pairs {[list(pair) for pair in pairs]} are not pairs of positions from 0")
+    return cast(Pairs, found)

@@ -1,4 +1,4 @@
-"""Whether the rows of a data set that was not made by `load_detection_dataset` are in the schema, without its pictures."""
+"""Whether the rows of a data set, which anybody may have made, are in the schema; without its pictures."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -138,7 +138,8 @@ def _check(place: str, field: _Field, values: Any, rows: np.ndarray) -> None:
     right = field.holds(numbers)
     if not right.all():
         wrong = np.flatnonzero(~right)[0]
-        raise DetectionDataError(f"{place}, row {rows[wrong]}: {shown(numbers[wrong])}, not {field.meaning}; {remedy}")
+        value = shown(numbers[wrong].item())
+        raise DetectionDataError(f"{place}, row {rows[wrong]}: {value}, not {field.meaning}; {remedy}")
 
 
 def _is_list(kind: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from datasets import Dataset
 from pycocotools.coco import COCO
 
 from ..data import schema
+from ..data.values import is_number, shown
 from .detection_table import first_few
 
 _LARGEST_AREA = 1e10  # of COCO's area range "all"
@@ -238,6 +240,12 @@ def _annotations(row: Mapping[str, Any], num_classes: int) -> Iterator[dict[str,
         if label is None or not 0 <= label < num_classes:
             raise ValueError(f"Image {row['image_id']}: category {label} is none of the {num_classes} classes.")
         area, crowd, segmentation, points = (optional[name][i] for name in optional)
+        numbers = [*(box or ()), *([] if area is None else [area])]
+        if len(box or ()) != 4 or not all(is_number(each) and math.isfinite(each) for each in numbers):
+            raise ValueError(
+                f"Image {row['image_id']}: objects.bbox {shown(box)} with objects.area {shown(area)} must be x, y, "
+                "width, height and an area in pixels, finite numbers; correct the object, or delete it"
+            )
         annotation = {
             "image_id": row["image_id"],
             "category_id": label,

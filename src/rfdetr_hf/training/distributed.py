@@ -51,7 +51,7 @@ def build_accelerator(args: RFDETRTrainingArguments) -> Accelerator:
     # DeepSpeed would cast the complete module, losses and box geometry too; the step autocasts instead.
     accelerator = _with_own_precision("no" if deepspeed else args.mixed_precision, handlers)
     check_backend(accelerator, args)
-    use_cores(accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes))
+    use_cores(accelerator.device, _launched("LOCAL_WORLD_SIZE", accelerator.num_processes))
     return accelerator
 
 
@@ -101,6 +101,14 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
+def _launched(variable: str, default: int) -> int:
+    """A number of processes, as the launcher's environment has it."""
+    text = os.environ.get(variable) or str(default)
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"{variable}={text!r} in the environment is no number of processes; launch again, or unset it")
+    return int(text)
+
+
 def check_backend(accelerator: Accelerator, args: RFDETRTrainingArguments) -> None:
     """Refuse a launch whose processes would not train together, or in a way that this trainer does not know.
 
@@ -109,7 +117,7 @@ def check_backend(accelerator: Accelerator, args: RFDETRTrainingArguments) -> No
             or the precision does not exist on the device.
         ValueError: a backend, a version of it or one of its options that this trainer does not support.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = _launched("WORLD_SIZE", 1)
     if launched != accelerator.num_processes:
         raise RuntimeError(
             f"the launcher started {launched} processes, but Accelerate sees {accelerator.num_processes}; "

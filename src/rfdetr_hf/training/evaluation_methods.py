@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..arguments.training import RFDETRTrainingArguments
+from ..data.rows import check_rows
 from ..data.shards.dataset import ShardedDataset
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .checks import check_kinds, check_split
@@ -69,7 +70,7 @@ class EvaluationMethods(TransformersMethods):
             parts = [self.evaluate(each, f"{metric_key_prefix}_{name}") for name, each in dataset.items()]
             return {name: value for part in parts for name, value in part.items()}
         check_kinds(self.model, self.args, {"eval_dataset": dataset}, None)
-        check_split(self.model, metric_key_prefix, dataset)
+        self._check_given(metric_key_prefix, dataset)
         started = time.perf_counter()
         metrics: dict[str, float] = {}
         prefixes = self.args.evaluated_prefixes if self._in_training else ("",)
@@ -97,7 +98,7 @@ class EvaluationMethods(TransformersMethods):
             predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes`
                 (n, 4) xyxy in pixels, on the CPU; `masks` as run-lengths, or `keypoints`, of such a model.
         """
-        check_split(self.model, metric_key_prefix, dataset)
+        self._check_given(metric_key_prefix, dataset)
         mine: list[dict[str, Any]] = []
 
         def keep(image_ids: list[int], found: Found) -> None:
@@ -111,6 +112,13 @@ class EvaluationMethods(TransformersMethods):
         by_id = {each["image_id"]: each for each in gather_object(mine)}
         self._fire("on_predict", metrics=metrics)
         return PredictionOutput([by_id[image_id] for image_id in dataset["image_id"]], metrics)
+
+    def _check_given(self, name: str, dataset: Dataset) -> None:
+        """`check_split`, and the rows of a data set that was not given at construction, where they were checked."""
+        check_split(self.model, name, dataset)
+        known = any(dataset is each for each in self.splits.values())
+        if not known and isinstance(dataset, Dataset):  # shards were checked when they were written
+            check_rows(name, dataset)
 
     def _score(self, dataset: Dataset, on_batch: Callable[[list[int], Found], None], *options: Any) -> dict[str, float]:
         with self.parallel.together():

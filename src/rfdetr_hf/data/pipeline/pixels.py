@@ -222,6 +222,8 @@ def _open(source: Any, name: str) -> Image.Image:
     """The image of a file's path or of its bytes, within the limit of pixels; not decoded."""
     limit = os.environ.get(_LIMIT_VARIABLE)
     if limit is not None:
+        if not limit.isdecimal():
+            raise ValueError(f"{_LIMIT_VARIABLE}={limit!r} in the environment is no number of pixels")
         # Pillow warns at its limit and raises at twice that.
         Image.MAX_IMAGE_PIXELS = max(1, (int(limit) + 1) // 2)
     with _named_faults(name):

@@ -1,0 +1,113 @@
+"""Data sets that nobody has loaded with `load_detection_dataset`: each fault is named before the first step."""
+
+import re
+from functools import partial
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Features, Value
+from helpers.runs import quick_arguments
+
+from rfdetr_hf import CocoEvaluator, RFDETRTrainer, decode_image
+from rfdetr_hf.data.keypoints import ClassKeypoints
+
+SHAPES = 4
+arguments = partial(quick_arguments, max_steps=1, save_strategy="no")
+
+
+def column(name, change, kind=None):
+    """The data set with other values, and perhaps of another type, in a column."""
+
+    def changed(data):
+        features = data.features.copy()
+        features[name] = Value(kind) if kind else features[name]
+        return data.map(lambda row, i: {name: change(i)}, with_indices=True, features=features)
+
+    return changed
+
+
+def objects(name, change=None, kind=None):
+    """The data set with other values in a list of the objects, or without it."""
+
+    def changed(data):
+        fields = dict(data.features["objects"])
+        if change is None:
+            fields.pop(name)
+        elif kind is not None:
+            fields[name] = kind
+        rows = [dict(row["objects"]) for row in data]
+        for row in rows:
+            values = row.pop(name)
+            row |= {} if change is None else {name: change(values)}
+        features = Features({**data.features, "objects": fields})
+        return data.map(lambda row, i: {"objects": rows[i]}, with_indices=True, features=features)
+
+    return changed
+
+
+FAULTS = [
+    (column("image_id", "img{}".format, "string"), "column image_id holds string ('img0'), not an integer"),
+    (column("image_id", str, "string"), "column image_id holds string ('0')"),
+    (column("image_id", lambda i: i + 0.5, "float64"), "column image_id holds double (0.5)"),
+    (column("image_id", lambda i: None if i == 2 else i), "column image_id, row 2: null"),
+    (column("image_id", lambda i: i // 2), "column image_id has 0 more than once"),
+    (column("width", str, "string"), "column width holds string"),
+    (column("height", lambda i: None if i == 3 else 64), "column height, row 3: null, not a positive integer"),
+    (column("height", lambda i: -i), "column height, row 0: 0, not a positive integer"),
+    (lambda data: data.remove_columns("image_id"), "column image_id is missing"),
+    (lambda data: data.remove_columns("width"), "column width is missing"),
+    (objects("bbox"), "objects.bbox is missing"),
+    (objects("area"), "objects.area is missing"),
+    (objects("iscrowd"), "objects.iscrowd is missing"),
+    (objects("bbox", lambda boxes: [None] * len(boxes)), "objects.bbox, row 0: a box has not four numbers"),
+    (objects("bbox", lambda boxes: [[float("nan")] * 4] * len(boxes)), "objects.bbox, row 0: nan, not four finite"),
+    (objects("bbox", lambda boxes: [box[:3] for box in boxes], datasets.List(datasets.List(Value("float64")))),
+     "objects.bbox, row 0: a box has not four numbers"),
+    (objects("category", lambda labels: [-1] * len(labels)), "objects.category, row 0: -1, not a label from 0 to 2"),
+    (objects("category", lambda labels: [None] * len(labels)), "objects.category, row 0: null"),
+    (objects("category", lambda labels: labels[1:]), "row 0: field objects.category has 0 values for 1 boxes"),
+    (objects("iscrowd", lambda flags: ["no"] * len(flags), datasets.List(Value("string"))), "iscrowd holds string"),
+    (objects("area", lambda areas: [float("inf")] * len(areas)), "objects.area, row 0: inf, not a finite number"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), FAULTS, ids=[message for _, message in FAULTS])
+def test_a_fault_of_the_rows_is_named_before_the_first_step(tmp_path, tiny_model, shapes, change, message):
+    wrong, args = change(shapes), arguments(tmp_path)
+    with pytest.raises(ValueError, match=f"^train_dataset.*{re.escape(message)}.* load the data with"):
+        RFDETRTrainer(tiny_model(), args, wrong, shapes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RFDETRTrainer(tiny_model(), args, eval_dataset=shapes).evaluate(wrong)
+
+
+def test_integers_of_any_kind_are_ids(tmp_path, tiny_model, shapes):
+    large = shapes.map(lambda row, i: {"image_id": 2**62 + i}, with_indices=True)
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes.cast_column("image_id", Value("int32")), large)
+    trainer.train()
+    assert trainer.predict(large).predictions[1]["image_id"] == 2**62 + 1
+
+
+@pytest.mark.parametrize("given", [None, 1.5, [3]])
+def test_an_evaluator_takes_no_other_ids(shapes, given):
+    with pytest.raises(ValueError, match="image_ids: .* is no image id"):
+        CocoEvaluator(shapes).update([given], [{"scores": [], "labels": [], "boxes": []}])
+
+
+def test_an_evaluator_names_a_box_that_is_none(shapes):
+    wrong = objects("bbox", lambda boxes: [None] * len(boxes))(shapes)
+    with pytest.raises(ValueError, match=r"Image \d+: objects.bbox None .* must be x, y, width, height"):
+        CocoEvaluator(wrong)
+
+
+def test_numbers_of_the_environment_and_of_keypoints_are_named(tmp_path, tiny_model, shapes, monkeypatch):
+    with pytest.raises(ValueError, match="skeleton or flip_pairs .* are not pairs of positions"):
+        ClassKeypoints.of(["a", "b"], skeleton=[("a", "b")])
+    with pytest.raises(ValueError, match="sigmas .* must be positive numbers"):
+        ClassKeypoints.of(["a", "b"], sigmas=[0.1, "wide"])
+    monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "many")
+    with pytest.raises(ValueError, match="RFDETR_HF_MAX_IMAGE_PIXELS='many' in the environment"):
+        np.asarray(decode_image(shapes[0]))
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match="WORLD_SIZE='two' in the environment"):
+        RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, shapes)
