@@ -7,19 +7,32 @@ import shutil
 import pytest
 from accelerate import Accelerator
 
-from rfdetr_hf.training.checkpoint.directory import CheckpointError, atomic_directory, list_checkpoints, set_aside
+from rfdetr_hf.training.checkpoint.directory import (
+    CheckpointError,
+    atomic_directory,
+    list_checkpoints,
+    set_aside,
+    verify,
+)
 from rfdetr_hf.training.checkpoint.lock import RunInUse
+from rfdetr_hf.training.checkpoint.reading import CheckpointFiles
 from rfdetr_hf.training.checkpoint.run_directory import RunDirectory
 from rfdetr_hf.training.status import read_status
 
 ARGUMENTS = {"seed": 1, "output_dir": "x"}
 
 
+def verified(folder):
+    """These checkpoints have a manifest, and nothing of a run."""
+    verify(folder)
+    return CheckpointFiles(folder)
+
+
 class Run:
     """A run that saves folders with its name in them."""
 
     def __init__(self, root, resume=None, arguments=ARGUMENTS, name="first"):
-        self.directory, self.name = RunDirectory(root), name
+        self.directory, self.name = RunDirectory(root, verified), name
         self.accelerator = Accelerator(cpu=True)
         self.directory.claim(resume, self.accelerator)
         try:

@@ -72,6 +72,11 @@ TABLE = (
 _ROWS = {entry.file: entry for entry in TABLE}
 
 
+def is_content(name: str) -> bool:
+    """Whether a file of a checkpoint is one that the table knows."""
+    return name.startswith(f"{OPTIMIZER}/") or any(name in (entry.file, *entry.beside) for entry in TABLE)
+
+
 def check_contents(folder: Path) -> None:
     """Make sure that every file of the table that is there, under its present or its earlier name, was saved.
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,11 +34,12 @@ class CheckpointFiles:
         self._opened: dict[str, Opened] = {}
 
     @classmethod
-    def verified(cls, folder: Path, may_hold_nan: str) -> "CheckpointFiles":
+    def verified(cls, folder: Path, loaded: Callable[[str], bool], may_hold_nan: str) -> "CheckpointFiles":
         """Read every file that the manifest lists, and keep those that are loaded later in host memory.
 
         Args:
             folder: the checkpoint.
+            loaded: whether a file is loaded later.
             may_hold_nan: a file whose numbers may be infinite or NaN.
 
         Raises:
@@ -46,12 +47,12 @@ class CheckpointFiles:
         """
         files = cls(folder)
         for name, entry in verify_sizes(folder).items():
-            files._verify(name, entry["sha256"], name != may_hold_nan)
+            files._verify(name, entry["sha256"], loaded(name), name != may_hold_nan)
         return files
 
-    def _verify(self, name: str, expected: str, is_finite: bool) -> None:
+    def _verify(self, name: str, expected: str, is_loaded: bool, is_finite: bool) -> None:
         path = self.folder / name
-        kept = path.suffix in (".json", ".safetensors")
+        kept = is_loaded and path.suffix in (".json", ".safetensors")
         try:
             data = path.read_bytes() if kept else b""
             found = hashlib.sha256(data).hexdigest() if kept else checksum(path)
@@ -59,6 +60,8 @@ class CheckpointFiles:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         if found != expected:
             raise CheckpointError(f"{path} has changed since it was saved (SHA-256 differs).")
+        if not kept:
+            return
         try:
             if path.suffix == ".json":
                 self._values[name] = json.loads(data)

@@ -1,9 +1,9 @@
 """What `resume_from_checkpoint` (`--resume`) accepts, and the checkpoint that it means."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .contents import PROCESSES
+from .contents import PROCESSES, is_content
 from .directory import (
     MANIFEST,
     CheckpointError,
@@ -53,13 +53,17 @@ def open_checkpoint(folder: Path) -> CheckpointFiles:
     Raises:
         CheckpointError: it cannot be resumed from; the message names file, reason and remedy.
     """
-    files = CheckpointFiles.verified(folder, may_hold_nan=PROCESSES)
+    files = CheckpointFiles.verified(folder, is_content, may_hold_nan=PROCESSES)
     check_values(files)
     return files
 
 
 def find_checkpoint(
-    resume: bool | str | None, root: Path, line: TimeLine | None, earlier: Sequence[Path]
+    resume: bool | str | None,
+    root: Path,
+    line: TimeLine | None,
+    earlier: Sequence[Path],
+    read: Callable[[Path], CheckpointFiles] = open_checkpoint,
 ) -> CheckpointFiles | None:
     """The checkpoint to go on from; None for a start from the beginning.
 
@@ -69,6 +73,7 @@ def find_checkpoint(
         root: the run directory.
         line: its time line.
         earlier: what an earlier run has written there.
+        read: reads a checkpoint, or raises a `CheckpointError`.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or under "auto" none that is valid.
@@ -79,7 +84,7 @@ def find_checkpoint(
         return None
     if str(resume).lower() in ("true", "auto"):
         opened: list[CheckpointFiles] = []
-        check = lambda path: opened.append(open_checkpoint(path))  # noqa: E731
+        check = lambda path: opened.append(read(path))  # noqa: E731
         newest = latest_valid_checkpoint(root, line, check, skipped := list[str]())
         if newest is None and (str(resume).lower() == "true" or list_checkpoints(root, line)):
             why = f" ({'; '.join(skipped)})" if skipped else ""
@@ -87,7 +92,7 @@ def find_checkpoint(
         return opened[0] if opened else None
     checkpoint = Path(str(resume))
     require_folder(resume)
-    files = open_checkpoint(checkpoint)
+    files = read(checkpoint)
     mark = time_line_of(checkpoint)
     is_here = root.resolve() in checkpoint.resolve().parents
     same_run = line is not None and mark is not None and line.same_run(mark)

@@ -5,7 +5,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from .directory import (
 )
 from .lock import LockLost, RunLock
 from .reading import CheckpointFiles
-from .resume import find_checkpoint, is_new
+from .resume import find_checkpoint, is_new, open_checkpoint
 from .timeline import TimeLine
 
 logger = logging.getLogger(__name__)
@@ -55,11 +55,15 @@ class RunDirectory:
 
     `claim` comes first and `release` last; between them no other process writes there.
 
+    Args:
+        root: the folder.
+        read: reads the checkpoint that the run goes on from, or raises a `CheckpointError`.
+
     Attributes:
         opened: the files of the checkpoint that the run goes on from, on the process that has verified them.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, read: Callable[[Path], CheckpointFiles] = open_checkpoint) -> None:
         self.root = Path(root)
         self.best = self.root / "best"
         self.last = self.root / "last"
@@ -70,6 +74,7 @@ class RunDirectory:
         self._check_lock = partial(self.lock.check, before_writing=True)
         self.status = RunStatus(self.root, self._check_lock)
         self.line: TimeLine | None = None
+        self._read = read
         self.opened: CheckpointFiles | None = None
         self._step, self._is_new, self._by_name = 0, True, False
 
@@ -224,7 +229,7 @@ class RunDirectory:
         def prepare() -> Path | None:
             clean_leftovers(self.root)
             recorded = self._recorded_line()
-            self.opened = find_checkpoint(resume, self.root, recorded, self._earlier())
+            self.opened = find_checkpoint(resume, self.root, recorded, self._earlier(), self._read)
             checkpoint = self.opened and self.opened.folder
             self._is_new = checkpoint is None
             self._by_name = checkpoint is not None and str(resume).lower() not in ("true", "auto")
