@@ -111,3 +111,14 @@ def test_numbers_of_the_environment_and_of_keypoints_are_named(tmp_path, tiny_mo
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(ValueError, match="WORLD_SIZE='two' in the environment"):
         RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, shapes)
+
+
+def test_a_set_that_is_not_there_is_named(tmp_path, tiny_model, shapes):
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, {"day": shapes, "night": shapes})
+    for given in (None, "dawn"):
+        with pytest.raises(ValueError, match=f"{given!r} is none; give one of 'day', 'night'"):
+            trainer.get_eval_dataloader(given)
+    with pytest.raises(ValueError, match=r"evaluate\(\) needs an eval_dataset"):
+        trainer.evaluate({})
+    with pytest.raises(ValueError, match="there is no such folder; give a folder checkpoint-<step>"):
+        trainer.train(resume_from_checkpoint="no/such")

@@ -114,7 +114,7 @@ class CocoEvaluator:
         """
         self._require_open("update")
         given = image_ids.tolist() if isinstance(image_ids, (Tensor, np.ndarray)) else image_ids
-        ids = [i if isinstance(i, str) else as_integer(i) for i in given]
+        ids: list[Any] = [i if isinstance(i, str) else as_integer(i) for i in given]
         if None in ids:
             raise ValueError(f"image_ids: {shown(given[ids.index(None)])} is no image id; give integers, or texts")
         if len(ids) != len(predictions):

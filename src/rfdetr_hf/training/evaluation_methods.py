@@ -45,10 +45,12 @@ class EvaluationMethods(TransformersMethods):
             dataset: or the name of one, where several were given at construction; default: the one of construction.
         """
         if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping):
-            dataset = self.eval_dataset[dataset]
+            dataset = self.eval_dataset.get(dataset, dataset)
         dataset = self.splits.get("eval_dataset") if dataset is None else dataset
         if not isinstance(dataset, (Dataset, ShardedDataset)):
-            raise ValueError(f"get_eval_dataloader() needs a data set, and none is {dataset!r}")
+            names = list(self.eval_dataset) if isinstance(self.eval_dataset, Mapping) else []
+            remedy = f"give one of {', '.join(map(repr, names))}" if names else "give one, here or at construction"
+            raise ValueError(f"get_eval_dataloader() needs a data set, and {dataset!r} is none; {remedy}")
         return build_eval_loader(dataset, self.args, self.model.config, self.image_processor, self.accelerator)
 
     def evaluate(
@@ -64,7 +66,7 @@ class EvaluationMethods(TransformersMethods):
             metric_key_prefix: first part of each name.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
+        if dataset is None or (isinstance(dataset, Mapping) and not dataset):
             raise ValueError("evaluate() needs an eval_dataset, here or at construction")
         if isinstance(dataset, Mapping):
             parts = [self.evaluate(each, f"{metric_key_prefix}_{name}") for name, each in dataset.items()]

@@ -113,16 +113,16 @@ class CheckpointFiles:
         return tree_of(path, read)
 
     def header(self, name: str) -> tuple[Mapping[str, str], dict[str, int]]:
-        """The metadata of a safetensors file, and the length of the first dimension of each of its tensors.
+        """The metadata of a safetensors file, and the length of the first dimension of each of its tensors, by name.
 
         Raises:
             SafetensorError, OSError: it cannot be read.
         """
         if name in self._opened:
             opened = self._opened[name]
-            return opened.metadata, {key: len(tensor) for key, tensor in opened.tensors.items()}
+            return opened.metadata, {key: len(opened.tensors[key]) for key in sorted(opened.tensors)}
         with safe_open(self.folder / name, "pt") as file:
-            return file.metadata() or {}, {key: file.get_slice(key).get_shape()[0] for key in file.keys()}
+            return file.metadata() or {}, {key: file.get_slice(key).get_shape()[0] for key in sorted(file.keys())}
 
     def rows(self, name: str, key: str, start: int, stop: int) -> Tensor:
         """The rows `start` to `stop` of a tensor of a safetensors file."""

@@ -91,6 +91,11 @@ def find_checkpoint(
             raise FileNotFoundError(f"resume_from_checkpoint: no valid checkpoint in {root}{why}; start without it")
         return opened[0] if opened else None
     checkpoint = Path(str(resume))
+    if not checkpoint.is_dir():
+        raise CheckpointError(
+            f"resume_from_checkpoint={resume}: there is no such folder; give a folder checkpoint-<step> of a run, or "
+            "True for the newest one of output_dir"
+        )
     require_folder(resume)
     files = read(checkpoint)
     mark = time_line_of(checkpoint)

@@ -173,7 +173,8 @@ class Weights:
                 "which goes by the names"
             )
         changed = _changes(before, self.config.to_dict(), _OF_NO_WEIGHT)
-        processor, stored = self.image_processor, folder / PROCESSOR
+        processor: Any = self.image_processor
+        stored = folder / PROCESSOR
         saved = files.value(PROCESSOR, dict) if stored.exists() else processor.to_dict()
         try:
             # With what is not written because it is the default.
