@@ -363,6 +363,8 @@ ABSURD = [
     ("trainer_state.json", "stateful_callbacks", lambda content: content.update(stateful_callbacks={"Early": 3})),
     ("progress.json", "due", lambda content: content.update(due={"should_log": "perhaps"})),
     ("scheduler.json", "last_epoch", lambda content: content.update(last_epoch=-5)),
+    ("scheduler.json", "last_epoch", lambda content: content.update(last_epoch=10**400)),
+    ("scheduler.json", "base_lrs", lambda content: content.update(base_lrs=[{}])),
     ("scheduler.json", "base_lrs", lambda content: content.update(base_lrs=[NAN])),
     ("config.json", "id2label", lambda content: content.update(id2label={"first": "cat"})),
 ]
@@ -388,6 +390,25 @@ def test_values_that_no_run_has_are_refused_and_the_checkpoint_before_is_taken(
     assert field in str(refused.value)
     assert find_checkpoint("auto", root, None, []).folder == root / "checkpoint-1"
     assert any("Skipping the checkpoint" in text and file in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [("optimizer/index.json", lambda content: next(iter(content["numbers"].values())).clear()),
+     ("config.json", lambda content: content["backbone_config"].update(dtype=nested(900))),
+     ("preprocessor_config.json", lambda content: content.update(size=[]))],
+)  # fmt: skip
+def test_values_that_only_a_model_knows_are_named(tmp_path, two_checkpoints, tiny_model, shapes, file, change):
+    root = tmp_path / "run"
+    shutil.copytree(two_checkpoints, root)
+    rewrite(root / "checkpoint-2", file, change)
+    args = arguments(root, max_steps=3, eval_strategy="no")
+    with pytest.raises(CheckpointError, match=file.partition("/")[0]):
+        RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=str(root / "checkpoint-2"))
+
+
+def nested(depth):
+    return [nested(depth - 1)] if depth else 1
 
 
 def test_a_state_that_cannot_be_taken_up_names_its_file(tmp_path, two_checkpoints, tiny_model, shapes):

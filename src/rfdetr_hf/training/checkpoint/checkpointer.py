@@ -16,6 +16,7 @@ from ..state import RunState
 from . import contents as files
 from .background import BackgroundWriter, host_copy
 from .directory import CheckpointError, rng_state, set_rng_state, temporary_path
+from .optimizer import DifferentGroups
 from .previous import open_optimizer, with_present_names
 from .reading import CheckpointFiles
 from .run_directory import RunDirectory
@@ -37,9 +38,9 @@ def _naming(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, DifferentGroups):
         raise
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} cannot be taken up: {error!r}; {REMEDY}") from error
 
 
@@ -160,7 +161,8 @@ class Checkpointer:
         if average is not None and not (folder / files.AVERAGE).exists():
             raise ValueError(f"use_ema=True, but {folder} holds no {files.AVERAGE}; resume with use_ema=False")
         self.weights.load(source)
-        self.parallel.load_optimizer(open_optimizer(source), folder)
+        with _naming(folder / files.OPTIMIZER):
+            self.parallel.load_optimizer(open_optimizer(source), folder)
         if average is not None:
             self.weights.load_average(files.read_content(source, files.AVERAGE), progress["ema_updates"])
         for name, file in FILE_OF_PART.items():

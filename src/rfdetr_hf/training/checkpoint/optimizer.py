@@ -26,6 +26,10 @@ FOLDER, INDEX, FORMAT = "optimizer", "index.json", 1
 _OF_THE_IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 
 
+class DifferentGroups(ValueError):
+    """The parameter groups of a checkpoint are others than those of a run."""
+
+
 class Piece(NamedTuple):
     """The elements from `start` on of the flattened state `field` ("exp_avg") of a parameter."""
 
@@ -274,10 +278,10 @@ def check_groups(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str
     """Compare parameter groups by the names of their parameters.
 
     Raises:
-        ValueError: they differ.
+        DifferentGroups: they differ.
     """
     if [group["param_names"] for group in ours] != [group["param_names"] for group in theirs]:
-        raise ValueError(
+        raise DifferentGroups(
             f"the parameter groups of {folder} differ from this run's; resume with the same model, param_groups and "
             "freeze_backbone"
         )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...data.values import is_number
 from . import contents as names
 from .contents import read_content
 from .directory import CheckpointError, about
@@ -27,7 +28,7 @@ def _whole(low: int = 0, high: int = _MOST) -> _Rule:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
 
 
 def _or_none(rule: _Rule) -> _Rule:
@@ -43,6 +44,7 @@ _TEXT = _Rule("a text", lambda v: isinstance(v, str))
 _TABLE = _Rule("a table", lambda v: isinstance(v, Mapping))
 _NUMBER = _Rule("a finite number", _is_number)
 _RATE = _Rule("a finite number of at least 0", lambda v: _is_number(v) and v >= 0)
+_RATES = _Rule("a list of finite numbers of at least 0", lambda v: isinstance(v, list) and all(map(_RATE.holds, v)))
 _LIST_OF_TABLES = _Rule("a list of tables", lambda v: isinstance(v, list) and all(map(_TABLE.holds, v)))
 
 _STATE = _Rule("a state", lambda v: _TABLE.holds(v) and all(_TABLE.holds(v.get(n)) for n in ("args", "attributes")))
@@ -71,6 +73,13 @@ def check_values(files: CheckpointFiles) -> None:
     Raises:
         CheckpointError: one cannot be that of a run; the message names file, field and remedy.
     """
+    try:
+        _check_files(files)
+    except (RecursionError, OverflowError) as error:
+        raise CheckpointError(f"{files.folder} holds values of no run ({error!r}); {REMEDY}") from error
+
+
+def _check_files(files: CheckpointFiles) -> None:
     step = _check_callbacks(files)
     _check_progress(files, step)
     _check_classes(files)
@@ -83,6 +92,7 @@ def check_values(files: CheckpointFiles) -> None:
         if files.exists(name):
             _check_numbers(path, values := read_content(files, name))
             _check(path, values, {n: _whole(-1) for n in ("last_epoch", "_step_count") if n in values})
+            _check(path, values, {n: _RATES for n in ("base_lrs", "_last_lr") if n in values})
             _check(path, values, {n: _RATE for n in ("scale", "growth_factor", "backoff_factor") if n in values})
     processes = read_content(files, names.PROCESSES)
     whole = isinstance(processes, list) and processes and all(isinstance(each, Mapping) for each in processes)
@@ -156,7 +166,7 @@ def _check_index(path: Path, index: Mapping[str, Any]) -> None:
 
 def _check_numbers(path: Path, values: Mapping[str, Any], inside: str = "") -> None:
     for place, number in _numbers(values, inside):
-        if not math.isfinite(number):
+        if not _is_number(number):
             raise CheckpointError(f"{path}: field {place} is {number}, not a finite number; {REMEDY}")
 
 
@@ -167,5 +177,5 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
     elif isinstance(value, (list, tuple)):
         for i, each in enumerate(value):
             yield from _numbers(each, f"{place}[{i}]")
-    elif isinstance(value, (int, float)):
+    elif type(value) in (int, float):
         yield place.rstrip("."), value

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 COLOURS = {"do_convert_rgb", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "value_range"}
+_OF_VALUES = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 # What says where a file is from, and how it is written.
 _OF_NO_WEIGHT = {
     "_name_or_path", "architectures", "auto_map", "dtype", "id2label", "image_processor_type", "label2id",
@@ -163,7 +164,7 @@ class Weights:
         try:
             theirs = {int(label): str(name) for label, name in written["id2label"].items()}
             before = type(self.model.config).from_dict(written).to_dict()
-        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+        except _OF_VALUES as error:
             raise CheckpointError(f"{folder / CONFIG} cannot be read, or its id2label: {error!r}") from error
         if theirs != ours:
             names = [[table[label] for label in sorted(table)] for table in (theirs, ours)]
@@ -179,7 +180,7 @@ class Weights:
         try:
             # With what is not written because it is the default.
             before, now = type(processor).from_dict(saved).to_dict(), processor.to_dict()
-        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+        except _OF_VALUES as error:
             raise CheckpointError(f"{stored} cannot be read: {error!r}") from error
         colours = _changes(before, now, {*before, *now} - COLOURS)
         if colours:
