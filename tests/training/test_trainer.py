@@ -133,7 +133,7 @@ def test_a_run_resumed_in_mid_epoch_ends_with_the_same_bits(tmp_path, tiny_model
     for file in ("best/model.safetensors", "last/model.safetensors", "checkpoint-18/ema.safetensors"):
         assert_same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file))
     optimizers = [tmp_path / run / "checkpoint-18" / "optimizer" for run in ("whole", "cut")]
-    assert_same(*(load_file(folder / "rank-0.safetensors") for folder in optimizers))
+    assert len({(folder / "rank-0.safetensors").read_bytes() for folder in optimizers}) == 1
     assert len({(folder / "index.json").read_text() for folder in optimizers}) == 1
     assert metrics_rows(tmp_path / "whole") == metrics_rows(tmp_path / "cut")
     stopping = [
