@@ -57,6 +57,7 @@ REASONS = {
     "bytes": "another digit of a number, or another letter of a name: nothing contradicts it",
     "bytes removed": "bytes that the decoder accepts give other pixels, or none",
     "categories keypoints": "a keypoint may have any name",
+    "categories skeleton": "another line between keypoints that there are: nothing contradicts it",
     "record twice": "a category that is listed twice under one name is one category",
     "pixels": "bytes that the decoder accepts give other pixels, or none",
     "record order": "the order of records says nothing",

@@ -37,15 +37,16 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf data audit") -> int:
     from .. import audit_data, load_detection_dataset, load_detector, log_to_console, write_audit_page
 
     log_to_console()
-    config, task = model_of(model_args)
-    loaded = load_detection_dataset(**data_args.load_options(data_args.task or task))
-    splits = {str(name): split for name, split in loaded.items()}
     detect: Any = None
     names: list[str] = []
     if model_args.variant is None:
         detect = load_detector(str(model_args.model_name_or_path), args.device, revision=model_args.revision)
-        id2label: Any = detect.model.config.id2label
-        names = [id2label[label] for label in range(len(id2label))]
+        config, task = detect.model.config.with_fields(**model_args.config_fields()), detect.model.task
+        names = [config.id2label[label] for label in range(config.num_labels)]
+    else:
+        config, task = model_of(model_args)
+    loaded = load_detection_dataset(**data_args.load_options(data_args.task or task))
+    splits = {str(name): split for name, split in loaded.items()}
     audit = audit_data(
         splits, num_queries=config.num_queries, resolution=config.resolution, decode=not args.headers,
         near=args.near_duplicates, sample=args.sample, detect=detect, detected_names=names, batch_size=args.batch_size,
