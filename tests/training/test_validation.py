@@ -282,3 +282,20 @@ def test_what_an_evaluation_had_begun_is_not_counted_twice(tmp_path, tiny_model,
     trainer.train(resume_from_checkpoint=True)
     for name in ("eval_small_map", "eval_large_map"):
         assert len([row for row in trainer.state.log_history if name in row]) == 1
+
+
+def test_a_notice_in_an_evaluation_of_a_callback_saves(tmp_path, tiny_model, shapes, crowded):
+    class Evaluate(TrainerCallback):
+        trainer: RFDETRTrainer
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                self.trainer.evaluate(crowded.select(range(5)))
+
+    callback = Evaluate()
+    args = arguments(tmp_path, eval_strategy="no", per_device_eval_batch_size=1)
+    callback.trainer = RFDETRTrainer(tiny_model(), args, shapes, callbacks=[callback, FailInTest()])
+    with pytest.raises(SystemExit) as left:
+        callback.trainer.train()
+    assert left.value.code == 75 and read_status(tmp_path)["state"] == "preempted"
+    assert RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint="auto").global_step == 2

@@ -124,6 +124,7 @@ class EndingMethods(EvaluationMethods):
                 raise
             except (Exception, Noticed) as raised:  # noqa: BLE001 - raised when the training has come to its end
                 error = raised
+        self.preemption.listens = False  # what callbacks evaluate from here on is not cut off
         resumable = self._tell_untested(error) if error is not None else False
         logger.info("report: %s", self.directory.root / "report.html")
         self._fire("on_train_end")

@@ -51,7 +51,7 @@ class PreemptionNotice(contextlib.AbstractContextManager):
     second SIGINT, `AT_ONCE` seconds after the first or later, raises KeyboardInterrupt. A notice that nobody has acted
     on (`acted`) is raised again when the block ends without an error. Child processes inherit the handlers and die of
     the signal as if they had not; see `shield_workers`. Outside the main thread, where Python allows no handlers,
-    nothing changes.
+    nothing changes. What waits within `interrupts` heeds a notice as long as `listens` is true.
     """
 
     received = acted = listens = False

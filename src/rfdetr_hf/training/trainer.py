@@ -240,7 +240,13 @@ class RFDETRTrainer(EndingMethods):
                 self._leave_unprepared()
             started, first_step = time.perf_counter(), self.state.global_step
             self._in_training = True
-            self._run_epochs()
+            try:
+                self._run_epochs()
+            except (Noticed, LoaderStuck) as reason:
+                if self.preemption.acted:
+                    raise
+                # In an evaluation that a callback of the user's began.
+                self._save_and_leave(due=True, error=reason if isinstance(reason, LoaderStuck) else None)
             self._in_training = False
             return self._finish(time.perf_counter() - started, self.state.global_step - first_step)
 
