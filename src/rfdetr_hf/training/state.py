@@ -178,7 +178,8 @@ class RunState(TrainerState):
     def before_evaluation(self, callbacks: Sequence[TrainerCallback]) -> Callable[[], None]:
         """Note where the run stands; what is returned goes back there, for a resume evaluates anew what was cut off."""
         self.keep_callbacks(callbacks)
-        history, stateful, best = list(self.log_history), self.stateful_callbacks, copy.deepcopy(self.best.state_dict())
+        history, best = list(self.log_history), copy.deepcopy(self.best.state_dict())
+        stateful = copy.deepcopy(self.stateful_callbacks)
         names = ("best_metric", "best_global_step", "best_model_checkpoint", "best_weights")
         kept = {name: getattr(self, name) for name in names}
 

@@ -489,6 +489,8 @@ class RFDETRTrainer(EndingMethods):
         except (Noticed, LoaderStuck) as reason:
             go_back()
             self._save_and_leave(due=due, error=reason if isinstance(reason, LoaderStuck) else None)
+        except LockLost:
+            raise
         except Exception as error:
             # Else the others are still in the evaluation, and end for want of this process.
             if self._in_training and (self.accelerator.num_processes == 1 or is_shared(error)):

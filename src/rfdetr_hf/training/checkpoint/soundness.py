@@ -165,9 +165,10 @@ def _check_index(path: Path, index: Mapping[str, Any]) -> None:
 
 
 def _check_numbers(path: Path, values: Mapping[str, Any], inside: str = "") -> None:
+    """A user's optimizer or schedule may hold any numbers but NaN."""
     for place, number in _numbers(values, inside):
-        if not _is_number(number):
-            raise CheckpointError(f"{path}: field {place} is {number}, not a finite number; {REMEDY}")
+        if number != number:
+            raise CheckpointError(f"{path}: field {place} is {number}, not a number; {REMEDY}")
 
 
 def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
