@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -359,12 +360,18 @@ def test_a_run_on_shards_trains_evaluates_and_goes_on_with_equal_bits(folder, tm
 @pytest.mark.parametrize("format", FORMATS)
 def test_threads_read_side_by_side_and_a_shard_without_its_name(shapes_splits, tmp_path, format, monkeypatch):
     monkeypatch.setattr(writer, "MAX_ROWS", 9)
+    monkeypatch.setattr(writer, "_GROUP_BYTES", 2000)
     convert_dataset(shapes_splits, tmp_path / "shards", format, 1)
     data = load_detection_dataset(tmp_path / "shards", shard_window=1)["train"]
     expected = [row["objects"] for row in shapes_splits["train"]]
-    order = np.random.default_rng(0).integers(60, size=400).tolist()
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda index: data[index]["objects"], order))
+    order = np.random.default_rng(0).integers(60, size=200).tolist()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda index: data[index]["objects"], order))
+    finally:
+        sys.setswitchinterval(interval)
     assert found == [expected[index] for index in order]
     if os.name != "nt":
         data[0]
