@@ -90,8 +90,9 @@ def image_tensor(image: Image.Image) -> torch.Tensor:
         import pyarrow as pa
 
         try:
-            pixels = pa.array(image).values
-            return torch.from_dlpack(pixels).view(image.height, image.width, 4)
-        except ValueError:  # a large image lies in several pieces
-            pass
+            pixels = torch.from_dlpack(pa.array(image).values)
+        except (ValueError, NotImplementedError):  # a large image lies in several pieces
+            pixels = torch.empty(0)
+        if pixels.numel() == 4 * image.height * image.width:
+            return pixels.view(image.height, image.width, 4)
     return torch.from_numpy(np.array(image))

@@ -399,10 +399,14 @@ def prepare_pixels(
         `pixel_values` float32 (float batches keep their dtype) and `pixel_mask` bool, or None as given.
     """
     if pixel_values.dtype == torch.uint8:
-        pixel_values = pixel_values.to(torch.float32).div_(255)
         mean = _per_channel(tuple(image_mean), pixel_values.device)
         std = _per_channel(tuple(image_std), pixel_values.device)
-        pixel_values.sub_(mean).div_(std)
+        given, pixel_values = pixel_values, torch.empty_like(pixel_values, dtype=torch.float32)
+        parts: Any = [(given, pixel_values, mean, std)]
+        if given.device.type == "cpu":  # each plane stays in the processor's cache for all four operations
+            parts = [(given[i, c], pixel_values[i, c], mean[c], std[c]) for i, c in np.ndindex(*given.shape[:2])]
+        for source, made, low, deviation in parts:
+            made.copy_(source).div_(255).sub_(low).div_(deviation)
         if pixel_mask is not None:
             pixel_values.masked_fill_(~pixel_mask[:, None].bool(), 0.0)
     sides = (size, size) if isinstance(size, int) else size and tuple(size)
