@@ -15,7 +15,6 @@ import struct
 import tempfile
 import time
 from contextlib import suppress
-from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +60,8 @@ class _SharedMemory:
         self.bytes = np.frombuffer(mmap.mmap(self._file, size), np.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        from multiprocessing.reduction import DupFd  # Windows has none
+
         return _SharedMemory, (self.size, DupFd(self._file))
 
     def __del__(self) -> None:
