@@ -1,17 +1,19 @@
-"""Time and peak memory of matching + loss + backward, beside two other ways to compute the same terms.
+"""Time and peak memory of matching + loss + backward, beside three other ways to compute the same terms.
 
     python benchmarks/criterion.py --device cuda --batch-size 16 --objects 20
+    python benchmarks/criterion.py --batch-size 16 --objects 20 100 300 --ways ours rfdetr transformers
 
 The predictions are random, of the shape that RF-DETR gives in training: `--layers` supervised layers of `--groups` x
-`--queries` rows. Three ways, each in a process of its own:
+`--queries` rows. Four ways, each in a process of its own:
 
 - `ours`: `rfdetr_hf.losses.RFDETRCriterion`;
 - `plain`: layer by layer, the cost of every row with the objects of all images, one SciPy call per image and group, and
   the loss formulas spelled out in autograd operations;
+- `rfdetr`: the criterion of the official package, where it is installed;
 - `transformers`: the loss of its `RfDetrForObjectDetection`.
 
-Memory is what the steps add to the predictions, gradients included: the peak of the allocator on CUDA, the growth of
-the peak resident size on the CPU.
+Time is that of the processor, on CUDA that of the clock. Memory is what the steps add to the predictions, gradients
+included: the peak of the allocator on CUDA, the growth of the peak resident size on the CPU.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import torch
@@ -146,7 +149,25 @@ def transformers(config: SimpleNamespace) -> Callable[..., Tensor]:
     return loss
 
 
-WAYS = {"ours": ours, "plain": plain, "transformers": transformers}
+def rfdetr(config: SimpleNamespace) -> Callable[..., Tensor]:
+    from rfdetr.config import RFDETRNanoConfig, TrainConfig
+    from rfdetr.models.lwdetr import build_criterion_from_config
+
+    sizes = {"dec_layers": config.decoder_layers, "group_detr": config.group_detr}
+    model = RFDETRNanoConfig(num_classes=config.num_labels - 1, device="cpu", **sizes)
+    criterion = build_criterion_from_config(model, TrainConfig(dataset_dir=".", output_dir="."))[0].train()
+
+    def loss(layers: list[LayerOutput], targets: list[dict[str, Tensor]]) -> Tensor:
+        last, *auxiliary, encoder = [{"pred_logits": layer.logits, "pred_boxes": layer.boxes} for layer in layers]
+        outputs = {**last, "aux_outputs": auxiliary, "enc_outputs": encoder}
+        named = [{"labels": target["class_labels"], "boxes": target["boxes"]} for target in targets]
+        losses = criterion(outputs, named)
+        return sum(losses[term] * weight for term, weight in criterion.weight_dict.items() if term in losses)
+
+    return loss
+
+
+WAYS = {"ours": ours, "plain": plain, "rfdetr": rfdetr, "transformers": transformers}
 
 
 def peak_memory(device: str) -> int:
@@ -161,12 +182,13 @@ def measure(way: str, args: argparse.Namespace) -> tuple[float, float, float]:
     layers, targets = make_batch(args)
     loss_function = WAYS[way](make_config(args))
     before, seconds = peak_memory(args.device), []
+    clock = time.perf_counter if args.device == "cuda" else time.process_time
     for _ in range(args.steps + 1):
-        start = time.perf_counter()
+        start = clock()
         loss = loss_function(layers, targets)
         loss.backward()
         value = loss.item()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
         for output in layers:
             output.logits.grad = output.boxes.grad = None
     return value, statistics.median(seconds[1:]), peak_memory(args.device) - before
@@ -175,13 +197,20 @@ def measure(way: str, args: argparse.Namespace) -> tuple[float, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    installed = [way for way in WAYS if way != "rfdetr" or find_spec("rfdetr")]
+    parser.add_argument("--ways", nargs="+", default=installed, choices=installed)
+    parser.add_argument("--objects", type=int, nargs="+", default=[10], help="per image")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    for name, default in (("batch-size", 4), ("objects", 10), ("layers", 3), ("groups", 13), ("queries", 300)):
+    for name, default in (("batch-size", 4), ("layers", 3), ("groups", 13), ("queries", 300), ("classes", 80)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--classes", type=int, default=80)
     args = parser.parse_args()
+    for objects in args.objects:
+        print_table(argparse.Namespace(**{**vars(args), "objects": objects}))
+
+
+def print_table(args: argparse.Namespace) -> None:
+    """A row for each way."""
     print(f"{args.batch_size} images x {args.objects} objects, {args.layers} layers, {args.device}")
     print(f"{'way':14}{'loss':>14}{'ms/step':>10}{'x first':>8}{'peak MB':>10}{'x first':>8}")
     base = None

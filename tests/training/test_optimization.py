@@ -7,7 +7,7 @@ from torch import nn
 from transformers.trainer_utils import SchedulerType
 
 from rfdetr_hf.choices import SCHEDULES
-from rfdetr_hf.training.optimization import build_optimizer, build_param_groups, build_scheduler
+from rfdetr_hf.training.optimization import FusedAdamW, build_optimizer, build_param_groups, build_scheduler
 
 OUT_INDICES = {"nano": [3, 6, 9, 12], "base": [2, 5, 8, 11]}
 
@@ -338,3 +338,27 @@ def test_a_warmup_to_the_last_step_and_beyond_leaves_no_room_to_descend(name, wa
 def test_a_warmup_longer_than_the_run_is_announced(caplog):
     assert factors(arguments(lr_scheduler_type="cosine", warmup_steps=10), 5) == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert "warm-up takes 10 steps, but the run has only 5" in caplog.text
+
+
+@pytest.mark.parametrize("skipped", [None, 1])
+def test_the_optimizer_of_gpus_gives_the_bits_of_pytorchs(skipped):
+    def trained(kind):
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(5, 3)) for _ in range(4)]
+        groups = [
+            {"params": weights[:2], "lr": 1e-2, "weight_decay": 0.1},
+            {"params": weights[2:3], "lr": 1e-3, "weight_decay": 0.0},
+            {"params": weights[3:], "lr": 1.0},  # never has a gradient
+        ]
+        optimizer = kind(groups, betas=(0.8, 0.9), fused=True)
+        for step in range(3):
+            for weight in weights[:3]:
+                weight.grad = torch.randn(5, 3)
+            if skipped is not None:
+                optimizer.found_inf = torch.tensor(float(step == skipped))
+            optimizer.step()
+        return [*weights, *(value for each in optimizer.state.values() for value in each.values())]
+
+    ours, pytorchs = trained(FusedAdamW), trained(torch.optim.AdamW)
+    assert len(ours) == len(pytorchs) == 4 + 3 * 3
+    assert all(torch.equal(one, other) for one, other in zip(ours, pytorchs, strict=True))

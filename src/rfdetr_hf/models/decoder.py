@@ -276,7 +276,7 @@ class DeformableAttention(nn.Module):
         offsets, weights = sample(query).to(reference.dtype).split((2 * samples, samples), -1)
         offsets = offsets.unflatten(-1, (*layout, 2))
         weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1)
-        centre, size = reference[:, :, None, :, None, :2], reference[:, :, None, :, None, 2:]  # (B, Q, 1, L, 1, 2)
+        centre, size = reference[:, :, None, :, None].split(2, -1)  # (B, Q, 1, L, 1, 2)
         locations = centre + offsets / self.points * size * 0.5
         weights = weights.unflatten(-1, layout[1:])
         sampled = self._sample(value.to(reference.dtype), locations, weights, shapes)
@@ -432,6 +432,6 @@ class RFDETRTransformer(nn.Module):
         have their learned values as box, as in the official model.
         """
         count = boxes.shape[1]
-        refined = refine_boxes(learned[:count], boxes.detach())
-        rest = learned[count:].to(refined.dtype).expand(boxes.shape[0], -1, -1)
-        return torch.cat([refined, rest], 1)
+        first, rest = learned.split((count, len(learned) - count))
+        refined = refine_boxes(first, boxes.detach())
+        return torch.cat([refined, rest.to(refined.dtype).expand(boxes.shape[0], -1, -1)], 1)

@@ -30,9 +30,9 @@ def refine_boxes(deltas: Tensor, reference: Tensor) -> Tensor:
         reference: (..., 4) boxes, broadcastable to `deltas`.
     """
     dtype = geometry_dtype(torch.promote_types(deltas.dtype, reference.dtype))
-    deltas, reference = deltas.to(dtype), reference.to(dtype)
-    size = reference[..., 2:]
-    return torch.cat([deltas[..., :2] * size + reference[..., :2], deltas[..., 2:].exp() * size], -1)
+    # The derivative of a split is one operation, that of slices three.
+    (shift, growth), (centre, size) = (boxes.to(dtype).split(2, -1) for boxes in (deltas, reference))
+    return torch.cat([shift * size + centre, growth.exp() * size], -1)
 
 
 def sine_embedding(boxes: Tensor, width: int) -> Tensor:

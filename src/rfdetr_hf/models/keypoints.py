@@ -392,5 +392,6 @@ def place_keypoints(deltas: Tensor, boxes: Tensor) -> Tensor:
     """
     deltas = deltas.to(geometry_dtype(torch.promote_types(deltas.dtype, boxes.dtype)))
     deltas = deltas.masked_fill(~deltas.isfinite(), 0)
-    boxes = boxes.to(deltas.dtype)[:, :, None]  # (B, Q, 1, 4)
-    return torch.cat([deltas[..., :2] * boxes[..., 2:] + boxes[..., :2], deltas[..., 2:]], -1)
+    centre, size = boxes.to(deltas.dtype)[:, :, None].split(2, -1)  # (B, Q, 1, 2)
+    shift, rest = deltas.split((2, deltas.shape[-1] - 2), -1)
+    return torch.cat([shift * size + centre, rest], -1)

@@ -280,8 +280,9 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         """The proposals, the boxes (B, Q, 4) that the decoder starts from, and its queries (Q, d_model)."""
         proposals = self.transformer.propose(memory, self._groups)
         rows = self._groups * self.config.num_queries
-        references = self.transformer.references(self.refpoint_embed.weight[:rows], proposals.boxes)
-        return proposals, references, self.query_feat.weight[:rows]
+        tables = self.refpoint_embed.weight, self.query_feat.weight
+        points, queries = (table if len(table) == rows else table[:rows] for table in tables)
+        return proposals, self.transformer.references(points, proposals.boxes), queries
 
     def _boxes(self, states: DetectorStates) -> Tensor:
         return refine_boxes(self.bbox_embed(states.hidden_states), states.references)

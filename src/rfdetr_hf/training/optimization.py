@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
@@ -146,6 +146,39 @@ def name_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch
     return optimizer
 
 
+class FusedAdamW(torch.optim.AdamW):
+    """AdamW on the fused kernel, which counts the steps of all groups in one launch; all tensors on one device."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step; `found_inf` and `grad_scale` of a gradient scaler are heeded, as in PyTorch's."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scaling: dict[str, Any] = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        groups, steps = [], []
+        for group in self.param_groups:
+            lists: list[list[Tensor]] = [[], [], [], [], [], []]  # parameters, gradients, three moments, steps
+            self._init_group(group, *lists)
+            if lists[0]:
+                groups.append((group, lists))
+                steps += lists[-1]
+        if not steps:
+            return loss
+        torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+        for group, lists in groups:
+            beta1, beta2 = group["betas"]
+            torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
+                *lists, lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
+                amsgrad=group["amsgrad"], maximize=group["maximize"], **scaling,
+            )  # fmt: skip
+        if scaling["found_inf"] is not None:
+            # A step that was skipped does not count.
+            torch._foreach_sub_(steps, [scaling["found_inf"]] * len(steps))  # pyright: ignore[reportPrivateImportUsage]
+        return loss
+
+
 def build_optimizer(param_groups: list[dict[str, Any]], args: Any, device: torch.device | str) -> torch.optim.AdamW:
     """AdamW over the groups of `build_param_groups`; the fused kernel on CUDA, PyTorch's choice elsewhere.
 
@@ -155,13 +188,14 @@ def build_optimizer(param_groups: list[dict[str, Any]], args: Any, device: torch
         args: `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2`, `adam_epsilon`.
         device: where the parameters live.
     """
-    return torch.optim.AdamW(
+    fused = torch.device(device).type == "cuda"
+    return (FusedAdamW if fused else torch.optim.AdamW)(
         [dict(group) for group in param_groups],
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
         weight_decay=args.weight_decay,
-        fused=True if torch.device(device).type == "cuda" else None,
+        fused=fused or None,
     )
 
 
