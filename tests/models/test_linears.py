@@ -59,6 +59,10 @@ def test_hooks_are_called(rng):
     (module,), x, seen = layers(rng, 3), torch.randn(6, 4, generator=rng), []
     handle = module.register_forward_hook(lambda *_: seen.append("hook"))
     assert linears([module])[0](x).shape == (6, 3) and seen == ["hook"]
+    (other,) = layers(rng, 2)  # beside it, and joined as before
+    results = [function(x) for function in linears([other], [module], [other])]
+    assert [tuple(result.shape) for result in results] == [(6, 2), (6, 3), (6, 2)] and seen == ["hook"] * 2
+    torch.testing.assert_close(results[2], other(x))
     handle.remove()
     module.forward = lambda x: F.linear(x, module.weight) + 7  # as accelerate does
     torch.testing.assert_close(linears([module])[0](x), x @ module.weight.T + 7)

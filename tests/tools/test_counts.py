@@ -6,10 +6,10 @@ from helpers.scripts import load_script
 
 # The most launches, GB of memory traffic, GB saved outside the encoder and waits of a step with 10 objects an image.
 BOUNDS = {
-    "nano-b4": (1465, 15.8, 0.75, 2),
-    "medium-b16": (1725, 113.2, 5.46, 2),
-    "seg-medium-b4": (2810, 53.4, 2.35, 2),
-    "keypoint-b4": (2975, 103.0, 6.49, 2),
+    "nano-b4": (1395, 15.8, 0.75, 2),
+    "medium-b16": (1650, 113.2, 5.46, 2),
+    "seg-medium-b4": (2735, 53.4, 2.35, 2),
+    "keypoint-b4": (2885, 103.0, 6.49, 2),
 }
 SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import attend
 from .configuration_rfdetr import RFDETRBackboneConfig
 from .initialization import init_norm, init_vit, with_init
-from .linears import linears
+from .linears import Linear, linears
 
 # For each block the factors of its two branches, or None.
 DropPath = list[tuple[Tensor, Tensor] | None]
@@ -110,8 +110,8 @@ class ViTAttention(nn.Module):
         self.attention = nn.ModuleDict({name: with_init(nn.Linear(width, width), init_vit, std=std) for name in names})
         self.output = nn.ModuleDict({"dense": with_init(nn.Linear(width, width), init_vit, std=std)})
 
-    def forward(self, x: Tensor) -> Tensor:
-        project, output = linears(self.attention.values(), [self.output["dense"]])
+    def forward(self, x: Tensor, project: Linear, output: Linear) -> Tensor:
+        """`project` makes query, key and value, `output` is the layer after them; see `RFDETRViTLayer.forward`."""
         # (rows, T, 3 * D) -> (rows, heads, T, D / heads) each
         packed = project(x).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = (each.transpose(1, 2) for each in packed.unbind(2))
@@ -128,8 +128,8 @@ class ViTMLP(nn.Module):
         self.fc1 = with_init(nn.Linear(width, hidden), init_vit, std=config.initializer_range)
         self.fc2 = with_init(nn.Linear(hidden, width), init_vit, std=config.initializer_range)
 
-    def forward(self, x: Tensor) -> Tensor:
-        widen, narrow = linears([self.fc1], [self.fc2])
+    def forward(self, x: Tensor, widen: Linear, narrow: Linear) -> Tensor:
+        """With the two layers as functions."""
         return narrow(F.gelu(widen(x)))
 
 
@@ -198,17 +198,21 @@ class RFDETRViTLayer(GradientCheckpointingLayer):
         outside: a compiled block would be compiled again for each rate.
         """
         first, second = factors or (None, None)
-        branch = self._attend(self.norm1(x))
+        # The weights of a block are cast for autocast in one launch.
+        attention, mlp = self.attention, self.mlp
+        queries = attention.attention.values(), [attention.output["dense"]]
+        project, output, widen, narrow = linears(*queries, [mlp.fc1], [mlp.fc2])
+        branch = self._attend(self.norm1(x), project, output)
         x = self.layer_scale1(x, branch if first is None else branch * first)
-        branch = self.mlp(self.norm2(x))
+        branch = mlp(self.norm2(x), widen, narrow)
         return self.layer_scale2(x, branch if second is None else branch * second)
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, project: Linear, output: Linear) -> Tensor:
         if self.joined_windows == 1:
-            return self.attention(x)
+            return self.attention(x, project, output)
         rows, tokens, channels = x.shape
         joined = x.reshape(rows // self.joined_windows, self.joined_windows * tokens, channels)
-        return self.attention(joined).reshape(rows, tokens, channels)
+        return self.attention(joined, project, output).reshape(rows, tokens, channels)
 
 
 class WindowedDinov2(nn.Module):

@@ -92,14 +92,21 @@ def linears(*groups: Iterable[nn.Module]) -> list[Linear]:
     """
     members: list[list[Any]] = [list(group) for group in groups]
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    modules = [module for group in members for module in group]
     # Offloading puts a `forward` of its own into the instance.
-    if any(type(m) is not nn.Linear or "forward" in vars(m) or any(getattr(m, h) for h in hooks) for m in modules):
-        return [lambda x, group=group: torch.cat([module(x) for module in group], -1) for group in members]
-    weights = [[module.weight for module in group] for group in members]
-    with_bias = [group[0].bias is not None for group in members]
-    biases = [[m.bias for m in group] for group, has_bias in zip(members, with_bias, strict=True) if has_bias]
-    tensors = joined([*weights, *biases])
-    rest = iter(tensors[len(weights) :])
-    pairs = zip(tensors[: len(weights)], with_bias, strict=True)
-    return [partial(F.linear, weight=weight, bias=next(rest) if has_bias else None) for weight, has_bias in pairs]
+    changed = [
+        any(type(m) is not nn.Linear or "forward" in vars(m) or any(getattr(m, h) for h in hooks) for m in group)
+        for group in members
+    ]
+    plain = [group for group, other in zip(members, changed, strict=True) if not other]
+    weights = [[module.weight for module in group] for group in plain]
+    biases = [[module.bias for module in group] for group in plain if group[0].bias is not None]
+    tensors = iter(joined([*weights, *biases]) if plain else ())
+    first = list(islice(tensors, len(plain)))
+    products = iter(
+        partial(F.linear, weight=weight, bias=None if group[0].bias is None else next(tensors))
+        for group, weight in zip(plain, first, strict=True)
+    )
+    return [
+        (lambda x, group=group: torch.cat([module(x) for module in group], -1)) if other else next(products)
+        for group, other in zip(members, changed, strict=True)
+    ]
