@@ -116,6 +116,12 @@ class Picture(Image.Image):
             size = image.size
             if orientation_tag(image) != 1 or image.format != "JPEG" or image.mode != "RGB":
                 image.load()
+                if "objects" in self._example and is_deep(image) and not self._example.get("value_range"):
+                    raise DetectionDataError(
+                        f"{self._name}: the image has more than 8 bits, and field value_range of its data set does not "
+                        "say which of its values are black and white; load its source with load_detection_dataset, "
+                        "which finds that out (for shards: rfdetr-hf data convert), or write the image with 8 bits"
+                    )
                 return Pixels(_to_rgb(_turned(image, self._frame, self._name), self._example.get("value_range")))
             _must_turn(size, 1, self._frame, self._name)
             pixels = decode_jpeg(self._data, size, reduction, self._decoder)
