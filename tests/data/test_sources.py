@@ -213,9 +213,9 @@ def test_class_names_are_a_list_of_distinct_texts(cppe, names):
 
 
 def test_a_list_is_one_of_places(cppe):
-    with pytest.raises(TypeError, match=r"has a Dataset; mix data sets with sources="):
+    with pytest.raises(TypeError, match=r"not Dataset; mix data sets with sources="):
         load_detection_dataset([cppe(), cppe()])
-    with pytest.raises(TypeError, match="is empty"):
+    with pytest.raises(TypeError, match="not empty"):
         load_detection_dataset([])
 
 

@@ -263,10 +263,8 @@ def source_of(name_or_path: Any) -> Any:
     if isinstance(name_or_path, (list, tuple)):
         odd = [each for each in name_or_path if not isinstance(each, (str, os.PathLike))]
         if odd or not name_or_path:
-            raise TypeError(
-                "a list of places is one of names and paths of shards, and this one "
-                + (f"has a {type(odd[0]).__name__}; mix data sets with sources=[…]" if odd else "is empty")
-            )
+            found = type(odd[0]).__name__ if odd else "empty"
+            raise TypeError(f"a list is one of names and paths of shards, not {found}; mix data sets with sources=[…]")
         return [source_of(each) for each in name_or_path]
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(
