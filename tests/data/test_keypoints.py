@@ -62,7 +62,7 @@ def test_schema_of_classes_with_different_keypoints():
     [
         ({"names": ["a", "a"]}, "not distinct"),
         ({"names": ["a", "b"], "sigmas": [0.1]}, "one positive number for each of 2"),
-        ({"names": ["a"], "sigmas": [0.0]}, "one positive number"),
+        ({"names": ["a"], "sigmas": [0.0]}, "positive numbers, one for each keypoint"),
         ({"names": ["a", "b"], "skeleton": [(0, 2)]}, "skeleton .* beyond the 2"),
         ({"names": ["a", "b"], "flip_pairs": [(0, 1), (1, 0)]}, "name a keypoint twice"),
         ({"names": ["a", "b"], "flip_pairs": [(0,)]}, "not pairs"),
