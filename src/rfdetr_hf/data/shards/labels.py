@@ -89,7 +89,7 @@ def relabel(table: pa.Table, labels: np.ndarray, names: Sequence[str], place: st
         old = pc.list_flatten(fields["category"]).to_numpy(zero_copy_only=False).astype(np.int64)
         new = labels[old]
         if (new < 0).any():
-            lost = sorted({names[label] for label in old[new < 0].tolist()})
+            lost = sorted({str(names[int(label)]) for label in old[new < 0].tolist()})
             raise DetectionDataError(
                 f"{place}: objects of {lost}, which are not in class_names; give these names too, or write the shards "
                 "again without these objects"
