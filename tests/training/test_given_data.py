@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 from datasets import Features, Value
-from helpers.runs import quick_arguments
+from helpers.runs import assert_same, quick_arguments, weights
 
 from rfdetr_hf import CocoEvaluator, RFDETRTrainer, decode_image
 from rfdetr_hf.data.keypoints import ClassKeypoints
@@ -57,6 +57,9 @@ FAULTS = [
     (column("height", lambda i: -i), "column height, row 0: 0, not a positive integer"),
     (lambda data: data.remove_columns("image_id"), "column image_id is missing"),
     (lambda data: data.remove_columns("width"), "column width is missing"),
+    (column("height", lambda i: 64.5, "float64"), "column height, row 0: 64.5, not a positive integer"),
+    (objects("iscrowd", lambda flags: [0.5] * len(flags), datasets.List(Value("float64"))), "iscrowd, row 0: 0.5, not"),
+    (objects("area", lambda areas: None), "field objects.area, row 0: null, not a list; an image without objects has"),
     (objects("bbox"), "objects.bbox is missing"),
     (objects("area"), "objects.area is missing"),
     (objects("iscrowd"), "objects.iscrowd is missing"),
@@ -79,6 +82,38 @@ def test_a_fault_of_the_rows_is_named_before_the_first_step(tmp_path, tiny_model
         RFDETRTrainer(tiny_model(), args, wrong, shapes)
     with pytest.raises(ValueError, match=re.escape(message)):
         RFDETRTrainer(tiny_model(), args, eval_dataset=shapes).evaluate(wrong)
+
+
+def test_what_a_careful_hand_writes_trains_to_the_same_bits(tmp_path, tiny_model, shapes):
+    """Whole numbers as floats, no areas but those of the boxes, boxes as arrays, fields that nobody reads."""
+
+    def written(row, plain):
+        found = dict(row["objects"])
+        found["area"] = [w * h for _, _, w, h in found["bbox"]] if plain else [None] * len(found["bbox"])
+        return {"objects": found if plain else {**found, "note": None, "count": len(found["bbox"])}}
+
+    features = {**shapes.features, "width": Value("float64"), "height": Value("float64")}
+    fields = {"iscrowd": datasets.List(Value("float32")), "bbox": datasets.Array2D((None, 4), "float64")}
+    fields |= {"note": Value("string"), "count": Value("int64")}
+    features["objects"] = {**shapes.features["objects"], **fields}
+    plain = shapes.map(written, fn_kwargs={"plain": True})
+    loose = datasets.Dataset.from_list([row | written(row, plain=False) for row in shapes], features=Features(features))
+    ends = []
+    for data in (plain, loose):
+        trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path / str(len(ends))), data, data)
+        trainer.train()
+        scores = {name: score for name, score in trainer.evaluate().items() if "map" in name}
+        ends.append((weights(trainer.model), scores, trainer.predict(data).predictions[0]["boxes"].tolist()))
+    assert_same(ends[0][0], ends[1][0])
+    assert ends[0][1:] == ends[1][1:]
+
+
+def test_a_set_without_any_box_is_scored(tmp_path, tiny_model, shapes):
+    """Its lists are of no type: nobody has told which."""
+    empty = objects("bbox", lambda boxes: [], datasets.List(datasets.List(Value("null"))))
+    none = {name: [] for name in shapes.features["objects"]}
+    nothing = empty(shapes.map(lambda row: {"objects": none}))
+    assert RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, nothing).evaluate()["eval_map"] == -1
 
 
 def test_integers_of_any_kind_are_ids(tmp_path, tiny_model, shapes):

@@ -15,9 +15,7 @@ class AuditArguments:
     strict: bool = option(False, "End with exit code 1 where there are serious findings.", group="output", daily=True)
     html: str | None = option(None, "Write a page with pictures to this file.", daily=True)
     json: str | None = option(None, "Write counts and findings to this file.", daily=True)
-    near_duplicates: bool = option(
-        False, "Also look for pictures nearly the same (extra 'audit').", daily=True
-    )
+    near_duplicates: bool = option(False, "Also look for pictures nearly the same (extra 'audit').", daily=True)
     headers: bool = option(False, "Read headers only: misses truncated pictures and copies.", daily=True)
     sample: int = option(200000, "Pictures of a split to read, evenly spaced where there are more.", FROM_1)
     batch_size: int = option(8, "Images that a model sees at once.", FROM_1, group="system")

@@ -18,6 +18,7 @@ pc: Any = pyarrow.compute
 _ROWS = 4096
 _OF_IMAGES = ("image_id", "width", "height")
 _OF_OBJECTS = ("bbox", "category", "area", "iscrowd")
+_PARALLEL = (*_OF_OBJECTS, "segmentation", "keypoints")  # of other fields nothing is read
 _LOAD = "load the data with load_detection_dataset, which says more, or correct the column"
 
 
@@ -28,11 +29,13 @@ class _Field(NamedTuple):
         meaning: for messages.
         is_type: whether an Arrow type can hold it.
         holds: of numbers, which are right.
+        may_be_null: whether null is right.
     """
 
     meaning: str
     is_type: Callable[[Any], bool]
     holds: Callable[[np.ndarray], np.ndarray]
+    may_be_null: bool = False
 
 
 def _is_number(kind: Any) -> bool:
@@ -45,14 +48,20 @@ def _fields(classes: int) -> dict[str, _Field]:
     def within(low: float, high: float) -> Callable[[np.ndarray], np.ndarray]:
         return lambda values: (values >= low) & (values <= high)
 
+    def whole_within(low: float, high: float) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda values: within(low, high)(values) & (values == np.floor(values))
+
     return {
         "image_id": _Field("an integer of 64 bits", whole, within(-(2**63), 2**63 - 1)),
-        "width": _Field("a positive integer", whole, within(1, 2**31)),
-        "height": _Field("a positive integer", whole, within(1, 2**31)),
+        "width": _Field("a positive integer", _is_number, whole_within(1, 2**31)),
+        "height": _Field("a positive integer", _is_number, whole_within(1, 2**31)),
         "bbox": _Field("four finite numbers x, y, width, height", _is_number, np.isfinite),
         "category": _Field(f"a label from 0 to {classes - 1}", whole, within(0, classes - 1)),
-        "area": _Field("a finite number", _is_number, np.isfinite),
-        "iscrowd": _Field("true or false", lambda kind: whole(kind) or pa.types.is_boolean(kind), within(0, 1)),
+        # Null stands for the area of the box.
+        "area": _Field("a finite number or null", _is_number, np.isfinite, may_be_null=True),
+        "iscrowd": _Field(
+            "true or false", lambda t: _is_number(t) or pa.types.is_boolean(t), lambda v: (v == 0) | (v == 1)
+        ),
     }
 
 
@@ -88,16 +97,20 @@ def _check_objects(name: str, objects: Any, fields: dict[str, _Field], start: in
     if not pa.types.is_struct(objects.type):
         raise DetectionDataError(f"{name}: column objects must be a table of parallel lists for each image; {_LOAD}")
     lengths: dict[str, np.ndarray] = {}
-    for field in (each.name for each in objects.type):
+    for field in (each.name for each in objects.type if each.name in _PARALLEL):
         lists, place = pc.struct_field(objects, field), f"{name}: field objects.{field}"
-        if not _is_list(lists.type) or lists.null_count:
+        lists = lists.storage if isinstance(lists, pa.ExtensionArray) else lists  # datasets.Array2D
+        if not _is_list(lists.type):
             raise DetectionDataError(f"{place} must be a list for each image; {_LOAD}")
+        if lists.null_count:
+            row = start + int(np.flatnonzero(lists.is_null().to_numpy(zero_copy_only=False))[0])
+            raise DetectionDataError(f"{place}, row {row}: null, not a list; an image without objects has []; {_LOAD}")
         lengths[field] = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
         if field not in fields:
             continue
         values = pc.list_flatten(lists)
         rows = start + np.repeat(np.arange(len(lists)), lengths[field])
-        if field == "bbox":
+        if field == "bbox" and len(values):
             values, rows = _numbers_of(place, values, rows)
         _check(place, fields[field], values, rows)
     for field in _OF_OBJECTS:
@@ -124,16 +137,19 @@ def _numbers_of(place: str, boxes: Any, rows: np.ndarray) -> tuple[Any, np.ndarr
 
 
 def _check(place: str, field: _Field, values: Any, rows: np.ndarray) -> None:
-    if not len(values):
+    if not len(values) or (field.may_be_null and values.null_count == len(values)):
         return
     number = "dataset.map(lambda row, i: {'image_id': i}, with_indices=True)"
     remedy = f"{_LOAD}, such as {number}" if place.endswith("image_id") else _LOAD
     if not field.is_type(values.type):
         first = shown(values[0].as_py())
         raise DetectionDataError(f"{place} holds {values.type} ({first}), not {field.meaning}; {remedy}")
-    if values.null_count:
+    if values.null_count and not field.may_be_null:
         row = rows[np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]]
         raise DetectionDataError(f"{place}, row {row}: null, not {field.meaning}; {remedy}")
+    if values.null_count:
+        there = values.is_valid()
+        values, rows = values.filter(there), rows[there.to_numpy(zero_copy_only=False)]
     numbers = values.to_numpy(zero_copy_only=False)
     right = field.holds(numbers)
     if not right.all():

@@ -267,9 +267,7 @@ def source_of(name_or_path: Any) -> Any:
             raise TypeError(f"a list is one of names and paths of shards, not {found}; mix data sets with sources=[…]")
         return [source_of(each) for each in name_or_path]
     if not isinstance(name_or_path, (str, os.PathLike)):
-        raise TypeError(
-            f"a data set is a name, a path, a data set of datasets, not {type(name_or_path).__name__}"
-        )
+        raise TypeError(f"a data set is a name, a path, a data set of datasets, not {type(name_or_path).__name__}")
     root = os.path.expanduser(os.fspath(name_or_path))
     parts = root.split(",")
     if len(parts) > 1 and all("://" in part or os.path.isdir(part) for part in parts):

@@ -39,7 +39,11 @@ def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None
     names = list(class_names) if class_names is not None else schema.class_names(dataset)
     images, annotations = [], []
     for row in _annotation_rows(dataset):
-        images.append({"id": row["image_id"], "width": row["width"], "height": row["height"], **_federated(row)})
+        size = {side: row[side] for side in ("width", "height")}
+        if not all(is_number(each) and math.isfinite(each) and each == int(each) for each in size.values()):
+            raise ValueError(f"Image {row['image_id']}: {size} are no whole numbers of pixels; correct the columns")
+        size = {side: int(each) for side, each in size.items()}
+        images.append({"id": row["image_id"], **size, **_federated(row)})
         annotations.extend(_annotations(row, len(names)))
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
@@ -254,7 +258,7 @@ def _annotations(row: Mapping[str, Any], num_classes: int) -> Iterator[dict[str,
             "iscrowd": int(bool(crowd)),
         }
         if segmentation:
-            annotation["segmentation"] = schema.coco_segmentation(segmentation, row["height"], row["width"])
+            annotation["segmentation"] = schema.coco_segmentation(segmentation, int(row["height"]), int(row["width"]))
         if points is not None:
             annotation |= {"keypoints": [float(p) for p in points], "num_keypoints": sum(v > 0 for v in points[2::3])}
         yield annotation

@@ -160,9 +160,7 @@ class MaskTerms:
         scores, points = [], []
         together = queries.device.type not in _LAYERS_APART
         for run in _runs(per_image, factors[0].features[0].numel(), height * width, together):
-            batch, own_keys, own_queries = run.padded(
-                matches.batch[run.pairs], keys[run.pairs], queries[run.pairs]
-            )
+            batch, own_keys, own_queries = run.padded(matches.batch[run.pairs], keys[run.pairs], queries[run.pairs])
             read, chosen = _read_run(run, factors, batch, own_keys, own_queries, count)
             scores.append(run.without_padding(read))
             points.append(run.without_padding(chosen))

@@ -140,7 +140,7 @@ class DetectionDataset(TorchDataset):
     def _see(self, row: Mapping[str, Any], see: Callable[[Sample], Sample]) -> Sample:
         """What a function makes of the sample of a row while its image is open."""
         shown = row if self.value_range is None else {**row, "value_range": self.value_range}
-        image, size = open_image(shown, self.decoder, self.cache), (row["height"], row["width"])
+        image, size = open_image(shown, self.decoder, self.cache), (int(row["height"]), int(row["width"]))
         return see(Sample(image, self._target(row), row["image_id"], size, self._labelled(row)))
 
     def _labelled(self, row: Mapping[str, Any]) -> np.ndarray | None:
@@ -155,15 +155,17 @@ class DetectionDataset(TorchDataset):
     def _target(self, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
         objects = row["objects"]
         corner_and_size = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
+        area = np.asarray(objects["area"], np.float32)
         boxes = np.concatenate([corner_and_size[:, :2], corner_and_size[:, :2] + corner_and_size[:, 2:]], axis=1)
         target = {
             "boxes": boxes.astype(np.float32),
             "class_labels": np.asarray(objects["category"], np.int64),
-            "area": np.asarray(objects["area"], np.float32),
+            # Null, which is NaN here, stands for the area of the box.
+            "area": np.where(np.isnan(area), corner_and_size[:, 2:].prod(axis=1), area).astype(np.float32),
             "iscrowd": np.asarray(objects["iscrowd"], bool),
         }
         if "segmentation" in objects:
-            target["segmentation"] = mask_column(objects["segmentation"], row["height"], row["width"])
+            target["segmentation"] = mask_column(objects["segmentation"], int(row["height"]), int(row["width"]))
         if "keypoints" in objects:
             width = self.dataset.features["objects"]["keypoints"].feature.length
             target["keypoints"] = np.asarray(objects["keypoints"], np.float32).reshape(len(boxes), width // 3, 3)
