@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from rfdetr_hf import RFDETRForObjectDetection, RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_weights_are_widened_with_a_line(tiny_model, tmp_path, caplog, dtype):
-    tiny_model().to(dtype).save_pretrained(tmp_path / "narrow")
-    model = RFDETRForObjectDetection.from_pretrained(tmp_path / "narrow", dtype=dtype)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_types_are_cast_with_a_line(tiny_model, tmp_path, caplog, dtype):
+    tiny_model().to(dtype).save_pretrained(tmp_path / "other")
+    model = RFDETRForObjectDetection.from_pretrained(tmp_path / "other", dtype=dtype)
     assert model.dtype == dtype
     args = RFDETRTrainingArguments(
         output_dir=str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=2, multi_scale="off", audit="off",

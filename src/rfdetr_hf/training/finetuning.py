@@ -28,11 +28,11 @@ PARTS = (*_PREFIXES, "heads")
 
 
 def in_float32(model: RFDETRForObjectDetection) -> RFDETRForObjectDetection:
-    """The model, with weights of fewer bits widened in place: most updates are too small for these."""
+    """The model, with weights of another type cast in place: for fewer bits most updates are too small."""
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-    narrow = sorted({str(parameter.dtype) for parameter in parameters if parameter.dtype.itemsize < 4})
-    if narrow:
-        logger.warning("the weights are %s: they are trained and saved in float32", ", ".join(narrow))
+    others = sorted({str(parameter.dtype) for parameter in parameters} - {str(torch.float32)})
+    if others:
+        logger.warning("the weights are %s: they are trained and saved in float32", ", ".join(others))
         model.float()
         model.config.dtype = torch.float32
     return model
