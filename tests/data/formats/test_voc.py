@@ -218,7 +218,7 @@ def test_background_and_files_without_partner(voc, caplog):
     with caplog.at_level(logging.INFO):
         train = load_detection_dataset(root)["train"]
     assert len(train[1]["objects"]["bbox"]) == 0 and "2 images, 1 of them background" in caplog.text
-    assert "1 XML files are in none of the splits ['train'] and are left out, such as z.xml" in caplog.text
+    assert "1 XML files are in none of the splits ['train'] and are left out, such as Annotations/z.xml" in caplog.text
     (root / "ImageSets" / "Main" / "train.txt").unlink()
     (root / "Annotations" / "z.xml").unlink()
     (root / "Annotations" / "b.xml").unlink()
@@ -246,3 +246,54 @@ def test_documents_with_entities_are_refused(voc):
     (root / "Annotations" / "a.xml").write_bytes(f'<?xml version="1.0" encoding="utf-16"?>{text}'.encode("utf-16"))
     (root / "Annotations" / "b.xml").write_text(annotation())
     assert class_names(load_detection_dataset(root)) == ["chèvre"]
+
+
+def test_folders_below_the_annotations(voc, write_image, caplog):
+    root = voc({"train": {"a": annotation()}})
+    (root / "ImageSets" / "Main" / "train.txt").unlink()
+    for batch in ("one", "two"):
+        (root / "Annotations" / batch).mkdir()
+        (root / "Annotations" / batch / "a.xml").write_text(annotation([DOG], name="a.jpg"))
+        write_image(root / "JPEGImages" / batch / "a.jpg")
+    train = load_detection_dataset(root)["train"]
+    assert train["file_name"] == ["a.jpg", "one/a.jpg", "two/a.jpg"]
+    assert [len(row["objects"]["bbox"]) for row in train] == [1, 1, 1] and class_names(train) == ["cat", "dog"]
+    (root / "ImageSets" / "Main" / "train.txt").write_text("two/a\none/a.jpg\n")
+    assert load_detection_dataset(root)["train"]["file_name"] == ["two/a.jpg", "one/a.jpg"]
+    assert "1 XML files are in none of the splits ['train'] and are left out, such as Annotations/a.xml" in caplog.text
+    (root / "ImageSets" / "Main" / "train.txt").unlink()
+    # Two files must not get one picture.
+    (root / "JPEGImages" / "two" / "a.jpg").unlink()
+    with pytest.raises(DetectionDataError, match=r"two/a.xml: .*Annotations/a.xml has the same picture, .*a.jpg"):
+        load_detection_dataset(root)
+    (root / "Annotations" / "two").rename(root / "Annotations" / "val")
+    with pytest.raises(DetectionDataError, match="its folder val has the name of a split"):
+        load_detection_dataset(root)
+
+
+def test_xml_files_and_pictures_that_no_split_has_are_counted(tmp_path, write_image, caplog):
+    for name in ("train/a", "train/more/b", "old/c"):
+        write_image(tmp_path / f"{name}.jpg")
+        (tmp_path / f"{name}.xml").write_text(annotation())
+    write_image(tmp_path / "train" / "more" / "x.jpg")
+    write_image(tmp_path / "valid" / "z.jpg")
+    splits = load_detection_dataset(tmp_path)
+    assert list(splits) == ["train"] and splits["train"]["file_name"] == ["a.jpg", "more/b.jpg"]
+    assert "1 XML files are in none of the splits ['train'] and are left out, such as old/c.xml" in caplog.text
+    assert "valid: has no XML files of Pascal VOC, so there is no such split" in caplog.text
+    assert "1 pictures have no XML file and are left out, such as more/x" in caplog.text
+
+
+def test_names_with_blanks_in_lists(voc):
+    root = voc({"train": {"frame 0": annotation(), "frame 1": annotation()}, "val": {"b 1.5": annotation()}})
+    splits = load_detection_dataset(root)
+    assert splits["train"]["file_name"] == ["frame 0.jpg", "frame 1.jpg"]
+    assert splits["validation"]["file_name"] == ["b 1.5.jpg"]
+    # One file that is gone does not make the list another kind of list.
+    (root / "Annotations" / "frame 0.xml").unlink()
+    with pytest.raises(DetectionDataError, match=r"train.txt: 'frame 0' has no .*frame 0.xml"):
+        load_detection_dataset(root)
+    for name in ("train", "val"):
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("x 1\ny -1\n")
+    with pytest.raises(DetectionDataError, match=r"whether a class is in it \(train.txt\).*write one such as"):
+        load_detection_dataset(root)

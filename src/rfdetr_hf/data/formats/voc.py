@@ -15,7 +15,7 @@ the IoU that the challenge compares: what the challenge ignores is ignored, and 
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from PIL import Image
 
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError, Problems, SplitMissingError
-from ..images import IMAGE_SUFFIXES, ImageFolder, is_hidden
+from ..images import ImageFolder, is_hidden
 from ..masks import encode_mask
 from ..splits import canonical_split
 from ..values import as_flag, as_integer, shown
@@ -74,6 +74,9 @@ def find(root: Any, options: ReadOptions) -> Found | None:
         children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not is_hidden(child.name)]
         parts = {child.name: _locate(child) for child in children if canonical_split(child.name) is not None}
         splits = {name: location for name, location in parts.items() if location is not None}
+        for child in children if splits else ():
+            if child.name in parts and parts[child.name] is None:
+                logger.warning("%s: has no XML files of Pascal VOC, so there is no such split", child)
     if not splits and (alone := _locate(folder)) is not None:
         splits = {"all": alone}
     if not splits:
@@ -101,7 +104,9 @@ def near(folder: Path) -> str:
 def _locate(folder: Path) -> VocLocation | None:
     """The XML files of a folder, in a folder of their own or beside the pictures."""
     for annotations in (*(folder / name for name in _ANNOTATION_FOLDERS), folder):
-        if annotations.is_dir() and any(has_element(file, "annotation") for file in find_xml(annotations)[:_LOOKED_AT]):
+        if annotations.is_dir() and any(
+            has_element(file, "annotation") for file in find_xml(annotations, nested=annotations != folder)[:_LOOKED_AT]
+        ):
             images = tuple(dict.fromkeys([*(folder / name for name in _IMAGE_FOLDERS), annotations, folder]))
             return VocLocation(annotations, images, folder / "SegmentationObject")
     return None
@@ -113,18 +118,27 @@ def _listed_splits(root: Path, masks: bool) -> dict[str, VocLocation]:
     if whole is None or whole.annotations == root:
         return {}
     kinds = ("Segmentation", "Main") if masks else ("Main", "Segmentation")
+    aside: list[Path] = []
     for folder in [root / "ImageSets" / kind for kind in kinds] + [root / "ImageSets"]:
         files = [file for file in sorted(folder.glob("*.txt")) if not is_hidden(file.name)]
-        # "aeroplane_train.txt" says of each picture whether there is an aeroplane: lines such as "2008_000008 -1".
-        of_a_class = [re.fullmatch(r"\S+\s+(-1|0|1)", next(filter(None, _lines(file)), "")) for file in files]
-        lists = {
-            file.stem: replace(whole, list_file=file)
-            for file, of_one in zip(files, of_a_class, strict=True)
-            if of_one is None
-        }
-        if lists:
+        if lists := {file.stem: replace(whole, list_file=file) for file in files if not _is_of_a_class(file, whole)}:
             return lists
+        aside += files
+    if aside:
+        raise DetectionDataError(
+            f"{root}: its lists say of each picture whether a class is in it ({aside[0].name}), and none names the "
+            "pictures of a split; write one such as ImageSets/Main/train.txt, with a picture in each line"
+        )
     return {}
+
+
+def _is_of_a_class(file: Path, location: VocLocation) -> bool:
+    """Whether a list says of each picture if it shows a class, as aeroplane_train.txt does: "2008_000008 -1"."""
+    lines = [line for line in _lines(file) if line]
+    if not lines or not all(re.fullmatch(r"\S+\s+(-1|0|1)", line) for line in lines):
+        return False
+    # "frame 0" is a name of a picture too.
+    return not set(lines) & set(_xml_files(location.annotations))
 
 
 def _lines(file: Path) -> list[str]:
@@ -146,19 +160,11 @@ def read(found: Found, splits: Mapping[str, VocLocation], options: ReadOptions) 
 
     def read_split(name: str, location: VocLocation) -> NamedSplit:
         files = _annotation_files(location, faults[name])
-        used.setdefault(location.annotations, set()).update(files)
+        used.setdefault(location.annotations, set()).update(files.values())
         return _read_split(location, files, folders, faults[name], options)
 
     read = read_splits(splits, options, read_split)
-    for folder, files in used.items():
-        others = [
-            file for file in find_xml(folder) if file not in files and any(at.list_file for at in splits.values())
-        ]
-        if others:
-            logger.warning(
-                "%s: %d XML files are in none of the splits %s and are left out, such as %s",
-                folder, len(others), list(splits), ", ".join(file.name for file in others[:3]),
-            )  # fmt: skip
+    _warn_of_others(found, splits, set().union(*used.values()))
     for problems in faults.values():
         problems.raise_if_any()
     if options.bbox_format is None:
@@ -183,18 +189,58 @@ def _settle_corners(splits: Mapping[str, NamedSplit], source: str) -> None:
         ]
 
 
-def _annotation_files(location: VocLocation, problems: Problems) -> list[Path]:
+def _warn_of_others(found: Found, splits: Mapping[str, VocLocation], used: set[Path]) -> None:
+    """Say which XML files below the source are read with none of its splits."""
+    own = {at.annotations for at in splits.values()}
+    unread = {at.annotations for at in found.splits.values()} - own
+    read = {os.path.realpath(file) for file in used}
+    others = [
+        file
+        for file in find_xml(Path(found.source), nested=True)
+        if os.path.realpath(file) not in read and not unread & set(file.parents) and has_element(file, "annotation")
+    ]
+    if others:
+        logger.warning(
+            "%s: %d XML files are in none of the splits %s and are left out, such as %s", found.source, len(others),
+            list(splits), ", ".join(file.relative_to(found.source).as_posix() for file in others[:3]),
+        )  # fmt: skip
+
+
+def _xml_files(annotations: Path) -> dict[str, Path]:
+    """The XML files of a folder and those below it, by their names in it without suffix: "a", "batch/b"."""
+    return {
+        file.relative_to(annotations).with_suffix("").as_posix(): file for file in find_xml(annotations, nested=True)
+    }
+
+
+def _annotation_files(location: VocLocation, problems: Problems) -> dict[str, Path]:
+    """The XML files of a split by their names in the folder of annotations.
+
+    Raises:
+        DetectionDataError: a folder below has the name of a split.
+        SplitMissingError: none of the pictures of its list has an XML file.
+    """
+    inside = _xml_files(location.annotations)
     if location.list_file is None:
-        return find_xml(location.annotations)
-    names = [re.sub(r"\.(xml|jpe?g|png)$", "", line.split()[0], flags=re.IGNORECASE)
-             for line in _lines(location.list_file) if line]  # fmt: skip
+        parts = {name.split("/")[0]: name for name in reversed(inside) if "/" in name}
+        if of_split := next((part for part in parts if canonical_split(part) is not None), None):
+            raise DetectionDataError(
+                f"{location.annotations}: its folder {of_split} has the name of a split, but no list says which "
+                f"pictures a split has, so that all would be one; list them in ImageSets/Main/{of_split}.txt, such as "
+                f"{parts[of_split]!r}, or move each split with its pictures into a folder of its own, such as train/"
+            )
+        return inside
+    # A name may hold blanks; what else stands in a line does not count.
+    names = []
+    for line in filter(None, _lines(location.list_file)):
+        spellings = [re.sub(r"\.(xml|jpe?g|png)$", "", each, flags=re.IGNORECASE) for each in (line, line.split()[0])]
+        names.append(next((each for each in spellings if each in inside), spellings[0]))
     distinct = list(dict.fromkeys(names))
     if len(distinct) < len(names):
         logger.warning(
             "%s: %d pictures are listed twice; each is taken once", location.list_file, len(names) - len(distinct)
         )
-    inside = {file.stem: file for file in find_xml(location.annotations)}
-    files = [inside[name] for name in distinct if name in inside]
+    files = {name: inside[name] for name in distinct if name in inside}
     if not files:
         raise SplitMissingError(
             f"{location.list_file}: none of its {len(distinct)} pictures has an XML file in {location.annotations}; "
@@ -211,25 +257,30 @@ def _annotation_files(location: VocLocation, problems: Problems) -> list[Path]:
 class _Pictures:
     """The pictures of one or more folders by the names of their XML files."""
 
-    def __init__(self, candidates: tuple[Path, ...], stems: list[str], folders: dict[Path, ImageFolder]) -> None:
+    def __init__(self, candidates: tuple[Path, ...], stems: Collection[str], folders: dict[Path, ImageFolder]) -> None:
         present = [path for path in candidates if path.is_dir()]
+        # By their names in the folder, without suffix.
+        by_stem: dict[Path, dict[str, list[str]]] = {path: {} for path in present}
         for path in present:
             folders[path] = folders.get(path) or ImageFolder(path)
-        by_stem = {path: _by_stem(folders[path]) for path in present}
+            for relative, picture in folders[path].paths.items():
+                by_stem[path].setdefault(os.path.splitext(relative)[0], []).append(picture)
         ranked = [(-sum(stem in by_stem[path] for stem in stems), order) for order, path in enumerate(present)]
         best = present[min(ranked)[1]] if ranked else None
         self.looked = ", ".join(str(path) for path in candidates)
         self.folder = folders[best] if best is not None else None
         self.stems = by_stem[best] if best is not None else {}
 
-    def find(self, file: Path, written: str | None) -> tuple[str | None, str]:
+    def find(self, stem: str, written: str | None) -> tuple[str | None, str]:
         """The picture of an XML file, and what is wrong where there is none.
 
-        It has the name of the XML file. What the field filename says is often an earlier name; only where no picture
-        has the name of the XML file does it count.
+        It has the name of the XML file, and lies in a folder of the same name. What the field filename says is often
+        an earlier name; only where no picture has the name of the XML file does it count.
         """
-        named = self.folder.resolve([written]).paths[0] if self.folder is not None and written else None
-        own = self.stems.get(file.stem, [])
+        beside = [os.path.join(os.path.dirname(stem), os.path.basename(written)), written] if written else []
+        found = [self.folder.resolve([name]).paths[0] for name in beside] if self.folder is not None else []
+        named = next(filter(None, found), None)
+        own = self.stems.get(stem, [])
         if len(own) > 1:
             own = [path for path in own if path == named] or own
         if len(own) > 1:
@@ -243,27 +294,26 @@ class _Pictures:
         return path, "" if path else f"its picture is missing in {self.looked} (field filename: {shown(written)})"
 
 
-def _by_stem(folder: ImageFolder) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for relative, path in folder.paths.items():
-        if "/" not in relative and os.path.splitext(relative)[1].lower() in IMAGE_SUFFIXES:
-            found.setdefault(os.path.splitext(relative)[0], []).append(path)
-    return found
-
-
 def _read_split(
-    location: VocLocation, files: list[Path], folders: dict[Path, ImageFolder], problems: Problems, options: ReadOptions
+    location: VocLocation,
+    files: Mapping[str, Path],
+    folders: dict[Path, ImageFolder],
+    problems: Problems,
+    options: ReadOptions,
 ) -> NamedSplit:
     split = NamedSplit(problems.source)
-    pictures = _Pictures(location.image_folders, [file.stem for file in files], folders)
+    pictures = _Pictures(location.image_folders, files, folders)
     renamed = 0
-    for file in files:
+    taken: dict[str, Path] = {}
+    for stem, file in files.items():
         root = read_xml(file)
         if root.tag != "annotation":
             problems.add(f"{file}: the root is {shown(root.tag)}, not 'annotation'", "move other files elsewhere")
             continue
         written = text_of(root, "filename")
-        path, fault = pictures.find(file, written)
+        path, fault = pictures.find(stem, written)
+        if path is not None and (other := taken.setdefault(path, file)) != file:
+            path, fault = None, f"{other} has the same picture, {path}"
         if path is None:
             problems.add(
                 f"{file}: {fault}", "restore the picture, delete the XML file, or name the folder: image_dir=…"
@@ -271,11 +321,15 @@ def _read_split(
         elif written is not None and Path(written.replace("\\", "/")).stem != Path(path).stem:
             renamed += 1
         size = _size(root, file, problems)
-        image = split.add_picture(path or "", os.path.basename(path or file.name), size if path else (1, 1))
+        name = os.path.relpath(path, pictures.folder.root) if path and pictures.folder is not None else stem
+        image = split.add_picture(path or "", name.replace(os.sep, "/"), size if path else (1, 1))
+        first = len(split.objects)
         _read_objects(root, file, image, split, problems)
         if options.task == "segmentation" and path:
-            _add_masks(split, image, location.masks / f"{file.stem}.png", problems)
-    unlisted = sorted(set(pictures.stems) - {file.stem for file in files} if location.list_file is None else ())
+            _add_masks(split, image, first, location.masks / f"{stem}.png", problems)
+    unlisted = [] if location.list_file is not None else [
+        stem for stem in sorted(set(pictures.stems) - set(files)) if not stem.startswith("Segmentation")
+    ]  # fmt: skip
     if unlisted:
         logger.warning(
             "%s: %d pictures have no XML file and are left out, such as %s; to train on them as background, write an "
@@ -334,8 +388,8 @@ def _polygon(element: ElementTree.Element, place: str, problems: Problems) -> li
     return corners or None
 
 
-def _add_masks(split: NamedSplit, image: int, file: Path, problems: Problems) -> None:
-    """The masks of ``SegmentationObject``: pixels of the number n belong to the n-th object."""
+def _add_masks(split: NamedSplit, image: int, first: int, file: Path, problems: Problems) -> None:
+    """The masks of ``SegmentationObject``: pixels of the number n belong to the n-th object from `first` on."""
     if not file.is_file():
         return
     try:
@@ -349,7 +403,7 @@ def _add_masks(split: NamedSplit, image: int, file: Path, problems: Problems) ->
         what = "has several channels" if numbers is None else f"has the shape {numbers.shape[::-1]}, its picture {size}"
         problems.add(f"{file}: {what}", "write masks as numbers of objects, in the size of the picture")
         return
-    own = [index for index, each in enumerate(split.objects) if each.image == image]
+    own = range(first, len(split.objects))
     last = max((int(value) for value in np.unique(numbers) if value != _VOID), default=0)
     if last > len(own):
         problems.add(

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ..errors import DetectionDataError, Problems
+from ..images import walk_files
 from ..values import shown
 
 _MOST_BYTES = 4 << 30
@@ -49,8 +50,12 @@ def has_element(file: Path, name: str) -> bool:
         raise DetectionDataError(f"{file}: cannot be read ({error.strerror or error}); make it readable") from error
 
 
-def find_xml(folder: Path) -> list[Path]:
-    """The XML files of a folder, without hidden ones, sorted."""
+def find_xml(folder: Path, *, nested: bool = False) -> list[Path]:
+    """The XML files of a folder, without hidden ones, sorted; with `nested` those of the folders below it too."""
+    if nested:
+        return sorted(
+            Path(path) for name, path, regular in walk_files(folder) if regular and name.lower().endswith(".xml")
+        )
     return [file for file in sorted(folder.glob("*.[xX][mM][lL]")) if not file.name.startswith(".") and file.is_file()]
 
 
