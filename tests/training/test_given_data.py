@@ -1,11 +1,13 @@
 """Data sets that nobody has loaded with `load_detection_dataset`: each fault is named before the first step."""
 
+import contextlib
 import re
 from functools import partial
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from datasets import Features, Value
 from helpers.runs import assert_same, quick_arguments, weights
 
@@ -116,6 +118,16 @@ def test_a_set_without_any_box_is_scored(tmp_path, tiny_model, shapes):
     assert RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, nothing).evaluate()["eval_map"] == -1
 
 
+def test_rows_in_an_order_of_their_own_are_checked_and_no_others(tmp_path, tiny_model, shapes):
+    wrong = shapes.map(lambda row, i: {"image_id": 2**62 + i % 3, "width": 64 if i else -1}, with_indices=True)
+    model, args = tiny_model(), arguments(tmp_path)
+    for rows, fault in (([3, 2, 1], None), ([2, 0, 1], "width, row 1: -1"), ([2, 3, 0, 1], "width, row 2: -1")):
+        with pytest.raises(ValueError, match=fault) if fault else contextlib.nullcontext():
+            RFDETRTrainer(model, args, wrong.select(rows), shapes)
+    with pytest.raises(ValueError, match="image_id has 4611686018427387904 more than once"):
+        RFDETRTrainer(model, args, shapes.map(lambda row: {"image_id": 2**62}).select([2, 0]), shapes)
+
+
 def test_integers_of_any_kind_are_ids(tmp_path, tiny_model, shapes):
     large = shapes.map(lambda row, i: {"image_id": 2**62 + i}, with_indices=True)
     trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes.cast_column("image_id", Value("int32")), large)
@@ -123,7 +135,17 @@ def test_integers_of_any_kind_are_ids(tmp_path, tiny_model, shapes):
     assert trainer.predict(large).predictions[1]["image_id"] == 2**62 + 1
 
 
-@pytest.mark.parametrize("given", [None, 1.5, [3]])
+@pytest.mark.parametrize(
+    "of", [int, float, np.int32, torch.tensor, lambda i: torch.tensor([i]), lambda i: np.array([i])]
+)
+def test_an_evaluator_takes_ids_as_loaders_give_them(shapes, of):
+    evaluator = CocoEvaluator(shapes)
+    evaluator.update([of(1)], [{"scores": [], "labels": [], "boxes": []}])
+    with pytest.raises(ValueError, match="1"):  # a second time
+        evaluator.update([1], [{"scores": [], "labels": [], "boxes": []}])
+
+
+@pytest.mark.parametrize("given", [None, 1.5, [3], True, torch.tensor([1, 2])])
 def test_an_evaluator_takes_no_other_ids(shapes, given):
     with pytest.raises(ValueError, match="image_ids: .* is no image id"):
         CocoEvaluator(shapes).update([given], [{"scores": [], "labels": [], "boxes": []}])

@@ -24,6 +24,14 @@ def as_integer(value: Any) -> int | None:
     return value if isinstance(value, int) and -(2**63) <= value < 2**63 else None
 
 
+def as_id(value: Any) -> int | str | None:
+    """An image id: an integer of any size, as arrays of one number hold it too, or a text. None for anything else."""
+    held = value.reshape(-1).tolist() if hasattr(value, "reshape") else [value]
+    value = held[0] if len(held) == 1 else None
+    is_plain = isinstance(value, (int, str)) and not isinstance(value, bool)
+    return value if is_plain else as_integer(value)
+
+
 def as_flag(value: Any) -> bool | None:
     """Yes or no, as a boolean, a number or a word; null and -1 are no. None for anything else."""
     value = value.item() if isinstance(value, np.generic) else value

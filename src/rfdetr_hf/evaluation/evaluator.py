@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..choices import BACKENDS
 from ..data.keypoints import COCO_KEYPOINTS, DEFAULT_SIGMA
-from ..data.values import as_integer, shown
+from ..data.values import as_id, shown
 from .analysis import DetectionAnalysis
 from .backends import COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evaluate, run_lengths
 from .detection_table import DETECTION, DetectionTable, concatenate, first_few, gather, pack
@@ -114,7 +114,7 @@ class CocoEvaluator:
         """
         self._require_open("update")
         given = image_ids.tolist() if isinstance(image_ids, (Tensor, np.ndarray)) else image_ids
-        ids: list[Any] = [i if isinstance(i, str) else as_integer(i) for i in given]
+        ids: list[Any] = [as_id(each) for each in given]
         if None in ids:
             raise ValueError(f"image_ids: {shown(given[ids.index(None)])} is no image id; give integers, or texts")
         if len(ids) != len(predictions):
