@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from datasets import DatasetDict
 
 from rfdetr_hf import load_detection_dataset
 from rfdetr_hf.arguments.data import DataArguments
@@ -107,6 +108,11 @@ def test_keypoints_of_sources_are_padded(tmp_path, data_root, write_coco):
     ({"classes": {"person": ["rider"], "x": "rider"}}, "classes names 'rider', twice"),
     ({"classes": ["rider"]}, "give classes as"),
     ({"splits": ["trian"]}, r"splits has \['trian'\]"),
+    ({"splits": 5}, "splits=5; give a list"),
+    ({"splits": "train"}, "splits='train'; give a list"),
+    ({"classes": {"person": 0}}, "give classes as"),
+    ({"classes": {"person": None}}, "give classes as"),
+    ({"classes": {"person": ["rider", 1]}}, "give classes as"),
     ({"splits": ["test"]}, r"has none of the splits \['test'\]"),
 ])  # fmt: skip
 def test_faulty_sources(street, change, message):
@@ -190,3 +196,96 @@ def test_repeat_factors_and_balanced_classes(street):
     mixed = [{"name_or_path": street / "a", "share": 1}, {"name_or_path": street / "b", "share": 1}]
     weights = sample_weights(load_detection_dataset(sources=mixed, sampling="class_balanced")["train"])
     assert weights[:4].sum() == pytest.approx(weights[4:].sum()) and weights[0] > weights[2]
+
+
+def test_sampling_of_a_source_is_kept_in_the_mixture(street, caplog):
+    rare = {"name_or_path": street / "a", "sampling": "class_balanced"}
+    alone = sample_weights(load_detection_dataset(street / "a", sampling="class_balanced")["train"])
+    train = load_detection_dataset(sources=[rare, street / "b"])["train"]
+    assert sample_weights(train) == pytest.approx([*alone, 1, 1])
+    shares = load_detection_dataset(sources=[rare | {"share": 1}, {"name_or_path": street / "b", "share": 1}])["train"]
+    assert sample_weights(shares) == pytest.approx([*(alone * 6 / 8), 1.5, 1.5])
+    both = load_detection_dataset(sources=[rare, street / "b"], sampling="repeat_factor")["train"]
+    assert sample_weights(both) == pytest.approx(np.ones(6)) and "takes the place of that in" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["memory", "disk"])
+def test_weights_of_a_data_set_are_those_of_its_rows(street, tmp_path, how, caplog):
+    splits = load_detection_dataset(sources=[{"name_or_path": street / "a", "share": 1},
+                                             {"name_or_path": street / "b", "share": 3}])  # fmt: skip
+    if how == "disk":
+        splits.save_to_disk(str(tmp_path / "saved"))
+    again = load_detection_dataset(splits if how == "memory" else tmp_path / "saved")
+    assert sample_weights(again["train"]) == pytest.approx(sample_weights(splits["train"]))
+    assert data_hash(again) == data_hash(splits)
+    other = load_detection_dataset(splits, sampling="repeat_factor")["train"]
+    assert sample_weights(other) == pytest.approx(np.ones(6)) and "takes the place of the column" in caplog.text
+    broken = splits["train"].remove_columns("sample_weight").add_column("sample_weight", [1.0, 2.0, -1.0, 1, 1, 1])
+    with pytest.raises(DetectionDataError, match="row 2: column sample_weight is -1.0, no positive number"):
+        load_detection_dataset(DatasetDict(train=broken))
+
+
+def test_a_held_out_share_takes_the_place_of_the_sources_validation(street, caplog):
+    load_detection_dataset(sources=[street / "a", street / "b"], validation_split=0.3)
+    assert "sources: their validation splits, 6 images, are not used" in caplog.text
+
+
+def test_the_seed_of_splits_reaches_each_source(street):
+    def held(seed):
+        options = {"name_or_path": street / "a", "validation_split": 0.5}
+        return load_detection_dataset(sources=[options], split_seed=seed)["validation"]["file_name"]
+
+    assert len({tuple(held(seed)) for seed in range(6)}) > 1
+
+
+def test_an_object_of_two_merged_classes_is_one(tmp_path, write_coco, caplog):
+    boxes = [(0, 0, 2), (0, 1, 2), (0, 1, 30), (1, 0, 5), (1, 2, 5)]
+    write_coco(tmp_path / "train" / "_annotations.coco.json", {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in range(2)],
+        "annotations": [{"id": n, "image_id": image, "category_id": category, "bbox": [x, 2, 10, 12]}
+                        for n, (image, category, x) in enumerate(boxes)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(("car", "vehicle", "dog"))],
+    })  # fmt: skip
+    merged = {"name_or_path": tmp_path, "classes": {"vehicle": ["car", "vehicle"]}}
+    objects = load_detection_dataset(sources=[merged])["train"]["objects"]
+    assert [row["category"] for row in objects] == [[0, 0], [0, 1]]
+    assert [[box[0] for box in row["bbox"]] for row in objects] == [[2, 30], [5, 5]]
+    assert [row["id"] for row in objects] == [[1, 2], [3, 4]] and "dropped 1 objects" in caplog.text
+
+
+def test_sources_in_memory(street):
+    splits = load_detection_dataset(street / "a")
+    train = load_detection_dataset(sources=[splits, street / "b"])["train"]
+    assert len(train) == 6 and class_names(train) == ["pedestrian", "rider", "car", "person", "dog"]
+
+
+def test_a_source_of_background_alone_goes_with_keypoints(tmp_path, data_root, write_coco):
+    person = {"id": 1, "name": "person", "keypoints": list(COCO_KEYPOINTS), "skeleton": [[1, 2]]}
+    images = [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}]
+    write_coco(tmp_path / "train" / "_annotations.coco.json",
+               {"images": images, "annotations": [], "categories": [person]})  # fmt: skip
+    people = {"name_or_path": data_root / "coco_person", "splits": ["train"]}
+    train = load_detection_dataset(sources=[people, tmp_path], task="keypoints")["train"]
+    assert train[-1]["objects"]["keypoints"] == []
+
+
+def test_a_split_of_background_alone_goes_with_keypoints_in_yolo_folders(tmp_path, write_image):
+    for split in ("train", "val"):
+        write_image(tmp_path / "images" / split / "a.jpg")
+        (tmp_path / "labels" / split).mkdir(parents=True)
+    (tmp_path / "labels/train/a.txt").write_text("0 .5 .5 .2 .2 .5 .5 2")
+    (tmp_path / "labels/val/a.txt").write_text("")
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [dog]\nkpt_shape: [1, 3]\n")
+    splits = load_detection_dataset(tmp_path, task="keypoints")
+    assert splits["validation"][0]["objects"]["keypoints"] == []
+
+
+def test_what_sources_say_of_the_same_keypoints_is_compared(tmp_path, data_root, write_coco, caplog):
+    person = {"id": 1, "name": "person", "keypoints": list(COCO_KEYPOINTS), "skeleton": [[1, 2]]}
+    points = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 20, 20], "keypoints": [3, 4, 2] * 17}]
+    images = [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}]
+    write_coco(tmp_path / "train" / "_annotations.coco.json",
+               {"images": images, "annotations": points, "categories": [person]})  # fmt: skip
+    people = {"name_or_path": data_root / "coco_person", "splits": ["train"]}
+    load_detection_dataset(sources=[people, tmp_path], task="keypoints")
+    assert "class 'person' has skeleton ((0, 1),) here" in caplog.text

@@ -174,22 +174,37 @@ def without_repeated_files(
 def _drop_repeated(annotations: Annotations) -> Annotations:
     """Without the boxes that are written twice: same image, class, kind and place, and no other mask or keypoints."""
     boxes = annotations.boxes
-    keys = np.column_stack([boxes.row, boxes.category, boxes.iscrowd, np.round(boxes.bbox / _SAME_PLACE)])
+    repeated = written_twice(boxes.row, boxes.category, boxes.iscrowd, boxes.bbox, boxes.masks, boxes.keypoints)
+    _report(annotations, "dropped", "written twice", repeated)
+    return replace(annotations, boxes=boxes.select(~repeated)) if repeated.any() else annotations
+
+
+def written_twice(
+    row: np.ndarray, category: np.ndarray, iscrowd: np.ndarray, bbox: np.ndarray, masks: Any, keypoints: Any
+) -> np.ndarray:
+    """(n,) bool, the objects that stand there before: same image, class, kind and place, no other mask or keypoints.
+
+    Args:
+        row: (n,) of the image.
+        category, iscrowd: (n,)
+        bbox: (n, 4) in pixels.
+        masks: Arrow array of n masks, null for none; or None.
+        keypoints: (n, 3K), zeros for none; or None.
+    """
+    keys = np.column_stack([row, category, iscrowd, np.round(bbox / _SAME_PLACE)])
     _, place, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     place = place.ravel()
     # What an object has beside its box; 0 is nothing.
     detail = np.zeros(len(keys), np.int64)
     for index in np.flatnonzero(counts[place] > 1).tolist():
-        if boxes.masks is not None and boxes.masks[index].is_valid:
-            detail[index] = hash(str(boxes.masks[index].as_py())) or 1
-        elif boxes.keypoints is not None and boxes.keypoints[index].any():
-            detail[index] = hash(boxes.keypoints[index].tobytes()) or 1
+        if masks is not None and masks[index].is_valid:
+            detail[index] = hash(str(masks[index].as_py())) or 1
+        elif keypoints is not None and keypoints[index].any():
+            detail[index] = hash(keypoints[index].tobytes()) or 1
     _, first = np.unique(np.column_stack([place, detail]), axis=0, return_index=True)
     repeated = np.ones(len(keys), bool)
     repeated[first] = False
-    repeated |= (detail == 0) & (np.bincount(place, detail != 0) > 0)[place]
-    _report(annotations, "dropped", "written twice", repeated)
-    return replace(annotations, boxes=boxes.select(~repeated)) if repeated.any() else annotations
+    return repeated | ((detail == 0) & (np.bincount(place, detail != 0) > 0)[place])
 
 
 def _repair_boxes(annotations: Annotations) -> Annotations:

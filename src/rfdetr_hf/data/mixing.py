@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from datasets import Dataset, DatasetInfo, NamedSplit
+from datasets import Dataset, DatasetDict, DatasetInfo, IterableDatasetDict, NamedSplit
 
+from .checks import written_twice
 from .errors import DetectionDataError
 from .keypoints import ClassKeypoints, KeypointSchema
 from .schema import (
@@ -23,6 +24,7 @@ from .schema import (
     has_masks,
     has_unlabelled_classes,
     keypoint_schema,
+    sample_weights,
     undecoded,
     value_range,
 )
@@ -65,7 +67,7 @@ class Source:
         Raises:
             DetectionDataError: fields that are missing or have another form.
         """
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping) or isinstance(value, (DatasetDict, IterableDatasetDict)):
             return cls(value)
         if "name_or_path" not in value:
             raise DetectionDataError(f"sources: {shown(value)} has no name_or_path; name a folder or a Hub id")
@@ -79,12 +81,16 @@ class Source:
             isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1e9
         ):
             raise DetectionDataError(f"sources: {name}: share={shown(share)}; give a positive number")
-        if not isinstance(source.classes, Mapping) or not isinstance(source.prefix, str):
+        if not isinstance(source.prefix, str) or not _is_class_map(source.classes):
             raise DetectionDataError(
                 f"sources: {name}: classes={shown(source.classes)}, prefix={shown(source.prefix)}; give classes as "
                 '{"person": ["pedestrian", "rider"]} and prefix as a text'
             )
-        if unknown := sorted(set(source.splits) - set(SPLIT_NAMES)):
+        used: Any = source.splits
+        listed = isinstance(used, (list, tuple)) and all(isinstance(each, str) for each in used)
+        if not listed:
+            raise DetectionDataError(f"sources: {name}: splits={shown(used)}; give a list of {list(SPLIT_NAMES)}")
+        if unknown := sorted(set(used) - set(SPLIT_NAMES)):
             raise DetectionDataError(f"sources: {name}: splits has {unknown}; use {list(SPLIT_NAMES)}")
         return source
 
@@ -102,6 +108,22 @@ class Source:
                     raise DetectionDataError(f"sources: {self.name_or_path}: classes names {each!r}, {fault}")
                 ours[each] = str(name)
         return [ours.get(name, self.prefix + name) for name in names]
+
+
+def _is_class_map(value: Any) -> bool:
+    """Whether each class stands for a text or a list of texts."""
+    if not isinstance(value, Mapping):
+        return False
+    lists = [[each] if isinstance(each, str) else each for each in value.values()]
+    return all(isinstance(each, (list, tuple)) and all(isinstance(name, str) for name in each) for each in lists)
+
+
+def with_weights(train: Dataset, weights: np.ndarray, source: Any) -> Dataset:
+    """The rows with another column ``sample_weight``: these numbers in any unit, 1 on average."""
+    if "sample_weight" in train.column_names:
+        logger.warning("%s: sampling takes the place of the column sample_weight that is there", source)
+        train = train.remove_columns("sample_weight")
+    return train.add_column("sample_weight", weights / weights.mean())
 
 
 def mix(
@@ -147,18 +169,41 @@ def mix(
         if unknown := sorted(set(each) - set(table)):
             raise DetectionDataError(f"sources: {part.name_or_path}: classes {unknown} are not in the table {table}")
     keypoints = _common_keypoints(parts, loaded, renamed, table)
+    ranges = {value_range(split) for splits in loaded for split in splits.values()}
+    if len(ranges) > 1:
+        raise DetectionDataError(
+            f"sources: pictures have different ranges of values, {sorted(ranges, key=str)}; write them with as many "
+            "bits"
+        )
     mixed = {}
     for split in SPLIT_NAMES:
         here = [i for i, splits in enumerate(loaded) if split in splits]
         if here:
             given = [loaded[i][split] for i in here]
             mixed[split] = _joined(given, [renamed[i] for i in here], table, keypoints, split)
-            if split == "train" and (parts[0].share is not None or factors is not None):
-                weights = np.ones(len(mixed[split])) if factors is None else factors(mixed[split])
-                if parts[0].share is not None:
-                    weights = _with_shares(weights, [parts[i] for i in here], [len(each) for each in given])
-                mixed[split] = mixed[split].add_column("sample_weight", weights / weights.mean())
+            if split == "train":
+                weights = _weights([parts[i] for i in here], given, mixed[split], factors)
+                if weights is not None:
+                    mixed[split] = with_weights(mixed[split], weights, "sources")
     return mixed
+
+
+def _weights(
+    parts: Sequence[Source], splits: Sequence[Dataset], mixed: Dataset, factors: Factors | None
+) -> np.ndarray | None:
+    """How often the images are drawn: as the mixture says, else as each source says; None where all are alike."""
+    found = [sample_weights(split) for split in splits]
+    own = [part.name_or_path for part, each in zip(parts, found, strict=True) if each is not None]
+    if factors is not None:
+        if own:
+            logger.warning("sources: the sampling of the mixture takes the place of that in %s", own)
+        weights = factors(mixed)
+    elif own or parts[0].share is not None:
+        pairs = zip(splits, found, strict=True)
+        weights = np.concatenate([np.ones(len(split)) if each is None else each for split, each in pairs])
+    else:
+        return None
+    return weights if parts[0].share is None else _with_shares(weights, parts, [len(split) for split in splits])
 
 
 def _with_shares(weights: np.ndarray, parts: Sequence[Source], counts: Sequence[int]) -> np.ndarray:
@@ -185,7 +230,15 @@ def _common_keypoints(
     found: dict[str, ClassKeypoints] = {}
     for part, first, names in zip(parts, firsts, renamed, strict=True):
         for name, own in zip(names, keypoint_schema(first).classes, strict=True):
-            if found.setdefault(name, own).names != own.names:
+            first = found.setdefault(name, own)
+            for what in ("skeleton", "flip_pairs", "sigmas") if first.names == own.names else ():
+                if getattr(first, what) != getattr(own, what):
+                    logger.warning(
+                        "sources: %s: class %r has %s %s here, and %s, which count, in a source before; give one "
+                        "keypoint_schema to both", part.name_or_path, name, what, getattr(own, what),
+                        getattr(first, what),
+                    )  # fmt: skip
+            if first.names != own.names:
                 raise DetectionDataError(
                     f"sources: {part.name_or_path}: class {name!r} has the keypoints {list(own.names)} here and "
                     f"{list(found[name].names)} in another source; map it to another class"
@@ -198,12 +251,6 @@ def _joined(
     keypoints: KeypointSchema | None, name: str,
 ) -> Dataset:  # fmt: skip
     """One split of all sources, one after the other."""
-    ranges = {value_range(split) for split in splits}
-    if len(ranges) > 1:
-        raise DetectionDataError(
-            f"sources, split {name}: pictures have different ranges of values, {sorted(ranges, key=str)}; write them "
-            "with as many bits"
-        )
     federated = any(len(set(names)) < len(table) or has_unlabelled_classes(s)
                     for s, names in zip(splits, renamed, strict=True))  # fmt: skip
     columns: dict[str, list[Any]] = {}
@@ -214,7 +261,7 @@ def _joined(
         for column in ("image", "width", "height", "file_name"):
             columns.setdefault(column, []).extend(rows[column].chunks)
         objects = pa.concat_arrays(rows["objects"].chunks)
-        columns.setdefault("objects", []).append(_relabelled(objects, labels, keypoints, boxes))
+        columns.setdefault("objects", []).append(_relabelled(objects, labels, keypoints, boxes, name))
         boxes += len(columns["objects"][-1].field("category").flatten())
         if federated:
             own = (
@@ -228,10 +275,8 @@ def _joined(
     arrays = [pa.chunked_array(chunks[column]) for column in features]
     data = pa.table(arrays, names=list(features)).cast(features.arrow_schema)
     mixed = Dataset(data, info=DatasetInfo(features=features), split=NamedSplit(name))
-    if "value_range" in splits[0].column_names:
-        mixed = mixed.add_column(
-            "value_range", [list(next(iter(ranges)) or ())] * total, feature=splits[0].features["value_range"]
-        )
+    if (found := value_range(splits[0])) is not None:
+        mixed = mixed.add_column("value_range", [list(found)] * total, feature=splits[0].features["value_range"])
     return mixed
 
 
@@ -246,19 +291,37 @@ def _labelled(values: Sequence[Sequence[int] | None], labels: np.ndarray) -> pa.
 
 
 def _relabelled(
-    objects: pa.StructArray, labels: np.ndarray, keypoints: KeypointSchema | None, before: int
+    objects: pa.StructArray, labels: np.ndarray, keypoints: KeypointSchema | None, before: int, split: str
 ) -> pa.StructArray:
-    """The objects with the labels of the mixture, ids that go on from those before, and keypoints of the same width."""
+    """The objects with the labels of the mixture, ids that go on from those before, and keypoints of the same width.
+
+    An object that two merged classes both have stands there once.
+    """
     fields = {each.name: pc.struct_field(objects, each.name) for each in objects.type}
     counts = pc.list_value_length(fields["category"]).to_numpy(zero_copy_only=False)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
     values = {name: column.flatten() for name, column in fields.items()}
-    values["id"] = pa.array(np.arange(before + 1, before + 1 + len(values["id"])), pa.int64())
-    values["category"] = pa.array(labels[values["category"].to_numpy(zero_copy_only=False)], pa.int64())
+    category = labels[values["category"].to_numpy(zero_copy_only=False)]
+    wide = None
     if keypoints is not None:
-        points = values["keypoints"].flatten().to_numpy(zero_copy_only=False).reshape(len(values["category"]), -1)
-        wide = np.zeros((len(points), 3 * keypoints.num_keypoints))
-        wide[:, : points.shape[1]] = points
+        points = values["keypoints"].flatten().to_numpy(zero_copy_only=False)
+        wide = np.zeros((len(category), 3 * keypoints.num_keypoints))
+        if len(category):
+            points = points.reshape(len(category), -1)
+            wide[:, : points.shape[1]] = points
         values["keypoints"] = pa.FixedSizeListArray.from_arrays(pa.array(wide.reshape(-1)), wide.shape[1])
+    values["category"] = pa.array(category, pa.int64())
+    row = np.repeat(np.arange(len(counts)), counts)
+    if len(set(labels.tolist())) < len(labels):
+        crowd, bbox = values["iscrowd"].to_numpy(zero_copy_only=False), values["bbox"].flatten()
+        place = row, category, crowd, bbox.to_numpy(zero_copy_only=False).reshape(-1, 4)
+        twice = written_twice(*place, values.get("segmentation"), wide)
+        if twice.any():
+            logger.warning(
+                "sources: %s split: dropped %d objects of classes that become one: they are written in both",
+                split, twice.sum(),
+            )  # fmt: skip
+            values, row = {name: column.filter(pa.array(~twice)) for name, column in values.items()}, row[~twice]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(counts)))]), pa.int32())
+    values["id"] = pa.array(np.arange(before + 1, before + 1 + len(row)), pa.int64())
     lists = [pa.ListArray.from_arrays(offsets, values[name]) for name in values]
     return pa.StructArray.from_arrays(lists, names=list(values))

@@ -28,7 +28,7 @@ Boxes and areas keep the precision of the source, because COCO metrics compare t
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -52,6 +52,7 @@ __all__ = [
     "keypoint_schema",
     "label_table",
     "labelled_images",
+    "lvis_labels",
     "max_objects",
     "sample_weights",
     "undecoded",
@@ -211,6 +212,17 @@ def labelled_images(dataset: Dataset) -> np.ndarray | None:
     for chunk in column.chunks:
         counts += np.bincount(chunk.flatten().to_numpy(zero_copy_only=False).astype(np.int64), minlength=len(names))
     return counts
+
+
+def lvis_labels(row: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The labels that a row says are labelled or not, by LVIS' fields of images; nothing where all classes are."""
+    if row.get("labelled_classes") is None:
+        return {}
+    labelled, present = set(row["labelled_classes"]), set(row["objects"]["category"])
+    return {
+        "neg_category_ids": sorted(labelled - present),
+        "not_exhaustive_category_ids": sorted(present - labelled),
+    }
 
 
 def sample_weights(dataset: Any) -> np.ndarray | None:

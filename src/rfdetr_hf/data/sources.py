@@ -19,7 +19,7 @@ from .fingerprint import check_data_hash
 from .formats import Found, coco, cvat, hub, label_studio, shapes, shards, voc, yolo
 from .images import is_hidden
 from .keypoints import KeypointSchema
-from .mixing import Factors, mix
+from .mixing import Factors, mix, with_weights
 from .pipeline.pixels import set_max_image_pixels
 from .sampling import class_balanced, repeat_factors
 from .sense import check_sense, with_value_range
@@ -164,7 +164,7 @@ def load_detection_dataset(
     named = (train_split, validation_split if isinstance(validation_split, str) else None, test_split)
     factors = _factors(sampling, repeat_threshold)
     if sources is not None:
-        source, splits = "sources", _read_sources(sources, name_or_path, options, named, factors)
+        source, splits = "sources", _read_sources(sources, name_or_path, options, named, factors, share, split_seed)
     else:
         source, splits = _read_one(name_or_path, options, named, share)
     check_sense(splits, source)
@@ -172,8 +172,7 @@ def load_detection_dataset(
     if factors is not None and sources is None and "train" in splits:
         if not isinstance(splits["train"], Dataset):
             raise DetectionDataError(f"{source}: sampling={sampling!r} needs rows at hand, and these are shards")
-        weights = factors(splits["train"])
-        splits = {**splits, "train": splits["train"].add_column("sample_weight", weights / weights.mean())}
+        splits = {**splits, "train": with_weights(splits["train"], factors(splits["train"]), source)}
     check_data_hash(splits, data_hash or {}, source)
     return DatasetDict([(name, splits[name]) for name in SPLIT_NAMES if name in splits])
 
@@ -204,20 +203,31 @@ def _read_sources(
     options: ReadOptions,
     named: tuple[Any, ...],
     factors: Factors | None,
+    share: float | None,
+    split_seed: int,
 ) -> dict[str, Dataset]:
-    """The splits of a mixture; what belongs to one source is refused beside them."""
+    """The splits of a mixture; what belongs to one source is refused beside them.
+
+    Without its validation split where a share is held out instead.
+    """
     alone = {"name_or_path": name_or_path, "train_split, validation_split or test_split": any(named) or None}
     alone |= {name: getattr(options, name) for name in ("image_dir", "label_dir", "bbox_format")}
     alone |= {"keypoint_schema": options.keypoints, **options.load}
     given = [name for name, value in alone.items() if value is not None]
     if given:
         raise TypeError(f"{', '.join(given)}: belongs to one data set; with sources give it in one of them")
-    common = {"task": options.task, "missing_masks": options.missing_masks}
+    common = {"task": options.task, "missing_masks": options.missing_masks, "split_seed": split_seed}
 
     def load(name_or_path: Any, **own: Any) -> DatasetDict:
         return load_detection_dataset(name_or_path, **{**common, **own})
 
-    return mix(sources, load, options.class_names, factors)
+    splits = mix(sources, load, options.class_names, factors)
+    if share is not None and "validation" in splits:
+        logger.warning(
+            "sources: their validation splits, %d images, are not used: validation_split=%s holds out training images "
+            "instead", len(splits.pop("validation")), share,
+        )  # fmt: skip
+    return splits
 
 
 def _factors(sampling: Sampling | None, threshold: float) -> Factors | None:

@@ -248,4 +248,4 @@ def _keypoints(objects: Sequence[tuple[int, _Shape]], labels: Labels) -> dict[st
                 x, y = np.floor(point - (other.left, other.top)).astype(int)
                 if 0 <= x < other.side and 0 <= y < other.side and _mask(labels.names[other.label], other.side)[y, x]:
                     values[index, k, 2] = 1
-    return {"keypoints": values.reshape(len(objects), -1)}
+    return {"keypoints": values.reshape(len(objects), 3 * values.shape[1])}

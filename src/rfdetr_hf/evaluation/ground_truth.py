@@ -43,7 +43,7 @@ def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None
         if not all(is_number(each) and math.isfinite(each) and each == int(each) for each in size.values()):
             raise ValueError(f"Image {row['image_id']}: {size} are no whole numbers of pixels; correct the columns")
         size = {side: int(each) for side, each in size.items()}
-        images.append({"id": row["image_id"], **size, **_federated(row)})
+        images.append({"id": row["image_id"], **size, **schema.lvis_labels(row)})
         annotations.extend(_annotations(row, len(names)))
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
@@ -147,16 +147,6 @@ def silenced() -> contextlib.AbstractContextManager:
 def repeated(ids: Sequence[Any]) -> list[Any]:
     """The ids that occur more than once."""
     return [image_id for image_id, count in Counter(ids).items() if count > 1]
-
-
-def _federated(row: Mapping[str, Any]) -> dict[str, list[int]]:
-    if row.get("labelled_classes") is None:
-        return {}
-    labelled, present = set(row["labelled_classes"]), set(row["objects"]["category"])
-    return {
-        "neg_category_ids": sorted(labelled - present),
-        "not_exhaustive_category_ids": sorted(present - labelled),
-    }
 
 
 class Unlabelled(NamedTuple):

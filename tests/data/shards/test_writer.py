@@ -3,11 +3,12 @@
 import json
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset, List, Value, load_dataset
 from helpers.real_data import REAL, assert_equal_splits, load_real
 
 from rfdetr_hf import convert_dataset, load_detection_dataset, make_shapes_dataset
@@ -186,3 +187,55 @@ def test_the_index_of_a_billion_rows_is_small(tmp_path):
     assert len(train) == 100_000 and train.rows.sum() == train.counts.images == 10**9
     assert train.counts.objects == [100_000, 200_000, 300_000]
     assert np.array_equal(train.sizes[:3], [10**9] * 3) and str(train.files[7]).startswith("data/train-000007")
+
+
+def partly_labelled(shapes_splits):
+    """Four training images, of which two do not label class 0, and three others that label all."""
+    train = shapes_splits["train"].select(range(4))
+    own = [[1, 2], None, [1, 2], [0, 1, 2]]
+    federated = train.add_column("labelled_classes", own, feature=List(Value("int32")))
+    return federated, shapes_splits["validation"].select(range(3)), own
+
+
+@pytest.mark.parametrize("first", ["train", "validation"])
+@pytest.mark.parametrize("format", ["parquet", "webdataset", "folder"])
+def test_what_one_split_says_of_its_labels_is_kept(shapes_splits, tmp_path, format, first):
+    federated, other, own = partly_labelled(shapes_splits)
+    second = "validation" if first == "train" else "train"
+    convert_dataset({first: federated, second: other}, tmp_path / "out", format, 1)
+    again = load_detection_dataset(tmp_path / "out")
+    found = [row["labelled_classes"] for row in again[first]]
+    if format == "folder":  # which says it as LVIS does: classes that are not there, and those that are
+        assert [each and set(each) for each in found] == [each and set(each) for each in own]
+    else:
+        assert found == own
+    assert [row.get("labelled_classes") for row in again[second]] == [None] * 3
+    assert [row["objects"]["bbox"] for row in again[second]] == [row["objects"]["bbox"] for row in other]
+
+
+@pytest.mark.parametrize("format", ["parquet", "folder"])
+def test_what_files_do_not_keep_is_refused(shapes_splits, tmp_path, format):
+    train = shapes_splits["train"].select(range(3))
+    with pytest.raises(DetectionDataError, match="sample_weight, from share or sampling"):
+        convert_dataset({"train": train.add_column("sample_weight", [1.0, 1.0, 1.0])}, tmp_path / "out", format, 1)
+    other = make_shapes_dataset(2, classes=("circle", "square"))
+    with pytest.raises(DetectionDataError, match="splits train and validation differ in column objects"):
+        convert_dataset({"train": train, "validation": other}, tmp_path / "out", format, 1)
+    deep = train.add_column("value_range", [[0.0, 9.0]] * 3, feature=List(Value("float64"), length=2))
+    wide = train.add_column("value_range", [[0.0, 8.0]] * 3, feature=List(Value("float64"), length=2))
+    with pytest.raises(DetectionDataError, match="different ranges of values"):
+        convert_dataset({"train": deep, "validation": wide}, tmp_path / "out", format, 1)
+    assert not list(tmp_path.iterdir())
+    convert_dataset({"validation": train, "train": deep}, tmp_path / "shards", "parquet", 1)
+    assert load_detection_dataset(tmp_path / "shards")["validation"][0]["value_range"] == [0.0, 9.0]
+
+
+def test_no_picture_of_a_folder_takes_the_place_of_another(shapes_splits, tmp_path):
+    rows = shapes_splits["train"].select(range(6))
+    names = ["000000000001.png", "../x.png", "000000000001_1.PNG", "a.png", "a.png/b.png", "A.PNG"]
+    ids = [7, 1, 2, 3, 4, 5]
+    renamed = rows.remove_columns(["file_name", "image_id"]).add_column("file_name", names).add_column("image_id", ids)
+    convert_dataset({"train": renamed}, tmp_path / "folder", "folder", 1)
+    again = load_detection_dataset(tmp_path / "folder")["train"]
+    pictures = {row["image_id"]: Path(row["image"]["path"]).read_bytes() for row in again}
+    assert pictures == {each: row["image"]["bytes"] for each, row in zip(ids, rows, strict=True)}

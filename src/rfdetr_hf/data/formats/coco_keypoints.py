@@ -64,7 +64,7 @@ def keypoint_array(
         triples = np.array(points, np.float64).reshape(-1, 3)
         # COCO writes 0, 0, 0 for what is not labelled; others leave coordinates there.
         values[index, :expected] = np.where(triples[:, 2:] > 0, triples, 0)
-    return values.reshape(len(records), -1)
+    return values.reshape(len(records), 3 * values.shape[1])
 
 
 def _fault(points: Any, expected: int) -> str | None:

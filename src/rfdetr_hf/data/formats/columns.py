@@ -25,7 +25,7 @@ from ..errors import DetectionDataError, Problems
 from ..keypoints import ClassKeypoints
 from ..pipeline.pixels import image_size
 from ..schema import ids_of_class_label, schema_of_keypoints, undecoded
-from ..values import as_flag, as_integer, shown
+from ..values import as_flag, as_integer, is_number, shown
 
 logger = logging.getLogger(__name__)
 # Its functions are made at import, where type checkers do not see them.
@@ -155,7 +155,7 @@ def _keypoint_array(values: pa.Array, annotations: Annotations, problems: Proble
             )
             continue
         keypoints[index] = np.where(triples[:, 2:] > 0, triples, 0)
-    return keypoints.reshape(len(rows), -1)
+    return keypoints.reshape(len(rows), 3 * count)
 
 
 def _class_keypoints(split: _Split, labels: Labels, source: str) -> list[ClassKeypoints]:
@@ -203,7 +203,24 @@ def _finish(split: _Split, labels: Labels, name: str, options: ReadOptions) -> D
         masks = masks and [masks[i] for i in inside.tolist()]
         images = images.select(np.flatnonzero(keep))
     settled = settle(annotations, labels, options, problems, masks, written=options.bbox_format or "xywh")
-    return build_dataset(settled, labels, images, name)
+    built = build_dataset(settled, labels, images, name)
+    if name != "train" or "sample_weight" not in split.dataset.column_names:
+        return built
+    weights = _sample_weights(split.dataset, annotations.source)[keep]
+    return built.add_column("sample_weight", weights / weights.mean())
+
+
+def _sample_weights(dataset: Dataset, source: str) -> np.ndarray:
+    """The column of the schema: how often images are drawn."""
+    values = _column(dataset, "sample_weight").to_pylist()
+    for row, value in enumerate(values):
+        if not is_number(value) or not 0 < value < np.inf:
+            raise DetectionDataError(
+                f"{source}: row {row}: column sample_weight is {shown(value)}, no positive number; it says how often "
+                "an image is drawn: correct it, or remove or rename the column"
+            )
+    logger.info("%s: images are drawn as the column sample_weight says", source)
+    return np.array(values, np.float64)
 
 
 def _labelled_classes(dataset: Dataset, categories: Categories, source: str) -> list[list[int] | None]:

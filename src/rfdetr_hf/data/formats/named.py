@@ -163,7 +163,7 @@ def _boxes(
             own = labels.keypoints.classes[label].names if label >= 0 else ()
             for index, point in enumerate(own):
                 row[index] = each.keypoints.get(point, (0, 0, 0))
-        keypoints = keypoints.reshape(len(objects), -1)
+        keypoints = keypoints.reshape(len(objects), 3 * keypoints.shape[1])
     return Boxes(
         row=np.array([each.image for each in objects], np.int64),
         id=np.arange(1, len(objects) + 1),

@@ -97,6 +97,11 @@ def read(found: Found, splits: Mapping[str, ShardList], options: ReadOptions) ->
     others = {task.object_field for task in TASKS.values()} - {part, None}
     kept = {name: feature for name, feature in fields.items() if name not in others}
     features, labels = Features({**source.features, "objects": kept}), None
+    if features.pop("sample_weight", None) is not None:
+        logger.warning(
+            "%s: its column sample_weight is not used: images of shards are drawn equally often; for weights load the "
+            "rows with datasets.load_dataset and hand them over", found.source,
+        )  # fmt: skip
     stored = fields["category"].feature.names
     if options.class_names is not None and list(options.class_names) != stored:
         features, labels = relabelled_features(features, list(options.class_names), found.source)

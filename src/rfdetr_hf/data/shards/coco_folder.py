@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Mapping
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from datasets import Dataset
 
 from ..images import IMAGE_SUFFIXES
-from ..schema import category_ids, class_names, coco_segmentation, has_keypoints, keypoint_schema, undecoded
+from ..schema import (
+    category_ids,
+    class_names,
+    coco_segmentation,
+    has_keypoints,
+    keypoint_schema,
+    lvis_labels,
+    undecoded,
+)
 
 _FOLDERS = {"validation": "valid"}
 _FILE = "_annotations.coco.json"
@@ -22,7 +32,8 @@ def write_coco_folder(
 ) -> None:
     """Write `<split>/_annotations.coco.json` and the pictures beside it.
 
-    Pictures keep their names where these are names below the folder; others are called by their image id. What COCO
+    Pictures keep their names where these are names below the folder; others are called by their image id. Classes that
+    an image does not label are written as LVIS does, `neg_category_ids` and `not_exhaustive_category_ids`. What COCO
     files have no place for, such as the sigmas of keypoints, is left out.
 
     Args:
@@ -42,12 +53,14 @@ def write_coco_folder(
         for each in undecoded(dataset).with_format(None):
             row = cast(dict[str, Any], each)
             name = _file_name(row, taken)
-            taken.add(name.lower())
+            taken |= _places(name)
             path = place / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(image_bytes(row["image"], f"image with image_id {row['image_id']}"))
+            with open(path, "xb") as file:  # what is there is another image's
+                file.write(image_bytes(row["image"], f"image with image_id {row['image_id']}"))
             sizes = {side: row[side] for side in ("width", "height")}
-            images.append({"id": row["image_id"], "file_name": name, **sizes})
+            labelled = {field: [ids[label] for label in labels] for field, labels in lvis_labels(row).items()}
+            images.append({"id": row["image_id"], "file_name": name, **sizes, **labelled})
             annotations += _annotations(row, ids)
         content = {"images": images, "annotations": annotations, "categories": _categories(dataset, ids)}
         (place / _FILE).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -58,9 +71,24 @@ def _file_name(row: Mapping[str, Any], taken: set[str]) -> str:
     parts = PurePosixPath(name).parts
     below = bool(parts) and not name.startswith("/") and ".." not in parts and ":" not in name and "\\" not in name
     suffix = os.path.splitext(name)[1].lower()
-    if below and suffix in IMAGE_SUFFIXES and name.lower() not in taken:
+    if below and suffix in IMAGE_SUFFIXES and _free(name, taken):
         return name
-    return f"{row['image_id']:012d}{suffix if suffix in IMAGE_SUFFIXES else '.jpg'}"
+    stem, suffix = f"{row['image_id']:012d}", suffix if suffix in IMAGE_SUFFIXES else ".jpg"
+    names = chain([f"{stem}{suffix}"], (f"{stem}_{number}{suffix}" for number in count(1)))
+    return next(each for each in names if _free(each, taken))
+
+
+def _places(name: str) -> set[str]:
+    """What a file takes of the names in its folder, letters of one case alike: its own, and "/" after its folders'."""
+    path = PurePosixPath(unicodedata.normalize("NFC", name).casefold())
+    return {str(path), *(f"{parent}/" for parent in path.parents)}
+
+
+def _free(name: str, taken: set[str]) -> bool:
+    """Whether no file has the name, or that of one of its folders, and no folder has it."""
+    places = {each.rstrip("/") for each in _places(name)}
+    own = unicodedata.normalize("NFC", name).casefold()
+    return taken.isdisjoint({*places, f"{PurePosixPath(own)}/"})
 
 
 def _annotations(row: Mapping[str, Any], ids: list[int]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from datasets import Dataset, DatasetDict, Features, Image
 from ..errors import DetectionDataError
 from ..fingerprint import data_hash
 from ..images import IMAGE_SUFFIXES
-from ..schema import undecoded
+from ..schema import undecoded, value_range
 from .coco_folder import write_coco_folder
 from .counts import Counts, count_rows
 from .index import FORMATS, INDEX, Shard, shard_metadata, write_index
@@ -42,7 +42,8 @@ def convert_dataset(
     The target appears complete or not at all: everything is written beside it under another name first.
 
     Args:
-        splits: in the schema of `load_detection_dataset`.
+        splits: in the schema of `load_detection_dataset`. A column `labelled_classes` or `value_range` that one of them
+            has is written for all: null where all classes are labelled, and the same range.
         target: the folder to make; an empty one may exist.
         format: one of `choices.DATA_FORMATS`: Parquet shards that `datasets.load_dataset` reads, tar files that it and
             WebDataset read, or a folder in Roboflow's COCO layout.
@@ -53,10 +54,12 @@ def convert_dataset(
 
     Raises:
         FileExistsError: the target has content.
-        DetectionDataError: an image cannot be read.
+        DetectionDataError: an image cannot be read, the splits differ in their columns or classes, or images are not
+            drawn equally often (`sample_weight`), which is nothing that files keep.
     """
-    path, named = Path(target), {str(name): split for name, split in splits.items()}
+    path = Path(target)
     require_new(path)
+    named = _alike({str(name): split for name, split in splits.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     made = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     made.mkdir()
@@ -74,6 +77,51 @@ def convert_dataset(
         shutil.rmtree(made, ignore_errors=True)
         raise
     return count
+
+
+def _alike(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """The splits with the same columns in the same order, as one set of features needs them.
+
+    Raises:
+        DetectionDataError: they differ in what cannot be filled in, or have sample weights.
+    """
+    wanted: dict[str, tuple[str, Any]] = {}
+    for name, split in splits.items():
+        if "sample_weight" in split.column_names:
+            raise DetectionDataError(
+                f"split {name}: its images are not drawn equally often (column sample_weight, from share or sampling), "
+                "which the files would not keep; convert without share and sampling, and give them to the training"
+            )
+        for column, feature in Features({**split.features, "image": Image()}).items():
+            other, known = wanted.setdefault(column, (name, feature))
+            if known != feature:
+                raise DetectionDataError(
+                    f"splits {other} and {name} differ in column {column}: {_brief(known)} and {_brief(feature)}; give "
+                    "splits of one load_detection_dataset, or convert them one by one"
+                )
+    ranges = {value_range(split) for split in splits.values() if "value_range" in split.column_names}
+    if len(ranges) > 1:
+        raise DetectionDataError(
+            f"the splits' pictures have different ranges of values (column value_range), {sorted(ranges, key=str)}; "
+            "write the pictures with as many bits, or convert the splits one by one"
+        )
+    filled = {"labelled_classes": None, "value_range": list(next(iter(ranges), None) or ())}
+    made = {}
+    for name, split in splits.items():
+        for column in [each for each in wanted if each not in split.column_names]:
+            if column not in filled or not isinstance(split, Dataset):
+                raise DetectionDataError(
+                    f"split {name}: has no column {column}, and split {wanted[column][0]} has; give it to all of them, "
+                    "or to none"
+                )
+            split = split.add_column(column, [filled[column]] * len(split), feature=wanted[column][1])
+        made[name] = split if split.column_names == list(wanted) else split.select_columns(list(wanted))
+    return made
+
+
+def _brief(feature: Any) -> str:
+    text = str(feature)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def require_new(path: Path) -> None:

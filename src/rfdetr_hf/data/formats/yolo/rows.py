@@ -118,7 +118,7 @@ class RowReader:
         if self.options.task == "keypoints":
             points = np.array(rows.keypoints, dtype=np.float64).reshape(-1, self.config.num_keypoints, 3)
             points[..., :2] *= scale[:, None]
-            keypoints = points.reshape(len(points), -1)
+            keypoints = points.reshape(len(points), 3 * self.config.num_keypoints)
         polygons = [None if p is None else p * np.resize(s, len(p)) for p, s in zip(rows.polygon, scale, strict=True)]
         area = np.full(len(image), np.nan)
         for index in np.flatnonzero(outlined).tolist():
