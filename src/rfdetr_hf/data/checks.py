@@ -66,7 +66,9 @@ def settle(
         boxes = replace(boxes, keypoints=fitted)
     problems.raise_if_any()
     before = np.bincount(boxes.row, minlength=len(annotations.size)) > 0
-    settled = _repair_boxes(_drop_repeated(replace(annotations, boxes=boxes)))
+    repeated = written_twice(boxes.row, boxes.category, boxes.iscrowd, boxes.bbox, boxes.masks, boxes.keypoints)
+    _report(replace(annotations, boxes=boxes), "dropped", "written twice", repeated)
+    settled = _repair_boxes(replace(annotations, boxes=boxes.select(~repeated) if repeated.any() else boxes))
     settled = _settle_odd_masks(settled, options.missing_masks, problems)
     settled = _settle_missing_masks(settled, options.missing_masks, problems)
     settled = _settle_keypoints(settled, problems)
@@ -169,14 +171,6 @@ def without_repeated_files(
     annotations, inside = annotations.keep_images(keep)
     kept = [path for path, stays in zip(paths, keep, strict=True) if stays]
     return annotations, kept, masks and [masks[i] for i in inside.tolist()]
-
-
-def _drop_repeated(annotations: Annotations) -> Annotations:
-    """Without the boxes that are written twice: same image, class, kind and place, and no other mask or keypoints."""
-    boxes = annotations.boxes
-    repeated = written_twice(boxes.row, boxes.category, boxes.iscrowd, boxes.bbox, boxes.masks, boxes.keypoints)
-    _report(annotations, "dropped", "written twice", repeated)
-    return replace(annotations, boxes=boxes.select(~repeated)) if repeated.any() else annotations
 
 
 def written_twice(

@@ -81,7 +81,10 @@ class Source:
             isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1e9
         ):
             raise DetectionDataError(f"sources: {name}: share={shown(share)}; give a positive number")
-        if not isinstance(source.prefix, str) or not _is_class_map(source.classes):
+        given = source.classes.values() if isinstance(source.classes, Mapping) else [None]
+        lists = [[each] if isinstance(each, str) else each for each in given]
+        named = all(isinstance(each, (list, tuple)) and all(isinstance(n, str) for n in each) for each in lists)
+        if not named or not isinstance(source.prefix, str):
             raise DetectionDataError(
                 f"sources: {name}: classes={shown(source.classes)}, prefix={shown(source.prefix)}; give classes as "
                 '{"person": ["pedestrian", "rider"]} and prefix as a text'
@@ -108,14 +111,6 @@ class Source:
                     raise DetectionDataError(f"sources: {self.name_or_path}: classes names {each!r}, {fault}")
                 ours[each] = str(name)
         return [ours.get(name, self.prefix + name) for name in names]
-
-
-def _is_class_map(value: Any) -> bool:
-    """Whether each class stands for a text or a list of texts."""
-    if not isinstance(value, Mapping):
-        return False
-    lists = [[each] if isinstance(each, str) else each for each in value.values()]
-    return all(isinstance(each, (list, tuple)) and all(isinstance(name, str) for name in each) for each in lists)
 
 
 def with_weights(train: Dataset, weights: np.ndarray, source: Any) -> Dataset:
