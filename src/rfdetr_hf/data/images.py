@@ -97,6 +97,15 @@ def walk_files(
             )
 
 
+def files_below(root: Path, suffix: str) -> list[Path]:
+    """The regular files of a folder and of those below it whose names end in `suffix`, in any case, sorted.
+
+    Raises:
+        DetectionDataError: as `walk_files`.
+    """
+    return sorted(Path(path) for name, path, regular in walk_files(root) if regular and name.lower().endswith(suffix))
+
+
 class ImageFolder:
     """The image files below one folder, found by the names that an annotation file gives them.
 

@@ -123,6 +123,25 @@ def test_subsets_of_a_project_are_splits(cvat):
     assert {name: split["file_name"] for name, split in splits.items()} == {"train": ["a.jpg"], "validation": ["b.jpg"]}
 
 
+def test_images_without_a_subset_are_a_split(cvat, caplog):
+    first, more = (
+        image(BOX, more=" subset='Train'"),
+        [image(BOX, "b.jpg"), image(BOX, "c.jpg", ' task=">" subset="Gültig"')],
+    )
+    text = document(first, *more).replace('encoding="utf-8"', 'encoding="iso-8859-1"')
+    root = cvat(text)
+    (root / "annotations.xml").write_bytes(text.encode("iso-8859-1"))
+    (root / "more").mkdir()
+    (root / "more" / "annotations.xml").write_text(document(image(BOX)))
+    splits = load_detection_dataset(root, validation_split="Gültig")
+    assert {name: split["file_name"] for name, split in splits.items()} == {"train": ["a.jpg"], "validation": ["c.jpg"]}
+    assert "1 images are in no subset and are left out; they are the split 'default'" in caplog.text
+    assert (
+        "1 XML files are in none of the splits ['train', 'validation'] and are left out, such as more/" in caplog.text
+    )
+    assert load_detection_dataset(root, validation_split="default")["validation"]["file_name"] == ["b.jpg"]
+
+
 def test_turned_shapes(cvat):
     box = '<box label="cat" xtl="20" ytl="20" xbr="40" ybr="30" rotation="90"/>'
     round_one = '<ellipse label="cat" cx="30" cy="20" rx="10" ry="5" rotation="90"/>'

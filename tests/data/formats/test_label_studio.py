@@ -200,3 +200,58 @@ def test_shape_and_label_as_two_results(studio):
     choice = {"id": "c", "type": "choices", "value": {"choices": ["good"]}}
     train = load_detection_dataset(studio(task(shape, label, choice)))["train"]
     assert class_names(train) == ["dog"] and train[0]["objects"]["bbox"] == [[16, 24, 32, 12]]
+
+
+def test_folders_in_addresses_count(studio, write_image, caplog):
+    caplog.set_level(logging.INFO)
+    local = "/data/local-files/?d=cams/"
+    two = [task(BOX, image=f"{local}one/a.jpg"), task(BOX, image=f"{local}two/b c.jpg")]
+    with pytest.raises(DetectionDataError, match="none of its images"):
+        load_detection_dataset(studio(*two))  # they lie in images/, and their folders differ
+    for camera in ("one", "two"):
+        for name in ("a.jpg", "b c.jpg"):
+            write_image(studio() / "images" / camera / name)
+    train = load_detection_dataset(studio(*two))["train"]
+    assert train["file_name"] == ["one/a.jpg", "two/b c.jpg"]
+    assert "found 2 images without the leading 'cams'" in caplog.text
+    uploads = [task(image=f"/data/upload/{number}/0123abc{number}-a.jpg") for number in (1, 2)]
+    with pytest.raises(DetectionDataError, match=r"upload/1/0123abc1-a.jpg' and '.*-a.jpg' both lead to a.jpg"):
+        load_detection_dataset(studio(*uploads))
+    assert load_detection_dataset(studio(uploads[0], two[0]))["train"]["file_name"] == ["a.jpg", "one/a.jpg"]
+    assert "found 1 images without the hash before their names" in caplog.text
+
+
+def test_several_pictures_in_a_task(studio):
+    second = {**region(name="r2", x=1, y=1, width=9, height=9), "to_name": "image2"}
+    first, other = {**BOX, "to_name": "image"}, {**BOX, "to_name": "picture"}
+    both = {"image": "/data/local-files/?d=images/a.jpg", "image2": "/data/local-files/?d=images/b c.jpg"}
+
+    def tasks(*results):
+        return [{**task(*each), "data": both} for each in results]
+
+    with pytest.raises(DetectionDataError, match=r"task 7: its regions lie on 2 pictures \(image, image2\)"):
+        load_detection_dataset(studio(*tasks([first, second])))
+    train = load_detection_dataset(studio(*tasks([second])))["train"]
+    assert train["file_name"] == ["b c.jpg"]
+    assert load_detection_dataset(studio(*tasks([other])))["train"]["file_name"] == ["a.jpg"]
+    with pytest.raises(DetectionDataError, match=r"task 7: field data names 2 pictures \(image, image2\)"):
+        load_detection_dataset(studio(*tasks([first], [second], [])))
+
+
+def test_regions_without_an_id(studio, caplog):
+    nose = region("keypointlabels", "nose", "p", x=50, y=60, width=1)
+    boxes = [{key: value for key, value in BOX.items() if key != "id"}, {**BOX, "id": None}]
+    boxes[1] = {**boxes[1], "value": {**BOX["value"], "x": 1}}
+    objects = load_detection_dataset(studio(task(*boxes, nose)))["train"][0]["objects"]
+    assert len(objects["bbox"]) == 2 and "left out 1 keypoints without a region" in caplog.text
+
+
+def test_exports_that_no_split_has_are_counted(studio, caplog):
+    root = studio(task(BOX))
+    (root / "more").mkdir()
+    (root / "more" / "project.JSON").write_text(json.dumps([task(BOX, image="b c.jpg")]))
+    assert len(load_detection_dataset(root)["train"]) == 1
+    assert "1 JSON files are in none of the splits ['train'] and are left out, such as more/project.JSON" in caplog.text
+    (root / "more" / "project.JSON").rename(root / "valid.JSON")
+    (root / "export.json").rename(root / "train.json")
+    assert list(load_detection_dataset(root)) == ["train", "validation"]

@@ -5,12 +5,16 @@ options) -> dict[str, Dataset]`, which reads the chosen splits into the schema; 
 how near a folder comes to it. `data.sources.FORMATS` lists them in the order of asking.
 """
 
+import functools
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ..annotations import ReadOptions
 from ..errors import SplitMissingError
+from ..images import files_below
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,36 @@ class Found(NamedTuple):
     kind: str
     splits: Mapping[str, Any]
     details: Any = None
+
+
+def warn_of_others(
+    found: Found, splits: Mapping[str, Any], used: Collection[Path], suffix: str, is_one: Callable[[Path], bool]
+) -> None:
+    """Say which files below the folder of a source are read with none of its splits.
+
+    Args:
+        found: the source.
+        splits: those that are read.
+        used: the files, and the folders with files, that belong to splits, or to those that nobody asked for.
+        suffix: of the files, such as ".xml".
+        is_one: whether a file is one of the format.
+    """
+    root = Path(found.source)
+    if not root.is_dir():
+        return
+    # Links to folders are followed once a folder, not once a file.
+    resolved = functools.cache(os.path.realpath)
+    known = {os.path.join(resolved(file.parent), file.name) for file in used}
+    others = []
+    for file in files_below(root, suffix):
+        real = Path(resolved(file.parent), file.name)
+        if not known.intersection(map(str, (real, *real.parents))) and is_one(file):
+            others.append(file.relative_to(root).as_posix())
+    if others:
+        logger.warning(
+            "%s: %d %s files are in none of the splits %s and are left out, such as %s", found.source, len(others),
+            suffix[1:].upper(), list(splits), ", ".join(others[:3]),
+        )  # fmt: skip
 
 
 def read_splits(splits: Mapping[str, Any], options: ReadOptions, read: Callable[[str, Any], T]) -> dict[str, T]:

@@ -6,9 +6,7 @@ it; its mask is the turned shape. Polylines, single points, cuboids, tags and wh
 that could be found; they are left out, and counted in the log.
 """
 
-import html
-import mmap
-import re
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,15 +24,19 @@ from ..keypoints import ClassKeypoints
 from ..masks import encode_mask
 from ..pipeline.pixels import image_size
 from ..values import as_flag, as_integer, shown
-from . import Found, read_splits
+from . import Found, read_splits, warn_of_others
 from .hub import is_saved
 from .named import NamedObject, NamedSplit, ellipse, find_pictures, finish_splits, hull, rectangle, turned
-from .xml_file import find_xml, has_element, number, read_xml, text_of
+from .xml_file import attributes_of, find_xml, has_element, number, read_xml, text_of
+
+logger = logging.getLogger(__name__)
 
 _NO_OBJECTS = {
     "polyline": "polylines, which have no area", "points": "points without a skeleton", "cuboid": "cuboids",
     "tag": "tags of whole pictures", "attribute": "",
 }  # fmt: skip
+# As CVAT and datumaro call it.
+_NO_SUBSET = "default"
 # Attributes of shapes with which other formats come to CVAT.
 _IGNORED = ("is_crowd", "iscrowd", "difficult")
 _REMEDY = "correct or delete the shape in CVAT, and export again as 'CVAT for images 1.1'"
@@ -61,15 +63,18 @@ def find(root: Any, options: ReadOptions) -> Found | None:
     options.refuse(root, "is a CVAT export, which", "load", "label_dir", "bbox_format")
     splits: dict[str, CvatLocation] = {}
     for file in files:
-        # Searched, not parsed: files may be large, and are parsed when they are read.
-        with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            named = {match[1].decode() for match in re.finditer(rb'<image\s[^>]*subset="([^"]*)"', text)}
-        subsets = [html.unescape(subset) for subset in sorted(named)]
-        for subset in subsets or [None]:
+        named = {subset or "" for subset in attributes_of(file, "image", "subset")}
+        # An image without the attribute is in no subset where others are: they are a split of their own.
+        subsets = sorted({subset or _NO_SUBSET for subset in named}) if any(named) else [None]
+        for subset in subsets:
             name = file.stem if subset is None else subset if len(files) == 1 else f"{file.stem}_{subset}"
             given = options.image_dir.get(name) if isinstance(options.image_dir, Mapping) else options.image_dir
             images = file.parent / "images"
             folders = [file.parent / given] if given else [images, *([images / subset] if subset else []), file.parent]
+            if name in splits:
+                raise DetectionDataError(
+                    f"{file}: two splits would be called {name!r} ({splits[name].file} has the other); rename the file"
+                )
             splits[name] = CvatLocation(file, subset, tuple(folders))
     return Found(root, "CVAT for images", splits)
 
@@ -97,6 +102,15 @@ def read(found: Found, splits: Mapping[str, CvatLocation], options: ReadOptions)
     read = read_splits(splits, options, read_split)
     for problems in faults.values():
         problems.raise_if_any()
+    for file, root in roots.items():
+        without = sum(not image.get("subset") for image in root.findall("image"))
+        if without and not any(at.file == file and at.subset in (None, _NO_SUBSET) for at in splits.values()):
+            logger.warning(
+                "%s: %d images are in no subset and are left out; they are the split 'default', for train_split and "
+                "its like", file, without,
+            )  # fmt: skip
+    known = [at.file for at in found.splits.values()]
+    warn_of_others(found, splits, known, ".xml", lambda file: has_element(file, "annotations"))
     first = roots[next(iter(splits[name] for name in read)).file]
     table, keypoints = _labels(first)
     return finish_splits(read, options, {name: faults[name] for name in read}, table=table or None, keypoints=keypoints)
@@ -130,7 +144,7 @@ class _Reader:
         images = [
             image
             for image in self.root.findall("image")
-            if self.location.subset is None or image.get("subset") == self.location.subset
+            if self.location.subset is None or (image.get("subset") or _NO_SUBSET) == self.location.subset
         ]
         for index, image in enumerate(images):
             name = image.get("name") or ""

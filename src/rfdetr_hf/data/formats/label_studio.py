@@ -11,9 +11,11 @@ must be the ground truth.
 import base64
 import binascii
 import json
+import logging
 import mmap
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +30,12 @@ from ..images import IMAGE_SUFFIXES, ImageFolder, is_hidden
 from ..keypoints import ClassKeypoints
 from ..masks import encode_mask
 from ..values import as_integer, is_number, shown
-from . import Found, read_splits
+from . import Found, read_splits, warn_of_others
 from .brush import decode_brush
 from .hub import is_saved
 from .named import NamedObject, NamedSplit, Points, ellipse, find_pictures, finish_splits, hull, rectangle, turned
+
+logger = logging.getLogger(__name__)
 
 _IMAGE_FOLDERS = ("images", "upload", "media", "data")
 _REMEDY = "correct or delete the region in Label Studio, and export again as JSON"
@@ -50,15 +54,18 @@ def find(root: Any, options: ReadOptions) -> Found | None:
     if not isinstance(root, str) or options.load.get("data_files") or is_saved(Path(root)):
         return None
     path = Path(root)
-    files = [path] if path.is_file() and path.suffix == ".json" else []
+    files = [path] if path.is_file() and path.suffix.lower() == ".json" else []
     if path.is_dir():
-        files = [file for file in sorted(path.glob("*.json")) if not is_hidden(file.name) and file.is_file()]
+        files = [file for file in sorted(path.iterdir()) if not is_hidden(file.name) and file.is_file()]
+        files = [file for file in files if file.suffix.lower() == ".json"]
     files = [file for file in files if looks_like_tasks(file)]
     if not files:
         return None
     options.refuse(root, "is an export of Label Studio, which", "load", "label_dir", "bbox_format")
-    splits = {}
+    splits: dict[str, LabelStudioLocation] = {}
     for file in files:
+        if file.stem in splits:
+            raise DetectionDataError(f"{file}: two files would be the split {file.stem!r}; rename one")
         given = options.image_dir.get(file.stem) if isinstance(options.image_dir, Mapping) else options.image_dir
         usual = [*(file.parent / name for name in _IMAGE_FOLDERS), file.parent]
         splits[file.stem] = LabelStudioLocation(file, (file.parent / given,) if given else tuple(usual))
@@ -99,6 +106,7 @@ def read(found: Found, splits: Mapping[str, LabelStudioLocation], options: ReadO
     )
     for problems in faults.values():
         problems.raise_if_any()
+    warn_of_others(found, splits, [at.file for at in found.splits.values()], ".json", looks_like_tasks)
     points: dict[str, set[str]] = {}
     for each in next(iter(read.values())).objects:
         points.setdefault(each.label, set()).update(each.keypoints)
@@ -123,17 +131,23 @@ class _Reader:
     def __init__(self, location: LabelStudioLocation, task: str, problems: Problems) -> None:
         self.location, self.task, self.problems = location, task, problems
         self.split = NamedSplit(str(location.file))
+        self.servers: dict[str, list[int]] = {}  # what serves pictures -> which of the split's
 
     def read(self, folders: dict[Path, ImageFolder]) -> NamedSplit:
         """The pictures and objects of the file."""
         labelled: list[tuple[str, list[dict[str, Any]]]] = []
+        counted: list[tuple[str, Mapping[str, Any], list[dict[str, Any]]]] = []
         for index, task in enumerate(_load(self.location.file)):
             place = f"{self.location.file}: task {shown(task['id'])}" if "id" in task else f"task number {index}"
             results = self._results(task, place)
             if results is None:
                 self.split.left_out["tasks that nobody has annotated"] += 1
                 continue
-            self.split.add_picture("", self._file_name(task, place), None)
+            counted.append((place, task, results))
+        everywhere = {target for _, _, results in counted for target in _targets(results)}
+        for place, task, results in counted:
+            address = self._address(task, place, _targets(results), everywhere)
+            self.servers.setdefault(_server_of(address), []).append(self.split.add_picture("", _path_of(address), None))
             labelled.append((place, results))
         self.problems.raise_if_any()
         if not labelled:
@@ -144,21 +158,45 @@ class _Reader:
         return self.split
 
     def _find(self, folders: dict[Path, ImageFolder]) -> None:
-        """The folder that holds most pictures, each by its own address: what stands before it is the server's."""
+        """The pictures in the folder that holds most of them.
+
+        What all addresses of one server share at their beginning is the server's own; folders behind it count.
+        """
         present = [path for path in self.location.image_folders if path.is_dir()]
         found: dict[Path, list[str]] = {}
+        repairs: dict[Path, Counter[str]] = {}
         for path in present:
             folder = folders[path] = folders.get(path) or ImageFolder(path)
-            for name in self.split.file_names:
-                plain = os.path.join(os.path.dirname(name), _HASH.sub("", os.path.basename(name)))
-                file = folder.resolve([name]).paths[0] or folder.resolve([plain]).paths[0]
-                found.setdefault(path, []).append(os.path.relpath(file, path) if file else "")
+            found[path], repairs[path] = [""] * len(self.split.file_names), Counter()
+            for indices in self.servers.values():
+                names = [self.split.file_names[i] for i in indices]
+                plain = [os.path.join(os.path.dirname(n), _HASH.sub("", os.path.basename(n))) for n in names]
+                exact, without_hash = folder.resolve(names), folder.resolve(plain)
+                repairs[path] += exact.repairs
+                for index, first, second in zip(indices, exact.paths, without_hash.paths, strict=True):
+                    if file := first or second:
+                        found[path][index] = os.path.relpath(file, path).replace(os.sep, "/")
+                    repairs[path]["without the hash before their names"] += first is None and second is not None
         best = max(present, key=lambda path: sum(map(bool, found[path])), default=None)
         if best is not None and any(found[best]):
+            for reason, count in (+repairs[best]).items():
+                logger.info("%s: found %d images %s", self.split.source, count, reason)
+            self._note_shared(found[best])
             self.split.file_names = [
                 file or name for file, name in zip(found[best], self.split.file_names, strict=True)
             ]
         find_pictures(self.split, self.location.image_folders if best is None else (best,), folders, self.problems)
+
+    def _note_shared(self, files: list[str]) -> None:
+        """Note the addresses that lead to a file to which another one leads."""
+        first: dict[str, str] = {}
+        for file, name in zip(files, self.split.file_names, strict=True):
+            if file and (other := first.setdefault(file, name)) != name:
+                self.problems.add(
+                    f"{shown(other)} and {shown(name)} both lead to {file}",
+                    "put the pictures into folders as in their addresses, so that each leads to its own, "
+                    "or take one of the tasks out",
+                )
 
     def _results(self, task: Mapping[str, Any], place: str) -> list[dict[str, Any]] | None:
         """The regions of the annotation that counts; None where there is none."""
@@ -185,15 +223,37 @@ class _Reader:
             )
         return results[0] if results else None
 
-    def _file_name(self, task: Mapping[str, Any], place: str) -> str:
+    def _address(self, task: Mapping[str, Any], place: str, targets: set[str], everywhere: set[str]) -> str:
+        """The picture of a task: the one that its regions lie on, where it has several.
+
+        Args:
+            task: as written.
+            place: for messages.
+            targets: the names of the pictures that its regions lie on.
+            everywhere: those of all tasks of the file.
+        """
         data = task.get("data")
         texts = {key: value for key, value in data.items() if isinstance(value, str)} if isinstance(data, dict) else {}
-        names = {key: _path_of(value) for key, value in texts.items()}
-        names = {k: name for k, name in names.items() if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES}
-        if "image" in names or len(names) == 1:
-            return names.get("image") or next(iter(names.values()))
-        fault = f"name {len(names)} pictures ({', '.join(names)})" if names else f"is {shown(data)}, without a picture"
-        self.problems.add(f"{place}: field data: {fault}", "have one picture in each task, as data.image")
+        suffixes = {key: os.path.splitext(_path_of(value))[1].lower() for key, value in texts.items()}
+        names = {key: value for key, value in texts.items() if suffixes[key] in IMAGE_SUFFIXES}
+        target = next(iter(targets or everywhere), "image") if len(targets or everywhere) < 2 else None
+        if len(targets) > 1:
+            self.problems.add(
+                f"{place}: its regions lie on {len(targets)} pictures ({', '.join(sorted(targets))})",
+                "have one picture in each task, as data.image",
+            )
+        elif len(names) == 1:
+            return next(iter(names.values()))
+        elif target in names:
+            return names[target]
+        elif "image" in names and len(everywhere) < 2:
+            # The name of the picture in the labelling interface need not be that of its field.
+            return names["image"]
+        else:
+            fault = (
+                f"names {len(names)} pictures ({', '.join(names)})" if names else f"is {shown(data)}, without a picture"
+            )
+            self.problems.add(f"{place}: field data {fault}", "have one picture in each task, as data.image")
         return ""
 
     def _read_task(self, image: int, place: str, results: list[dict[str, Any]]) -> None:
@@ -220,7 +280,7 @@ class _Reader:
             except ValueError as error:
                 self.problems.add(f"{where}: {error}", _REMEDY)
                 continue
-            own = points.pop(str(region.get("id")), {})
+            own = points.pop(str(region["id"]), {}) if region.get("id") is not None else {}
             self.split.objects.append(NamedObject(image, labels[0], box, where, mask=mask, keypoints=own))
         lost = sum(map(len, points.values()))
         if lost and self.task == "keypoints":
@@ -249,23 +309,24 @@ class _Reader:
         self.split.sizes[image] = self.split.sizes[image] or (width, height)
         return width, height
 
-    def _keypoints(self, regions: list[dict[str, Any]], place: str, size: tuple[int, int]) -> dict[str, Points]:
-        """The keypoints of each region by its id; "None" for those without one."""
-        found: dict[str, dict[str, tuple[float, float, int]]] = {}
+    def _keypoints(self, regions: list[dict[str, Any]], place: str, size: tuple[int, int]) -> dict[str | None, Points]:
+        """The keypoints of each region by its id; None for those that belong to none."""
+        found: dict[str | None, dict[str, tuple[float, float, int]]] = {}
         for region in regions:
             value = region["value"]
             if "keypointlabels" not in value:
                 continue
             labels, where = _labels_of(value), f"{place}, keypoint {region.get('id')}"
-            own = found.setdefault(str(region.get("parentID")), {})
+            parent = region.get("parentID")
+            own = found.setdefault(None if parent is None else str(parent), {})
             if len(labels) != 1 or not _all_numbers([value.get("x"), value.get("y")]):
                 fault = f"has the labels {labels}, x {shown(value.get('x'))} and y {shown(value.get('y'))}"
                 self.problems.add(f"{where}: {fault}", _REMEDY)
-            elif labels[0] in own and region.get("parentID") is not None:
+            elif labels[0] in own and parent is not None:
                 self.problems.add(f"{where}: its region has two keypoints {labels[0]!r}", _REMEDY)
             else:
                 hidden = bool(value.get("hidden") or region.get("hidden"))
-                name = labels[0] if region.get("parentID") is not None else f"{labels[0]} {len(own)}"
+                name = labels[0] if parent is not None else f"{labels[0]} {len(own)}"
                 own[name] = (value["x"] * size[0] / 100, value["y"] * size[1] / 100, 1 if hidden else 2)
         return dict(found)
 
@@ -277,6 +338,16 @@ _FIELDS = {
     "ellipse": ("x", "y", "radiusX", "radiusY"),
     "rectangle": ("x", "y", "width", "height"),
 }
+
+
+def _targets(results: list[dict[str, Any]]) -> set[str]:
+    """The names of the pictures that regions lie on, in the labelling interface; older exports do not say."""
+    values = ((result.get("value"), result.get("to_name")) for result in results)
+    return {
+        str(target)
+        for value, target in values
+        if target and isinstance(value, dict) and ("keypointlabels" in value or _kind_of(value))
+    }
 
 
 def _kind_of(value: Mapping[str, Any]) -> str | None:
@@ -322,7 +393,7 @@ def _merged(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     by_id: dict[Any, dict[str, Any]] = {}
     for index, result in enumerate(results):
         value = result.get("value")
-        key = str(result["id"]) if "id" in result else index
+        key = str(result["id"]) if result.get("id") is not None else index
         known = by_id.setdefault(key, {**result, "value": {}})
         known["value"] |= value if isinstance(value, dict) else {}
         known.update({name: each for name, each in result.items() if name not in ("value", "type")})
@@ -343,15 +414,31 @@ def _person(annotation: Mapping[str, Any]) -> Any:
     return person.get("email", person.get("id")) if isinstance(person, dict) else person
 
 
+def _server_of(address: str) -> str:
+    """What an address has from a server that gives all pictures names of their own, and "" without one."""
+    if re.search(r"[?&]d=", address):
+        return "local-files"
+    address = _behind(address)
+    if upload := re.search(r"data/upload/\d+/", address):
+        return upload[0]
+    return address.split("://")[0] + urlsplit(address).netloc if "://" in address else ""
+
+
+def _behind(address: str) -> str:
+    """The address of a storage behind the server, which is in base64; "" where it is malformed."""
+    if (hidden := re.search(r"[?&]fileuri=([^&]*)", address)) is None:
+        return address
+    try:
+        return base64.b64decode(unquote(hidden[1]), validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+
+
 def _path_of(address: str) -> str:
     """The file that an address in a task means, without what the server puts before it."""
     if local := re.search(r"[?&]d=([^&]*)", address):  # local files: /data/local-files/?d=folder/a.jpg
         return unquote(local[1]).replace("\\", "/").lstrip("/")
-    if hidden := re.search(r"[?&]fileuri=([^&]*)", address):  # storage behind the server, in base64
-        try:
-            address = base64.b64decode(unquote(hidden[1]), validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
-            return ""
+    address = _behind(address)
     parts = urlsplit(address) if "://" in address else None
     path = address if parts is None else parts.path
     return unquote(path.split("?")[0]).replace("\\", "/").lstrip("/")

@@ -31,7 +31,7 @@ from ..images import ImageFolder, is_hidden
 from ..masks import encode_mask
 from ..splits import canonical_split
 from ..values import as_flag, as_integer, shown
-from . import Found, read_splits
+from . import Found, read_splits, warn_of_others
 from .hub import is_saved
 from .named import NamedObject, NamedSplit, finish_splits
 from .xml_file import find_xml, has_element, number, read_xml, text_of
@@ -164,7 +164,10 @@ def read(found: Found, splits: Mapping[str, VocLocation], options: ReadOptions) 
         return _read_split(location, files, folders, faults[name], options)
 
     read = read_splits(splits, options, read_split)
-    _warn_of_others(found, splits, set().union(*used.values()))
+    # All XML files of a folder are its split, where no list says otherwise.
+    unread = {at.annotations for at in found.splits.values()} - {at.annotations for at in splits.values()}
+    read_or_not = set().union(unread, *used.values())
+    warn_of_others(found, splits, read_or_not, ".xml", lambda file: has_element(file, "annotation"))
     for problems in faults.values():
         problems.raise_if_any()
     if options.bbox_format is None:
@@ -187,23 +190,6 @@ def _settle_corners(splits: Mapping[str, NamedSplit], source: str) -> None:
         split.objects = [
             replace(each, box=(each.box[0] - 1, each.box[1] - 1, each.box[2], each.box[3])) for each in split.objects
         ]
-
-
-def _warn_of_others(found: Found, splits: Mapping[str, VocLocation], used: set[Path]) -> None:
-    """Say which XML files below the source are read with none of its splits."""
-    own = {at.annotations for at in splits.values()}
-    unread = {at.annotations for at in found.splits.values()} - own
-    read = {os.path.realpath(file) for file in used}
-    others = [
-        file
-        for file in find_xml(Path(found.source), nested=True)
-        if os.path.realpath(file) not in read and not unread & set(file.parents) and has_element(file, "annotation")
-    ]
-    if others:
-        logger.warning(
-            "%s: %d XML files are in none of the splits %s and are left out, such as %s", found.source, len(others),
-            list(splits), ", ".join(file.relative_to(found.source).as_posix() for file in others[:3]),
-        )  # fmt: skip
 
 
 def _xml_files(annotations: Path) -> dict[str, Path]:

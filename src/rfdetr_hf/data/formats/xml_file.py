@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ..errors import DetectionDataError, Problems
-from ..images import walk_files
+from ..images import files_below
 from ..values import shown
 
 _MOST_BYTES = 4 << 30
@@ -17,6 +17,12 @@ class _NoDoctype(ElementTree.TreeBuilder):
     # The parser calls it where a document type begins: before an entity is declared, so that none is ever expanded.
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError(f"it declares the document type {shown(name)}, which may hide entities")
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> DetectionDataError:
+    return DetectionDataError(
+        f"{os.fspath(path)}: cannot be read as XML ({error}); export the annotations again, without DOCTYPE"
+    )
 
 
 def read_xml(path: str | os.PathLike[str]) -> ElementTree.Element:
@@ -32,9 +38,42 @@ def read_xml(path: str | os.PathLike[str]) -> ElementTree.Element:
         # By its bytes: the encoding is what the first line of the file says.
         return ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DetectionDataError(
-            f"{os.fspath(path)}: cannot be read as XML ({error}); export the annotations again, without DOCTYPE"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def attributes_of(path: Path, element: str, attribute: str) -> set[str | None]:
+    """The values that an attribute has in the elements of a name; None for elements without it.
+
+    The file is gone through, and nothing of it is kept: it may be large.
+
+    Raises:
+        DetectionDataError: as `read_xml`.
+    """
+    found: set[str | None] = set()
+
+    class Values(_NoDoctype):
+        def start(self, tag: str, attrs: dict[str, str]) -> None:
+            if tag == element:
+                found.add(attrs.get(attribute))
+
+        def end(self, tag: str) -> None:
+            pass
+
+        def data(self, data: str) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    try:
+        with open(path, "rb") as stream:
+            parser = ElementTree.XMLParser(target=Values())
+            while block := stream.read(1 << 20):
+                parser.feed(block)
+            parser.close()
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
+        raise _unreadable(path, error) from error
+    return found
 
 
 def has_element(file: Path, name: str) -> bool:
@@ -53,9 +92,7 @@ def has_element(file: Path, name: str) -> bool:
 def find_xml(folder: Path, *, nested: bool = False) -> list[Path]:
     """The XML files of a folder, without hidden ones, sorted; with `nested` those of the folders below it too."""
     if nested:
-        return sorted(
-            Path(path) for name, path, regular in walk_files(folder) if regular and name.lower().endswith(".xml")
-        )
+        return files_below(folder, ".xml")
     return [file for file in sorted(folder.glob("*.[xX][mM][lL]")) if not file.name.startswith(".") and file.is_file()]
 
 
