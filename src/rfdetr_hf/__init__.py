@@ -39,7 +39,7 @@ PUBLIC_NAMES = {
     "arguments.data_convert": ("DataConvertArguments",),
     "arguments.preview": ("PreviewArguments",),
     "arguments.audit": ("AuditArguments",),
-    "data.findings": ("audit_data",),
+    "data.findings": ("audit_data", "notes_of_reading"),
     "evaluation.audit_page": ("write_audit_page",),
     "arguments.status": ("StatusArguments",),
     "arguments.launch": ("LaunchArguments",),
@@ -118,6 +118,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .arguments.preview import PreviewArguments as PreviewArguments
     from .arguments.audit import AuditArguments as AuditArguments
     from .data.findings import audit_data as audit_data
+    from .data.findings import notes_of_reading as notes_of_reading
     from .evaluation.audit_page import write_audit_page as write_audit_page
     from .arguments.status import StatusArguments as StatusArguments
     from .arguments.launch import LaunchArguments as LaunchArguments

@@ -8,7 +8,14 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from rfdetr_hf import audit_data, convert_dataset, load_detection_dataset, make_shapes_dataset, write_audit_page
+from rfdetr_hf import (
+    audit_data,
+    convert_dataset,
+    load_detection_dataset,
+    make_shapes_dataset,
+    notes_of_reading,
+    write_audit_page,
+)
 from rfdetr_hf.cli.main import main
 from rfdetr_hf.data import findings, scan
 from rfdetr_hf.data.findings import find_in_annotations
@@ -252,3 +259,18 @@ def test_the_page_shows_pictures_of_each_finding(folder, tmp_path):
     found = audit_data(splits, cache_dir=tmp_path / "cache")
     write_audit_page(found, splits, tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().count("<img") == len(found.findings) == 1
+
+
+def test_what_the_reading_repairs_is_a_finding(tmp_path, coco_content, write_coco):
+    content = coco_content()
+    content["annotations"][0]["bbox"][2] = 0
+    write_coco(tmp_path / "train/_annotations.coco.json", content, tmp_path / "train")
+    with notes_of_reading() as noted:
+        splits = load_detection_dataset(str(tmp_path))
+    audit = audit_data(splits, cache_dir="", noted=noted)
+    assert [each.text for each in audit.serious if each.kind == "reading" and "no width or no height" in each.text]
+    assert "nothing odd" not in str(audit) and "! an error with --strict" in str(audit)
+    with notes_of_reading() as again:
+        pass
+    load_detection_dataset(str(tmp_path))
+    assert not again, "only what is read within the block"

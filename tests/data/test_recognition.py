@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import PIL.Image
@@ -218,6 +219,22 @@ def test_the_rows_of_a_stream_are_those_of_the_table(tmp_path, monkeypatch, writ
         ], "pictures keep the bytes of their files"
 
 
+def test_a_stream_is_read_again_when_it_is_given_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys.modules[__name__], "CORRECTED", 3, raising=False)
+    first = load_detection_dataset(IterableDataset.from_generator(corrected_rows))
+    monkeypatch.setattr(sys.modules[__name__], "CORRECTED", 7)
+    second = load_detection_dataset(IterableDataset.from_generator(corrected_rows))
+    assert [rows["train"][0]["objects"]["bbox"][0][2] for rows in (first, second)] == [3, 7]
+
+
+def corrected_rows():
+    yield {"image": PIL.Image.new("RGB", (20, 20)), "objects": {"bbox": [[1, 2, CORRECTED, 4]], "category": [0]}}
+
+
+CORRECTED = 0
+
+
 def test_a_stream_without_features_is_one_split(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
@@ -240,3 +257,9 @@ def test_lvis_names_images_by_their_address(tmp_path, coco_content, write_coco):
 
     file.write_text(json.dumps(content))
     assert len(load_detection_dataset(tmp_path)["train"]) == 2
+
+
+def test_labels_in_another_folder_are_named_where_rows_do_not_fit(yolo):
+    shutil.copytree(yolo / "labels", yolo / "labels_seg")
+    with pytest.raises(DetectionDataError, match="--label_dir labels_seg"):
+        load_detection_dataset(str(yolo), task="segmentation")

@@ -20,8 +20,8 @@ small, outside or there twice, classes that are rare or in one split alone.
 
   rfdetr-hf data audit my/data --model outputs/mine/best --html audit.html
 
-MODEL gives the resolution and the number of queries to compare with. A trained
-one, a folder or a Hub id, also looks for likely errors of the labels: objects
+--model gives the resolution and the number of queries to compare with. A
+trained one, a folder or a Hub id, also looks for likely errors of the labels: objects
 without a box, classes that were swapped, boxes in the wrong place. Pictures
 that have not changed since the last audit are not read again."""
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf data audit") -> int:
         if path is not None and Path(path).exists() and not args.overwrite:
             raise FileExistsError(f"--{name} {path} exists; choose another name, or replace it with --overwrite")
     data_args.require_source()
-    from .. import audit_data, load_detection_dataset, load_detector, log_to_console, write_audit_page
+    from .. import audit_data, load_detection_dataset, load_detector, log_to_console, notes_of_reading, write_audit_page
 
     log_to_console()
     detect: Any = None
@@ -45,11 +45,13 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf data audit") -> int:
         names = [config.id2label[label] for label in range(config.num_labels)]
     else:
         config, task = model_of(model_args)
-    loaded = load_detection_dataset(**data_args.load_options(data_args.task or task))
+    with notes_of_reading() as noted:
+        loaded = load_detection_dataset(**data_args.load_options(data_args.task or task))
     splits = {str(name): split for name, split in loaded.items()}
     audit = audit_data(
         splits, num_queries=config.num_queries, resolution=config.resolution, decode=not args.headers,
         near=args.near_duplicates, sample=args.sample, detect=detect, detected_names=names, batch_size=args.batch_size,
+        noted=noted,
     )  # fmt: skip
     print(audit)
     if args.json is not None:

@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     verb = next((each for each in VERBS if words[: each.count(" ") + 1] == each.split()), words[0])
     options = words[verb.count(" ") + 1 :]
+    if any(each.startswith(f"{verb} ") for each in VERBS):
+        print("\n".join(f"rfdetr-hf {each:<14} {text}" for each, text in VERBS.items() if each.startswith(f"{verb} ")))
+        return OK if options and options[0] in ("-h", "--help") else USAGE
     if verb not in VERBS:
         return _complain(f"unknown verb {verb!r}; {explain_verb(verb, VERBS)}", USAGE)
     return _run(verb, options)

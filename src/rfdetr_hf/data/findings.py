@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +22,7 @@ from .label_errors import LABEL_ERRORS, LabelError, find_label_errors
 from .scan import Scan, scan_pictures
 from .shards.dataset import AnySplit, ShardedDataset
 
-__all__ = ["DataAudit", "Example", "Finding", "audit_data", "find_in_annotations"]
+__all__ = ["DataAudit", "Example", "Finding", "audit_data", "find_in_annotations", "notes_of_reading"]
 
 pc: Any = pyarrow.compute
 
@@ -131,6 +133,8 @@ class DataAudit:
             if each.examples:
                 names = [os.path.basename(example.name) for example in each.examples[:3]]
                 lines += _wrapped("  such as " + ", ".join(names))
+        if self.findings:
+            lines += ["", "! an error with --strict, - to know"]
         return "\n".join(lines)
 
 
@@ -146,6 +150,7 @@ def audit_data(
     detect: Callable[[Sequence[Any]], Sequence[Mapping[str, Any]]] | None = None,
     detected_names: Sequence[str] = (),
     batch_size: int = 8,
+    noted: Sequence[str] = (),
 ) -> DataAudit:
     """Look at everything that can be wrong with a data set without training on it.
 
@@ -162,6 +167,7 @@ def audit_data(
         detect: a model; labels that it contradicts are findings too, see `find_label_errors`.
         detected_names: the classes of the model, by its labels.
         batch_size: images given to `detect` at once.
+        noted: what the reading repaired, left out or doubted, from `notes_of_reading`; these are findings too.
     """
     parts = {name: _part(split, sample) for name, split in splits.items()}
     scans = {}
@@ -169,7 +175,7 @@ def audit_data(
         scan = scan_pictures(part, decode=decode, near=near, sample=sample, cache_dir=cache_dir)
         scans[name] = replace(scan, rows=rows[scan.rows], total=len(splits[name]))
     reports = {name: count_split(split, name, decode) for name, split in splits.items()}
-    found: list[Finding] = []
+    found = [Finding("reading", "reading", 1, text) for text in noted]
     for name, (rows, part) in parts.items():
         for each in find_in_annotations(part, name, reports[name], num_queries, resolution):
             moved = tuple(example._replace(row=int(rows[example.row])) for example in each.examples)
@@ -183,6 +189,20 @@ def audit_data(
         errors[name] = find_label_errors(split, detect, detected_names, **options)
         found += _contradicted(name, errors[name])
     return DataAudit(reports, scans, sorted(found, key=lambda each: not each.serious), errors)
+
+
+@contextlib.contextmanager
+def notes_of_reading() -> Iterator[list[str]]:
+    """Within the block, the warnings of what reads data: what it repaired, left out or doubts."""
+    noted: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: noted.append(record.getMessage())
+    reader = logging.getLogger("rfdetr_hf.data")
+    reader.addHandler(handler)
+    try:
+        yield noted
+    finally:
+        reader.removeHandler(handler)
 
 
 def _part(split: AnySplit, sample: int) -> tuple[np.ndarray, AnySplit]:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -247,13 +248,15 @@ def _stored(stream: IterableDataset) -> Dataset:
         if isinstance(feature, Image):
             stream = stream.cast_column(name, Image(decode=False))  # keeps the bytes of the files
     split = stream.split or NamedSplit("train")
-    rows = Dataset.from_generator(_rows, features=features, gen_kwargs={"stream": stream}, split=split)
+    # The cache knows a stream by its object, and not by what it yields this time.
+    given = {"stream": stream, "reading": uuid.uuid4().hex}
+    rows = Dataset.from_generator(_rows, features=features, gen_kwargs=given, split=split)
     size = (rows.dataset_size or 0) / 1e6
     logger.info("%s: %d rows of the stream, %.0f MB, are in the cache of datasets", split, len(rows), size)
     return cast(Dataset, rows)
 
 
-def _rows(stream: IterableDataset) -> Iterator[dict[str, Any]]:
+def _rows(stream: IterableDataset, reading: str) -> Iterator[dict[str, Any]]:
     yield from stream
 
 
@@ -288,7 +291,9 @@ def source_of(name_or_path: Any) -> Any:
         raise DetectionDataError(f"the name of the data set is {shown(root)}; give a Hub id or a path ({_HELP})")
     looks_local = root.startswith((".", os.sep)) or root.count("/") > 1
     if looks_local and not os.path.exists(root):
-        raise DetectionDataError(f"{root}: no such folder; {_HELP}")
+        there = next((str(place) for place in Path(root).parents if place.exists()), None)
+        nearest = f"; the part of the path that exists is {there}" if there not in (None, os.sep, ".") else ""
+        raise DetectionDataError(f"{root}: no such folder{nearest}; {_HELP}")
     return root
 
 

@@ -74,8 +74,7 @@ class PreemptionNotice(contextlib.AbstractContextManager):
             ignored = [number for number in _LEFT_IGNORED if signal.getsignal(number) == signal.SIG_IGN]
             self._earlier = {n: signal.signal(n, self._handle) for n in SIGNALS if n not in ignored}
             self._ended.clear()
-            if hasattr(signal, "pthread_kill"):
-                threading.Thread(target=self._watch_time, name="overdue", daemon=True).start()
+            threading.Thread(target=self._watch_time, name="notices and time", daemon=True).start()
             if signal_at_launchers_end(signal.SIGTERM):
                 self._handle(signal.SIGTERM, None)
         return self
@@ -111,12 +110,16 @@ class PreemptionNotice(contextlib.AbstractContextManager):
             self._interrupts, self._deadline = False, None
 
     def _watch_time(self) -> None:
-        last = time.monotonic()
+        last, said = time.monotonic(), False
         while not self._ended.wait(_LOOK):
             now, deadline = time.monotonic(), self._deadline
+            if self._number is not None and not said and not self.acted:
+                said = True
+                name = signal.Signals(self._number).name
+                logger.warning("%s: the run saves and ends as soon as the present step is done", name)
             if now - last > 10 * _LOOK and deadline is not None:  # the process was suspended, its workers as well
                 self._deadline = deadline + now - last
-            elif deadline is not None and now > deadline:
+            elif deadline is not None and now > deadline and hasattr(signal, "pthread_kill"):
                 self._deadline, self._overdue = None, True
                 signal.pthread_kill(
                     threading.main_thread().ident or 0, signal.SIGUSR1

@@ -43,7 +43,7 @@ def build_steps(members: Mapping[str, Any], flip_index: np.ndarray | None = None
         steps.append(Rotate90(members["rotate_90"]["probability"]))
     if named := [name for name in TORCHVISION if name in members]:
         if importlib.util.find_spec("torchvision") is None:
-            raise ImportError(f"augmentation: {', '.join(named)} need torchvision; {install_hint('augment')}")
+            raise ImportError(f"augmentation: {', '.join(named)}: needs torchvision; {install_hint('augment')}")
         from torchvision.transforms import v2  # pyright: ignore[reportMissingImports]
 
         chain = [_from_torchvision(v2, name, members[name]) for name in named]

@@ -73,7 +73,8 @@ def ways_on(source: str) -> str:
     variant = variant if variant in VARIANTS else "nano"
     return (
         "Go on with a model folder (config.json and model.safetensors), with a file of the official package such as "
-        f"{official_file(variant)}, or to train with random weights: --from_scratch --model {variant}"
+        f"{official_file(variant)}, or to train with random weights: --from_scratch "
+        f"--model {variant}, in Python <class of the model>(RFDETRConfig.from_variant({variant!r}, ...))"
     )
 
 

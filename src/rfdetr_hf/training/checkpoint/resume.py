@@ -105,6 +105,6 @@ def find_checkpoint(
         raise FileExistsError(
             f"resume_from_checkpoint={resume} is of another run than the one in output_dir {root} "
             f"({earlier[0].name}); choose another output_dir for what follows, or go on with the run "
-            "there by resume_from_checkpoint=True"
+            "there by --resume (in Python resume_from_checkpoint=True)"
         )
     return files

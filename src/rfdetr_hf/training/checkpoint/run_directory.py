@@ -203,7 +203,7 @@ class RunDirectory:
         if earlier:
             raise FileExistsError(
                 f"output_dir {self.root} holds an earlier run ({earlier[0].name}); choose another output_dir, "
-                "or continue that run with resume_from_checkpoint=True"
+                "or continue that run with --resume (in Python resume_from_checkpoint=True)"
             )
 
     def release(self) -> None:

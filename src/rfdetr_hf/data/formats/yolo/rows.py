@@ -67,7 +67,7 @@ class RowReader:
             raise ValueError(f"class {parts[0][:40]} is not among the names of {self.config.file.name}")
         box, polygon, points = self._split_row(numbers[1:])
         if self.options.task == "segmentation" and polygon is None and self.options.missing_masks == "error":
-            raise ValueError("a box without a polygon (missing_masks='box' uses the box as mask)")
+            raise ValueError("a box without a polygon (--missing_masks box uses the box as mask)")
         rows.image.append(image)
         rows.category.append(category)
         rows.box.append(box)
