@@ -17,13 +17,12 @@ small, outside or there twice, classes that are rare or in one split alone.
   rfdetr-hf data audit DATA
   rfdetr-hf data audit my/data --html audit.html --near_duplicates
   rfdetr-hf data audit my/data --model seg-nano --strict
-
   rfdetr-hf data audit my/data --model outputs/mine/best --html audit.html
 
 --model gives the resolution and the number of queries to compare with. A
-trained one, a folder or a Hub id, also looks for likely errors of the labels: objects
-without a box, classes that were swapped, boxes in the wrong place. Pictures
-that have not changed since the last audit are not read again."""
+trained one, a folder or a Hub id, also looks for likely errors of the labels:
+objects without a box, classes that were swapped, boxes in the wrong place.
+Pictures that have not changed since the last audit are not read again."""
 
 
 def main(argv: Sequence[str], prog: str = "rfdetr-hf data audit") -> int:

@@ -325,7 +325,7 @@ def _settle_missing_masks(annotations: Annotations, missing: MissingMasks, probl
     if missing == "error":
         problems.add_all(
             (f"{name_box(annotations, i)}: field segmentation is missing or empty" for i in without.tolist()),
-            "draw these masks, delete the annotations, or use the boxes as masks (--missing_masks box, missing_masks='box')",
+            "draw or delete these, or use the boxes as masks (--missing_masks box, missing_masks='box')",
         )
         return annotations
     x, y, width, height = boxes.bbox[without].T
