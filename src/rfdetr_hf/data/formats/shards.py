@@ -1,9 +1,12 @@
 """Data sets of shards, here or in a store: with the index of `data convert`, or by the footers of Parquet files."""
 
+import hashlib
 import json
 import logging
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,17 +33,19 @@ logger = logging.getLogger(__name__)
 
 _TAIL = 1 << 16  # bytes of a file's end that hold most footers
 _THREADS = 16
+_NUMBERED = re.compile(r"(.*?)-(\d+)-of-(\d+)\.parquet")
 _NEEDED = ("image", "image_id", "width", "height", "objects")
 _WRITE = "rfdetr-hf data convert SRC DST writes such shards"
 
 
 class _Source(NamedTuple):
-    """One folder or address of shards: its format, its features, its splits with complete paths."""
+    """One folder or address of shards, or several: format, features, splits with complete paths, and how many."""
 
     format: str
     features: Features
     splits: Mapping[str, ShardList]
     remote: bool
+    count: int = 1
 
 
 def find(root: Any, options: ReadOptions) -> Found | None:
@@ -69,8 +74,12 @@ def find(root: Any, options: ReadOptions) -> Found | None:
             )
     splits = {split: _joined([each.splits[split] for each in sources if split in each.splits])
               for each in sources for split in each.splits}  # fmt: skip
+    files = [os.path.realpath(file) if os.path.exists(file) else file
+             for each in splits.values() for file in each.files.to_pylist()] if len(names) > 1 else []  # fmt: skip
+    if twice := next((file for file, count in Counter(files).items() if count > 1), None):
+        raise DetectionDataError(f"the list of data sets has {twice} twice; name each folder, address and file once")
     kind = "shards" if all(each.counts is not None for each in splits.values()) else "shards without an index"
-    return Found(title, kind, splits, first)
+    return Found(title, kind, splits, first._replace(count=sum(each.count for each in sources)))
 
 
 def near(folder: Path) -> str:
@@ -115,6 +124,8 @@ def read(found: Found, splits: Mapping[str, ShardList], options: ReadOptions) ->
     cache = None
     if source.remote:
         cache = ShardCache(options.shard_cache, options.shard_cache_gb << 30)
+    if source.count > 1:
+        logger.info("%s: %d data sets as one: its images have new numbers", found.source, source.count)
     made = {}
     for split, shards in splits.items():
         largest = int(np.sort(shards.sizes)[-options.shard_window :].sum())
@@ -127,7 +138,7 @@ def read(found: Found, splits: Mapping[str, ShardList], options: ReadOptions) ->
             shards = replace(shards, counts=relabelled_counts(shards.counts, labels, len(options.class_names or ())))
         made[split] = ShardedDataset(
             found.source, source.format, features, shards, split, options.shard_window, cache,
-            None if labels is None else (stored, labels),
+            None if labels is None else (stored, labels), renumbered=source.count > 1,
         )  # fmt: skip
     return made
 
@@ -171,36 +182,97 @@ def _from_footers(name: str, files: Any, path: str, remote: bool) -> _Source:
         tars = sum(file.endswith(FORMATS["webdataset"]) for file in listed)
         what = f"{tars} tar files without {INDEX}, which says how many rows they have" if tars else "no Parquet file"
         raise DetectionDataError(f"{name}: {what} (of {len(listed)} files there); {_WRITE}")
+    placed = _splits_of(list(sizes), path, name)
+    _refuse_gaps([file for file in placed if file != path], name)
     with ThreadPoolExecutor(_THREADS) as pool:
-        footers = list(pool.map(lambda file: _footer(files, name, file, sizes[file]), sizes))
-    schema, first = None, next(iter(sizes))
-    parts: dict[str, list[tuple[str, int, int, Counts | None]]] = {}
-    for file, (metadata, _) in zip(sizes, footers, strict=True):
+        footers = list(pool.map(lambda file: _footer(files, name, file, sizes[file]), placed))
+    schema, first = None, next(iter(placed))
+    parts: dict[str, list[tuple[str, int, int, Counts | None, str]]] = {}
+    generations: dict[tuple[str, str], str] = {}
+    for (file, split), (metadata, _, digest) in zip(placed.items(), footers, strict=True):
         found = metadata.schema.to_arrow_schema()
         if schema is not None and not found.equals(schema):
             raise DetectionDataError(f"{name}: {file} has other columns than {first}; {_WRITE}")
         schema = found
-        about = (metadata.metadata or {}).get(KEY)
-        counts = None if about is None else Counts.from_dict(json.loads(about)["counts"])
-        split = canonical_split(os.path.basename(file)) or canonical_split(os.path.basename(os.path.dirname(file)))
+        about = json.loads((metadata.metadata or {}).get(KEY) or "{}")
+        counts = Counts.from_dict(about["counts"]) if about else None
+        identity = about.get("identity") or ""
+        if identity and generations.setdefault((os.path.dirname(file), split), identity) != identity:
+            raise DetectionDataError(
+                f"{name}: {file} and others of its split beside it are of different data sets, written one over the "
+                f"other; remove those of one. {_WRITE}"
+            )
         address = files.unstrip_protocol(file) if remote else file
         if metadata.num_rows:
-            parts.setdefault(split or "train", []).append((address, metadata.num_rows, sizes[file], counts))
+            row = address, metadata.num_rows, sizes[file], counts, identity or digest
+            parts.setdefault(split, []).append(row)
     features = _features_of(schema, f"{name}: {first}")
     logger.info(
-        "%s: no %s: the footers of %d files were read with %d requests in %.1f s", name, INDEX, len(sizes),
-        1 + sum(requests for _, requests in footers), time.perf_counter() - started,
+        "%s: no %s: the footers of %d files were read with %d requests in %.1f s", name, INDEX, len(placed),
+        1 + sum(requests for _, requests, _ in footers), time.perf_counter() - started,
     )  # fmt: skip
     splits = {}
     for split, rows in parts.items():
-        addresses, numbers, of_files, counted = zip(*rows, strict=True)
+        addresses, numbers, of_files, counted, identities = zip(*rows, strict=True)
         total = None if None in counted else sum(counted, Counts())
-        splits[split] = ShardList(pa.array(addresses), np.array(numbers), np.array(of_files), total)
-    return _Source("parquet", features, splits, remote)
+        known = np.array(identities, object)
+        splits[split] = ShardList(pa.array(addresses), np.array(numbers), np.array(of_files), total, known)
+    return _Source("parquet", features, splits, remote, max(1, len(set(generations.values()))))
 
 
-def _footer(files: Any, name: str, file: str, size: int) -> tuple[Any, int]:
-    """The metadata of a Parquet file, and how many requests it took."""
+def _splits_of(files: Sequence[str], root: str, name: str) -> dict[str, str]:
+    """The split of each file, by its name or that of the nearest folder that names one; train where none does.
+
+    Where none does, the folder that was given may; where some name a split, others are left out with a warning.
+    """
+    inside = root.rstrip("/")
+    found: dict[str, str | None] = {}
+    for file in files:
+        parts = (os.path.basename(file) if file == inside else file.removeprefix(inside).strip("/")).split("/")
+        found[file] = next(filter(None, map(canonical_split, reversed(parts))), None)
+    unnamed = [file for file, split in found.items() if split is None]
+    if unnamed and len(unnamed) < len(found):
+        logger.warning(
+            "%s: %d of %d Parquet files name no split, and the others do: they are left out, such as %s; have train, "
+            "validation or test in the name of the file or of its folder", name, len(unnamed), len(found), unnamed[0],
+        )  # fmt: skip
+        return {file: split for file, split in found.items() if split is not None}
+    above = os.path.dirname(inside) if inside in found else inside
+    # A word in the name of a folder far above, such as a project's, says less than "validation".
+    near = os.path.basename(above).isalpha() or all(os.path.dirname(file) == above for file in files)
+    common = (near and canonical_split(os.path.basename(above))) or "train"
+    return {file: split or common for file, split in found.items()}
+
+
+def _refuse_gaps(files: Sequence[str], name: str) -> None:
+    """Files that are numbered "of" a total are all there, and of one total.
+
+    Raises:
+        DetectionDataError: some are missing, or files of two generations lie side by side.
+    """
+    series: dict[str, dict[int, set[int]]] = {}
+    for file in files:
+        if match := _NUMBERED.fullmatch(file):
+            series.setdefault(match[1], {}).setdefault(int(match[3]), set()).add(int(match[2]))
+    for stem, totals in series.items():
+        if len(totals) > 1:
+            raise DetectionDataError(
+                f"{name}: {stem} is there in {' files and in '.join(map(str, sorted(totals)))} files: written twice; "
+                "remove those of one"
+            )
+        total, numbers = next(iter(totals.items()))
+        first = 0 if 0 in numbers or total not in numbers else 1
+        missing = sorted(set(range(first, first + total)) - numbers)
+        if missing:
+            raise DetectionDataError(
+                f"{name}: {stem} has {len(numbers)} of {total} files: number {missing[0]} is missing"
+                f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; restore them, or name the files that "
+                "are to be used one by one, with commas between"
+            )
+
+
+def _footer(files: Any, name: str, file: str, size: int) -> tuple[Any, int, str]:
+    """The metadata of a Parquet file, how many requests it took, and a checksum of the footer."""
     start = max(0, size - _TAIL)
     tail = with_retries(file, lambda: files.cat_file(file, start=start, end=size))
     requests, length = 1, int.from_bytes(tail[-8:-4], "little") + 8
@@ -209,7 +281,8 @@ def _footer(files: Any, name: str, file: str, size: int) -> tuple[Any, int]:
     if length > len(tail):
         tail, requests = with_retries(file, lambda: files.cat_file(file, start=size - length, end=size)), 2
     try:
-        return pq.read_metadata(pa.BufferReader(tail)), requests
+        digest = hashlib.sha256(tail[-length:]).hexdigest()[:16]
+        return pq.read_metadata(pa.BufferReader(tail)), requests, digest
     except pa.ArrowException as error:
         raise DetectionDataError(f"{name}: {file} is no Parquet file ({error}); write it again") from error
 

@@ -40,6 +40,7 @@ class ShardedDataset:
         cache: where shards of a store are kept; None for shards on this machine.
         relabelling: the stored class names, and the label of each in `features` and `shards.counts`, -1 for none; None
             where they are those of `features`.
+        renumbered: the number of a row is its `image_id`: several data sets, each with ids of its own, are one.
 
     Attributes:
         counts: what is in the rows; None where nobody has counted.
@@ -48,10 +49,11 @@ class ShardedDataset:
     def __init__(
         self, source: str, format: str, features: Features, shards: ShardList, split: str, window: int,
         cache: ShardCache | None = None, relabelling: tuple[Sequence[str], np.ndarray] | None = None,
+        renumbered: bool = False,
     ) -> None:  # fmt: skip
         self.source, self.format, self.window, self.cache = source, format, window, cache
         self.features = Features({**features, "image": Image(decode=False)} if "image" in features else features)
-        self.shards, self._relabelling = shards, relabelling
+        self.shards, self._relabelling, self._renumbered = shards, relabelling, renumbered
         self.split = NamedSplit(split)
         self.info = DatasetInfo(features=self.features)
         self._starts = np.concatenate([[0], np.cumsum(shards.rows)])
@@ -162,7 +164,7 @@ class ShardedDataset:
         parts = self.shards.files.take(pa.array(chosen)), self.shards.rows[chosen], self.shards.sizes[chosen]
         shards = ShardList(*parts, identities=identities)
         mine = self.source, self.format, self.features, shards, split, self.window, self.cache, self._relabelling
-        return ShardedDataset(*mine)
+        return ShardedDataset(*mine, renumbered=self._renumbered)
 
     # ------------------------------------------------------------------------------------------------ for a training
 
@@ -191,8 +193,10 @@ class ShardedDataset:
 
     @cached_property
     def checksum(self) -> str:
-        """Of what the rows and their order depend on: names, rows and sizes of the shards, counts, and the window."""
-        digest = hashlib.sha256(f"{self.window} {self.format} {self.shards.counts}".encode())
+        """Of what the rows and their order depend on: names, rows, sizes, identities of shards, counts, the window."""
+        digest = hashlib.sha256(f"{self.window} {self.format} {self.shards.counts} {self._renumbered}".encode())
+        if self.shards.identities is not None:
+            digest.update("\0".join(map(str, self.shards.identities)).encode())
         for file in self.shards.files.to_pylist():
             digest.update(os.path.basename(file).encode() + b"\0")
         digest.update(self.shards.rows.astype(np.int64).tobytes() + self.shards.sizes.astype(np.int64).tobytes())
@@ -210,22 +214,30 @@ class ShardedDataset:
         index = index % len(self) if self._rows is None else int(self._rows[index])
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         reader = self._reader(shard)
-        return self._checked(reader.row(index - int(self._starts[shard])), shard, reader)
+        return self._checked(reader.row(index - int(self._starts[shard])), shard, reader, index)
 
     def _tables(self) -> Iterator[pa.Table]:
         if self._rows is not None:
             yield from map(self._row, range(len(self)))
             return
         for shard in range(len(self.shards)):
-            reader = self._reader(shard)
-            yield from (self._checked(table, shard, reader) for table in reader.tables())
+            reader, start = self._reader(shard), int(self._starts[shard])
+            for table in reader.tables():
+                yield self._checked(table, shard, reader, start)
+                start += len(table)
 
-    def _checked(self, table: pa.Table, shard: int, reader: Any) -> pa.Table:
-        """Sound rows of a shard, with the labels of the features; what this package wrote has checksums of its own."""
+    def _checked(self, table: pa.Table, shard: int, reader: Any, first: int) -> pa.Table:
+        """Sound rows of a shard from row `first` on, with the labels of the features.
+
+        What this package wrote has checksums of its own.
+        """
         place, fields = str(self.shards.files[shard]), cast(Any, self.features.get("objects"))
         names = self._relabelling[0] if self._relabelling else fields and fields["category"].feature.names
         if reader.identity is None:
             check_rows(table, len(names or ()), place)
+        if self._renumbered and "image_id" in table.column_names:
+            numbers = pa.array(range(first, first + len(table)), pa.int64())
+            table = table.set_column(table.column_names.index("image_id"), "image_id", numbers)
         return table if self._relabelling is None else relabel(table, self._relabelling[1], names, place)
 
     def _reader(self, shard: int) -> Any:
@@ -269,7 +281,8 @@ class ShardedDataset:
             raise DetectionDataError(
                 f"{address}: is of another data set than the index; restore it, or write both anew"
             )
-        if identity is not None and reader.stem and not os.path.basename(address).startswith(f"{reader.stem}-of-"):
+        name = os.path.basename(address)
+        if identity is not None and reader.stem and "-of-" in name and not name.startswith(f"{reader.stem}-of-"):
             raise DetectionDataError(f"{address}: holds the rows of {reader.stem}; give each shard its own name again")
         if len(reader) != rows:
             raise DetectionDataError(f"{address}: has {len(reader)} rows, and the index says {rows}; write it again")
