@@ -118,6 +118,17 @@ def test_a_set_without_any_box_is_scored(tmp_path, tiny_model, shapes):
     assert RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, nothing).evaluate()["eval_map"] == -1
 
 
+@pytest.mark.parametrize(
+    "given", [{"type": "torch"}, {"type": "pandas"}, {"columns": ["image", "objects"]},
+              {"type": "torch", "columns": ["image_id"], "output_all_columns": True}],
+)  # fmt: skip
+def test_formats_in_which_no_row_can_be_read_are_named(tmp_path, tiny_model, shapes, given):
+    with pytest.raises(ValueError, match=r"train_dataset has the format .*; give it without one: dataset.with_format"):
+        RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes.with_format(**given), shapes)
+    numbers = shapes.with_format("numpy")
+    RFDETRTrainer(tiny_model(), arguments(tmp_path), numbers, numbers.with_transform(lambda rows: rows)).evaluate()
+
+
 def test_rows_in_an_order_of_their_own_are_checked_and_no_others(tmp_path, tiny_model, shapes):
     wrong = shapes.map(lambda row, i: {"image_id": 2**62 + i % 3, "width": 64 if i else -1}, with_indices=True)
     model, args = tiny_model(), arguments(tmp_path)

@@ -18,6 +18,7 @@ pc: Any = pyarrow.compute
 
 _ROWS = 4096
 _SHARE = 8  # of a table, from which on all of it is read
+_FORMATS = (None, "numpy", "custom")  # of `datasets`, in which rows can be read
 _OF_IMAGES = ("image_id", "width", "height")
 _OF_OBJECTS = ("bbox", "category", "area", "iscrowd")
 _PARALLEL = (*_OF_OBJECTS, "segmentation", "keypoints")  # of other fields nothing is read
@@ -81,6 +82,13 @@ def check_rows(name: str, dataset: Dataset) -> None:
     missing = [column for column in ("image", *_OF_IMAGES, "objects") if column not in dataset.column_names]
     if missing:
         raise DetectionDataError(f"{name}: column {missing[0]} is missing; {_LOAD}")
+    given = dataset.format
+    hidden = set() if given["output_all_columns"] else {"image", *_OF_IMAGES, "objects"} - set(given["columns"])
+    if given["type"] not in _FORMATS or (hidden and given["type"] != "custom"):
+        raise DetectionDataError(
+            f"{name} has the format {given['type'] or 'python'} of the columns {', '.join(given['columns'])}, in which "
+            "rows cannot be read; give it without one: dataset.with_format(None)"
+        )
     ids = None
     if dataset._indices is not None and len(dataset) * _SHARE > len(dataset.data):
         # Rows in an order of their own are read much more slowly than the table; what is wrong there may be left out.

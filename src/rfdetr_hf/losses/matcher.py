@@ -167,7 +167,7 @@ def num_threads(device: torch.device) -> int:
     if device.type == "cpu":
         return min(torch.get_num_threads(), _MOST_THREADS)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _MOST_THREADS))
+    return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1), _MOST_THREADS))
 
 
 def solve_on_host(cost: Tensor, counts: Sequence[int], queries: Sequence[int], num_groups: int) -> np.ndarray:

@@ -227,7 +227,7 @@ def picture_cache(args: RFDETRTrainingArguments, accelerator: Accelerator, datas
     """
     if args.cache_images == "none":
         return None
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
     limit = int(args.cache_images_gb * GB) // processes
     key = args.cache_images, limit, args.cache_images_dir
     if key in _caches:

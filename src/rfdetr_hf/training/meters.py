@@ -1,6 +1,8 @@
 """What a run measures of itself between two log lines: loss terms and throughput."""
 
+import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +16,23 @@ def speeds(prefix: str, runtime: float, images: int, steps: int) -> dict[str, fl
     """What Transformers reports of a training or an evaluation: seconds, images and steps per second."""
     names = ("runtime", "samples_per_second", "steps_per_second")
     return {f"{prefix}_{n}": v for n, v in zip(names, (runtime, images / runtime, steps / runtime), strict=True)}
+
+
+def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """What somebody logs as a checkpoint can hold it: a tensor or array of one number as that number.
+
+    Raises:
+        TypeError: a value is none that JSON can hold; the message names it.
+    """
+    plain = {
+        name: value.item() if getattr(value, "shape", None) in ((), (1,)) else value for name, value in logs.items()
+    }
+    for name, value in plain.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"log(): {name} is a {type(value).__name__}: give a number or a text ({error})") from error
+    return plain
 
 
 class LossMeter:

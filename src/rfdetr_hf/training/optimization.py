@@ -139,9 +139,7 @@ def name_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         if any(id(parameter) not in names for parameter in group["params"]):
-            raise ValueError(
-                "the given optimizer holds parameters that are not the model's; make it of model.parameters()"
-            )
+            raise ValueError("the optimizer holds parameters that are not the model's; make it of model.parameters()")
         group.setdefault("param_names", [names[id(parameter)] for parameter in group["params"]])
     return optimizer
 

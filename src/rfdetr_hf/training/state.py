@@ -32,6 +32,7 @@ _OF_THE_OPTIMIZER = (
 _OF_THE_PIXELS = {"image_decoder": "pillow"}
 OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
 _OF_THE_BEST = ("metric_for_best_model", "greater_is_better", "smooth_alpha")
+_OF_A_STATE = ("args", "attributes")
 _OF_A_METRIC = ("metric", "greater_is_better")  # arguments of callbacks
 _OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model", "greater_is_better")
 _OF_THE_DATA = (
@@ -255,11 +256,24 @@ class RunState(TrainerState):
             self._forget_best()
 
     def keep_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:
-        """Take in the states of the callbacks that have one; several of a class keep a list, as in Transformers."""
+        """Take in the states of the callbacks that have one; several of a class keep a list, as in Transformers.
+
+        Raises:
+            TypeError: a state is none that a checkpoint can hold.
+        """
         kept: dict[str, Any] = {}
         for callback in callbacks:
             if isinstance(callback, ExportableState):
-                kept.setdefault(type(callback).__name__, []).append(callback.state())
+                name, state = type(callback).__name__, callback.state()
+                if not isinstance(state, Mapping) or not all(isinstance(state.get(n), Mapping) for n in _OF_A_STATE):
+                    raise TypeError(f"{name}.state() must return {{'args': {{…}}, 'attributes': {{…}}}}, not {state!r}")
+                try:
+                    json.dumps(state)
+                except (TypeError, ValueError) as error:
+                    raise TypeError(
+                        f"{name}.state() holds what JSON cannot: {error}; give numbers and texts"
+                    ) from error
+                kept.setdefault(name, []).append(state)
         self.stateful_callbacks = {name: states if len(states) > 1 else states[0] for name, states in kept.items()}
 
     def restore_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:

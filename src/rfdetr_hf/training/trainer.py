@@ -41,7 +41,7 @@ from .ema import ExponentialMovingAverage
 from .ending import EndingMethods
 from .finetuning import apply_finetuning, in_float32
 from .loaders import batch_to_device, build_train_loader, choose_processor
-from .meters import LossMeter, Stopwatch
+from .meters import LossMeter, Stopwatch, plain_logs
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, name_parameters, present_rate
 from .parallel import choose_parallel, compile_blocks
@@ -178,7 +178,7 @@ class RFDETRTrainer(EndingMethods):
     def create_optimizer(self) -> Optimizer:
         """The optimizer, of the model before it is sharded; the one given at construction, if any."""
         if self.given_optimizer is not None:
-            return name_parameters(self.given_optimizer, self.model)
+            return self.given_optimizer
         return build_optimizer(build_param_groups(self.model, self.args), self.args, self.accelerator.device)
 
     def create_scheduler(self, optimizer: Optimizer) -> LRScheduler:
@@ -297,6 +297,7 @@ class RFDETRTrainer(EndingMethods):
             self.model.enable_activation_checkpointing()
         self.train_loader = self.get_train_dataloader()
         data = self.train_dataset
+        state.keep_callbacks(self.callback_handler.callbacks)  # names what could not be saved
         state.begin(
             args, data.checksum if isinstance(data, ShardedDataset) else data["image_id"], num_images=len(data),
             annotations=annotation_hash(data),
@@ -308,7 +309,7 @@ class RFDETRTrainer(EndingMethods):
         require_finite(self.model.state_dict(), "the model to train")
         if args.torch_compile:
             compile_blocks(self.model, args.torch_compile_backend)
-        optimizer = self.create_optimizer()
+        optimizer = name_parameters(self.create_optimizer(), self.model)
         self.lr_scheduler = self.create_scheduler(optimizer)
         self.optimizer = parallel.prepare(optimizer)
         self.stateful["scheduler"] = self.lr_scheduler
@@ -470,7 +471,7 @@ class RFDETRTrainer(EndingMethods):
     def log(self, logs: dict[str, float]) -> None:
         """Give a log event to the callbacks and to `state.log_history`."""
         self.directory.lock.check()
-        logs = {**logs, "epoch": self.state.epoch}
+        logs = {**plain_logs(logs), "epoch": self.state.epoch}
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._fire("on_log", logs=logs)
 

@@ -7,14 +7,16 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import models
-from helpers.runs import quick_arguments
+from helpers.runs import assert_same, quick_arguments, weights
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from rfdetr_hf import RFDETRImageProcessor, RFDETRTrainer, load_detection_dataset
 from rfdetr_hf.training.checkpoint.directory import CheckpointError, checksum
@@ -392,6 +394,20 @@ def test_values_that_no_run_has_are_refused_and_the_checkpoint_before_is_taken(
     assert any("Skipping the checkpoint" in text and file in text for text in caplog.messages)
 
 
+def test_values_of_a_users_own_parts_are_those_of_a_run(tmp_path, two_checkpoints):
+    """Adafactor has two numbers as its `eps` and finds its rate; a callback's best score begins with infinity.
+
+    A file that a user has copied there is none of the checkpoint's.
+    """
+    root = tmp_path / "run"
+    shutil.copytree(two_checkpoints, root)
+    settings = {"eps": [1e-30, 1e-3], "lr": None, "weight_decay": 0}
+    rewrite(root / "checkpoint-2", "optimizer/index.json", lambda content: content["groups"][0].update(settings))
+    rewrite(root / "checkpoint-2", "trainer_state.json", lambda content: content.update(best_metric=float("inf")))
+    shutil.copy(root / "checkpoint-1/optimizer/rank-0.safetensors", root / "checkpoint-2/optimizer/rank-1.safetensors")
+    assert find_checkpoint(str(root / "checkpoint-2"), root, None, []).folder == root / "checkpoint-2"
+
+
 @pytest.mark.parametrize(
     ("file", "change"),
     [("optimizer/index.json", lambda content: next(iter(content["numbers"].values())).clear()),
@@ -419,6 +435,50 @@ def test_a_state_that_cannot_be_taken_up_names_its_file(tmp_path, two_checkpoint
     args = arguments(root, max_steps=3, eval_strategy="no")
     with pytest.raises(CheckpointError, match=r"rank_states.* cannot be taken up: .*; resume from another checkpoint"):
         RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=str(root / "checkpoint-2"))
+
+
+class OwnOptimizer(RFDETRTrainer):
+    """Names no parameters, has states of other shapes than theirs, and logs what a loss is."""
+
+    def create_optimizer(self):
+        return torch.optim.Adafactor(self.model.parameters(), lr=1e-3)
+
+    def compute_loss(self, *args, **kwargs):
+        self.log({"mine": torch.tensor(1.5), "array": np.ones(1, np.float32)})
+        return super().compute_loss(*args, **kwargs)
+
+
+def test_an_optimizer_of_another_make_and_logs_of_tensors_are_saved_and_taken_up(tmp_path, tiny_model, shapes):
+    options = {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 1}
+    straight = OwnOptimizer(tiny_model(), arguments(tmp_path / "straight", max_steps=2, **options), shapes)
+    straight.train()
+    OwnOptimizer(tiny_model(), arguments(tmp_path / "run", max_steps=1, **options), shapes).train()
+    trainer = OwnOptimizer(tiny_model(), arguments(tmp_path / "run", max_steps=2, **options), shapes)
+    assert trainer.train(resume_from_checkpoint=True).global_step == 2
+    assert_same(weights(straight.model), weights(trainer.model))
+    assert {row["mine"] for row in trainer.state.log_history if "mine" in row} == {1.5}
+    with pytest.raises(TypeError, match=r"log\(\): mine is a Tensor: give a number or a text"):
+        trainer.log({"mine": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [({"count": 1}, "must return .*'args'.*'attributes'"), (None, "must return"),
+     ({"args": {}, "attributes": {"seen": {1}}}, "holds what JSON cannot")],
+)  # fmt: skip
+def test_a_callback_whose_state_cannot_be_saved_is_named_before_the_first_step(
+    tmp_path, tiny_model, shapes, state, message
+):
+    class Counter(TrainerCallback, ExportableState):
+        def state(self):
+            return state
+
+        def on_step_begin(self, *args, **kwargs):
+            pytest.fail("a step was begun")
+
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, eval_strategy="no"), shapes, callbacks=[Counter()])
+    with pytest.raises(TypeError, match=rf"Counter.state\(\) {message}"):
+        trainer.train()
 
 
 def test_a_resume_reads_each_file_once(two_checkpoints, tmp_path, tiny_model, shapes, monkeypatch):

@@ -44,7 +44,7 @@ class OptimizerIndex(NamedTuple):
 
     Attributes:
         groups: the parameter groups as plain values, without the parameters; `param_names` has their names.
-        shapes: of the parameters, by name.
+        shapes: of the parameters, by name; and of states of other shapes, by parameter and field ("name:row_var").
         numbers: state that is one number for the whole parameter (`step`), by parameter and field.
     """
 
@@ -110,9 +110,11 @@ class OptimizerReader:
                 raise CheckpointError(f"{path} has the format {content['format']}, this version reads {FORMAT}")
             self.index = OptimizerIndex(content["groups"], content["shapes"], content["numbers"])
             require_finite_numbers(self.index.numbers, path)
-            written = len(list(self._folder.glob("rank-*.safetensors")))
-            if content["files"] != written:
-                raise CheckpointError(f"{path}: field files is {content['files']!r}, and there are {written}")
+            written = content["files"]  # others that lie there are not the checkpoint's
+            names = (f"rank-{rank}.safetensors" for rank in range(written))
+            missing = next((name for name in names if not files.exists(f"{FOLDER}/{name}")), None)
+            if missing is not None:
+                raise CheckpointError(f"{path}: field files is {written}, and {missing} is missing")
         except CheckpointError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -195,6 +197,9 @@ def index_of(optimizer: Any) -> OptimizerIndex:
         for name, _, values in _states(optimizer)
     }
     shapes = {name: list(parameter.shape) for name, parameter, _ in _states(optimizer)}
+    for name, parameter, values in _states(optimizer):
+        others = {f: v for f, v in values.items() if not _is_number(v) and v.shape != parameter.shape}
+        shapes |= {f"{name}:{field}": list(value.shape) for field, value in others.items()}
     return OptimizerIndex(plain_groups(optimizer.param_groups), shapes, numbers)
 
 
@@ -203,7 +208,14 @@ def pieces_of(optimizer: Any) -> Iterable[Piece]:
     for name, parameter, values in _states(optimizer):
         start, stop, first_holder = local_range(parameter)
         for field, value in values.items():
-            if not _is_number(value) and first_holder and stop > start:
+            if _is_number(value):
+                continue
+            if isinstance(parameter, DTensor) and value.shape != parameter.shape:
+                raise ValueError(
+                    f"the optimizer's {field} of {name} has the shape {tuple(value.shape)}, and the parameter "
+                    f"{tuple(parameter.shape)}: such an optimizer is saved on one process or data parallel alone"
+                )
+            if first_holder and stop > start:
                 local = value.to_local() if isinstance(value, DTensor) else value
                 yield Piece(name, field, start, local)
 
@@ -250,7 +262,11 @@ def load_optimizer(optimizer: Any, reader: StateReader, folder: Path) -> None:
         start, stop, _ = local_range(parameter)
         state: dict[str, Any] = {key: torch.tensor(value) for key, value in reader.index.numbers[name].items()}
         for field in reader.fields[name]:
-            state[field] = _like(parameter, reader.read(name, field, start, stop))
+            shape = reader.index.shapes.get(f"{name}:{field}")  # where it is another than the parameter's
+            if shape is None:
+                state[field] = _like(parameter, reader.read(name, field, start, stop))
+            else:
+                state[field] = reader.read(name, field, 0, math.prod(shape)).view(shape)
         states[i] = state
     current = optimizer.state_dict()
     indices = [group["params"] for group in current["param_groups"]]

@@ -43,8 +43,14 @@ _FLAG = _Rule("true or false", lambda v: isinstance(v, bool))
 _TEXT = _Rule("a text", lambda v: isinstance(v, str))
 _TABLE = _Rule("a table", lambda v: isinstance(v, Mapping))
 _NUMBER = _Rule("a finite number", _is_number)
+_LIMIT = _Rule("a number", lambda v: is_number(v) and v == v)  # a user's callback may begin with infinity
 _RATE = _Rule("a finite number of at least 0", lambda v: _is_number(v) and v >= 0)
 _RATES = _Rule("a list of finite numbers of at least 0", lambda v: isinstance(v, list) and all(map(_RATE.holds, v)))
+# Optimizers of other makes have two numbers for one, or none where they find it themselves.
+_SETTING = _Rule(
+    _RATE.meaning,
+    lambda v: v is None or all(each is None or _RATE.holds(each) for each in (v if isinstance(v, list) else [v])),
+)
 _LIST_OF_TABLES = _Rule("a list of tables", lambda v: isinstance(v, list) and all(map(_TABLE.holds, v)))
 
 _STATE = _Rule("a state", lambda v: _TABLE.holds(v) and all(_TABLE.holds(v.get(n)) for n in ("args", "attributes")))
@@ -105,7 +111,7 @@ def _check_callbacks(files: CheckpointFiles) -> int:
     path, values = files.folder / names.CALLBACKS, read_content(files, names.CALLBACKS)
     _check(path, values, {
         "global_step": _whole(), "epoch": _or_none(_RATE), "log_history": _LIST_OF_TABLES,
-        "best_metric": _or_none(_NUMBER), "best_global_step": _or_none(_whole()),
+        "best_metric": _or_none(_LIMIT), "best_global_step": _or_none(_whole()),
         "best_model_checkpoint": _or_none(_TEXT), "stateful_callbacks": _or_none(_STATES),
     })  # fmt: skip
     for i, row in enumerate(values["log_history"]):
@@ -154,7 +160,7 @@ def _check_index(path: Path, index: Mapping[str, Any]) -> None:
     })  # fmt: skip
     for i, group in enumerate(index["groups"]):
         _check_numbers(path, group, f"groups[{i}].")
-        rules = {name: _RATE for name in ("lr", "initial_lr", "weight_decay", "eps") if name in group}
+        rules = {name: _SETTING for name in ("lr", "initial_lr", "weight_decay", "eps") if name in group}
         names_of = _Rule("a list of names", lambda v: isinstance(v, list) and all(map(_TEXT.holds, v)))
         _check(path, group, {"param_names": names_of} | rules, f"groups[{i}].")
     number = _Rule("a number", lambda v: type(v) in (int, float))
