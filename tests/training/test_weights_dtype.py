@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from rfdetr_hf import RFDETRForObjectDetection, RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_weights_of_other_types_are_cast_with_a_line(tiny_model, tmp_path, caplog, dtype):
-    tiny_model().to(dtype).save_pretrained(tmp_path / "other")
-    model = RFDETRForObjectDetection.from_pretrained(tmp_path / "other", dtype=dtype)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_weights_are_widened_with_a_line(tiny_model, tmp_path, caplog, dtype):
+    tiny_model().to(dtype).save_pretrained(tmp_path / "narrow")
+    model = RFDETRForObjectDetection.from_pretrained(tmp_path / "narrow", dtype=dtype)
     assert model.dtype == dtype
     args = RFDETRTrainingArguments(
         output_dir=str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=2, multi_scale="off", audit="off",
@@ -32,3 +32,11 @@ def test_weights_of_float32_need_no_line(tiny_model, tmp_path, caplog):
     args = RFDETRTrainingArguments(output_dir=str(tmp_path / "run"), eval_strategy="no")
     RFDETRTrainer(tiny_model(), args, make_shapes_dataset(4))
     assert "float32" not in caplog.text
+
+
+def test_weights_of_float64_stay_with_a_line(tiny_model, tmp_path, caplog):
+    args = RFDETRTrainingArguments(output_dir=str(tmp_path / "run"), eval_strategy="no")
+    with caplog.at_level(logging.WARNING, logger="rfdetr_hf"):
+        trainer = RFDETRTrainer(tiny_model().double(), args, make_shapes_dataset(4))
+    assert trainer.model.dtype == torch.float64
+    assert "the weights are torch.float64: they are trained and saved so" in caplog.text

@@ -28,13 +28,21 @@ PARTS = (*_PREFIXES, "heads")
 
 
 def in_float32(model: RFDETRForObjectDetection) -> RFDETRForObjectDetection:
-    """The model, with weights of another type cast in place: for fewer bits most updates are too small."""
-    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-    others = sorted({str(parameter.dtype) for parameter in parameters} - {str(torch.float32)})
-    if others:
-        logger.warning("the weights are %s: they are trained and saved in float32", ", ".join(others))
+    """The model, with weights of fewer bits widened in place: most updates are too small for these.
+
+    Weights of float64 stay, for comparisons of arithmetic.
+    """
+    types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    narrow = sorted(str(each) for each in types if each.itemsize < 4)
+    if narrow:
+        logger.warning("the weights are %s: they are trained and saved in float32", ", ".join(narrow))
         model.float()
         model.config.dtype = torch.float32
+    elif torch.float64 in types:
+        logger.warning(
+            "the weights are torch.float64: they are trained and saved so, at many times the cost of float32; load the "
+            "model with dtype=torch.float32 unless you compare arithmetic"
+        )
     return model
 
 
