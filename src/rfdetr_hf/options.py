@@ -100,6 +100,7 @@ def option(
 
 
 _SECRET = re.compile(r"(?:^|_)(?:token|key|apikey|password|passwd|secret)$", re.IGNORECASE)
+_OF_A_SOURCE = {"name_or_path", "share", "classes", "prefix", "splits", "sampling"}
 IN_WORDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping",
     NoneType: "null",
@@ -154,10 +155,19 @@ def kinds_of(hint: Any) -> list[Any]:
 def without_secrets(values: Any) -> Any:
     """A copy of nested values for files, trackers and the screen: tokens, keys and passwords are None.
 
-    What makes a secret is its name, such as hub_token or api_key; in an address what stands before an "@".
+    What makes a secret is its name, such as hub_token or api_key; in an address what stands before an "@". Names of
+    `classes`, and of sources with fields of their own, are no such names.
     """
     if isinstance(values, Mapping):
-        return {k: None if _SECRET.search(str(k)) else without_secrets(v) for k, v in values.items()}
+        found: dict[Any, Any] = {}
+        for name, value in values.items():
+            of_a_source = isinstance(value, Mapping) and not _OF_A_SOURCE.isdisjoint(value)
+            key = without_secrets(name) if isinstance(name, str) else name
+            if name == "classes" and isinstance(value, Mapping):
+                found[key] = value
+            else:
+                found[key] = None if _SECRET.search(str(name)) and not of_a_source else without_secrets(value)
+        return found
     if isinstance(values, (list, tuple)):
         return [without_secrets(value) for value in values]
     return re.sub(r"://[^/@\s]+@", "://", values) if isinstance(values, str) else values

@@ -9,7 +9,7 @@ from rfdetr_hf.arguments.data import DataArguments
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.fingerprint import data_hash
 from rfdetr_hf.data.keypoints import COCO_KEYPOINTS
-from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_train_dataloader
+from rfdetr_hf.data.pipeline.loader import DetectionDataset, LoaderOptions, build_train_dataloader
 from rfdetr_hf.data.pipeline.order import EpochBatchSampler, weighted_rows
 from rfdetr_hf.data.pipeline.transforms import build_train_transform
 from rfdetr_hf.data.sampling import class_balanced, repeat_factors
@@ -289,3 +289,34 @@ def test_what_sources_say_of_the_same_keypoints_is_compared(tmp_path, data_root,
     people = {"name_or_path": data_root / "coco_person", "splits": ["train"]}
     load_detection_dataset(sources=[people, tmp_path], task="keypoints")
     assert "class 'person' has skeleton ((0, 1),) here" in caplog.text
+
+
+def test_images_that_are_joined_are_drawn_by_their_shares(street):
+    sources = [{"name_or_path": street / "a", "share": 1, "splits": ["train"]},
+               {"name_or_path": street / "b", "share": 9, "splits": ["train"]}]  # fmt: skip
+    drawn = []
+
+    class Joins:
+        needs_others = True
+
+        def __call__(self, sample, rng, others):
+            drawn.append([others.draw(rng) for _ in range(200)])
+            return sample
+
+    train = load_detection_dataset(sources=sources)["train"]
+    samples = DetectionDataset(train, Joins(), seed=3, train=True)
+    for _ in range(2):
+        for row in range(4):
+            samples[0, row, row]
+    assert drawn[:4] == drawn[4:]  # a function of seed, epoch and position
+    assert np.mean(np.array(drawn) >= 4) == pytest.approx(0.9, abs=0.05)
+    alike = DetectionDataset(load_detection_dataset(street / "a")["train"], Joins(), seed=3, train=True)
+    alike[0, 0, 0]
+    assert np.bincount(drawn[-1], minlength=4).min() > 30
+    mosaic = {"mosaic": {"probability": 1.0}}
+    joined = [
+        DetectionDataset(train, build_train_transform(64, multi_scale="off", preset=mosaic), train=True)[0, i, 1]
+        for i in range(60)
+    ]
+    dogs = sum(int((each.target["class_labels"] == class_names(train).index("dog")).sum()) for each in joined)
+    assert dogs > 40  # of three images joined to one, of which every second has a dog

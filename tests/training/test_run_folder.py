@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from helpers.runs import metrics_rows, quick_arguments
 from PIL import Image
 
 from rfdetr_hf import RFDETRTrainer, UsageError, load_detection_dataset, make_shapes_dataset
+from rfdetr_hf.arguments.data import DataArguments
 from rfdetr_hf.cli import fit
 from rfdetr_hf.data.fingerprint import data_hash
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.evaluation.report import write_report
 from rfdetr_hf.training import pictures
 from rfdetr_hf.training.checkpoint.run_directory import OF_THE_BEST, PICTURES
+from rfdetr_hf.training.record import RunRecord
 
 HOSTILE = "<img src=x onerror=alert(1)> & $x$"
 
@@ -76,6 +79,32 @@ def test_args_yaml_repeats_the_run_to_the_bit_with_and_without_pictures(run, tmp
     assert "<img" not in (again / "report.html").read_text()
     before, after = (yaml.safe_load((each / "args.yaml").read_text()) for each in (run, again))
     assert {name for name in before if before[name] != after[name]} == {"output_dir", "plots"}
+
+
+def test_args_yaml_repeats_a_mixture(data, tmp_path, monkeypatch):
+    splits = {"train": 2}
+    for name in ("api_key", "token"):
+        write_coco(tmp_path / name, splits)
+    monkeypatch.chdir(tmp_path)
+    own = {"classes": {"key": ["square"], "token": "triangle", "x": [HOSTILE]}, "hub_token": "hf_secret"}
+    mixed = {"api_key": {"share": 1}, "named": {"name_or_path": "token", "share": 2, **own}}
+    accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+
+    def written(**options):
+        record = RunRecord([DataArguments(**options)])
+        text = record.to_yaml(quick_arguments(tmp_path / "run"), SimpleNamespace(_name_or_path="x"), {}, accelerator)
+        assert "hf_secret" not in text and "secret@" not in text
+        return yaml.safe_load(text)
+
+    sources = written(sources=mixed)["sources"]
+    assert sources["named"].pop("hub_token") is None
+    monkeypatch.chdir("/")
+    names = load_detection_dataset(sources=sources)["train"].features["objects"]["category"].feature.names
+    assert set(names) == {HOSTILE, "square", "triangle", "key", "token", "x"}
+    assert list(sources) == [str(tmp_path / "api_key"), "named"]
+    monkeypatch.chdir(tmp_path)
+    assert written(dataset_name="api_key,token")["dataset_name"] == f"{tmp_path / 'api_key'},{tmp_path / 'token'}"
+    assert list(written(sources={"s3://me:secret@bucket/x": None})["sources"]) == ["s3://bucket/x"]
 
 
 def test_args_yaml_has_every_argument_and_no_secret(run, data):

@@ -93,6 +93,33 @@ def hash_splits(splits: Mapping[str, Dataset], audit: str) -> dict[str, str]:
     return data_hash({SPLITS.get(name, name): data for name, data in splits.items()}, KINDS[audit != "full"])
 
 
+def _from_the_root(value: Any) -> Any:
+    """A path of something local as an absolute one, also several with commas between; other values as they are."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        return value
+    text = os.path.expanduser(str(value))
+    parts = text.split(",")
+    if os.path.exists(text) or not all("://" in part or os.path.isdir(part) for part in parts):
+        return os.path.abspath(text) if os.path.exists(text) else value
+    return ",".join(part if "://" in part else os.path.abspath(part) for part in parts)
+
+
+def _placed_sources(sources: Any) -> Any:
+    """Sources with the paths of their data sets from the root on; in a mapping the names may be these paths."""
+
+    def placed(own: Any) -> Any:
+        if not isinstance(own, Mapping):
+            return _from_the_root(own)
+        return {name: _from_the_root(value) if name == "name_or_path" else value for name, value in own.items()}
+
+    if not isinstance(sources, Mapping):
+        return [placed(own) for own in sources]
+    return {
+        name if isinstance(own, Mapping) and "name_or_path" in own else _from_the_root(name): placed(own)
+        for name, own in sources.items()
+    }
+
+
 def _plain(options: Any) -> dict[str, Any]:
     """The fields of a dataclass of options without secrets, local paths from the root on."""
     fields = {k: v for k, v in dataclasses.asdict(options).items() if not k.startswith("_")}
@@ -102,9 +129,10 @@ def _plain(options: Any) -> dict[str, Any]:
     for name in _PATHS:
         path = os.path.expanduser(str(values.get(name) or ""))
         a_folder = os.path.isfile(os.path.join(path, "config.json")) and not values.get("from_scratch")
-        a_variant = name == "model_name_or_path" and path in VARIANTS and not a_folder
-        if path and not a_variant and os.path.exists(path):
-            values[name] = os.path.abspath(path)
+        if name in values and not (name == "model_name_or_path" and path in VARIANTS and not a_folder):
+            values[name] = _from_the_root(values[name])
+    if values.get("sources"):
+        values["sources"] = _placed_sources(values["sources"])
     if values.get("model_name_or_path"):
         values["variant"] = None  # it says the same, and would contradict another model on the command line
     return values

@@ -105,6 +105,8 @@ class DetectionDataset(TorchDataset):
         require_decoder(image_decoder)
         self.folder: Any = None  # of the file that the rows are mapped from
         self._num_classes = len(class_names(dataset)) if has_unlabelled_classes(dataset) else 0
+        weights = sample_weights(dataset) if train and getattr(transform, "needs_others", False) else None
+        self._ends = None if weights is None else np.cumsum(weights, dtype=np.float64)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -125,7 +127,8 @@ class DetectionDataset(TorchDataset):
         call: Any = self.transform
         others = ()
         if getattr(call, "needs_others", False):
-            others = (Others(epoch, len(self), lambda other, see: self._see(self.dataset[other], see)),)
+            visit = lambda other, see: self._see(self.dataset[other], see)  # noqa: E731
+            others = (Others(epoch, len(self), visit, self._ends),)
         try:
             return self._see(row, lambda sample: call(sample, rng, *others))
         except DetectionDataError:

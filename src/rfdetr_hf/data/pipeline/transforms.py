@@ -147,7 +147,6 @@ class TrainTransform:
             return on_pixels(view, sample)
         if others is None:
             raise ValueError(f"{', '.join(strong)} join several images: hand the other images of the data set over")
-        visit, count = others.visit, others.count
 
         def in_cell(cell: Cell) -> Callable[[Sample], Sample]:
             share = rng.uniform(*strong["mosaic"]["scale"])
@@ -161,7 +160,7 @@ class TrainTransform:
             drawn = self.draw_view(*other.orig_size, rng)
             return on_pixels(replace(drawn, width=view.width, height=view.height), other)
 
-        look: Look = lambda see: visit(int(rng.integers(count)), see)  # noqa: E731
+        look: Look = lambda see: others.visit(others.draw(rng), see)  # noqa: E731
         fired = {name: values for name, values in strong.items() if rng.random() < values["probability"]}
         if "mosaic" in fired and min(view.height, view.width) >= MIN_MOSAIC:
             sample = mosaic(sample, (view.height, view.width), in_cell, look, rng)

@@ -55,11 +55,19 @@ class Others:
         epoch: that the sample is drawn in.
         count: rows of the data set.
         visit: opens the image of a row, hands the sample to a function while it is open, and returns its result.
+        ends: (count,) the sums of the rows' weights, each with those before, where rows are not drawn equally often.
     """
 
     epoch: int
     count: int
     visit: Callable[[int, Callable[[Sample], Sample]], Sample]
+    ends: np.ndarray | None = None
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """A row by chance, as often as a training draws it."""
+        if self.ends is None:
+            return int(rng.integers(self.count))
+        return min(int(np.searchsorted(self.ends, rng.random() * self.ends[-1], side="right")), self.count - 1)
 
 
 def select_objects(target: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:
