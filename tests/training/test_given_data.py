@@ -12,6 +12,7 @@ from datasets import Features, Value
 from helpers.runs import assert_same, quick_arguments, weights
 
 from rfdetr_hf import CocoEvaluator, RFDETRTrainer, decode_image
+from rfdetr_hf.data.audit import count_split
 from rfdetr_hf.data.keypoints import ClassKeypoints
 
 SHAPES = 4
@@ -108,6 +109,7 @@ def test_what_a_careful_hand_writes_trains_to_the_same_bits(tmp_path, tiny_model
         ends.append((weights(trainer.model), scores, trainer.predict(data).predictions[0]["boxes"].tolist()))
     assert_same(ends[0][0], ends[1][0])
     assert ends[0][1:] == ends[1][1:]
+    assert count_split(loose, "train") == count_split(plain, "train")
 
 
 def test_a_set_without_any_box_is_scored(tmp_path, tiny_model, shapes):
