@@ -219,7 +219,6 @@ def count_split(dataset: Dataset, split: str, decoded: bool = False) -> AuditRep
     crowd, area = crowd.astype(bool), area.astype(np.float64)
     if np.isnan(area).any():  # null stands for the area of the box
         boxes = pc.struct_field(objects, "bbox")
-        boxes = boxes.storage if isinstance(boxes, pa.ExtensionArray) else boxes  # datasets.Array2D
         sides = pc.list_flatten(pc.list_flatten(boxes)).to_numpy(zero_copy_only=False).reshape(-1, 4)
         area = np.where(np.isnan(area), sides[:, 2] * sides[:, 3], area)
     row = np.repeat(np.arange(len(dataset)), counts)

@@ -122,7 +122,6 @@ def _check_objects(name: str, objects: Any, fields: dict[str, _Field], start: in
     lengths: dict[str, np.ndarray] = {}
     for field in (each.name for each in objects.type if each.name in _PARALLEL):
         lists, place = pc.struct_field(objects, field), f"{name}: field objects.{field}"
-        lists = lists.storage if isinstance(lists, pa.ExtensionArray) else lists  # datasets.Array2D
         if not _is_list(lists.type):
             raise DetectionDataError(f"{place} must be a list for each image; {_LOAD}")
         if lists.null_count:
