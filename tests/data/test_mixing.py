@@ -320,3 +320,14 @@ def test_images_that_are_joined_are_drawn_by_their_shares(street):
     ]
     dogs = sum(int((each.target["class_labels"] == class_names(train).index("dog")).sum()) for each in joined)
     assert dogs > 40  # of three images joined to one, of which every second has a dog
+
+
+def test_a_picture_that_stands_twice_in_training_is_still_a_leak(street, caplog):
+    rows = load_detection_dataset(street / "a")["train"]
+    one = {"name_or_path": DatasetDict(train=rows)}
+    load_detection_dataset(sources=[one, one, {"name_or_path": DatasetDict(validation=rows.select([1])),
+                                               "class_names": class_names(rows)}])  # fmt: skip
+    assert "1 images are in the splits train and validation, such as " in caplog.text
+    caplog.clear()
+    load_detection_dataset(sources=[one, one], validation_split=0.4, split_seed=1)
+    assert "images are in the splits train and validation, such as " in caplog.text

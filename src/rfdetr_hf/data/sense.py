@@ -3,7 +3,7 @@
 import io
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, cast
@@ -56,13 +56,29 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
         fault = "all objects are crowds (field iscrowd)" if len(crowd) else "there is no object"
         effect = "there is nothing to learn" if name == "train" else "no score can be given"
         logger.warning("%s: %s split: %s in %d images, so %s", source, name, fault, len(split), effect)
+    check_shared(splits, source)
+
+
+def check_shared(splits: Mapping[str, Dataset], source: str, compare: bool = True) -> None:
+    """Warn of images that two splits share; of shards nobody knows.
+
+    Args:
+        splits: in the schema.
+        source: for messages.
+        compare: whether the rows of a file that stands once in each split must say the same.
+
+    Raises:
+        DetectionDataError: they do not.
+    """
+    splits = {name: split for name, split in splits.items() if not isinstance(split, ShardedDataset)}
     files = {name: _files(split) for name, split in splits.items()}
     names = list(splits)
     for index, first in enumerate(names):
         for second in names[index + 1 :]:
             shared = sorted(files[first].keys() & files[second].keys())
             if shared:
-                _report_shared(splits, source, first, second, [(files[first][f], files[second][f], f) for f in shared])
+                found = {file: (files[first][file], files[second][file]) for file in shared}
+                _report_shared(splits, source, first, second, found, compare)
 
 
 def _report_unlabelled(split: Dataset, name: str, source: str) -> None:
@@ -140,11 +156,17 @@ def _begins_deep(head: bytes | None, path: str | None, contents: pa.Array, row: 
 
 
 def _report_shared(
-    splits: Mapping[str, Dataset], source: str, first: str, second: str, shared: list[tuple[int, int, str]]
-) -> None:
-    rows, others, paths = zip(*shared, strict=True)
-    mine, theirs = (_objects(splits[name]).take(pa.array(at)) for name, at in ((first, rows), (second, others)))
-    for a, b, path in zip(mine.to_pylist(), theirs.to_pylist(), paths, strict=True):
+    splits: Mapping[str, Dataset], source: str, first: str, second: str,
+    shared: Mapping[str, tuple[Sequence[int], Sequence[int]]], compare: bool,
+) -> None:  # fmt: skip
+    """Warn of files in two splits, whose rows in each are given."""
+    single = {path: (mine[0], theirs[0]) for path, (mine, theirs) in shared.items()
+              if compare and len(mine) == len(theirs) == 1}  # fmt: skip
+    rows, others = [pair[0] for pair in single.values()], [pair[1] for pair in single.values()]
+    mine, theirs = (
+        _objects(splits[name]).take(pa.array(at, pa.int64())) for name, at in ((first, rows), (second, others))
+    )
+    for a, b, path in zip(mine.to_pylist(), theirs.to_pylist(), single, strict=True):
         fault = _difference(a, b)
         if fault:
             raise DetectionDataError(
@@ -153,7 +175,7 @@ def _report_shared(
             )
     logger.warning(
         "%s: %d images are in the splits %s and %s, such as %s: scores on %s are of images that were seen",
-        source, len(shared), first, second, ", ".join(paths[:_EXAMPLES]), second,
+        source, len(shared), first, second, ", ".join(list(shared)[:_EXAMPLES]), second,
     )  # fmt: skip
 
 
@@ -174,19 +196,17 @@ def _objects(split: Dataset) -> pa.StructArray:
     return split.data.column("objects").combine_chunks()
 
 
-def _files(split: Dataset) -> dict[str, int]:
-    """Row of each image that is a file on this machine and stands in one row (tables may have many rows of a file)."""
+def _files(split: Dataset) -> dict[str, list[int]]:
+    """Rows of each image that is a file on this machine; tables may have many of one file."""
     images = split.data.column("image").combine_chunks()
     paths, inline = images.field("path").to_pylist(), images.field("bytes").is_valid().to_pylist()
     folders: dict[str, str] = {}
-    found: dict[str, int] = {}
-    often = set()
+    found: dict[str, list[int]] = {}
     for row, (path, here) in enumerate(zip(paths, inline, strict=True)):
         if path and not here:
             folder, name = os.path.split(path)
             real = folders.setdefault(folder, os.path.realpath(folder))
             file = os.path.join(real, name)
             file = os.path.realpath(file) if os.path.islink(file) else file
-            if found.setdefault(file, row) != row:
-                often.add(file)
-    return {file: row for file, row in found.items() if file not in often}
+            found.setdefault(file, []).append(row)
+    return found

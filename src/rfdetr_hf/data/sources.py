@@ -23,7 +23,7 @@ from .keypoints import KeypointSchema
 from .mixing import Factors, mix, with_weights
 from .pipeline.pixels import set_max_image_pixels
 from .sampling import class_balanced, repeat_factors
-from .sense import check_sense, with_value_range
+from .sense import check_sense, check_shared, with_value_range
 from .shards.dataset import ShardedDataset
 from .splits import SPLIT_NAMES, canonical_split, choose_splits
 from .values import shown
@@ -169,7 +169,9 @@ def load_detection_dataset(
     else:
         source, splits = _read_one(name_or_path, options, named, share)
     check_sense(splits, source)
-    splits = splits if share is None else hold_out(splits, share, split_seed)
+    if share is not None:
+        splits = hold_out(splits, share, split_seed)
+        check_shared(splits, source, compare=False)
     if factors is not None and sources is None and "train" in splits:
         if not isinstance(splits["train"], Dataset):
             raise DetectionDataError(f"{source}: sampling={sampling!r} needs rows at hand, and these are shards")
