@@ -50,6 +50,8 @@ class AuditReport:
         labelled_keypoints: class -> keypoint -> how often it is labelled, hidden ones included.
         labelled_images: class -> images in which it is labelled completely; None where all classes are in all images,
             and of shards.
+        counted: whether somebody has counted the objects; where not, as in shards without an index, all numbers of them
+            are 0.
     """
 
     split: str
@@ -72,11 +74,17 @@ class AuditReport:
     labelled_keypoints: dict[str, dict[str, int]] | None = None
     value_range: tuple[float, float] | None = None
     labelled_images: dict[str, int] | None = None
+    counted: bool = True
 
     def __str__(self) -> str:
         checked = "decoded" if self.decoded else "headers read"
         if self.num_images and self.max_boxes_image_id is None:
             checked = "not opened, counted by the index"
+        if not self.counted:
+            names = ", ".join(self.boxes_per_class)
+            return (
+                f"{self.split}: {self.num_images} images, not opened; their objects are not counted; classes: {names}"
+            )
         width = max([4, *(len(name) for name in self.boxes_per_class)])
         which = "" if self.max_boxes_image_id is None else f" (id {self.max_boxes_image_id})"
         fullest = f", at most {self.max_boxes} in an image{which}" if self.num_boxes else ""
@@ -255,10 +263,9 @@ def count_split(dataset: Dataset, split: str, decoded: bool = False) -> AuditRep
 
 
 def _report_of_counts(dataset: ShardedDataset, split: str) -> AuditReport:
-    """What the index of shards says; zeros where nobody has counted, which the name of the split then says."""
+    """What the index of shards says; zeros where nobody has counted."""
     counts, names = dataset.counts, class_names(dataset)
     if counts is None:
-        split += " (objects not counted: shards without an index)"
         counts = Counts(images=len(dataset), objects=[0] * len(names), images_with=[0] * len(names))
     masks = {"polygon_masks": counts.polygons, "rle_masks": counts.rle} if has_masks(dataset) else {}
     keypoints: dict[str, Any] = {}
@@ -270,7 +277,7 @@ def _report_of_counts(dataset: ShardedDataset, split: str) -> AuditReport:
         split, False, counts.images, counts.background, counts.boxes, counts.crowds,
         dict(zip(names, counts.objects, strict=True)), dict(zip(names, counts.images_with, strict=True)),
         category_ids(dataset), counts.small, counts.medium, counts.large, counts.max_objects, None,
-        **masks, **keypoints,
+        **masks, **keypoints, counted=dataset.counts is not None,
     )  # fmt: skip
 
 

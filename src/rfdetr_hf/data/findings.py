@@ -115,10 +115,9 @@ class DataAudit:
             share, scan = 100 * report.num_empty_images / max(report.num_images, 1), self.scans[name]
             seen = "decoded" if scan.decoded else "headers" if len(scan.rows) else "not read"
             seen = f"{seen}, {len(scan.rows)} of them" if scan.is_sample and len(scan.rows) else seen
-            lines.append(
-                f"{name:<12}{report.num_images:>9}{share:>11.0f}%{report.num_boxes:>10}{report.num_crowds:>8}"
-                f"{report.max_boxes:>6}  {seen}"
-            )
+            numbers = f"{share:>11.0f}%{report.num_boxes:>10}{report.num_crowds:>8}{report.max_boxes:>6}"
+            numbers = numbers if report.counted else f"{'?':>12}{'?':>10}{'?':>8}{'?':>6}"
+            lines.append(f"{name:<12}{report.num_images:>9}{numbers}  {seen}")
         splits = list(self.reports)
         lines += ["", f"{'class':<32}" + "".join(f"{name[:12]:>14}" for name in splits)]
         for name in self.reports[splits[0]].boxes_per_class:
@@ -238,6 +237,8 @@ def _contradicted(split: str, errors: Sequence[LabelError]) -> list[Finding]:
 
 def boxes_of(report: AuditReport, name: str) -> str:
     """The boxes of a class in a split; with the images that label it completely, where not all do."""
+    if not report.counted:
+        return "?"
     known = "" if report.labelled_images is None else f"/{report.labelled_images.get(name, 0)}"
     return f"{report.boxes_per_class.get(name, 0)}{known}"
 
@@ -343,6 +344,7 @@ def _faults(split: str, scan: Scan) -> list[Finding]:
 
 
 def _between_splits(reports: Mapping[str, AuditReport]) -> list[Finding]:
+    reports = {name: report for name, report in reports.items() if report.counted}
     found, train = [], reports.get("train")
     for name, report in reports.items():
         counts = {label: count for label, count in report.boxes_per_class.items() if count}

@@ -29,7 +29,7 @@ def write_audit_page(audit: DataAudit, splits: Mapping[str, Dataset], path: str 
     counts = [["split", "images", "without objects", "boxes", "crowds", "most in an image"]]
     for name, report in audit.reports.items():
         numbers = report.num_images, report.num_empty_images, report.num_boxes, report.num_crowds, report.max_boxes
-        counts.append([name, *map(str, numbers)])
+        counts.append([name, *(str(n) if report.counted or place == 0 else "?" for place, n in enumerate(numbers))])
     names = list(next(iter(audit.reports.values())).boxes_per_class)
     classes = [["class", *audit.reports]]
     classes += [[name, *(boxes_of(report, name) for report in audit.reports.values())] for name in names]

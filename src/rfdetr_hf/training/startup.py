@@ -100,6 +100,8 @@ def _data(splits: Mapping[str, Dataset]) -> str:
         names = list(report.boxes_per_class)
         background = 100 * report.num_empty_images / max(report.num_images, 1)
         counted = f"{report.num_images} images, {report.num_boxes} boxes, {background:.0f}% background"
+        if not report.counted:
+            counted = f"{report.num_images} images, objects not counted"
         parts.append(f"{split.removesuffix('_dataset')} {counted}")
     more = f", ... ({len(names) - _CLASSES_SHOWN} more)" if len(names) > _CLASSES_SHOWN else ""
     noun = "class" if len(names) == 1 else "classes"

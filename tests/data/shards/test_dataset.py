@@ -16,6 +16,7 @@ from helpers.runs import quick_arguments
 
 from rfdetr_hf import (
     RFDETRTrainer,
+    audit_data,
     audit_dataset,
     category_ids,
     class_names,
@@ -32,6 +33,7 @@ from rfdetr_hf.data.schema import max_objects
 from rfdetr_hf.data.shards import writer
 from rfdetr_hf.data.shards.dataset import ShardedDataset
 from rfdetr_hf.data.shards.index import INDEX
+from rfdetr_hf.evaluation.audit_page import write_audit_page
 
 FORMATS = ["parquet", "webdataset"]
 
@@ -342,6 +344,19 @@ def test_footers_of_others_give_rows_without_counts(shapes_splits, tmp_path, tin
     assert isinstance(train, ShardedDataset) and train.counts is None and max_objects(train) is None
     assert train[7]["objects"] == shapes_splits["train"][7]["objects"]
     assert "not counted" in str(count_split(train, "train"))
+
+
+def test_the_audit_does_not_compare_what_nobody_has_counted(shapes_splits, tmp_path):
+    shapes_splits["train"].select(range(6)).cast_column("image", Image()).to_parquet(tmp_path / "train.parquet")
+    shards = load_detection_dataset(f"file://{tmp_path}")["train"]
+    audit = audit_data({"train": shards, "validation": shapes_splits["validation"]}, cache_dir="")
+    table = {line.split()[0]: line.split()[1:] for line in str(audit).splitlines() if line.strip()}
+    assert table["train"][:5] == ["6", "?", "?", "?", "?"] and table["validation"][0] == "9"
+    assert table["circle"][0] == "?" and table["circle"][1].isdigit()
+    assert not [each for each in audit.findings if each.kind in ("classes not trained", "classes not scored")]
+    assert audit.to_dict()["splits"]["train"]["counted"] is False
+    write_audit_page(audit, {"train": shards, "validation": shapes_splits["validation"]}, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count(">?<") == 7
 
 
 def test_what_is_no_data_set_of_shards_is_named(shapes_splits, tmp_path):
