@@ -234,7 +234,7 @@ def test_several_pictures_in_a_task(studio):
     train = load_detection_dataset(studio(*tasks([second])))["train"]
     assert train["file_name"] == ["b c.jpg"]
     assert load_detection_dataset(studio(*tasks([other])))["train"]["file_name"] == ["a.jpg"]
-    with pytest.raises(DetectionDataError, match=r"task 7: field data names 2 pictures \(image, image2\)"):
+    with pytest.raises(DetectionDataError, match=r"task 7: field data: names 2 pictures \(image, image2\)"):
         load_detection_dataset(studio(*tasks([first], [second], [])))
 
 

@@ -253,7 +253,7 @@ class _Reader:
             fault = (
                 f"names {len(names)} pictures ({', '.join(names)})" if names else f"is {shown(data)}, without a picture"
             )
-            self.problems.add(f"{place}: field data {fault}", "have one picture in each task, as data.image")
+            self.problems.add(f"{place}: field data: {fault}", "have one picture in each task, as data.image")
         return ""
 
     def _read_task(self, image: int, place: str, results: list[dict[str, Any]]) -> None:
