@@ -21,6 +21,44 @@ class UsageError(ValueError):
     """What was asked for cannot be understood: a misspelt option, a value out of its range, a broken YAML file."""
 
 
+def require_writable(path: str | os.PathLike[str], option: str, overwrite: bool | None = None) -> None:
+    """Look whether a file can be written, before the work whose result goes there.
+
+    Args:
+        path: of the file; folders that are missing on the way to it are made when it is written.
+        option: that gave it, for messages.
+        overwrite: whether an existing file may be replaced; None where it never may.
+
+    Raises:
+        FileExistsError: there is one.
+        OSError: a folder or a device has its name, or its folder cannot be made or written to.
+    """
+    target = Path(path).absolute()
+    if target.is_dir():
+        raise IsADirectoryError(f"--{option} {path} is a folder; choose another name")
+    if os.path.lexists(target) and not overwrite:
+        remedy = "" if overwrite is None else ", or replace it with --overwrite"
+        raise FileExistsError(f"--{option} {path} exists; choose another name{remedy}")
+    require_room(target, f"--{option} {path}")
+
+
+def require_room(path: Path, named: str) -> None:
+    """Look whether something new can be made at a place.
+
+    Args:
+        path: of what is made.
+        named: starts the message.
+
+    Raises:
+        NotADirectoryError, PermissionError: the nearest folder on the way to it that is there is none, or is closed.
+    """
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{named}: {folder} is no folder; choose another name")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{named}: {folder} cannot be written to; choose another folder")
+
+
 @dataclass(frozen=True)
 class Range:
     """An interval of numbers; as a string it reads "at least 1", "positive", "in [0, 1)".

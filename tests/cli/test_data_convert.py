@@ -29,5 +29,5 @@ def test_misuse_is_said_before_anything_is_read(tmp_path, capsys):
     assert main(["data", "convert", "synthetic-shapes", str(tmp_path / "new"), "--format", "zip"]) == 2
     assert "invalid choice: 'zip'" in capsys.readouterr().err
     assert main(["data"]) == 2
-    assert "unknown verb 'data'" in capsys.readouterr().err
+    assert "rfdetr-hf data convert" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

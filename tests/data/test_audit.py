@@ -30,14 +30,14 @@ def test_counts(coco_set, decode):
     assert (report.num_boxes, report.num_crowds) == (11, 1)
     assert report.boxes_per_class == {"cat": 11, "dog": 0} and report.images_per_class == {"cat": 11, "dog": 0}
     assert (report.small, report.medium, report.large) == (10, 0, 1)
-    assert (report.max_boxes, report.max_boxes_image_id) == (2, 4)
+    assert (report.max_boxes, report.max_boxes_image_id) == (1, 0)
     assert report.decoded is decode
 
 
 def test_report_prints_a_table(coco_set):
     text = str(audit_dataset(coco_set, split="fit"))
     assert text.startswith(
-        "fit: 12 images (decoded), 1 without objects\n11 boxes, at most 2 in an image (id 4), 1 crowds"
+        "fit: 12 images (decoded), 1 without objects\n11 boxes, at most 1 in an image (id 0), 1 crowds"
     )
     assert text.splitlines()[-2].split() == ["0", "3", "cat", "11", "11"]
 

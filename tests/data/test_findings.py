@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from datasets import Dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from rfdetr_hf import (
@@ -274,3 +275,43 @@ def test_what_the_reading_repairs_is_a_finding(tmp_path, coco_content, write_coc
         pass
     load_detection_dataset(str(tmp_path))
     assert not again, "only what is read within the block"
+
+
+def test_the_fullest_image_is_counted_without_crowds(folder, tmp_path):
+    def crowd(content):
+        for each in content["annotations"][:2]:
+            each["iscrowd"] = 1
+        content["annotations"][2]["image_id"] = 0
+
+    edit(folder, "train", crowd)
+    report = audit(folder, tmp_path).reports["train"]
+    assert (report.num_crowds, report.num_boxes, report.max_boxes) == (2, 22, 2)
+    assert report.max_boxes_image_id != 0
+
+
+def test_another_limit_of_pixels_looks_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "1000000")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    splits = load_detection_dataset(folder)
+    assert not audit_data(splits, cache_dir=tmp_path / "cache").serious
+    monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "1000")
+    found = kinds(audit_data(splits, cache_dir=tmp_path / "cache"))
+    assert found["unreadable pictures", "train"].count == 12
+
+
+def test_shards_that_nobody_has_counted_are_not_compared(folder, tmp_path):
+    splits = load_detection_dataset(folder)
+    convert_dataset({"validation": splits["validation"]}, tmp_path / "counted", "parquet", 1)
+    splits["train"].cast_column("image", ImageFeature()).to_parquet(tmp_path / "train.parquet")
+    train = load_detection_dataset(f"file://{tmp_path}/train.parquet")["train"]
+    counted = load_detection_dataset(tmp_path / "counted", class_names=["cat", "dog"])["validation"]
+    found = audit_data({"train": train, "validation": counted}, cache_dir="")
+    assert not found.reports["train"].counted and not found.serious
+    lines = str(found).splitlines()
+    assert lines[1].split()[:6] == ["train", "12", "?", "?", "?", "?"]
+    assert lines[5].split() == ["cat", "?", "10"]
+    assert "the objects of train are not counted" in str(found)
+    values = found.to_dict()["splits"]
+    assert values["train"]["num_boxes"] is None and values["validation"]["num_boxes"] == 20
+    write_audit_page(found, {"train": train, "validation": counted}, tmp_path / "audit.html")
+    assert ">?</td>" in (tmp_path / "audit.html").read_text()

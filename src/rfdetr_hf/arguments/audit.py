@@ -1,8 +1,9 @@
 """The options of `rfdetr-hf data audit`."""
 
+import os
 from dataclasses import dataclass
 
-from ..options import FROM_1, option, settle_options
+from ..options import FROM_1, option, require_writable, settle_options
 from .launch import one_device
 from .words import answers_by_name
 
@@ -27,3 +28,16 @@ class AuditArguments:
     def __post_init__(self) -> None:
         settle_options(self)
         self.device = one_device(self.device)
+        paths = [os.path.realpath(path) for path in (self.html, self.json) if path is not None]
+        if len(set(paths)) < len(paths):
+            raise ValueError(f"html and json are both {self.json}: one would replace the other; give two names")
+
+    def require_new(self) -> None:
+        """Look whether the files may be written, before anything is read.
+
+        Raises:
+            OSError: one exists, and overwrite is not given, or cannot be written.
+        """
+        for name in ("html", "json"):
+            if (path := getattr(self, name)) is not None:
+                require_writable(path, name, self.overwrite)

@@ -1,6 +1,7 @@
 """The options of a conversion of data."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..choices import DATA_FORMATS
 from ..options import FROM_1, option, settle_options
@@ -18,3 +19,13 @@ class DataConvertArguments:
 
     def __post_init__(self) -> None:
         settle_options(self)
+
+    def require_new(self) -> None:
+        """Look whether the folder can be made, before anything is read.
+
+        Raises:
+            OSError: there is something, or its folder cannot be written to.
+        """
+        from ..data.shards.writer import require_new
+
+        require_new(Path(self.dst))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..choices import BACKENDS
-from ..options import Range, option, settle_options
+from ..options import Range, option, require_writable, settle_options
 from .launch import one_device
 from .views import ViewArguments
 from .words import answers_by_name
@@ -51,3 +51,12 @@ class EvaluationArguments(TrainedModelArguments):
 
     num_workers: int = option(2, "Processes that load images.", Range(0), daily=True)
     output: str | None = option(None, "A JSON file for the metrics; must not exist yet.", group="output", daily=True)
+
+    def require_new(self) -> None:
+        """Look whether the file of metrics may be written, before a model is fetched.
+
+        Raises:
+            OSError: it exists, or cannot be written.
+        """
+        if self.output:
+            require_writable(self.output, "output")

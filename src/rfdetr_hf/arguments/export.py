@@ -1,10 +1,9 @@
 """The options of an export."""
 
-import os
 from dataclasses import dataclass
 
 from ..choices import EXPORT_FORMATS
-from ..options import Range, option, settle_options
+from ..options import Range, option, require_writable, settle_options
 from .words import answers_by_name
 
 
@@ -31,9 +30,8 @@ class ExportArguments:
         """Look whether the file may be written, before a model is fetched.
 
         Raises:
-            FileExistsError: it exists.
+            OSError: it exists, or cannot be written.
         """
         suffix = EXPORT_FORMATS[self.format]
         path = self.output if self.output.endswith(suffix) else f"{self.output}{suffix}"
-        if os.path.exists(path):
-            raise FileExistsError(f"{path} exists; choose another name")
+        require_writable(path, "output")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..options import FROM_0, FROM_1, option, settle_options
+from ..options import FROM_0, FROM_1, option, require_writable, settle_options
 from .words import answers_by_name
 
 
@@ -20,3 +20,11 @@ class PreviewArguments:
         settle_options(self)
         if not self.output.lower().endswith((".jpg", ".jpeg", ".png")):
             raise ValueError(f"output={self.output!r}: give a name that ends in .jpg or .png")
+
+    def require_new(self) -> None:
+        """Look whether the picture may be written, before anything is read.
+
+        Raises:
+            OSError: it exists, and overwrite is not given, or cannot be written.
+        """
+        require_writable(self.output, "output", self.overwrite)

@@ -169,7 +169,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
         AUGMENTATIONS,
     )
     close_strong_augmentation_epochs: float = option(
-        10.0, "Last epochs without mosaic, mixup and copy_paste, where there are any.", FROM_0
+        10.0, "Last epochs without mosaic, mixup and copy_paste; part of one counts as one.", FROM_0
     )
 
     image_decoder: str = option(

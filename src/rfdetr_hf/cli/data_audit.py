@@ -28,10 +28,7 @@ Pictures that have not changed since the last audit are not read again."""
 def main(argv: Sequence[str], prog: str = "rfdetr-hf data audit") -> int:
     """Print the findings; returns 1 with --strict where some are serious."""
     args, model_args, data_args = parse_arguments(TYPES, argv, prog, DESCRIPTION, {"dataset_name": "DATA"})
-    for name in ("html", "json"):
-        path = getattr(args, name)
-        if path is not None and Path(path).exists() and not args.overwrite:
-            raise FileExistsError(f"--{name} {path} exists; choose another name, or replace it with --overwrite")
+    args.require_new()
     data_args.require_source()
     from .. import audit_data, load_detection_dataset, load_detector, log_to_console, notes_of_reading, write_audit_page
 
@@ -54,6 +51,7 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf data audit") -> int:
     )  # fmt: skip
     print(audit)
     if args.json is not None:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(audit.to_dict(), indent=1) + "\n", encoding="utf-8")
     if args.html is not None:
         write_audit_page(audit, splits, args.html)

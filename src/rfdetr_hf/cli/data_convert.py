@@ -20,6 +20,7 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf data convert") -> int:
     """Convert, and say what came out; returns the exit code."""
     places = {"dataset_name": "SRC", "dst": "DST"}
     data_args, args = parse_arguments((DataArguments, DataConvertArguments), argv, prog, DESCRIPTION, places)
+    args.require_new()
     data_args.require_source()
     from .. import convert_dataset, load_detection_dataset, log_to_console
 

@@ -25,6 +25,7 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf data preview") -> int:
     args, model_args, data_args, training_args = parse_arguments(
         TYPES, argv, prog, DESCRIPTION, {"dataset_name": "DATA"}
     )
+    args.require_new()
     data_args.require_source()
     from .. import draw_preview, load_detection_dataset, log_to_console
 

@@ -34,6 +34,7 @@ def main(argv: Sequence[str], verb: str = "validate", split: str = "validation")
     text = json.dumps(metrics, indent=2)
     print(text)
     if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         Path(args.output).write_text(text + "\n", encoding="utf-8")
     return 0
 
@@ -42,8 +43,7 @@ def evaluate(args: EvaluationArguments, data_args: DataArguments, split: str) ->
     """The metrics of a split, by the trainer."""
     from .. import RFDETRTrainer
 
-    if args.output and Path(args.output).exists():
-        raise FileExistsError(f"--output {args.output} exists; choose another name")
+    args.require_new()
     subject = load_subject(args.model_name_or_path, data_args, split)
     training_args = RFDETRTrainingArguments(
         per_device_eval_batch_size=args.batch_size,

@@ -42,7 +42,7 @@ class AuditReport:
         images_per_class: name -> images with such a box.
         category_ids: original id of each class.
         small, medium, large: boxes by area, with COCO's limits 32² and 96².
-        max_boxes: boxes of the fullest image.
+        max_boxes: boxes of the fullest image, crowds left out.
         max_boxes_image_id: that image; None of shards.
         polygon_masks, rle_masks: objects with a mask of each form, crowds included; None without masks.
         keypoint_objects: objects with a labelled keypoint; None without keypoints.
@@ -239,7 +239,8 @@ def count_split(dataset: Dataset, split: str, decoded: bool = False) -> AuditRep
             for n in ("polygons", "rle")
         }
     known = labelled_images(dataset)
-    area, fullest = area[~crowd], int(counts.argmax()) if len(counts) else 0
+    single = np.bincount(row[~crowd], minlength=len(counts))
+    area, fullest = area[~crowd], int(single.argmax()) if len(counts) else 0
     return AuditReport(
         split=split,
         decoded=decoded,
@@ -253,7 +254,7 @@ def count_split(dataset: Dataset, split: str, decoded: bool = False) -> AuditRep
         small=int((area < _SMALL).sum()),
         medium=int(((area >= _SMALL) & (area < _MEDIUM)).sum()),
         large=int((area >= _MEDIUM).sum()),
-        max_boxes=int(counts.max(initial=0)),
+        max_boxes=int(single.max(initial=0)),
         max_boxes_image_id=columns["image_id"][fullest].as_py() if len(counts) else None,
         value_range=value_range(dataset),
         labelled_images=None if known is None else dict(zip(names, known.tolist(), strict=True)),

@@ -35,6 +35,9 @@ _SMALL_SHARE = 0.1
 _BACKGROUND_SHARE = 0.5
 _IMBALANCE = 100
 _FEW = 10
+# What is unknown of shards that nobody has counted.
+_COUNTS = ("num_empty_images", "num_boxes", "num_crowds", "boxes_per_class", "images_per_class", "small", "medium",
+           "large", "max_boxes", "polygon_masks", "rle_masks")  # fmt: skip
 _NEAR_BITS = 4  # of 64
 _SHARDS, _OF_SHARDS = 8, 4096  # shards that are looked into, and their rows together
 
@@ -98,7 +101,10 @@ class DataAudit:
     def to_dict(self) -> dict[str, Any]:
         """Counts and findings as plain values for JSON."""
         return {
-            "splits": {name: asdict(report) for name, report in self.reports.items()},
+            "splits": {
+                name: asdict(report) if report.counted else {**asdict(report), **dict.fromkeys(_COUNTS)}
+                for name, report in self.reports.items()
+            },
             "pictures": {
                 name: {"looked_at": len(scan.rows), "of": scan.total, "decoded": scan.decoded}
                 for name, scan in self.scans.items()
@@ -126,6 +132,9 @@ class DataAudit:
         if any(report.labelled_images for report in self.reports.values()):
             lines += _wrapped("boxes/images: the images in which a class is labelled completely; in others it is no "
                               "negative")  # fmt: skip
+        if unknown := [name for name, report in self.reports.items() if not report.counted]:
+            lines += _wrapped(f"?: the objects of {', '.join(unknown)} are not counted, since these shards have no "
+                              "index; `rfdetr-hf data convert` writes one")  # fmt: skip
         lines += [""] + (["nothing odd was found"] if not self.findings else [])
         for each in self.findings:
             lines += _wrapped(f"{'!' if each.serious else '-'} {each.split}: {each.text}")

@@ -180,6 +180,11 @@ def mix(
                 weights = _weights([parts[i] for i in here], given, mixed[split], factors)
                 if weights is not None:
                     mixed[split] = with_weights(mixed[split], weights, "sources")
+    if "train" not in mixed and not names:
+        raise DetectionDataError(
+            f"sources: no training split, only {list(mixed)}; have 'train' among the splits of a source, or give the "
+            "label table with class_names=… to load the others without it"
+        )
     return mixed
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..choices import install_hint
 from .errors import DetectionDataError
-from .pipeline.pixels import DECODE_ERRORS, check_image, orientation_tag
+from .pipeline.pixels import DECODE_ERRORS, check_image, max_image_pixels, orientation_tag
 
 __all__ = ["Picture", "Scan", "hash_function", "known_digest", "scan_pictures"]
 
@@ -108,7 +108,7 @@ def scan_pictures(
     hashed = hash_function() if near else None
     table = dataset.select_columns([name for name in _COLUMNS if name in dataset.column_names])
     table = table if len(rows) == total else table.select(rows)
-    store = _Store(cache_dir, table, [decode, near])
+    store = _Store(cache_dir, table, [decode, near, max_image_pixels()])
     pictures: list[Picture] = []
 
     def look(row: dict[str, Any]) -> Picture:
@@ -190,7 +190,7 @@ class _Store:
         flags: what decides what a scan sees.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None, dataset: Dataset, flags: Sequence[bool]) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None, dataset: Dataset, flags: Sequence[Any]) -> None:
         root = Path(datasets_config.HF_CACHE_HOME) / "rfdetr_hf" / "audit" if folder is None else folder
         first = dataset.select_columns(["image"]).with_format("arrow")[:1]["image"].to_pylist() if len(dataset) else []
         path = _path_of({"image": first[0]}) if first else None

@@ -42,6 +42,7 @@ def write_audit_page(audit: DataAudit, splits: Mapping[str, Dataset], path: str 
         kind = "" if each.serious else " (for information)"
         body += [f"<h3>{text(each.split)}: {text(each.kind)}{kind}</h3>", f"<p>{text(each.text)}</p>"]
         body += _pictures(each, splits)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(page("Audit of the data", body), encoding="utf-8")
 
 

@@ -82,7 +82,8 @@ def build_train_loader(
 def _last_strong_epoch(args: RFDETRTrainingArguments, steps_per_epoch: int) -> float:
     """The epoch from which on no images are joined."""
     epochs = args.max_steps / steps_per_epoch if args.max_steps > 0 else args.num_train_epochs
-    until = math.ceil(epochs) - args.close_strong_augmentation_epochs
+    # Part of an epoch closes all of it.
+    until = math.floor(math.ceil(epochs) - args.close_strong_augmentation_epochs)
     if until <= 0:
         logger.warning(
             "mosaic, mixup and copy_paste are never applied: close_strong_augmentation_epochs=%g leaves none of %g "

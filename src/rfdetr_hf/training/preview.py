@@ -63,5 +63,6 @@ def draw_preview(
         if len(pictures) >= images:
             break
     canvas = grid(pictures)
+    path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, quality=88)
     return canvas

@@ -140,8 +140,9 @@ def test_the_target_appears_complete_or_not_at_all(shapes_splits, tmp_path, form
         convert_dataset({**shapes_splits, "test": broken}, tmp_path / "new", format, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
     (tmp_path / "empty").mkdir()
-    convert_dataset(shapes_splits, tmp_path / "empty", format, 1)
-    assert any((tmp_path / "empty").iterdir())
+    (tmp_path / "link").symlink_to("empty")
+    convert_dataset(shapes_splits, tmp_path / "link", format, 1)
+    assert any((tmp_path / "empty").iterdir()) and (tmp_path / "link").is_symlink()
 
 
 def test_names_that_lead_elsewhere_do_not_leave_the_folder(shapes_splits, tmp_path):

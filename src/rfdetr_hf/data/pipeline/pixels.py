@@ -224,14 +224,24 @@ def _opened(value: Any, name: str) -> Iterator[Image.Image]:
         yield image
 
 
-def _open(source: Any, name: str) -> Image.Image:
-    """The image of a file's path or of its bytes, within the limit of pixels; not decoded."""
+def max_image_pixels() -> int | None:
+    """The limit of pixels as Pillow has it, after the environment's is handed on to it: it raises at twice that.
+
+    Raises:
+        ValueError: what the environment has is no number.
+    """
     limit = os.environ.get(_LIMIT_VARIABLE)
     if limit is not None:
         if not limit.isdecimal():
             raise ValueError(f"{_LIMIT_VARIABLE}={limit!r} in the environment is no number of pixels")
         # Pillow warns at its limit and raises at twice that.
         Image.MAX_IMAGE_PIXELS = max(1, (int(limit) + 1) // 2)
+    return Image.MAX_IMAGE_PIXELS
+
+
+def _open(source: Any, name: str) -> Image.Image:
+    """The image of a file's path or of its bytes, within the limit of pixels; not decoded."""
+    max_image_pixels()
     with _named_faults(name):
         return Image.open(source)
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, Image
 
+from ...options import require_room
 from ..errors import DetectionDataError
 from ..fingerprint import data_hash
 from ..images import IMAGE_SUFFIXES
@@ -58,6 +59,8 @@ def convert_dataset(
             drawn equally often (`sample_weight`), which is nothing that files keep.
     """
     path = Path(target)
+    # Of a link to an empty folder, the folder is meant; "." has no name.
+    path = Path(os.path.realpath(path)) if path.is_symlink() or not path.name else path
     require_new(path)
     named = _alike({str(name): split for name, split in splits.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,11 +132,15 @@ def require_new(path: Path) -> None:
 
     Raises:
         FileExistsError: there is something.
+        OSError: its folder is none, or closed.
     """
+    if os.path.ismount(path):
+        raise FileExistsError(f"{path} is where a disk is mounted, which nothing can replace; give a folder in it")
     if path.is_dir() and not any(path.iterdir()):
         return
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists; give another name or remove it")
+    require_room(path, str(path))
 
 
 def image_bytes(image: Mapping[str, Any], name: str) -> bytes:
