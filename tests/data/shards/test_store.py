@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import time
 
+import fsspec
 import numpy as np
 import pytest
 from helpers.relay import Relay
@@ -179,7 +180,7 @@ def test_processes_share_a_folder_and_a_killed_one_harms_nobody(files, tmp_path)
 def test_reading_ahead_keeps_to_what_fits_and_to_the_latest_wish(files, tmp_path):
     cache = ShardCache(tmp_path / "cache", 500)
     ahead = ReadAhead(cache)
-    ahead.fetch([(address, 100) for address in files])
+    ahead.fetch([(address, 100, None) for address in files])
     deadline = time.monotonic() + 20
     while len(kept(tmp_path / "cache")) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -195,3 +196,22 @@ def test_a_window_that_does_not_fit_is_refused(folder, server, use, tmp_path, mo
     with pytest.raises(DetectionDataError, match="8 shards of split train .* lower shard_window"):
         load_detection_dataset("s3://data/shards", shard_cache=str(tmp_path / "cache"))
     assert (folder / INDEX).is_file()
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_the_copy_of_a_shard_that_was_written_anew_is_not_taken(tmp_path, index):
+    rows = make_shapes_dataset(3, image_size=48, seed=1)
+
+    def moved(row):
+        return {"objects": {**row["objects"], "id": [n + 100 for n in row["objects"]["id"]]}}
+
+    store, found = fsspec.filesystem("memory"), []
+    for name, data in (("a", rows), ("b", rows.map(moved, features=rows.features, load_from_cache_file=False))):
+        convert_dataset({"train": data}, tmp_path / name, "webdataset" if index else "parquet", 1)
+        for path in (tmp_path / name).rglob("*.*"):
+            if index or path.name != INDEX:
+                store.pipe(f"/anew{index}/{path.relative_to(tmp_path / name)}", path.read_bytes())
+        train = load_detection_dataset(f"memory://anew{index}", shard_cache=str(tmp_path / "cache"))["train"]
+        found.append(([row["objects"]["id"] for row in train], train.shards.sizes.tolist()))
+    assert index is False or found[0][1] == found[1][1]  # of the same size
+    assert found[1][0] == [[n + 100 for n in ids] for ids in found[0][0]]

@@ -86,18 +86,20 @@ class ShardCache:
     def __init__(self, folder: str | os.PathLike[str], limit: int) -> None:
         self.folder, self.limit = os.path.abspath(os.path.expanduser(folder)), limit
 
-    def fetch(self, address: str, size: int) -> str:
+    def fetch(self, address: str, size: int, identity: str | None = None) -> str:
         """The path of a file's copy, which is fetched where it is not there.
 
         Args:
             address: of the file.
             size: its bytes.
+            identity: of the data set: a copy of a file that was written anew since is not taken.
 
         Raises:
             DetectionDataError: it cannot be fetched.
             OSError: the folder cannot be written.
         """
-        name = hashlib.sha256(f"{address} {size}".encode()).hexdigest()[:32] + os.path.splitext(address)[1]
+        key = f"{address} {size}" + (f" {identity}" if identity else "")
+        name = hashlib.sha256(key.encode()).hexdigest()[:32] + os.path.splitext(address)[1]
         path = os.path.join(self.folder, name)
         if self._use(path):
             return path
@@ -150,21 +152,21 @@ class ReadAhead:
 
     def __init__(self, cache: ShardCache) -> None:
         self.cache = cache
-        self._waiting: deque[tuple[str, int]] = deque()
+        self._waiting: deque[tuple[str, int, str | None]] = deque()
         self._lock, self._running = threading.Lock(), 0
 
-    def fetch(self, files: Sequence[tuple[str, int]]) -> None:
+    def fetch(self, files: Sequence[tuple[str, int, str | None]]) -> None:
         """Fetch these next, in their order, instead of what is still waiting; as many as fit into the cache at once.
 
         Args:
-            files: addresses and sizes.
+            files: addresses, sizes and identities.
         """
         chosen, total = [], 0
-        for address, size in files:
+        for address, size, identity in files:
             total += size
             if total > self.cache.limit:
                 break
-            chosen.append((address, size))
+            chosen.append((address, size, identity))
         with self._lock:
             self._waiting = deque(chosen)
             starting = min(_THREADS, len(chosen)) - self._running
@@ -178,9 +180,9 @@ class ReadAhead:
                 if not self._waiting:
                     self._running -= 1
                     return
-                address, size = self._waiting.popleft()
+                address, size, identity = self._waiting.popleft()
             try:
-                self.cache.fetch(address, size)
+                self.cache.fetch(address, size, identity)
             except Exception as error:  # noqa: BLE001 - who needs the file gets the error
                 logger.info("%s: was not fetched ahead: %s", address, error)
 

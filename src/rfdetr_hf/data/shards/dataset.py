@@ -188,8 +188,12 @@ class ShardedDataset:
             return
         if self._ahead is None or self._owner != os.getpid():
             self._ahead = ReadAhead(self.cache)
-        sizes = self.shards.sizes
-        self._ahead.fetch([(str(self.shards.files[shard]), int(sizes[shard])) for shard in shards])
+        self._ahead.fetch([self._place(shard) for shard in shards])
+
+    def _place(self, shard: int) -> tuple[str, int, str | None]:
+        """Address, size and identity of a shard, by which a copy of it is found."""
+        identity = None if self.shards.identities is None else str(self.shards.identities[shard])
+        return str(self.shards.files[shard]), int(self.shards.sizes[shard]), identity
 
     @cached_property
     def checksum(self) -> str:
@@ -261,7 +265,7 @@ class ShardedDataset:
         address, rows = str(self.shards.files[shard]), int(self.shards.rows[shard])
         fault: Exception | None = None
         for _ in range(3):
-            path = address if self.cache is None else self.cache.fetch(address, int(self.shards.sizes[shard]))
+            path = address if self.cache is None else self.cache.fetch(*self._place(shard))
             try:
                 if self.cache is None and (found := os.path.getsize(path)) != (size := int(self.shards.sizes[shard])):
                     raise DetectionDataError(
