@@ -88,6 +88,28 @@ def test_a_file_under_two_ids_is_an_error_unless_the_entries_agree(tmp_path, wri
     assert train["image_id"] == [0, 1] and "dropped 1 entries" in caplog.text
 
 
+@pytest.mark.parametrize(("where", "field", "value", "fault"), [
+    ("annotations", "iscrowd", 1, "masks, keypoints or crowds"),
+    ("annotations", "segmentation", [[1, 1, 9, 1, 9, 8]], "masks, keypoints or crowds"),
+    ("images", "neg_category_ids", [3], "labelled classes"),
+    ("images", "license", 9, None),
+])  # fmt: skip
+def test_entries_of_a_file_agree_in_all_that_is_taught(tmp_path, write_coco, where, field, value, fault):
+    content = {
+        "images": [{"id": i, "file_name": "a.jpg", "width": 64, "height": 48} for i in range(2)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 7, "bbox": [1, 1, 9, 9], "iscrowd": 0,
+                         "segmentation": [[1, 1, 10, 1, 10, 10]]} for i in range(2)],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
+    }  # fmt: skip
+    content[where][1][field] = value
+    write_coco(tmp_path / "train/_annotations.coco.json", content)
+    if fault is None:
+        assert len(load_detection_dataset(tmp_path, task="segmentation")["train"]) == 1
+        return
+    with pytest.raises(DetectionDataError, match=f"a.jpg is listed as image id 0 and .* 1, with different {fault}"):
+        load_detection_dataset(tmp_path, task="segmentation")
+
+
 @pytest.mark.parametrize("other", [None, "boxes", "categories", "masks"])
 def test_a_file_in_two_splits(tmp_path, coco_content, write_coco, other, caplog):
     content = coco_content()

@@ -122,13 +122,16 @@ def find_broken(annotations: Annotations, problems: Problems) -> None:
     )
 
 
-def drop_repeated_images(annotations: Annotations, files: Sequence[str], problems: Problems) -> np.ndarray:
+def drop_repeated_images(
+    annotations: Annotations, files: Sequence[str], problems: Problems, masks: Sequence[Any] | None = None
+) -> np.ndarray:
     """The rows to keep when a file is listed under several image ids: all, or the first of entries that agree.
 
     Args:
         annotations: categories are labels.
         files: one per image; empty where the image has no file.
-        problems: collects files whose entries have different boxes.
+        problems: collects files whose entries differ.
+        masks: of the boxes, as the source has them.
     """
     first: dict[str, int] = {}
     keep = np.ones(len(files), bool)
@@ -139,17 +142,27 @@ def drop_repeated_images(annotations: Annotations, files: Sequence[str], problem
         return keep
     boxes, counts = annotations.boxes, Counter(files)
     members: dict[int, list[tuple]] = {row: [] for row, file in enumerate(files) if counts[file] > 1}
+    details: dict[int, list[tuple]] = {row: [] for row in members}
     for index in np.flatnonzero(np.isin(boxes.row, list(members))).tolist():
         place = tuple(np.round(boxes.bbox[index] / _SAME_PLACE).tolist())
-        members[int(boxes.row[index])].append((int(boxes.category[index]), *place))
+        row, box = int(boxes.row[index]), (int(boxes.category[index]), *place)
+        points = () if boxes.keypoints is None else tuple(boxes.keypoints[index].tolist())
+        members[row].append(box)
+        details[row].append((*box, bool(boxes.iscrowd[index]), points, str(masks[index]) if masks else ""))
     for row in repeated:
         original = first[files[row]]
+        fault = "boxes"
         if sorted(members[row]) == sorted(members[original]):
-            keep[row] = False
-            continue
+            fault = "masks, keypoints or crowds"
+            if sorted(details[row]) == sorted(details[original]):
+                own = annotations.labelled
+                keep[row] = own is not None and own[row] != own[original]
+                if not keep[row]:
+                    continue
+                fault = "labelled classes"
         problems.add(
             f"{annotations.file_name[row]} is listed as image id {annotations.image_id[original]} and as image id "
-            f"{annotations.image_id[row]}, with different boxes",
+            f"{annotations.image_id[row]}, with different {fault}",
             "list each file once, with all of its boxes",
         )
     if not keep.all():
@@ -165,7 +178,7 @@ def without_repeated_files(
     annotations: Annotations, paths: Sequence[str], masks: list[Any] | None, problems: Problems
 ) -> tuple[Annotations, list[str], list[Any] | None]:
     """What is left of images, files and masks of boxes by `drop_repeated_images`; links are followed."""
-    keep = drop_repeated_images(annotations, [path and os.path.realpath(path) for path in paths], problems)
+    keep = drop_repeated_images(annotations, [path and os.path.realpath(path) for path in paths], problems, masks)
     if keep.all():
         return annotations, list(paths), masks
     annotations, inside = annotations.keep_images(keep)

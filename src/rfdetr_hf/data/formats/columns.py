@@ -197,7 +197,7 @@ def _finish(split: _Split, labels: Labels, name: str, options: ReadOptions) -> D
     inline = pc.is_valid(pc.struct_field(column, "bytes")).to_pylist()
     paths = pc.struct_field(column, "path").to_pylist()
     files = ["" if here or not path else os.path.realpath(path) for path, here in zip(paths, inline, strict=True)]
-    keep = drop_repeated_images(annotations, files, problems)
+    keep = drop_repeated_images(annotations, files, problems, masks)
     if not keep.all():
         annotations, inside = annotations.keep_images(keep)
         masks = masks and [masks[i] for i in inside.tolist()]
