@@ -329,5 +329,10 @@ def test_a_picture_that_stands_twice_in_training_is_still_a_leak(street, caplog)
                                                "class_names": class_names(rows)}])  # fmt: skip
     assert "1 images are in the splits train and validation, such as " in caplog.text
     caplog.clear()
-    load_detection_dataset(sources=[one, one], validation_split=0.4, split_seed=1)
-    assert "images are in the splits train and validation, such as " in caplog.text
+    held = load_detection_dataset(sources=[one, one], validation_split=0.4, split_seed=1)
+    train, validation = (set(held[name]["file_name"]) for name in ("train", "validation"))
+    assert train & validation
+    assert f"{len(train & validation)} images are in the splits train and validation, such as " in caplog.text
+    caplog.clear()
+    load_detection_dataset(sources=[one], validation_split=0.5)
+    assert "are in the splits" not in caplog.text

@@ -193,13 +193,16 @@ def _difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | No
 
 
 def _objects(split: Dataset) -> pa.StructArray:
-    return split.data.column("objects").combine_chunks()
+    return split.select_columns(["objects"]).with_format("arrow")[:]["objects"].combine_chunks()
 
 
 def _files(split: Dataset) -> dict[str, list[int]]:
     """Rows of each image that is a file on this machine; tables may have many of one file."""
-    images = split.data.column("image").combine_chunks()
-    paths, inline = images.field("path").to_pylist(), images.field("bytes").is_valid().to_pylist()
+    images = split.data.column("image")
+    columns = pc.struct_field(images, "path"), pc.is_valid(pc.struct_field(images, "bytes"))
+    if split._indices is not None:  # of a selection; the bytes stay where they are
+        columns = tuple(column.take(split._indices.column(0)) for column in columns)
+    paths, inline = (column.to_pylist() for column in columns)
     folders: dict[str, str] = {}
     found: dict[str, list[int]] = {}
     for row, (path, here) in enumerate(zip(paths, inline, strict=True)):
