@@ -76,3 +76,15 @@ def test_data_without_a_training_split_is_named(tmp_path, capsys):
     words = ["--sources", own, "--model", "nano", "--output", str(tmp_path / "a.jpg")]
     assert main(["data", "preview", *words]) == 1
     assert "sources: no training split, only ['validation']" in capsys.readouterr().err
+
+
+def test_a_part_of_an_epoch_without_joined_images_is_one(tmp_path):
+    shapes, config = make_shapes_dataset(4, image_size=64), tiny_model().config
+
+    def draw(close):
+        options = {"num_train_epochs": 2, "max_steps": -1, "close_strong_augmentation_epochs": close}
+        args = quick_arguments(tmp_path / "run", augmentation={"mosaic": 1.0}, **options)
+        return np.asarray(draw_preview(shapes, args, config, tmp_path / "a.png", 1, 1, overwrite=True))
+
+    half, one, none = draw(0.5), draw(1), draw(0)
+    assert np.array_equal(half, one) and not np.array_equal(half, none)

@@ -291,3 +291,12 @@ def test_keypoint_file_loads_as_boxes(data_root):
     assert list(splits) == ["train"] and len(splits["train"]) == 4
     assert sum(len(o["id"]) for o in splits["train"]["objects"]) == 14
     assert class_names(splits) == ["person"]
+
+
+def test_annotation_files_that_no_split_has_are_counted(tmp_path, coco_content, write_coco, caplog):
+    write_coco(tmp_path / "annotations" / "instances_train.json", coco_content(), tmp_path / "train")
+    for name in ("annotations/captions_train.json", "annotations/more/instances_train.json", "custom.json"):
+        write_coco(tmp_path / name, coco_content(), tmp_path / "train")
+    assert list(load_detection_dataset(tmp_path)) == ["train"]
+    listed = "such as annotations/more/instances_train.json, custom.json"
+    assert f"2 JSON files are in none of the splits ['train'] and are left out, {listed}" in caplog.text

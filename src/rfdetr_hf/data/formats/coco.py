@@ -29,7 +29,7 @@ from ..images import ImageFolder, Resolved, choose_folder, is_hidden
 from ..keypoints import ClassKeypoints
 from ..pipeline.pixels import image_size
 from ..splits import SPLIT_NAMES, canonical_split
-from . import Found, read_splits
+from . import Found, read_splits, warn_of_others
 from .coco_file import CocoFile, read_coco_file
 from .hub import is_saved
 from .label_studio import looks_like_tasks
@@ -176,6 +176,13 @@ def read(found: Found, splits: Mapping[str, CocoLocation], options: ReadOptions)
         return build_dataset(annotations, labels, path_array(paths), split)
 
     datasets = read_splits(files, options, read_split)
+    if not options.load.get("data_files"):
+        # Other kinds of files about the same pictures.
+        other = (*_OTHER_KINDS, *(["instances_"] if options.task == "keypoints" else []))
+        known = [at.annotation_file for at in found.splits.values()]
+        warn_of_others(
+            found, splits, known, ".json", lambda file: not file.name.startswith(other) and _looks_like_coco(file)
+        )
     for root, paths in used.items():
         unlisted = folders[root].unlisted(paths)
         if unlisted:
