@@ -106,7 +106,7 @@ def test_an_optimizer_and_a_schedule_of_the_user(tmp_path, tiny_model, shapes):
     trainer.train()
     assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD) and trainer.lr_scheduler is schedule
     rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
-    assert rates == [0.125, 0.0625, 0.03125]
+    assert rates == [0.25, 0.125, 0.0625]
     assert trainer.get_learning_rates() == [0.03125]
     assert trainer.get_num_trainable_parameters() == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -296,7 +296,7 @@ def test_the_logged_rate_is_that_of_the_head(tmp_path, tiny_model, shapes):
     trainer = RFDETRTrainer(tiny_model(), args, shapes)
     trainer.train()
     rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
-    assert rates == pytest.approx([0.5e-6, 0.75e-6, 1e-6, 1e-6])
+    assert rates == pytest.approx([0.25e-6, 0.5e-6, 0.75e-6, 1e-6])
     encoder = [group for group in trainer.optimizer.param_groups if group["name"].startswith("encoder")]
     assert max(group["lr"] for group in encoder) <= 1.5e-6
     frozen = tiny_model()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from rfdetr_hf import RFDETRForObjectDetection, RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_narrow_weights_are_widened_with_a_line(tiny_model, tmp_path, caplog, dtype):
     tiny_model().to(dtype).save_pretrained(tmp_path / "narrow")
     model = RFDETRForObjectDetection.from_pretrained(tmp_path / "narrow", dtype=dtype)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import AuditArguments, DataArguments, ModelArguments, parse_arguments
+from .. import AuditArguments, DataArguments, ModelArguments, UsageError, parse_arguments
 from .data_preview import model_of
 
 TYPES = (AuditArguments, ModelArguments, DataArguments)
@@ -44,11 +44,14 @@ def main(argv: Sequence[str], prog: str = "rfdetr-hf data audit") -> int:
     with notes_of_reading() as noted:
         loaded = load_detection_dataset(**data_args.load_options(data_args.task or task))
     splits = {str(name): split for name, split in loaded.items()}
-    audit = audit_data(
-        splits, num_queries=config.num_queries, resolution=config.resolution, decode=not args.headers,
-        near=args.near_duplicates, sample=args.sample, detect=detect, detected_names=names, batch_size=args.batch_size,
-        noted=noted,
-    )  # fmt: skip
+    try:
+        audit = audit_data(
+            splits, num_queries=config.num_queries, resolution=config.resolution, decode=not args.headers,
+            near=args.near_duplicates, sample=args.sample, detect=detect, detected_names=names,
+            batch_size=args.batch_size, noted=noted,
+        )  # fmt: skip
+    except ImportError as error:  # of an extra; 1 is for findings
+        raise UsageError(str(error)) from error
     print(audit)
     if args.json is not None:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)

@@ -28,21 +28,17 @@ PARTS = (*_PREFIXES, "heads")
 
 
 def in_float32(model: RFDETRForObjectDetection) -> RFDETRForObjectDetection:
-    """The model, with weights of fewer bits widened in place: most updates are too small for these.
+    """The model in float32, whatever the type of its file: most updates are too small for fewer bits.
 
-    Weights of float64 stay, for comparisons of arithmetic.
+    Weights that were made float64 in memory, by `model.double()`, stay so.
     """
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    narrow = sorted(str(each) for each in types if each.itemsize < 4)
-    if narrow:
-        logger.warning("the weights are %s: they are trained and saved in float32", ", ".join(narrow))
+    if types == {torch.float64} and model.config.dtype != torch.float64:
+        logger.warning("the weights are torch.float64: they are trained and saved so, many times slower than float32")
+    elif others := ", ".join(sorted(str(dtype) for dtype in types - {torch.float32})):
+        logger.warning("the weights are %s: they are trained and saved in float32", others)
         model.float()
         model.config.dtype = torch.float32
-    elif torch.float64 in types:
-        logger.warning(
-            "the weights are torch.float64: they are trained and saved so, at many times the cost of float32; load the "
-            "model with dtype=torch.float32 unless you compare arithmetic"
-        )
     return model
 
 

@@ -142,7 +142,7 @@ class RFDETRTrainer(EndingMethods):
         local, world = self.is_local_process_zero(), self.is_world_process_zero()
         self.state = RunState(is_local_process_zero=local, is_world_process_zero=world, best=best_model)
         self.control, self.drop_path = TrainerControl(), drop_path
-        self.losses, self.stopwatch = LossMeter(self.accelerator.device), Stopwatch()
+        self.losses, self.stopwatch, self.rate = LossMeter(self.accelerator.device), Stopwatch(), args.learning_rate
         self.stateful: dict[str, Any] = {"losses": self.losses}
         self.given_optimizer, self.given_scheduler = optimizers
         self.optimizer = self.lr_scheduler = self.train_loader = None
@@ -418,6 +418,7 @@ class RFDETRTrainer(EndingMethods):
             self.losses.add(loss, outputs.loss_dict, len(window))
             if not last:
                 self._fire("on_substep_end")
+        self.rate = present_rate(self.optimizer, args)
         update = update_weights(parallel, window_loss, lambda: self._fire("on_pre_optimizer_step"))
         if update.taken:
             self._fire("on_optimizer_step")
@@ -461,7 +462,7 @@ class RFDETRTrainer(EndingMethods):
         if not logs:
             return
         state.loss_total, state.loss_steps = state.loss_total + logs["loss"] * steps, state.loss_steps + steps
-        logs["learning_rate"] = present_rate(self.optimizer, self.args)
+        logs["learning_rate"] = self.rate  # of the step that was taken
         logs["skipped_steps"] = state.skipped_steps
         logs |= self.stopwatch.read(self.accelerator.device, state.max_steps - state.global_step)
         self.losses.reset()
