@@ -312,7 +312,6 @@ def _joined(parts: Sequence[ShardList]) -> ShardList:
     total = None if None in counted else sum(filter(None, counted), Counts())
     files = pa.concat_arrays([each.files for each in parts])
     rows, sizes = (np.concatenate([getattr(each, name) for each in parts]) for name in ("rows", "sizes"))
-    identities = None
-    if all(each.identities is not None for each in parts):
-        identities = np.concatenate([each.identities for each in parts])
+    known = [np.full(len(each), None, object) if each.identities is None else each.identities for each in parts]
+    identities = np.concatenate(known)
     return ShardList(files, rows, sizes, total, identities)

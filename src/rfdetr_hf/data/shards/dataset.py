@@ -192,7 +192,7 @@ class ShardedDataset:
 
     def _place(self, shard: int) -> tuple[str, int, str | None]:
         """Address, size and identity of a shard, by which a copy of it is found."""
-        identity = None if self.shards.identities is None else str(self.shards.identities[shard])
+        identity = None if self.shards.identities is None else self.shards.identities[shard]
         return str(self.shards.files[shard]), int(self.shards.sizes[shard]), identity
 
     @cached_property
