@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -96,12 +97,14 @@ class HelpText(str):
         group: of options in the help that begins with this field.
         daily: whether the short help shows it.
         no: what `--no_<name>` is for, where the field is true by default.
+        words: what may stand in place of its numbers.
     """
 
     range: Range | None = None
     group: str | None = None
     daily: bool = False
     no: str = ""
+    words: Sequence[str] = ()
 
 
 def option(
@@ -112,6 +115,7 @@ def option(
     group: str | None = None,
     daily: bool = False,
     no: str = "",
+    words: Sequence[str] = (),
     **metadata: Any,
 ) -> Any:
     """A field of a dataclass of options.
@@ -123,12 +127,14 @@ def option(
         group: the title in the help of this field and of those that follow, up to the next title.
         daily: whether the short help shows it.
         no: what `--no_<name>` is for, where the default is true.
+        words: what may stand in place of a number.
         metadata: further words for the parser: nargs, const.
     """
     limits = allowed if isinstance(allowed, Range) else None
     sentence = help if help.endswith("...") else help.removesuffix(".")
-    text = HelpText(help if limits is None else f"{sentence}; {limits}.")
-    text.range, text.group, text.daily, text.no = limits, group, daily, no
+    rule = " or ".join(map(str, (limits, *words)))
+    text = HelpText(help if limits is None else f"{sentence}; {rule}.")
+    text.range, text.group, text.daily, text.no, text.words = limits, group, daily, no, words
     metadata |= {"help": text} | ({"choices": list(allowed)} if allowed and not isinstance(allowed, Range) else {})
     if default is ...:
         return field(metadata=metadata)
@@ -160,12 +166,18 @@ def settle_options(options: Any) -> None:
         choices: Any = each.metadata.get("choices")
         if isinstance(value, str) and dict in kinds and value not in (choices or ()):
             value = _read_mapping(each.name, value, choices or ())
+        words = getattr(each.metadata.get("help"), "words", ())
+        if words and isinstance(value, str) and value not in words:
+            with suppress(ValueError):
+                value = int(value)  # a text of a command line or a file
         setattr(options, each.name, value)
-        if value is None and NoneType in kinds or isinstance(value, dict) and dict in kinds:
+        if words and value in words or value is None and NoneType in kinds or isinstance(value, dict) and dict in kinds:
             continue
         limits: Any = getattr(each.metadata.get("help"), "range", None)
+        kinds = [kind for kind in kinds if kind is not str] if words else kinds
         if not any(_is_a(value, kind) for kind in kinds) or limits and value not in limits:
             rule = " or ".join(IN_WORDS[kind] for kind in kinds) + (f", {limits}" if limits else "")
+            rule += "".join(f", or {word}" for word in words)
             value = without_secrets(value) if each.repr else "..."
             raise ValueError(f"{each.name}={value!r} is not valid: it must be {rule}")
         for word in (value if isinstance(value, list) else [value]) if choices else ():

@@ -103,6 +103,7 @@ def train(job: dict) -> None:
     from events import events_of
 
     from rfdetr_hf import RFDETRTrainer, load_detection_dataset, make_shapes_dataset
+    from rfdetr_hf.training import batch_size
 
     rank = int(os.environ.get("RANK", "0"))
     model = build_model(job, rank)
@@ -113,6 +114,8 @@ def train(job: dict) -> None:
     if "shards" in job:
         splits = load_detection_dataset(**job["shards"])
         data, held_out = splits["train"], splits.get("validation")
+    if "free_memory" in job:
+        batch_size.free_memory = lambda: job["free_memory"][rank]
     kind = with_diary(job["images_seen"], rank) if "images_seen" in job else RFDETRTrainer
     trainer = kind(model, arguments(job), data, held_out, augmentation=augmentation)
     trainer.directory.lock.beat = job.get("beat", 30.0)

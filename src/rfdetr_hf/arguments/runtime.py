@@ -8,11 +8,18 @@ if TYPE_CHECKING:
     import torch
 
 
+AUTO = "auto"
+STEP, MICRO_BATCH = 16, 4
+"""Images of one optimizer step and of one micro-batch by default."""
+
+
 class RuntimeFacts:
     """Properties of the same names as those of `transformers.TrainingArguments`."""
 
     output_dir: str
-    per_device_train_batch_size: int
+    per_device_train_batch_size: int | str
+    gradient_accumulation_steps: int | None
+    total_train_batch_size: int | None
 
     @property
     def device(self) -> "torch.device":
@@ -46,8 +53,24 @@ class RuntimeFacts:
 
     @property
     def train_batch_size(self) -> int:
-        """Images of one micro-batch of this process."""
-        return self.per_device_train_batch_size
+        """Images of one micro-batch of this process; while `auto` is not decided, those of the default."""
+        size = self.per_device_train_batch_size
+        return MICRO_BATCH if isinstance(size, str) else size
+
+    @property
+    def is_automatic_batch(self) -> bool:
+        """Whether the size of a micro-batch is still to be found by the memory there is."""
+        return self.per_device_train_batch_size == AUTO
+
+    @property
+    def images_per_step(self) -> int | None:
+        """Images of one optimizer step over all processes, where they are asked for and accumulation follows."""
+        return self.total_train_batch_size or (STEP if self.is_automatic_batch else None)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one optimizer step; before a run has settled them, those of a single process."""
+        return self.gradient_accumulation_steps or max((self.images_per_step or STEP) // self.train_batch_size, 1)
 
     @property
     def should_save(self) -> bool:

@@ -42,7 +42,7 @@ from ..options import (
 from ..tasks import TASKS
 from .metric_names import competing_names, larger_wins, present_metric, without_raw
 from .recipes import OFFICIAL, OFFICIAL_BY_TASK, departures, official_metric
-from .runtime import RuntimeFacts
+from .runtime import AUTO, MICRO_BATCH, STEP, RuntimeFacts
 from .schedules import check_schedule_options, encoder_rate
 from .words import answers_by_name
 
@@ -72,11 +72,28 @@ class RFDETRTrainingArguments(RuntimeFacts):
 
     num_train_epochs: float = option(100.0, "Passes over the training split.", FROM_0, group="schedule", daily=True)
     max_steps: int = option(-1, "Optimizer steps; when positive it replaces num_train_epochs.")
-    per_device_train_batch_size: int = option(4, "Images of one micro-batch on one device.", FROM_1, daily=True)
+    per_device_train_batch_size: int | str = option(
+        MICRO_BATCH,
+        "Images of one micro-batch on one device; auto: as many as the memory holds, found before the first step.",
+        FROM_1,
+        words=(AUTO,),
+        daily=True,
+    )
     per_device_eval_batch_size: int | None = option(
         None, "Images of one evaluation batch; default: the training one.", FROM_1
     )
-    gradient_accumulation_steps: int = option(4, "Micro-batches of one optimizer step.", FROM_1, daily=True)
+    gradient_accumulation_steps: int | None = option(
+        None,
+        "Micro-batches of one optimizer step; default: 4, or what follows from total_train_batch_size.",
+        FROM_1,
+        daily=True,
+    )
+    total_train_batch_size: int | None = option(
+        None,
+        "Images of one optimizer step over all processes, kept by accumulation; default: 16 where "
+        "per_device_train_batch_size is auto, else what the other sizes make.",
+        FROM_1,
+    )
 
     learning_rate: float = option(
         1e-4,
@@ -312,8 +329,9 @@ class RFDETRTrainingArguments(RuntimeFacts):
             self.report_to = ",".join(map(str, self.report_to or ())) or "none"
         settle_options(self)
         if self.is_official:
-            for name in OFFICIAL.keys() - self._given:
+            for name in OFFICIAL.keys() - self._given - {"gradient_accumulation_steps"}:
                 setattr(self, name, OFFICIAL[name])
+        self._settle_accumulation()
         self._settle_augmentation()
         # Callbacks of transformers ask these for their values.
         from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -331,6 +349,18 @@ class RFDETRTrainingArguments(RuntimeFacts):
             self.eval_steps = self.logging_steps
         self._check_combinations()
         self._check_schedules()
+
+    def _settle_accumulation(self) -> None:
+        """Take the usual accumulation, unless it follows from the images of a step."""
+        if self.is_automatic_batch and self.gradient_accumulation_steps is not None:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} contradicts "
+                "per_device_train_batch_size='auto', under which it follows from total_train_batch_size "
+                f"({self.images_per_step}); leave it out"
+            )
+        if self.images_per_step is None and self.gradient_accumulation_steps is None:
+            usual = OFFICIAL["gradient_accumulation_steps"] if self.is_official else STEP // MICRO_BATCH
+            self.gradient_accumulation_steps = usual
 
     def _settle_augmentation(self) -> None:
         """Take the geometry of the augmentation where it is not given by itself."""
@@ -397,7 +427,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
     @property
     def eval_batch_size(self) -> int:
         """Images of one evaluation batch on one device."""
-        return self.per_device_eval_batch_size or self.per_device_train_batch_size
+        return self.per_device_eval_batch_size or self.train_batch_size
 
     @property
     def evaluated_prefixes(self) -> tuple[str, ...]:

@@ -26,8 +26,9 @@ def resolved(
     model: ModelArguments, data: DataArguments, training: RFDETRTrainingArguments, launch: LaunchArguments
 ) -> str:
     """All options as YAML, with the facts that follow from them as comments."""
-    per_process = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    facts = [f"effective batch: {per_process} images x processes"]
+    per_process = training.train_batch_size * training.micro_batches
+    total = training.images_per_step
+    facts = [f"effective batch: {f'{per_process} images x processes' if total is None else f'{total} images'}"]
     if model.variant is not None:
         from .. import RFDETRConfig
 

@@ -56,6 +56,7 @@ __all__ = [
     "max_objects",
     "sample_weights",
     "undecoded",
+    "usual_most",
     "value_range",
 ]
 
@@ -236,9 +237,32 @@ def max_objects(dataset: Any) -> int | None:
     """The most objects of an image, crowds left out; None of shards whose objects nobody has counted."""
     if not isinstance(dataset, Dataset):
         return None if dataset.counts is None else dataset.counts.max_objects
-    column = dataset.select_columns(["objects"]).with_format("arrow")[:]["objects"]
-    lists = [flags for chunk in column.chunks for flags in chunk.field("iscrowd").to_pylist()]
-    return max((flags.count(False) for flags in lists), default=0)
+    return max(_objects_per_image(dataset), default=0)
+
+
+def usual_most(dataset: Any, share: float) -> int | None:
+    """The objects that a share of the drawn images do not exceed; crowds are left out, images without objects count.
+
+    An image counts as often as its sample weight says. None of shards whose objects nobody has counted.
+    """
+    if isinstance(dataset, Dataset):
+        numbers, weights = np.asarray(_objects_per_image(dataset), np.int64), sample_weights(dataset)
+        weights = np.ones(len(numbers)) if weights is None else weights
+    elif dataset.counts is None:
+        return None
+    else:
+        per_image = dataset.counts.objects_per_image
+        numbers, weights = np.asarray([*per_image], np.int64), np.asarray([*per_image.values()], np.float64)
+    if not weights.sum():
+        return 0
+    order = np.argsort(numbers)
+    reached = np.cumsum(weights[order]) >= share * weights.sum() * (1 - 1e-12)  # sums of floats are not exact
+    return int(numbers[order][np.argmax(reached)])
+
+
+def _objects_per_image(dataset: Dataset) -> list[int]:
+    column: Any = dataset.select_columns(["objects"]).with_format("arrow")[:]["objects"]
+    return [flags.count(False) for chunk in column.chunks for flags in chunk.field("iscrowd").to_pylist()]
 
 
 def label_table(dataset: AnyDataset) -> str:

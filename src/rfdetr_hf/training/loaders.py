@@ -66,8 +66,8 @@ def build_train_loader(
     )
     options = replace(
         _options(args, config, accelerator),
-        batch_size=args.per_device_train_batch_size,
-        accumulation=args.gradient_accumulation_steps,
+        batch_size=args.train_batch_size,
+        accumulation=args.micro_batches,
         seed=args.seed,
         value_range=value_range,
         image_decoder=args.image_decoder,
@@ -75,7 +75,7 @@ def build_train_loader(
     )
     loader = build_train_dataloader(dataset, transform, options)
     if transform.needs_others:
-        transform.strong_until = _last_strong_epoch(args, len(loader) // args.gradient_accumulation_steps)
+        transform.strong_until = _last_strong_epoch(args, len(loader) // args.micro_batches)
     return _with_workers(loader, args)
 
 

@@ -181,9 +181,9 @@ class DeepSpeed(Parallel):
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
         config = self.plugin.deepspeed_config
         # Stage 0 divides gradients by this number even without `scale_wrt_gas`; nothing else there depends on it.
-        accumulation = self.args.gradient_accumulation_steps if self.stage else 1
+        accumulation = self.args.micro_batches if self.stage else 1
         self.accelerator.gradient_accumulation_steps = accumulation
-        config["train_micro_batch_size_per_gpu"] = self.args.per_device_train_batch_size
+        config["train_micro_batch_size_per_gpu"] = self.args.train_batch_size
         config["gradient_accumulation_steps"] = accumulation
         config["gradient_clipping"] = self.args.max_grad_norm
         config["zero_allow_untested_optimizer"] = True

@@ -50,10 +50,13 @@ def draw_preview(
     scales = compute_scales(config.resolution, backbone.patch_size, backbone.num_windows, args.expanded_scales)
     args = args.for_run("detection")
     args.dataloader_num_workers = 0
+    if args.images_per_step is not None:
+        # Which images a step gets does not depend on how it is split.
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = 1, args.images_per_step
     alone: Any = PartialState(cpu=True)
     loader: Any = build_train_loader(dataset, args, config, scales, alone, augmentation)
     loader.batch_sampler.set_epoch(epoch)
-    pictures, accumulation = [], args.gradient_accumulation_steps
+    pictures, accumulation = [], args.micro_batches
     step = epoch * (len(loader) // accumulation)
     for number, batch in enumerate(loader):
         scale = None

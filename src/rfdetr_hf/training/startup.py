@@ -37,8 +37,8 @@ def startup_lines(
         weights: of the run.
         splits: the data sets by name; all are counted from their annotations.
     """
-    processes, accumulation = accelerator.num_processes, args.gradient_accumulation_steps
-    batch, images = args.per_device_train_batch_size, state.identity["images_per_step"]
+    processes, accumulation = accelerator.num_processes, args.micro_batches
+    batch, images = args.train_batch_size, state.identity["images_per_step"]
     resumed = f"of the checkpoint at step {state.global_step}; began with " if state.global_step else ""
     epochs = state.max_steps / state.steps_per_epoch
     warmup = f", warm-up {args.warmup_steps:g} steps" if args.warmup_steps else ""

@@ -31,6 +31,8 @@ _OF_THE_OPTIMIZER = (
 # What pictures look like to the model; a checkpoint without them has the defaults.
 _OF_THE_PIXELS = {"image_decoder": "pillow"}
 OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
+# What a run finds out by itself under `per_device_train_batch_size: auto`.
+OF_THE_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
 _OF_THE_BEST = ("metric_for_best_model", "greater_is_better", "smooth_alpha")
 _OF_A_STATE = ("args", "attributes")
 _OF_A_METRIC = ("metric", "greater_is_better")  # arguments of callbacks

@@ -27,6 +27,7 @@ from ..models.adapters import has_adapters
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .agreement import is_shared, patiently_on_main
+from .batch_size import decide_batch, keep_batch, settle_batch
 from .best import BestModel
 from .callbacks import own_callbacks
 from .checkpoint.checkpointer import Checkpointer
@@ -93,9 +94,9 @@ class RFDETRTrainer(EndingMethods):
 
     train_dataset: Any
     # Made when a training begins, for they depend on its data and on the launch.
-    optimizer: Any
-    lr_scheduler: Any
-    train_loader: Any
+    optimizer: Any = None
+    lr_scheduler: Any = None
+    train_loader: Any = None
     drop_path: Any
 
     def __init__(
@@ -134,6 +135,7 @@ class RFDETRTrainer(EndingMethods):
         self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
+        settle_batch(args, self.parallel)
         self.directory = RunDirectory(args.output_dir)
         self.pictures = RunPictures(self.directory, self.accelerator.is_main_process, args.plots)
         rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
@@ -145,7 +147,6 @@ class RFDETRTrainer(EndingMethods):
         self.losses, self.stopwatch, self.rate = LossMeter(self.accelerator.device), Stopwatch(), args.learning_rate
         self.stateful: dict[str, Any] = {"losses": self.losses}
         self.given_optimizer, self.given_scheduler = optimizers
-        self.optimizer = self.lr_scheduler = self.train_loader = None
         self.weights = Weights(model, self.image_processor, train_dataset)
         parts = self.directory, self.accelerator, self.parallel, self.weights
         self.checkpointer = Checkpointer(*parts, self.stateful, keep=args.save_total_limit, background=args.async_save)
@@ -256,6 +257,8 @@ class RFDETRTrainer(EndingMethods):
         if checkpoint is not None and self._device_decides:
             if keep_precision(self.args, checkpoint, self.accelerator.device):
                 replace_precision(self.accelerator, self.args)
+        if checkpoint is not None and self.args.is_automatic_batch:
+            keep_batch(self.args, checkpoint, self.accelerator.num_processes)
         self._build()
         if checkpoint is not None:
             self.checkpointer.load(checkpoint, self.state)
@@ -295,18 +298,21 @@ class RFDETRTrainer(EndingMethods):
         apply_finetuning(self.model, args)
         if args.gradient_checkpointing:
             self.model.enable_activation_checkpointing()
-        self.train_loader = self.get_train_dataloader()
-        data = self.train_dataset
+        self.model.to(self.accelerator.device)
+        require_finite(self.model.state_dict(), "the model to train")
         state.keep_callbacks(self.callback_handler.callbacks)  # names what could not be saved
+        data = self.train_dataset
+        if args.is_automatic_batch:
+            with self.watchdog.during("the search for the largest batch"):
+                decide_batch(args, data, self.scales, parallel, self._probed_loss)
+        self.train_loader = self.get_train_dataloader()
         state.begin(
             args, data.checksum if isinstance(data, ShardedDataset) else data["image_id"], num_images=len(data),
             annotations=annotation_hash(data),
             strategy=parallel.name, world_size=self.accelerator.num_processes,
-            steps_per_epoch=len(self.train_loader) // args.gradient_accumulation_steps,
+            steps_per_epoch=len(self.train_loader) // args.micro_batches,
             images_per_step=self.train_loader.batch_sampler.window_size,
         )  # fmt: skip
-        self.model.to(self.accelerator.device)
-        require_finite(self.model.state_dict(), "the model to train")
         if args.torch_compile:
             compile_blocks(self.model, args.torch_compile_backend)
         optimizer = name_parameters(self.create_optimizer(), self.model)
@@ -359,7 +365,7 @@ class RFDETRTrainer(EndingMethods):
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The micro-batches of each optimizer step that is left of this epoch."""
-        accumulation, state = self.args.gradient_accumulation_steps, self.state
+        accumulation, state = self.args.micro_batches, self.state
         sampler = self.train_loader.batch_sampler
         if isinstance(sampler, EpochBatchSampler):
             sampler.order = state.order
@@ -437,6 +443,14 @@ class RFDETRTrainer(EndingMethods):
         self.stopwatch.images += sum(len(b["pixel_values"]) for b in window) * self.accelerator.num_processes
         self._fire("on_step_end")
         return StepResult(window_loss, update.grad_norm, update.taken, notices > 0)
+
+    def _probed_loss(self, batch: Batch) -> torch.Tensor:
+        """The loss of a batch at the largest scale, by the model itself, before it is prepared."""
+        divisor = max(batch["labels"].num_boxes * self.model.config.group_detr, 1)
+        shared = {"seed": 0, "drop_path_rate": self.args.drop_path, "num_boxes": divisor}
+        with self.parallel.autocast():
+            inputs = self.to_device(batch) | shared
+            return self.compute_loss(self.model, inputs, True, num_items_in_batch=divisor)[0]
 
     def to_device(self, batch: Mapping[str, Any], scale: float | None = None) -> Batch:
         """A batch of a loader as arguments of the model's forward; see `batch_to_device`."""

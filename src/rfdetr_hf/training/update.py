@@ -72,7 +72,7 @@ def out_of_memory_advice(args: RFDETRTrainingArguments, side: int) -> Iterator[N
     try:
         yield
     except torch.OutOfMemoryError as error:
-        batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        batch, accumulation = 1 if args.is_automatic_batch else args.train_batch_size, args.micro_batches
         ways = []
         if batch > 1:
             factor = next(n for n in range(2, batch + 1) if batch % n == 0)

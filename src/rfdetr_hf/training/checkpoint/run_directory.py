@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from ..agreement import on_main
 from ..console import log_to_console, log_to_file, stop_logging
-from ..state import OF_THE_PLACE
+from ..state import OF_THE_BATCH, OF_THE_PLACE
 from ..status import FAILED, FINISHED, RUNNING, RunStatus
 from ..status import FILE as STATUS
 from .directory import (
@@ -323,10 +323,12 @@ class RunDirectory:
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
             before = {}
         before = before if isinstance(before, dict) else {}
+        automatic = arguments.get("per_device_train_batch_size") == "auto"
+        found = [name for name in OF_THE_BATCH if automatic and arguments.get(name) in ("auto", None)]
         changed = [
             f"{name} {before[name]} -> {value}"
             for name, value in arguments.items()
-            if name in before and name not in OF_THE_PLACE and before[name] != value
+            if name in before and name not in (*OF_THE_PLACE, *found) and before[name] != value
         ]
         if changed:
             raise FileExistsError(
