@@ -115,6 +115,11 @@ def test_label_files_without_an_image_are_told(write_yolo, caplog):
     (root / "labels/train/gone.txt").write_text("0 0.5 0.5 0.5 0.5")
     load_detection_dataset(root)
     assert "1 label files have no image and are left out, such as" in caplog.text and "gone.txt" in caplog.text
+    for folder in ("more", "val"):  # a split's labels are its own
+        (root / "labels/train" / folder).mkdir()
+        (root / "labels/train" / folder / "gone.txt").write_text("0 0.5 0.5 0.5 0.5")
+    load_detection_dataset(root)
+    assert "2 label files have no image and are left out, such as" in caplog.text
 
 
 def test_images_without_a_label_file_may_be_left_out(write_yolo):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import DetectionDataError, Problems, SplitMissingError
-from ...images import IMAGE_SUFFIXES, ImageFolder, is_hidden
+from ...images import IMAGE_SUFFIXES, ImageFolder, files_below, is_hidden
+from ...splits import canonical_split
 from .rows import looks_like_rows
 from .yaml_file import YoloConfig
 
@@ -250,7 +251,15 @@ def _report_orphans(labels: dict[str, str | None], source: str, folders: _LabelF
     known = {label for label in labels.values() if label is not None}
     places = sorted({os.path.dirname(label) for label in known})
     files = [path for place in places for paths in folders.files(place).values() for path in paths]
-    orphans = [path for path in files if path not in known and os.path.basename(path).lower() != "classes.txt"]
+    # Folders below them in which no picture has its labels, but for other splits.
+    for place in places:
+        below = {os.path.dirname(path) for path in map(str, files_below(Path(place), ".txt"))} - set(places)
+        parts = {folder: os.path.relpath(folder, place).split(os.sep) for folder in below}
+        empty = [folder for folder in sorted(below) if not any(map(canonical_split, parts[folder]))]
+        files += [path for folder in empty for paths in folders.files(folder).values() for path in paths]
+    orphans = [
+        path for path in dict.fromkeys(files) if path not in known and os.path.basename(path).lower() != "classes.txt"
+    ]
     if orphans:
         logger.warning(
             "%s: %d label files have no image and are left out, such as %s", source, len(orphans), min(orphans)
