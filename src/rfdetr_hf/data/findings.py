@@ -192,10 +192,11 @@ def audit_data(
     listed = {name: split for name, split in splits.items() if not isinstance(split, ShardedDataset)}
     found += _between_splits(reports) + _copies(scans, near) + _unreferenced(listed)
     errors: dict[str, Sequence[LabelError]] = {}
-    for name, split in splits.items() if detect is not None else ():
-        options: Any = {"rows": scans[name].rows, "batch_size": batch_size}
-        errors[name] = find_label_errors(split, detect, detected_names, **options)
-        found += _contradicted(name, errors[name])
+    if detect is not None:
+        for name, split in splits.items():
+            options: Any = {"rows": scans[name].rows, "batch_size": batch_size}
+            errors[name] = find_label_errors(split, detect, detected_names, **options)
+            found += _contradicted(name, errors[name])
     return DataAudit(reports, scans, sorted(found, key=lambda each: not each.serious), errors)
 
 
@@ -213,13 +214,13 @@ def notes_of_reading() -> Iterator[list[str]]:
         reader.removeHandler(handler)
 
 
-def _part(split: AnySplit, sample: int) -> tuple[np.ndarray, AnySplit]:
+def _part(split: AnySplit, sample: int) -> tuple[np.ndarray, Any]:
     """The rows to look at, and a split of them: all, or of shards the beginnings of some."""
     if not isinstance(split, ShardedDataset):
         return np.arange(len(split)), split
     count = len(split.shards)
     chosen = np.unique(np.linspace(0, count - 1, min(_SHARDS, count), dtype=int))
-    starts = np.concatenate([[0], np.cumsum(split.shards.rows)])
+    starts: list[int] = np.concatenate([[0], np.cumsum(split.shards.rows)]).tolist()
     each = max(1, min(sample, _OF_SHARDS) // len(chosen))
     rows = np.concatenate([np.arange(starts[k], min(starts[k] + each, starts[k + 1])) for k in chosen])
     return rows, split.select(rows)

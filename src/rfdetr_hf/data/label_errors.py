@@ -180,8 +180,8 @@ def rank_label_errors(annotated: Sequence[Annotated], detected: Sequence[Detecte
     overlaps = [_overlap(found.boxes, given.boxes) for given, found in zip(annotated, detected, strict=True)]
     worth, real = _worth(annotated, detected, overlaps)
     images = list(zip(annotated, detected, overlaps, worth, strict=True))
-    objects = [[_look(given, found, *rest, index) for index in range(len(given.labels))]
-               for given, found, *rest in images]  # fmt: skip
+    objects = [[_look(given, found, overlap, value, index) for index in range(len(given.labels))]
+               for given, found, overlap, value in images]  # fmt: skip
     faults = _Faults.of([each for image in objects for each in image])
     ranked = []
     for image, (given, found, overlap, _) in enumerate(images):

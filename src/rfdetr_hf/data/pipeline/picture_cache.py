@@ -179,7 +179,7 @@ class DiskCache:
             return None
         if len(data) < _HEAD.size:
             return None
-        magic, height, width, flags, total = _HEAD.unpack_from(data)
+        magic, height, width, flags, total = _HEAD.unpack_from(data.data)
         pixels = data[_HEAD.size :]
         if magic != _MAGIC or len(pixels) != 3 * height * width or _sum(pixels) != total:
             return None
