@@ -103,7 +103,7 @@ def check_rows(name: str, dataset: Dataset) -> None:
 
 
 def _check_table(name: str, dataset: Dataset) -> np.ndarray:
-    """`check_rows` but for ids that occur twice; returns the ids."""
+    """`check_rows` without the ids that occur twice; returns the ids."""
     fields, ids, start = _fields(len(class_names(dataset))), [], 0
     for batch in dataset.select_columns([*_OF_IMAGES, "objects"]).with_format("arrow").iter(_ROWS):
         table = cast(pa.Table, batch)

@@ -69,7 +69,7 @@ def is_shared(error: BaseException) -> bool:
 
 
 def sendable(error: Exception) -> Exception:
-    """An error as another process can be told of it."""
+    """An error in a form that another process can receive."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001 - of an exception's own making

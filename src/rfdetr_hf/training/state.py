@@ -179,7 +179,7 @@ class RunState(TrainerState):
         return kept
 
     def before_evaluation(self, callbacks: Sequence[TrainerCallback]) -> Callable[[], None]:
-        """Note where the run stands; what is returned goes back there, for a resume evaluates anew what was cut off."""
+        """Note where the run stands; what is returned goes back there, for an evaluation that is repeated."""
         self.keep_callbacks(callbacks)
         history, best = list(self.log_history), copy.deepcopy(self.best.state_dict())
         stateful = copy.deepcopy(self.stateful_callbacks)
@@ -254,7 +254,7 @@ class RunState(TrainerState):
                 "they are now", ", ".join(changed),
             )  # fmt: skip
         if any(name not in ("train", "test") for name in changed) and self.best.source is not None:
-            logger.warning("the comparison for the best model starts anew, with the evaluation data of now")
+            logger.warning("the comparison for the best model starts again, with the present evaluation data")
             self._forget_best()
 
     def keep_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:

@@ -92,7 +92,7 @@ class ShardCache:
         Args:
             address: of the file.
             size: its bytes.
-            identity: of the data set: a copy of a file that was written anew since is not taken.
+            identity: of the data set: a copy of a file that was rewritten since is not taken.
 
         Raises:
             DetectionDataError: it cannot be fetched.

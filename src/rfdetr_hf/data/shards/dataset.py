@@ -283,7 +283,7 @@ class ShardedDataset:
         identity = None if self.shards.identities is None else self.shards.identities[shard]
         if identity is not None and reader.identity not in (None, identity):
             raise DetectionDataError(
-                f"{address}: is of another data set than the index; restore it, or write both anew"
+                f"{address}: is of another data set than the index; restore it, or write both again"
             )
         name = os.path.basename(address)
         if identity is not None and reader.stem and "-of-" in name and not name.startswith(f"{reader.stem}-of-"):

@@ -251,7 +251,7 @@ def _report_orphans(labels: dict[str, str | None], source: str, folders: _LabelF
     known = {label for label in labels.values() if label is not None}
     places = sorted({os.path.dirname(label) for label in known})
     files = [path for place in places for paths in folders.files(place).values() for path in paths]
-    # Folders below them in which no picture has its labels, but for other splits.
+    # Folders below them in which no picture has its labels and that are no other split.
     for place in places:
         below = {os.path.dirname(path) for path in map(str, files_below(Path(place), ".txt"))} - set(places)
         parts = {folder: os.path.relpath(folder, place).split(os.sep) for folder in below}
