@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -167,9 +166,6 @@ def settle_options(options: Any) -> None:
         if isinstance(value, str) and dict in kinds and value not in (choices or ()):
             value = _read_mapping(each.name, value, choices or ())
         words = getattr(each.metadata.get("help"), "words", ())
-        if words and isinstance(value, str) and value not in words:
-            with suppress(ValueError):
-                value = int(value)  # a text of a command line or a file
         setattr(options, each.name, value)
         if words and value in words or value is None and NoneType in kinds or isinstance(value, dict) and dict in kinds:
             continue

@@ -420,7 +420,7 @@ def test_a_value_out_of_range_is_refused_by_name(tmp_path, option, value):
     ("option", "value"),
     [
         ("per_device_train_batch_size", 2.5), ("per_device_train_batch_size", "2"), ("skip_best_epochs", True),
-        ("early_stopping_patience", 1.5), ("num_train_epochs", "many"), ("gradient_accumulation_steps", None),
+        ("early_stopping_patience", 1.5), ("num_train_epochs", "many"), ("per_device_train_batch_size", None),
         ("learning_rate", "1e-4"), ("use_ema", "no"), ("seed", 1.5),
     ],
 )  # fmt: skip

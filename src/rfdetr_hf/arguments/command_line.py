@@ -34,6 +34,10 @@ def _truth(text: str) -> bool:
     return text.lower() in _TRUE
 
 
+def _number_or_word(text: str) -> int | str:
+    return int(text) if text.strip().lstrip("+-").isdigit() else text
+
+
 class _Parser(argparse.ArgumentParser):
     """Has an option for each field of dataclasses, and raises its complaints."""
 
@@ -56,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
         else:
             if dict in kinds:
                 words.pop("choices", None)  # a mapping or a file may stand in their place
-            words["type"] = str if str in kinds else kinds[0]
+            words["type"] = _number_or_word if {int, str} <= {*kinds} else str if str in kinds else kinds[0]
         self.add_argument(f"--{each.name}", **words)
 
     def error(self, message: str) -> NoReturn:

@@ -294,7 +294,7 @@ def test_presets_make_samples(preset):
 
 def test_without_torchvision_a_preset_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ImportError, match="blur, noise need torchvision; install the extra 'augment'"):
+    with pytest.raises(ImportError, match="blur, noise: needs torchvision; install the extra 'augment'"):
         build_train_transform(64, multi_scale="off", preset={"preset": "none", "blur": 0.5, "noise": 0.2})
     build_train_transform(64, multi_scale="off", preset={"preset": "aerial", "color": 0})
 
