@@ -34,10 +34,6 @@ def _truth(text: str) -> bool:
     return text.lower() in _TRUE
 
 
-def _number_or_word(text: str) -> int | str:
-    return int(text) if text.strip().lstrip("+-").isdigit() else text
-
-
 class _Parser(argparse.ArgumentParser):
     """Has an option for each field of dataclasses, and raises its complaints."""
 
@@ -60,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
         else:
             if dict in kinds:
                 words.pop("choices", None)  # a mapping or a file may stand in their place
-            words["type"] = _number_or_word if {int, str} <= {*kinds} else str if str in kinds else kinds[0]
+            words["type"] = (lambda text: _as_written(hint, text, text)) if str in kinds else kinds[0]
         self.add_argument(f"--{each.name}", **words)
 
     def error(self, message: str) -> NoReturn:
@@ -267,7 +263,7 @@ def _as_written(hint: Any, value: Any, text: Any) -> Any:
         inner = next(get_args(kind)[0] for kind in (hint, *get_args(hint)) if get_origin(kind) is list)
         return [_as_written(inner, *pair) for pair in zip(items, texts, strict=True)]
     scalar = not any(isinstance(each, (list, dict, NoneType)) for each in items)
-    if str in kinds and scalar:
+    if str in kinds and scalar and not (int in kinds and str(text).isdecimal()):
         return ",".join(
             str(text).lower() if isinstance(v, bool) else str(text) for v, text in zip(items, texts, strict=True)
         )
