@@ -335,6 +335,10 @@ def _settle_missing_masks(annotations: Annotations, missing: MissingMasks, probl
     if boxes.masks is None or not boxes.masks.null_count:
         return annotations
     without = np.flatnonzero(boxes.masks.is_null().to_numpy(zero_copy_only=False))
+    if missing == "error" and len(without) == len(boxes.row) > 1:
+        fault = f"none of the {len(without)} objects has a mask (polygon, run lengths or mask file)"
+        problems.add(fault, "train detection (--task detection), or use the boxes as masks (--missing_masks box)")
+        return annotations
     if missing == "error":
         problems.add_all(
             (f"{name_box(annotations, i)}: field segmentation is missing or empty" for i in without.tolist()),

@@ -29,6 +29,7 @@ pc: Any = pyarrow.compute
 _EXAMPLES = 12
 _SAME_BOX = 0.95  # IoU
 _EXTREME_ASPECT = 20.0
+_NAMED = 8  # classes in a sentence
 _SMALLEST = 1.0  # pixel of the image
 _SMALL_INPUT = 8.0  # pixels of the model's input: half a patch
 _SMALL_SHARE = 0.1
@@ -353,6 +354,10 @@ def _faults(split: str, scan: Scan) -> list[Finding]:
     return found
 
 
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join([*names[:_NAMED], *["…"][: len(names) > _NAMED]])
+
+
 def _between_splits(reports: Mapping[str, AuditReport]) -> list[Finding]:
     reports = {name: report for name, report in reports.items() if report.counted}
     found, train = [], reports.get("train")
@@ -364,19 +369,18 @@ def _between_splits(reports: Mapping[str, AuditReport]) -> list[Finding]:
             found.append(Finding("class imbalance", name, len(counts), text, False))
         few = [f"{label} {count}" for label, count in report.boxes_per_class.items() if 0 < count < _FEW]
         if few and report is train:
-            text = f"{len(few)} classes have fewer than {_FEW} boxes: {', '.join(few[:8])}"
+            text = f"classes with fewer than {_FEW} boxes, {len(few)}: {_listed(few)}"
             found.append(Finding("rare classes", name, len(few), text, False))
         if train is None or report is train:
             continue
         there, here = ({k for k, n in r.boxes_per_class.items() if n} for r in (train, report))
         for kind, names, text in (
-            ("classes not trained", here - there, "have boxes here and none in train"),
-            ("classes not scored", there - here, "have boxes in train and none here"),
+            ("classes not trained", here - there, "with boxes here and none in train"),
+            ("classes not scored", there - here, "with boxes in train and none here"),
         ):
             if names:
-                listed = ", ".join(sorted(names)[:8])
-                serious = kind == "classes not trained"
-                found.append(Finding(kind, name, len(names), f"{len(names)} classes {text}: {listed}", serious))
+                text = f"{len(names)} {'class' if len(names) == 1 else 'classes'} {text}: {_listed(sorted(names))}"
+                found.append(Finding(kind, name, len(names), text, kind == "classes not trained"))
     return found
 
 

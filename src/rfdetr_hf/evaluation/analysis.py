@@ -84,7 +84,7 @@ class DetectionAnalysis:
         evaluation, truths, notes = self.evaluation, self.evaluation.truths, []
         silent = [row["name"] for row in self.per_class() if row["objects"] and row["best_threshold"] is None]
         if silent:
-            notes.append(f"no best_threshold for {', '.join(silent)}: no detection of it is right at any score")
+            notes.append(f"no best_threshold for {', '.join(silent)}: no correct detection yet, at any confidence")
         there = ~truths.ignored
         limit, per_image = evaluation.limits[-1], np.bincount(truths.image[there], minlength=len(evaluation.image_ids))
         cells = np.bincount(truths.image[there] * np.int64(len(evaluation.category_ids)) + truths.category[there])

@@ -111,8 +111,8 @@ def log_line(state: TrainerState, logs: dict[str, float], weights: Mapping[str, 
     """
     head = f"step {state.global_step}/{state.max_steps} epoch {logs.get('epoch', state.epoch or 0):.2f}"
     if "train_runtime" in logs:
-        speed = f"{logs['train_samples_per_second']:.1f} img/s"
-        return f"{head} | end after {time_left(logs['train_runtime'])} | loss {logs['train_loss']:.4f} | {speed}"
+        speed = f"{logs['train_samples_per_second']:.1f} img/s, evaluations included"
+        return f"{head} | end after {time_left(logs['train_runtime'])} | mean loss {logs['train_loss']:.4f} | {speed}"
     if "loss" not in logs:
         shown = {k: v for k, v in logs.items() if k.endswith(CONSOLE_SCORES)}
         return head + " | " + " ".join(f"{k} {v:.4f}" for k, v in shown.items())

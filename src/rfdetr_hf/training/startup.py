@@ -102,7 +102,8 @@ def _data(splits: Mapping[str, Dataset]) -> str:
         counted = f"{report.num_images} images, {report.num_boxes} boxes, {background:.0f}% background"
         if not report.counted:
             counted = f"{report.num_images} images, objects not counted"
-        parts.append(f"{split.removesuffix('_dataset')} {counted}")
+        name = split.removesuffix("_dataset")
+        parts.append(f"{'validation' if name == 'eval' else name} {counted}")
     more = f", ... ({len(names) - _CLASSES_SHOWN} more)" if len(names) > _CLASSES_SHOWN else ""
     noun = "class" if len(names) == 1 else "classes"
     return f"{'; '.join(parts)}; {len(names)} {noun}: {', '.join(names[:_CLASSES_SHOWN])}{more}"
