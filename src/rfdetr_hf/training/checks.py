@@ -22,6 +22,7 @@ from ..models.adapters import adapted_layers
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..tasks import TASKS
+from .record import SPLITS
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ def audit_splits(splits: Mapping[str, Dataset], audit: str, config: Any) -> None
     if audit == "off":
         logger.info("%s", label_table(splits["train_dataset"]))
         return
-    named = {name.removesuffix("_dataset"): dataset for name, dataset in splits.items()}
+    named = {SPLITS.get(name, name.removesuffix("_dataset")): dataset for name, dataset in splits.items()}
     found = audit_data(named, decode=audit == "full", num_queries=config.num_queries, resolution=config.resolution)
     for name, scan in found.scans.items():
         raise_faults(name, scan)

@@ -14,6 +14,7 @@ from ..losses.matcher import matching_by
 from ..models.configuration_rfdetr import RFDETRConfig
 from .checkpoint.weights import Weights
 from .parallel import Parallel
+from .record import SPLITS
 from .state import RunState
 
 _CLASSES_SHOWN = 10
@@ -102,8 +103,7 @@ def _data(splits: Mapping[str, Dataset]) -> str:
         counted = f"{report.num_images} images, {report.num_boxes} boxes, {background:.0f}% background"
         if not report.counted:
             counted = f"{report.num_images} images, objects not counted"
-        name = split.removesuffix("_dataset")
-        parts.append(f"{'validation' if name == 'eval' else name} {counted}")
+        parts.append(f"{SPLITS.get(split, split.removesuffix('_dataset'))} {counted}")
     more = f", ... ({len(names) - _CLASSES_SHOWN} more)" if len(names) > _CLASSES_SHOWN else ""
     noun = "class" if len(names) == 1 else "classes"
     return f"{'; '.join(parts)}; {len(names)} {noun}: {', '.join(names[:_CLASSES_SHOWN])}{more}"
