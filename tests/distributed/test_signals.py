@@ -182,12 +182,10 @@ def test_a_notice_is_acted_on_while_data_is_waited_for(job, tmp_path, world):
     processes = start(waiting, world)
     wait_for_training(waiting["output_dir"], processes)
     hanging.touch()
-    time.sleep(3)
-    processes[0].send_signal(signal.SIGTERM)
-    # The other process learns of it when the two meet, before its own step: it has to have come that far.
-    time.sleep(1)
-    if world == 2:
-        processes[1].send_signal(signal.SIGTERM)
+    time.sleep(4)
+    # At once, as launchers do: after the save a signal would meet processes that are ending.
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
     codes, outputs = finish(processes)
     assert codes == [EXIT_CODE] * world, outputs[0][-3000:]
 
