@@ -12,7 +12,16 @@ from datasets import Dataset
 
 from .errors import DetectionDataError, Problems
 from .scan import Scan, scan_pictures
-from .schema import category_ids, class_names, has_keypoints, has_masks, keypoint_schema, labelled_images, value_range
+from .schema import (
+    category_ids,
+    class_names,
+    has_keypoints,
+    has_masks,
+    keypoint_schema,
+    labelled_images,
+    unchunked,
+    value_range,
+)
 from .shards.counts import Counts
 from .shards.dataset import ShardedDataset
 
@@ -220,7 +229,7 @@ def count_split(dataset: Dataset, split: str, decoded: bool = False) -> AuditRep
     if isinstance(dataset, ShardedDataset):
         return _report_of_counts(dataset, split)
     columns = dataset.select_columns(["image_id", "objects"]).with_format("arrow")[:]
-    objects = pa.concat_arrays(columns["objects"].chunks) if len(dataset) else columns["objects"].combine_chunks()
+    objects = unchunked(columns["objects"])
     fields = {field: pc.struct_field(objects, field) for field in ("category", "area", "iscrowd")}
     counts = pc.list_value_length(fields["category"]).to_numpy(zero_copy_only=False).astype(np.int64)
     category, area, crowd = (pc.list_flatten(fields[f]).to_numpy(zero_copy_only=False) for f in fields)

@@ -24,7 +24,7 @@ class Problems:
         self.source = source
         self.count = 0
         self._lines: list[str] = []
-        self.remedies: dict[str, None] = {}
+        self._remedies: dict[str, None] = {}
 
     def add(self, fault: str, remedy: str | None = None) -> None:
         """Note one fault, and what the user can do about it where the fault does not say so itself."""
@@ -32,12 +32,16 @@ class Problems:
         if len(self._lines) < self.LIMIT:
             self._lines.append(fault)
             if remedy is not None:
-                self.remedies[remedy] = None
+                self._remedies[remedy] = None
 
     def add_all(self, faults: Iterable[str], remedy: str) -> None:
         """Note several faults that have the same remedy."""
         for fault in faults:
             self.add(fault, remedy)
+
+    def suggest(self, remedy: str) -> None:
+        """Name one more remedy, for the faults together."""
+        self._remedies[remedy] = None
 
     def raise_if_any(self) -> None:
         """Raise `DetectionDataError` when a fault was noted."""
@@ -47,6 +51,6 @@ class Problems:
         lines = [f"{self.source}: {self.count} {noun}", *(f"  - {line}" for line in self._lines)]
         if self.count > len(self._lines):
             lines.append(f"  - … and {self.count - len(self._lines)} more")
-        if self.remedies:
-            lines.append("To repair: " + "; ".join(self.remedies) + ".")
+        if self._remedies:
+            lines.append("To repair: " + "; ".join(self._remedies) + ".")
         raise DetectionDataError("\n".join(lines))

@@ -20,6 +20,7 @@ from .audit import LARGE, AuditReport, count_split
 from .images import IMAGE_SUFFIXES, is_hidden
 from .label_errors import LABEL_ERRORS, LabelError, find_label_errors
 from .scan import Scan, scan_pictures
+from .schema import unchunked
 from .shards.dataset import AnySplit, ShardedDataset
 
 __all__ = ["DataAudit", "Example", "Finding", "audit_data", "find_in_annotations", "notes_of_reading"]
@@ -266,8 +267,7 @@ class _Boxes(NamedTuple):
 
 def _boxes_of(dataset: Dataset) -> _Boxes:
     columns = cast(pa.Table, dataset.select_columns(["width", "height", "objects"]).with_format("arrow")[:])
-    objects = columns["objects"].combine_chunks()
-    objects = pa.concat_arrays(objects.chunks) if isinstance(objects, pa.ChunkedArray) else objects
+    objects = unchunked(columns["objects"])
     lists = {name: pc.struct_field(objects, name) for name in ("category", "bbox", "iscrowd")}
     counts = pc.list_value_length(lists["category"]).to_numpy(zero_copy_only=False).astype(np.int64)
     row = np.repeat(np.arange(len(counts)), counts)

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from .errors import DetectionDataError
 from .scan import known_digest
-from .schema import class_names
+from .schema import class_names, unchunked
 from .shards.dataset import ShardedDataset
 
 # Its functions are made at import, where type checkers do not see them.
@@ -109,7 +109,7 @@ def _hash_split(dataset: Dataset, kind: str) -> str:
         for batch in images.iter(_ROWS):
             table = cast(pa.Table, batch)
             for name in columns:
-                _hash_column(table[name].combine_chunks(), digest.update)
+                _hash_column(table[name], digest.update)
             for each in pool.map(_hash_image if kind == KINDS[0] else _length, table["image"].to_pylist()):
                 digest.update(each)
     return digest.hexdigest()
@@ -117,8 +117,7 @@ def _hash_split(dataset: Dataset, kind: str) -> str:
 
 def _hash_column(column: Any, update: Callable[[bytes], None]) -> None:
     """The values of an Arrow array, nested or not, however they lie in memory."""
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks)
+    column = unchunked(column)
     kind = column.type
     update(f"{len(column)} {column.null_count} ".encode())
     if column.null_count:

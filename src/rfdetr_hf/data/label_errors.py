@@ -195,11 +195,19 @@ def rank_label_errors(annotated: Sequence[Annotated], detected: Sequence[Detecte
 
 def _overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(n, m) IoU of corners."""
+    shared = _shared_area(first, second)
+    return shared / np.maximum(_area(first)[:, None] + _area(second) - shared, 1e-9)
+
+
+def _shared_area(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(n, m) of corners."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = (high - low).clip(0).prod(axis=-1)
-    areas = [(each[:, 2:] - each[:, :2]).clip(0).prod(axis=-1) for each in (first, second)]
-    return shared / np.maximum(areas[0][:, None] + areas[1] - shared, 1e-9)
+    return (high - low).clip(0).prod(axis=-1)
+
+
+def _area(corners: np.ndarray) -> np.ndarray:
+    return (corners[:, 2:] - corners[:, :2]).clip(0).prod(axis=-1)
 
 
 def _worth(
@@ -351,7 +359,8 @@ def _share(objects: Sequence[_Seen], test: Callable[[_Seen], bool]) -> float:
 def _overlooked(given: Annotated, found: Detected, overlap: np.ndarray, worth: np.ndarray) -> Iterator[_Candidate]:
     """Detections without a box, each object once."""
     kept: list[int] = []
-    inside = _share_inside(found.boxes, given.boxes[given.crowds])
+    shared = _shared_area(found.boxes, given.boxes[given.crowds]).max(axis=1, initial=0)
+    inside = shared / np.maximum(_area(found.boxes), 1e-9)
     for index in np.argsort(-worth, kind="stable").tolist():
         label = int(found.labels[index])
         if given.labelled is not None and label not in given.labelled or inside[index] >= _SAME:
@@ -365,13 +374,3 @@ def _overlooked(given: Annotated, found: Detected, overlap: np.ndarray, worth: n
         kept.append(index)
         # Among detections without a box there are far more false alarms than among all of their confidence.
         yield _Candidate("overlooked", float(worth[index] ** 4 * min(1.0, free**0.5)), None, index)
-
-
-def _share_inside(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
-    """(n,) the largest share of each box that lies in a crowd."""
-    if not len(crowds):
-        return np.zeros(len(boxes))
-    low = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
-    area = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=-1)
-    return ((high - low).clip(0).prod(axis=-1) / np.maximum(area[:, None], 1e-9)).max(axis=1)

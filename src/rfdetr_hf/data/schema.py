@@ -32,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from .errors import DetectionDataError
@@ -55,6 +56,7 @@ __all__ = [
     "lvis_labels",
     "max_objects",
     "sample_weights",
+    "unchunked",
     "undecoded",
     "usual_most",
     "value_range",
@@ -278,6 +280,12 @@ def undecoded(dataset: Any) -> Any:
     if isinstance(feature, Image) and not feature.decode:
         return dataset
     return dataset.cast_column("image", Image(decode=False))
+
+
+def unchunked(column: Any) -> Any:
+    """A column of an Arrow table as one array; `combine_chunks` may leave nested ones in several."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 
 def _objects_feature(dataset: AnyDataset) -> dict:

@@ -16,7 +16,7 @@ from datasets import Dataset, List, Value
 from ..bit_depth import HEADER, has_deep_header
 from .errors import DetectionDataError
 from .pipeline.pixels import DECODE_ERRORS, find_value_range
-from .schema import class_names, has_keypoints, labelled_images, undecoded
+from .schema import class_names, has_keypoints, labelled_images, unchunked, undecoded
 from .shards.dataset import ShardedDataset
 
 logger = logging.getLogger(__name__)
@@ -136,8 +136,7 @@ def _deep_rows(split: Dataset) -> np.ndarray:
     deep: list[bool] = []
     with ThreadPoolExecutor(_THREADS) as pool:
         for batch in images.iter(_BATCH):
-            column = cast(pa.Table, batch)["image"].combine_chunks()
-            column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+            column = unchunked(cast(pa.Table, batch)["image"])
             heads = pc.binary_slice(column.field("bytes"), 0, HEADER).to_pylist()
             paths, contents = column.field("path").to_pylist(), [column.field("bytes")] * len(column)
             deep += pool.map(_begins_deep, heads, paths, contents, range(len(column)))

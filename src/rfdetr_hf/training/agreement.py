@@ -15,12 +15,7 @@ _SHARED = "raised_on_all_processes"
 
 def on_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
     """Do something on the main process; all return what it gave, or raise what it raised."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except Exception as error:  # noqa: BLE001 - raised by all processes below
-            outcome[1] = error if accelerator.num_processes == 1 else sendable(error)
+    outcome: list[Any] = _outcome(work, accelerator) if accelerator.is_main_process else [None, None]
     result, error = broadcast_object_list(outcome)
     if error is not None:
         raise mark_shared(error)
@@ -37,10 +32,7 @@ def patiently_on_main(work: Callable[[], Result], accelerator: Accelerator) -> R
     outcome: list[Any] = [None, None, False]
 
     def run() -> None:
-        try:
-            outcome[0] = work()
-        except Exception as error:  # noqa: BLE001 - raised by all processes below
-            outcome[1] = sendable(error)
+        outcome[:2] = _outcome(work, accelerator)
 
     thread = threading.Thread(target=run, name="work of the main process", daemon=True)
     if accelerator.is_main_process:
@@ -55,6 +47,14 @@ def patiently_on_main(work: Callable[[], Result], accelerator: Accelerator) -> R
     if error is not None:
         raise mark_shared(error)
     return result
+
+
+def _outcome(work: Callable[[], Any], accelerator: Accelerator) -> list[Any]:
+    """What some work gave, and what it raised, in a form for all processes."""
+    try:
+        return [work(), None]
+    except Exception as error:  # noqa: BLE001 - raised by all processes
+        return [None, error if accelerator.num_processes == 1 else sendable(error)]
 
 
 def mark_shared(error: Exception) -> Exception:

@@ -26,6 +26,7 @@ from ..data.shards.dataset import ShardedDataset
 from .checkpoint.contents import PROGRESS, read_content
 from .checkpoint.directory import rng_state, set_rng_state
 from .checkpoint.reading import CheckpointFiles
+from .console import memory_size
 from .loaders import MASK_DOWNSAMPLE_RATIO
 from .parallel import Parallel
 
@@ -183,8 +184,8 @@ def decide_batch(
     if parallel.accelerator.is_main_process:
         logger.info(
             "%s: %s; %d images of %d x %d pixels with %d objects need %s of the %s that may be used", _AUTO,
-            _in_words(args, processes), probed.batch_size, work.height, work.width, work.objects, _size(probed.needed),
-            _size(probed.limit),
+            _in_words(args, processes), probed.batch_size, work.height, work.width, work.objects,
+            memory_size(probed.needed), memory_size(probed.limit),
         )  # fmt: skip
 
 
@@ -264,7 +265,7 @@ def _probe(parallel: Parallel, share: int, loss_of: Callable[[int], Tensor], wor
     release(device)
     if probed.batch_size == 0:
         one = f"one image of {work.height} x {work.width} pixels with {work.objects} objects"
-        needs = f"needs {_size(probed.needed)}, and {_size(probed.limit)} may be used"
+        needs = f"needs {memory_size(probed.needed)}, and {memory_size(probed.limit)} may be used"
         raise torch.OutOfMemoryError(f"{_AUTO}: {one} {needs if probed.needed else 'does not fit'}")
     return probed
 
@@ -392,7 +393,3 @@ def _in_words(args: RFDETRTrainingArguments, processes: int) -> str:
         f"{args.train_batch_size} images a device x gradient_accumulation_steps={args.gradient_accumulation_steps} x "
         f"{processes} process{'es' * (processes > 1)} = total_train_batch_size={args.total_train_batch_size}"
     )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"

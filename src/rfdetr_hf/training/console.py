@@ -53,3 +53,8 @@ def no_transformers_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def memory_size(count: int) -> str:
+    """So many bytes in words: "1.50 GB"."""
+    return f"{count / 2**30:.2f} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"

@@ -74,6 +74,10 @@ class EndingMethods(EvaluationMethods):
                 "preempted: saved step %d; exit code %d; resume_from_checkpoint=True goes on", step, EXIT_CODE
             )
         self.directory.set_status(state=PREEMPTED, step=step, last_checkpoint=f"checkpoint-{step}")
+        self._leave()
+
+    def _leave(self) -> NoReturn:
+        """End all processes of a run that has saved where it stands."""
         self.directory.release()
         # A launcher ends the other processes when the first one has ended.
         self.accelerator.wait_for_everyone()
@@ -132,9 +136,7 @@ class EndingMethods(EvaluationMethods):
             raise error
         if resumable:
             self.preemption.acted = True
-            self.directory.release()
-            self.accelerator.wait_for_everyone()  # a launcher ends the other processes when the first one has ended
-            raise Preempted
+            self._leave()
         if error is None:
             self.directory.set_status(state=FINISHED, step=state.global_step, message=None)
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)

@@ -13,6 +13,7 @@ from ..data.audit import count_split
 from ..losses.matcher import matching_by
 from ..models.configuration_rfdetr import RFDETRConfig
 from .checkpoint.weights import Weights
+from .console import memory_size
 from .parallel import Parallel
 from .record import SPLITS
 from .state import RunState
@@ -125,10 +126,10 @@ def _memory(parallel: Parallel, weights: Weights) -> str:
     trained = 4 * sum(each.numel() for each in parallel.model.parameters() if each.requires_grad)
     parts = {"weights": size, "gradients": trained, "AdamW": 2 * trained}
     parts |= {"EMA": size} if weights.average is not None else {}
-    listed = " + ".join(f"{name} {_size(value)}" for name, value in parts.items())
+    listed = " + ".join(f"{name} {memory_size(value)}" for name, value in parts.items())
     shared = "" if parallel.name == "replicated" else f", shared by {parallel.accelerator.num_processes} processes"
     return (
-        f"{_size(sum(parts.values()))} = {listed}{shared}; not counted: activations, which grow with batch and "
+        f"{memory_size(sum(parts.values()))} = {listed}{shared}; not counted: activations, which grow with batch and "
         "resolution and are the larger part of most runs"
     )
 
@@ -141,13 +142,10 @@ def _output(args: RFDETRTrainingArguments, weights: Weights) -> str:
         "best": "a checkpoint at each best score",
         "epoch": "a checkpoint at each epoch",
     }[args.save_strategy]
-    kept = "" if args.save_strategy == "no" else f" ({_size(checkpoint)}, {args.save_total_limit or 'all'} kept)"
+    kept = "" if args.save_strategy == "no" else f" ({memory_size(checkpoint)}, {args.save_total_limit or 'all'} kept)"
     best = f"best/ by {args.metric_for_best_model}" if args.eval_strategy != "no" else "no best/ without evaluations"
-    return f"{os.path.abspath(args.output_dir)}: {when}{kept}, {best}, last/ ({_size(model)}), metrics.csv, train.log"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"
+    last = f"last/ ({memory_size(model)})"
+    return f"{os.path.abspath(args.output_dir)}: {when}{kept}, {best}, {last}, metrics.csv, train.log"
 
 
 def _count(number: int, noun: str) -> str:

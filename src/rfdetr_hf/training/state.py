@@ -34,6 +34,7 @@ OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_tok
 # What a run finds out by itself under `per_device_train_batch_size: auto`.
 OF_THE_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
 _OF_THE_BEST = ("metric_for_best_model", "greater_is_better", "smooth_alpha")
+_OF_THE_BEST_MODEL = ("best_metric", "best_global_step", "best_model_checkpoint", "best_weights")
 _OF_A_STATE = ("args", "attributes")
 _OF_A_METRIC = ("metric", "greater_is_better")  # arguments of callbacks
 _OF_STOPPING = ("early_stopping_patience", "early_stopping_threshold", "metric_for_best_model", "greater_is_better")
@@ -183,8 +184,7 @@ class RunState(TrainerState):
         self.keep_callbacks(callbacks)
         history, best = list(self.log_history), copy.deepcopy(self.best.state_dict())
         stateful = copy.deepcopy(self.stateful_callbacks)
-        names = ("best_metric", "best_global_step", "best_model_checkpoint", "best_weights")
-        kept = {name: getattr(self, name) for name in names}
+        kept = {name: getattr(self, name) for name in _OF_THE_BEST_MODEL}
 
         def go_back() -> None:
             for name, value in kept.items():
@@ -235,7 +235,8 @@ class RunState(TrainerState):
         self.stopped = self.stopped and all(before.get(name) == now.get(name) for name in _OF_STOPPING)
 
     def _forget_best(self) -> None:
-        self.best_metric = self.best_global_step = self.best_model_checkpoint = self.best_weights = None
+        for name in _OF_THE_BEST_MODEL:
+            setattr(self, name, None)
         self.best.load_state_dict({"score": None, "source": None, "step": None, "smoothed": {}})
 
     def compare_data(self, found: Mapping[str, str]) -> None:

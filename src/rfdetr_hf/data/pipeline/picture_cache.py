@@ -210,10 +210,8 @@ class DiskCache:
         return True
 
     def _make_room(self, size: int) -> bool:
-        with self._room.get_lock():
-            if self._room.value >= size:
-                self._room.value -= size
-                return True
+        if self._take(size):
+            return True
         if self._old is None:
             self._old = sorted(
                 ((used, path, length) for path, length, used in self._files() if used < self._began), reverse=True
@@ -225,11 +223,16 @@ class DiskCache:
                     os.remove(path)
                     with self._room.get_lock():
                         self._room.value += length
-            with self._room.get_lock():
-                if self._room.value >= size:
-                    self._room.value -= size
-                    return True
+            if self._take(size):
+                return True
         return False
+
+    def _take(self, size: int) -> bool:
+        """Take so many bytes of the room, if there are so many."""
+        with self._room.get_lock():
+            fits = self._room.value >= size
+            self._room.value -= size * fits
+        return fits
 
     def _files(self) -> list[tuple[str, int, float]]:
         """Path, size and time of the last use of each file."""

@@ -14,7 +14,7 @@ from datasets import Features, List
 
 from ..errors import DetectionDataError
 from ..keypoints import ClassKeypoints, KeypointSchema
-from ..schema import class_label, ids_of_class_label, keypoint_feature, schema_of_keypoints
+from ..schema import class_label, ids_of_class_label, keypoint_feature, schema_of_keypoints, unchunked
 from .counts import Counts
 
 # Its functions are made at import, where type checkers do not see them.
@@ -81,8 +81,7 @@ def relabel(table: pa.Table, labels: np.ndarray, names: Sequence[str], place: st
         DetectionDataError: an object of a class that the new table lacks.
     """
     if "objects" in table.column_names:
-        chunks = table["objects"].combine_chunks()
-        objects: Any = pa.concat_arrays(chunks.chunks) if isinstance(chunks, pa.ChunkedArray) else chunks
+        objects = unchunked(table["objects"])
         fields = {each.name: pc.struct_field(objects, each.name) for each in objects.type}
         lengths = pc.list_value_length(fields["category"]).to_numpy(zero_copy_only=False).astype(np.int64)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())

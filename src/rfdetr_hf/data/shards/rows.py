@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ..errors import DetectionDataError
+from ..schema import unchunked
 
 # Its functions are made at import, where type checkers do not see them.
 pc: Any = pyarrow.compute
@@ -47,8 +48,7 @@ def check_rows(table: pa.Table, classes: int, place: str) -> None:
     """
     if "objects" not in table.column_names:
         return
-    chunks = table["objects"].combine_chunks()
-    objects: Any = pa.concat_arrays(chunks.chunks) if isinstance(chunks, pa.ChunkedArray) else chunks
+    objects = unchunked(table["objects"])
     fields = {each.name: pc.struct_field(objects, each.name) for each in objects.type}
     lengths = {name: pc.fill_null(pc.list_value_length(values), 0) for name, values in fields.items()}
     first = next(iter(lengths), "")

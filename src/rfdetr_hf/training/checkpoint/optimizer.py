@@ -137,9 +137,9 @@ class OptimizerReader:
             return {key: (int(starts[key]), int(starts[key]) + length) for key, length in lengths.items()}
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error!r}") from error
-        except (RecursionError, OverflowError) as error:
+        except (
+            SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError
+        ) as error:  # fmt: skip
             raise CheckpointError(f"{path} cannot be read: {error!r}") from error
 
     def read(self, name: str, field: str, start: int, stop: int) -> Tensor:

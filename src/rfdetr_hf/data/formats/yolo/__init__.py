@@ -102,10 +102,11 @@ def _read_split(reader: RowReader, theirs: str, split: str) -> Dataset:
     rows = Rows()
     for image, (path, text) in enumerate(zip(pictures.label_paths, texts, strict=True)):
         reader.read(rows, image, path or "", text or "", problems)
-    used = options.label_dir or "labels"
-    others = [place.name for place in Path(config.root).glob("*label*") if place.is_dir() and place.name != used]
-    if problems.count and others:
-        problems.remedies[f"or read other labels than those of {used}/: --label_dir {min(others)}"] = None
+    if problems.count:
+        used = options.label_dir or "labels"
+        others = [place.name for place in Path(config.root).glob("*label*") if place.is_dir() and place.name != used]
+        if others:
+            problems.suggest(f"or read other labels than those of {used}/: --label_dir {min(others)}")
     problems.raise_if_any()
     names = [os.path.relpath(path, config.root).replace(os.sep, "/") for path in pictures.paths]
     annotations, polygons = reader.annotations(rows, source, names, np.array(sizes, np.int64).reshape(-1, 2), problems)
