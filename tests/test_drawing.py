@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from rfdetr_hf.data.keypoints import ClassKeypoints, KeypointSchema
-from rfdetr_hf.drawing import DrawingStyle, draw_detections
+from rfdetr_hf.drawing import DrawingStyle, draw_batch, draw_detections
 from rfdetr_hf.models.post_processing import image_keypoints
 
 SIDE = 500
@@ -101,6 +103,24 @@ def test_masks_of_every_form(form):
     drawn = np.asarray(draw(found([[0.0, 0.0, 0.0]] * 3) | {"masks": masks}))
     inside = drawn[120:380, 120:380].any(-1)
     assert np.array_equal(inside, mask[120:380, 120:380].astype(bool))
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (640, 480), (480, 641)])
+def test_masks_of_another_size_than_the_image_are_refused(shape):
+    detections = boxes_of([0, 0, 30, 30]) | {"masks": torch.ones(1, *shape, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=re.escape(f"detection 0 has the shape {shape}, and the image 480 x 640")):
+        draw_detections(Image.new("RGB", (640, 480)), detections, {0: "x"})
+
+
+def test_masks_of_a_training_batch_are_enlarged_to_their_image():
+    mask = np.zeros((1, 16, 16), bool)
+    mask[0, 4:8, 8:12] = True
+    boxes = np.array([[0.5, 0.5, 1.0, 1.0]])
+    target = {"size": (64, 64), "class_labels": np.array([0]), "boxes": boxes, "masks": mask}
+    picture = np.asarray(draw_batch(np.zeros((1, 3, 64, 64), np.uint8), [target], ["a"], side=64)[0])
+    inside = np.zeros((64, 64), bool)
+    inside[16:32, 32:48] = True
+    assert np.array_equal(picture[16:60, 4:60].any(-1), inside[16:60, 4:60])
 
 
 @pytest.mark.parametrize(

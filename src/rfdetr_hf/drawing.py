@@ -194,6 +194,9 @@ def draw_detections(
         threshold: scores must be above it.
         style: of the keypoints.
         side: the longer side of the picture in pixels; default: as the image, a multiple of it where that is small.
+
+    Raises:
+        ValueError: a mask has not the size of the image.
     """
     style, scores = style or DrawingStyle(), detections.get("scores")
     scale = max(1, round(_SMALLEST_SIDE / max(image.size))) if side is None else side / max(image.size)
@@ -208,7 +211,12 @@ def draw_detections(
         text, plain_text = f"{id2label.get(label, label)}{score}", f"{label}{score}"
         shape = Shape(box.tolist(), COLOURS[label % len(COLOURS)], text, plain_text)
         if detections.get("masks") is not None:
-            shape.mask = detections["masks"][i]
+            shape.mask = _pixels(detections["masks"][i])
+            if shape.mask.shape != (image.height, image.width):
+                raise ValueError(
+                    f"masks: that of detection {i} has the shape {shape.mask.shape}, and the image {image.height} x "
+                    f"{image.width} (height, width): give post-processing the target_sizes of the images"
+                )
         if detections.get("keypoints") is not None:
             points = np.asarray(detections["keypoints"][i], dtype=np.float64)
             seen = np.isfinite(points).all(1) & (points[:, 2] > style.threshold if points.shape[1] > 2 else True)
@@ -252,7 +260,10 @@ def draw_batch(
             image = image.resize(size, Image.Resampling.BILINEAR)
         boxes, unit = np.asarray(target["boxes"], dtype=np.float64).reshape(-1, 4), np.array(image.size)
         corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
-        objects = {"labels": target["class_labels"], "boxes": corners * np.tile(unit, 2), "masks": target.get("masks")}
+        objects: dict[str, Any] = {"labels": target["class_labels"], "boxes": corners * np.tile(unit, 2)}
+        if target.get("masks") is not None:  # of a part of the image's size, as the loss takes them
+            masks = (Image.fromarray(_pixels(mask)) for mask in target["masks"])
+            objects["masks"] = [np.asarray(mask.resize(image.size, Image.Resampling.NEAREST)) for mask in masks]
         if "keypoints" in target:
             objects["keypoints"] = np.asarray(target["keypoints"], dtype=np.float64) * [*unit, 1]
         pictures.append(draw_detections(image, objects, dict(enumerate(names)), side=side))

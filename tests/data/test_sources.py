@@ -262,6 +262,36 @@ def test_missing_sizes_of_turned_photographs_are_as_shown(tmp_path):
     assert (train[0]["width"], train[0]["height"]) == (48, 64) and decode_image(train[0]).size == (48, 64)
 
 
+@pytest.mark.parametrize("style", ["jsonl", "csv"])
+@pytest.mark.parametrize("builder", [True, False])
+def test_pictures_of_an_imagefolder_without_a_row_are_counted(tmp_path, write_image, caplog, style, builder):
+    rows = {"a.png": {"bbox": [[4, 5, 20, 10]], "categories": [5]}, "b.png": {"bbox": [], "categories": []}}
+    metadata_folder(tmp_path, write_image, rows, style)
+    options = {"data_dir": str(tmp_path)} if builder else {}
+    source = "imagefolder" if builder else tmp_path
+    assert len(load_detection_dataset(source, **options)["train"]) == 2 and "left out" not in caplog.text
+    for name in ("c.png", "deeper/d.png"):
+        write_image(tmp_path / "train" / name)
+    assert load_detection_dataset(source, **options)["train"]["file_name"] == ["a.png", "b.png"]
+    assert f"2 pictures have no row in train/metadata.{style} and are left out, such as train/c.png" in caplog.text
+
+
+@pytest.mark.parametrize("style", ["jsonl", "csv"])
+@pytest.mark.parametrize("builder", [True, False])
+def test_rows_of_an_imagefolder_without_a_picture_name_both_files(tmp_path, write_image, style, builder):
+    rows = {name: {"bbox": [[4, 5, 20, 10]], "categories": [5]} for name in ("a.png", "b.png", "deeper/c.png")}
+    metadata_folder(tmp_path, write_image, rows, style)
+    for name in ("b.png", "deeper/c.png"):
+        (tmp_path / "train" / name).unlink()
+    options = {"data_dir": str(tmp_path)} if builder else {}
+    with pytest.raises(DetectionDataError) as refusal:
+        load_detection_dataset("imagefolder" if builder else tmp_path, **options)
+    for name in ("b.png", "deeper/c.png"):
+        table = tmp_path / "train" / f"metadata.{style}"
+        assert f"{table}: field file_name names {name}, which is missing" in str(refusal.value)
+    assert "To repair: restore the pictures" in str(refusal.value)
+
+
 def test_share_of_the_training_images_is_held_out(cppe):
     objects = [{"id": [i], "area": [4], "bbox": [[1, 2, 3, 4]], "category": [0]} for i in range(20)]
     splits = load_detection_dataset(cppe(objects), validation_split=0.25)

@@ -1,24 +1,29 @@
 """What `datasets` loads: Hub ids, its builders and files, folders of `save_to_disk`, and data sets in memory."""
 
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
 from ..annotations import ReadOptions
-from ..errors import DetectionDataError
+from ..errors import DetectionDataError, Problems
 from ..images import IMAGE_SUFFIXES, walk_files
 from . import Found
 from .columns import normalise_splits, objects_feature
 
+logger = logging.getLogger(__name__)
+
 # Files that may hold a column of objects. Folders of images or texts alone would load too, but as something else.
 _TABLES = re.compile(r"\.((parquet|arrow|jsonl?|csv|tsv|tar)(\.(gz|zst|bz2|xz))?|tgz|zip)$", re.IGNORECASE)
+# Where an imagefolder has its columns, beside the pictures or in a folder above them.
+_METADATA = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
 _MAX_FILES = 100_000
 _MAX_BARREN_FOLDERS = 2_000
 # What the loaders of `datasets` raise on damaged files, as seen in them.
@@ -60,6 +65,9 @@ def find(root: Any, options: ReadOptions) -> Found | None:
         )
     if local and not any(map(objects_feature, loaded.values())):
         return None
+    folder = options.load.get("data_dir", root if local else None)
+    if isinstance(folder, str) and os.path.isdir(folder) and not is_saved(Path(folder)):
+        _compare_with_folder(source, folder, loaded.values(), all_read="data_files" not in options.load)
     kind = "a data set of datasets" if isinstance(loaded, DatasetDict) else "a data set in memory"
     return Found(source, kind, {str(name): split for name, split in loaded.items()})
 
@@ -111,6 +119,42 @@ def has_tables(root: str) -> bool:
             f"{root}: {barren} folders hold neither images nor tables; give the folder of the data set itself"
         )
     return tables
+
+
+def _compare_with_folder(source: str, folder: str, splits: Iterable[Dataset], all_read: bool) -> None:
+    """Look whether the metadata of an imagefolder and its pictures belong together, which `datasets` does not.
+
+    Raises:
+        DetectionDataError: a row whose picture is missing.
+    """
+    root = os.path.realpath(folder)
+    files = {path: relative for relative, path, _ in walk_files(root)}
+    tables = {os.path.dirname(path): path for path in files if os.path.basename(path) in _METADATA}
+    if not tables:
+        return
+    used: set[str] = set()
+    for split in splits:
+        for name in (name for name, feature in split.features.items() if isinstance(feature, Image)):
+            for chunk in split.data.column(name).chunks:
+                paths = filter(None, chunk.field("path").to_pylist())
+                used |= {path if path in files else os.path.realpath(path) for path in paths}
+    problems = Problems(source)
+    for path in sorted(used - files.keys()):
+        above = [str(parent) for parent in Path(path).parents if str(parent) in tables]
+        if above and not os.path.exists(path):
+            fault = f"{tables[above[0]]}: field file_name names {os.path.relpath(path, above[0])}, which is missing"
+            problems.add(fault, "restore the pictures, or take their rows out of the metadata")
+    problems.raise_if_any()
+    unlisted = sorted(
+        relative for path, relative in files.items()
+        if path not in used and os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+    )  # fmt: skip
+    if unlisted and all_read and used & files.keys():
+        logger.warning(
+            "%s: %d pictures have no row in %s and are left out, such as %s; to train on them as background, write "
+            "rows with empty lists for them",
+            source, len(unlisted), ", ".join(sorted(files[path] for path in tables.values())), ", ".join(unlisted[:3]),
+        )  # fmt: skip
 
 
 def _load(source: str, load: Any, root: str, **options: Any) -> Any:
