@@ -143,6 +143,8 @@ def option(
 
 
 _SECRET = re.compile(r"(?:^|_)(?:token|key|apikey|password|passwd|secret)$", re.IGNORECASE)
+# Mappings by the names of classes and of data sets, of which "key" may be one; no option holds a secret in them.
+_BY_NAME = {"classes", "data_hash", "id2label", "keypoint_schema", "label2id", "rename_classes", "thresholds"}
 _OF_A_SOURCE = {"name_or_path", "share", "classes", "prefix", "splits", "sampling"}
 IN_WORDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping",
@@ -202,15 +204,17 @@ def without_secrets(values: Any) -> Any:
     """A copy of nested values for files, trackers and the screen: tokens, keys and passwords are None.
 
     What makes a secret is its name, such as hub_token or api_key; in an address what stands before an "@". Names of
-    `classes`, and of sources with fields of their own, are no such names.
+    classes, as in `rename_classes`, and of sources with fields of their own, are no such names.
     """
     if isinstance(values, Mapping):
         found: dict[Any, Any] = {}
         for name, value in values.items():
             of_a_source = isinstance(value, Mapping) and not _OF_A_SOURCE.isdisjoint(value)
             key = without_secrets(name) if isinstance(name, str) else name
-            if name == "classes" and isinstance(value, Mapping):
-                found[key] = value
+            if name in _BY_NAME and isinstance(value, Mapping):
+                found[key] = dict(value)
+            elif name == "sources" and isinstance(value, Mapping):
+                found[key] = {without_secrets(own): without_secrets(of_it) for own, of_it in value.items()}
             else:
                 found[key] = None if _SECRET.search(str(name)) and not of_a_source else without_secrets(value)
         return found
@@ -227,15 +231,20 @@ def shown(options: Any) -> str:
     return f"{type(options).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
-def word_without_secrets(word: str) -> str:
-    """A word of a command line: in an address, and in a mapping that is written out, secrets are left out."""
+def word_without_secrets(word: str, option: str = "") -> str:
+    """A word of a command line: in an address, and in a mapping that is written out, secrets are left out.
+
+    Args:
+        word: the value of an option, or any other word.
+        option: the name whose value it is, as Python writes it.
+    """
     if not word.lstrip().startswith("{"):
         return str(without_secrets(word))
     try:
         value, _ = load_yaml(word)
     except ValueError:
         return "..."
-    blank = without_secrets(value)
+    blank = without_secrets({option: value})[option]
     return word if blank == value else json.dumps(blank)
 
 

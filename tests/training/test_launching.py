@@ -23,6 +23,19 @@ from rfdetr_hf.training.preemption import Preempted
             ["""'--tracker_kwargs={"wandb": {"host": "https://host"}}'"""],
         ),
         (["--tracker_kwargs={wandb: {entity: us}}"], ["'--tracker_kwargs={wandb: {entity: us}}'"]),
+        (
+            ["--rename_classes", '{"key": "door key", "token": "coin"}', "--bf16"],
+            ["--rename_classes", """'{"key": "door key", "token": "coin"}'""", "--bf16"],
+        ),
+        (["--rename-classes={key: lock}", "--bf16"], ["'--rename-classes={key: lock}'", "--bf16"]),
+        (
+            ["--sources={a: {name_or_path: 'https://me:hf_secret@host', classes: {password: key}}, key: 0.5}"],
+            ["""'--sources={"a": {"name_or_path": "https://host", "classes": {"password": "key"}}, "key": 0.5}'"""],
+        ),
+        (
+            ["--keypoint_schema={classes: [{names: [key]}], key: 1}"],
+            ["'--keypoint_schema={classes: [{names: [key]}], key: 1}'"],
+        ),
         (["--resume-from-checkpoint", "out/checkpoint-3"], []),
     ],
 )

@@ -57,15 +57,16 @@ def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -
     checkpoint = RunDirectory(output_dir).newest()
     if checkpoint is None:
         return f"No checkpoint is written yet: remove {output_dir} and start again."
-    words, left_out = [], False
+    words, left_out, option = [], False, ""
     for word in argv:
         named = word.startswith("--")
-        if named and "--" + word[2:].split("=")[0].replace("-", "_") in _NOT_REPEATED:
+        option = word[2:].split("=")[0].replace("-", "_") if named else option
+        if named and f"--{option}" in _NOT_REPEATED:
             left_out = "=" not in word
         elif named or not left_out:
             left_out = False
             name, equals, value = word.partition("=") if named else ("", "", word)
-            words.append(f"{name}{equals}{word_without_secrets(value)}")
+            words.append(f"{name}{equals}{word_without_secrets(value, option)}")
         else:
             left_out = False
     return f"{checkpoint} is complete. Go on from there with:\n  {shlex.join([*program, *words, '--resume'])}"

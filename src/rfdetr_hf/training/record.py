@@ -124,8 +124,6 @@ def _plain(options: Any) -> dict[str, Any]:
     """The fields of a dataclass of options without secrets, local paths from the root on."""
     fields = {k: v for k, v in dataclasses.asdict(options).items() if not k.startswith("_")}
     values = without_secrets(fields)
-    if "rename_classes" in fields:
-        values["rename_classes"] = fields["rename_classes"]  # by the names of classes, of which "key" may be one
     for name in _PATHS:
         path = os.path.expanduser(str(values.get(name) or ""))
         a_folder = os.path.isfile(os.path.join(path, "config.json")) and not values.get("from_scratch")
