@@ -282,7 +282,8 @@ class RunState(TrainerState):
     def restore_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:
         """Give the callbacks back what `keep_callbacks` took, those of one class in their order.
 
-        A callback that looks at another metric than before begins afresh. What no callback takes is named.
+        A callback that looks at another metric than before begins afresh. What no callback takes is named, and so is a
+        state without its arguments, as earlier versions wrote them.
         """
         kept = self.stateful_callbacks.items()
         left = {name: [states] if isinstance(states, Mapping) else [*states] for name, states in kept}
@@ -290,8 +291,14 @@ class RunState(TrainerState):
             states = left.get(type(callback).__name__)
             if not states or not isinstance(callback, ExportableState):
                 continue
-            before, now = states.pop(0), callback.state()["args"]
-            changed = [n for n in _OF_A_METRIC if n in now and before["args"].get(n, now[n]) != now[n]]
+            before, now = states.pop(0), callback.state().get("args", {})
+            if "args" not in before:
+                logger.warning(
+                    "the checkpoint has a state of %s without its arguments: the attributes are restored, and nothing "
+                    "tells whether they suit the present arguments", type(callback).__name__,
+                )  # fmt: skip
+            given = before.get("args", {})
+            changed = [n for n in _OF_A_METRIC if n in now and given.get(n, now[n]) != now[n]]
             for name, value in before["attributes"].items() if not changed else ():
                 setattr(callback, name, value)
         for name, states in left.items():

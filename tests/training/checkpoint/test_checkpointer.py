@@ -408,6 +408,33 @@ def test_values_of_a_users_own_parts_are_those_of_a_run(tmp_path, two_checkpoint
     assert find_checkpoint(str(root / "checkpoint-2"), root, None, []).folder == root / "checkpoint-2"
 
 
+class Counting(ExportableState, TrainerCallback):
+    """A user's callback; earlier versions saved states without "args"."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
+
+    def state(self):
+        return {"args": {}, "attributes": {"steps": self.steps}}
+
+
+def test_states_of_callbacks_without_arguments_are_taken_from_earlier_checkpoints(
+    tmp_path, two_checkpoints, tiny_model, shapes, caplog
+):
+    root, counting = tmp_path / "run", Counting()
+    shutil.copytree(two_checkpoints, root)
+    earlier = {"Counting": {"attributes": {"steps": 40}}, "Gone": {"attributes": {"a": 1}}}
+    rewrite(root / "checkpoint-2", "trainer_state.json", lambda content: content.update(stateful_callbacks=earlier))
+    args = arguments(root, max_steps=3, eval_strategy="no")
+    RFDETRTrainer(tiny_model(), args, shapes, callbacks=[counting]).train(resume_from_checkpoint=True)
+    assert counting.steps == 41
+    assert "has a state of Counting without its arguments: the attributes are restored" in caplog.text
+    assert "has a state of Gone, and this run has no such callback" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("file", "change"),
     [("optimizer/index.json", lambda content: next(iter(content["numbers"].values())).clear()),

@@ -18,6 +18,8 @@ HOLD = """
 import sys, time
 from rfdetr_hf.training.checkpoint.lock import RunLock
 held = RunLock(sys.argv[1], beat=float(sys.argv[2]))
+if len(sys.argv) > 3:
+    print("waits", flush=True)
 held.acquire(wait=len(sys.argv) > 3)
 print("held", flush=True)
 try:
@@ -34,8 +36,8 @@ def hold(tmp_path):
     """Starts processes that hold the lock of `tmp_path` until something ends them: `hold()`."""
     processes = []
 
-    def start(*words, wait_for_it=True):
-        command = [sys.executable, "-c", HOLD, str(tmp_path), str(BEAT), *words]
+    def start(*words, wait_for_it=True, beat=BEAT):
+        command = [sys.executable, "-c", HOLD, str(tmp_path), str(beat), *words]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         if wait_for_it:
             assert processes[-1].stdout.readline() == "held\n"
@@ -129,10 +131,12 @@ def test_waiting_outlasts_a_dead_container_and_a_clock_that_was_set_back(tmp_pat
 
 
 def test_waiting_ends_when_the_other_does(tmp_path, hold):
-    first = hold()
-    second = hold("wait", wait_for_it=False)
+    """With beats so long that a busy machine makes neither of them late."""
+    first = hold(beat=60.0)
+    second = hold("wait", wait_for_it=False, beat=60.0)
+    assert second.stdout.readline() == "waits\n"
     time.sleep(2 * BEAT)
-    assert second.poll() is None
+    assert second.poll() is None and read_lock(tmp_path).owner.pid == first.pid
     first.send_signal(signal.SIGINT)
     assert second.stdout.readline() == "held\n"
 

@@ -115,7 +115,7 @@ def with_present_names(
 
     arguments, stateful = progress["arguments"], dict(callbacks.get("stateful_callbacks") or {})
     arguments = arguments | {"metric_for_best_model": metric_now(arguments.get("metric_for_best_model"))}
-    if isinstance(stopping := stateful.get("EarlyStopping"), dict):
+    if isinstance(stopping := stateful.get("EarlyStopping"), dict) and "metric" in stopping.get("args", {}):
         given = stopping["args"] | {"metric": metric_now(stopping["args"]["metric"])}
         stateful["EarlyStopping"] = stopping | {"args": given}
     history = [_row_now(row) for row in callbacks["log_history"]]

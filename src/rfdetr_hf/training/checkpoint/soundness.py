@@ -53,7 +53,10 @@ _SETTING = _Rule(
 )
 _LIST_OF_TABLES = _Rule("a list of tables", lambda v: isinstance(v, list) and all(map(_TABLE.holds, v)))
 
-_STATE = _Rule("a state", lambda v: _TABLE.holds(v) and all(_TABLE.holds(v.get(n)) for n in ("args", "attributes")))
+# Earlier versions saved states of a user's callbacks that have no arguments.
+_STATE = _Rule(
+    "a state", lambda v: _TABLE.holds(v) and _TABLE.holds(v.get("attributes")) and _TABLE.holds(v.get("args", {}))
+)
 # One of each class of callbacks, or a list of several.
 _STATES = _Rule(
     "a table of states", lambda v: _is_table(v, lambda of: all(map(_STATE.holds, of if isinstance(of, list) else [of])))
