@@ -68,6 +68,32 @@ def test_hooks_are_called(rng):
     torch.testing.assert_close(linears([module])[0](x), x @ module.weight.T + 7)
 
 
+class Packed(torch.Tensor):
+    """A quantised weight as torchao puts it into an `nn.Linear`: one that can be joined with no other."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            return F.linear(args[0], args[1].as_subclass(torch.Tensor) * 2, *args[2:])
+        if function is torch.cat:
+            raise NotImplementedError("attempting to run unimplemented operator cat")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    def __tensor_flatten__(self):
+        raise NotImplementedError
+
+
+def test_weights_of_another_class_are_left_to_their_layers(rng):
+    packed, plain, beside = layers(rng, 3, 2, 4)
+    x = torch.randn(6, 4, generator=rng)
+    expected = torch.cat([x @ packed.weight.T * 2 + packed.bias, plain(x)], -1)
+    packed.weight = nn.Parameter(packed.weight.detach().as_subclass(Packed), requires_grad=False)
+    assert type(packed) is nn.Linear and isinstance(packed.weight, Packed)
+    first, second = linears([packed, plain], [beside])
+    torch.testing.assert_close(first(x), expected)
+    torch.testing.assert_close(second(x), beside(x))
+
+
 def test_float64_stays_under_autocast(rng):
     (module,) = layers(rng, 3)
     with torch.autocast("cpu", BF16):

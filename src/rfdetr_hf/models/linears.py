@@ -85,18 +85,23 @@ def joined(groups: Sequence[Sequence[Tensor]], dtype: torch.dtype | None = None)
 def linears(*groups: Iterable[nn.Module]) -> list[Linear]:
     """A function for each group of linear layers that read the same input: their outputs side by side.
 
-    Layers of another class (adapters, quantised ones) and layers with hooks are called as they are.
+    Layers of another class (adapters, quantised ones), with weights of another class or with hooks are called as they
+    are.
 
     Args:
         groups: of `nn.Linear`, all of a group with a bias or none.
     """
     members: list[list[Any]] = [list(group) for group in groups]
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    # Offloading puts a `forward` of its own into the instance.
+    # Offloading puts a `forward` of its own into the instance; torchao a weight that is a tensor of another class.
     changed = [
-        any(type(m) is not nn.Linear or "forward" in vars(m) or any(getattr(m, h) for h in hooks) for m in group)
+        any(
+            type(m) is not nn.Linear or "forward" in vars(m) or hasattr(m.weight, "__tensor_flatten__")
+            or any(getattr(m, h) for h in hooks)
+            for m in group
+        )
         for group in members
-    ]
+    ]  # fmt: skip
     plain = [group for group, other in zip(members, changed, strict=True) if not other]
     weights = [[module.weight for module in group] for group in plain]
     biases = [[module.bias for module in group] for group in plain if group[0].bias is not None]
