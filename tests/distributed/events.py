@@ -62,14 +62,31 @@ class Fail(TrainerCallback):
 
 
 class FailInEvaluation(TrainerCallback):
-    """Raises after a batch of the evaluation of a step, while the other processes go on."""
+    """Raises in the evaluation of a step, while the other processes go on: with the inputs, in forward, or after it."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, trainer, step, where="after"):
+        self.trainer, self.step, self.where = trainer, step, where
+        if where == "inputs":
+            trainer.to_device = self._before(trainer.to_device)
+
+    def _raise(self):
+        if self.trainer.state.global_step == self.step and not self.trainer.model.training:
+            raise ValueError("this process cannot see")
+
+    def _before(self, work):
+        def failing(*given):
+            self._raise()
+            return work(*given)
+
+        return failing
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.where == "forward":
+            self.trainer.model.register_forward_pre_hook(lambda *_: self._raise())
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise ValueError("this process cannot see")
+        if self.where == "after":
+            self._raise()
 
 
 class OnlyGroup(TrainerCallback):
@@ -158,7 +175,7 @@ def events_of(job, trainer, rank):
     if "fail" in job and rank == job["fail"]["rank"]:
         events.append(Fail(job["fail"]["step"]))
     if "fail_in_evaluation" in job and rank == job["fail_in_evaluation"]["rank"]:
-        events.append(FailInEvaluation(job["fail_in_evaluation"]["step"]))
+        events.append(FailInEvaluation(trainer, **{k: v for k, v in job["fail_in_evaluation"].items() if k != "rank"}))
     if "only_group" in job:
         events.append(OnlyGroup(trainer, job["only_group"]["name"], job["only_group"]["path"]))
     if "swap" in job:

@@ -1,5 +1,6 @@
 """Checkpoints taken up by the same and by other numbers of processes, notices of an early end, and failures."""
 
+import re
 import time
 from pathlib import Path
 
@@ -109,15 +110,37 @@ def test_a_process_that_fails_takes_the_others_down(job):
     assert time.monotonic() - started < 60 + STARTUP
 
 
-@pytest.mark.parametrize("kind", ["ddp", slow("fsdp2")])
-def test_an_evaluation_that_fails_on_one_of_two_processes_costs_no_step(job, kind):
+@pytest.mark.parametrize(
+    ("kind", "where"), [("ddp", "after"), slow("ddp", "forward"), slow("fsdp2", "after"), ("fsdp2", "inputs")]
+)
+def test_an_evaluation_that_fails_on_one_of_two_processes_costs_no_step(job, kind, where):
     options = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 1} | TWO
     undisturbed, failing = (job(name, held_out=6, options=options) for name in ("undisturbed", "failing"))
     run(undisturbed, 2, kind)
-    codes, outputs = finish(start(failing | {"fail_in_evaluation": {"rank": 1, "step": 2}}, 2, kind))
+    codes, outputs = finish(start(failing | {"fail_in_evaluation": {"rank": 1, "step": 2, "where": where}}, 2, kind))
     assert codes == [1, 1], outputs
     assert all("ValueError: this process cannot see" in output for output in outputs)
     run(failing | {"resume": True}, 2, kind)
     last = [load_file(Path(each["output_dir"]) / "last" / "model.safetensors") for each in (undisturbed, failing)]
     assert_same(*last)
     assert metrics_rows(undisturbed["output_dir"]) == metrics_rows(failing["output_dir"])
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", slow("zero3")])
+def test_a_forward_pass_of_all_that_fails_on_one_process_says_that_there_is_no_checkpoint(job, kind):
+    options = {
+        "max_steps": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    } | TWO
+    failing = job("failing", held_out=6, options=options)
+    where = {"fail_in_evaluation": {"rank": 1, "step": 2, "where": "forward"}}
+    codes, outputs = finish(start(failing | where, 2, kind))
+    assert all(codes) and "ValueError: this process cannot see" in outputs[1], outputs
+    told = (
+        r"evaluation of step 2 failed on process 1 of 2, .* no checkpoint of this step .* resume from .*checkpoint-1\n"
+    )
+    assert re.search(told, outputs[1]), outputs[1]
+    assert not (Path(failing["output_dir"]) / "checkpoint-2").exists()

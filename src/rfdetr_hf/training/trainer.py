@@ -508,8 +508,16 @@ class RFDETRTrainer(EndingMethods):
         except LockLost:
             raise
         except Exception as error:
-            # Else the others are still in the evaluation, and end for want of this process.
-            if self._in_training and (self.accelerator.num_processes == 1 or is_shared(error)):
+            processes, step = self.accelerator.num_processes, self.state.global_step
+            if self._in_training and processes > 1 and not is_shared(error):
+                # The others are in the middle of it, and end for want of this process.
+                logger.error(
+                    "the evaluation of step %d failed on process %d of %d, in a forward pass or another operation of "
+                    "all: no checkpoint of this step can be written; resume from %s",
+                    step, self.accelerator.process_index, processes,
+                    self.directory.newest() or "the start, since there is no checkpoint",
+                )  # fmt: skip
+            elif self._in_training:
                 logger.error("the evaluation of step %d failed; its checkpoint is written", self.state.global_step)
                 go_back()
                 self._save(due=due)

@@ -118,14 +118,18 @@ class Validation:
             model.to(accelerator.device)
         parallel.wrapped.eval()  # a statement: DeepSpeed's returns nothing
 
-        def forward(batch: dict[str, Any] | None) -> Any:
-            if batch is None:
-                side = model.config.resolution
-                return parallel.wrapped(torch.zeros(1, 3, side, side, device=accelerator.device))
+        def prepare(batch: dict[str, Any]) -> Any:
             inputs = to_device(batch)
             labels = inputs.pop("labels")
             if losses is not None:
                 inputs |= {"labels": [_targets(label) for label in labels], "num_boxes": 1.0}
+            return labels, inputs
+
+        def forward(prepared: Any) -> Any:
+            if prepared is None:
+                side = model.config.resolution
+                return parallel.wrapped(torch.zeros(1, 3, side, side, device=accelerator.device))
+            labels, inputs = prepared
             with parallel.autocast():
                 return labels, inputs, parallel.wrapped(**inputs)
 
@@ -143,7 +147,7 @@ class Validation:
         with parallel.together():
             evaluator = self.create_evaluator(dataset)
         with self.watchdog.during("evaluation"):
-            run_in_step(forward, keep, batches, parallel, self.watchdog.at)
+            run_in_step(prepare, forward, keep, batches, parallel, self.watchdog.at)
         evaluator.gather(accelerator)
         scores = on_main(lambda: self._scores(evaluator, dataset, folder), accelerator)
         if folder is not None and accelerator.is_main_process:

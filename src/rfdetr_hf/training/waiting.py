@@ -85,6 +85,7 @@ def end_workers(batches: Any, at_once: bool = False) -> None:
 
 
 def run_in_step(
+    prepare: Callable[[Any], Any],
     forward: Callable[[Any], Any],
     keep: Callable[[Any, Any], None],
     batches: Batches,
@@ -94,7 +95,8 @@ def run_in_step(
     """Run the model on each of this process's evaluation batches, until all processes are at their end.
 
     Args:
-        forward: gives the outputs for a batch; where that needs all processes, None stands for one that this process
+        prepare: makes a batch the input of `forward`, without the other processes.
+        forward: gives the outputs for an input; where that needs all processes, None stands for one that this process
             has not.
         keep: is given each batch of this process and its outputs.
         batches: of this process; those of others may be more.
@@ -111,9 +113,11 @@ def run_in_step(
     while True:
         watch("evaluation: loading data")
         taken: list[Any] | None = []
+        ready = None
         if not (ended or failed):
             try:
                 taken = batches.take(1)
+                ready = prepare(taken[0]) if taken else None
             except Exception as error:  # noqa: BLE001 - raised by all processes below
                 failed = error
         ended = taken == []
@@ -133,7 +137,7 @@ def run_in_step(
             continue
         forward_done = False
         try:
-            outputs, forward_done = forward(taken[0] if taken else None), True
+            outputs, forward_done = forward(ready), True
             if taken:
                 keep(taken[0], outputs)
         except Exception as error:
