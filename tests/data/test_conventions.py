@@ -116,3 +116,66 @@ def test_centres_of_small_boxes_are_a_warning(sources, kind, usual, caplog):
     boxes = np.concatenate([rng.uniform(0, np.array([64, 48]) - size), size], axis=1)
     load_detection_dataset(sources(kind, written(boxes, "cxcywh")))
     assert "boxes make sense only as 'cxcywh'" in caplog.text
+
+
+MANY = {
+    "corners by axis": lambda x, y, w, h: (x, x + w, y, y + h),
+    "a picture twice the size": lambda x, y, w, h: (2 * x, 2 * y, 2 * w, 2 * h),
+}
+
+
+@pytest.mark.parametrize(("kind", "usual"), CASES[:2])
+@pytest.mark.parametrize("wrong", MANY)
+def test_many_boxes_outside_their_image_are_an_error_with_examples(sources, kind, usual, wrong):
+    share = np.random.default_rng(1).uniform(0.1, 0.5, (60, 2))
+    place = np.random.default_rng(2).uniform(0, 1 - share)
+    boxes = np.concatenate([place, share], axis=1) * (SIZE * 2)
+    source = sources(kind, [MANY[wrong](*box) for box in boxes])
+    with pytest.raises(
+        DetectionDataError, match=r"field bbox: \d+ of \d+ boxes .* lie outside their image, such as .* in 64 x 48"
+    ):
+        load_detection_dataset(source)
+
+
+@pytest.mark.parametrize(("kind", "usual"), CASES[:2])
+@pytest.mark.parametrize("outside", [1, 2, 5])
+def test_few_boxes_outside_their_image_are_dropped(sources, kind, usual, outside, caplog):
+    boxes = boxes_xywh(60)
+    boxes[:outside, 0] = 70 + np.arange(outside)
+    train = load_detection_dataset(sources(kind, boxes))["train"]
+    assert sum(len(objects["bbox"]) for objects in train["objects"]) == 60 - outside
+    assert f"dropped {outside} boxes (lie outside their image)" in caplog.text
+
+
+@pytest.mark.parametrize(("form", "factor"), [("xywh", 0.5), ("xywh", 0.3), ("xyxy", 0.5), ("cxcywhn", 0.5)])
+def test_boxes_of_a_smaller_picture_are_a_warning_with_examples(sources, form, factor, caplog):
+    kind = "yolo" if form == "cxcywhn" else "coco"
+    source = sources(kind, written(factor * boxes_xywh(60), form))
+    load_detection_dataset(source, **({} if kind == "yolo" else {"bbox_format": form}))
+    assert "of 60 boxes no box reaches beyond" in caplog.text and caplog.text.count("in 64 x 48") == 3
+    assert "of a smaller copy of the pictures" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["xywh", "xyxy"])
+def test_boxes_in_per_cent_are_a_warning_with_examples(tmp_path, write_coco, form, caplog):
+    values = 100 * written(boxes_xywh(40), form + "n")
+    names = [f"{i}.jpg" for i in range(4)]
+    content = {
+        "images": [{"id": i, "file_name": name, "width": 64, "height": 48} for i, name in enumerate(names)],
+        "annotations": [
+            {"id": i, "image_id": i % 4, "category_id": 1, "bbox": box.tolist()} for i, box in enumerate(values)
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    write_coco(tmp_path / "train.json", content)
+    content["images"] = [each | {"width": 1000, "height": 800} for each in content["images"]]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    load_detection_dataset(tmp_path)
+    assert "of 40 boxes no number is above 100" in caplog.text and "per cent" in caplog.text
+    assert caplog.text.count("in 1000 x 800") == 3
+
+
+@pytest.mark.parametrize("boxes", [boxes_xywh(60), 0.5 * boxes_xywh(19)])
+def test_boxes_all_over_the_pictures_and_few_boxes_are_no_warning(sources, boxes, caplog):
+    load_detection_dataset(sources("coco", boxes))
+    assert "no box reaches" not in caplog.text and "no number is above" not in caplog.text

@@ -1,5 +1,6 @@
 """What a source is, which splits it has, and what an unknown one is told."""
 
+import json
 import logging
 import shutil
 import sys
@@ -111,16 +112,81 @@ def test_a_held_out_share_instead_of_a_split_is_said(yolo, caplog):
 
 
 def test_one_coco_file_over_several_folders_is_no_training_split(tmp_path, coco_content, write_image):
-    import json
-
     content = coco_content()
     for split, image in zip(("train", "val"), content["images"], strict=True):
         write_image(tmp_path / split / image["file_name"])
     (tmp_path / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(DetectionDataError, match="none of its images.*; write one annotation file for each folder"):
+        load_detection_dataset(tmp_path)
+    for split, image in zip(("train", "val"), content["images"], strict=True):
+        (tmp_path / split / image["file_name"]).rename(tmp_path / split / f"{split}.jpg")
+        write_image(tmp_path / ("cats", "dogs")[split == "val"] / image["file_name"])
+    with pytest.raises(DetectionDataError, match="write the folders into file_name, such as '(cats|dogs)/"):
+        load_detection_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "folders", [("train", "val"), ("set/images/train", "set/images/valid2017"), ("Train\\a", "dev\\a")]
+)
+def test_a_coco_file_over_the_folders_of_several_splits_is_an_error(
+    tmp_path, coco_content, write_coco, caplog, folders
+):
+    content = coco_content([f"{folder}/{i}.jpg" for folder in folders for i in range(2)])
+    for image in content["images"]:
+        write_coco(tmp_path / "all.json", {"images": [{"file_name": image["file_name"].replace("\\", "/")}]})
+    write_coco(tmp_path / "annotations/all.json", {"images": []}).write_text(json.dumps(content))
+    (tmp_path / "all.json").unlink()
     with pytest.raises(
-        DetectionDataError, match="none of its images.*write the folders into file_name, such as 'train/"
+        DetectionDataError, match=r"all.json(.|\n)*mean 2 splits: train 2 pictures, such as .*0.jpg, validation 2"
     ):
         load_detection_dataset(tmp_path)
+    splits = load_detection_dataset(tmp_path, data_files={"train": "annotations/all.json"})
+    assert {name: len(split) for name, split in splits.items()} == {"train": 4}
+    assert "mean 2 splits" in caplog.text and "all are read as one split, 'train'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "folders"),
+    [
+        ("trainval.json", ("train2014", "val2014")),
+        ("all.json", ("cats", "test", "dogs", "birds")),
+        ("all.json", ("a", "b")),
+    ],
+)
+def test_folders_of_pictures_that_are_no_splits_or_meant_so(tmp_path, coco_content, write_coco, file, folders, caplog):
+    write_coco(tmp_path / file, coco_content([f"{folder}/{i}.jpg" for folder in folders for i in range(2)]))
+    assert len(load_detection_dataset(tmp_path)["train"]) == 2 * len(folders)
+    assert ("mean 2 splits" in caplog.text) == ("trainval" in file)
+
+
+def test_cvat_pictures_in_the_folders_of_several_splits(tmp_path, write_image):
+    names = ("train/a.jpg", "val/b.jpg")
+    for name in names:
+        write_image(tmp_path / "images" / name)
+    box = '<box label="cat" xtl="5" ytl="5" xbr="30" ybr="30"/>'
+    images = "".join(f'<image name="{name}" width="64" height="48">{box}</image>' for name in names)
+    (tmp_path / "annotations.xml").write_text(f"<annotations>{images}</annotations>")
+    with pytest.raises(DetectionDataError, match=r"annotations.xml(.|\n)*mean 2 splits"):
+        load_detection_dataset(tmp_path)
+
+
+def test_a_yolo_split_over_the_folders_of_others_is_a_warning(yolo, caplog):
+    (yolo / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
+    assert len(load_detection_dataset(yolo)["train"]) == 4
+    assert "field train: images: the folders of its pictures mean 2 splits: train 2 pictures" in caplog.text
+
+
+def test_pictures_out_of_the_folder_of_the_yaml_file_are_said(yolo, caplog):
+    (yolo / "configs").mkdir()
+    (yolo / "configs/data.yaml").write_text("train: ../images/train\nval: ../images/val\nnames: [cat, dog]\n")
+    load_detection_dataset(yolo / "configs")
+    assert f"'../images/train' leads out of the folder of the yaml file, to {yolo}/images/train" in caplog.text
+    caplog.clear()
+    (yolo / "data.yaml").write_text("train: ../images/train\nval: ../images/val\nnames: [cat, dog]\n")
+    (yolo / "configs/data.yaml").write_text("path: ..\ntrain: images/train\nnames: [cat, dog]\n")
+    for folder in (yolo, yolo / "configs"):
+        assert len(load_detection_dataset(folder)["train"]) == 2
+    assert "leads out" not in caplog.text
 
 
 def test_a_folder_of_an_export_without_its_file_is_named(tmp_path, coco_content, write_coco, write_image, caplog):

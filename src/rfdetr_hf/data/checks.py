@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from .annotations import Annotations, Boxes, Labels, MissingMasks, ReadOptions, name_box
-from .conventions import check_convention, to_xywh
+from .conventions import check_convention, to_xywh, warn_of_scale
 from .errors import Problems
 from .masks import Polygons, mask_array, mask_extents, parse_mask
 
@@ -22,6 +22,8 @@ _EXAMPLES = 5
 BACKGROUND_SHARE = 0.5
 # Masks that show nothing, or lie elsewhere than their box, are dropped up to this share of all; more are a fault.
 _ODD_MASKS_SHARE = 0.1
+# So many boxes wholly outside are no slips: their numbers mean something else.
+_OUTSIDE_SHARE = 0.1
 _APART = 0.1  # overlap (IoU) of a box with its mask's extent below which the two belong to different objects
 _SAME_PLACE = 1e-3  # pixels
 _SMALLEST_IMAGE = 8  # pixels; in a smaller one an object may be less than a pixel
@@ -49,13 +51,16 @@ def settle(
         DetectionDataError: faults that no rule repairs.
     """
     find_broken(annotations, problems)
-    boxes = annotations.boxes
+    boxes, given = annotations.boxes, annotations.boxes.bbox
     if written is not None:
         size = annotations.size[boxes.row]
         check_convention(boxes.bbox, size, written, lambda i: name_box(annotations, i), problems)
         boxes = replace(boxes, bbox=to_xywh(boxes.bbox, size, written))
     else:
         _note_other_unit(annotations, problems)
+    if not problems.count:
+        size = annotations.size[boxes.row]
+        warn_of_scale(given, size, written or "xywh", lambda i: name_box(annotations, i), problems.source)
     if masks is not None:
         boxes = replace(boxes, masks=_read_masks(masks, annotations, problems))
     if labels.keypoints is not None and boxes.keypoints is not None:
@@ -68,7 +73,7 @@ def settle(
     before = np.bincount(boxes.row, minlength=len(annotations.size)) > 0
     repeated = written_twice(boxes.row, boxes.category, boxes.iscrowd, boxes.bbox, boxes.masks, boxes.keypoints)
     _report(replace(annotations, boxes=boxes), "dropped", "written twice", repeated)
-    settled = _repair_boxes(replace(annotations, boxes=boxes.select(~repeated) if repeated.any() else boxes))
+    settled = _repair_boxes(replace(annotations, boxes=boxes.select(~repeated) if repeated.any() else boxes), problems)
     settled = _settle_odd_masks(settled, options.missing_masks, problems)
     settled = _settle_missing_masks(settled, options.missing_masks, problems)
     settled = _settle_keypoints(settled, problems)
@@ -214,10 +219,11 @@ def written_twice(
     return repeated | ((detail == 0) & (np.bincount(place, detail != 0) > 0)[place])
 
 
-def _repair_boxes(annotations: Annotations) -> Annotations:
+def _repair_boxes(annotations: Annotations, problems: Problems) -> Annotations:
     """Clamp boxes to their images, and drop those of which nothing is left; count both in the log.
 
-    Missing areas become width x height of the clamped box; given areas stay. Boxes inside their image keep their bits.
+    Many boxes of which nothing is left are a fault: the others are then wrong too. Missing areas become width x height
+    of the clamped box; given areas stay. Boxes inside their image keep their bits.
     """
     boxes = annotations.boxes
     limit = annotations.size[boxes.row].astype(np.float64)
@@ -231,6 +237,17 @@ def _repair_boxes(annotations: Annotations) -> Annotations:
     # Exporters round to two decimals or so; such a box is repaired, but not worth a word.
     clearly = clamped & np.any((start < -0.5) | (end > limit + 0.5), axis=1)
     _report(annotations, "dropped", "no width or no height", empty)
+    if outside.sum() >= max(3, _OUTSIDE_SHARE * len(outside)):
+        first = [(name_box(annotations, i), boxes.bbox[i], limit[i]) for i in np.flatnonzero(outside)[:3].tolist()]
+        examples = "; ".join(f"{name}: {box.round(2).tolist()} in {w:.0f} x {h:.0f}" for name, box, (w, h) in first)
+        problems.add(
+            f"field bbox: {outside.sum()} of {len(outside)} boxes (left, top, width, height) lie outside their image, "
+            f"such as {examples}",
+            "their numbers are in another order or for another size of picture, and then all boxes are wrong: "
+            "correct the boxes or the sizes of the images (bbox_format=… names an order); if the others are right, "
+            "delete these annotations",
+        )
+        return annotations
     _report(annotations, "dropped", "lie outside their image", outside)
     _report(annotations, "clamped", "reach beyond their image", clearly)
     return replace(annotations, boxes=replace(boxes, bbox=bbox, area=area).select(~(empty | outside)))

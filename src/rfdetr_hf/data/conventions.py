@@ -16,6 +16,11 @@ _SLACK_SHARE, _SLACK_PIXELS = 0.01, 1.0
 # In smaller images a box of one pixel looks like a normalised one.
 _SMALLEST_IMAGE = 8
 _EXAMPLES = 3
+# Of fewer boxes it is no wonder that they all lie in one corner.
+_ENOUGH_BOXES = 20
+# Shares of the sides that boxes of a copy of half the size reach, rounding included.
+_HALF = 0.51
+_HUGE = 1e100
 
 
 def to_xywh(values: np.ndarray, size: np.ndarray, written: str) -> np.ndarray:
@@ -93,6 +98,36 @@ def check_convention(
         or (count >= 2 and total >= 20 and not against)
     ):
         logger.warning("%s: %s; if that is so, %s", problems.source, text, remedy)
+
+
+def warn_of_scale(values: np.ndarray, size: np.ndarray, written: str, name: Callable[[int], str], source: str) -> None:
+    """Warn when all boxes of a split lie where they lie if their numbers are per cent, or of a smaller picture.
+
+    Args:
+        values, size, written, name: as for `check_convention`.
+        source: the file, for the message.
+    """
+    usable = np.isfinite(values).all(axis=1) & (np.abs(values) < _HUGE).all(axis=1) & (size > 0).all(axis=1)
+    if usable.sum() < _ENOUGH_BOXES:
+        return
+    numbers, sizes = values[usable], size[usable].astype(np.float64)
+    boxes = to_xywh(numbers, sizes, written)
+    reach = ((boxes[:, :2] + boxes[:, 2:]) / sizes).max(axis=0)
+    if not written.endswith("n") and 1 < numbers.max() <= 100 and sizes.min() >= 2 * 100:
+        seen, cause = "no number is above 100", "they are per cent of the picture's sides"
+    elif (reach <= _HALF).all():
+        seen = f"no box reaches beyond {reach[0]:.0%} of the width and {reach[1]:.0%} of the height of its picture"
+        cause = "they are of a smaller copy of the pictures"
+    else:
+        return
+    examples = ", ".join(
+        f"{name(i)} {[round(v, 4) for v in values[i].tolist()]} in {size[i, 0]} x {size[i, 1]}"
+        for i in np.flatnonzero(usable)[:_EXAMPLES].tolist()
+    )
+    logger.warning(
+        "%s: field bbox: of %d boxes %s, such as %s; if %s, write them in the unit of the format and for the size of "
+        "the pictures", source, len(numbers), seen, examples, cause,
+    )  # fmt: skip
 
 
 def _fits(values: np.ndarray, size: np.ndarray, written: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from .errors import DetectionDataError, SplitMissingError
+from .splits import canonical_split
 
 # All that is trained on, and predicted on.
 IMAGE_SUFFIXES = frozenset(
@@ -207,8 +208,10 @@ def choose_folder(
         others = [other for other in others if other]
         hint, first = f" (a file of this name is {others[0]})" if others else "", names[0] if names else "it lists none"
         remedy = "name the folder with image_dir=…"
-        if len({os.path.dirname(other) for other in others}) > 1:
-            remedy = f"write the folders into file_name, such as {others[0]!r}, or one annotation file for each folder"
+        if len(of := {os.path.dirname(other) for other in others}) > 1:
+            remedy = "write one annotation file for each folder"
+            if len({canonical_split(folder.replace("/", " ")) for folder in of} - {None}) < 2:
+                remedy = f"write the folders into file_name, such as {others[0]!r}, or {remedy.removeprefix('write ')}"
         raise SplitMissingError(f"{source}: none of its images ({first}, …) is in {looked}{hint}; {remedy}")
     folder = folders[present[min(ranked)[2]]]
     return folder, folder.resolve(names)

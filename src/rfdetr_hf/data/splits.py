@@ -1,10 +1,12 @@
 """Names of splits: what sources call them, and which ones become train, validation and test."""
 
 import logging
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 
-from .errors import DetectionDataError
+from .errors import DetectionDataError, Problems
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +22,35 @@ def canonical_split(name: str) -> str | None:
     words = re.split(r"[^a-z]+", name.lower())
     found = {split for split, names in SPLIT_NAMES.items() if any(word in names for word in words)}
     return found.pop() if len(found) == 1 else None
+
+
+def check_one_split(source: str, split: str, file_names: Sequence[str], problems: Problems) -> None:
+    """Note a fault when the pictures of one split lie in the folders of several.
+
+    A file that has the name of a split ("train", "trainval2014") is meant so, and gets a warning.
+
+    Args:
+        source: the annotation file, for messages.
+        split: what the file or its split is called.
+        file_names: of the pictures, with their folders.
+        problems: collects the fault.
+    """
+    parts = [name.replace("\\", "/").split("/")[:-1] for name in file_names]
+    shared = len(os.path.commonprefix(parts))
+    meant = {each: next(filter(None, map(canonical_split, each)), None) for each in {tuple(p[shared:]) for p in parts}}
+    counts = Counter(meant[tuple(each[shared:])] for each in parts)
+    within = sorted(filter(None, counts))
+    if len(within) < 2:
+        return
+    first = [next(n for n, p in zip(file_names, parts, strict=True) if meant[tuple(p[shared:])] == s) for s in within]
+    found = f"the folders of its pictures mean {len(within)} splits: " + ", ".join(
+        f"{name} {counts[name]} pictures, such as {example}" for name, example in zip(within, first, strict=True)
+    )
+    remedy = "write one annotation file for each split"
+    if re.search("train|val|test", split.lower()) or 2 * counts[None] > len(parts):
+        logger.warning("%s: %s; all are read as one split, %r; if that is wrong, %s", source, found, split, remedy)
+    else:
+        problems.add(found, f"{remedy}; to train on all of it, give the file a name with 'train'")
 
 
 def choose_splits(

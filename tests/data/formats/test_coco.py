@@ -300,3 +300,20 @@ def test_annotation_files_that_no_split_has_are_counted(tmp_path, coco_content, 
     assert list(load_detection_dataset(tmp_path)) == ["train"]
     listed = "such as annotations/more/instances_train.json, custom.json"
     assert f"2 JSON files are in none of the splits ['train'] and are left out, {listed}" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["", "  ", None, True, []])
+def test_categories_without_a_name_are_errors(load_file, coco_content, name):
+    content = coco_content()
+    content["categories"][1]["name"] = name
+    with pytest.raises(
+        DetectionDataError, match=r"category id 3: field name is .*, no name(.|\n)*give each category a name"
+    ):
+        load_file(content)
+
+
+def test_categories_without_the_field_name_are_called_by_their_ids(load_file, coco_content, caplog):
+    content = coco_content()
+    del content["categories"][1]["name"]
+    assert class_names(load_file(content)) == ["3", "dog"]
+    assert "categories without a name are called by their ids: [3]" in caplog.text

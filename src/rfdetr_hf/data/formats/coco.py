@@ -28,7 +28,7 @@ from ..errors import DetectionDataError, Problems
 from ..images import ImageFolder, Resolved, choose_folder, is_hidden
 from ..keypoints import ClassKeypoints
 from ..pipeline.pixels import image_size
-from ..splits import SPLIT_NAMES, canonical_split
+from ..splits import SPLIT_NAMES, canonical_split, check_one_split
 from . import Found, read_splits, warn_of_others
 from .coco_file import CocoFile, read_coco_file
 from .hub import is_saved
@@ -167,6 +167,8 @@ def read(found: Found, splits: Mapping[str, CocoLocation], options: ReadOptions)
         names = [str(name) for name in file.annotations.file_name]
         folder, resolved = choose_folder(file.annotations.source, names, splits[split].image_folders, folders)
         problems = Problems(file.annotations.source)
+        called = next(name for name, location in found.splits.items() if location == splits[split])
+        check_one_split(file.annotations.source, called, names, problems)
         _note_missing(file.annotations, folder, resolved, problems)
         for reason, count in resolved.repairs.items():
             logger.warning("%s: found %d images %s", file.annotations.source, count, reason)

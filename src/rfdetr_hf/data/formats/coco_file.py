@@ -134,15 +134,17 @@ def _category_names(
 ) -> dict[int, str]:
     names: dict[int, str] = {}
     for i, category in zip(category_id.tolist(), categories, strict=True):
-        name = category.get("name")
-        if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int, float))):
-            problems.add(f"category id {i}: field name is {shown(name)}, not a text", "give each category a name")
-        text = str(i if name is None else name)
+        name = category.get("name", i)
+        if isinstance(name, bool) or not isinstance(name, (str, int, float)) or not str(name).strip():
+            problems.add(f"category id {i}: field name is {shown(name)}, no name", "give each category a name")
+        text = str(name)
         if names.setdefault(i, text) != text:
             problems.add(
                 f"category id {i}: field name: has two names, {names[i]!r} and {text!r}",
                 "give each category an id of its own",
             )
+    if without := [i for i, each in zip(category_id.tolist(), categories, strict=True) if "name" not in each]:
+        logger.warning("%s: categories without a name are called by their ids: %s", problems.source, without[:10])
     return names
 
 

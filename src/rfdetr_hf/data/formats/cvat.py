@@ -155,7 +155,8 @@ class _Reader:
         self.problems.raise_if_any()
         if not images:
             raise DetectionDataError(f"{self.location.file}: there is no image in it; export again with annotations")
-        find_pictures(self.split, self.location.image_folders, folders, self.problems)
+        called = self.location.subset or self.location.file.stem
+        find_pictures(self.split, called, self.location.image_folders, folders, self.problems)
         for index, image in enumerate(images):
             self._read_image(index, image)
         return self.split

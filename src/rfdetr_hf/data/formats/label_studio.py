@@ -185,7 +185,8 @@ class _Reader:
             self.split.file_names = [
                 file or name for file, name in zip(found[best], self.split.file_names, strict=True)
             ]
-        find_pictures(self.split, self.location.image_folders if best is None else (best,), folders, self.problems)
+        usual = self.location.image_folders if best is None else (best,)
+        find_pictures(self.split, self.location.file.stem, usual, folders, self.problems)
 
     def _note_shared(self, files: list[str]) -> None:
         """Note the addresses that lead to a file to which another one leads."""

@@ -18,6 +18,7 @@ from ..images import ImageFolder, choose_folder
 from ..keypoints import ClassKeypoints
 from ..masks import coco_masks
 from ..pipeline.pixels import image_size
+from ..splits import check_one_split
 
 logger = logging.getLogger(__name__)
 
@@ -218,12 +219,13 @@ def rectangle(left: float, top: float, width: float, height: float) -> Corners:
 
 
 def find_pictures(
-    split: NamedSplit, candidates: Sequence[Path], folders: dict[Path, ImageFolder], problems: Problems
+    split: NamedSplit, name: str, candidates: Sequence[Path], folders: dict[Path, ImageFolder], problems: Problems
 ) -> None:
     """Fill in the paths of a split's pictures; missing ones are noted, repaired names counted in the log.
 
     Args:
         split: with its file names.
+        name: what the source calls the split.
         candidates: folders that may hold the pictures, likeliest first.
         folders: keeps what has been read for the next split.
         problems: collects pictures that are missing.
@@ -232,6 +234,7 @@ def find_pictures(
         SplitMissingError: none of the pictures is there.
     """
     folder, resolved = choose_folder(split.source, split.file_names, candidates, folders)
+    check_one_split(split.source, name, split.file_names, problems)
     for reason, count in resolved.repairs.items():
         logger.warning("%s: found %d images %s", split.source, count, reason)
     split.paths = [path or "" for path in resolved.paths]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...errors import DetectionDataError, Problems, SplitMissingError
 from ...images import IMAGE_SUFFIXES, ImageFolder, files_below, is_hidden
-from ...splits import canonical_split
+from ...splits import canonical_split, check_one_split
 from .rows import looks_like_rows
 from .yaml_file import YoloConfig
 
@@ -53,6 +53,7 @@ def find_pictures(config: YoloConfig, split: str, label_dir: str, problems: Prob
             for path in folder.broken:
                 problems.add(f"{path}: is no file, but a link that leads nowhere or a device", "restore or delete it")
         listed += len(found)
+        check_one_split(f"{config.file}: field {split}: {entry}", split, found, problems)
         for path in found:
             expected.setdefault(path, _label_path(Path(path), config.root, home, label_dir))
     if not expected and not problems.count:
@@ -74,7 +75,14 @@ def _resolve(config: YoloConfig, entry: str, split: str) -> Path:
             candidates = [config.root / _inside(entry)]
     for path in candidates:
         if _exists(path):
-            return Path(os.path.normpath(path.absolute()))
+            found = Path(os.path.normpath(path.absolute()))
+            homes = [Path(os.path.normpath(base.absolute())) for base in (config.root, config.file.parent)]
+            if entry.startswith("..") and not any(found.is_relative_to(home) for home in homes):
+                logger.warning(
+                    "%s: field %s: %r leads out of the folder of the yaml file, to %s; if these are not its pictures, "
+                    "correct field %s or field path", config.file, split, entry, found, split,
+                )  # fmt: skip
+            return found
     looked = ", ".join(str(path) for path in dict.fromkeys(candidates))
     raise SplitMissingError(
         f"{config.file}: field {split}: {entry!r} is neither a folder of images nor a .txt file that lists them "
