@@ -156,7 +156,7 @@ def test_a_term_that_the_models_loss_has_not_is_refused_at_once(tmp_path, tiny_m
 @pytest.mark.parametrize(
     ("given", "message"),
     [({"accuracy": 0.5}, "(missing); did you mean 'accuracy'?"),
-     ({"acuracy": float("nan")}, "(ema nan); did you mean 'acuracy'?")],
+     ({"acuracy": float("nan")}, "(ema nan); choose from map, map_50,")],
 )  # fmt: skip
 def test_a_users_metric_that_is_no_number_ends_the_run_at_the_first_evaluation(
     tmp_path, tiny_model, shapes, given, message
@@ -168,6 +168,13 @@ def test_a_users_metric_that_is_no_number_ends_the_run_at_the_first_evaluation(
     assert message in str(error.value)
     assert trainer.state.global_step == 2 and (tmp_path / "checkpoint-2" / "manifest.json").exists()
     assert not (tmp_path / "best").exists()
+
+
+def test_an_evaluation_without_images_is_told_and_costs_no_picture(tmp_path, tiny_model, shapes, caplog):
+    args = arguments(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1, plots=True)
+    RFDETRTrainer(tiny_model(), args, shapes, shapes.select([])).train()
+    assert "eval_dataset has no object, or crowds alone" in caplog.text
+    assert "is not written" not in caplog.text and (tmp_path / "labels.jpg").is_file()
 
 
 def test_a_model_for_masks_needs_data_with_masks(tmp_path, tiny_config, shapes):

@@ -206,7 +206,7 @@ def count_objects(dataset: Dataset) -> ObjectCounts:
         per_class = np.zeros(len(names), np.int64) if dataset.counts is None else np.array(dataset.counts.objects)
         return ObjectCounts(names, per_class, np.zeros((0, 2)), np.zeros((0, 2)))
     columns = cast(pa.Table, dataset.select_columns(["width", "height", "objects"]).with_format("arrow")[:])
-    objects = pa.concat_arrays(columns["objects"].chunks)
+    objects = unchunked(columns["objects"])
     category, boxes, crowd = (pc.list_flatten(pc.struct_field(objects, f)) for f in ("category", "bbox", "iscrowd"))
     single = ~crowd.to_numpy(zero_copy_only=False).astype(bool)
     category = category.to_numpy(zero_copy_only=False)[single]

@@ -132,7 +132,7 @@ class RunPictures:
         with self._replacing(str(shown.folder.relative_to(self.root) / "pictures")):
             dataset = shown.dataset if self.plots else None
             part = evaluation_part(shown.evaluator, shown.folder, dataset, _WORST_IMAGES, self.plots)
-        if self.plots:
+        if self.plots and len(shown.dataset):
             with self._replacing("val_labels.jpg") as labels, self._replacing("val_pred.jpg") as found:
                 analysis = list(shown.evaluator.analyses.values())[-1]  # masks or keypoints, where there are any
                 pictures = draw_labels_and_detections(analysis, shown.dataset)

@@ -174,6 +174,7 @@ class Validation:
             return  # later ones may lack it: they choose nothing
         given = [name.removeprefix("eval_") for name in metrics if not name.endswith(TIMINGS)]
         near = difflib.get_close_matches(state.best.metric, given, n=1)
+        near = [] if near == [state.best.metric] else near  # it is there, and no number
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(given)}"
         found = ", ".join(f"{name} {value}" for name, value in scores.items()) or "missing"
         asked = f"metric_for_best_model={state.best.metric!r}"

@@ -47,6 +47,22 @@ def test_hidden_and_system_files_are_no_pictures(folder, extra):
     assert names(load_detection_dataset(folder({**PAIR, extra: None}))["train"]) == ["a.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/content/set", "field path: '/content/set' is not there; its folders are looked for beside the file"),
+        ("../other", "'images/train' is not in {}/other, which field path names; {}/set/images/train beside the file"),
+        ("..", "'images/train' is not in {}, which field path names; {}/set/images/train beside the file is taken"),
+        (".", ""),
+        ("../set", ""),
+    ],
+)
+def test_another_folder_than_field_path_names_is_told(tmp_path, folder, caplog, path, said):
+    (tmp_path / "other" / "images").mkdir(parents=True)
+    assert names(load_detection_dataset(folder(PAIR, path=path))["train"]) == ["a.jpg"]
+    assert said.format(tmp_path, tmp_path) in caplog.text and ("field path" in caplog.text) == bool(said)
+
+
 def test_masks_beside_images_are_no_pictures(folder, caplog):
     files = {
         "train/images/a.jpg": None,

@@ -82,6 +82,12 @@ def _resolve(config: YoloConfig, entry: str, split: str) -> Path:
                     "%s: field %s: %r leads out of the folder of the yaml file, to %s; if these are not its pictures, "
                     "correct field %s or field path", config.file, split, entry, found, split,
                 )  # fmt: skip
+            listed, beside = ({base / name for name in _spellings(entry)} for base in (config.root, config.file.parent))
+            if path in beside - listed:
+                logger.warning(
+                    "%s: field %s: %r is not in %s, which field path names; %s beside the file is taken",
+                    config.file, split, entry, config.root, path,
+                )  # fmt: skip
             return found
     looked = ", ".join(str(path) for path in dict.fromkeys(candidates))
     raise SplitMissingError(

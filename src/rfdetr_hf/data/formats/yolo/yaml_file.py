@@ -1,5 +1,6 @@
 """The data.yaml of a YOLO data set."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from ...errors import DetectionDataError
 from ...images import is_hidden
 from ...keypoints import COCO_KEYPOINTS, ClassKeypoints, pairs_of_permutation
 from ...values import as_flag, as_integer, shown
+
+logger = logging.getLogger(__name__)
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _MAX_YAML_FILES = 20
@@ -100,6 +103,8 @@ def read_yaml(file: Path) -> YoloConfig:
         raise DetectionDataError(f"{file}: field path is {shown(path)}; write the folder of the data set")
     root = file.parent if path is None or _is_null(path) else file.parent / Path(path).expanduser()
     # A folder that was moved, or that another tool would look up in a folder of its own, is where its yaml is.
+    if not root.is_dir():
+        logger.warning("%s: field path: %s is not there; its folders are looked for beside the file", file, shown(path))
     root = Path(os.path.normpath((root if root.is_dir() else file.parent).absolute()))
     skip = as_flag(content.get("skip_if_label_file_missing"))
     if skip is None:
