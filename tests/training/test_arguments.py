@@ -211,6 +211,15 @@ def test_a_metric_with_its_earlier_name_is_understood_and_named(earlier, sets, n
     assert (f"{earlier} is called {now} now" in caplog.text) == (earlier != now)
 
 
+@pytest.mark.parametrize(
+    ("metric", "larger"),
+    [(None, True), ("hair_loss_iou", True), ("hair_loss_iou_loss", False), ("hair_loss", False)],
+)
+def test_the_name_of_an_evaluation_set_decides_no_direction(metric, larger):
+    args = RFDETRTrainingArguments(metric_for_best_model=metric)
+    assert args.for_run("detection", {"hair_loss": 1, "hair": 2}).greater_is_better is larger
+
+
 def test_the_arguments_survive_json():
     args = RFDETRTrainingArguments(
         eval_strategy="steps",

@@ -119,12 +119,24 @@ def test_early_stopping_by_a_loss_stops_when_it_rises():
 @pytest.mark.parametrize(
     ("metric", "larger"),
     [("map", True), ("raw_map_50", True), ("loss", False), ("eval_raw_loss", False), ("loss_bbox", False),
-     ("my_loss", False), ("lossless", True), ("val1_raw_loss_giou", False), ("my_loss,raw_my_loss", False)],
+     ("my_loss", False), ("lossless", True), ("val1_raw_loss_giou", False), ("my_loss,raw_my_loss", False),
+     ("logloss", False), ("valLoss", False), ("focal-loss", False), ("recall_loss", False), ("hair_loss_map", True),
+     ("hair_loss_segm_map_50_at_500", True), ("map_class_weight_loss", True), ("a_mar_100_class_loss", True),
+     ("hair_loss_loss_ce_0", False), ("hair_loss_logloss", False)],
 )  # fmt: skip
 def test_losses_are_better_when_smaller(metric, larger):
     best = BestModel(metric)
     assert best.greater_is_better is larger
     assert BestModel(metric, greater_is_better=not larger).greater_is_better is not larger
+
+
+def test_minus_one_means_no_objects_only_among_cocos_scores():
+    for metric, kept in (("corr", -1.0), ("map", None), ("day_map_50_class_map", None), ("raw_corr,corr", -1.0)):
+        stopping, best = EarlyStopping(metric, patience=2), BestModel(metric)
+        name = metric.split(",")[-1]
+        evaluate(stopping, 1, **{f"eval_{name}": -1.0})
+        best.update({f"eval_{name}": -1.0}, 1, step=1)
+        assert (stopping.best, best.score) == (kept, kept)
 
 
 def test_the_best_of_the_first_epochs_does_not_count_their_last_evaluation_included():

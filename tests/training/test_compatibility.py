@@ -276,12 +276,36 @@ def test_the_worst_model_is_not_kept_when_a_loss_chooses(tmp_path, tiny_model, s
         ({"eval_map_50": 1.0}, "compute_metrics returned 'map_50', which the evaluation gives itself"),
         ({"a": "good"}, "compute_metrics returned 'good' as 'a', which is no number"),
         ([1.0], "compute_metrics must return a dict"),
+        ({"raw_map": 0.77}, "compute_metrics returned 'raw_map', which the evaluation gives itself"),
+        ({"eval_x": 1, "x": 2}, "compute_metrics returned 'x' twice, once as 'eval_x'"),
+        ({"x": 10**400}, "compute_metrics returned .* as 'x', which is no number"),
+        ({"loss": 5.0}, "two values for 'loss': 5.0 and"),
+        ({"loss_ce_0": 5.0}, "two values for 'loss_ce_0': 5.0 and"),
+        ({"runtime": 5.0}, "two values for 'eval_runtime': 5.0 and .*; let compute_metrics name its scores otherwise"),
+        ({"samples_per_second": 5.0}, "two values for 'eval_samples_per_second'"),
     ],
 )
 def test_what_compute_metrics_must_not_return(tmp_path, tiny_model, shapes, given, message):
-    args = quick_arguments(tmp_path, **SHORT)
+    args = quick_arguments(tmp_path, **SHORT, eval_loss=True)
     trainer = RFDETRTrainer(tiny_model(), args, eval_dataset=shapes, compute_metrics=lambda pair: given)
     with pytest.raises(ValueError, match=message):
+        trainer.evaluate()
+
+
+def test_scores_of_two_passes_or_sets_do_not_replace_each_other(tmp_path, tiny_model, shapes):
+    held_out = shapes.select(range(2))
+    args = quick_arguments(
+        tmp_path, **SHORT | {"eval_strategy": "steps", "eval_steps": 1}, eval_raw_weights=True,
+        metric_for_best_model="iou,raw_iou",
+    )  # fmt: skip
+    given = {"iou": 0.5, "raw_iou": 0.77}
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, held_out, compute_metrics=lambda pair: given)
+    with pytest.raises(ValueError, match="two values for 'eval_raw_iou': 0.5 and 0.77"):
+        trainer.train()
+    sets = {"day_night": held_out, "day": held_out}
+    args = quick_arguments(tmp_path / "sets", **SHORT)
+    trainer = RFDETRTrainer(tiny_model(), args, eval_dataset=sets, compute_metrics=lambda pair: {"night_map": 0.1})
+    with pytest.raises(ValueError, match="two values for 'eval_day_night_map'.*or rename the evaluation sets"):
         trainer.evaluate()
 
 

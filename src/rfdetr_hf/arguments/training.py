@@ -466,11 +466,12 @@ class RFDETRTrainingArguments(RuntimeFacts):
         best = TASKS[task].best_metric
         best = official_metric(best, self.eval_max_dets) if self.is_official else best
         metric = self.metric_for_best_model or start + best
-        present = present_metric(metric, list(evaluated) if isinstance(evaluated, Mapping) else [])
+        sets = list(evaluated) if isinstance(evaluated, Mapping) else []
+        present = present_metric(metric, sets)
         if present != metric:
             logger.warning("metric_for_best_model: %s is called %s now, the score of the EMA weights", metric, present)
             metric = present
-        larger = larger_wins(metric) if self.greater_is_better is None else self.greater_is_better
+        larger = larger_wins(metric, sets) if self.greater_is_better is None else self.greater_is_better
         resolved = copy.deepcopy(self)
         if self.is_official:
             for name, value in OFFICIAL_BY_TASK.get(task, {}).items():

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from ..data.schema import category_ids, decode_image, undecoded
+from ..data.values import shown
 from ..decoding import PILLOW, require_decoder
 from .analysis import DetectionAnalysis
 from .by_image import predictions_by_image, truth_by_image
@@ -86,27 +87,43 @@ def score_evaluation(
     if compute_metrics is not None:
         found: Any = predictions_by_image(evaluator)
         truth: Any = truth_by_image(evaluator)
-        scores |= _users_scores(compute_metrics(EvalPrediction(found, truth)), scores)
+        scores = joined_scores(scores, _users_scores(compute_metrics(EvalPrediction(found, truth)), scores))
     return scores
+
+
+def joined_scores(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """The scores of two parts of an evaluation, none of which may replace another.
+
+    Raises:
+        ValueError: both have a name.
+    """
+    if both := [name for name in second if name in first]:
+        raise ValueError(
+            f"an evaluation has two values for {', '.join(map(repr, both[:3]))}: {first[both[0]]} and "
+            f"{second[both[0]]}; let compute_metrics name its scores otherwise, or rename the evaluation sets"
+        )
+    return {**first, **second}
 
 
 def _users_scores(given: Any, scores: Mapping[str, float]) -> dict[str, float]:
     """What `compute_metrics` returned, as numbers.
 
     Raises:
-        ValueError: it is no mapping of names to numbers, or has a name of `scores`.
+        ValueError: it is no mapping of names to numbers, or has a name twice, or one of `scores`, also after "raw_".
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"compute_metrics must return a dict of names and numbers, and returned {given!r}")
     mine = {}
     for key, value in given.items():
         name = str(key).removeprefix("eval_")
-        if name in scores:
+        if name in scores or name.removeprefix("raw_") in scores:
             raise ValueError(f"compute_metrics returned {name!r}, which the evaluation gives itself; name it otherwise")
+        if name in mine:
+            raise ValueError(f"compute_metrics returned {name!r} twice, once as 'eval_{name}'; name one otherwise")
         try:
             mine[name] = float(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"compute_metrics returned {value!r} as {name!r}, which is no number") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"compute_metrics returned {shown(value)} as {name!r}, which is no number") from error
     return mine
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..arguments.metric_names import competing_names, larger_wins, without_raw
+from ..arguments.metric_names import competing_names, is_coco_score, larger_wins, without_raw
 
 _KEPT = ("score", "source", "step", "smoothed")
 
@@ -46,7 +46,7 @@ class BestModel:
         """Take an evaluation's metrics. Returns whether one of its scores is the best so far."""
         improved = False
         for source, score in candidate_scores(metrics, self.metric, self.use_ema).items():
-            if not is_score(score):
+            if not is_score(score, self.metric):
                 continue
             previous = self.smoothed.get(source, score)
             alpha = self.smooth_alpha if self.smooth_ema or source == "raw" else 0.0
@@ -67,9 +67,9 @@ class BestModel:
             setattr(self, key, state[key])
 
 
-def is_score(value: float) -> bool:
-    """Whether the value of a metric is a score: not NaN, infinite, or -1, by which COCO says: no objects."""
-    return math.isfinite(value) and value != -1
+def is_score(value: float, metric: str) -> bool:
+    """Whether the value of a metric is a score: not NaN, infinite, or the -1 by which COCO's scores say: no objects."""
+    return math.isfinite(value) and (value != -1 or not is_coco_score(metric))
 
 
 def is_skipped(epoch: float, skip_epochs: float) -> bool:

@@ -224,7 +224,7 @@ def _row(logs: dict[str, Any]) -> dict[str, str]:
 class EarlyStopping(TrainerCallback, ExportableState):
     """Stops the run when the metric has not improved by `threshold` in `patience` evaluations.
 
-    A value that is no score (NaN, or -1 without objects) is no improvement.
+    A value that is no score (NaN, or COCO's -1 without objects) is no improvement.
 
     Args:
         metric: name of the score ("map"); of "map,raw_map" the better one counts.
@@ -257,7 +257,8 @@ class EarlyStopping(TrainerCallback, ExportableState):
         if not values or is_skipped(state.epoch or 0.0, self.skip_epochs):
             return
         sign = 1 if self.greater_is_better else -1
-        value = max(filter(is_score, values), key=lambda each: sign * each, default=None)
+        scores = [each for each in values if is_score(each, self.metric)]
+        value = max(scores, key=lambda each: sign * each, default=None)
         if value is not None and (self.best is None or sign * (value - self.best) > self.threshold):
             self.best, self.evaluations_without_improvement = value, 0
         else:

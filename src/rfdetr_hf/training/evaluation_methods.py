@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.rows import check_rows
 from ..data.shards.dataset import ShardedDataset
+from ..evaluation.run import joined_scores
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .checks import check_kinds, check_split
 from .compatibility import TransformersMethods
@@ -70,7 +72,7 @@ class EvaluationMethods(TransformersMethods):
             raise ValueError("evaluate() needs an eval_dataset, here or at construction")
         if isinstance(dataset, Mapping):
             parts = [self.evaluate(each, f"{metric_key_prefix}_{name}") for name, each in dataset.items()]
-            return {name: value for part in parts for name, value in part.items()}
+            return reduce(joined_scores, parts)
         check_kinds(self.model, self.args, {"eval_dataset": dataset}, None)
         self._check_given(metric_key_prefix, dataset)
         started = time.perf_counter()
@@ -84,10 +86,12 @@ class EvaluationMethods(TransformersMethods):
             losses = EvalLossMeter() if self.args.eval_loss else None
             with self.weights.averaged(averaged):
                 scores = self._score(dataset, self._after_batch, folder, losses)
-            metrics |= {f"{metric_key_prefix}_{prefix}{name}": value for name, value in scores.items()}
+            named = {f"{metric_key_prefix}_{prefix}{name}": value for name, value in scores.items()}
+            metrics = joined_scores(metrics, named)
         batches = math.ceil(len(dataset) / (self.args.eval_batch_size * self.accelerator.num_processes))
         passes = len(prefixes)
-        metrics |= speeds(metric_key_prefix, time.perf_counter() - started, passes * len(dataset), passes * batches)
+        taken = speeds(metric_key_prefix, time.perf_counter() - started, passes * len(dataset), passes * batches)
+        metrics = joined_scores(metrics, taken)
         with self.parallel.together():
             self.log(metrics)
             self._fire("on_evaluate", metrics=metrics)

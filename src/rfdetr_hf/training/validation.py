@@ -16,7 +16,7 @@ from transformers import EvalPrediction
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.pipeline.collate import PER_IMAGE
 from ..evaluation.evaluator import CocoEvaluator
-from ..evaluation.run import score_evaluation
+from ..evaluation.run import joined_scores, score_evaluation
 from ..evaluation.tables import summaries
 from ..hub.model_card import CardFacts
 from ..tasks import TASKS
@@ -152,7 +152,7 @@ class Validation:
         scores = on_main(lambda: self._scores(evaluator, dataset, folder), accelerator)
         if folder is not None and accelerator.is_main_process:
             self.scored.append(Scored(folder, evaluator, dataset))
-        return scores if losses is None else scores | losses.read(accelerator)
+        return scores if losses is None else joined_scores(scores, losses.read(accelerator))
 
     def _scores(self, evaluator: CocoEvaluator, dataset: Dataset, folder: Path | None) -> dict[str, float]:
         args = self.args
