@@ -50,6 +50,7 @@ from rfdetr_hf.data.pipeline.collate import DetectionCollator
 from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_train_dataloader
 from rfdetr_hf.data.pipeline.picture_cache import DiskCache, MemoryCache
 from rfdetr_hf.data.pipeline.pixels import decode_image, prepare_pixels
+from rfdetr_hf.data.pipeline.row_reader import RowReader
 from rfdetr_hf.data.pipeline.transforms import build_train_transform
 from rfdetr_hf.data.schema import class_names, detection_features
 
@@ -287,7 +288,7 @@ def parts(dataset: Dataset, size: int, decoder: str) -> dict[str, float]:
         return call
 
     places = [
-        ("row of the table", Dataset, "__getitem__"), ("read the file", decoding, "_bytes"),
+        ("row of the table", RowReader, "__getitem__"), ("read the file", decoding, "_bytes"),
         ("read its header", decoding, "_open"), ("decode", decoding.Picture, "_decode"),
         ("crop and resize", viewing, "resample"), ("move objects", viewing.View, "map_objects"),
         ("boxes as arrays", loading.DetectionDataset, "_target"), ("collate", DetectionCollator, "__call__"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from .view import Sample
 
@@ -93,12 +94,14 @@ class DetectionCollator:
         sizes = [(int(sample.image.shape[1]), int(sample.image.shape[2])) for sample in samples]
         height, width = (-(-max(side) // self.size_divisor) * self.size_divisor for side in zip(*sizes, strict=True))
         padded = any(size != (height, width) for size in sizes)
-        make = torch.zeros if padded else torch.empty
-        pixels = make(len(samples), 3, height, width, dtype=samples[0].image.dtype)
-        for row, sample, (h, w) in zip(pixels, samples, sizes, strict=True):
-            row[:, :h, :w] = sample.image
-        batch: dict[str, Any] = {"pixel_values": pixels}
-        if padded:
+        if not padded:
+            # In a worker this one writes into shared memory at once.
+            batch: dict[str, Any] = {"pixel_values": default_collate([sample.image for sample in samples])}
+        else:
+            pixels = torch.zeros(len(samples), 3, height, width, dtype=samples[0].image.dtype)
+            for row, sample, (h, w) in zip(pixels, samples, sizes, strict=True):
+                row[:, :h, :w] = sample.image
+            batch = {"pixel_values": pixels}
             batch["pixel_mask"] = mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
             for row, (h, w) in zip(mask, sizes, strict=True):
                 row[:h, :w] = True

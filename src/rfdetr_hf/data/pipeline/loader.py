@@ -27,6 +27,7 @@ from .collate import DetectionCollator
 from .order import EpochBatchSampler, EvalBatchSampler, Key
 from .picture_cache import PictureCache
 from .pixels import open_image
+from .row_reader import RowReader
 from .view import Others, Sample, select_objects
 
 __all__ = ["DetectionDataset", "LoaderOptions", "Transform", "build_eval_dataloader", "build_train_dataloader"]
@@ -97,6 +98,7 @@ class DetectionDataset(TorchDataset):
         cache: PictureCache | None = None,
     ) -> None:
         self.dataset = undecoded(dataset)
+        self.rows = RowReader(self.dataset)
         self.transform = transform
         self.seed = seed
         self.train = train
@@ -121,30 +123,44 @@ class DetectionDataset(TorchDataset):
             DetectionDataError: the image cannot be decoded.
             RuntimeError: the transform failed; names the image and carries the error.
         """
-        epoch, position, index = key
-        row = self.dataset[int(index)]
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, position])))
-        call: Any = self.transform
-        others = ()
-        if getattr(call, "needs_others", False):
-            visit = lambda other, see: self._see(self.dataset[other], see)  # noqa: E731
-            others = (Others(epoch, len(self), visit, self._ends),)
-        try:
-            return self._see(row, lambda sample: call(sample, rng, *others))
-        except DetectionDataError:
-            raise
-        except Exception as error:
-            name = row.get("file_name") or (row["image"].get("path") if isinstance(row["image"], Mapping) else None)
-            raise RuntimeError(
-                f"image {row['image_id']} (file {name}, row {index}, epoch {epoch}): the transform failed with "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        return self.__getitems__([key])[0]
 
-    def _see(self, row: Mapping[str, Any], see: Callable[[Sample], Sample]) -> Sample:
-        """What a function makes of the sample of a row while its image is open."""
+    def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
+        """The samples of some keys, as `torch.utils.data.DataLoader` asks for a batch; errors as of one.
+
+        What is small is done for all of them before the first is decoded: between two images, whose pixels fill the
+        processor's cache, each step would take three times as long.
+        """
+        call: Any = self.transform
+        rows = [self.rows[int(index)] for _, _, index in keys]
+        generators = [
+            np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, position])))
+            for epoch, position, _ in keys
+        ]
+        opened = [self._open(row) for row in rows]
+        samples = []
+        for (epoch, _, index), row, rng in zip(keys, rows, generators, strict=True):
+            others = ()
+            if getattr(call, "needs_others", False):
+                visit = lambda other, see: see(self._open(self.rows[other]))  # noqa: E731
+                others = (Others(epoch, len(self), visit, self._ends),)
+            try:
+                samples.append(call(opened.pop(0), rng, *others))
+            except DetectionDataError:
+                raise
+            except Exception as error:
+                name = row.get("file_name") or (row["image"].get("path") if isinstance(row["image"], Mapping) else None)
+                raise RuntimeError(
+                    f"image {row['image_id']} (file {name}, row {index}, epoch {epoch}): the transform failed with "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        return samples
+
+    def _open(self, row: Mapping[str, Any]) -> Sample:
+        """The sample of a row, its image not decoded yet."""
         shown = row if self.value_range is None else {**row, "value_range": self.value_range}
         image, size = open_image(shown, self.decoder, self.cache), (int(row["height"]), int(row["width"]))
-        return see(Sample(image, self._target(row), row["image_id"], size, self._labelled(row)))
+        return Sample(image, self._target(row), row["image_id"], size, self._labelled(row))
 
     def _labelled(self, row: Mapping[str, Any]) -> np.ndarray | None:
         """(classes,) bool where images say which classes are labelled in them; else None."""
@@ -162,16 +178,16 @@ class DetectionDataset(TorchDataset):
         boxes = np.concatenate([corner_and_size[:, :2], corner_and_size[:, :2] + corner_and_size[:, 2:]], axis=1)
         target = {
             "boxes": boxes.astype(np.float32),
-            "class_labels": np.asarray(objects["category"], np.int64),
+            "class_labels": np.array(objects["category"], np.int64),
             # Null, which is NaN here, stands for the area of the box.
             "area": np.where(np.isnan(area), corner_and_size[:, 2:].prod(axis=1), area).astype(np.float32),
-            "iscrowd": np.asarray(objects["iscrowd"], bool),
+            "iscrowd": np.array(objects["iscrowd"], bool),
         }
         if "segmentation" in objects:
             target["segmentation"] = mask_column(objects["segmentation"], int(row["height"]), int(row["width"]))
         if "keypoints" in objects:
             width = self.dataset.features["objects"]["keypoints"].feature.length
-            target["keypoints"] = np.asarray(objects["keypoints"], np.float32).reshape(len(boxes), width // 3, 3)
+            target["keypoints"] = np.array(objects["keypoints"], np.float32).reshape(len(boxes), width // 3, 3)
         return select_objects(target, ~target["iscrowd"]) if self.train else target
 
 
@@ -222,17 +238,19 @@ def _dataloader(
     workers = options.num_workers
     shown: dict[str, Any] = {"value_range": options.value_range, "image_decoder": options.image_decoder}
     shown["cache"] = options.cache
-    samples = DetectionDataset(dataset, transform, options.seed if train else 0, train=train, **shown)
+    folder = None
     if workers and multiprocessing.get_start_method() != "fork":
         try:
-            pickle.dumps(samples.transform)
+            pickle.dumps(transform)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(
                 f"the augmentation cannot be handed to worker processes, which are no forks here ({error}); "
                 "define it at the top of a module instead of in a function or as a lambda, or load with "
                 "dataloader_num_workers=0"
             ) from error
-        samples.dataset, samples.folder = _mapped(samples.dataset)
+        dataset, folder = _mapped(undecoded(dataset))
+    samples = DetectionDataset(dataset, transform, options.seed if train else 0, train=train, **shown)
+    samples.folder = folder
     return DataLoader(
         samples,
         batch_sampler=sampler,

@@ -180,7 +180,7 @@ class TrainTransform:
     def draw_view(self, height: int, width: int, rng: np.random.Generator) -> View:
         """Choose what is seen of an image of this size, before any pixel is decoded."""
         crop = self.scale_jitter and rng.random() < CROP_PROBABILITY
-        size = int(rng.choice(self.sizes))
+        size = self.sizes[int(rng.integers(len(self.sizes)))]
         if crop:
             region = self._draw_crop(height, width, rng)
             size = size if self.square else min(size, self.max_size)
@@ -193,7 +193,8 @@ class TrainTransform:
         return View(*region, out_width, out_height, flip=bool(rng.random() < self.horizontal_flip))
 
     def _draw_crop(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        grid_height, grid_width = fit_shortest_edge(height, width, int(rng.choice(self.crop_shortest_edges)))
+        shortest = self.crop_shortest_edges[int(rng.integers(len(self.crop_shortest_edges)))]
+        grid_height, grid_width = fit_shortest_edge(height, width, shortest)
         largest = min(max(self.crop_shortest_edges), grid_height, grid_width)
         side = int(rng.integers(min(self.crop_min_side, largest), largest, endpoint=True))
         top = int(rng.integers(0, grid_height - side, endpoint=True))

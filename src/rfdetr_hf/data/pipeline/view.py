@@ -72,6 +72,8 @@ class Others:
 
 def select_objects(target: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:
     """Rows `keep` (a boolean mask or indices) of every field."""
+    if keep.dtype == bool and keep.all():
+        return target
     return {name: values[keep] for name, values in target.items()}
 
 
@@ -86,19 +88,20 @@ def clip_objects(target: dict[str, np.ndarray], region: tuple[float, float, floa
     """
     boxes = target["boxes"]
     left, top, right, bottom = region
-    clipped = np.stack(
-        [boxes[:, 0::2].clip(left, right), boxes[:, 1::2].clip(top, bottom)], axis=-1
-    ).reshape(-1, 4)  # fmt: skip
-    sides = clipped[:, 2:] - clipped[:, :2]
-    whole = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64)
-    share = np.divide(np.prod(sides, axis=1, dtype=np.float64), whole, out=np.zeros(len(boxes)), where=whole > 0)
+    # (n, 4) float32, as the boxes are: numbers of another type would change theirs.
+    low, high = np.array([left, top] * 2, np.float32), np.array([right, bottom] * 2, np.float32)
+    clipped = np.minimum(np.maximum(boxes, low), high)
+    sides, lengths = clipped[:, 2:] - clipped[:, :2], (boxes[:, 2:] - boxes[:, :2]).astype(np.float64)
+    whole = lengths[:, 0] * lengths[:, 1]
+    seen = sides[:, 0].astype(np.float64) * sides[:, 1]
+    share = np.divide(seen, whole, out=np.zeros(len(boxes)), where=whole > 0)
     moved = {"boxes": clipped, "area": (target["area"] * share).astype(np.float32)}
     if "keypoints" in target:
         xy = target["keypoints"][..., :2]
         inside = ((xy >= (left, top)) & (xy <= (right, bottom))).all(axis=-1, keepdims=True)
         labelled = inside & (target["keypoints"][..., 2:] > 0)
         moved["keypoints"] = np.where(labelled, target["keypoints"], np.float32(0))
-    return select_objects({**target, **moved}, np.all(sides > 0, axis=1))
+    return select_objects({**target, **moved}, (sides[:, 0] > 0) & (sides[:, 1] > 0))
 
 
 @dataclass(frozen=True)
@@ -156,14 +159,15 @@ class View:
         target = clip_objects(target, (self.left, self.top, self.right, self.bottom))
         scale_x, scale_y = self.width / (self.right - self.left), self.height / (self.bottom - self.top)
         boxes = target["boxes"].astype(np.float64)
-        boxes = (boxes - [self.left, self.top] * 2) * ([scale_x, scale_y] * 2)
+        boxes -= np.array([self.left, self.top] * 2)
+        boxes *= np.array([scale_x, scale_y] * 2)
         if self.flip:
-            boxes[:, [0, 2]] = self.width - boxes[:, [2, 0]]
-        boxes = boxes.clip(0, [self.width, self.height] * 2).astype(np.float32)
+            boxes[:, 0], boxes[:, 2] = self.width - boxes[:, 2], self.width - boxes[:, 0]
+        boxes = np.minimum(np.maximum(boxes, 0.0), np.array([self.width, self.height] * 2)).astype(np.float32)
         moved = {"boxes": boxes, "area": target["area"] * np.float32(scale_x * scale_y)}
         if "keypoints" in target:
             moved["keypoints"] = self._map_keypoints(target, (scale_x, scale_y), flip_index)
-        target = select_objects({**target, **moved}, np.all(boxes[:, 2:] > boxes[:, :2], axis=1))
+        target = select_objects({**target, **moved}, (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
         return self._map_masks(target, mask_size)
 
     def _map_keypoints(
