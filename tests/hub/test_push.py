@@ -1,5 +1,7 @@
+import json
 import logging
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -236,6 +238,50 @@ def test_the_newest_checkpoint_of_a_repository(tmp_path, hub):
     assert fetch_checkpoint("tester/mine/checkpoint-9").endswith("/checkpoint-9")
     sha = HfApi(token=TOKEN).repo_info("tester/mine").sha
     assert fetch_checkpoint(f"tester/mine@{sha}").endswith("/checkpoint-10")
+
+
+def test_the_newest_checkpoint_is_of_the_line_that_was_saved_last(tmp_path, hub, tiny_model, shapes):
+    """Before, it was the highest number, which a rewind had left behind."""
+    options = dict(hub_model_id="mine", eval_strategy="no", save_strategy="steps", save_steps=1, save_total_limit=None)
+    here = tmp_path / "run"
+    for steps, resume in ((3, None), (2, str(here / "checkpoint-1"))):
+        args = arguments(here, max_steps=steps, hub_strategy="all_checkpoints", **options)
+        RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=resume)
+    assert {name.split("/")[0] for name in hub.repos["tester/mine"].files} >= {"checkpoint-2", "checkpoint-3"}
+    assert fetch_checkpoint("tester/mine").endswith("/checkpoint-2")
+    # A later upload under another strategy counts likewise.
+    HubUploader("mine", TOKEN).push(next(here.glob("set-aside/*/checkpoint-3")), "x", "last-checkpoint")
+    assert fetch_checkpoint("tester/mine").endswith("/checkpoint-2")
+    HubUploader("mine", TOKEN).push(here / "checkpoint-2", "x", "last-checkpoint")
+    fetched = Path(fetch_checkpoint("tester/mine"))
+    assert json.loads((fetched / "manifest.json").read_text())["step"] == 2
+
+
+def test_the_last_checkpoint_on_the_hub_has_no_file_of_one_before(tmp_path, hub, tiny_model, shapes):
+    """Before, the average of the first run made the checkpoint of the second one unusable."""
+    options = dict(hub_model_id="mine", hub_strategy="checkpoint", eval_strategy="no")
+    args = arguments(tmp_path / "run", max_steps=1, **options)
+    RFDETRTrainer(tiny_model(), args, shapes).train()
+    repo = hub.repos["tester/mine"]
+    assert "last-checkpoint/ema.safetensors" in repo.files
+    args = arguments(tmp_path / "run", max_steps=2, use_ema=False, **options)
+    RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=True)
+    here = {p.relative_to(tmp_path / "run/checkpoint-2") for p in (tmp_path / "run/checkpoint-2").rglob("*.*")}
+    there = {Path(name).relative_to("last-checkpoint") for name in repo.files if name.startswith("last-checkpoint/")}
+    assert there == here and {"config.json", "model.safetensors"} <= set(repo.files)
+    args = arguments(tmp_path / "elsewhere", max_steps=3, use_ema=False, eval_strategy="no", push_to_hub=False)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes)
+    assert trainer.train(resume_from_checkpoint="tester/mine").global_step == 3
+
+
+def test_a_model_is_no_checkpoint(tmp_path, hub, tiny_model, shapes):
+    """A repository of a model, and the folder that its download makes: neither has a manifest."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    HubUploader("mine", TOKEN).push(tmp_path / "model", "first")
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path / "run", push_to_hub=False), shapes)
+    for resume in ("tester/mine", str(tmp_path / "model")):
+        with pytest.raises((ValueError, FileNotFoundError), match=f"is a model.*model_name_or_path={resume}"):
+            trainer.train(resume_from_checkpoint=resume)
 
 
 @pytest.mark.parametrize(

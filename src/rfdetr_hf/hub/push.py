@@ -1,5 +1,6 @@
 """Uploads of a run to the Hub, in the background, and checkpoints fetched from there."""
 
+import json
 import logging
 import os
 import queue
@@ -135,8 +136,10 @@ class HubUploader:
             folder_path=upload.folder,
             path_in_repo=upload.path_in_repo or None,
             commit_message=upload.message,
-            # Of a model folder the manifest stays here; a checkpoint, which is resumed from, needs its own.
+            # Of a model folder the manifest stays here; a checkpoint, which is resumed from, needs its own, and
+            # none of the files of an earlier checkpoint in its place.
             ignore_patterns=None if upload.path_in_repo else [MANIFEST],
+            delete_patterns="*" if upload.path_in_repo and (upload.folder / MANIFEST).is_file() else None,
         )
         return str(commit.commit_url)
 
@@ -243,9 +246,9 @@ def fetch_checkpoint(resume: bool | str | None, token: str | None = None) -> boo
     """Download the checkpoint that `resume_from_checkpoint` names, if it names one on the Hub.
 
     Args:
-        resume: "user/repo" for `last-checkpoint/` or the newest `checkpoint-<step>/` of the repository,
-            "user/repo/checkpoint-<step>" for that one, each with "@revision" if need be. Anything else, a folder of
-            that name in the first place, is returned unchanged.
+        resume: "user/repo" for the newest of `last-checkpoint/` and `checkpoint-<step>/` in the repository, which is
+            the last one of the time line that was saved last; "user/repo/checkpoint-<step>" for that one, each with
+            "@revision" if need be. Anything else, a folder of that name in the first place, is returned unchanged.
         token: of the Hub, for a private repository.
 
     Returns:
@@ -275,7 +278,23 @@ def _newest_on_hub(repo_id: str, revision: str | None, token: str | None) -> str
     files = HfApi(token=token).list_repo_files(repo_id, revision=revision)
     steps = {m[1]: int(m[2] or -1) for m in map(_CHECKPOINT_FILE.fullmatch, files) if m}
     if not steps:
-        raise FileNotFoundError(
-            f"{repo_id} holds no checkpoint; it would with hub_strategy 'checkpoint' or 'all_checkpoints'"
-        )
-    return LAST_CHECKPOINT if LAST_CHECKPOINT in steps else max(steps, key=steps.__getitem__)
+        is_model = {"config.json", "model.safetensors"} <= set(files)
+        remedy = f"it is a model: start a new run from its weights with model_name_or_path={repo_id}" if is_model else (
+            "it would with hub_strategy 'checkpoint' or 'all_checkpoints'"
+        )  # fmt: skip
+        raise FileNotFoundError(f"{repo_id} holds no checkpoint; {remedy}")
+    wanted = [f"{name}/{MANIFEST}" for name in steps]
+    root = snapshot_download(repo_id, revision=revision, token=token, allow_patterns=wanted)
+    written: dict[str, tuple[int, Any]] = {}
+    for name in steps:
+        try:
+            manifest = json.loads((Path(root) / name / MANIFEST).read_bytes())
+            times = [int(entry["mtime_ns"]) for entry in manifest["files"].values()]
+            written[name] = max(times), manifest.get("time_line")
+            steps[name] = int(manifest["step"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            logger.info("%s/%s does not tell when it was saved (%r): its number counts", name, MANIFEST, error)
+            written.setdefault(name, (-1, None))
+    latest = max(steps, key=lambda name: (written[name][0], steps[name]))
+    # Of the time line that was written last, the last step: clocks of machines differ a little.
+    return max((name for name in steps if written[name][1] == written[latest][1]), key=steps.__getitem__)

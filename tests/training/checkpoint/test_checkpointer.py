@@ -394,6 +394,20 @@ def test_values_that_no_run_has_are_refused_and_the_checkpoint_before_is_taken(
     assert any("Skipping the checkpoint" in text and file in text for text in caplog.messages)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "scheduler.json", "optimizer/index.json", "progress.json"])
+def test_without_a_file_that_every_run_writes_the_checkpoint_before_is_taken(tmp_path, two_checkpoints, file):
+    root = tmp_path / "run"
+    shutil.copytree(two_checkpoints, root)
+    manifest = root / "checkpoint-2" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["files"][file]
+    manifest.write_text(json.dumps(content))
+    (root / "checkpoint-2" / file).unlink()
+    with pytest.raises(CheckpointError, match=re.escape(f"checkpoint-2/{file} is missing")):
+        find_checkpoint(str(root / "checkpoint-2"), root, None, [])
+    assert find_checkpoint("auto", root, None, []).folder == root / "checkpoint-1"
+
+
 def test_values_of_a_users_own_parts_are_those_of_a_run(tmp_path, two_checkpoints):
     """Adafactor has two numbers as its `eps` and finds its rate; a callback's best score begins with infinity.
 

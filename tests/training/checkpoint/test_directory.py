@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,16 @@ def damage_empty_manifest(path):
     (path / MANIFEST).write_text('{"files": {"model.bin": {}}}')
 
 
+def damage_names(path, name):
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"][name] = {"size": 1, "sha256": "x"}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+# What no file below the folder can be called.
+ODD_NAMES = ("", ".", "../model.bin", "rng/../model.bin", "/etc/hostname", "a\0b", "a\ud800b", "a" * 300)
 DAMAGES = [
+    *((partial(damage_names, name=name), r"manifest\.json cannot be read|aaa cannot be read") for name in ODD_NAMES),
     (damage_missing, r"model\.bin is missing"),
     (damage_short, r"rank0\.pt has 4 bytes instead of 5"),
     (damage_flipped, r"model\.bin has changed since it was saved"),
@@ -216,6 +226,27 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path, caplog, damage, re
     assert latest_valid_checkpoint(tmp_path) == good
     assert len(caplog.records) == 1
     assert "checkpoint-10" in caplog.text
+
+
+def test_a_manifest_deletes_nothing_outside_its_folder(tmp_path):
+    """Before, rotation deleted whatever a manifest named, and what lay behind a linked folder."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    precious = [tmp_path / "precious", elsewhere / "precious"]
+    for file in precious:
+        file.write_text("weights")
+    named = {1: "../../precious", 2: str(precious[0]), 3: "linked/precious"}
+    for step in (1, 2, 3, 4):
+        save(checkpoint_path(run, step))
+    sums = json.loads((run / "checkpoint-4" / MANIFEST).read_text())["files"]["model.bin"]
+    for step, name in named.items():
+        path = run / f"checkpoint-{step}" / MANIFEST
+        (path.parent / "linked").symlink_to(elsewhere)
+        manifest = json.loads(path.read_text())
+        manifest["files"][name] = sums
+        path.write_text(json.dumps(manifest))
+    assert len(rotate(run, 1)) == 3 and [path.read_text() for path in precious] == ["weights"] * 2
+    assert not list(run.glob("checkpoint-[123]"))
 
 
 def test_an_unreadable_file_counts_as_damage(tmp_path, monkeypatch):
@@ -292,6 +323,8 @@ def test_leftovers_are_finished_or_removed(tmp_path):
     save(tmp_path / "next", "new").rename(tmp_path / ".tmp-best")
     save(tmp_path / "deleted").rename(tmp_path / ".del-checkpoint-1")
     (tmp_path / ".tmp-note").write_text("a user's file")
+    (tmp_path / ".del-push-12-1").mkdir()
+    (tmp_path / ".del-push-12-1" / "model.safetensors").write_text("a part of a checkpoint, for an upload")
     clean_leftovers(tmp_path)
     assert names(tmp_path) == [".tmp-note", "best", "checkpoint-3"]
     assert (tmp_path / "best" / "model.bin").read_text() == "old"

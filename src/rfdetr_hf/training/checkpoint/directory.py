@@ -228,10 +228,14 @@ def verify_sizes(directory: str | Path) -> dict[str, Any]:
     files = _read_manifest(root)
     for name, entry in files.items():
         path = root / name
-        if not path.is_file():
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        if size is None:
             raise CheckpointError(f"{path} is missing.")
-        if path.stat().st_size != entry["size"]:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {entry['size']}.")
+        if size != entry["size"]:
+            raise CheckpointError(f"{path} has {size} bytes instead of {entry['size']}.")
     return files
 
 
@@ -330,7 +334,9 @@ def clean_leftovers(output_dir: str | Path) -> None:
                 _sync(path / MANIFEST)
                 _put_in_place(path, final)
     for path in leftovers:
-        if path.name.startswith(DELETED):
+        if path.name.startswith(f"{DELETED}push"):
+            _remove(path)  # links to, or copies of, what was to be uploaded: they have no manifest
+        elif path.name.startswith(DELETED):
             _discard(path, f"deleted-{path.name.removeprefix(DELETED)}")
 
 
@@ -403,8 +409,16 @@ def read_json(path: Path, kind: type[Value]) -> Value:
 
 
 def _read_manifest(root: Path) -> dict[str, dict[str, Any]]:
+    """The files that a manifest lists.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or lists what is no path below its folder.
+    """
     entries = read_json(root / MANIFEST, dict)
     try:
+        for name in map(Path, entries["files"]):
+            if name.anchor or name.drive or not name.parts or ".." in name.parts or b"\0" in os.fsencode(name):
+                raise ValueError(f"{str(name)!r} is no path of a file below the folder")
         return {
             str(name): {
                 "size": int(entry["size"]),
@@ -473,7 +487,9 @@ def _discard(directory: Path, why: str) -> None:
         listed = {}
     present = [Path(at, name) for at, folders, files in os.walk(directory) for name in (*folders, *files)]
     present = [path for path in present if path.is_symlink() or not path.is_dir()]
-    own = {directory / name for name, entry in listed.items() if _unchanged(directory / name, entry)}
+    # What has been found there, and not what is listed: a name may lead elsewhere through a link.
+    names = {path: path.relative_to(directory).as_posix() for path in present}
+    own = {path for path, name in names.items() if name in listed and _unchanged(path, listed[name])}
     strange = [p for p in present if p not in own and p != directory / MANIFEST and not _NOBODYS.fullmatch(p.name)]
     set_aside(directory.parent, strange, why)
     for path in own:

@@ -34,13 +34,17 @@ def require_folder(resume: bool | str | None) -> None:
     checkpoint = Path(str(resume))
     if is_new(resume) or str(resume).lower() in ("true", "auto") or not checkpoint.exists():
         return
-    if not (checkpoint / MANIFEST).is_file():
+    is_model = not (checkpoint / "trainer_state.json").exists() and any(
+        (checkpoint / name).exists() for name in ("preprocessor_config.json", "model.safetensors")
+    )
+    if (checkpoint / MANIFEST).is_file():
+        verify_sizes(checkpoint)
+    elif not is_model:
         raise CheckpointError(
             f"resume_from_checkpoint={resume} is no checkpoint: {checkpoint / MANIFEST} is missing; give a folder "
             "checkpoint-<step> of a run, or True for the newest one of output_dir"
         )
-    verify_sizes(checkpoint)
-    if (checkpoint / "preprocessor_config.json").exists() and not (checkpoint / "trainer_state.json").exists():
+    if is_model:
         raise CheckpointError(
             f"resume_from_checkpoint={resume} is a model, not a checkpoint to resume from; start a new run "
             f"from its weights with model_name_or_path={resume}"

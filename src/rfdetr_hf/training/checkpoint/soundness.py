@@ -12,7 +12,7 @@ from .directory import CheckpointError, about
 from .optimizer import FOLDER, INDEX
 from .previous import open_optimizer
 from .reading import CheckpointFiles
-from .weights import CONFIG
+from .weights import CONFIG, MODEL
 
 REMEDY = "resume from another checkpoint, or start a new run from its weights with model_name_or_path"
 _MOST = 10**9  # steps
@@ -96,6 +96,9 @@ def _check_files(files: CheckpointFiles) -> None:
     if files.exists(index):
         _check_index(files.folder / index, files.value(index, dict))
     open_optimizer(files)
+    for name in (MODEL, names.SCHEDULER):
+        if not files.exists(name) and not files.exists(Path(name).with_suffix(".pt").name):
+            raise CheckpointError(f"{files.folder / name} is missing; {REMEDY}")
     for name in (names.SCHEDULER, names.SCALER):
         path = files.folder / name
         if files.exists(name):
