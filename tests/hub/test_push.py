@@ -278,7 +278,7 @@ def test_a_model_is_no_checkpoint(tmp_path, hub, tiny_model, shapes):
     """A repository of a model, and the folder that its download makes: neither has a manifest."""
     tiny_model().save_pretrained(tmp_path / "model")
     HubUploader("mine", TOKEN).push(tmp_path / "model", "first")
-    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path / "run", push_to_hub=False), shapes)
+    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path / "run", push_to_hub=False, eval_strategy="no"), shapes)
     for resume in ("tester/mine", str(tmp_path / "model")):
         with pytest.raises((ValueError, FileNotFoundError), match=f"is a model.*model_name_or_path={resume}"):
             trainer.train(resume_from_checkpoint=resume)

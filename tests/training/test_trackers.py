@@ -268,7 +268,9 @@ def test_pictures_are_arrays_of_one_size(shapes):
     assert np.stack(pictures).shape == (2, 480, 480, 3)
 
 
-def test_tensorboard_shows_a_step_once_after_a_run_that_died_past_its_checkpoint(tmp_path, tiny_model, shapes):
+@pytest.mark.parametrize(("save_steps", "resume"), [(2, True), (5, "auto")])
+def test_tensorboard_shows_a_step_once_after_a_run_that_died(tmp_path, tiny_model, shapes, save_steps, resume):
+    """Past its checkpoint, or before any was written, so that `auto` starts over."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -278,12 +280,12 @@ def test_tensorboard_shows_a_step_once_after_a_run_that_died_past_its_checkpoint
                 raise RuntimeError("killed")
 
     args = quick_arguments(
-        tmp_path, max_steps=5, gradient_accumulation_steps=1, eval_strategy="no", save_strategy="steps", save_steps=2,
-        logging_steps=1, report_to="tensorboard",
+        tmp_path, max_steps=5, gradient_accumulation_steps=1, eval_strategy="no", save_strategy="steps",
+        save_steps=save_steps, logging_steps=1, report_to="tensorboard",
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="killed"):
         RFDETRTrainer(tiny_model(), args, shapes, callbacks=[Die()]).train()
-    RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=True)
+    RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=resume)
     events = EventAccumulator(str(next((tmp_path / "runs").glob("*"))))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]

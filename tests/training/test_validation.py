@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ from functools import partial
 import pytest
 import torch
 from helpers.runs import metrics_rows, quick_arguments
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from rfdetr_hf import (
@@ -22,6 +24,7 @@ from rfdetr_hf import (
 from rfdetr_hf.data.pipeline.pixels import decode_image
 from rfdetr_hf.evaluation.by_image import predictions_by_image
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
+from rfdetr_hf.training.best import BestModel
 from rfdetr_hf.training.status import read_status
 
 SHAPES = 8  # images of the fixture `shapes`
@@ -43,6 +46,42 @@ def test_the_loss_of_a_split_does_not_depend_on_its_batches(tmp_path, tiny_model
         found.append({k: v for k, v in trainer.evaluate().items() if k.startswith("eval_loss")})
     assert {"eval_loss", "eval_loss_ce", "eval_loss_bbox_0", "eval_loss_giou_enc"} <= found[0].keys()
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_the_rule_of_a_given_best_model_is_compared_at_resume(tmp_path, tiny_model, shapes, caplog):
+    """Before, the loss was compared with the AP of the first run, which none could beat."""
+
+    def run(steps, metric, **resume):
+        each = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+        args = arguments(tmp_path, max_steps=steps, eval_loss=True, use_ema=False, **each)
+        trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes, best_model=BestModel(metric))
+        trainer.train(**resume)
+        return trainer.state.best
+
+    with caplog.at_level(logging.INFO, logger="rfdetr_hf"):
+        assert run(1, "map_50").metric == "map_50" and read_status(tmp_path)["metric"] == "map_50"
+        second = run(2, "loss", resume_from_checkpoint=True)
+    assert second.step == 2 and second.score > 0 and read_status(tmp_path)["metric"] == "loss"
+    assert any("chosen by metric_for_best_model=loss" in text and "map_50" in text for text in caplog.messages)
+    assert any(f"the best: raw weights of step 2, loss {second.score:.4f}" in text for text in caplog.messages)
+    caplog.clear()
+    third = run(3, "loss", resume_from_checkpoint=True)
+    assert third.score <= second.score and not any("is chosen by" in text for text in caplog.messages)
+
+
+def test_of_the_best_model_only_what_was_saved_is_loaded(tmp_path, tiny_model, shapes):
+    """Before, adapters that somebody had put into best/ were merged into the model, or ended the run."""
+
+    class Planting(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            save_file({"adapter.x": torch.zeros(2)}, tmp_path / "best" / "adapters.safetensors")
+
+    args = arguments(tmp_path, use_ema=False, save_strategy="epoch")
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes, callbacks=[Planting()])
+    trainer.train()
+    assert (tmp_path / "best" / "adapters.safetensors").is_file() and read_status(tmp_path)["state"] == "finished"
+    best = load_file(tmp_path / "best" / "model.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in trainer.model.state_dict().items() if name in best)
 
 
 def test_the_loss_of_a_split_is_the_models_own_without_crowds(tmp_path, tiny_model, crowded):

@@ -9,6 +9,8 @@ from typing import Any
 from ..arguments.metric_names import competing_names, is_coco_score, larger_wins, without_raw
 
 _KEPT = ("score", "source", "step", "smoothed")
+RULE = ("metric", "greater_is_better", "smooth_alpha")
+"""What scores are compared by; of another rule they do not compare."""
 
 
 @dataclass
@@ -58,11 +60,11 @@ class BestModel:
         return improved
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next evaluation depends on."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key in _KEPT}
+        """Everything that the next evaluation depends on, and the rule of the comparison."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key in (*RULE, *_KEPT)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of `state_dict()`."""
+        """Take up the state of `state_dict()`, of the same rule."""
         for key in _KEPT:
             setattr(self, key, state[key])
 

@@ -154,8 +154,8 @@ class StatusCallback(TrainerCallback):
             fields |= {"step": state.global_step, "max_steps": state.max_steps, "score": state.best_metric}
             self.status.write(epoch=state.epoch, **fields)
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._write(state, metric=args.metric_for_best_model)
+    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        self._write(state, metric=state.best.metric)
 
     def on_log(
         self,

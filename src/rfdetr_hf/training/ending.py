@@ -15,6 +15,8 @@ from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.directory import MANIFEST
 from .checkpoint.lock import LockLost
 from .checkpoint.reading import CheckpointFiles
+from .checkpoint.sharded import write_state
+from .checkpoint.weights import MODEL
 from .ema import ExponentialMovingAverage
 from .evaluation_methods import EvaluationMethods
 from .meters import speeds
@@ -152,8 +154,9 @@ class EndingMethods(EvaluationMethods):
         takes_best = self.args.load_best_model_at_end and self.validation.holds_best(state)
         if takes_best:
             merge_adapters(self.model)
-            self.weights.load(CheckpointFiles(self.directory.best))
-            score = f"{self.args.metric_for_best_model} {state.best.score:.4f}"
+            # The one file that was compared with the state: others may be a user's.
+            write_state(self.model, CheckpointFiles(self.directory.best).take_tensors(MODEL))
+            score = f"{state.best.metric} {state.best.score:.4f}"
             whose = "EMA" if state.best.source == "ema" else "raw"
             source = f"the best: {whose} weights of step {state.best.step}, {score}"
         elif self.ema is not None:

@@ -16,7 +16,7 @@ from transformers.trainer_callback import ExportableState
 
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.pipeline.order import ORDER, ORDERS
-from .best import BestModel
+from .best import RULE, BestModel
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _OF_THE_PIXELS = {"image_decoder": "pillow"}
 OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
 # What a run finds out by itself under `per_device_train_batch_size: auto`.
 OF_THE_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
-_OF_THE_BEST = ("metric_for_best_model", "greater_is_better", "smooth_alpha")
+_OF_THE_BEST = ("metric_for_best_model", "greater_is_better", "smooth_alpha")  # as `RULE`
 _OF_THE_BEST_MODEL = ("best_metric", "best_global_step", "best_model_checkpoint", "best_weights")
 _OF_A_STATE = ("args", "attributes")
 _OF_A_METRIC = ("metric", "greater_is_better")  # arguments of callbacks
@@ -218,13 +218,17 @@ class RunState(TrainerState):
         for name in _KEPT:
             setattr(self, name, progress[name])
         before, now = progress["arguments"], self.identity["arguments"]
-        if all(before.get(name) == now[name] for name in _OF_THE_BEST):
+        if "metric" in progress["best"]:  # else of an earlier version: the arguments tell
+            rules = [[best.get(name) for name in RULE] for best in (self.best.state_dict(), progress["best"])]
+        else:
+            rules = [[values.get(name) for name in _OF_THE_BEST] for values in (now, before)]
+        if rules[0] == rules[1]:
             self.best.load_state_dict(progress["best"])
         else:
             self._forget_best()
             logger.warning(
                 "the best model is chosen by %s now, before by %s: the comparison starts with the next evaluation",
-                *(", ".join(f"{name}={values.get(name)}" for name in _OF_THE_BEST) for values in (now, before)),
+                *(", ".join(f"{n}={v}" for n, v in zip(_OF_THE_BEST, rule, strict=True)) for rule in rules),
             )
         self.identity["data"] = progress.get("data")
         self.order = progress.get("order", 1)

@@ -126,8 +126,8 @@ def _started(tracker: str | GeneralTracker, args: RFDETRTrainingArguments, step:
     tracker_class = LOGGER_TYPE_TO_CLASS[tracker]
     run_name = args.run_name or Path(args.output_dir).resolve().name
     options: dict[str, Any] = {_RUN_NAME[tracker]: run_name} if tracker in _RUN_NAME else {}
-    # What a killed run has written past the checkpoint that this one goes on from is not shown.
-    options |= {"purge_step": step + 1} if tracker == "tensorboard" and step else {}
+    # What a killed run has written past the checkpoint that this one goes on from, or before any, is not shown.
+    options |= {"purge_step": step + 1 if step else 0} if tracker == "tensorboard" else {}
     options |= cast(dict[str, Any], args.tracker_kwargs or {}).get(tracker, {})
     if tracker_class.requires_logging_directory:
         # The name of a tracker with files is that of their folder.

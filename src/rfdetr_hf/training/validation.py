@@ -199,7 +199,7 @@ class Validation:
             return
         logger.warning(
             "the best model so far (step %d, %s %.4f) is not in %s; the best of what follows will be kept",
-            best.step, self.args.metric_for_best_model, best.score, self.directory.root,
+            best.step, best.metric, best.score, self.directory.root,
         )  # fmt: skip
         best.score = best.source = best.step = None
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
