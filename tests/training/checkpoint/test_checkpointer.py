@@ -394,7 +394,7 @@ def test_values_that_no_run_has_are_refused_and_the_checkpoint_before_is_taken(
     assert any("Skipping the checkpoint" in text and file in text for text in caplog.messages)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "scheduler.json", "optimizer/index.json", "progress.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "scheduler.json", "progress.json"])
 def test_without_a_file_that_every_run_writes_the_checkpoint_before_is_taken(tmp_path, two_checkpoints, file):
     root = tmp_path / "run"
     shutil.copytree(two_checkpoints, root)

@@ -145,6 +145,38 @@ def test_what_was_set_aside_can_be_taken_up_again(tmp_path):
     assert any(path.startswith("rewind-to-4/checkpoint-3/") for path in aside(tmp_path))
 
 
+def test_going_back_to_what_was_set_aside_leaves_nothing_of_the_other_line(tmp_path):
+    """Before, best/, scores and rows of the line that is left stayed where they lay below the step."""
+    start(tmp_path, 2, 4, 6)
+    metrics(tmp_path, 2, 4, 6)
+    other = start(tmp_path, 3, 4, resume=str(tmp_path / "checkpoint-2"), name="second")
+    other.write(tmp_path / "best", 4)
+    other.write(tmp_path / "last", 4)
+    metrics(tmp_path, 2, 3, 4)
+    (tmp_path / "report.html").write_text("of the second")
+    for step in (2, 4):
+        (tmp_path / "eval" / str(step)).mkdir(parents=True)
+        (tmp_path / "eval" / str(step) / "metrics.json").write_text("{}")
+    (old,) = tmp_path.glob("set-aside/*/checkpoint-6")
+    start(tmp_path, 8, resume=str(old), name="third")
+    assert steps_in(tmp_path) == [2, 8] and not (tmp_path / "best").exists() and not (tmp_path / "last").exists()
+    expected = {"best/model.safetensors", "last/model.safetensors", "eval/4/metrics.json", "metrics.csv", "report.html"}
+    assert {f"rewind-to-6/{name}" for name in expected} <= aside(tmp_path) and (tmp_path / "eval" / "2").is_dir()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,loss", "2,0.5"]
+
+
+def test_the_best_model_of_this_line_stays_when_a_checkpoint_of_another_is_moved_away(tmp_path):
+    start(tmp_path, 2, 4, 6)
+    shutil.copytree(tmp_path / "checkpoint-6", tmp_path / "kept")
+    second = start(tmp_path, 4, 8, resume=str(tmp_path / "checkpoint-2"), name="second")
+    second.write(tmp_path / "best", 8)
+    metrics(tmp_path, 2, 4, 8)
+    shutil.move(tmp_path / "kept", tmp_path / "checkpoint-6")
+    start(tmp_path, resume=True)
+    assert content(tmp_path / "best") == "second 8" and steps_in(tmp_path) == [2, 4, 8]
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,loss", "2,0.5", "4,0.5", "8,0.5"]
+
+
 def test_going_on_from_the_newest_moves_nothing(tmp_path):
     start(tmp_path, 2, 4)
     for resume in (True, "auto", str(tmp_path / "checkpoint-4")):

@@ -34,10 +34,12 @@ def require_folder(resume: bool | str | None) -> None:
     checkpoint = Path(str(resume))
     if is_new(resume) or str(resume).lower() in ("true", "auto") or not checkpoint.exists():
         return
-    is_model = not (checkpoint / "trainer_state.json").exists() and any(
-        (checkpoint / name).exists() for name in ("preprocessor_config.json", "model.safetensors")
+    has_manifest = (checkpoint / MANIFEST).is_file()  # the models on the Hub have none
+    of_models = ("preprocessor_config.json",) if has_manifest else ("config.json", "model.safetensors")
+    is_model = (
+        all((checkpoint / name).exists() for name in of_models) and not (checkpoint / "trainer_state.json").exists()
     )
-    if (checkpoint / MANIFEST).is_file():
+    if has_manifest:
         verify_sizes(checkpoint)
     elif not is_model:
         raise CheckpointError(

@@ -74,6 +74,7 @@ class RunDirectory:
         self._check_lock = partial(self.lock.check, before_writing=True)
         self.status = RunStatus(self.root, self._check_lock)
         self.line: TimeLine | None = None
+        self._recorded: TimeLine | None = None
         self._read = read
         self.opened: CheckpointFiles | None = None
         self._step, self._is_new, self._by_name = 0, True, False
@@ -238,7 +239,7 @@ class RunDirectory:
             for folder in (self.best, self.last) if checkpoint is not None else ():
                 check_replaceable(folder)
             self._step = 0 if checkpoint is None else step_of(checkpoint)
-            self.line = self._new_line(checkpoint, recorded)
+            self._recorded, self.line = recorded, self._new_line(checkpoint, recorded)
             return checkpoint
 
         return on_main(prepare, accelerator)
@@ -362,14 +363,18 @@ class RunDirectory:
         if not rewinds:
             set_aside(self.root, others, "no-checkpoint")
             return
-        start = min(self._step, line.segments[-1][1])
-        why = f"rewind-to-{start}"
-        ours = [path for path in (self.best, self.last) if (about(path).get("step") or 0) > start]
-        if self.best in ours:
-            ours += [self.root / name for name in OF_THE_BEST if (self.root / name).is_file()]
+        # What has no time line of its own is ours up to where the line that was written last and this one part.
+        start, why = line.parts_from(self._recorded or line, self._step), f"rewind-to-{self._step}"
+        left = []
+        for path in (self.best, self.last):
+            mark, step = time_line_of(path), about(path).get("step") or 0
+            if step > start if mark is None else not line.leads_from(mark, step):
+                left.append(path)
+        if self.best in left:
+            left += [self.root / name for name in OF_THE_BEST if (self.root / name).is_file()]
         scored = [path for name in ("eval", "test") for path in self.root.glob(f"{name}/*")
                   if path.name.isdecimal() and int(path.name) > start]  # fmt: skip
-        set_aside(self.root, [*ours, *scored], why)
+        set_aside(self.root, [*left, *scored], why)
         self._cut_metrics(start, why)
         set_aside(self.root, reversed(others), why)
 

@@ -38,6 +38,14 @@ class TimeLine:
         count = len(other.segments)
         return self.segments[:count] == other.segments and all(step <= start for _, start in self.segments[count:])
 
+    def parts_from(self, other: "TimeLine", step: int) -> int:
+        """The last step, up to a given one, that is on the way of both."""
+        pairs = zip(self.segments, other.segments, strict=False)
+        shared = next(
+            (i for i, (one, two) in enumerate(pairs) if one != two), min(len(self.segments), len(other.segments))
+        )
+        return min([step, *(line.segments[shared][1] for line in (self, other) if len(line.segments) > shared)])
+
     def to_json(self) -> list[list[Any]]:
         """The segments as lists."""
         return [list(segment) for segment in self.segments]
