@@ -18,6 +18,7 @@ from rfdetr_hf import (
     RFDETRTrainer,
     RFDETRTrainingArguments,
 )
+from rfdetr_hf.training.checkpoint.lock import RunInUse, RunLock
 
 SHAPES = 8  # images of the fixture `shapes`
 
@@ -354,3 +355,28 @@ def test_the_trainer_of_transformers_has_these_methods_too():
     for name in ("create_model_card", "num_examples", "get_test_dataloader", "get_learning_rates", "push_to_hub",
                  "get_num_trainable_parameters", "log_metrics", "save_metrics", "save_state"):  # fmt: skip
         assert hasattr(transformers.Trainer, name) and hasattr(RFDETRTrainer, name), name
+
+
+def test_outside_a_training_nothing_is_written_into_another_run(tmp_path, tiny_model, shapes):
+    args = quick_arguments(tmp_path, max_steps=1, eval_strategy="no", save_strategy="no")
+    trained = RFDETRTrainer(tiny_model(), args, shapes, shapes)
+    trained.train()
+    last, rows = (tmp_path / "last" / "model.safetensors").read_bytes(), (tmp_path / "metrics.csv").read_bytes()
+    trained.evaluate()
+    assert (tmp_path / "metrics.csv").read_bytes() == rows
+    trained.save_model()  # its own
+    for folder in (tmp_path / "new", tmp_path / "new"):
+        RFDETRTrainer(tiny_model(), quick_arguments(folder, eval_strategy="no")).save_model()
+    other = RFDETRTrainer(tiny_model(), args)
+    with pytest.raises(FileExistsError, match="last is of an earlier run; give another folder"):
+        other.save_model()
+    other.save_model(tmp_path / "elsewhere")
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    try:
+        for trainer in (trained, other):
+            with pytest.raises(RunInUse, match="another run trains there"):
+                trainer.save_model()
+    finally:
+        lock.release()
+    assert (tmp_path / "last" / "model.safetensors").read_bytes() == last

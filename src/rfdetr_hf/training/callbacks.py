@@ -205,6 +205,10 @@ class MetricsCsvCallback(TrainerCallback):
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns()).writerow(row)
 
+    def close(self) -> None:
+        """The training has ended: another run may write the file."""
+        self.in_run = False
+
     def _columns(self) -> list[str]:
         return list(dict.fromkeys(["step", "epoch", *(key for row in self.rows for key in row)]))
 

@@ -105,7 +105,12 @@ class TransformersMethods:
         return self.accelerator.is_local_main_process
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`."""
+        """Write the model in memory as a `from_pretrained` folder with its image processor; default: `last/`.
+
+        Raises:
+            RunInUse: another process trains into `output_dir`.
+            FileExistsError: the folder is no model of this trainer, or `last/` is that of an earlier run.
+        """
         folder = Path(output_dir) if output_dir else self.directory.last
         target = self.directory.replacing(folder, self.state.global_step)
         self.weights.save_pretrained(target, self._card(), self.accelerator)

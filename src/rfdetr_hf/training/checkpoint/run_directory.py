@@ -35,7 +35,7 @@ from .directory import (
     step_of,
     time_line_of,
 )
-from .lock import LockLost, RunLock
+from .lock import LockLost, RunInUse, RunLock, read_lock
 from .reading import CheckpointFiles
 from .resume import find_checkpoint, is_new, open_checkpoint
 from .timeline import TimeLine
@@ -93,8 +93,18 @@ class RunDirectory:
 
         Raises:
             LockLost: one has; nothing is put in place.
+            RunInUse: outside a training: another process trains here.
+            FileExistsError: outside a training: the path is in this directory and has what another run saved.
         """
         self._check_lock()
+        if not self.lock.held and path.parent == self.root:
+            found, mark = read_lock(self.root), time_line_of(path)
+            if found is not None and found.over() is None:
+                raise RunInUse(
+                    f"{path} cannot be written: another run trains there ({found.owner}); give another folder"
+                )
+            if mark is not None and (self.line is None or not self.line.same_run(mark)):
+                raise FileExistsError(f"{path} is of an earlier run; give another folder, or another output_dir")
         with atomic_directory(path, self.about(step), self._check_lock) as folder:
             yield folder
 
