@@ -383,7 +383,9 @@ def test_a_model_folder_that_is_not_ours_is_refused_before_the_training(tmp_path
         start(tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "train.log", "args.yaml", "status.json"])
+@pytest.mark.parametrize(
+    "name", ["metrics.csv", "train.log", "args.yaml", "status.json", "metrics.csv.tmp", ".status.json.tmp"]
+)
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
     start(tmp_path, 2)
     shutil.rmtree(tmp_path / name, ignore_errors=True)
@@ -393,9 +395,12 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
         start(tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("name", ["last", "best", "eval", "set-aside"])
+@pytest.mark.parametrize(
+    "name", ["last", "best", "eval", "set-aside", "eval/4", "eval/4/raw", ".tmp-last", ".tmp-checkpoint-4"]
+)
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path, name):
     start(tmp_path, 2)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(FileExistsError, match=f"{name} is a file"):
         start(tmp_path, resume=True)

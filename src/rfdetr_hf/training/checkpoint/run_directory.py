@@ -22,6 +22,7 @@ from ..status import FILE as STATUS
 from .directory import (
     MANIFEST,
     SET_ASIDE,
+    TEMPORARY,
     about,
     aside_folder,
     atomic_directory,
@@ -414,12 +415,17 @@ class RunDirectory:
             FileExistsError: a file of the run is a folder, or a folder a file.
             PermissionError: one may not be written.
         """
-        for path in (self.metrics, self.log, self.arguments, self.status.path):
+        before_rename = (self.metrics.with_suffix(".csv.tmp"), self.root / f".{STATUS}.tmp")
+        for path in (self.metrics, self.log, self.arguments, self.status.path, *before_rename):
             if path.is_dir():
                 raise FileExistsError(f"{path} is a folder, and the run writes a file of that name; move it away")
             if path.exists() and not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, "the run writes it, and may not; change its permissions", str(path))
-        for path in (self.best, self.last, self.root / "eval", self.root / "test", self.root / SET_ASIDE):
+        scored = [path for path in self.root.glob("eval/*") if path.name.isdecimal()]
+        scored += [path / "raw" for path in scored if path.is_dir()]
+        saved = [path for path in self.root.iterdir() if path.name.startswith(TEMPORARY)]
+        folders = (self.best, self.last, self.root / "eval", self.root / "test", self.root / SET_ASIDE)
+        for path in (*folders, *scored, *saved):
             if path.exists() and not path.is_dir():
                 raise FileExistsError(f"{path} is a file, and the run writes a folder of that name; move it away")
             if path.exists() and not os.access(path, os.W_OK | os.X_OK):
