@@ -77,6 +77,8 @@ class Range:
         return above and (value <= self.high if self.brackets[1] == "]" else value < self.high)
 
     def __str__(self) -> str:
+        if self.low == -math.inf and math.isfinite(self.high):
+            return f"at most {self.high:g}"
         if math.isfinite(self.high):
             return f"in {self.brackets[0]}{self.low:g}, {self.high:g}{self.brackets[1]}"
         if self.low == 0:
@@ -84,6 +86,7 @@ class Range:
         return f"at least {self.low:g}"
 
 
+AT_MOST_1 = Range(high=1)
 FROM_0, FROM_1, POSITIVE = Range(0), Range(1), Range(0, brackets="(]")
 PROBABILITY, BELOW_1, FACTOR = Range(0, 1), Range(0, 1, "[)"), Range(0, 1, "(]")
 

@@ -74,6 +74,10 @@ def test_task_that_contradicts_the_model(keypoint_folder):
         _picture(keypoint_folder, "--task", "segmentation")
     with pytest.raises(ValueError, match=r"keypoint_threshold=2.0 is not valid: it must be a number, in \[0, 1\)"):
         _picture(keypoint_folder, "--keypoint_threshold", "2")
+    with pytest.raises(ValueError, match="threshold=50.0 is not valid: it must be a number, at most 1"):
+        _picture(keypoint_folder, "--threshold", "50")
+    with pytest.raises(ValueError, match="that of 'circle'=50 must be a number of at most 1"):
+        _picture(keypoint_folder, "--thresholds", '{"circle": 50}')
 
 
 def test_masks_are_run_lengths_and_give_the_area():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rfdetr_hf import RFDETRForKeypointDetection, RFDETRForObjectDetection, RFDETRImageProcessor
+from rfdetr_hf import ImageDetector, RFDETRForKeypointDetection, RFDETRForObjectDetection, RFDETRImageProcessor
 
 PROCESSOR = RFDETRImageProcessor(size={"height": 64, "width": 64})
 
@@ -44,8 +44,16 @@ def test_equal_thresholds_are_one(outputs):
     [
         (None, "threshold=None"),
         ("high", "threshold='high'"),
-        ([0.5], r"shape \(1,\).*3"),
-        ([0.5, "x", 0.5], "give a number"),
+        ([0.5], r"1 are given for 3 classes"),
+        ([0.5, "x", 0.5], "of 1='x'"),
+        (50, "threshold=50 must be a number of at most 1"),
+        (float("nan"), "threshold=nan"),
+        (float("-inf"), "threshold=-inf"),
+        ([0.5, float("nan"), 0.2], "of 1=nan"),
+        (torch.tensor([True, False, True]), "of 0=True"),
+        (np.array([0.5, 50, 0.5]), "of 1=50.0"),
+        ({0: True}, "of 0=True"),
+        ([[0.1, 0.2, 0.3]], "of 0="),
         ({"bee": 0.5}, "class 'bee'.*model.detect knows names"),
         ({7: 0.5}, "class 7"),
         (True, "threshold=True"),
@@ -65,15 +73,24 @@ def test_the_model_knows_the_names(deep_config):
     for threshold, labels in (({"bee": 0.45}, {1}), ({"bee": 0.55}, set()), ({1: 0.45, "ant": 0.9}, {1})):
         (each,) = model.detect(outputs, PROCESSOR, threshold, [(64, 64)])
         assert set(each["labels"].tolist()) == labels
-    with pytest.raises(ValueError, match="class 'dog'.*ant, bee, cat"):
-        model.detect(outputs, PROCESSOR, {"dog": 0.5})
+    wrong = [
+        ({"dog": 0.5}, "class 'dog'.*ant, bee, cat"),
+        ({0: 0.3, "ant": 0.9}, "0 and 'ant' are one class"),
+        ({"bee": 50}, "of 'bee'=50 must"),
+        ({"bee": True}, "of 'bee'=True"),
+    ]
+    for threshold, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            model.detect(outputs, PROCESSOR, threshold)
+        with pytest.raises(ValueError, match=message):
+            ImageDetector(model, PROCESSOR, threshold=threshold)
 
 
 def test_keypoints_by_class(deep_config, rng):
     model = RFDETRForKeypointDetection(deep_config(num_keypoints_per_class=[2, 0, 3])).eval()
     outputs = model(torch.randn(2, 3, 64, 64, generator=rng))
     every = model.detect(outputs, PROCESSOR, -1.0)
-    limits = [2.0, 0.0, 2.0, 0.0, 2.0]
+    limits = [1.0, 0.0, 1.0, 0.0, 1.0]
     for all_of, each in zip(every, model.detect(outputs, PROCESSOR, limits), strict=True):
         kept = (all_of["labels"] == 1) | (all_of["labels"] == 3)
         assert torch.equal(each["scores"], all_of["scores"][kept])

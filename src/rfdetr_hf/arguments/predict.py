@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..choices import PREDICTION_FORMATS
-from ..options import BELOW_1, FROM_0, FROM_1, option, settle_options
+from ..options import AT_MOST_1, BELOW_1, FROM_0, FROM_1, option, settle_options
 from ..tasks import TASKS
 from .launch import one_device
 from .views import ViewArguments
@@ -31,6 +31,7 @@ class PredictArguments(ViewArguments):
         0.5,
         "Confidence threshold of what is drawn and written; t / (1 + t) for classes without keypoints of a keypoint "
         "model.",
+        AT_MOST_1,
         daily=True,
     )
     thresholds: dict | str | None = option(

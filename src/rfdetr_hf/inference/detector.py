@@ -1,6 +1,5 @@
 """A model of any task as a plain function: PIL images in, detections out."""
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -16,6 +15,7 @@ from ..evaluation.run import Found
 from ..models.files.auto import load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
+from ..models.post_processing import thresholds_of
 
 
 def class_thresholds(
@@ -32,27 +32,19 @@ def class_thresholds(
         default: of the classes that a mapping does not name.
 
     Raises:
-        ValueError: an unknown class, another number of thresholds than classes, or one that is no number.
+        ValueError: an unknown class or one twice, another number of thresholds than classes, or one that is no
+            finite number of at most 1.
     """
-    id2label, counts = config.id2label, config.num_keypoints_per_class or [1] * config.num_labels
-    common = thresholds if isinstance(thresholds, (int, float)) else default
+    counts = config.num_keypoints_per_class or [1] * config.num_labels
+    common = thresholds_of(default if isinstance(thresholds, (Mapping, Sequence)) else thresholds, config.num_labels)
+    if isinstance(common, list):  # of an array
+        return common
     lowered = [common / (1 + common) if count == 0 and common > 0 else common for count in counts]
-    lowered += [common] * (len(id2label) - len(lowered))
-    if isinstance(thresholds, Mapping):
-        for name in thresholds:
-            if name not in id2label.values():
-                near = difflib.get_close_matches(str(name), list(id2label.values()), n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(id2label.values())}"
-                raise ValueError(f"thresholds: the model has no class {name!r}; {hint}")
-        values = [thresholds.get(id2label[label], lowered[label]) for label in range(len(id2label))]
-    else:
-        values = lowered if isinstance(thresholds, (int, float)) else list(thresholds)
-    if len(values) != len(id2label):
-        raise ValueError(f"thresholds: {len(values)} are given for {len(id2label)} classes")
-    for label, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-            raise ValueError(f"thresholds: that of {id2label[label]!r} is {value!r}; it must be a number")
-    return [float(value) for value in values]
+    lowered += [common] * (config.num_labels - len(lowered))
+    if not isinstance(thresholds, (Mapping, Sequence)):
+        return lowered
+    found = thresholds_of(thresholds, config.num_labels, config.id2label, lowered)
+    return found if isinstance(found, list) else [found] * config.num_labels
 
 
 def above(found: Found, thresholds: Sequence[float]) -> Found:

@@ -1,6 +1,9 @@
 """Masks and keypoints of selected detections, in the frame of the original image."""
 
+import difflib
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, cast
 
 import numpy as np
@@ -23,41 +26,67 @@ Threshold = float | Sequence[float] | Mapping[Any, float] | Tensor
 DEFAULT_THRESHOLD = 0.5
 
 
-def class_thresholds(
-    threshold: Threshold, num_labels: int, id2label: Mapping[int, str] | None = None
-) -> float | Tensor:
-    """One threshold, or a tensor (num_labels,) with one for each class.
+def thresholds_of(
+    threshold: Threshold,
+    num_labels: int,
+    id2label: Mapping[int, str] | None = None,
+    default: float | Sequence[float] = DEFAULT_THRESHOLD,
+) -> float | list[float]:
+    """One threshold, or a list with one for each class.
 
     Args:
         threshold: A number; a sequence or tensor with one for each class; a dict with classes as keys, by id or by
-            name. A class that the dict leaves out has 0.5.
+            name. Each is a finite number of at most 1, since no score is above 1; below 0 keeps all.
         num_labels: Number of classes.
         id2label: Names of the classes, for a dict with names.
+        default: Of the classes that a dict leaves out; one for all, or one for each.
 
     Raises:
-        ValueError: for a class that there is not, another number of thresholds, or what is no number.
+        ValueError: for a class that there is not or that stands twice, another number of thresholds, or what is no
+            threshold.
     """
+    known = dict(id2label or {})
     if isinstance(threshold, Mapping):
-        ids = {name: id_ for id_, name in (id2label or {}).items()}
-        values = [DEFAULT_THRESHOLD] * num_labels
+        values = [default] * num_labels if isinstance(default, (int, float)) else list(default)
+        keys: dict[int, Any] = {}
         for key, value in threshold.items():
-            index = ids.get(key, key)
-            if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < num_labels:
-                known = ", ".join(list(ids)[:5]) if ids else f"ids from 0 to {num_labels - 1}; model.detect knows names"
-                raise ValueError(f"threshold has the class {key!r}, and the model has none of that name: {known}.")
-            values[index] = value
-        threshold = values
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float, Tensor, Sequence, np.ndarray)):
-        raise ValueError(f"threshold={threshold!r}: give a number, or one for each class.")
-    try:
-        found = torch.as_tensor(threshold, dtype=torch.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"threshold={threshold!r}: give a number, or one for each class ({error}).") from error
-    if found.ndim == 0:
-        return float(found) if isinstance(threshold, Tensor) else float(cast(float, threshold))
-    if found.shape != (num_labels,):
-        raise ValueError(f"threshold has the shape {tuple(found.shape)}: give a number, or {num_labels}, one a class.")
-    return found
+            is_id = isinstance(key, int) and not isinstance(key, bool) and 0 <= key < num_labels
+            rows = [row for row, name in known.items() if name == key] or ([key] if is_id else [])
+            if not rows:
+                near = difflib.get_close_matches(str(key), list(known.values()), n=1)
+                names = f"it has {', '.join(list(known.values())[:5])}"
+                hint = f"did you mean {near[0]!r}?" if near else names
+                hint = hint if known else f"ids from 0 to {num_labels - 1}; model.detect knows names"
+                raise ValueError(f"thresholds: the model has no class {key!r}; {hint}")
+            if rows[0] in keys:
+                raise ValueError(f"thresholds: {keys[rows[0]]!r} and {key!r} are one class; give it one threshold")
+            keys |= dict.fromkeys(rows, key)
+            for row in rows:
+                values[row] = value
+    elif isinstance(threshold, (Tensor, np.ndarray)) or (
+        isinstance(threshold, Sequence) and not isinstance(threshold, (str, bytes))
+    ):
+        values: Any = threshold.tolist() if isinstance(threshold, (Tensor, np.ndarray)) else list(threshold)
+    else:
+        values = threshold
+    each = list(enumerate(values)) if isinstance(values, list) else [(None, values)]
+    for label, value in each:
+        if isinstance(value, bool) or not isinstance(value, Real) or not -math.inf < float(value) <= 1:
+            of = "threshold" if label is None else f"thresholds: that of {known.get(label, label)!r}"
+            raise ValueError(
+                f"{of}={value!r} must be a number of at most 1, as scores are (0.5 for 50 %); below 0 keeps all."
+            )
+    if isinstance(values, list) and len(values) != num_labels:
+        raise ValueError(f"thresholds: {len(values)} are given for {num_labels} classes; give a number, or one a class")
+    return [float(value) for value in values] if isinstance(values, list) else float(cast(float, values))
+
+
+def class_thresholds(
+    threshold: Threshold, num_labels: int, id2label: Mapping[int, str] | None = None
+) -> float | Tensor:
+    """One threshold, or a tensor (num_labels,) with one for each class. See `thresholds_of`."""
+    found = thresholds_of(threshold, num_labels, id2label)
+    return torch.tensor(found, dtype=torch.float32) if isinstance(found, list) else found
 
 
 def image_masks(
