@@ -19,6 +19,11 @@ MODEL_CONFIG = """
     postprocess_trace_alpha pretrain_weights projector_scale resolution sa_nheads segmentation_head two_stage
     use_grouppose_keypoints
 """.split()
+# Of the constants beside it, ModelDefaults, those that shape the network.
+MODEL_DEFAULTS = """
+    vit_encoder_num_layers window_block_indexes position_embedding rms_norm dim_feedforward decoder_norm use_cls_token
+    encoder_only backbone_only
+""".split()
 BY_TASK = {"dual_projector", "dual_projector_kp_only"}
 OTHER = {
     "two_stage": False, "bbox_reparam": False, "lite_refpoint_refine": False, "layer_norm": False,
@@ -54,7 +59,8 @@ def payload(deep_config):
 def test_no_field_is_forgotten():
     groups = [official.READ_FIELDS, official.TENSOR_FIELDS, set(official.FIXED_FIELDS), BY_TASK]
     groups += [set(official.OPTION_FIELDS), official.IGNORED_FIELDS]
-    assert set(MODEL_CONFIG) <= set().union(*groups)
+    groups += [{"window_block_indexes"}]
+    assert {*MODEL_CONFIG, *MODEL_DEFAULTS} <= set().union(*groups)
     assert sum(len(group) for group in groups) == len(set().union(*groups)), "a field stands in two groups"
     assert set(OTHER) == set(official.FIXED_FIELDS)
 
@@ -134,3 +140,46 @@ def test_fields_of_every_variant_pass(payload):
             assert RFDETRForObjectDetection.from_official(content, variant=name) is not None
             break
     assert legacy_payload(model)["args"].num_windows == 2
+
+
+@pytest.mark.parametrize(
+    "fields", [{"window_block_indexes": [0, 1]}, {"window_block_indexes": []}, {"encoder": "dinov2_small"},
+               {"encoder": "dinov2_registers_windowed_small"}]
+)  # fmt: skip
+def test_other_windows_are_refused(payload, fields):
+    _, content = payload(**fields)
+    with pytest.raises(ValueError, match=f"made with {next(iter(fields))}="):
+        RFDETRForObjectDetection.from_official(content, variant="nano")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"window_block_indexes": [0, 2]}, {"window_block_indexes": None}, {"encoder": "dinov2_windowed_small"},
+               {"encoder": "dinov2_small", "num_windows": 1}, {"window_block_indexes": [0], "num_windows": 1}]
+)  # fmt: skip
+def test_the_same_windows_pass(payload, fields):
+    _, content = payload(**fields)
+    assert RFDETRForObjectDetection.from_official(content, variant="nano").config.backbone_config.out_indices == [1, 3]
+
+
+def test_what_older_files_carry_unused_is_named(payload, caplog):
+    _, content = payload(window_block_indexes=[0, 1, 3, 4, 6, 7, 9, 10])
+    RFDETRForObjectDetection.from_official(content, variant="nano")
+    assert "as the official package does when it reads such a file" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"field_of_1_12": True}, "field_of_1_12=True, which this package does not know"),
+        ({"patch_size": 14, "dec_layers": 7}, "dec_layers=7, tensors 2, patch_size=14, tensors 16; the tensors count"),
+        ({"num_queries": 99}, "num_queries=99, tensors 6"),
+    ],
+)
+def test_fields_that_mean_nothing_here_are_named(payload, caplog, fields, said):
+    _, content = payload(**fields)
+    RFDETRForObjectDetection.from_official(content, variant="nano")
+    assert said in caplog.text
+    caplog.clear()
+    _, content = payload(num_queries=6, hidden_dim=32)
+    RFDETRForObjectDetection.from_official(content, variant="nano")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

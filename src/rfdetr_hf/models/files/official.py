@@ -72,6 +72,11 @@ IGNORED_FIELDS = {
     "amp", "pretrain_weights", "device", "gradient_checkpointing", "compile", "cuda_graphs", "fused_optimizer",
     "ia_bce_loss", "freeze_encoder", "license", "model_name",
 }  # fmt: skip
+# What the projector needs beside a keypoint head, and blocks with windows other than those that the taps imply.
+_BY_RULE = {"dual_projector", "dual_projector_kp_only", "window_block_indexes"}
+# In the settings of older files beside other taps; the official package never used it from there.
+_UNUSED_WINDOWS = [0, 1, 3, 4, 6, 7, 9, 10]
+_KNOWN_FIELDS = {*READ_FIELDS, *TENSOR_FIELDS, *FIXED_FIELDS, *OPTION_FIELDS, *IGNORED_FIELDS, *_BY_RULE, "class_names"}
 # What torch.load raises for files that are cut off or changed.
 _DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error)
 _ZIP, _PICKLE, _LFS = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
@@ -130,7 +135,14 @@ def read_official(
         raise ValueError(f"{origin} holds a {type(payload).__name__}, not a dictionary with the entry 'model'.")
     own = payload.get(OWN_KEY) or {}
     fields = {**_as_fields(payload.get("hyper_parameters")), **_as_fields(payload.get("args"))}
-    fields |= _as_fields(payload.get("model_config"))
+    described = _as_fields(payload.get("model_config"))
+    fields |= described
+    if unknown := sorted(set(described) - _KNOWN_FIELDS):
+        logger.warning(
+            "%s: model_config has the fields %s, which this package does not know: if one of them changes the network, "
+            "its outputs are others here; compare them with the official package's",
+            origin, ", ".join(f"{name}={described[name]!r:.40}" for name in unknown[:5]),
+        )  # fmt: skip
     state = _averaged_state(payload, origin) if use_ema else _regular_state(payload, origin)
     if any(name.startswith("backbone.0.encoder.base_model.") for name in state):
         raise ValueError(f"{origin} was written by a LoRA run: merge the adapters with the official package first.")
@@ -283,12 +295,47 @@ def _check_fields(checkpoint: OfficialCheckpoint) -> None:
                 f"{checkpoint.origin} was made with {name}={fields[name]!r}, and models here have {name}={value!r}: "
                 "its outputs would be others. Train it again with that setting, or use it with the official package."
             )
-    queries = checkpoint.state["query_feat.weight"].shape[0] // count_groups(checkpoint.state)
+    _check_windows(checkpoint)
+    groups, patch = count_groups(checkpoint.state), checkpoint.state[PATCH_KERNEL].shape[-1]
+    queries = checkpoint.state["query_feat.weight"].shape[0] // groups
+    sizes = {
+        "num_queries": queries, "group_detr": groups, "dec_layers": count_decoder_layers(checkpoint.state),
+        "hidden_dim": checkpoint.state["query_feat.weight"].shape[1], "patch_size": patch,
+    }  # fmt: skip
+    others = [name for name, size in sizes.items() if fields.get(name) not in (None, size)]
+    if others:
+        logger.warning(
+            "%s: its settings and its tensors do not belong together: %s; the tensors count",
+            checkpoint.origin, ", ".join(f"{name}={fields[name]!r}, tensors {sizes[name]}" for name in others),
+        )  # fmt: skip
     if fields.get("num_select") not in (None, queries):
         logger.info("%s: num_select=%s is top_k of post-processing here", checkpoint.origin, fields["num_select"])
     if fields.get("postprocess_trace_alpha") not in (None, TRACE_ALPHA):
         alpha = fields["postprocess_trace_alpha"]
         logger.info("%s: postprocess_trace_alpha=%s is trace_alpha of post-processing here", checkpoint.origin, alpha)
+
+
+def _check_windows(checkpoint: OfficialCheckpoint) -> None:
+    """Refuse attention in other windows than the taps imply: windows leave no trace in the tensors."""
+    fields, origin = checkpoint.fields, checkpoint.origin
+    encoder, blocks, taps = fields.get("encoder"), fields.get("window_block_indexes"), fields.get("out_feature_indexes")
+    words = str(encoder).split("_")
+    if encoder is not None and fields.get("num_windows") != 1 and ("windowed" not in words or "registers" in words):
+        raise ValueError(
+            f"{origin} was made with encoder={encoder!r}, and encoders here attend in windows and have no registers: "
+            "its outputs would be others. Use it with the official package; an encoder without windows, and without "
+            "registers, is num_windows=1 here."
+        )
+    if blocks is None or taps is None or fields.get("num_windows") == 1:
+        return
+    implied = [block for block in range(max(taps) + 1) if block not in taps]
+    last = count_encoder_blocks(checkpoint.state)
+    if {*blocks} & {*range(last)} == {*implied} & {*range(last)}:
+        return
+    said = f"{origin} was made with window_block_indexes={list(blocks)}, and out_feature_indexes implies {implied}"
+    if list(blocks) != _UNUSED_WINDOWS:
+        raise ValueError(f"{said}: its outputs would be others. Use it with the official package.")
+    logger.warning("%s: these are used, as the official package does when it reads such a file", said)
 
 
 def _keypoint_schema(checkpoint: OfficialCheckpoint, base: RFDETRConfig) -> list[int]:
