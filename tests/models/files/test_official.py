@@ -141,6 +141,31 @@ def test_labels_of_rows():
     assert sum(name != "N/A" for name in coco.values()) == 80
 
 
+@pytest.mark.parametrize(
+    ("names", "labels", "said"),
+    [
+        (["root", "a", "b", "c", "d"], ["root", "a", "b", "c", "d"], "0 root, 1 a, 2 b, 3 c, 4 d. If they are off"),
+        (["a", "b", "c"], ["a", "b", "c", "N/A", "N/A"], "3 class names and 5 rows of the class head"),
+        (["a", "b", "c", "d"], ["a", "b", "c", "d", "N/A"], None),
+        ({1: "a", 2: "b", 3: "c", "4": "d"}, ["N/A", "a", "b", "c", "d"], None),
+        (None, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3", "N/A"], None),
+    ],
+)
+def test_names_that_may_be_off_by_one_are_listed(make_model, caplog, names, labels, said):
+    loaded = RFDETRForObjectDetection.from_official(legacy_payload(make_model(), names), variant="nano")
+    assert list(loaded.config.id2label.values()) == labels
+    assert (said or "") in caplog.text and bool(said) == ("If they are off by one" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(list("abcdef"), "6 names for 5 rows"), ({5: "a"}, r"keys \[5\].*rows 0 to 4"), ({"a": 0}, r"keys \['a'\]")],
+)
+def test_names_without_rows_are_refused(make_model, names, message):
+    with pytest.raises(ValueError, match=message):
+        RFDETRForObjectDetection.from_official(legacy_payload(make_model(), names), variant="nano")
+
+
 def test_unused_rows_can_be_dropped(make_model):
     model = make_model()
     payload = legacy_payload(model, ["a", "b", "c", "d"])

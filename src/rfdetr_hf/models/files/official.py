@@ -276,7 +276,9 @@ def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) 
         "decoder_cross_attention_heads": heads,
         "decoder_n_points": samples // (heads * len(levels)),
         "mask_downsample_ratio": fields.get("mask_downsample_ratio", base.mask_downsample_ratio),
-        "id2label": official_labels(state["class_embed.bias"].shape[0], fields.get("class_names"), schema),
+        "id2label": official_labels(
+            state["class_embed.bias"].shape[0], fields.get("class_names"), schema, checkpoint.origin
+        ),
         "backbone_config": _encoder_fields(checkpoint, base),
         "num_keypoints_per_class": schema,
     }
@@ -414,20 +416,45 @@ def _fitting_variants(state: Mapping[str, Tensor]) -> list[str]:
     return [name for name in same_depth if fitting[name].backbone_config.position_grid ** 2 + 1 == rows] or same_depth
 
 
-def official_labels(rows: int, class_names: Any = None, schema: Sequence[int] = ()) -> dict[int, str]:
+def official_labels(
+    rows: int, class_names: Any = None, schema: Sequence[int] = (), origin: str = "the file"
+) -> dict[int, str]:
     """Names of the rows of an official class head. A row without a class is called "N/A"; none with keypoints is.
 
     Args:
         rows: Rows of the head.
-        class_names: What the file says: a list of names, or None.
+        class_names: What the file says: a list of names, a dict of rows and names, or None.
         schema: Number of keypoints of each class. Where it starts with the background, [0, 17], as many names as there
             are classes with keypoints are the names of these; else names go with rows from 0, as in training.
+        origin: The file, for messages.
+
+    Raises:
+        ValueError: for a dict with other keys than rows, or more names than rows.
     """
+    remedy = "read_official(path) gives the file: put right fields['class_names'] of it, and give it to from_official"
+    if isinstance(class_names, Mapping) and class_names:
+        named = {int(key) if str(key).isdecimal() else key: str(name) for key, name in class_names.items()}
+        if not {*named} <= {*range(rows)}:
+            raise ValueError(
+                f"{origin}: class_names has the keys {[*class_names][:5]}, and the class head the rows "
+                f"0 to {rows - 1}: {remedy}."
+            )
+        return {row: named.get(row, UNUSED_LABEL) for row in range(rows)}
     names = [class_names] if isinstance(class_names, str) else [str(name) for name in class_names or ()]
     counted = [row for row, count in enumerate(schema) if count]
     unnamed = not names or (rows == 91 and names == list(COCO_LABELS.values()))
     if rows == 91 and unnamed and counted in ([], [1]):
         return {row: COCO_LABELS.get(row, UNUSED_LABEL) for row in range(rows)}
+    if len(names) > rows:
+        raise ValueError(f"{origin}: class_names has {len(names)} names for {rows} rows of the class head: {remedy}.")
+    if not unnamed and not counted and len(names) != rows - 1:
+        shown = {row: names[row] if row < len(names) else UNUSED_LABEL for row in range(rows)}
+        logger.warning(
+            "%s has %d class names and %d rows of the class head, where official trainings have a row more than names. "
+            "Names go with rows from 0: %s%s. If they are off by one, correct them with id2label or rename_classes",
+            origin, len(names), rows, ", ".join(f"{row} {name}" for row, name in [*shown.items()][:10]),
+            ", ..." if rows > 10 else "",
+        )  # fmt: skip
     background_first = bool(counted) and schema[0] == 0
     if unnamed:
         labels = {row: f"LABEL_{row}" for row in range(int(background_first), rows - 1)}
