@@ -1,4 +1,7 @@
+import io
 import json
+import os
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -248,6 +251,16 @@ def test_a_cut_video_is_named(folder, capsys):
     assert command(folder, "--formats", "json", images="clip.avi", out="cut") == 1
     assert "of 20 frames" in capsys.readouterr().out
     assert 0 < len(json.loads((folder / "cut" / "predictions.json").read_text())) < 20
+
+
+def test_names_that_are_no_text_are_printed_escaped(folder, monkeypatch):
+    """A terminal of UTF-8 refuses what stands in for the bytes of such a name."""
+    os.rename(folder / "images" / "2.jpg", os.fsencode(folder / "images") + b"/bad\xff.jpg")
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "utf-8", errors="strict", write_through=True))
+    assert command(folder, "--formats", "json") == 0
+    assert rb"bad\udcff.jpg: " in printed.getvalue()
+    assert len(json.loads((folder / "out" / "predictions.json").read_text())) == 5
 
 
 def test_patterns_and_what_is_no_file(folder, capsys):
