@@ -7,6 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from rfdetr_hf.data.values import as_id, as_integer
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.evaluation.ground_truth import make_coco
 
@@ -32,11 +33,11 @@ _NO_IMAGES = (
 
 _INPUTS = """
 Args:
-    predictions: one dict per image, with or without an id: `boxes` (n lists of x1, y1, x2, y2 in pixels), `scores` (n),
-        `labels` (n).
+    predictions: one dict per image: `boxes` (n lists of x1, y1, x2, y2 in pixels), `scores` (n), `labels` (n). Where it
+        has an `image_id` and its reference too, these must be the same.
     references: one dict per image, in the same order: `boxes` (m lists of x1, y1, x2, y2), `labels` (m), and where
         there are any `area` (m, default width x height) and `iscrowd` (m, default 0).
-    class_names: names by label; adds `map_class_<name>` and `mar_100_class_<name>`.
+    class_names: a list of names by label, or a dict of them; adds `map_class_<name>` and `mar_100_class_<name>`.
     max_dets: another limit of detections per image and class beside COCO's 100, with scores of its own.
     backend: "auto", "pycocotools" or "ultrafast"; the scores are the same.
 Returns:
@@ -50,6 +51,8 @@ class RFDETRCoco(evaluate.Metric):
     """COCO detection scores."""
 
     def _info(self) -> evaluate.MetricInfo:
+        if self.config_name not in ("default", "xyxy", "xywh"):
+            raise ValueError(f"rfdetr_coco knows the boxes 'xyxy' (the default) and 'xywh', not {self.config_name!r}")
         boxes = datasets.Sequence(datasets.Sequence(datasets.Value("float64")))
         numbers, labels = (datasets.Sequence(datasets.Value(kind)) for kind in ("float64", "int64"))
         features = {
@@ -66,6 +69,13 @@ class RFDETRCoco(evaluate.Metric):
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
         """Adds the detections and objects of some images: lists of dicts of lists, arrays or tensors."""
+        for prediction, reference in zip(predictions, references, strict=False):
+            ids = [as_id(each["image_id"]) for each in (prediction, reference) if each.get("image_id") is not None]
+            if len(set(map(str, ids))) > 1:
+                raise ValueError(
+                    f"image_id {ids[0]!r} of a prediction stands at the place of image_id {ids[1]!r} of a reference: "
+                    "give predictions and references in one order"
+                )
         super().add_batch(
             predictions=[_as_lists(each, ("boxes", "scores", "labels")) for each in predictions],
             references=[_reference(each, self.config_name == "xywh") for each in references],
@@ -95,7 +105,7 @@ class RFDETRCoco(evaluate.Metric):
         self,
         predictions: Sequence[Mapping[str, Any]],
         references: Sequence[Mapping[str, Any]],
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | Mapping[int, str] | None = None,
         max_dets: int = 100,
         backend: str = "auto",
     ) -> dict[str, float]:
@@ -116,8 +126,13 @@ class RFDETRCoco(evaluate.Metric):
 
 
 def _ground_truth(
-    predictions: Sequence[Mapping], references: Sequence[Mapping], names: Sequence[str] | None, xywh: bool
+    predictions: Sequence[Mapping],
+    references: Sequence[Mapping],
+    names: Sequence[str] | Mapping[int, str] | None,
+    xywh: bool,
 ) -> Any:
+    if isinstance(names, str):
+        raise ValueError(f"class_names {names!r} is one text: give a list of names, or a dict of label and name")
     images, annotations = [], []
     for image_id, reference in enumerate(references, start=1):
         images.append({"id": image_id})
@@ -127,9 +142,11 @@ def _ground_truth(
             box = [x1, y1, x2, y2] if xywh else [x1, y1, x2 - x1, y2 - y1]
             annotations.append({**record, "bbox": box, "area": area, "iscrowd": int(crowd)})
     labels = {int(label) for each in (*predictions, *references) for label in each["labels"]}
-    if names is not None and (outside := {label for label in labels if not 0 <= label < len(names)}):
-        raise ValueError(f"Labels {sorted(outside)} have no name among the {len(names)} class_names.")
-    known = dict(enumerate(names)) if names is not None else {label: str(label) for label in sorted(labels)}
+    known = {label: str(label) for label in sorted(labels)}
+    if names is not None:
+        known = dict(names if isinstance(names, Mapping) else enumerate(names))
+        if outside := labels - set(known):
+            raise ValueError(f"Labels {sorted(outside)} have no name among the {len(names)} class_names.")
     return make_coco(images, annotations, [{"id": label, "name": name} for label, name in known.items()])
 
 
@@ -137,7 +154,11 @@ def _reference(reference: Mapping[str, Any], xywh: bool) -> dict[str, list]:
     made = _as_lists(reference, ("boxes", "labels"))
     area = [x2 * y2 if xywh else (x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in made["boxes"]]
     optional = {"area": area, "iscrowd": [0] * len(area)}
-    return made | {k: _listed(reference[k]) if reference.get(k) is not None else v for k, v in optional.items()}
+    made |= {k: _listed(reference[k]) if reference.get(k) is not None else v for k, v in optional.items()}
+    if any(len(made[name]) != len(area) for name in optional) or any(each not in (0, 1) for each in made["iscrowd"]):
+        given = {name: made[name][:3] for name in optional}
+        raise ValueError(f"area must be a number and iscrowd 0 or 1 for each of {len(area)} boxes, not {given}")
+    return made
 
 
 def _as_lists(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, list]:
@@ -145,8 +166,17 @@ def _as_lists(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, list]
     if missing:
         raise ValueError(f"Each image needs {', '.join(keys)}; {', '.join(missing)} missing from {sorted(values)}.")
     listed = {key: _listed(values[key]) for key in keys}
+    image = f"Image {values['image_id']}: " if "image_id" in values else ""
     if any(isinstance(label, str) for label in listed["labels"]):
-        raise ValueError(f"labels {listed['labels'][:3]} are texts: give integers, and their names as class_names.")
+        raise ValueError(f"{image}labels {listed['labels'][:3]} are texts: give integers, and names as class_names.")
+    if any(as_integer(int(each) if isinstance(each, bool) else each) is None for each in listed["labels"]):
+        raise ValueError(f"{image}labels {listed['labels'][:3]} are no integers.")
+    lengths = {key: len(each) for key, each in listed.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{image}as many of each are due, but there are {lengths}.")
+    for box in listed["boxes"]:
+        if not hasattr(box, "__len__") or len(box) != 4:
+            raise ValueError(f"{image}boxes must have four numbers each, and one is {box!r}.")
     return listed
 
 

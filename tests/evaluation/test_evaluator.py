@@ -14,8 +14,8 @@ from helpers.coco_cases import IOU_TYPES, SIGMAS, as_coco, pycocotools_run, rand
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rfdetr_hf.data.keypoints import COCO_KEYPOINTS, DEFAULT_SIGMA
-from rfdetr_hf.data.schema import detection_features
+from rfdetr_hf.data.keypoints import COCO_KEYPOINTS, DEFAULT_SIGMA, ClassKeypoints, KeypointSchema
+from rfdetr_hf.data.schema import detection_features, keypoint_feature
 from rfdetr_hf.evaluation.backends import COCO_PERSON_SIGMAS
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator, coco_ground_truth
 from rfdetr_hf.evaluation.ground_truth import make_coco
@@ -401,6 +401,91 @@ def test_seventeen_keypoints_are_those_of_persons_unless_they_have_other_names(n
     sigmas = CocoEvaluator(truth, iou_types=["keypoints"]).sigmas
     assert np.array_equal(sigmas, COCO_PERSON_SIGMAS if persons else [DEFAULT_SIGMA] * 17)
     assert ("no sigmas for 17 keypoints" in caplog.text) is not persons
+    assert ("17 keypoints without names are scored with the sigmas of COCO's person" in caplog.text) is (not names)
+
+
+def test_keypoints_have_the_sigmas_of_their_data_set_by_way_of_a_coco_too():
+    schema = KeypointSchema((ClassKeypoints(tuple(f"k{i}" for i in range(17)), sigmas=(0.2,) * 17), ClassKeypoints()))
+    points = [[value for k in range(17) for value in (10.0 + k, 12.0, 2.0)], [0.0] * 51]
+    objects = {"bbox": [[5.0, 5, 30, 20], [0.0, 0, 9, 9]], "category": [0, 1], "keypoints": points}
+    kinds = {"bbox": List(List(Value("float64"))), "category": List(ClassLabel(names=["a", "b"]))}
+    kinds["keypoints"] = keypoint_feature(schema)
+    row = {"image_id": 1, "width": 64, "height": 48, "objects": objects}
+    numbers = {name: Value("int64") for name in ("image_id", "width", "height")}
+    dataset = Dataset.from_list([row], features=Features({**numbers, "objects": kinds}))
+    truth = coco_ground_truth(dataset)
+    assert truth.cats[0]["keypoints"][:2] == ["k0", "k1"] and truth.cats[1]["keypoints"] == []
+    for given in (dataset, truth):
+        sigmas = CocoEvaluator(given, iou_types=["keypoints"]).sigmas
+        assert {label: each.tolist() for label, each in sigmas.items()} == {0: [0.2] * 17, 1: []}
+
+
+GOOD = {"id": 1, "image_id": 1, "category_id": 0, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+
+
+def one_object(**changes):
+    annotation = {name: value for name, value in (GOOD | changes).items() if value is not ...}
+    return make_coco([{"id": 1, "width": 99, "height": 99}], [annotation], [{"id": 0, "name": "a"}])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("bbox", [10, 10, float("nan"), 20]), ("bbox", [10, 10, float("inf"), 20]), ("bbox", [30, 30, -20, 20]),
+     ("bbox", [30, 30, 20, -1]), ("bbox", [1, 2, 3]), ("bbox", "10 10 20 20"), ("bbox", ["1", 1, 2, 2]), ("bbox", ...),
+     ("area", float("nan")), ("area", -4), ("area", None), ("area", ...), ("area", "400"), ("iscrowd", -1),
+     ("iscrowd", 2), ("iscrowd", "0"), ("iscrowd", None), ("iscrowd", ...), ("iscrowd", float("nan")),
+     ("category_id", 7), ("category_id", "0"), ("category_id", ...)],
+)  # fmt: skip
+def test_impossible_truth_is_named_with_image_and_field(field, value):
+    with pytest.raises(ValueError, match=f"Image 1, annotation 1: {field} .*correct the annotation"):
+        CocoEvaluator(one_object(**{field: value}))
+
+
+@pytest.mark.parametrize("change", [{"bbox": np.array([1.0, 2, 3, 4])}, {"iscrowd": np.int64(1)}, {"iscrowd": False},
+                                    {"area": 0}, {"bbox": (-5, -5, 0, 7)}])  # fmt: skip
+def test_unusual_truth_that_means_something_is_taken(change):
+    assert CocoEvaluator(one_object(**change)).image_ids.tolist() == [1]
+
+
+@pytest.mark.parametrize("image_id", ["1", 9, None])
+def test_annotations_of_unknown_images_are_named(image_id, caplog):
+    with pytest.raises(ValueError, match="1 of 1 annotations .* image_id that none of its images has"):
+        CocoEvaluator(one_object(image_id=image_id))
+    content = one_object().dataset
+    annotations = [*content["annotations"], GOOD | {"id": 2, "image_id": 9}]
+    for name in (1, "a"):  # numbers, and ids that become numbers
+        images = [content["images"][0] | {"id": name}]
+        truth = make_coco(images, [annotations[0] | {"image_id": name}, annotations[1]], content["categories"])
+        evaluator = CocoEvaluator(truth)
+        assert "1 of 2 annotations" in caplog.text and "such as 9 of annotation 2" in caplog.text
+        evaluator.update([name], [{"scores": [0.9], "labels": [0], "boxes": [[10, 10, 30, 30]]}])
+        assert evaluator.compute()["map"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"labels": [0.7]}, "labels must be integers"), ({"labels": torch.tensor([2**32])}, "labels must be integers"),
+     ({"labels": [float("nan")]}, "labels must be integers"), ({"boxes": [[30, 10, 10, 30]]}, "with x1 <= x2"),
+     ({"boxes": torch.tensor([[10.0, 30, 30, 10]])}, r"not \[10.0, 30.0, 30.0, 10.0\]"),
+     ({"boxes": np.array([[10.0, 30, 30, 10]])}, "with x1 <= x2")],
+)  # fmt: skip
+def test_impossible_predictions_are_named_with_image_and_field(change, message):
+    evaluator, good = CocoEvaluator(one_object()), {"scores": [0.9], "labels": [0], "boxes": [[10, 10, 30, 30]]}
+    with pytest.raises(ValueError, match=f"Image 1: .*{message}"):
+        evaluator.update([1], [good | change])
+    corners = {name: value for name, value in good.items() if name != "boxes"} | {"boxes_xywh": [[10, 10, -20, 20]]}
+    with pytest.raises(ValueError, match="Image 1: boxes must be"):
+        evaluator.update([1], [corners])
+    evaluator.update([1], [good | {"labels": [0.0]}])
+    assert evaluator.compute()["map"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("sigma", [float("nan"), float("inf"), 0.0, -1.0])
+def test_sigmas_must_be_positive_numbers(sigma):
+    truth = one_object(keypoints=[10, 10, 2] * 3, num_keypoints=3)
+    for sigmas in ([0.1, sigma, 0.1], {0: [0.1, sigma, 0.1]}):
+        with pytest.raises(ValueError, match="3 positive numbers"):
+            CocoEvaluator(truth, iou_types=["keypoints"], sigmas=sigmas)
 
 
 def test_masks_may_come_as_run_lengths():

@@ -94,6 +94,42 @@ def test_no_images_and_labels_that_are_texts(tmp_path):
         metric.add(prediction={**box, "scores": [0.8]}, reference=box)
 
 
+BOX = {"boxes": [[10, 10, 30, 30]], "labels": [0]}
+
+
+@pytest.mark.parametrize(
+    ("found", "there", "message"),
+    [({}, {"iscrowd": [-1]}, "iscrowd 0 or 1"), ({}, {"iscrowd": [2]}, "iscrowd 0 or 1"),
+     ({}, {"iscrowd": ["0"]}, "iscrowd 0 or 1"), ({}, {"area": [float("nan")]}, "area nan"),
+     ({}, {"area": [-4]}, "area -4"), ({}, {"area": [1, 2]}, "each of 1 boxes"),
+     ({}, {"boxes": [[float("nan"), 10, 30, 30]]}, "bbox"), ({}, {"boxes": [[30, 30, 10, 10]]}, "negative size"),
+     ({"boxes": [[30, 30, 10, 10]]}, {}, "x1 <= x2"), ({"labels": [0.7]}, {}, "no integers"),
+     ({"labels": torch.tensor([0.9])}, {}, "no integers"), ({"labels": [2**32]}, {}, "labels must be integers"),
+     ({"boxes": [[1, 2], [3, 4]], "labels": [0, 0], "scores": [0.5, 0.5]}, {}, "four numbers"),
+     ({}, {"labels": [0, 0]}, "as many of each"), ({"image_id": 1}, {"image_id": 2}, "in one order"),
+     ({"image_id": torch.tensor([1])}, {"image_id": "2"}, "in one order")],
+)  # fmt: skip
+def test_impossible_input_is_named(tmp_path, found, there, message):
+    metric = evaluate.load(METRIC, cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        metric.compute(predictions=[{**BOX, "scores": [0.9], **found}], references=[BOX | there])
+
+
+def test_names_and_the_kind_of_boxes_are_read_as_they_are_meant(tmp_path):
+    for wrong in ("XYWH", "xyhw", "cxcywh"):
+        with pytest.raises(ValueError, match=f"and 'xywh', not '{wrong}'"):
+            evaluate.load(METRIC, wrong, cache_dir=str(tmp_path))
+    metric = evaluate.load(METRIC, "xyxy", cache_dir=str(tmp_path))
+    given = {"predictions": [BOX | {"scores": [0.9], "image_id": torch.tensor([3])}]}
+    given["references"] = [BOX | {"image_id": 3, "iscrowd": [False]}]
+    scores = metric.compute(**given, class_names={0: "cat", 7: "dog"})
+    assert scores["map_class_cat"] == pytest.approx(1) and scores["map_class_dog"] == -1
+    with pytest.raises(ValueError, match="one text"):
+        metric.compute(**given, class_names="abc")
+    with pytest.raises(ValueError, match="have no name"):
+        metric.compute(**given, class_names={"0": "cat"})
+
+
 def _worker(rank, folder):
     torch.set_num_threads(1)
     found, there = as_inputs(*random_coco(5))

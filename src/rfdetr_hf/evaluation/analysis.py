@@ -8,7 +8,7 @@ import numpy as np
 from .backends import Evaluation
 from .confusion import confusion_matrix
 from .error_types import ErrorTypes, error_types
-from .metrics import OperatingCurves, class_table, least_scores, operating_curves
+from .metrics import COCO_LIMITS, OperatingCurves, class_table, least_scores, operating_curves
 
 
 class ImageErrors(NamedTuple):
@@ -93,6 +93,13 @@ class DetectionAnalysis:
             notes.append(
                 f"{(cells > limit).sum()} times an image has more than {limit} objects of a class, the limit of "
                 f"detections: at least {hidden} objects count as missed, whatever the detector finds{option}"
+            )
+        standard = COCO_LIMITS[evaluation.iou_type][-1]
+        if standard < limit and (hidden := np.maximum(cells - standard, 0).sum()):
+            notes.append(
+                f"{(cells > standard).sum()} times an image has more than {standard} objects of a class, and map, "
+                f"mar_{standard} and the table of the classes count {standard} detections of each: at least {hidden} "
+                f"objects are missed there, whatever the detector finds; map_at_{limit} and mar_{limit} count {limit}"
             )
         found = np.bincount(evaluation.detections.rows["image"], minlength=len(per_image)).max(initial=0)
         # A model gives each image as many detections as it has queries: more objects cannot be found.

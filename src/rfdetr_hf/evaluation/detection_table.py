@@ -14,6 +14,7 @@ from torch import Tensor
 # width and height of the box, which are not always what its corners give to the last bit.
 DETECTION = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f8"), ("box", "f8", (4,)), ("size", "f8", (2,))])
 _WORDS = DETECTION.itemsize // 4
+_NO_LABEL = torch.iinfo(torch.int32).min  # stands for a label that is no integer of 32 bits
 
 
 @dataclass
@@ -75,7 +76,8 @@ def pack(
         like: an empty table that says which columns there are.
 
     Raises:
-        ValueError: sizes do not fit, a field is missing, or a number is not finite.
+        ValueError: sizes do not fit, a field is missing, a number is not finite, a label is no integer of 32 bits, or a
+            box has a negative size.
     """
     numbers, labels, counts, sized, masks = [], [], [], [], []
     for image_id, prediction, size in zip(ids, predictions, sizes, strict=True):
@@ -97,7 +99,9 @@ def pack(
         # Float64 stays what it is; not all devices know it, so nothing else becomes it there.
         exact = any(column.dtype == torch.float64 for column in columns)
         numbers.append(torch.cat([column.double() if exact else column.float() for column in columns], dim=1))
-        labels.append(label.to(torch.int32))
+        # On the device, so that the host does not wait for each image.
+        whole = label.to(torch.int32)
+        labels.append(torch.where(whole == label, whole, _NO_LABEL))
         counts.append(len(score))
         sized.append(exact_size)
     # One tensor, one copy to the host: the bits of the labels travel as a number of the same width.
@@ -117,7 +121,7 @@ def pack(
     if like.keypoints is not None:
         points = copied[:, 6:].astype(np.float64).reshape(len(rows), *like.keypoints.shape[1:])
     table = DetectionTable(rows, masks if like.masks is not None else None, points)
-    _require_finite(table, ids, positions)
+    _check_numbers(table, ids, positions)
     return table
 
 
@@ -220,7 +224,7 @@ def compressed(mask: Mapping[str, Any]) -> dict[str, Any]:
     return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
-def _require_finite(table: DetectionTable, ids: Sequence[int], positions: Sequence[int]) -> None:
+def _check_numbers(table: DetectionTable, ids: Sequence[int], positions: Sequence[int]) -> None:
     finite = np.isfinite(table.rows["score"]) & np.isfinite(table.rows["box"]).all(axis=1)
     if table.keypoints is not None:
         finite &= np.isfinite(table.keypoints).all(axis=(1, 2))
@@ -229,6 +233,18 @@ def _require_finite(table: DetectionTable, ids: Sequence[int], positions: Sequen
         raise ValueError(
             f"Scores, boxes or keypoints of images {first_few(images)} are NaN or infinite: the model has diverged."
         )
+    rows = table.rows
+    # Corners that are computed from a size may miss each other by a rounding.
+    rounding = 1e-5 * (1 + np.abs(rows["box"]).max(axis=1, initial=0))
+    for wrong, text in (
+        (rows["label"] == _NO_LABEL, "labels must be integers of 32 bits, the ids of the categories"),
+        (rows["size"].min(axis=1, initial=0) < -rounding,
+         "boxes must be x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, or, as boxes_xywh, x, y, width, height"),
+    ):  # fmt: skip
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            found = "" if text.startswith("labels") else f", not {rows['box'][row].tolist()}"
+            raise ValueError(f"Image {ids[positions.index(int(rows['image'][row]))]}: {text}{found}")
 
 
 def first_few(items: Any, limit: int = 10) -> str:

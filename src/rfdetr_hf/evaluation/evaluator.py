@@ -1,8 +1,9 @@
 """COCO scores of boxes, masks and keypoints: predictions stream into compact arrays, one function scores them."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from ..data.values import as_id, shown
 from .analysis import DetectionAnalysis
 from .backends import COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evaluate, run_lengths
 from .detection_table import DETECTION, DetectionTable, concatenate, first_few, gather, pack
-from .ground_truth import coco_ground_truth, id_array, keypoint_sigmas, repeated
+from .ground_truth import coco_ground_truth, id_array, repeated
 from .metrics import COCO_LIMITS, class_scores, summarize
 
 __all__ = ["DETECTION", "CocoEvaluator", "coco_ground_truth", "summarize"]
@@ -43,10 +44,11 @@ class CocoEvaluator:
             of labels that are not in the map are dropped. Without it a label is the category id.
         iou_types: What to score: "bbox", "segm", "keypoints". The ground truth must have it.
         sigmas: Per-keypoint constants of the object keypoint similarity, of all categories or by category id; default
-            those that the data set describes, else COCO's for 17 keypoints without other names, else `DEFAULT_SIGMA`
-            each (with a warning). By category there are as many as it has keypoints, the first ones of its objects and
-            detections; what pads these to the number of the category with most plays no part, and a category without
-            keypoints is not scored (-1).
+            those that the data set, or each category of the `COCO` as "sigmas", describes, else COCO's for 17 keypoints
+            without other names (with a warning if they have no names), else `DEFAULT_SIGMA` each (with a warning). By
+            category there are as many as it has keypoints, the first ones of its objects and detections; what pads
+            these to the number of the category with most plays no part, and a category without keypoints is not scored
+            (-1).
         backend: "pycocotools", "ultrafast" (same bits, much faster; extra `fast-eval`) or "auto": the second where
             it is installed.
 
@@ -56,7 +58,8 @@ class CocoEvaluator:
 
     Raises:
         ValueError: `max_dets` below 1, an unknown type or backend, truth that lacks what a type needs, a map to an
-            unknown category, or an annotation with id 0.
+            unknown category, or an annotation with id 0, with numbers that are no box, area or crowd flag, or of an
+            unknown category.
     """
 
     def __init__(
@@ -83,8 +86,6 @@ class CocoEvaluator:
         self.backend = backend
         self.sigmas = points = None
         if "keypoints" in self.iou_types:
-            if sigmas is None and not isinstance(ground_truth, COCO):
-                sigmas = keypoint_sigmas(ground_truth)
             self.sigmas, count = _keypoint_sigmas(self.ground_truth, sigmas)
             points = np.empty((0, count, 3))
         self.image_ids = id_array(self.ground_truth.imgs)
@@ -109,8 +110,8 @@ class CocoEvaluator:
                 Equal scores rank in the order given.
 
         Raises:
-            ValueError: An image id is unknown or was scored before, sizes do not fit, a number is not finite, or a
-                label is not a category of the ground truth.
+            ValueError: An image id is unknown or was scored before, sizes do not fit, a number is not finite, a box
+                has a negative size, or a label is no integer or not a category of the ground truth.
         """
         self._require_open("update")
         given = image_ids.tolist() if isinstance(image_ids, (Tensor, np.ndarray)) else image_ids
@@ -294,13 +295,49 @@ def _check_truth(truth: COCO, iou_types: Sequence[str]) -> None:
                 f"iou_types has {iou_type!r}, but {len(without)} of {len(truth.anns)} annotations have no {key}: "
                 f"ids {first_few(without)}; add it, or leave {iou_type!r} out."
             )
+    _check_annotations(truth)
+
+
+def _check_annotations(truth: COCO) -> None:
+    """Whether the numbers of all annotations mean something, and belong to an image and a category that there are."""
+    numeric, annotations = (int, float, np.number, np.bool_), cast("dict[int, dict[str, Any]]", truth.anns)
+    for number, each in annotations.items():
+        box, area, crowd = (each.get(field) for field in ("bbox", "area", "iscrowd"))
+        four = box if isinstance(box, (list, tuple, np.ndarray)) and len(box) == 4 else [None]
+        # Comparisons with NaN are false.
+        finite = all(isinstance(value, numeric) and -math.inf < value < math.inf for value in four)
+        wrong = ""
+        if not finite or min(four[2:]) < 0:
+            wanted = "finite numbers, no negative size (where corners are given, x1 <= x2 and y1 <= y2)"
+            wrong = f"bbox {shown(box)} must be x, y, width, height in pixels: {wanted}"
+        elif not (isinstance(area, numeric) and 0 <= area < math.inf):
+            wrong = f"area {shown(area)} must be a number of pixels, 0 or more; without masks it is width x height"
+        elif not (isinstance(crowd, numeric) and crowd in (0, 1)):
+            wrong = f"iscrowd {shown(crowd)} must be 0 or 1, a number"
+        elif each.get("category_id") not in truth.cats:
+            ids = first_few(truth.cats)
+            wrong = f"category_id {shown(each.get('category_id'))} is none of the ground truth's categories: {ids}"
+        if wrong:
+            image = shown(each.get("image_id"))
+            raise ValueError(f"Image {image}, annotation {number}: {wrong}; correct the annotation, or delete it")
+    if homeless := [number for number, each in annotations.items() if each.get("image_id") not in truth.imgs]:
+        example = shown(annotations[homeless[0]].get("image_id"))
+        text = (
+            f"{len(homeless)} of {len(annotations)} annotations of the ground truth have an image_id that none of its "
+            f"images has, such as {example} of annotation {homeless[0]}"
+        )
+        if len(homeless) == len(annotations):
+            raise ValueError(f"{text}; the images have {first_few(map(shown, truth.imgs), 3)}: correct image_id")
+        logger.warning("%s; they are not scored", text)
 
 
 def _keypoint_sigmas(
     truth: COCO, sigmas: Sequence[float] | Mapping[int, Sequence[float]] | None
 ) -> tuple[np.ndarray | dict[int, np.ndarray], int]:
     """Sigmas as arrays, by category where they are given so, and how many keypoints the objects have."""
-    annotations: Any = truth.anns.values()
+    annotations, categories = cast("Any", truth.anns.values()), cast("Any", truth.cats.values())
+    if sigmas is None and all(category.get("sigmas") is not None for category in categories):
+        sigmas = {category["id"]: category["sigmas"] for category in categories} or None
     counts = {len(annotation["keypoints"]) // 3 for annotation in annotations}
     if len(counts) > 1:
         raise ValueError(f"Annotations have {sorted(counts)} keypoints; pad them with v = 0 to one number.")
@@ -311,7 +348,7 @@ def _keypoint_sigmas(
                 f"sigmas must name the categories of the ground truth, each once; see {first_few(different)}."
             )
         for category, own in sigmas.items():
-            if len(own) > count or min(own, default=1) <= 0:
+            if len(own) > count or not all(0 < sigma < math.inf for sigma in own):
                 raise ValueError(
                     f"sigmas of category {category} must be up to {count} positive numbers; got {list(own)}."
                 )
@@ -319,13 +356,17 @@ def _keypoint_sigmas(
             raise ValueError("sigmas name no keypoint in any category; leave 'keypoints' out of iou_types.")
         return {category: np.asarray(own, dtype=np.float64) for category, own in sigmas.items()}, count
     count = max(counts, default=len(COCO_PERSON_SIGMAS if sigmas is None else sigmas))
-    categories: Any = truth.cats.values()
     named = [tuple(category["keypoints"]) for category in categories if category.get("keypoints")]
     if sigmas is None and count == len(COCO_PERSON_SIGMAS) and all(names == COCO_KEYPOINTS for names in named):
         sigmas = COCO_PERSON_SIGMAS
+        if not named:
+            logger.warning(
+                "%d keypoints without names are scored with the sigmas of COCO's person; give sigmas, or the names as "
+                "'keypoints' of the categories", count,
+            )  # fmt: skip
     elif sigmas is None:
         logger.warning("no sigmas for %d keypoints: %s for each of them", count, DEFAULT_SIGMA)
         sigmas = [DEFAULT_SIGMA] * count
-    if len(sigmas) != count or min(sigmas, default=1) <= 0:
+    if len(sigmas) != count or not all(0 < sigma < math.inf for sigma in sigmas):
         raise ValueError(f"sigmas must be {count} positive numbers, one per keypoint; got {list(sigmas)}.")
     return np.asarray(sigmas, dtype=np.float64), count

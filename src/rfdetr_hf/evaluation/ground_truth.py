@@ -23,7 +23,8 @@ def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None
 
     Crowds stay, areas are those of the annotations (width x height where there is none), and a category id is the
     contiguous label. Annotations are numbered from 1, because pycocotools takes a match with id 0 for no match.
-    Segmentations and keypoints come along where the data set has them, and for images in which not all classes are
+    Segmentations and keypoints come along where the data set has them, names and sigmas of keypoints as "keypoints" and
+    "sigmas" of the categories, and for images in which not all classes are
     labelled LVIS' fields: `neg_category_ids`, and `not_exhaustive_category_ids`.
 
     Args:
@@ -34,8 +35,10 @@ def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None
 
     Raises:
         ValueError: A column is missing, an image id is no integer or appears twice, a label has no name, or the
-            class names are not known.
+            class names are not known, or no list.
     """
+    if isinstance(class_names, (str, Mapping)):
+        raise ValueError(f"class_names {shown(class_names)}: give a list of names, one for each label from 0")
     names = list(class_names) if class_names is not None else schema.class_names(dataset)
     images, annotations = [], []
     for row in _annotation_rows(dataset):
@@ -52,14 +55,11 @@ def coco_ground_truth(dataset: Dataset, class_names: Sequence[str] | None = None
         raise ValueError("Column image_id must hold integers, or texts; give the images numbers, e.g. their row index.")
     if len(set(ids)) < len(ids):
         raise ValueError(f"image_id appears more than once: {first_few(repeated(ids))}.")
-    categories = [{"id": label, "name": name} for label, name in enumerate(names)]
+    categories: list[dict[str, Any]] = [{"id": label, "name": name} for label, name in enumerate(names)]
+    described = schema.schema_of_keypoints(dataset.features["objects"].get("keypoints"))
+    for category, points in zip(categories, described.classes if described else (), strict=False):
+        category |= {"keypoints": list(points.names), "sigmas": list(points.sigmas)}
     return make_coco(images, annotations, categories)
-
-
-def keypoint_sigmas(dataset: Dataset) -> dict[int, Sequence[float]] | None:
-    """The sigmas of a data set's keypoints by label; None where the data set does not describe its keypoints."""
-    found = schema.schema_of_keypoints(dataset.features["objects"].get("keypoints"))
-    return None if found is None else {label: each.sigmas for label, each in enumerate(found.classes)}
 
 
 class Truths(NamedTuple):
@@ -126,7 +126,11 @@ def renumbered(coco: COCO, image_ids: np.ndarray) -> COCO:
     content: Any = coco.dataset
     position = {image_id: i for i, image_id in enumerate(image_ids.tolist())}
     images = [{**image, "id": position[image["id"]]} for image in content["images"]]
-    annotations = [{**each, "image_id": position[each["image_id"]]} for each in content["annotations"]]
+    annotations = [
+        {**each, "image_id": position[each["image_id"]]}
+        for each in content["annotations"]
+        if each["image_id"] in position
+    ]
     return make_coco(images, annotations, content["categories"])
 
 
