@@ -434,7 +434,7 @@ def one_object(**changes):
      ("bbox", [30, 30, 20, -1]), ("bbox", [1, 2, 3]), ("bbox", "10 10 20 20"), ("bbox", ["1", 1, 2, 2]), ("bbox", ...),
      ("area", float("nan")), ("area", -4), ("area", None), ("area", ...), ("area", "400"), ("iscrowd", -1),
      ("iscrowd", 2), ("iscrowd", "0"), ("iscrowd", None), ("iscrowd", ...), ("iscrowd", float("nan")),
-     ("category_id", 7), ("category_id", "0"), ("category_id", ...)],
+     ("category_id", 7), ("category_id", "0")],
 )  # fmt: skip
 def test_impossible_truth_is_named_with_image_and_field(field, value):
     with pytest.raises(ValueError, match=f"Image 1, annotation 1: {field} .*correct the annotation"):

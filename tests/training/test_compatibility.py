@@ -112,6 +112,39 @@ def test_an_optimizer_and_a_schedule_of_the_user(tmp_path, tiny_model, shapes):
     assert trainer.get_num_trainable_parameters() == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("first", ["none", "other"])
+def test_a_schedule_of_another_optimizer_is_refused_at_construction(tmp_path, tiny_model, shapes, first):
+    model = tiny_model()
+    mine, other = (torch.optim.SGD(model.parameters(), lr=0.25) for _ in range(2))
+    schedule = torch.optim.lr_scheduler.ConstantLR(other)
+    given = (None if first == "none" else mine, schedule)
+    with pytest.raises(ValueError, match="ConstantLR changes the rates of another optimizer"):
+        RFDETRTrainer(model, quick_arguments(tmp_path, **SHORT), shapes, optimizers=given)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(mine)
+    with pytest.raises(ValueError, match="ReduceLROnPlateau waits for a score"):
+        RFDETRTrainer(model, quick_arguments(tmp_path, **SHORT), shapes, optimizers=(mine, plateau))
+    assert RFDETRTrainer(model, quick_arguments(tmp_path, **SHORT), shapes, optimizers=(mine, None)).args
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"callbacks": TrainerCallback()}, "callbacks is a TrainerCallback: give a list"),
+     ({"compute_metrics": {"a": 1}}, "compute_metrics is a dict: give a function"),
+     ({"optimizers": torch.optim.SGD([torch.zeros(1)], lr=1)}, "optimizers is a SGD: give .optimizer, scheduler."),
+     ({"image_processor": RFDETRImageProcessor(), "processing_class": RFDETRImageProcessor()}, "two names of one")],
+)  # fmt: skip
+def test_single_things_and_two_processors_get_a_sentence(tmp_path, tiny_model, shapes, given, message):
+    with pytest.raises(TypeError, match=message):
+        RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **SHORT), shapes, **given)
+
+
+@pytest.mark.parametrize("dataset", [None, "a folder", {"a": 1}])
+def test_what_predict_cannot_take_gets_a_sentence(tmp_path, tiny_model, shapes, dataset):
+    trainer = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **SHORT), shapes)
+    with pytest.raises(TypeError, match=r"dataset of predict\(\) is a .*: give"):
+        trainer.predict(dataset)
+
+
 def test_callbacks_find_the_facts_of_the_process_in_the_arguments(tmp_path, tiny_model, shapes):
     seen = {}
 

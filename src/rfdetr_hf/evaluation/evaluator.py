@@ -303,7 +303,7 @@ def _check_annotations(truth: COCO) -> None:
     numeric, annotations = (int, float, np.number, np.bool_), cast("dict[int, dict[str, Any]]", truth.anns)
     for number, each in annotations.items():
         box, area, crowd = (each.get(field) for field in ("bbox", "area", "iscrowd"))
-        four = box if isinstance(box, (list, tuple, np.ndarray)) and len(box) == 4 else [None]
+        four: Any = box if isinstance(box, (list, tuple, np.ndarray)) and len(box) == 4 else [None]
         # Comparisons with NaN are false.
         finite = all(isinstance(value, numeric) and -math.inf < value < math.inf for value in four)
         wrong = ""

@@ -4,10 +4,12 @@ import difflib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from accelerate.utils import set_seed
 from datasets import Dataset, IterableDataset
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback
 
@@ -28,16 +30,24 @@ logger = logging.getLogger(__name__)
 
 
 def check_kinds(
-    model: Any, args: Any, splits: Mapping[str, Any], processor: Any, model_init: Callable[[], Any] | None = None
+    model: Any,
+    args: Any,
+    splits: Mapping[str, Any],
+    processor: Any,
+    model_init: Callable[[], Any] | None = None,
+    others: Mapping[str, Any] = MappingProxyType({}),
+    processing_class: Any = None,
 ) -> tuple[RFDETRForObjectDetection, RFDETRTrainingArguments]:
     """Whether the trainer was given what it needs, and not what a script for another trainer has.
+
+    `others` has what else it was given, by the names of its arguments.
 
     Returns:
         The model, or the one that `model_init` makes by the seed of the arguments; and these.
 
     Raises:
         TypeError: it was not; the message says how to get it.
-        ValueError: the model has adapters that could not be saved.
+        ValueError: the model has adapters that could not be saved, or a schedule changes another optimizer.
     """
     kind, ours = type(model).__name__, "RFDETRForObjectDetection.from_pretrained"
     if not isinstance(args, RFDETRTrainingArguments):
@@ -69,7 +79,31 @@ def check_kinds(
             raise TypeError(f"{name} is a {type(dataset).__name__}: {remedy}")
     if processor is not None and not isinstance(processor, RFDETRImageProcessor):
         raise TypeError(f"the image processor is a {type(processor).__name__}: give an RFDETRImageProcessor")
+    if processing_class is not None and processing_class is not processor:
+        raise TypeError("image_processor and processing_class are two names of one thing, and differ; give one of them")
+    callbacks, metrics = others.get("callbacks"), others.get("compute_metrics")
+    if callbacks is not None and not isinstance(callbacks, (list, tuple)):
+        raise TypeError(f"callbacks is a {type(callbacks).__name__}: give a list of callbacks")
+    if metrics is not None and not callable(metrics):
+        raise TypeError(f"compute_metrics is a {type(metrics).__name__}: give a function of an EvalPrediction")
+    if others.get("optimizers"):
+        _check_optimizers(others["optimizers"])
     return model, args
+
+
+def _check_optimizers(given: Any) -> None:
+    """Whether `optimizers` is an optimizer and the schedule of its rates."""
+    if not isinstance(given, (list, tuple)) or len(given) != 2:
+        raise TypeError(f"optimizers is a {type(given).__name__}: give (optimizer, scheduler), or None for one")
+    optimizer, scheduler = given
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError("optimizers: ReduceLROnPlateau waits for a score; give a schedule that steps by itself")
+    changed = getattr(scheduler, "optimizer", optimizer)
+    if changed is not optimizer and (optimizer is None or getattr(changed, "optimizer", None) is not optimizer):
+        raise ValueError(
+            f"optimizers: the {type(scheduler).__name__} changes the rates of another optimizer, which does not train "
+            "the model; give both, (optimizer, scheduler made of it), or set lr_scheduler_type"
+        )
 
 
 def named_splits(train: Any, evaluation: Any, test: Any) -> dict[str, Any]:

@@ -104,6 +104,7 @@ class EvaluationMethods(TransformersMethods):
             predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes`
                 (n, 4) xyxy in pixels, on the CPU; `masks` as run-lengths, or `keypoints`, of such a model.
         """
+        check_kinds(self.model, self.args, {"dataset of predict()": dataset}, None)
         self._check_given(metric_key_prefix, dataset)
         mine: list[dict[str, Any]] = []
 

@@ -121,11 +121,11 @@ class RFDETRTrainer(EndingMethods):
     ) -> None:
         self.splits = named_splits(train_dataset, eval_dataset, test_dataset)
         processor = image_processor or processing_class
-        given = {"image_processor": processor, "callbacks": callbacks, "evaluator": evaluator, "best_model": best_model,
-                 "augmentation": augmentation, "compute_metrics": compute_metrics, "optimizers": any(optimizers),
-                 "drop_path": drop_path}  # fmt: skip
+        given = {"image_processor": processor, "callbacks": callbacks, "evaluator": evaluator, "drop_path": drop_path,
+                 "augmentation": augmentation, "compute_metrics": compute_metrics, "best_model": best_model,
+                 "optimizers": optimizers != (None, None) and optimizers}  # fmt: skip
         self.record = RunRecord(made_from, [name for name, value in given.items() if value])
-        model, args = check_kinds(model, args, self.splits, processor, model_init)
+        model, args = check_kinds(model, args, self.splits, processor, model_init, given, processing_class)
         self.args = args = args.for_run(model.task, eval_dataset)
         self._device_decides = settle_precision(args)
         self.model, self.augmentation = in_float32(model), augmentation
