@@ -1,11 +1,12 @@
 """Time and peak memory of a whole training step, from annotations to gradients, beside the official package.
 
     python benchmarks/training_step.py --variant seg-nano --batch-sizes 1 2 4 8 --objects 10 40
-    python benchmarks/training_step.py --variant nano --batch-sizes 2 --objects 10
+    python benchmarks/training_step.py --variant nano --batch-sizes 2 --objects 10 --compile
 
 Both ways get the same images, outlines and weights, and make targets with their own data path, without crops and
 flips: `ours` draws masks at half the size of the input, `official` at the size of the image, and resizes them to the
 input. Each measurement runs in a process of its own, on the CPU, in float32. Without `rfdetr` there is `ours` alone.
+`compiled` (`--compile`) is `ours` with the network compiled by inductor; compiling it takes minutes, which are printed.
 
 Time is that of the processor, batch included. Memory is what is allocated besides weights and gradients, in MB:
 
@@ -237,6 +238,10 @@ def measure(name: str, args: argparse.Namespace, batch_size: int, objects: int) 
     for parameter in way.model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     data, batch = memory_of_data(way), way.make_batch()
+    started = time.perf_counter()
+    if name == "compiled":
+        step(way, way.make_batch())
+    compilation = time.perf_counter() - started
     size = sum(tensor.nbytes for _, tensor in way.tensors(batch))
     masks = sum(tensor.nbytes for field, tensor in way.tensors(batch) if field == "masks")
     torch.manual_seed(0)
@@ -245,7 +250,8 @@ def measure(name: str, args: argparse.Namespace, batch_size: int, objects: int) 
     memory = {"data": data, "batch": size, "masks": masks, "kept": held[LOSS], "loss": peak[LOSS] - held[LOSS]}
     memory["peak"] = max(data, size + max(peak.values()))
     columns = {column: value / 1e6 for column, value in memory.items()}
-    return {"value": loss, "seconds": statistics.median(seconds) if seconds else float("nan"), **columns}
+    seconds = statistics.median(seconds) if seconds else float("nan")
+    return {"value": loss, "seconds": seconds, "compilation": compilation, **columns}
 
 
 def _seconds(function: Callable[[], Any]) -> float:
@@ -255,7 +261,13 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.process_time() - started
 
 
-WAYS = {"ours": ours, "official": official}
+def compiled(variant: str, scenes: Sequence[Scene]) -> Way:
+    way = ours(variant, scenes)
+    way.model.compile_network()
+    return way
+
+
+WAYS = {"ours": ours, "compiled": compiled, "official": official}
 COLUMNS = ("data", "batch", "masks", "kept", "loss", "peak")
 
 
@@ -267,8 +279,10 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--steps", type=int, default=3, help="that are timed; 0 for memory alone")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="also with a compiled network")
     args = parser.parse_args()
-    ways = [way for way in WAYS if way != "official" or find_spec("rfdetr")]
+    absent = {"official": not find_spec("rfdetr"), "compiled": not args.compile}
+    ways = [way for way in WAYS if not absent.get(way)]
     print(f"{args.variant}, images of {args.image_size[0]} x {args.image_size[1]}; sizes in MB")
     print(f"{'images x objects':18}{'way':10}{'loss':>9}{'cpu s':>8}", *(f"{column:>7}" for column in COLUMNS))
     for batch_size in args.batch_sizes:
@@ -277,17 +291,20 @@ def main() -> None:
 
 
 def print_rows(args: argparse.Namespace, ways: Sequence[str], batch_size: int, objects: int) -> None:
-    """A row for each way, and one with the ratios."""
-    rows = []
+    """A row for each way, and for each after the first one with its ratios to that."""
+    first: dict[str, float] = {}
     for way in ways:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows.append(row := pool.apply(measure, (way, args, batch_size, objects)))
+            row = pool.apply(measure, (way, args, batch_size, objects))
         sizes = (f"{row[column]:7.1f}" for column in COLUMNS)
+        compilation = f"  compiled in {row['compilation']:.0f} s" if way == "compiled" else ""
         name = f"{batch_size} x {objects}"
-        print(f"{name:18}{way:10}{row['value']:9.3f}{row['seconds']:8.2f}", *sizes, flush=True)
-    if len(rows) == 2:
-        ratio = {key: rows[1][key] / rows[0][key] if rows[0][key] else float("nan") for key in rows[0]}
-        print(f"{'':18}{'ratio':10}{'':9}{ratio['seconds']:8.2f}", *(f"{ratio[c]:7.2f}" for c in COLUMNS), flush=True)
+        print(f"{name:18}{way:10}{row['value']:9.3f}{row['seconds']:8.2f}", *sizes, compilation, flush=True)
+        if first:
+            ratio = {key: row[key] / first[key] if first[key] else float("nan") for key in row}
+            sizes = (f"{ratio[column]:7.2f}" for column in COLUMNS)
+            print(f"{'':18}{'ratio':10}{'':9}{ratio['seconds']:8.2f}", *sizes, flush=True)
+        first = first or row
 
 
 if __name__ == "__main__":

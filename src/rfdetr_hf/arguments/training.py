@@ -223,8 +223,10 @@ class RFDETRTrainingArguments(RuntimeFacts):
         "Allow TF32 matrix products in float32 parts on GPUs that have them.",
         no="Compute float32 parts in full float32.",
     )
-    torch_compile: bool = option(False, "Compile the encoder's and the decoder's blocks.")
-    torch_compile_backend: str = option("inductor", "What compiles them.")
+    torch_compile: bool = option(
+        False, "Compile the network of a training step; blocks alone under FSDP2 and DeepSpeed."
+    )
+    torch_compile_backend: str = option("inductor", "What compiles it.")
     gradient_checkpointing: bool = option(False, "Recompute encoder blocks in the backward pass to save memory.")
     max_skipped_steps: int = option(20, "Non-finite steps in a row that end the run with an error.", FROM_0)
     seed: int = option(42, "Seed of data order, augmentation, scales and drop path.", Range(0, 2**32 - 1), daily=True)

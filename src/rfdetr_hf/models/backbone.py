@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import attend
 from .configuration_rfdetr import RFDETRBackboneConfig
+from .convolution import convolve
 from .initialization import init_norm, init_vit, with_init
 from .linears import Linear, linears
 
@@ -80,13 +81,17 @@ class ViTEmbeddings(nn.Module):
         init.trunc_normal_(self.position_embeddings, std=self.std)
         init.zeros_(self.mask_token)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B * windows**2, 1 + tokens of a window, D)."""
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) -> (B * windows**2, 1 + tokens of a window, D).
+
+        `positions`: what the method of that name gives, if it is there already.
+        """
         projection: Any = self.patch_embeddings["projection"]
         # (B, D, h, w) -> (B, h, w, D)
-        grid = projection(pixel_values.to(projection.weight.dtype)).permute(0, 2, 3, 1)
+        grid = convolve(projection, pixel_values.to(projection.weight.dtype)).permute(0, 2, 3, 1)
         _, height, width, channels = grid.shape
-        positions = self.positions(height, width).reshape(height, width, channels)
+        positions = self.positions(height, width) if positions is None else positions
+        positions = positions.reshape(height, width, channels)
         tokens = split_windows(grid + positions, self.windows)
         cls = (self.cls_token + self.position_embeddings[:, :1]).to(tokens.dtype)
         return torch.cat([cls.expand(tokens.shape[0], -1, -1), tokens], 1)
@@ -271,13 +276,15 @@ class WindowedDinov2(nn.Module):
             for rate in rates[: self.taps[-1]]
         ]
 
-    def forward(self, pixel_values: Tensor, drop_path: DropPath | None = None) -> list[Tensor]:
+    def forward(
+        self, pixel_values: Tensor, drop_path: DropPath | None = None, positions: Tensor | None = None
+    ) -> list[Tensor]:
         """(B, 3, H, W) -> maps (B, D, h, w), h and w being H and W over the patch size.
 
-        `drop_path`: what the method of that name gives.
+        `drop_path`: what the method of that name gives. `positions`: see `ViTEmbeddings`.
         """
         height, width = (side // self.patch_size for side in pixel_values.shape[-2:])
-        tokens, maps = self.embeddings(pixel_values), []
+        tokens, maps = self.embeddings(pixel_values, positions), []
         for number, layer in enumerate(self.layers[: self.taps[-1]], start=1):
             tokens = layer(tokens, drop_path[number - 1] if drop_path else None)
             if number in self.taps:

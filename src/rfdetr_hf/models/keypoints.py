@@ -260,10 +260,12 @@ class RFDETRKeypointBackbone(RFDETRBackbone):
         super().__init__(config)
         self.cross_attn_projector = MultiScaleProjector(config)
 
-    def forward(self, pixel_values: Tensor, drop_path: DropPath | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(
+        self, pixel_values: Tensor, drop_path: DropPath | None = None, positions: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """(B, 3, H, W) -> the levels of both projectors, (B, d_model, h_l, w_l) each."""
-        self._check(pixel_values)
-        taps = self.vit(pixel_values, drop_path)
+        self.check(pixel_values)
+        taps = self.vit(pixel_values, drop_path, positions)
         return self.projector(taps), self.cross_attn_projector(taps)
 
 
@@ -328,8 +330,9 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
         every_layer: bool,
         drop_path: DropPath | None = None,
         need_weights: bool = False,
+        positions: Tensor | None = None,
     ) -> DetectorStates:
-        maps, keypoint_maps = self.backbone[0](pixel_values, drop_path)
+        maps, keypoint_maps = self.backbone[0](pixel_values, drop_path, positions)
         memory = flatten_levels(maps, pixel_mask)
         tokens = join_maps(keypoint_maps)
         proposals, references, queries = self._queries(memory)

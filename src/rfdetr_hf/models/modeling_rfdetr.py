@@ -1,6 +1,6 @@
 """RF-DETR for object detection, with the parameter names of the official checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -11,6 +11,7 @@ from transformers.utils.generic import ModelOutput
 
 from ..losses.criterion import LayerOutput, RFDETRCriterion
 from .backbone import DropPath, RFDETRViTLayer, WindowedDinov2
+from .compilation import CompiledNetwork
 from .configuration_rfdetr import RFDETRConfig
 from .decoder import (
     DecoderStates,
@@ -97,6 +98,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     output_class = RFDETRObjectDetectionOutput
     backbone_class = RFDETRBackbone
     transformer_class = RFDETRTransformer
+    _compiled: CompiledNetwork | None = None
 
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__(config)
@@ -235,8 +237,11 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         every_layer = supervised and self.config.auxiliary_loss
         need_weights = self.config.output_attentions if output_attentions is None else output_attentions
         drop_path = self.vit.drop_path(pixel_values.shape[0], drop_path_rate)
-        states = self._decode(pixel_values, pixel_mask, every_layer, drop_path, bool(need_weights))
-        layers = self._layers(states, pixel_values, pixel_mask, supervised)
+        flags = every_layer, supervised, bool(need_weights)
+        if self._compiled is None:
+            states, layers = self.network(pixel_values, pixel_mask, None, drop_path, *flags)
+        else:
+            states, layers = self._compiled(pixel_values, pixel_mask, drop_path, *flags)
         fields = self._output_fields(states, layers)
         if labels is not None:
             seed = seed if self.training else 0
@@ -257,6 +262,46 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         """Query groups in use: all in training, the first in evaluation."""
         return self.config.group_detr if self.training else 1
 
+    def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile all that `forward` does between pixels and predictions; matching and losses stay as they are.
+
+        The names of the parameters stay too. A copy of the model is not compiled.
+
+        Args:
+            backend: of `torch.compile`, by name or as a function.
+        """
+        self._compiled = CompiledNetwork(self, backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}
+
+    def network(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        positions: Tensor | None,
+        drop_path: DropPath | None,
+        every_layer: bool,
+        supervised: bool,
+        need_weights: bool,
+    ) -> tuple[DetectorStates, list[LayerOutput]]:
+        """What `forward` makes outputs and losses of.
+
+        Args:
+            pixel_values: (B, 3, H, W), checked.
+            pixel_mask: (B, H, W) or None.
+            positions: (H * W / patch**2, D), the resized position rows; None to resize them here.
+            drop_path: what `drop_path` of the encoder gives.
+            every_layer: whether all decoder layers are normed and predict.
+            supervised: whether the encoder's proposals are among the predictions.
+            need_weights: whether attention weights are kept.
+
+        Returns:
+            The states, and the predictions: the last layer, then the earlier ones, then the proposals.
+        """
+        states = self._decode(pixel_values, pixel_mask, every_layer, drop_path, need_weights, positions)
+        return states, self._layers(states, pixel_values, pixel_mask, supervised)
+
     def _decode(
         self,
         pixel_values: Tensor,
@@ -264,8 +309,9 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         every_layer: bool,
         drop_path: DropPath | None = None,
         need_weights: bool = False,
+        positions: Tensor | None = None,
     ) -> DetectorStates:
-        maps = self.backbone[0](pixel_values, drop_path)
+        maps = self.backbone[0](pixel_values, drop_path, positions)
         memory = flatten_levels(maps, pixel_mask)
         proposals, references, queries = self._queries(memory)
         queries = queries.expand(references.shape[0], -1, -1)

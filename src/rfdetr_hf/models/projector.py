@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .backbone import DropPath, WindowedDinov2
 from .configuration_rfdetr import RFDETRConfig
+from .convolution import convolve
 from .initialization import init_norm, init_torch_default, with_init
 
 
@@ -34,7 +35,7 @@ class ConvUnit(nn.Module):
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.bn(self.conv(x)))
+        return self.activation(self.bn(convolve(self.conv, x)))
 
 
 class Bottleneck(nn.Module):
@@ -118,16 +119,19 @@ class RFDETRBackbone(nn.Module):
         """The encoder itself."""
         return cast(WindowedDinov2, self.encoder["encoder"])
 
-    def forward(self, pixel_values: Tensor, drop_path: DropPath | None = None) -> list[Tensor]:
+    def forward(
+        self, pixel_values: Tensor, drop_path: DropPath | None = None, positions: Tensor | None = None
+    ) -> list[Tensor]:
         """(B, 3, H, W) -> one map (B, d_model, h_l, w_l) for each level.
 
         Raises:
             ValueError: if the input is no batch of images or its sides are not multiples of `size_divisor`.
         """
-        self._check(pixel_values)
-        return self.projector(self.vit(pixel_values, drop_path))
+        self.check(pixel_values)
+        return self.projector(self.vit(pixel_values, drop_path, positions))
 
-    def _check(self, pixel_values: Tensor) -> None:
+    def check(self, pixel_values: Tensor) -> None:
+        """Raise a ValueError if the input is no batch of images or its sides are not multiples of `size_divisor`."""
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != self.num_channels:
             raise ValueError(f"pixel_values must have the shape (batch, {self.num_channels}, H, W), got {shape}.")

@@ -12,6 +12,7 @@ from transformers.utils.generic import ModelOutput
 from ..losses.criterion import LayerOutput, RFDETRCriterion
 from ..losses.masks import MaskFactors, MaskTerms
 from .configuration_rfdetr import RFDETRConfig
+from .convolution import convolve
 from .decoder import DECODER_NORM_EPS
 from .geometry import full_sizes, geometry_dtype, valid_sizes
 from .image_processing_rfdetr import RFDETRImageProcessor
@@ -59,7 +60,7 @@ class MaskBlock(nn.Module):
         self.pwconv1 = with_init(nn.Linear(width, width), init_torch_default)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+        hidden = self.norm(convolve(self.dwconv, x).permute(0, 2, 3, 1))
         return x + F.gelu(self.pwconv1(hidden)).permute(0, 3, 1, 2)
 
 
@@ -123,7 +124,7 @@ class SegmentationHead(nn.Module):
 
     def _factors(self, x: Tensor, queries: Tensor) -> MaskFactors:
         queries = self.query_features_proj(self.query_features_block(queries))
-        return MaskFactors(self.spatial_features_proj(x), queries, self.bias)
+        return MaskFactors(convolve(self.spatial_features_proj, x), queries, self.bias)
 
 
 class RFDETRForInstanceSegmentation(RFDETRForObjectDetection):

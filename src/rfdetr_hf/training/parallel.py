@@ -48,6 +48,18 @@ class Parallel:
             timeout = timedelta(seconds=args.ddp_timeout)
             self._hosts = torch.distributed.new_group(backend="gloo", timeout=timeout)
 
+    def compile(self, backend: str) -> None:
+        """Compile the network of a step, which changes no name; before `prepare`.
+
+        Replicated models as one region. Of sharded ones each block of encoder and decoder by itself, since parameters
+        are gathered between them, and by size of image.
+        """
+        if self.name == "replicated":
+            return self.model.compile_network(backend)
+        for module in self.model.modules():
+            if type(module).__name__ in (self.model._no_split_modules or ()):
+                module.compile(backend=backend)
+
     def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
         """Spread the model, on its device already, and its optimizer over the processes; returns the latter."""
         with shared_precision(self.accelerator):
@@ -232,14 +244,3 @@ def choose_parallel(accelerator: Accelerator, args: RFDETRTrainingArguments, mod
     """What the launch asks for."""
     kinds = {DistributedType.FSDP: FSDP2, DistributedType.DEEPSPEED: DeepSpeed}
     return kinds.get(accelerator.distributed_type, Parallel)(accelerator, args, model)
-
-
-def compile_blocks(model: PreTrainedModel, backend: str) -> None:
-    """Compile the encoder's and the decoder's blocks where they are, which changes no name; call it before `prepare`.
-
-    They are most of the work and run in one shape a step. The rest (matching, choice of proposals) has shapes that
-    depend on the data.
-    """
-    for module in model.modules():
-        if type(module).__name__ in (model._no_split_modules or ()):
-            module.compile(backend=backend)

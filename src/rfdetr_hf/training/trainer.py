@@ -45,7 +45,7 @@ from .loaders import batch_to_device, build_train_loader, choose_processor
 from .meters import LossMeter, Stopwatch, plain_logs
 from .multi_scale import compute_scales, scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, name_parameters, present_rate
-from .parallel import choose_parallel, compile_blocks
+from .parallel import choose_parallel
 from .pictures import RunPictures
 from .precision import keep_precision, settle_precision
 from .preemption import Noticed, PreemptionNotice
@@ -314,7 +314,7 @@ class RFDETRTrainer(EndingMethods):
             images_per_step=self.train_loader.batch_sampler.window_size,
         )  # fmt: skip
         if args.torch_compile:
-            compile_blocks(self.model, args.torch_compile_backend)
+            parallel.compile(args.torch_compile_backend)
         optimizer = name_parameters(self.create_optimizer(), self.model)
         self.lr_scheduler = self.create_scheduler(optimizer)
         self.optimizer = parallel.prepare(optimizer)
