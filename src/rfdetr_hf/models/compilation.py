@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch._dynamo
@@ -10,9 +10,6 @@ from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from .backbone import DropPath
-
-if TYPE_CHECKING:
-    from .modeling_rfdetr import RFDETRForObjectDetection
 
 logger = logging.getLogger("rfdetr_hf")
 
@@ -27,11 +24,11 @@ class CompiledNetwork:
     are multiples of. The position table is resized outside, since torch cannot trace the derivative of that.
 
     Args:
-        model: whose `network` is called; its parameters may change, and its mode.
+        model: of `modeling_rfdetr`, whose `network` is called; its parameters may change, and its mode.
         backend: of `torch.compile`, by name or as a function.
     """
 
-    def __init__(self, model: "RFDETRForObjectDetection", backend: str | Callable[..., Any]) -> None:
+    def __init__(self, model: Any, backend: str | Callable[..., Any]) -> None:
         config: Any = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, MAX_GRAPHS)
         self.model, self._is_limited = model, False

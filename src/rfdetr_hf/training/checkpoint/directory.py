@@ -155,7 +155,8 @@ def check_replaceable(path: Path) -> None:
     Raises:
         FileExistsError: something stands there that has no manifest, so it is not ours to replace.
     """
-    if os.path.lexists(path) and not (path / MANIFEST).is_file() and not _is_empty_directory(path):
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if os.path.lexists(path) and not (path / MANIFEST).is_file() and not is_empty:
         raise FileExistsError(f"{path} exists and is no checkpoint of this trainer (no {MANIFEST}); move it away.")
 
 
@@ -461,10 +462,6 @@ def _is_for_lack_of_space(error: Exception, directory: Path) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return directory.exists() and shutil.disk_usage(directory).free < _FULL
-
-
-def _is_empty_directory(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _remove(directory: Path) -> None:
