@@ -1,5 +1,6 @@
 """The words that options choose among, and how a model is recognised by its name; plain Python alone."""
 
+import re
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -58,3 +59,11 @@ def is_official(source: str | Path) -> bool:
 def install_hint(extra: str) -> str:
     """How to install an extra; while there is no release, that is from a clone."""
     return f"install the extra {extra!r}: python -m pip install -e '.[{extra}]' in the clone of rfdetr_hf"
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def printable(text: str) -> str:
+    """A text for a line of a log or a page, with a sign for each line break and terminal code in it."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)

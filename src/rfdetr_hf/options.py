@@ -145,7 +145,11 @@ def option(
     )  # fmt: skip
 
 
-_SECRET = re.compile(r"(?:^|_)(?:token|key|apikey|password|passwd|secret)$", re.IGNORECASE)
+# Also hf-token, accessToken, aws_secret_access_key; in an address ?token=… and ?X-Amz-Signature=….
+_SECRET = re.compile(
+    r"(?:^|[_-]|(?<=[a-z])(?=[A-Z]))(?i:token|key|apikey|password|passwd|pwd|passphrase|secret|credentials|authorization"
+    r"|signature)$"
+)
 # Mappings by the names of classes and of data sets, of which "key" may be one; no option holds a secret in them.
 _BY_NAME = {"classes", "data_hash", "id2label", "keypoint_schema", "label2id", "rename_classes", "thresholds"}
 _OF_A_SOURCE = {"name_or_path", "share", "classes", "prefix", "splits", "sampling"}
@@ -206,7 +210,8 @@ def kinds_of(hint: Any) -> list[Any]:
 def without_secrets(values: Any) -> Any:
     """A copy of nested values for files, trackers and the screen: tokens, keys and passwords are None.
 
-    What makes a secret is its name, such as hub_token or api_key; in an address what stands before an "@". Names of
+    What makes a secret is its name, such as hub_token or api_key; in an address what stands before
+    an "@" or behind such a name. Names of
     classes, as in `rename_classes`, and of sources with fields of their own, are no such names.
     """
     if isinstance(values, Mapping):
@@ -223,7 +228,13 @@ def without_secrets(values: Any) -> Any:
         return found
     if isinstance(values, (list, tuple)):
         return [without_secrets(value) for value in values]
-    return re.sub(r"://[^/@\s]+@", "://", values) if isinstance(values, str) else values
+    if not isinstance(values, str):
+        return values
+    text = re.sub(r"://[^/@\s]+@", "://", values)
+    if "://" in text:
+        words = re.split(r"([?&#;\s])", text)
+        text = "".join(f"{w.split('=')[0]}=..." if "=" in w and _SECRET.search(w.split("=")[0]) else w for w in words)
+    return text
 
 
 def shown(options: Any) -> str:

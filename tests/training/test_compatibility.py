@@ -384,6 +384,24 @@ def test_the_token_is_nowhere(tmp_path):
         assert "hf_secret" not in str(caught.value) and caught.value.__cause__ is None
 
 
+def test_secrets_under_other_spellings_are_left_out(tmp_path):
+    names = ("hf-token", "accessToken", "api-key", "pwd", "passphrase", "Authorization", "credentials")
+    addresses = (
+        "https://h/x?a=1&token=hf_secret",
+        "https://h/x?X-Amz-Signature=hf_secret&b=2",
+        "https://h/#access_token=hf_secret",
+    )
+    given = (
+        {name: "hf_secret" for name in names}
+        | {f"host{i}": each for i, each in enumerate(addresses)}
+        | {"keys": 3, "monkey": 4}
+    )
+    args = RFDETRTrainingArguments(str(tmp_path), report_to="wandb", tracker_kwargs={"wandb": given})
+    assert "hf_secret" not in repr(args) + args.to_json_string()
+    kept = args.to_dict()["tracker_kwargs"]["wandb"]
+    assert (kept["keys"], kept["monkey"]) == (3, 4) and kept["host0"].startswith("https://h/x?a=1&token=")
+
+
 def test_the_trainer_of_transformers_has_these_methods_too():
     for name in ("create_model_card", "num_examples", "get_test_dataloader", "get_learning_rates", "push_to_hub",
                  "get_num_trainable_parameters", "log_metrics", "save_metrics", "save_state"):  # fmt: skip

@@ -35,6 +35,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
+from ..choices import printable
 from .errors import DetectionDataError
 from .keypoints import KeypointSchema
 from .masks import coco_segmentation, mask_feature
@@ -270,7 +271,7 @@ def _objects_per_image(dataset: Dataset) -> list[int]:
 def label_table(dataset: AnyDataset) -> str:
     """A printable table: label, original category id, name."""
     rows = zip(category_ids(dataset), class_names(dataset), strict=True)
-    lines = [f"{label:>5}  {original:>11}  {name}" for label, (original, name) in enumerate(rows)]
+    lines = [f"{label:>5}  {original:>11}  {printable(name)}" for label, (original, name) in enumerate(rows)]
     return "\n".join([f"{'label':>5}  {'category id':>11}  name", *lines])
 
 

@@ -1,18 +1,16 @@
 """The numbers of an evaluation for people and for files."""
 
 import csv
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..choices import printable
 from .analysis import DetectionAnalysis
 from .error_types import KINDS
 from .evaluator import PREFIXES
 
 TITLES = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
-# Line breaks and terminal codes, which a class name may hold.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _CLASS_COLUMNS = ("objects", "map", "map_50", "map_75", "mar", "precision", "recall", "f1", "best_threshold", "best_f1")
 
@@ -51,7 +49,7 @@ def error_cells(analysis: DetectionAnalysis) -> list[list[str]]:
 
 def aligned(cells: Sequence[Sequence[str]]) -> str:
     """Cells as text: the first column to the left, the others to the right."""
-    cells = [[_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", cell) for cell in row] for row in cells]
+    cells = [[printable(cell) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for first, *rest in cells:

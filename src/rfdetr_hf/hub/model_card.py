@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
 
+from ..choices import printable
 from ..tasks import TASKS, Task
 from .curves import save_curves
 
@@ -203,7 +204,7 @@ def _body(facts: CardFacts, has_curves: bool) -> str:
 
 def as_text(name: str) -> str:
     """A name as Markdown that shows it, on one line, whatever it holds: HTML, links, tables, line breaks."""
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape(" ".join(str(name).split()), quote=False))
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape(printable(" ".join(str(name).split())), quote=False))
 
 
 def _arguments(values: Mapping[str, Any]) -> str:

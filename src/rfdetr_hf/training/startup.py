@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ..arguments.training import RFDETRTrainingArguments
+from ..choices import printable
 from ..data.audit import count_split
 from ..losses.matcher import matching_by
 from ..models.configuration_rfdetr import RFDETRConfig
@@ -107,7 +108,7 @@ def _data(splits: Mapping[str, Dataset]) -> str:
         parts.append(f"{SPLITS.get(split, split.removesuffix('_dataset'))} {counted}")
     more = f", ... ({len(names) - _CLASSES_SHOWN} more)" if len(names) > _CLASSES_SHOWN else ""
     noun = "class" if len(names) == 1 else "classes"
-    return f"{'; '.join(parts)}; {len(names)} {noun}: {', '.join(names[:_CLASSES_SHOWN])}{more}"
+    return f"{'; '.join(parts)}; {len(names)} {noun}: {', '.join(map(printable, names[:_CLASSES_SHOWN]))}{more}"
 
 
 def _rates(optimizer: Any) -> str:
