@@ -47,6 +47,7 @@ from rfdetr_hf import (
     build_param_groups,
 )
 from rfdetr_hf.losses import criterion, keypoints, masks, matcher, types
+from rfdetr_hf.models import decoder
 from rfdetr_hf.training.ema import ExponentialMovingAverage, averaged_tensors
 from rfdetr_hf.training.meters import LossMeter
 from rfdetr_hf.training.parallel import Parallel
@@ -238,12 +239,17 @@ def _on_device(model: nn.Module) -> None:
 def as_on_a_gpu() -> Iterator[None]:
     """Within it tensors are fake, the code takes its ways for CUDA, and what reads values on the host is replaced."""
     with ExitStack() as stack:
-        for module in (criterion, keypoints, masks, matcher, types):
+        for module in (criterion, decoder, keypoints, masks, matcher, types):
             if hasattr(module, "to_device"):
                 stack.enter_context(mock.patch.object(module, "to_device", copied_array))
         stack.enter_context(mock.patch.object(matcher, "solve_on_host", next_queries))
         stack.enter_context(mock.patch.object(types, "_check_target", lambda *_: None))
-        for limits in (matcher.PAIRS_AT_ONCE, criterion._LOGITS_AT_ONCE, masks._SCORES_AT_ONCE):
+        for limits in (
+            matcher.PAIRS_AT_ONCE,
+            criterion._LOGITS_AT_ONCE,
+            masks._SCORES_AT_ONCE,
+            keypoints._POINTS_AT_ONCE,
+        ):
             stack.enter_context(mock.patch.dict(limits, {"cpu": limits["default"]}))
         stack.enter_context(mock.patch.object(masks, "_LAYERS_APART", set()))
         stack.enter_context(mock.patch.object(clip_grad, "_has_foreach_support", lambda *_: True))

@@ -95,7 +95,7 @@ def test_cost_and_losses_equal_plain_ones(rng, criterion, monkeypatch):
         pairs = [plain(layer, t, q) for q, t in zip(query.tolist(), target.tolist(), strict=True)]
         for name, values in zip(TERMS, zip(*pairs, strict=True), strict=True):
             assert losses[f"{name}{layer.name_suffix}"].item() == pytest.approx(sum(values) / 7, rel=1e-10)
-    monkeypatch.setitem(keypoint_losses.PAIRS_AT_ONCE, "cpu", 1)
+    monkeypatch.setitem(keypoint_losses._POINTS_AT_ONCE, "cpu", 1)
     torch.testing.assert_close(terms.pair_cost(layers, objects, truth), cost, rtol=0, atol=0)
 
 

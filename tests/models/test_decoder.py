@@ -10,6 +10,8 @@ from rfdetr_hf.models.decoder import (
     RFDETRTransformer,
     flatten_levels,
 )
+from rfdetr_hf.models.geometry import sampling_frames
+from rfdetr_hf.models.linears import linears
 
 
 @pytest.fixture
@@ -58,8 +60,8 @@ def test_memory_of_two_levels(rng):
 def test_memory_without_a_mask_equals_one_without_padding(rng):
     maps, mask = two_levels(rng)
     plain, full = flatten_levels(maps, None), flatten_levels(maps, torch.ones_like(mask))
-    assert plain.padding is None
-    for name in ("tokens", "valid_ratios", "anchors", "invalid"):
+    assert plain.padding is None and plain.valid_ratios is None and (full.valid_ratios == 1).all()
+    for name in ("tokens", "anchors", "invalid"):
         assert torch.equal(getattr(plain, name), getattr(full, name))
 
 
@@ -85,7 +87,10 @@ def test_deformable_attention_equals_a_loop_over_points(deep_config, randomise, 
                         at = box[:2] + offsets[b, q, head, level, point] / 3 * box[2:] * 0.5
                         read = bilinear(images[level][part], *at.tolist())
                         expected[b, q, part] += weights[b, q, head, level, point] * read
-    found, given = attention(query, reference, memory.tokens, memory.shapes, memory.padding)
+    functions = linears(*attention.layers())
+    found, given = attention(
+        query, sampling_frames(reference, 3), memory.tokens, memory.shapes, memory.padding, *functions
+    )
     torch.testing.assert_close(found, attention.output_proj(expected))
     assert torch.equal(given, weights)
 
@@ -95,7 +100,7 @@ def test_self_attention_equals_torch_and_stays_inside_a_group(deep_config, rando
     theirs = torch.nn.MultiheadAttention(32, 4, batch_first=True, dtype=torch.float64)
     theirs.load_state_dict(attention.state_dict())
     x, position = torch.randn(2, 2, 12, 32, generator=rng, dtype=torch.float64)
-    ours, weights = attention(x, position, groups=3)
+    ours, weights = attention(x, position, 3, attention.out_proj, [attention.in_proj_weight, attention.in_proj_bias])
     assert weights is None
     for group in range(3):
         rows = slice(4 * group, 4 * group + 4)
@@ -113,7 +118,8 @@ def test_padded_cells_are_hidden_from_detector_and_attention(deep_config, random
     assert torch.equal(transformer.propose(memory, 3).boxes, transformer.propose(other, 3).boxes)
     query = torch.randn(2, 5, 32, generator=rng, dtype=torch.float64)
     reference = torch.rand(2, 5, 2, 4, generator=rng, dtype=torch.float64)
-    found = [attention(query, reference, each.tokens, each.shapes, each.padding)[0] for each in (memory, other)]
+    frames, functions = sampling_frames(reference, config.decoder_n_points), linears(*attention.layers())
+    found = [attention(query, frames, m.tokens, m.shapes, m.padding, *functions)[0] for m in (memory, other)]
     assert torch.equal(*found)
 
 
@@ -183,12 +189,12 @@ def test_query_position_uses_the_first_level_and_valid_ratios(deep_config, rando
     maps, mask = two_levels(rng)
     memory = flatten_levels(maps, mask)
     seen = []
-    monkeypatch.setattr(decoder.layers[0], "forward", lambda x, _, scaled, *rest: seen.append(scaled) or (x, None, x))
+    monkeypatch.setattr(decoder.layers[0], "forward", lambda x, _, frames, *rest: seen.append(frames) or (x, None, x))
     references = torch.rand(2, 6, 4, generator=rng, dtype=torch.float64)
     decoder(torch.zeros(2, 6, 32, dtype=torch.float64), references, memory, 1)
     expected = references[1] * torch.tensor([4 / 6, 1.0, 4 / 6, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(seen[0][1, :, 0], expected)
-    torch.testing.assert_close(seen[0][0, :, 1], references[0])
+    torch.testing.assert_close(seen[0][1, :, 0], sampling_frames(expected, decoder.points))
+    torch.testing.assert_close(seen[0][0, :, 1], sampling_frames(references[0], decoder.points))
 
 
 def test_feed_forward_dropout_is_off_in_evaluation(deep_config, randomise, rng):

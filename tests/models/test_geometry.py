@@ -5,10 +5,12 @@ import torch
 
 from rfdetr_hf.models.geometry import (
     anchor_boxes,
+    canvas_anchors,
     full_sizes,
     geometry_dtype,
     level_padding,
     refine_boxes,
+    sampling_frames,
     sine_embedding,
     valid_sizes,
 )
@@ -64,6 +66,22 @@ def test_anchors_are_cell_centres_with_a_size_for_each_level():
     torch.testing.assert_close(anchors[0, 5], torch.tensor([1.5 / 4, 1.5 / 2, 0.05, 0.05]))
     torch.testing.assert_close(anchors[0, 9], torch.tensor([1.5 / 2, 0.5, 0.1, 0.1]))
     assert inside.all()
+
+
+def test_anchors_of_a_whole_canvas_are_those_without_padding():
+    shapes = [(36, 24), (18, 120), (1, 1)]
+    anchors, inside = anchor_boxes(shapes, [full_sizes(1, shape, torch.device("cpu")) for shape in shapes])
+    boxes, invalid = canvas_anchors(*shapes)
+    assert 0 < invalid.sum() < len(invalid)  # 0.5 / 120 is too near to the border
+    assert torch.equal(torch.from_numpy(invalid), ~inside[0])
+    assert torch.equal(torch.from_numpy(boxes), anchors[0] * inside[0][:, None])
+
+
+def test_sampling_frames_place_offsets_in_the_grid():
+    frames = sampling_frames(torch.tensor([0.25, 0.5, 0.2, 0.4]), 4)
+    # centre + offset / 4 * size / 2, from [0, 1] to [-1, 1]
+    location = torch.tensor([0.25 + 3 / 4 * 0.1, 0.5 - 2 / 4 * 0.2])
+    torch.testing.assert_close(frames[:2] + torch.tensor([3.0, -2.0]) * frames[2:], 2 * location - 1)
 
 
 def test_anchors_are_relative_to_the_image_without_padding():

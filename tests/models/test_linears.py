@@ -94,6 +94,18 @@ def test_weights_of_another_class_are_left_to_their_layers(rng):
     torch.testing.assert_close(second(x), beside(x))
 
 
+def test_further_tensors_are_cast_along(rng):
+    (module, hooked), tensor = layers(rng, 3, 2), torch.nn.Parameter(torch.ones(2, 2))
+    hooked.register_forward_hook(lambda *_: None)
+    for modules in ([module], [hooked]):
+        with torch.autocast("cpu", BF16):
+            function, cast = linears(modules, tensors=[tensor])
+            assert function(torch.randn(6, 4, generator=rng)).dtype == cast.dtype == BF16
+        assert torch.equal(cast, torch.ones(2, 2, dtype=BF16))
+    (unchanged,) = linears(tensors=[tensor])
+    assert unchanged.dtype == torch.float32 and torch.equal(unchanged, tensor)
+
+
 def test_float64_stays_under_autocast(rng):
     (module,) = layers(rng, 3)
     with torch.autocast("cpu", BF16):

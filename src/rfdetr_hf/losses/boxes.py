@@ -13,9 +13,8 @@ _MIN_AREA = 1e-7  # the floor under both denominators, so that boxes without are
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Turn (..., 4) boxes from centre and size to corners; a negative size counts as 0."""
-    x, y, width, height = boxes.unbind(-1)
-    half_width, half_height = width.clamp(min=0) / 2, height.clamp(min=0) / 2
-    return torch.stack((x - half_width, y - half_height, x + half_width, y + half_height), dim=-1)
+    centre, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) / 2
+    return torch.cat((centre - half, centre + half), dim=-1)
 
 
 def iou_and_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,9 +33,10 @@ def iou_and_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """
     # Both coordinates of a corner at once.
     lower1, upper1, lower2, upper2 = first[..., :2], first[..., 2:], second[..., :2], second[..., 2:]
-    overlap = (torch.minimum(upper1, upper2) - torch.maximum(lower1, lower2)).clamp(min=0)
-    hull = torch.maximum(upper1, upper2) - torch.minimum(lower1, lower2)
+    gap = torch.minimum(upper1, upper2) - torch.maximum(lower1, lower2)
     sides1, sides2 = upper1 - lower1, upper2 - lower2
+    hull = sides1 + sides2 - gap  # of two numbers the larger and the smaller one have their sum
+    overlap = gap.clamp(min=0)
     intersection = overlap[..., 0] * overlap[..., 1]
     union = sides1[..., 0] * sides1[..., 1] + sides2[..., 0] * sides2[..., 1] - intersection
     iou = intersection / union.clamp(min=_MIN_AREA)
@@ -54,24 +54,25 @@ class _BoxTerms(torch.autograd.Function):
         half = boxes[..., 2:].clamp(min=0) / 2
         lower, upper = boxes[..., :2] - half, boxes[..., :2] + half  # (2, M, 2)
         gap = upper.amin(0) - lower.amax(0)
-        sides = torch.stack((upper[0] - lower[0], upper[1] - lower[1], gap.clamp(min=0), upper.amax(0) - lower.amin(0)))
+        hull = upper.amax(0) - lower.amin(0)
+        sides = torch.cat((upper - lower, gap.clamp(min=0)[None], hull[None]))  # (4, M, 2)
         area1, area2, intersection, hull = sides.prod(-1)  # (M,) each
         union = area1 + area2 - intersection
         areas = torch.stack((union, hull))
-        (union_floored, hull_floored), (union_counts, hull_counts) = areas.clamp(min=_MIN_AREA), areas >= _MIN_AREA
+        floored, (union_counts, hull_counts) = areas.clamp(min=_MIN_AREA), areas >= _MIN_AREA
+        (union_floored, hull_floored), (per_union, per_hull) = floored, floored.reciprocal()
         iou = intersection / union_floored
         empty = (hull - union) / hull_floored  # GIoU = iou - empty
         # Derivatives of GIoU by the areas of union, hull and intersection, the latter also as a part of the union.
-        by_union = 1 / hull_floored - iou / union_floored * union_counts
-        by_hull = (empty * hull_counts - 1) / hull_floored
-        by_overlap = 1 / union_floored - by_union
+        by_union = per_hull - iou * per_union * union_counts
+        by_hull = (empty * hull_counts - 1) * per_hull
+        by_overlap = per_union - by_union
         own, _, common, around = sides.flip(-1)  # what an area changes by with a side is the other side
         own, around = own * by_union[:, None], around * by_hull[:, None]
         common = common * by_overlap[:, None] * (gap >= 0)
         # Whose corner it is that a side of overlap or hull ends at; both are at a tie.
-        half_one = predicted.new_full((), 0.5)
-        at_upper = own + around.lerp(common, torch.heaviside(upper[1] - upper[0], half_one))
-        at_lower = own + around.lerp(common, torch.heaviside(lower[0] - lower[1], half_one))
+        inner = torch.stack((upper[1] - upper[0], lower[0] - lower[1]))
+        at_upper, at_lower = own + around.lerp(common, torch.heaviside(inner, predicted.new_full((), 0.5)))
         slope = torch.cat((at_lower - at_upper, (at_upper + at_lower) * -0.5 * (predicted[:, 2:] >= 0)), -1)
         offset = predicted - truth
         ctx.save_for_backward(offset.sign(), slope)

@@ -238,12 +238,14 @@ def logging_values(layers: Sequence[LayerOutput], objects: PackedObjects, matche
     """`cardinality_error` of each layer and `class_error` of the layer with suffix "", computed on the device."""
     present = to_device(np.asarray(objects.counts), objects.image.device)
     # (layers, B), rows with p > 0.5
-    predicted = torch.stack([(layer.logits.amax(-1) > 0).sum(1) for layer in layers])
-    errors = (predicted - present).abs().to(objects.boxes.dtype).mean(1)
+    best = [layer.logits.amax(-1) for layer in layers]  # (B, rows) each
+    alike = len({scores.shape for scores in best}) == 1
+    predicted = (torch.stack(best) > 0).sum(2) if alike else torch.stack([(scores > 0).sum(1) for scores in best])
+    errors = (predicted - present).abs().mean(1, dtype=objects.boxes.dtype)
     values = {f"cardinality_error{o.name_suffix}": own for o, own in zip(layers, errors.unbind(), strict=True)}
     for output, batch, query, target in zip(layers, *matches.split("batch", "query", "target"), strict=True):
         if output.name_suffix == "":
             right = output.logits[batch, query].argmax(-1) == objects.labels[target]  # (m,)
-            accuracy = right.to(objects.boxes.dtype).sum() / max(len(batch), 1)
-            values["class_error"] = 100 - 100 * accuracy
+            accuracy = right.sum(dtype=objects.boxes.dtype) / max(len(batch), 1)
+            values["class_error"] = torch.rsub(accuracy, 100, alpha=100)
     return values

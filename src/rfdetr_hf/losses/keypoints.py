@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .matcher import PAIRS_AT_ONCE
-from .types import LayerOutput, LossConfig, PackedObjects, QueryMatches, compute_dtype, to_device
+from .types import LayerOutput, LossConfig, PackedObjects, QueryMatches, compute_dtype, is_finite, to_device
 
 KEYPOINT_CHANNELS = 8
 TERMS = ("loss_keypoints_l1", "loss_keypoints_findable", "loss_keypoints_visible", "loss_keypoints_nll")
 
+# (object, query, keypoint) triples whose cost is computed in one go; each has some sixteen numbers.
+_POINTS_AT_ONCE = {"cpu": 2**16, "default": 2**23}
 _MIN_AREA = torch.finfo(torch.float32).eps
 
 
@@ -86,16 +87,18 @@ class KeypointTerms:
         slots = max(self.schema)
         for index, (target, count) in enumerate(zip(targets, objects.counts, strict=True)):
             _check_keypoints(f"labels of image {index} of the batch", target.get("keypoints"), count, slots)
-        own = [F.pad(target["keypoints"], (0, 0, 0, slots - target["keypoints"].shape[1])) for target in targets]
-        points = torch.cat([keypoints.to(objects.boxes) for keypoints in own])
+        own = [target["keypoints"].to(objects.boxes) for target in targets]
+        missing = [slots - keypoints.shape[1] for keypoints in own]
+        own = [F.pad(each, (0, 0, 0, n)) if n else each for each, n in zip(own, missing, strict=True)]
+        points = torch.cat(own)
         sizes = to_device(np.asarray(self.schema, dtype=np.int64), points.device)
         known = objects.labels.clamp(max=len(self.schema) - 1)
         counts = torch.where(objects.labels < len(self.schema), sizes[known], 0)
         slot = torch.arange(slots, device=points.device)
         active = slot < counts[:, None]  # (N, K)
         area = objects.boxes[:, 2] * objects.boxes[:, 3]
-        sound = area.isfinite() & (area > _MIN_AREA)
-        labelled = active & points.isfinite().all(-1) & (points[..., 2] > 0) & sound[:, None]
+        sound = is_finite(area) & (area > _MIN_AREA)
+        labelled = active & is_finite(points).all(-1) & (points[..., 2] > 0) & sound[:, None]
         return KeypointTruth(points, active, labelled, known[:, None] * slots + slot, torch.where(sound, area, 1))
 
     @torch.no_grad()
@@ -103,7 +106,7 @@ class KeypointTerms:
         """Weighted cost of each object with each query of its image: (N, rows of all layers side by side)."""
         keypoints = torch.cat([layer.keypoints for layer in layers if layer.keypoints is not None], dim=1)
         rows = torch.arange(keypoints.shape[1], device=keypoints.device)[:, None]
-        budget = PAIRS_AT_ONCE.get(keypoints.device.type, PAIRS_AT_ONCE["default"])
+        budget = _POINTS_AT_ONCE.get(keypoints.device.type, _POINTS_AT_ONCE["default"])
         chunk = max(1, budget // (len(rows) * max(self.schema)))
         costs = [keypoints.new_empty((0, len(rows)), dtype=objects.boxes.dtype)]
         for start in range(0, len(objects.labels), chunk):
@@ -112,8 +115,8 @@ class KeypointTerms:
             predicted = keypoints[image[:, None, None], rows, own.slots[:, None]]  # (n, rows, K, 8)
             own = KeypointTruth(*(field[:, None] for field in own))
             terms = keypoint_terms(predicted, own)  # (n, rows) each
-            weighted = [weight * term for weight, term in zip(self.coefficients.values(), terms, strict=True)]
-            costs.append(reduce(torch.add, weighted))
+            first, *others = zip(self.coefficients.values(), terms, strict=True)
+            costs.append(reduce(lambda sum_, pair: sum_.add_(pair[1], alpha=pair[0]), others, first[0] * first[1]))
         return torch.cat(costs)
 
     def losses(
@@ -143,15 +146,15 @@ def keypoint_terms(predicted: Tensor, truth: KeypointTruth) -> tuple[Tensor, Ten
     """
     predicted = predicted.to(compute_dtype(predicted))
     position, state = predicted[..., :2], truth.points[..., 2]
-    located = truth.labelled & position.isfinite().all(-1)
+    located = truth.labelled & is_finite(position).all(-1)
     offset = (position - truth.points[..., :2]).masked_fill(~located[..., None], 0)
     l1 = _mean(offset.abs().sum(-1), located) / truth.area.sqrt()
     # Findable and visible together, (2, ..., K).
     logits, wanted = predicted[..., 2:4].movedim(-1, 0), torch.stack((state > 0, state > 1))
-    usable = truth.active & logits.isfinite()
+    usable = truth.active & is_finite(logits)
     logits = logits.masked_fill(~usable, 0)
     wanted = wanted.to(logits.dtype).expand_as(logits)
-    entropies = _mean(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), usable)
+    entropies = _mean(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * usable, usable)
     return l1, entropies[0], entropies[1], _likelihood(offset, predicted[..., 4:7], truth.area[..., None], located)
 
 
@@ -159,7 +162,11 @@ def _likelihood(offset: Tensor, precision: Tensor, area: Tensor, located: Tensor
     with torch.no_grad():
         # An exponential may overflow although its argument is finite. This has to be known before the terms that take
         # part are computed, since a mask behind an infinite value lets its gradient pass as NaN.
-        usable = located & (_squared_distance(offset, precision) + precision.sum(-1)).isfinite()
+        distance = _squared_distance(offset, precision)
+        usable = located & is_finite(distance + precision.sum(-1))
+        if not precision.requires_grad:
+            values = distance / (2 * area) - (precision[..., 0] + precision[..., 2])
+            return _mean(values.masked_fill(~usable, 0), usable)
     unusable = ~usable[..., None]
     precision = precision.masked_fill(unusable, 0)
     distance = _squared_distance(offset.masked_fill(unusable, 0), precision)
@@ -173,8 +180,8 @@ def _squared_distance(offset: Tensor, precision: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, usable: Tensor) -> Tensor:
-    """Mean over the last dimension of the values that are usable; 0 where none is."""
-    return values.masked_fill(~usable, 0).sum(-1) / usable.sum(-1).clamp(min=1)
+    """Mean over the last dimension of the values that are usable, the others being 0; 0 where none is."""
+    return values.sum(-1) / usable.sum(-1).clamp(min=1)
 
 
 def _check_keypoints(where: str, keypoints: Tensor | None, count: int, slots: int) -> None:

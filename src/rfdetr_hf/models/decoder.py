@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..losses.types import to_device
 from .attention import attend
 from .configuration_rfdetr import RFDETRConfig
 from .geometry import (
     LevelShapes,
     anchor_boxes,
+    canvas_anchors,
     full_sizes,
     geometry_dtype,
     level_padding,
     refine_boxes,
+    sampling_frames,
     sine_embedding,
     valid_sizes,
 )
@@ -77,7 +80,7 @@ class Memory(NamedTuple):
         tokens: (B, S, C).
         shapes: (h, w) of each level.
         padding: (B, S), True at padding; None where nothing is padded.
-        valid_ratios: (B, L, 2), the share of (width, height) of each level that is image.
+        valid_ratios: (B, L, 2), the share of (width, height) of each level that is image; None where all of it is.
         anchors: (B, S, 4) boxes, zero at invalid cells.
         invalid: (B, S), True at cells that are padding or whose anchor is too close to the border.
     """
@@ -85,7 +88,7 @@ class Memory(NamedTuple):
     tokens: Tensor
     shapes: LevelShapes
     padding: Tensor | None
-    valid_ratios: Tensor
+    valid_ratios: Tensor | None
     anchors: Tensor
     invalid: Tensor
 
@@ -105,6 +108,10 @@ def flatten_levels(maps: list[Tensor], pixel_mask: Tensor | None) -> Memory:
     tokens = join_maps(maps)
     shapes = [(level.shape[2], level.shape[3]) for level in maps]
     dtype = geometry_dtype(tokens.dtype)
+    if pixel_mask is None and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        anchors, invalid = (to_device(array, tokens.device) for array in canvas_anchors(*shapes))
+        every_image = anchors.to(dtype).expand(len(tokens), -1, -1), invalid.expand(len(tokens), -1)
+        return Memory(tokens, shapes, None, None, *every_image)
     full = [full_sizes(tokens.shape[0], shape, tokens.device) for shape in shapes]
     if pixel_mask is None:
         padding, sizes = None, full
@@ -179,7 +186,7 @@ class _ProposalHeads:
         """(G, N, C) -> (G, N, C)."""
         x = self.output(tokens)
         weight, bias = self.norm
-        return F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS) * weight + bias
+        return torch.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS), weight)
 
     def deltas(self, features: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, 4)."""
@@ -218,16 +225,25 @@ class GroupSelfAttention(nn.Module):
         init.zeros_(self.in_proj_bias)
 
     def forward(
-        self, x: Tensor, position: Tensor, groups: int, attends: Tensor | None = None, need_weights: bool = False
+        self,
+        x: Tensor,
+        position: Tensor,
+        groups: int,
+        output: Linear,
+        packed: Sequence[Tensor],
+        attends: Tensor | None = None,
+        need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """x, position (B, groups * q, C); a query attends to the queries of its own group.
+
+        `output` is the layer after the attention and `packed` the weights and biases before it, cast by the caller.
 
         `attends` (q, q) narrows that down: False where the query of the row does not see the one of the column. The
         weights (B * groups, heads, q, q) are given if they are asked for.
         """
         batch, width = x.shape[0], x.shape[-1]
         x, position = (t.unflatten(1, (groups, -1)).flatten(0, 1) for t in (x, position))  # (B * groups, q, C)
-        weight, bias = (t.split((2 * width, width)) for t in joined([[self.in_proj_weight], [self.in_proj_bias]]))
+        weight, bias = (t.split((2 * width, width)) for t in packed)
         query, key = F.linear(x + position, weight[0], bias[0]).chunk(2, -1)
         value = F.linear(x, weight[1], bias[1])
         # (B * groups, heads, q, C / heads)
@@ -236,7 +252,7 @@ class GroupSelfAttention(nn.Module):
         kind = self.config._attn_implementation
         attended, weights = attend(query, key, value, kind, attends, rate, need_weights)
         attended = attended.transpose(1, 2).flatten(-2)  # (B * groups, q, C)
-        return self.out_proj(attended.unflatten(0, (batch, groups)).flatten(1, 2)), weights  # (B, groups * q, C)
+        return output(attended.unflatten(0, (batch, groups)).flatten(1, 2)), weights  # (B, groups * q, C)
 
 
 class DeformableAttention(nn.Module):
@@ -257,43 +273,54 @@ class DeformableAttention(nn.Module):
         self.value_proj = with_init(nn.Linear(width, width), init_xavier_zero_bias)
         self.output_proj = with_init(nn.Linear(width, width), init_xavier_zero_bias)
 
+    def layers(self) -> list[list[nn.Module]]:
+        """The linear layers, by what they read; `forward` gets them as functions."""
+        return [[self.sampling_offsets, self.attention_weights], [self.value_proj], [self.output_proj]]
+
     def forward(
-        self, query: Tensor, reference: Tensor, tokens: Tensor, shapes: LevelShapes, padding: Tensor | None
+        self,
+        query: Tensor,
+        frames: Tensor,
+        tokens: Tensor,
+        shapes: LevelShapes,
+        padding: Tensor | None,
+        sample: Linear,
+        read: Linear,
+        output: Linear,
     ) -> tuple[Tensor, Tensor]:
         """Read tokens (B, S, C), which are padding where `padding` (B, S) is True.
 
-        query (B, Q, C), reference (B, Q, L, 4) -> (B, Q, C), and the weights of the points (B, Q, heads, L, P).
+        query (B, Q, C), frames (B, Q, L, 4), see `sampling_frames` -> (B, Q, C), and the weights of the points (B, Q,
+        heads, L, P).
         """
-        sample, read, output = linears(
-            [self.sampling_offsets, self.attention_weights], [self.value_proj], [self.output_proj]
-        )
         value = read(tokens)
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
         layout = (self.heads, self.levels, self.points)
         # (B, Q, heads, L, P, 2) and (B, Q, heads, L * P)
         samples = self.heads * self.levels * self.points
-        offsets, weights = sample(query).to(reference.dtype).split((2 * samples, samples), -1)
+        offsets, weights = sample(query).to(frames.dtype).split((2 * samples, samples), -1)
         offsets = offsets.unflatten(-1, (*layout, 2))
         weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1)
-        centre, size = reference[:, :, None, :, None].split(2, -1)  # (B, Q, 1, L, 1, 2)
-        locations = centre + offsets / self.points * size * 0.5
+        centre, step = frames[:, :, None, :, None].split(2, -1)  # (B, Q, 1, L, 1, 2)
         weights = weights.unflatten(-1, layout[1:])
-        sampled = self._sample(value.to(reference.dtype), locations, weights, shapes)
+        sampled = self._sample(value, torch.addcmul(centre, offsets, step), weights, shapes)
         return output(sampled.to(query.dtype)), weights
 
-    def _sample(self, value: Tensor, locations: Tensor, weights: Tensor, shapes: LevelShapes) -> Tensor:
-        """value (B, S, C), locations (B, Q, heads, L, P, 2), weights (B, Q, heads, L, P) -> (B, Q, C)."""
-        batch = value.shape[0]
-        grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P, 2)
-        weights = weights.transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P)
+    def _sample(self, value: Tensor, grids: Tensor, weights: Tensor, shapes: LevelShapes) -> Tensor:
+        """value (B, S, C), grids (B, Q, heads, L, P, 2), weights (B, Q, heads, L, P) -> (B, Q, C)."""
+        batch, dtype = value.shape[0], grids.dtype
+        grids = grids.transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P, 2)
+        weights = weights.transpose(1, 2)[:, :, None]  # (B, heads, 1, Q, L, P)
         parts = []
         for level, cells in enumerate(value.split([height * width for height, width in shapes], 1)):
             # (B, h * w, C) -> (B * heads, C / heads, h, w), read at (B * heads, C / heads, Q, P)
-            image = cells.transpose(1, 2).reshape(batch * self.heads, -1, *shapes[level])
+            image = cells.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
+            image = image.reshape(batch * self.heads, -1, *shapes[level])
             read = F.grid_sample(image, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
-            parts.append((read * weights[:, None, :, level]).sum(-1))  # (B * heads, C / heads, Q)
-        return reduce(torch.add, parts).unflatten(0, (batch, self.heads)).flatten(1, 2).transpose(1, 2)
+            read = read.unflatten(0, (batch, -1))
+            parts.append((read * weights[..., level, :]).sum(-1))  # (B, heads, C / heads, Q)
+        return reduce(torch.add, parts).flatten(1, 2).transpose(1, 2)
 
 
 class RFDETRDecoderLayer(GradientCheckpointingLayer):
@@ -313,23 +340,29 @@ class RFDETRDecoderLayer(GradientCheckpointingLayer):
         self,
         x: Tensor,
         position: Tensor,
-        reference: Tensor,
+        frames: Tensor,
         tokens: Tensor,
         shapes: LevelShapes,
         padding: Tensor | None,
         groups: int,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """x, position (B, Q, C); reference (B, Q, L, 4); tokens (B, S, C); padding (B, S).
+        """x, position (B, Q, C); frames (B, Q, L, 4); tokens (B, S, C); padding (B, S).
 
         Returns:
             (B, Q, C), and the weights of both attentions, see `GroupSelfAttention` and `DeformableAttention`.
         """
-        answer, weights = self.self_attn(x, position, groups, need_weights=need_weights)
+        own, cross = self.self_attn, self.cross_attn
+        # The weights of a layer are cast for autocast in one launch.
+        output, widen, narrow, *rest = linears(
+            [own.out_proj], [self.linear1], [self.linear2], *cross.layers(),
+            tensors=[own.in_proj_weight, own.in_proj_bias],
+        )  # fmt: skip
+        reads, packed = rest[:3], rest[3:]
+        answer, weights = own(x, position, groups, output, packed, need_weights=need_weights)
         x = self.norm1(x + self._drop(answer, self.dropout))
-        answer, cross_weights = self.cross_attn(x + position, reference, tokens, shapes, padding)
+        answer, cross_weights = cross(x + position, frames, tokens, shapes, padding, *reads)
         x = self.norm2(x + self._drop(answer, self.dropout))
-        widen, narrow = linears([self.linear1], [self.linear2])
         hidden = self._drop(F.relu(widen(x)), self.activation_dropout)
         return self.norm3(x + self._drop(narrow(hidden), self.dropout)), weights, cross_weights
 
@@ -366,7 +399,7 @@ class RFDETRDecoder(nn.Module):
 
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__()
-        width = config.d_model
+        width, self.points = config.d_model, config.decoder_n_points
         self.layers = nn.ModuleList([self.layer_class(config) for _ in range(config.decoder_layers)])
         self.norm = layer_norm(width)
         self.ref_point_head = MLP([2 * width, width, width], [init_xavier, init_xavier])
@@ -375,19 +408,24 @@ class RFDETRDecoder(nn.Module):
         self, queries: Tensor, references: Tensor, memory: Memory, groups: int, need_weights: bool = False
     ) -> "DecoderStates":
         """queries (B, Q, C), references (B, Q, 4) -> what each layer gives, before `norm`."""
-        scaled, position = self._placed(references, memory, queries.dtype)
+        frames, position = self._placed(references, memory, queries.dtype)
         states = DecoderStates([queries], [], [], [])
         for layer in self.layers:
             tokens, shapes, padding = memory.tokens, memory.shapes, memory.padding
-            queries, *weights = layer(queries, position, scaled, tokens, shapes, padding, groups, need_weights)
+            queries, *weights = layer(queries, position, frames, tokens, shapes, padding, groups, need_weights)
             states.add(queries, *weights)
         return states
 
     def _placed(self, references: Tensor, memory: Memory, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """References on the canvas of each level (B, Q, L, 4), and their embedding (B, Q, C)."""
-        scaled = references[:, :, None] * memory.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, Q, 1, 4) * (B, 1, L, 4)
+        """Where attention reads at the references (B, Q, L, 4), and the embedding of these (B, Q, C)."""
+        if memory.valid_ratios is None:
+            scaled = references[:, :, None].expand(-1, -1, len(memory.shapes), -1)
+        else:
+            # (B, Q, 1, 4) * (B, 1, L, 4)
+            scaled = references[:, :, None] * memory.valid_ratios.repeat(1, 1, 2)[:, None]
         embedded = sine_embedding(scaled[:, :, 0], self.norm.weight.shape[0] // 2)
-        return scaled, self.ref_point_head(embedded.to(dtype))
+        # In the type of the states: what each layer sends back is then added up without casts.
+        return sampling_frames(scaled, self.points), self.ref_point_head(embedded.to(dtype)).to(dtype)
 
 
 class RFDETRTransformer(nn.Module):

@@ -5,7 +5,9 @@ Coordinates are computed in `geometry_dtype`, float32 at least: the eight bits o
 """
 
 import math
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +37,15 @@ def refine_boxes(deltas: Tensor, reference: Tensor) -> Tensor:
     return torch.cat([shift * size + centre, growth.exp() * size], -1)
 
 
+def sampling_frames(boxes: Tensor, points: int) -> Tensor:
+    """Where `grid_sample` reads at an offset of 0 from boxes (..., 4), and how far an offset of 1 moves that: (..., 4).
+
+    An offset is in `1 / points` of half the box's size, the grid goes from -1 to 1 over the canvas.
+    """
+    centre, size = boxes.split(2, -1)
+    return torch.cat([2 * centre - 1, size / points], -1)
+
+
 def sine_embedding(boxes: Tensor, width: int) -> Tensor:
     """Embed boxes by sines: for each coordinate in the order y, x, w, h, `width` values (sin, cos, sin, cos, ...).
 
@@ -47,8 +58,8 @@ def sine_embedding(boxes: Tensor, width: int) -> Tensor:
     Returns:
         (..., 4 * width) in the dtype of `boxes`.
     """
-    exponents = torch.arange(0, width, 2, dtype=boxes.dtype, device=boxes.device) / width
-    frequencies = 2 * math.pi / SINE_TEMPERATURE**exponents
+    exponents = torch.linspace(0, 2 / width - 1, width // 2, dtype=boxes.dtype, device=boxes.device)
+    frequencies = 2 * math.pi * SINE_TEMPERATURE**exponents
     x, y, w, h = boxes.unbind(-1)
     arguments = torch.stack([y, x, w, h], -1)[..., None] * frequencies
     return torch.stack([arguments.sin(), arguments.cos()], -1).flatten(-3)
@@ -75,6 +86,24 @@ def full_sizes(batch: int, shape: tuple[int, int], device: torch.device) -> Tens
     """What `valid_sizes` gives for a level (h, w) without padding."""
     height, width = shape
     return torch.stack([torch.full((batch,), float(side), device=device) for side in (width, height)], -1).float()
+
+
+@lru_cache(maxsize=64)
+def canvas_anchors(*shapes: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """What `anchor_boxes` gives for levels (h, w) without padding, on the host.
+
+    Returns:
+        Boxes (S, 4), float32, zero where they are invalid, and whether they are, (S,).
+    """
+    boxes = []
+    for level, (height, width) in enumerate(shapes):
+        y, x = ((np.arange(side, dtype=np.float32) + np.float32(0.5)) / np.float32(side) for side in (height, width))
+        grid = np.full((height, width, 4), ANCHOR_SIZE * 2**level, dtype=np.float32)
+        grid[..., 0], grid[..., 1] = x, y[:, None]
+        boxes.append(grid.reshape(-1, 4))
+    anchors = np.concatenate(boxes)
+    inside = ((anchors > ANCHOR_MARGIN) & (anchors < 1 - ANCHOR_MARGIN)).all(-1)
+    return anchors * inside[:, None], ~inside
 
 
 def anchor_boxes(shapes: LevelShapes, sizes: list[Tensor]) -> tuple[Tensor, Tensor]:

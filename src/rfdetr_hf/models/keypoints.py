@@ -36,7 +36,7 @@ from .decoder import (
 from .geometry import LevelShapes, geometry_dtype
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_torch_default, init_xavier, init_xavier_zero_bias, init_zeros, with_init
-from .linears import linears
+from .linears import Linear, linears
 from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection
 from .post_processing import DEFAULT_THRESHOLD, Threshold
 from .projector import MultiScaleProjector, RFDETRBackbone
@@ -101,9 +101,11 @@ class KeypointQueries(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., keypoints, C)."""
-        scale, shift, gate = self.adaLN_modulation(x)[..., None, :].chunk(3, -1)
+        first, activation, last = self.adaLN_modulation
+        widen, modulate, output = linears([first], [last], [self.out_proj])
+        scale, shift, gate = modulate(activation(widen(x)))[..., None, :].chunk(3, -1)
         normed = F.layer_norm(self.queries, self.queries.shape[-1:], eps=DECODER_NORM_EPS)
-        return gate * self.out_proj((1 + scale) * normed + shift) + self.queries
+        return gate * output((1 + scale) * normed + shift) + self.queries
 
 
 class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer):
@@ -132,7 +134,7 @@ class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer):
         keypoints: Tensor,
         position: Tensor,
         keypoint_position: Tensor,
-        reference: Tensor,
+        frames: Tensor,
         tokens: Tensor,
         keypoint_tokens: Tensor,
         shapes: LevelShapes,
@@ -141,32 +143,40 @@ class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer):
         attends: Tensor | None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """x, position (B, Q, C); keypoints (B, Q, N, C); keypoint_position (N, C); reference (B, Q, L, 4).
+        """x, position (B, Q, C); keypoints (B, Q, N, C); frames (B, Q, L, 4).
 
-        `tokens` and `keypoint_tokens` (B, S, C) are what queries and keypoints attend to. `attends` (1 + N, 1 + N) says
-        which of a query and its keypoints see which; None for all. Every tensor is an argument: reentrant checkpointing
-        cuts the graph at arguments alone.
+        `keypoint_position` (1 + N, C) begins with zeros for the query. `tokens` and `keypoint_tokens` (B, S, C) are
+        what queries and keypoints attend to. `attends` (1 + N, 1 + N) says which of a query and its keypoints see
+        which; None for all. Every tensor is an argument: reentrant checkpointing cuts the graph at arguments alone.
         """
-        x, weights, cross_weights = super().forward(
-            x, position, reference, tokens, shapes, padding, groups, need_weights
-        )
-        x, keypoints = self._exchange(x, keypoints, keypoint_position, attends)
+        x, weights, cross_weights = super().forward(x, position, frames, tokens, shapes, padding, groups, need_weights)
+        own, cross = self.kp_inst_self_attn, self.kp_cross_attn
+        output, widen, narrow, *rest = linears(
+            [own.out_proj], [self.kp_linear1], [self.kp_linear3], *cross.layers(),
+            tensors=[own.in_proj_weight, own.in_proj_bias],
+        )  # fmt: skip
+        x, keypoints = self._exchange(x, keypoints, keypoint_position, attends, output, rest[3:])
         count = keypoints.shape[2]
         query = (keypoints + position[:, :, None]).flatten(1, 2)  # (B, Q * N, C), at (B, Q * N, L, 4)
-        reference = reference[:, :, None].expand(-1, -1, count, -1, -1).flatten(1, 2)
-        read, _ = self.kp_cross_attn(query, reference, keypoint_tokens, shapes, padding)
+        frames = frames[:, :, None].expand(-1, -1, count, -1, -1).flatten(1, 2)
+        read, _ = cross(query, frames, keypoint_tokens, shapes, padding, *rest[:3])
         keypoints = self.kp_cross_attn_norm(keypoints + self._drop(read.unflatten(1, (-1, count)), self.dropout))
-        widen, narrow = linears([self.kp_linear1], [self.kp_linear3])
         hidden = self._drop(F.relu(widen(keypoints)), self.activation_dropout)
         keypoints = self.kp_norm5(keypoints + self._drop(narrow(hidden), self.dropout))
         return x, keypoints, weights, cross_weights
 
     def _exchange(
-        self, x: Tensor, keypoints: Tensor, keypoint_position: Tensor, attends: Tensor | None
+        self,
+        x: Tensor,
+        keypoints: Tensor,
+        keypoint_position: Tensor,
+        attends: Tensor | None,
+        output: Linear,
+        packed: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor]:
         tokens = torch.cat([x[:, :, None], keypoints], 2)  # (B, Q, 1 + N, C)
-        position = F.pad(keypoint_position, (0, 0, 1, 0)).to(tokens.dtype)[None]
-        answer, _ = self.kp_inst_self_attn(tokens.flatten(0, 1), position, 1, attends)
+        position = keypoint_position.to(tokens.dtype)[None]
+        answer, _ = self.kp_inst_self_attn(tokens.flatten(0, 1), position, 1, output, packed, attends)
         answer = self._drop(answer.view_as(tokens), self.dropout)
         x = self.kp_inst_norm(x + answer[:, :, 0] * self.instance_kp_layer_scale)
         return x, self.kp_norm(keypoints + answer[:, :, 1:])
@@ -202,12 +212,13 @@ class RFDETRKeypointDecoder(RFDETRDecoder):
         need_weights: bool = False,
     ) -> DecoderStates:
         """queries (B, Q, C), keypoints (B, Q, N, C), references (B, Q, 4) -> what each layer gives."""
-        scaled, position = self._placed(references, memory, queries.dtype)
+        frames, position = self._placed(references, memory, queries.dtype)
         attends = ~self.keypoint_class_mask if self.several_classes else None
+        keypoint_position = F.pad(self.keypoint_pos_embed, (0, 0, 1, 0))
         states = DecoderStates([queries], [], [], [])
         for layer in self.layers:
             queries, keypoints, *weights = layer(
-                queries, keypoints, position, self.keypoint_pos_embed, scaled, memory.tokens, keypoint_tokens,
+                queries, keypoints, position, keypoint_position, frames, memory.tokens, keypoint_tokens,
                 memory.shapes, memory.padding, groups, attends, need_weights,
             )  # fmt: skip
             states.add(queries, *weights)
@@ -354,17 +365,22 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
     ) -> list[LayerOutput]:
         layers = super()._layers(states, pixel_values, pixel_mask, supervised)
         deltas = self.keypoint_embed(torch.stack(states.decoder.keypoints))  # (n, B, Q, N, 8)
-        *earlier, last = self._padded(place_keypoints(deltas, states.references)).unbind()
-        keypoints = [last, *earlier]
+        parts = [(deltas, states.references)]
         if supervised:
             deltas = self.transformer.propose_keypoints(states.proposals.features, self._groups)
-            keypoints.append(self._padded(place_keypoints(deltas, states.proposals.boxes)))
-        classes, complete = len(self.config.num_keypoints_per_class), []
-        for layer, own in zip(layers, keypoints, strict=True):
-            boost = own.unflatten(2, (classes, -1))[..., _CLASS_CHANNEL].sum(-1)  # (B, Q, classes)
-            boost = F.pad(boost, (0, layer.logits.shape[-1] - classes))
-            complete.append(layer._replace(logits=layer.logits + boost, keypoints=own))
-        return complete
+            parts.append((deltas[None], states.proposals.boxes))
+        classes, keypoints, boosts = len(self.config.num_keypoints_per_class), [], []
+        for deltas, boxes in parts:
+            own = self._padded(place_keypoints(deltas, boxes))
+            boost = own.unflatten(3, (classes, -1))[..., _CLASS_CHANNEL].sum(-1)  # (n, B, Q, classes)
+            boosts += F.pad(boost, (0, self.config.num_labels - classes)).unbind()
+            keypoints += own.unbind()
+        last = len(states.decoder.keypoints) - 1  # comes first among the layers
+        order = [last, *range(last), *range(last + 1, len(keypoints))]
+        return [
+            layer._replace(logits=layer.logits + boosts[index], keypoints=keypoints[index])
+            for layer, index in zip(layers, order, strict=True)
+        ]
 
     def _padded(self, keypoints: Tensor) -> Tensor:
         """(..., N, 8) -> (..., classes * K, 8)."""
@@ -394,7 +410,7 @@ def place_keypoints(deltas: Tensor, boxes: Tensor) -> Tensor:
         boxes: (B, Q, 4).
     """
     deltas = deltas.to(geometry_dtype(torch.promote_types(deltas.dtype, boxes.dtype)))
-    deltas = deltas.masked_fill(~deltas.isfinite(), 0)
+    deltas = deltas.masked_fill((deltas - deltas) != 0, 0)  # so of NaN and of infinite numbers
     centre, size = boxes.to(deltas.dtype)[:, :, None].split(2, -1)  # (B, Q, 1, 2)
     shift, rest = deltas.split((2, deltas.shape[-1] - 2), -1)
     return torch.cat([shift * size + centre, rest], -1)

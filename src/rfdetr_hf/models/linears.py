@@ -82,7 +82,15 @@ def joined(groups: Sequence[Sequence[Tensor]], dtype: torch.dtype | None = None)
     return _CastTogether.apply(dtype, [len(group) for group in groups], *tensors)
 
 
-def linears(*groups: Iterable[nn.Module]) -> list[Linear]:
+def is_changed(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module must be called: one of another class (adapters), with a weight of another class, with hooks."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    # Offloading puts a `forward` of its own into the instance; torchao a weight that is a tensor of another class.
+    other = type(module) is not kind or "forward" in vars(module) or hasattr(module.weight, "__tensor_flatten__")
+    return other or any(getattr(module, hook) for hook in hooks)
+
+
+def linears(*groups: Iterable[nn.Module], tensors: Sequence[Tensor] = ()) -> list[Any]:
     """A function for each group of linear layers that read the same input: their outputs side by side.
 
     Layers of another class (adapters, quantised ones), with weights of another class or with hooks are called as they
@@ -90,28 +98,26 @@ def linears(*groups: Iterable[nn.Module]) -> list[Linear]:
 
     Args:
         groups: of `nn.Linear`, all of a group with a bias or none.
+        tensors: further weights to cast along.
+
+    Returns:
+        The functions, and behind them `tensors` in the type of the products.
     """
     members: list[list[Any]] = [list(group) for group in groups]
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    # Offloading puts a `forward` of its own into the instance; torchao a weight that is a tensor of another class.
-    changed = [
-        any(
-            type(m) is not nn.Linear or "forward" in vars(m) or hasattr(m.weight, "__tensor_flatten__")
-            or any(getattr(m, h) for h in hooks)
-            for m in group
-        )
-        for group in members
-    ]  # fmt: skip
+    changed = [any(is_changed(module, nn.Linear) for module in group) for group in members]
     plain = [group for group, other in zip(members, changed, strict=True) if not other]
     weights = [[module.weight for module in group] for group in plain]
     biases = [[module.bias for module in group] for group in plain if group[0].bias is not None]
-    tensors = iter(joined([*weights, *biases]) if plain else ())
-    first = list(islice(tensors, len(plain)))
-    products = iter(
-        partial(F.linear, weight=weight, bias=None if group[0].bias is None else next(tensors))
+    together = [*weights, *biases, *([tensor] for tensor in tensors)]
+    cast = iter(joined(together) if together else ())
+    first = list(islice(cast, len(plain)))
+    products = [
+        partial(F.linear, weight=weight, bias=None if group[0].bias is None else next(cast))
         for group, weight in zip(plain, first, strict=True)
-    )
-    return [
-        (lambda x, group=group: torch.cat([module(x) for module in group], -1)) if other else next(products)
+    ]
+    rest = iter(products)
+    functions = [
+        (lambda x, group=group: torch.cat([module(x) for module in group], -1)) if other else next(rest)
         for group, other in zip(members, changed, strict=True)
     ]
+    return [*functions, *cast]

@@ -27,6 +27,7 @@ from .files.pretrained import RFDETRPreTrainedModel
 from .geometry import refine_boxes
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_standard_normal, init_zeros, with_init
+from .linears import linears
 from .post_processing import DEFAULT_THRESHOLD, Threshold, class_thresholds
 from .projector import RFDETRBackbone
 
@@ -338,7 +339,8 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     ) -> list[LayerOutput]:
         """Predictions of the last decoder layer, and if `supervised` those of the earlier ones and of the encoder."""
         # Of (n, B, Q, C) and (n, B, Q, 4).
-        *earlier, last = zip(self.class_embed(states.hidden_states).unbind(), self._boxes(states).unbind(), strict=True)
+        logits = linears([self.class_embed])[0](states.hidden_states)
+        *earlier, last = zip(logits.unbind(), self._boxes(states).unbind(), strict=True)
         layers = [LayerOutput("", *last)]
         if supervised:
             layers += [LayerOutput(f"_{index}", *each) for index, each in enumerate(earlier)]

@@ -3,12 +3,14 @@
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbone import DropPath, WindowedDinov2
 from .configuration_rfdetr import RFDETRConfig
 from .convolution import convolve
 from .initialization import init_norm, init_torch_default, with_init
+from .linears import is_changed, joined
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -34,8 +36,12 @@ class ConvUnit(nn.Module):
         self.bn = ChannelLayerNorm(outputs, eps)
         self.activation = activation()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.bn(convolve(self.conv, x)))
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """`weight`: the convolution's, where it is cast already."""
+        conv = self.conv
+        if weight is None or torch.compiler.is_compiling():
+            return self.activation(self.bn(convolve(conv, x)))
+        return self.activation(self.bn(F.conv2d(x, weight, None, conv.stride, cast(tuple[int, int], conv.padding))))
 
 
 class Bottleneck(nn.Module):
@@ -46,8 +52,9 @@ class Bottleneck(nn.Module):
         self.cv1 = ConvUnit(channels, channels, 3, eps)
         self.cv2 = ConvUnit(channels, channels, 3, eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cv2(self.cv1(x))
+    def forward(self, x: Tensor, first: Tensor | None, second: Tensor | None) -> Tensor:
+        """With the weights of the convolutions, see `ConvUnit`."""
+        return self.cv2(self.cv1(x, first), second)
 
 
 class C2f(nn.Module):
@@ -61,10 +68,14 @@ class C2f(nn.Module):
         self.cv2 = ConvUnit((2 + blocks) * half, outputs, 1, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = list(self.cv1(x).chunk(2, 1))
-        for block in self.m:
-            parts.append(block(parts[-1]))
-        return self.cv2(torch.cat(parts, 1))
+        units: list[ConvUnit] = [self.cv1, *(unit for block in self.m for unit in block.children()), self.cv2]
+        # Autocast copies each weight by a launch of its own.
+        together = not any(is_changed(unit.conv, nn.Conv2d) for unit in units)
+        first, *weights, last = joined([[unit.conv.weight] for unit in units]) if together else [None] * len(units)
+        parts = list(self.cv1(x, first).chunk(2, 1))
+        for block, *own in zip(self.m, weights[::2], weights[1::2], strict=True):
+            parts.append(block(parts[-1], *own))
+        return self.cv2(torch.cat(parts, 1), last)
 
 
 def _sampling(scale: str, channels: int, eps: float) -> tuple[nn.Sequential, int]:

@@ -17,6 +17,7 @@ from .decoder import DECODER_NORM_EPS
 from .geometry import full_sizes, geometry_dtype, valid_sizes
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_norm, init_torch_default, init_zeros, with_init
+from .linears import to_autocast
 from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection
 from .post_processing import DEFAULT_THRESHOLD, Threshold
 
@@ -113,18 +114,19 @@ class SegmentationHead(nn.Module):
         """
         size = [side // self.downsample_ratio for side in image_size]
         x = F.interpolate(level, size=size, mode="bilinear", align_corners=False)
-        encoder = [] if proposals is None else [self._factors(x, proposals)]
-        skipped = len(self.blocks) - len(hidden_states)
-        layers = []
+        skipped, maps = len(self.blocks) - len(hidden_states), []
+        encoder = [x]
         for index, block in enumerate(self.blocks):
             x = block(x)
-            if index >= skipped:
-                layers.append(self._factors(x, hidden_states[index - skipped]))
-        return layers + encoder
-
-    def _factors(self, x: Tensor, queries: Tensor) -> MaskFactors:
-        queries = self.query_features_proj(self.query_features_block(queries))
-        return MaskFactors(convolve(self.spatial_features_proj, x), queries, self.bias)
+            maps += [x] if index >= skipped else []
+        # The projections run once for all layers, and once for the encoder, whose rows may be fewer.
+        read = [self.query_features_proj(self.query_features_block(hidden_states)).unbind()]
+        if proposals is not None:
+            read.append((self.query_features_proj(self.query_features_block(proposals)),))
+            maps += encoder
+        features = convolve(self.spatial_features_proj, to_autocast(torch.cat(maps))).split(len(level))
+        queries = [own for each in read for own in each]
+        return [MaskFactors(*own, self.bias) for own in zip(features, queries, strict=True)]
 
 
 class RFDETRForInstanceSegmentation(RFDETRForObjectDetection):

@@ -62,7 +62,8 @@ class LossMeter:
     def add(self, loss: torch.Tensor, loss_dict: dict[str, torch.Tensor], micro_batches: int) -> None:
         """Take the terms of one of a step's micro-batches."""
         self.names = ["loss", *loss_dict]
-        shares = [v if k.startswith("loss") else v / micro_batches for k, v in loss_dict.items()]
+        share = {k: micro_batches > 1 and not k.startswith("loss") for k in loss_dict}
+        shares = [v / micro_batches if share[k] else v for k, v in loss_dict.items()]
         values = torch.stack([term.detach().to(loss.dtype) for term in (loss, *shares)])
         self.now = values if self.now is None else self.now + values
 

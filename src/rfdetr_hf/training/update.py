@@ -51,7 +51,8 @@ def update_weights(parallel: Parallel, loss: Tensor, before_step: Callable[[], N
     limit = parallel.args.max_grad_norm or math.inf  # 0 measures the norm and clips nothing
     grad_norm = parallel.unsharded(nn.utils.clip_grad_norm_(parallel.model.parameters(), limit))
     before_step()
-    broken = ~(torch.isfinite(grad_norm) & torch.isfinite(loss))
+    total = grad_norm + loss
+    broken = (total - total) != 0  # so of NaN and of infinite numbers
     # The one place of a step where the host waits for the device.
     taken = not parallel.sum(broken.float())
     if taken:
