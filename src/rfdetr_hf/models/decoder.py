@@ -108,7 +108,8 @@ def flatten_levels(maps: list[Tensor], pixel_mask: Tensor | None) -> Memory:
     tokens = join_maps(maps)
     shapes = [(level.shape[2], level.shape[3]) for level in maps]
     dtype = geometry_dtype(tokens.dtype)
-    if pixel_mask is None and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    if pixel_mask is None and not tracing:
         anchors, invalid = (to_device(array, tokens.device) for array in canvas_anchors(*shapes))
         every_image = anchors.to(dtype).expand(len(tokens), -1, -1), invalid.expand(len(tokens), -1)
         return Memory(tokens, shapes, None, None, *every_image)

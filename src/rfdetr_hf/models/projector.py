@@ -1,6 +1,6 @@
 """From the encoder's maps to the levels that the detector reads, and the two joined as the official layout has them."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ class C2f(nn.Module):
         self.cv2 = ConvUnit((2 + blocks) * half, outputs, 1, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        units: list[ConvUnit] = [self.cv1, *(unit for block in self.m for unit in block.children()), self.cv2]
+        units: list[Any] = [self.cv1, *(unit for block in self.m for unit in block.children()), self.cv2]
         # Autocast copies each weight by a launch of its own.
         together = not any(is_changed(unit.conv, nn.Conv2d) for unit in units)
         first, *weights, last = joined([[unit.conv.weight] for unit in units]) if together else [None] * len(units)
