@@ -244,13 +244,10 @@ def as_on_a_gpu() -> Iterator[None]:
                 stack.enter_context(mock.patch.object(module, "to_device", copied_array))
         stack.enter_context(mock.patch.object(matcher, "solve_on_host", next_queries))
         stack.enter_context(mock.patch.object(types, "_check_target", lambda *_: None))
-        for limits in (
-            matcher.PAIRS_AT_ONCE,
-            criterion._LOGITS_AT_ONCE,
-            masks._SCORES_AT_ONCE,
-            keypoints._POINTS_AT_ONCE,
-        ):
+        limits_of_pairs = matcher.PAIRS_AT_ONCE, keypoints._POINTS_AT_ONCE
+        for limits in (*limits_of_pairs, criterion._LOGITS_AT_ONCE, masks._SCORES_AT_ONCE):
             stack.enter_context(mock.patch.dict(limits, {"cpu": limits["default"]}))
+        stack.enter_context(mock.patch.dict(criterion._SCORES_AT_ONCE, clear=True))
         stack.enter_context(mock.patch.object(masks, "_LAYERS_APART", set()))
         stack.enter_context(mock.patch.object(clip_grad, "_has_foreach_support", lambda *_: True))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

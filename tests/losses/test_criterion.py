@@ -2,9 +2,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.plain_loss import CONFIG, layer_losses, make_predictions, make_targets, match
 
 from rfdetr_hf.losses import LayerOutput, RFDETRCriterion
+from rfdetr_hf.losses import criterion as criterion_module
 from rfdetr_hf.losses.criterion import quality_focal_loss
 
 CLASSES = 5
@@ -208,15 +210,32 @@ def test_saturated_logits(criterion, rng, dtype, autocast):
         torch.testing.assert_close(grad.double(), wanted, rtol=torch.finfo(dtype).eps * 2, atol=1e-5)
 
 
-def test_keeps_no_copy_of_the_logits(criterion, rng):
-    """Between forward and backward, only the logits themselves are held at their size."""
+def test_keeps_one_tensor_of_the_size_of_the_logits(criterion, rng):
+    """Between forward and backward: the derivative, in the type of the logits."""
     layers, targets = predict(rng, 2, dtype=torch.bfloat16), make_targets(rng, (1, 2), CLASSES)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         criterion(layers, targets, 2)
-    own = {layer.logits.data_ptr() for layer in layers}
     large = [t for t in kept if t.numel() >= layers[0].logits.numel()]
-    assert large and {t.data_ptr() for t in large} == own
+    assert [(t.numel(), t.dtype) for t in large] == [(layer.logits.numel(), torch.bfloat16) for layer in layers]
+
+
+@pytest.mark.parametrize("cells", [7, 10**6])
+def test_classification_term_in_pieces_and_at_large_logits(monkeypatch, cells):
+    monkeypatch.setitem(criterion_module._SCORES_AT_ONCE, "cpu", cells)
+    values = [-1e4, -90.0, -3.0, 0.0, 0.5, 30.0, 63.0, 90.0, 1e4]
+    logits = torch.tensor(values, dtype=torch.float64).view(1, 3, 3).requires_grad_()
+    index, quality = torch.tensor([1, 7]), torch.tensor([0.3, 0.9], dtype=torch.float64)
+    (loss,) = quality_focal_loss([logits], index, quality)
+    loss.backward()
+    plain = logits.detach().flatten().requires_grad_()
+    background = -F.logsigmoid(-plain)
+    terms = plain.sigmoid() ** 2 * background
+    matched = -quality * F.logsigmoid(plain[index]) - (1 - quality) * F.logsigmoid(-plain[index])
+    expected = terms.sum() - terms[index].sum() + matched.sum()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(logits.grad.flatten(), plain.grad, rtol=1e-12, atol=1e-15)
 
 
 def test_bad_label_names_the_image(criterion, rng):

@@ -9,6 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rfdetr_hf import RFDETRForKeypointDetection, RFDETRForObjectDetection, RFDETRImageProcessor
 from rfdetr_hf.models.keypoints import INSTANCE_SCALE, place_keypoints
+from rfdetr_hf.models.linears import linears
 
 SCHEMA = [3, 0, 2]
 
@@ -68,9 +69,12 @@ def test_classes_do_not_see_each_other(model, rng):
     x, keypoints = torch.randn(1, 2, width, generator=rng), torch.randn(1, 2, 5, width, generator=rng)
     changed = keypoints.clone()
     changed[:, :, 3:] += 1
-    position, attends = torch.randn(5, width, generator=rng), ~decoder.keypoint_class_mask
+    position, attends = torch.randn(6, width, generator=rng), ~decoder.keypoint_class_mask
+    own = layer.kp_inst_self_attn
+    output, *packed = linears([own.out_proj], tensors=[own.in_proj_weight, own.in_proj_bias])
+    rest = position, attends, output, packed
     with torch.no_grad():
-        (x1, k1), (x2, k2) = (layer._exchange(x, each, position, attends) for each in (keypoints, changed))
+        (x1, k1), (x2, k2) = (layer._exchange(x, each, *rest) for each in (keypoints, changed))
     torch.testing.assert_close(k1[:, :, :3], k2[:, :, :3])
     assert not torch.allclose(k1[:, :, 3:], k2[:, :, 3:]) and not torch.equal(x1, x2)
 

@@ -23,37 +23,47 @@ _MIN_QUALITY = 0.01  # floor of the classification target of a matched query
 _LOGITS_AT_ONCE = {"cpu": 0, "default": 2**26}
 
 
+# Logits that are computed in one go where there are caches to stay in.
+_SCORES_AT_ONCE = {"cpu": 2**16}
+_SOFTPLUS_THRESHOLD = 64  # from which on log(1 + exp(x)) is x in float64 as well; exp(64) is a float32
+
+
 class _QualityFocalLoss(torch.autograd.Function):
-    # Written by hand for memory: the logits are the largest tensor of the loss, and autograd would keep several float32
-    # copies of them until the backward pass. This keeps the logits as they came and computes the rest twice.
+    # Written by hand for memory and time: the logits are the largest tensor of the loss, and autograd would keep
+    # several float32 copies of them until the backward pass. Here the derivative is made beside the values, of which it
+    # needs all, and kept in the type of the logits, in their place.
 
     @staticmethod
     def forward(
         ctx: Any, scores: Tensor, index: Tensor, quality: Tensor, labelled: Tensor | None, *logits: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(index, quality, labelled, *logits)
-        matched = scores[index]
-        terms = F.logsigmoid(-scores).mul_(scores.sigmoid().square_())
+        terms, slope = torch.empty_like(scores), torch.empty_like(scores)
+        size = _SCORES_AT_ONCE.get(scores.device.type, max(len(scores), 1))
+        for own, value, change in zip(scores.split(size), terms.split(size), slope.split(size), strict=True):
+            # p^2 b and p^2 (p + 2 (1 - p) b), b being -log(1 - p)
+            p, b = own.sigmoid(), F.softplus(own, threshold=_SOFTPLUS_THRESHOLD)
+            torch.mul(p, p, out=value)
+            torch.add(p, torch.addcmul(b, b, p, value=-1), alpha=2, out=change).mul_(value)
+            value.mul_(b)
         if labelled is not None:
-            terms.view(len(logits), *logits[0].shape).mul_(labelled)
+            for each in (terms, slope):
+                each.view(len(logits), *logits[0].shape).mul_(labelled)
         # t log p + (1 - t) log(1 - p), log p being the logit more than log(1 - p).
-        terms[index] = torch.addcmul(F.logsigmoid(-matched), quality, matched)
-        return -terms.view(len(logits), -1).sum(1)
+        matched = scores[index]
+        background = F.softplus(matched, threshold=_SOFTPLUS_THRESHOLD)
+        terms[index] = torch.addcmul(background, quality, matched, value=-1)
+        slope[index] = matched.sigmoid() - quality
+        ctx.save_for_backward(slope.to(logits[0].dtype))
+        ctx.shape = logits[0].shape
+        return terms.view(len(logits), -1).sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        index, quality, labelled, *logits = ctx.saved_tensors
-        scores = flat_scores(logits, quality.dtype)
-        probability, background = scores.sigmoid(), F.logsigmoid(-scores)
-        # p^2 (p - 2 (1 - p) log(1 - p))
-        background = torch.addcmul(background, background, probability, value=-1)
-        slope = probability.sub(background, alpha=2).mul_(probability).mul_(probability)
-        if labelled is not None:
-            slope.view(len(logits), *logits[0].shape).mul_(labelled)
-        slope[index] = probability[index] - quality
-        slope = slope.view(len(logits), -1).mul_(grad[:, None]).to(logits[0].dtype)
-        return (None, None, None, None, *(own.view_as(logits[0]) for own in slope.unbind()))
+        (slope,) = ctx.saved_tensors
+        rows = slope.view(len(grad), -1)
+        scaled = torch.mul(rows, grad[:, None], out=torch.empty_like(rows))
+        return (None, None, None, None, *(own.view(ctx.shape) for own in scaled.unbind()))
 
 
 def flat_scores(logits: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
