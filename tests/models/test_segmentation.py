@@ -70,7 +70,7 @@ def test_layers_have_the_blocks_up_to_theirs(model, rng):
     head, width = model.segmentation_head, model.config.d_model
     level, states = torch.randn(1, width, 4, 4, generator=rng), torch.randn(2, 1, 3, width, generator=rng)
     *layers, encoder = head(level, (64, 64), states, states[0])
-    assert torch.equal(layers[0].queries, encoder.queries)
+    torch.testing.assert_close(layers[0].queries, encoder.queries)
     torch.testing.assert_close(head(level, (64, 64), states[1:], None)[0].dense(), layers[1].dense())
     with torch.no_grad():
         head.blocks[1].pwconv1.weight.add_(1)

@@ -6,10 +6,10 @@ from helpers.scripts import load_script
 
 # The most launches, GB of memory traffic, GB saved outside the encoder and waits of a step with 10 objects an image.
 BOUNDS = {
-    "nano-b4": (1290, 15.7, 0.74, 2),
-    "medium-b16": (1500, 112.0, 5.43, 2),
-    "seg-medium-b4": (2425, 53.0, 2.34, 2),
-    "keypoint-b4": (2500, 101.0, 6.45, 2),
+    "nano-b4": (1280, 15.5, 0.74, 2),
+    "medium-b16": (1492, 110.5, 5.43, 2),
+    "seg-medium-b4": (2395, 53.0, 2.34, 2),
+    "keypoint-b4": (2472, 100.6, 6.45, 2),
 }
 SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
 
