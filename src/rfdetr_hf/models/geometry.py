@@ -118,7 +118,7 @@ def anchor_boxes(shapes: LevelShapes, sizes: list[Tensor]) -> tuple[Tensor, Tens
     """
     boxes = [_level_anchors(level, *shape, size) for level, (shape, size) in enumerate(zip(shapes, sizes, strict=True))]
     anchors = torch.cat(boxes, 1)
-    inside = np.all((anchors > ANCHOR_MARGIN) & (anchors < 1 - ANCHOR_MARGIN), axis=-1)
+    inside = ((anchors > ANCHOR_MARGIN) & (anchors < 1 - ANCHOR_MARGIN)).all(-1)
     return anchors, inside
 
 
