@@ -124,7 +124,8 @@ class SegmentationHead(nn.Module):
         if proposals is not None:
             read.append((self.query_features_proj(self.query_features_block(proposals)),))
             maps += encoder
-        features = convolve(self.spatial_features_proj, to_autocast(torch.cat(maps))).split(len(level))
+        joined = convolve(self.spatial_features_proj, to_autocast(torch.cat(maps)))
+        features = joined.unflatten(0, (len(maps), -1)).unbind()
         queries = [own for each in read for own in each]
         return [MaskFactors(*own, self.bias) for own in zip(features, queries, strict=True)]
 
