@@ -211,8 +211,8 @@ def compare(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command line."""
     parser.add_argument("--out", type=Path, default=Path("whole_run"), help="folder of data, checkpoint and runs")
     parser.add_argument("--prepare", type=int, metavar="STEPS", help="make data and checkpoint, and end")
     parser.add_argument("--images", type=int, default=240, help="of the training split; a quarter more to evaluate")
@@ -226,6 +226,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
     args = parser.parse_args()
     if args.prepare or args.run:
         return prepare(args) if args.prepare else child(args)
