@@ -345,6 +345,7 @@ def waits(args: argparse.Namespace) -> dict[str, Any]:
 def recompilations(args: argparse.Namespace) -> dict[str, Any]:
     """Graphs over the sizes of multi-scale training, with and without drop path, and evaluations between."""
     import torch._dynamo.utils as counters
+
     counters.counters.clear()
     from rfdetr_hf import make_shapes_dataset
 

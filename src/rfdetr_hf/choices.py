@@ -1,6 +1,7 @@
 """The words that options choose among, and how a model is recognised by its name; plain Python alone."""
 
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -67,3 +68,16 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def printable(text: str) -> str:
     """A text for a line of a log or a page, with a sign for each line break and terminal code in it."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def plain_name(name: str) -> str:
+    """What is left of the name of a class without its case and blanks."""
+    return "".join(name.split()).casefold()
+
+
+def names_alike(names: Iterable[str], kind: Callable[[str], str] = plain_name) -> list[str]:
+    """The first names that `kind` makes equal, [] where it makes none so; equal names count once."""
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        alike.setdefault(kind(name), []).append(name)
+    return next((each for each in alike.values() if len(each) > 1), [])

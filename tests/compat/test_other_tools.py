@@ -1,5 +1,6 @@
 """Plain Trainer, pipelines, int8 quantisation, offloading and supervision work with our classes as with the native."""
 
+import copy
 import io
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload, disk_offload
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
@@ -368,3 +370,20 @@ def test_supervision_takes_our_boxes(detector, processor, picture):
     found = processor.post_process_object_detection(output, threshold=0.3, target_sizes=[(90, 140)])[0]
     detections = supervision.Detections.from_transformers(found, id2label=model.config.id2label)
     assert list(detections.data["class_name"]) == [NAMES[label] for label in found["labels"].tolist()]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_offloaded_models_predict_as_they_did(task, tiny_config, tmp_path):
+    """What a module has offloaded is here within its `forward` alone: tables, norms and joined layers too."""
+    model_class, fields = TASKS[task]
+    torch.manual_seed(0)
+    model, pixels = model_class(tiny_config(**fields)).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        expected = model(pixels)
+        for offload in (cpu_offload, lambda model, device: disk_offload(model, str(tmp_path), device)):
+            found = offload(copy.deepcopy(model), torch.device("cpu"))(pixels)
+            for name in expected:
+                if name == "logits" or name.startswith("pred_"):
+                    torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)

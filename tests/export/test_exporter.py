@@ -1,6 +1,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from rfdetr_hf import (
 )
 from rfdetr_hf.cli import export as command
 from rfdetr_hf.export import exporter
-from rfdetr_hf.export.exporter import METADATA_FILE
+from rfdetr_hf.export.exporter import METADATA_FILE, metadata_of
 from rfdetr_hf.export.parity import ParityError, check_differences, largest_differences
 from rfdetr_hf.export.wrapper import FixedSizeDetector
 
@@ -118,7 +119,7 @@ def test_metadata_says_how_to_use_the_file(format, detector, tmp_path):
     path = export_model(detector, tmp_path / "model", format, **options).path
     if format == "onnx":
         found = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
-        found = {key: value if key == "task" else json.loads(value) for key, value in found.items()}
+        found = {key: value if key in ("task", "resample") else json.loads(value) for key, value in found.items()}
     else:
         files = {METADATA_FILE: ""}
         torch.export.load(path, extra_files=files)
@@ -127,6 +128,41 @@ def test_metadata_says_how_to_use_the_file(format, detector, tmp_path):
     assert found["mean"] == [0.1, 0.2, 0.3] and found["std"] == [0.5, 0.6, 0.7]
     assert found["names"] == ["circle", "square", "triangle"]
     assert found["thresholds"] == pytest.approx([0.5, 0.3, 0.5]) and found["rescale_factor"] == pytest.approx(1 / 255)
+
+
+COLOURS = {
+    "standard": {},
+    "not normalised": {"do_normalize": False},
+    "not rescaled": {"do_rescale": False, "image_mean": [100.0, 110.0, 120.0], "image_std": [50.0, 60.0, 70.0]},
+    "one number": {"image_mean": 0.5, "image_std": [0.25]},
+    "bicubic": {"resample": 3, "antialias": True},
+}
+
+
+@pytest.mark.parametrize("fields", COLOURS.values(), ids=COLOURS)
+def test_metadata_alone_make_the_pixels_of_the_processor(fields, detector, tmp_path):
+    processor = RFDETRImageProcessor(size={"height": 64, "width": 64}, **fields)
+    picture = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    picture[:4, :4], picture[-4:, -4:] = 0, 255
+    found = metadata_of(FixedSizeDetector(detector, (64, 64)), processor, 0.5)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] * found["rescale_factor"]
+    resize = {"mode": found["resample"], "antialias": found["antialias"], "align_corners": False}
+    pixels = torch.nn.functional.interpolate(pixels.float(), found["size"], **resize)
+    mean, std = (torch.tensor(found[name]).reshape(1, 3, 1, 1) for name in ("mean", "std"))
+    expected = processor(picture).pixel_values
+    torch.testing.assert_close((pixels - mean) / std, expected)
+    if not found["antialias"]:  # which overshoots
+        assert found["input_range"] == pytest.approx([expected.min(), expected.max()], rel=1e-4, abs=1e-4)
+
+
+def test_metadata_without_a_processor_are_those_of_the_stored_one(detector, tmp_path, caplog):
+    caplog.set_level("INFO", logger="rfdetr_hf")
+    detector.save_pretrained(tmp_path)
+    RFDETRImageProcessor(image_mean=[0.1, 0.2, 0.3], value_range=[0, 4095]).save_pretrained(tmp_path)
+    for model, mean in ((detector, [0.485, 0.456, 0.406]), (type(detector).from_pretrained(tmp_path), [0.1, 0.2, 0.3])):
+        found = metadata_of(FixedSizeDetector(model, (64, 64)), None, 0.5)
+        assert found["mean"] == mean and found.get("value_range") == (None if model is detector else [0, 4095])
+    assert "the standard one" in caplog.text and f"that of {tmp_path}" in caplog.text
 
 
 def test_parity_sees_an_error(detector):

@@ -145,6 +145,17 @@ def test_nothing_labelled_gives_no_position(rng):
     assert not l1.any() and not nll.any() and findable.all() and visible.all()
 
 
+@pytest.mark.parametrize(
+    ("row", "message"), [((210.0, 0.5, 2.0), r"holds \[.*210.*shares"), ((0.5, 0.5, 3.0), "holds .*0, 1 and 2")]
+)
+def test_values_that_cannot_be_right_name_the_image(row, message, criterion, rng):
+    targets = with_keypoints(make_targets(rng, (1, 2), 1), rng)
+    objects = pack_objects(targets, torch.zeros(2, 1, 4, dtype=torch.float64), 2, CLASSES)
+    targets[1]["keypoints"][0, 1] = torch.tensor(row)
+    with pytest.raises(ValueError, match=f"image 1 of the batch: field 'keypoints' {message}"):
+        criterion.task.pack(targets, objects)
+
+
 def test_boxes_without_area_and_unknown_positions_are_left_out(criterion, rng):
     targets = with_keypoints(make_targets(rng, (2,), 1), rng)
     targets[0]["keypoints"][..., 2] = 2

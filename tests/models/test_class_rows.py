@@ -1,11 +1,12 @@
 """Ids and names of classes, and which class rows a model keeps when it is loaded for other classes."""
 
+import json
 import logging
 
 import pytest
 import torch
 
-from rfdetr_hf import RFDETRConfig, RFDETRForKeypointDetection, RFDETRForObjectDetection
+from rfdetr_hf import RFDETRConfig, RFDETRForKeypointDetection, RFDETRForObjectDetection, load_class_rows
 
 NAMES = ["ant", "bee", "traffic light"]
 
@@ -55,6 +56,48 @@ def test_rows_are_kept_by_name(saved, caplog, names, rows, line):
     assert rows_of(loaded, model) == rows
     assert loaded.config.id2label == dict(enumerate(names))
     assert line in caplog.text or names[0] == "Ant"
+
+
+@pytest.mark.parametrize("named_first", [True, False])
+def test_default_names_are_no_classes(deep_config, tmp_path, caplog, named_first):
+    """As many rows stay where they are, whichever side has names; nothing else is known by LABEL_1."""
+    caplog.set_level(logging.INFO, logger="rfdetr_hf")
+    names, default = dict(enumerate(NAMES)), {i: f"LABEL_{i}" for i in range(3)}
+    first, second = (names, default) if named_first else (default, names)
+    model = RFDETRForObjectDetection(deep_config(id2label=first, num_labels=3))
+    with torch.no_grad():
+        model.class_embed.weight.normal_()
+    model.save_pretrained(tmp_path)
+    loaded = RFDETRForObjectDetection.from_pretrained(tmp_path, config=deep_config(id2label=second, num_labels=3))
+    assert torch.equal(loaded.class_embed.weight, model.class_embed.weight) and loaded.config.id2label == second
+    assert "all kept, by position" in caplog.text
+    fewer = RFDETRForObjectDetection.from_pretrained(tmp_path, id2label={0: "LABEL_2", 1: "LABEL_1"})
+    assert not (fewer.class_embed.weight[:, None] == model.class_embed.weight).all(-1).any()
+    assert load_class_rows(fewer, tmp_path) == []
+
+
+def test_class_rows_are_copied_as_they_are_loaded(saved):
+    model, folder = saved
+    other = RFDETRForObjectDetection.from_pretrained(folder, id2label={0: "TrafficLight", 1: "N/A", 2: " ant"})
+    other.class_embed.weight.data.normal_()
+    assert load_class_rows(other, folder) == ["TrafficLight", " ant"]
+    assert torch.equal(other.class_embed.weight[[0, 2]], model.class_embed.weight[[2, 0]])
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": {"0": "ant"}, "label2id": {"ant": 0}}))
+    with pytest.raises(ValueError, match=rf"{folder}: class_embed.* is .3.*, but the file names 1 classes"):
+        load_class_rows(other, folder)
+
+
+def test_an_argument_that_is_none_names_what_is_near(saved):
+    with pytest.raises(
+        TypeError, match=f"from_pretrained of {saved[1]} has no argument 'num_lables'; did you mean num_labels"
+    ):
+        RFDETRForObjectDetection.from_pretrained(saved[1], num_lables=3)
+
+
+def test_names_that_differ_in_case_are_told(caplog):
+    config = RFDETRConfig.from_variant("nano", id2label={0: "Bus", 1: "bus"})
+    assert config.id2label == {0: "Bus", 1: "bus"} and "['Bus', 'bus'], which differ in case" in caplog.text
 
 
 def test_new_rows_have_the_prior_bias(saved):
@@ -121,6 +164,11 @@ def test_keypoints_go_with_their_class(deep_config, tmp_path):
         ({"id2label": {0: "a"}, "label2id": {"b": 0}}, r"different ids for \['b'\]"),
         ({"id2label": {0: "a"}, "num_labels": 5}, "num_labels is 5, but id2label has 1"),
         ({"label2id": {"a": 1, "b": 2}}, "ids 1, 2"),
+        ({"id2label": {0: None}}, "id2label has None for the id 0: each class needs a name"),
+        ({"id2label": {0: "a", 1: ""}}, "id2label has '' for the id 1"),
+        ({"id2label": {0: " ", 1: "a"}}, "id2label has ' ' for the id 0"),
+        ({"id2label": {0: False, 1: True}}, "id2label has False for the id 0.*in quotes"),
+        ({"id2label": {0: "a ", 1: "a"}}, r"names \['a ', 'a'\], which differ in blanks alone"),
     ],
 )
 @pytest.mark.parametrize("how", ["variant", "load"])

@@ -161,6 +161,22 @@ def test_the_same_windows_pass(payload, fields):
     assert RFDETRForObjectDetection.from_official(content, variant="nano").config.backbone_config.out_indices == [1, 3]
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"window_block_indexes": 5}, "window_block_indexes=5, which must be a list of numbers"),
+        ({"out_feature_indexes": ["1", 3]}, r"out_feature_indexes=\['1', 3\], which must be a list"),
+        ({"num_windows": "2"}, "num_windows='2', which must be a number"),
+        ({"resolution": 0}, "resolution=0, which must be a number from 1"),
+        ({"class_names": list("abcdefgh")}, "8 names for .*torch.load gives .*from_official"),
+    ],
+)
+def test_fields_of_another_kind_are_refused_by_name(payload, fields, said):
+    _, content = payload(place="args", **fields)
+    with pytest.raises(ValueError, match=f"the dictionary: .*{said}"):
+        RFDETRForObjectDetection.from_official(content, variant="nano")
+
+
 def test_what_older_files_carry_unused_is_named(payload, caplog):
     _, content = payload(window_block_indexes=[0, 1, 3, 4, 6, 7, 9, 10])
     RFDETRForObjectDetection.from_official(content, variant="nano")
@@ -173,6 +189,15 @@ def test_what_older_files_carry_unused_is_named(payload, caplog):
         ({"field_of_1_12": True}, "field_of_1_12=True, which this package does not know"),
         ({"patch_size": 14, "dec_layers": 7}, "dec_layers=7, tensors 2, patch_size=14, tensors 16; the tensors count"),
         ({"num_queries": 99}, "num_queries=99, tensors 6"),
+        ({"positional_encoding_size": 37}, "positional_encoding_size=37, tensors "),
+        (
+            {"dec_n_points": 7, "projector_scale": ("P3", "P4")},
+            "dec_n_points=7, tensors 2, projector_scale=['P3'",
+        ),
+        (
+            {"segmentation_head": True, "num_channels": 4},
+            "num_channels=4, tensors 3, segmentation_head=True",
+        ),
     ],
 )
 def test_fields_that_mean_nothing_here_are_named(payload, caplog, fields, said):

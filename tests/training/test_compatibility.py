@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, cpu_offload
 from datasets import DatasetDict
 from helpers.runs import metrics_rows, quick_arguments
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
@@ -179,6 +179,11 @@ def native(_):
         return module.RfDetrForObjectDetection(module.RfDetrConfig())
 
 
+def quantised(model):
+    model.class_embed = torch.ao.nn.quantized.dynamic.Linear(32, 3)
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -187,6 +192,11 @@ def native(_):
         (native, r"model is a RfDetrForObjectDetection: save it and load the folder, RFDETRForObjectDetection.from_"),
         (torch.compile, "model is a OptimizedModule: give the model itself and set torch_compile=True"),
         (lambda model: torch.nn.Linear(1, 1), "model is a Linear"),
+        (torch.nn.DataParallel, r"model is a DataParallel: give the model itself, model\.module"),
+        (lambda model: model.config, r"model is a RFDETRConfig: make a model of it, RFDETRForObjectDetection\(config"),
+        (type, "model is a type: give a model of this class"),
+        (quantised, r"class_embed of the model is quantised.* after the training"),
+        (cpu_offload, "the weights of .* are offloaded: load the model without device_map"),
     ],
 )
 def test_a_model_of_another_kind_gets_a_sentence(tmp_path, tiny_model, make, message):

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from helpers.runs import quick_arguments
 from safetensors.torch import load_file
 
 from rfdetr_hf import RFDETRForObjectDetection, RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
@@ -26,6 +27,16 @@ def test_narrow_weights_are_widened_with_a_line(tiny_model, tmp_path, caplog, dt
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
     assert {tensor.dtype for tensor in load_file(checkpoint / "model.safetensors").values()} == {torch.float32}
     assert json.loads((checkpoint / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_weights_that_are_narrowed_after_construction_are_widened_before_a_step(tiny_model, tmp_path, caplog):
+    trainer = RFDETRTrainer(
+        tiny_model(), quick_arguments(tmp_path, max_steps=1, eval_strategy="no"), make_shapes_dataset(4)
+    )
+    trainer.model.to(torch.bfloat16)
+    trainer.train()
+    assert trainer.model.dtype == torch.float32
+    assert "weights are torch.bfloat16: they are trained and saved in float32" in caplog.text
 
 
 def test_weights_of_float32_need_no_line(tiny_model, tmp_path, caplog):

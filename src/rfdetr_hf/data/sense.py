@@ -14,6 +14,7 @@ import pyarrow.compute
 from datasets import Dataset, List, Value
 
 from ..bit_depth import HEADER, has_deep_header
+from ..choices import names_alike
 from .errors import DetectionDataError
 from .pipeline.pixels import DECODE_ERRORS, find_value_range
 from .schema import class_names, has_keypoints, labelled_images, unchunked, undecoded
@@ -30,7 +31,7 @@ _THREADS, _BATCH = 8, 512
 
 
 def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
-    """Warn of splits without objects and of images that two splits share.
+    """Warn of names that are nearly one, of splits without objects and of images that two splits share.
 
     Args:
         splits: in the schema, as they were read.
@@ -39,6 +40,8 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
     Raises:
         DetectionDataError: a file in two splits with different boxes, categories, masks or keypoints.
     """
+    if alike := names_alike(class_names(next(iter(splits.values())))):
+        logger.warning("%s: the classes %s differ in case and blanks alone: are they one? rename it", source, alike[:3])
     sharded = {name: split for name, split in splits.items() if isinstance(split, ShardedDataset)}
     for name, split in sharded.items():
         if split.counts is not None and not split.counts.boxes:

@@ -1,6 +1,7 @@
 """Export a model, and compare the file with the model before it gets its name."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,14 +9,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.image_utils import PILImageResampling
 
 from ..choices import EXPORT_FORMATS
+from ..models.colours import normalization
+from ..models.files.auto import stored_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..models.post_processing import DEFAULT_THRESHOLD, Threshold
 from .onnx import OPSET, onnx_runner, write_onnx
 from .parity import TOLERANCE, Runner, check_differences, largest_differences
 from .wrapper import FixedSizeDetector, check_size, export_program, on_cpu
+
+logger = logging.getLogger("rfdetr_hf")
 
 # Of a `torch.export` program: `torch.export.load(path, extra_files=...)` gives it.
 METADATA_FILE = "metadata.json"
@@ -61,11 +67,12 @@ def export_model(
         size: (height, width) of the input in pixels; default: the model's `resolution`, square.
         opset: operator set of ONNX.
         tolerance: largest difference of any output, relative to the output's size where that is above 1.
-        processor: what prepares the pictures, for the metadata; default: the standard one.
+        processor: what prepares the pictures, for the metadata; default: the one that is stored beside
+            the model's checkpoint, or the standard one.
         threshold: scores that count, one for all classes or one for each (see `class_thresholds`), for the metadata.
 
     Raises:
-        ValueError: for an unknown format, size or operator set.
+        ValueError: for an unknown format, size or operator set, or a stored processor that cannot be read.
         FileExistsError: if the file exists.
         ParityError: if the outputs differ by more than `tolerance`; no file is left.
         ImportError: if a package of the extra `onnx` is missing.
@@ -101,23 +108,39 @@ def metadata_of(
 ) -> dict[str, Any]:
     """What a user of the file has to know, as values for JSON: how pictures become pixels, and what the outputs mean.
 
-    `size` (height, width), `mean` and `std` of the pixels times `rescale_factor`, `names` of the classes in order,
-    `id2label`, `task`, `thresholds` in the order of the names, and `num_keypoints_per_class` where there are any.
+    `size` (height, width) to which an RGB picture is resized by `resample` with or without `antialias`; `mean` and
+    `std` of its pixels, 0 to 255, times `rescale_factor`; `input_range`, the lowest and highest number that comes of
+    it; `value_range` of deep pictures, where the processor has one. `names` of the classes in order, `id2label`,
+    `task`, `thresholds` in the order of the names, and `num_keypoints_per_class` where there are any.
     """
     config, task = detector.model.config, detector.model.task
-    processor, limits = processor or RFDETRImageProcessor(), detector.model.thresholds(threshold)
+    if processor is None:
+        stored = stored_processor(config)
+        processor = stored or RFDETRImageProcessor()
+        logger.info(
+            "no image processor was given: the metadata of the file describe %s; give processor= if another prepares "
+            "the pictures", f"that of {config.name_or_path}" if stored else "the standard one",
+        )  # fmt: skip
+    mean, std, factor = normalization(processor, config.backbone_config.num_channels)
+    ends = [[(end * factor - m) / s for m, s in zip(mean, std, strict=True)] for end in (0, 255)]
+    limits = detector.model.thresholds(threshold)
     names = [config.id2label[index] for index in range(config.num_labels)]
     limits = limits.tolist() if isinstance(limits, Tensor) else [limits] * len(names)
     metadata = {
         "task": task,
         "size": list(detector.size),
-        "mean": [float(value) for value in processor.image_mean],
-        "std": [float(value) for value in processor.image_std],
-        "rescale_factor": processor.rescale_factor,
+        "mean": mean,
+        "std": std,
+        "rescale_factor": factor,
+        "input_range": [min(ends[0]), max(ends[1])],
+        "resample": PILImageResampling(processor.resample).name.lower(),
+        "antialias": bool(processor.antialias),
         "names": names,
         "id2label": {str(index): name for index, name in enumerate(names)},
         "thresholds": limits,
     }
+    if processor.value_range:
+        metadata["value_range"] = [float(value) for value in processor.value_range]
     if config.num_keypoints_per_class:
         metadata["num_keypoints_per_class"] = config.num_keypoints_per_class
     return metadata

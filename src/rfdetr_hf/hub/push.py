@@ -26,6 +26,14 @@ _HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?(?:@([\w./-]+))?")
 _CHECKPOINT_FILE = re.compile(r"(checkpoint-(\d+)|last-checkpoint)/manifest\.json")
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Raise a ValueError if no repository of the Hub can have this name."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"the Hub has no repository {repo_id!r} ({error}): set hub_model_id to user/name") from error
+
+
 class _Upload(NamedTuple):
     folder: Path
     path_in_repo: str
@@ -198,12 +206,7 @@ class HubCallback(TrainerCallback):
     """
 
     def __init__(self, uploader: HubUploader, notify: Callable[[], None], newest: Callable[[], Path | None]) -> None:
-        try:
-            validate_repo_id(uploader.repo_id)
-        except HFValidationError as error:
-            raise ValueError(
-                f"the Hub has no repository {uploader.repo_id!r} ({error}): set hub_model_id to user/name"
-            ) from error
+        check_repo_id(uploader.repo_id)
         self.uploader = uploader
         self.notify = notify
         self.newest = newest

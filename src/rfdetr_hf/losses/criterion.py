@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .boxes import box_terms
 from .matcher import HungarianMatcher
-from .types import LayerOutput, LossConfig, PackedObjects, QueryMatches, TaskTerms, pack_objects, to_device
+from .types import LayerOutput, LossConfig, PackedObjects, QueryMatches, TaskTerms, ValueCheck, pack_objects, to_device
 
 _MIN_QUALITY = 0.01  # floor of the classification target of a matched query
 
@@ -124,7 +124,7 @@ class RFDETRCriterion:
     """
 
     def __init__(self, config: LossConfig, task: TaskTerms | None = None) -> None:
-        self.task = task
+        self.task, self._check = task, ValueCheck()
         self.focal_alpha = config.focal_alpha
         self.matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost, config.focal_alpha)
         self.coefficients = {
@@ -172,7 +172,7 @@ class RFDETRCriterion:
         """
         reference = layers[0].logits
         with torch.autocast(reference.device.type, enabled=False):
-            objects = pack_objects(targets, reference, reference.shape[0], reference.shape[2])
+            objects = pack_objects(targets, reference, *reference.shape[::2], self._check)
             truth = task_cost = None
             if self.task:
                 truth = self.task.pack(targets, objects, int(torch.randint(2**62, ())) if seed is None else seed)

@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .types import LayerOutput, LossConfig, PackedObjects, QueryMatches, compute_dtype, is_finite, to_device
+from .types import (
+    FARTHEST,
+    LayerOutput,
+    LossConfig,
+    PackedObjects,
+    QueryMatches,
+    ValueCheck,
+    compute_dtype,
+    is_finite,
+    refuse,
+    to_device,
+)
 
 KEYPOINT_CHANNELS = 8
 TERMS = ("loss_keypoints_l1", "loss_keypoints_findable", "loss_keypoints_visible", "loss_keypoints_nll")
@@ -70,6 +81,7 @@ class KeypointTerms:
             config.keypoint_visible_loss_coefficient,
             config.keypoint_nll_loss_coefficient,
         )
+        self._check = ValueCheck()
         self.coefficients = {name: float(weight) for name, weight in zip(TERMS, weights, strict=True)}
 
     def pack(self, targets: Sequence[Mapping[str, Tensor]], objects: PackedObjects, seed: int = 0) -> KeypointTruth:
@@ -82,7 +94,8 @@ class KeypointTerms:
             seed: is not needed, nothing here is random.
 
         Raises:
-            ValueError: naming the image whose field 'keypoints' is missing or of another shape or type.
+            ValueError: naming the image whose field 'keypoints' is missing, of another shape or type, or in pixels, or
+                has another v; values are looked at as those of boxes are.
         """
         slots = max(self.schema)
         for index, (target, count) in enumerate(zip(targets, objects.counts, strict=True)):
@@ -91,6 +104,13 @@ class KeypointTerms:
         missing = [slots - keypoints.shape[1] for keypoints in own]
         own = [F.pad(each, (0, 0, 0, n)) if n else each for each, n in zip(own, missing, strict=True)]
         points = torch.cat(own)
+        if self._check(targets[0]["keypoints"]):
+            x, y, state = points.unbind(-1)
+            # A position that is not finite counts as not labelled.
+            far = (state > 0) & points.isfinite().all(-1) & ((x.abs() > FARTHEST) | (y.abs() > FARTHEST))
+            wrong = far | ~((state == 0) | (state == 1) | (state == 2) | state.isnan())
+            remedy = "keypoints are rows (x, y, v), x and y in shares of the image from 0 to 1, v one of 0, 1 and 2"
+            refuse(wrong.any(1), points, objects.counts, "keypoints", remedy)
         sizes = to_device(np.asarray(self.schema, dtype=np.int64), points.device)
         known = objects.labels.clamp(max=len(self.schema) - 1)
         counts = torch.where(objects.labels < len(self.schema), sizes[known], 0)

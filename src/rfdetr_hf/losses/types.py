@@ -8,6 +8,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import logging
+
+logger = logging.get_logger("rfdetr_hf")
+
+# Boxes and points in shares of the image: no crop of an image leaves an object that reaches further from it.
+FARTHEST = 10.0
+# So many boxes of a batch say what their numbers mean, if one of so many lies partly outside its image.
+_ENOUGH = 8
 
 
 class LossConfig(Protocol):
@@ -176,14 +184,45 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+class ValueCheck:
+    """Whether to look at the values of labels: always on the host. On a device the host waits for it: once."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def __call__(self, labels: Tensor) -> bool:
+        """`labels` are any of the batch."""
+        due = labels.device.type == "cpu" or (not self.done and type(labels) is Tensor)
+        self.done = True
+        return due
+
+
+def refuse(unsound: Tensor, values: Tensor, counts: Sequence[int], field: str, remedy: str) -> None:
+    """Raise a ValueError for the first object that is unsound.
+
+    Args:
+        unsound: (N,) bool, of the objects of a batch end to end.
+        values: (N, ...), what the field holds of each.
+        counts: objects per image.
+        field: of the labels.
+        remedy: what it must hold.
+    """
+    if not unsound.any():
+        return
+    row = int(unsound.nonzero()[0, 0])
+    image = int(np.repeat(np.arange(len(counts)), counts)[row])
+    found = values[row].tolist()
+    raise ValueError(f"labels of image {image} of the batch: field '{field}' holds {found}: {remedy}")
+
+
 def pack_objects(
-    targets: Sequence[Mapping[str, Tensor]], like: Tensor, num_images: int, num_classes: int
+    targets: Sequence[Mapping[str, Tensor]],
+    like: Tensor,
+    num_images: int,
+    num_classes: int,
+    check: ValueCheck | None = None,
 ) -> PackedObjects:
     """Check the targets of a batch and lay their objects end to end.
-
-    Class labels are range-checked where they are on the host. On an accelerator that check would make the host wait for
-    the device in every step, so there a label out of range is left to the audit of the data set (and to the device's
-    own assertion).
 
     Args:
         targets: one mapping per image with `class_labels` (n,) integers and `boxes` (n, 4) floats; all or none of them
@@ -191,18 +230,23 @@ def pack_objects(
         like: any prediction; the objects are brought to its device.
         num_images: images in the batch.
         num_classes: number of class logits.
+        check: says whether the values are looked at; by default they are where the targets are on the host.
 
     Raises:
-        ValueError: naming the image and the field that is missing, has another shape or type, or is out of range.
+        ValueError: naming the image and the field that is missing, has another shape or type, or holds what cannot be
+            right: a class out of range; a box that is not finite, of negative size, or in pixels.
     """
     if len(targets) != num_images:
         raise ValueError(f"labels hold {len(targets)} images, the predictions {num_images}: pass one dict per image")
     for index, target in enumerate(targets):
-        _check_target(index, target, num_classes)
+        _check_target(index, target)
     counts = [len(target["class_labels"]) for target in targets]
     image = np.repeat(np.arange(num_images, dtype=np.int64), counts)
-    labels = torch.cat([target["class_labels"].to(like.device, torch.int64) for target in targets])
-    boxes = torch.cat([target["boxes"].to(like.device, compute_dtype(like)) for target in targets])
+    device = targets[0]["boxes"].device
+    labels = torch.cat([target["class_labels"].to(device, torch.int64) for target in targets])
+    boxes = torch.cat([target["boxes"].to(device) for target in targets])
+    if check(boxes) if check else device.type == "cpu":
+        _check_values(labels, boxes, counts, num_classes)
     labelled = [target["labelled_classes"] for target in targets if "labelled_classes" in target]
     kinds = {(each.dtype, *each.shape) for each in labelled}
     if labelled and (kinds != {(torch.bool, num_classes)} or len(labelled) < num_images):
@@ -211,14 +255,16 @@ def pack_objects(
             f"{len(labelled)} for {num_images} images, {sorted(kinds, key=str)}"
         )
     packed = torch.stack(labelled).to(like.device) if labelled else None
+    labels, boxes = labels.to(like.device), boxes.to(like.device, compute_dtype(like))
     return PackedObjects(labels, boxes, to_device(image, like.device), counts, packed)
 
 
-def _check_target(index: int, target: Mapping[str, Tensor], num_classes: int) -> None:
+def _check_target(index: int, target: Mapping[str, Tensor]) -> None:
     where = f"labels of image {index} of the batch"
     for field in ("class_labels", "boxes"):
-        if field not in target:
-            raise ValueError(f"{where}: field '{field}' is missing")
+        if not isinstance(target.get(field), Tensor):
+            found = f"is a {type(target[field]).__name__}, no tensor" if field in target else "is missing"
+            raise ValueError(f"{where}: field '{field}' {found}")
     labels, boxes = target["class_labels"], target["boxes"]
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
@@ -229,10 +275,29 @@ def _check_target(index: int, target: Mapping[str, Tensor], num_classes: int) ->
             f"{where}: field 'boxes' must be floats of shape ({len(labels)}, 4), one row (cx, cy, w, h) per class "
             f"label, got {boxes.dtype} {tuple(boxes.shape)}"
         )
-    if labels.device.type == "cpu" and len(labels):
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"{where}: field 'class_labels' holds {low if low < 0 else high}, outside [0, {num_classes}): make the "
-                "ids contiguous from 0 and give the model as many classes (num_labels)"
-            )
+
+
+def _check_values(labels: Tensor, boxes: Tensor, counts: Sequence[int], num_classes: int) -> None:
+    """Refuse classes (N,) and boxes (N, 4) that cannot be right, and say where boxes look like corners."""
+    unknown = (labels < 0) | (labels >= num_classes)
+    # Comparisons with NaN are false.
+    wrong = ~((boxes.abs() <= FARTHEST).all(1) & (boxes[:, 2:] >= 0).all(1))
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    ordered = (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes >= 0).all(1) & (boxes <= 1).all(1)
+    outside = ((low < -0.01) | (high > 1.01)).any(1)
+    # Of all that can be known one read, for the host may wait for it.
+    any_wrong, like_corners = torch.stack(
+        [(unknown | wrong).any(), ordered.all() & (_ENOUGH * outside.sum() > len(boxes))]
+    ).tolist()
+    if any_wrong:
+        remedy = (
+            f"classes are 0 to {num_classes - 1}; make the ids contiguous from 0 and give the model as many classes"
+        )
+        refuse(unknown, labels, counts, "class_labels", f"{remedy} (num_labels)")
+        remedy = "boxes are finite (centre x, centre y, width, height) in shares of the image, from 0 to 1"
+        refuse(wrong, boxes, counts, "boxes", f"{remedy}; divide pixels by the image's width and height")
+    if like_corners and len(boxes) >= _ENOUGH:
+        logger.warning_once(
+            "the boxes of the labels look like corners (x1, y1, x2, y2): all are ordered so, and as (centre x, "
+            "centre y, width, height) some lie partly outside the image; convert corners, cut other boxes at the border"
+        )

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
+from ..choices import names_alike
 from ..tasks import TASKS
 from .files.native_config import complete_plain_config
+
+logger = logging.get_logger("rfdetr_hf")
 
 MODEL_TYPE = "rf_detr"
 # Plain transformers knows `rf_detr` with the level P4 alone. A model with other levels says another type, so that a
@@ -87,10 +91,14 @@ def _class_names(id2label: Any) -> dict[int, str]:
     """`id2label` with integers as ids.
 
     Raises:
-        ValueError: if the ids are not 0, 1, ..., n - 1, or a name stands twice; only "N/A", a row without a class, may.
+        ValueError: if the ids are not 0, 1, ..., n - 1, a name is empty or no text, or stands twice, blanks around it
+            aside; only "N/A", a row without a class, may.
     """
     _require(isinstance(id2label, Mapping), f"id2label must be a dict of ids and names, got {id2label!r:.80}.")
     ids = [str(id_) for id_ in id2label]
+    for id_, name in id2label.items():
+        is_name = isinstance(name, (str, int, float)) and not isinstance(name, bool) and str(name).strip()
+        _require(bool(is_name), f"id2label has {name!r} for the id {id_}: each class needs a name, as text in quotes.")
     names = [str(id2label[id_]) for id_ in id2label]
     listed = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
     _require(
@@ -100,6 +108,10 @@ def _class_names(id2label: Any) -> dict[int, str]:
     )
     twice = sorted({name for name in names if name != UNUSED_LABEL and names.count(name) > 1})
     _require(not twice, f"id2label has the names {twice[:3]} twice: each class needs a name of its own.")
+    alike = names_alike(names, str.strip)
+    _require(not alike, f"id2label has the names {alike[:3]}, which differ in blanks alone: give each class its own.")
+    if alike := names_alike(names):
+        logger.warning_once(f"id2label has the names {alike[:3]}, which differ in case and blanks alone: two classes?")
     return dict(sorted((int(id_), name) for id_, name in zip(ids, names, strict=True)))
 
 
@@ -146,10 +158,14 @@ class RFDETRBackboneConfig(PreTrainedConfig):
         features = kwargs.pop("out_features", None)
         kwargs.pop("stage_names", None)
         windowed = kwargs.pop("window_block_indexes", None)
+        for name, value in (("out_features", features), ("window_block_indexes", windowed)):
+            _as_list(name, value or [])
         registers = kwargs.pop("num_register_tokens", 0)
         _require(registers == 0, f"num_register_tokens is {registers}, and encoders with registers are not supported.")
         if self.out_indices is None and features is not None:
-            self.out_indices = [int(name.removeprefix("stage")) for name in features]
+            numbers = [str(name).removeprefix("stage") for name in features]
+            _require(all(map(str.isdecimal, numbers)), f"out_features are 'stage1', 'stage2', ..., got {features}.")
+            self.out_indices = [int(number) for number in numbers]
         self.out_indices = [3, 6, 9, 12] if self.out_indices is None else _as_list("out_indices", self.out_indices)
         super().__post_init__(**kwargs)
         self.validate()
@@ -158,7 +174,7 @@ class RFDETRBackboneConfig(PreTrainedConfig):
             f"out_features {features} and out_indices {self.out_indices} name different stages: give one of them.",
         )
         _require(
-            windowed is None or sorted(windowed) == self.window_block_indexes,
+            windowed is None or {*map(str, windowed)} == {*map(str, self.window_block_indexes)},
             f"window_block_indexes {windowed} differs from {self.window_block_indexes}, which out_indices implies.",
         )
 
@@ -339,6 +355,8 @@ class RFDETRConfig(PreTrainedConfig):
             "decoder_cross_attention_heads", "decoder_n_points", "decoder_ffn_dim", "num_queries", "group_detr",
             "mask_downsample_ratio", "mask_point_sample_ratio",
         )  # fmt: skip
+        dtype: Any = self.dtype
+        _require(not isinstance(dtype, (int, float)), f"dtype must be a name such as 'float32', got {dtype!r}.")
         self._validate_sizes()
         self._validate_levels()
         self._validate_keypoints()

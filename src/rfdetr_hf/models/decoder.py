@@ -38,7 +38,7 @@ from .initialization import (
     init_zeros,
     with_init,
 )
-from .linears import Linear, autocast_dtype, joined, linears, to_autocast
+from .linears import Linear, autocast_dtype, is_wrapped, joined, linears, to_autocast
 
 DECODER_NORM_EPS = 1e-5
 
@@ -180,14 +180,16 @@ class _ProposalHeads:
         ]
         # (G, N, C) -> (G, N, C), (G, N, K), ...
         self.output, self.logits, *self.boxes = grouped_linears(layers, groups)
+        if groups == 1:
+            self.norm = norms[0]
+            return
         parts = joined([[norm.weight for norm in norms], [norm.bias for norm in norms]], norms[0].weight.dtype)
-        self.norm = [part.unflatten(0, (groups, 1, -1)) for part in parts]  # (G, 1, C)
+        weight, bias = (part.unflatten(0, (groups, 1, -1)) for part in parts)  # (G, 1, C)
+        self.norm = lambda x: torch.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS), weight)
 
     def features(self, tokens: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, C)."""
-        x = self.output(tokens)
-        weight, bias = self.norm
-        return torch.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS), weight)
+        return self.norm(self.output(tokens))
 
     def deltas(self, features: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, 4)."""
@@ -237,12 +239,14 @@ class GroupSelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """x, position (B, groups * q, C); a query attends to the queries of its own group.
 
-        `output` is the layer after the attention and `packed` the weights and biases before it, cast by the caller.
+        `output` is the layer after the attention and `packed` the weights and biases before it, cast by the caller, or
+        nothing to read them here.
 
         `attends` (q, q) narrows that down: False where the query of the row does not see the one of the column. The
         weights (B * groups, heads, q, q) are given if they are asked for.
         """
         batch, width = x.shape[0], x.shape[-1]
+        packed = packed or joined([[self.in_proj_weight], [self.in_proj_bias]])
         x, position = (t.unflatten(1, (groups, -1)).flatten(0, 1) for t in (x, position))  # (B * groups, q, C)
         weight, bias = (t.split((2 * width, width)) for t in packed)
         query, key = F.linear(x + position, weight[0], bias[0]).chunk(2, -1)
@@ -357,7 +361,7 @@ class RFDETRDecoderLayer(GradientCheckpointingLayer):
         # The weights of a layer are cast for autocast in one launch.
         output, widen, narrow, *rest = linears(
             [own.out_proj], [self.linear1], [self.linear2], *cross.layers(),
-            tensors=[own.in_proj_weight, own.in_proj_bias],
+            tensors=[] if is_wrapped(own) else [own.in_proj_weight, own.in_proj_bias],
         )  # fmt: skip
         reads, packed = rest[:3], rest[3:]
         answer, weights = own(x, position, groups, output, packed, need_weights=need_weights)

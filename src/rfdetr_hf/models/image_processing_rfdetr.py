@@ -107,9 +107,10 @@ class RFDETRImageProcessor(BaseImageProcessor):
         least_of = {"image_mean": -math.inf, "image_std": 0.0} if self.do_normalize else {}
         for name, least in {**least_of, **({"rescale_factor": 0.0} if self.do_rescale else {})}.items():
             value: Any = getattr(self, name)
-            numbers = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
-            are_sound = all(isinstance(x, (int, float, np.floating)) and least < float(x) < math.inf for x in numbers)
-            if not are_sound or len(numbers) not in ((1,) if name == "rescale_factor" else (1, 3)):
+            several = isinstance(value, (list, tuple, np.ndarray)) and name != "rescale_factor"
+            numbers, kinds = (list(value) if several else [value]), (int, float, np.floating)
+            are_sound = all(type(x) is not bool and isinstance(x, kinds) and least < x < math.inf for x in numbers)
+            if not are_sound or len(numbers) not in (1, 3):
                 above = " above 0" if least == 0 else ""
                 raise ValueError(f"{name} is {value!r}: it must be a number{above}, or three of mean and std.")
         for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad", "antialias"):
@@ -118,7 +119,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
         if self.do_resize and self.resample not in _INTERPOLATION:
             raise ValueError(f"resample is {self.resample!r}: only bilinear (2) and bicubic (3) are supported.")
         sides = [side for side in dict(self.size).values() if side is not None]
-        if not sides or not all(isinstance(side, int) and 0 < side <= 2**16 for side in sides):
+        if not sides or not all(type(side) is int and 0 < side <= 2**16 for side in sides):
             raise ValueError(f"size is {dict(self.size)}: sides are positive numbers of pixels.")
 
     @classmethod

@@ -36,7 +36,7 @@ from .decoder import (
 from .geometry import LevelShapes, geometry_dtype
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_torch_default, init_xavier, init_xavier_zero_bias, init_zeros, with_init
-from .linears import Linear, linears
+from .linears import Linear, is_wrapped, linears
 from .modeling_rfdetr import DetectorStates, RFDETRForObjectDetection
 from .post_processing import DEFAULT_THRESHOLD, Threshold
 from .projector import MultiScaleProjector, RFDETRBackbone
@@ -153,7 +153,7 @@ class RFDETRKeypointDecoderLayer(RFDETRDecoderLayer):
         own, cross = self.kp_inst_self_attn, self.kp_cross_attn
         output, widen, narrow, *rest = linears(
             [own.out_proj], [self.kp_linear1], [self.kp_linear3], *cross.layers(),
-            tensors=[own.in_proj_weight, own.in_proj_bias],
+            tensors=[] if is_wrapped(own) else [own.in_proj_weight, own.in_proj_bias],
         )  # fmt: skip
         x, keypoints = self._exchange(x, keypoints, keypoint_position, attends, output, rest[3:])
         count = keypoints.shape[2]

@@ -82,11 +82,23 @@ def joined(groups: Sequence[Sequence[Tensor]], dtype: torch.dtype | None = None)
     return _CastTogether.apply(dtype, [len(group) for group in groups], *tensors)
 
 
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether the instance has a `forward` of its own, as offloading gives it: its weights are here within it alone."""
+    return "forward" in vars(module)
+
+
+def rows_of(table: nn.Embedding, count: int, device: torch.device) -> Tensor:
+    """The first rows of a table, (count, D)."""
+    if is_wrapped(table):
+        return table(torch.arange(count, device=device))
+    return table.weight if len(table.weight) == count else table.weight[:count]
+
+
 def is_changed(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module must be called: one of another class (adapters), with a weight of another class, with hooks."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    # Offloading puts a `forward` of its own into the instance; torchao a weight that is a tensor of another class.
-    other = type(module) is not kind or "forward" in vars(module) or hasattr(module.weight, "__tensor_flatten__")
+    # torchao puts in a weight that is a tensor of another class.
+    other = type(module) is not kind or is_wrapped(module) or hasattr(module.weight, "__tensor_flatten__")
     return other or any(getattr(module, hook) for hook in hooks)
 
 

@@ -27,7 +27,7 @@ from .files.pretrained import RFDETRPreTrainedModel
 from .geometry import refine_boxes
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_standard_normal, init_zeros, with_init
-from .linears import linears
+from .linears import linears, rows_of
 from .post_processing import DEFAULT_THRESHOLD, Threshold, class_thresholds
 from .projector import RFDETRBackbone
 
@@ -327,8 +327,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         """The proposals, the boxes (B, Q, 4) that the decoder starts from, and its queries (Q, d_model)."""
         proposals = self.transformer.propose(memory, self._groups)
         rows = self._groups * self.config.num_queries
-        tables = self.refpoint_embed.weight, self.query_feat.weight
-        points, queries = (table if len(table) == rows else table[:rows] for table in tables)
+        points, queries = (rows_of(t, rows, memory.tokens.device) for t in (self.refpoint_embed, self.query_feat))
         return proposals, self.transformer.references(points, proposals.boxes), queries
 
     def _boxes(self, states: DetectorStates) -> Tensor:

@@ -20,6 +20,7 @@ from ..data.findings import audit_data
 from ..data.rows import check_rows
 from ..data.schema import class_names, has_object_field, keypoint_schema, label_table, max_objects
 from ..data.shards.dataset import ShardedDataset
+from ..hub.push import check_repo_id
 from ..models.adapters import adapted_layers
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
@@ -62,6 +63,12 @@ def check_kinds(
         remedies = {
             "str": f"load it, {ours}({model!r})",
             "NoneType": "give a model, or model_init, a function that makes it",
+            "RFDETRConfig": "make a model of it, RFDETRForObjectDetection(config) or the class of another task",
+            "type": "give a model of this class, not the class",
+            **dict.fromkeys(
+                ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"),
+                "give the model itself, model.module; the trainer uses the GPUs that the launch gives it",
+            ),
             "OptimizedModule": "give the model itself and set torch_compile=True in the arguments",
         }
         other = f"save it and load the folder, {ours}(folder)"
@@ -133,6 +140,8 @@ def check_run(
     Raises:
         ValueError: two of them contradict each other; the message names both and the remedy.
     """
+    if args.hub_model_id is not None:
+        check_repo_id(args.hub_model_id)
     for split, dataset in splits.items():
         check_split(model, split, dataset)
         if isinstance(dataset, Dataset):  # shards were checked when they were written

@@ -1,7 +1,6 @@
 """Training a part of a model: frozen blocks, single parts, low-rank adapters; and loading a part of a checkpoint."""
 
 import logging
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ import torch
 
 from ..models.adapters import add_lora, has_adapters
 from ..models.configuration_rfdetr import RFDETRConfig
+from ..models.files.adapt import CLASS_HEADS, check_class_heads, rows_by_name
 from ..models.files.layouts import POSITIONS, official_keys, resize_positions
 from ..models.files.pretrained import read_state
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 
 logger = logging.getLogger(__name__)
-
-_CLASS_HEADS = re.compile(r"(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 
 # Parts of a model by the beginnings of parameter names; what fits none of them belongs to the heads.
 _PREFIXES = {
@@ -31,7 +29,21 @@ def in_float32(model: RFDETRForObjectDetection) -> RFDETRForObjectDetection:
     """The model in float32, whatever the type of its file: most updates are too small for fewer bits.
 
     Weights that were made float64 in memory, by `model.double()`, stay so.
+
+    Raises:
+        TypeError: a layer is quantised, or its weights are offloaded: it cannot be trained.
     """
+    for name, module in model.named_modules():
+        weight: Any = getattr(module, "weight", None)
+        is_integer = isinstance(weight, torch.Tensor) and not weight.is_floating_point()
+        # Of torch.ao a method; of torchao a tensor of a class of its own, as that of a sharded model is.
+        is_other = hasattr(weight, "__tensor_flatten__") and not hasattr(weight, "full_tensor")
+        if callable(weight) or is_integer or is_other:
+            raise TypeError(
+                f"{name} of the model is quantised, which cannot be trained: quantise it after the training"
+            )
+        if hasattr(module, "_hf_hook"):
+            raise TypeError(f"the weights of {name or 'the model'} are offloaded: load the model without device_map")
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if types == {torch.float64} and model.config.dtype != torch.float64:
         logger.warning("the weights are torch.float64: they are trained and saved so, many times slower than float32")
@@ -118,6 +130,8 @@ def load_parts(model: RFDETRForObjectDetection, source: str | Path, parts: Colle
 def load_class_rows(model: RFDETRForObjectDetection, source: str | Path, **hub_options: Any) -> list[str]:
     """Give the classes that a checkpoint knows by the same name the checkpoint's rows of the class heads.
 
+    Names are compared as `from_pretrained` compares them.
+
     `from_pretrained` with other classes gives all classes new rows; after it this brings back those of old classes.
 
     Args:
@@ -127,16 +141,24 @@ def load_class_rows(model: RFDETRForObjectDetection, source: str | Path, **hub_o
 
     Returns:
         The names of these classes.
+
+    Raises:
+        ValueError: the checkpoint's heads do not fit those of the model, or its own configuration; nothing is changed.
     """
-    saved: Any = RFDETRConfig.from_pretrained(source, **hub_options)
-    rows = {name: row for row, name in saved.id2label.items()}
+    saved, found = RFDETRConfig.from_pretrained(source, **hub_options), official_keys(read_state(source, **hub_options))
+    check_class_heads(found, saved, str(source))
     names: Any = model.config.id2label
-    pairs = [(row, rows[name]) for row, name in sorted(names.items()) if name in rows]
-    ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    found = official_keys(read_state(source, **hub_options))
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if _CLASS_HEADS.match(name):
-            tensor[ours] = found[name][theirs].to(tensor)
+    rows = rows_by_name(saved.id2label, names)
+    ours = [row for row, old in enumerate(rows) if old is not None]
+    theirs = [old for old in rows if old is not None]
+    heads = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if CLASS_HEADS.match(name)}
+    for name, tensor in heads.items():
+        if name not in found or found[name].shape[1:] != tensor.shape[1:]:
+            has = f"{name} of the shape {tuple(found[name].shape)}" if name in found else f"no {name}"
+            raise ValueError(f"{source} has {has}, and the model {tuple(tensor.shape)}: build the model alike")
+    for name, tensor in heads.items():
+        tensor[ours] = found[name][theirs].to(tensor)
+    logger.info("class rows: %d are those of %s, %d stay as they were", len(ours), source, len(rows) - len(ours))
     return [names[row] for row in ours]
 
 

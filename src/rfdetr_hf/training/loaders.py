@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
+from transformers.image_utils import PILImageResampling
 
 from ..arguments.training import RFDETRTrainingArguments
-from ..choices import is_official
 from ..data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
 from ..data.pipeline.picture_cache import GB, DiskCache, MemoryCache, PictureCache, free_memory
 from ..data.pipeline.pixels import prepare_pixels
@@ -25,7 +25,8 @@ from ..data.pipeline.transforms import MAX_SIZE, build_eval_transform, build_tra
 from ..data.schema import has_keypoints, has_masks, keypoint_schema, value_range
 from ..data.shards.dataset import ShardedDataset
 from ..decoding import PILLOW, require_decoder
-from ..models.files.auto import has_processor, load_processor
+from ..models.colours import colour_statistics
+from ..models.files.auto import stored_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from .preemption import shield_workers
 
@@ -128,31 +129,30 @@ def default_processor(config: PreTrainedConfig, square: bool) -> RFDETRImageProc
     if not square:
         size = {"shortest_edge": side, "longest_edge": MAX_SIZE}
         shape = {"size": size, "do_pad": True, "size_divisor": config.size_divisor}
-    made, source = RFDETRImageProcessor(**shape), str(config._name_or_path or "")
-    revision = getattr(config, "_commit_hash", None)
-    if not source or is_official(source) or not has_processor(source, revision):
+    made, theirs, source = RFDETRImageProcessor(**shape), stored_processor(config), config._name_or_path
+    if theirs is None:
         return made
-    theirs = load_processor(source, side, revision)
-    if theirs.size != made.size:
-        logger.warning(
-            "%s/preprocessor_config.json has the size %s, and this run evaluates and saves %s: resolution and "
-            "square_resize say so; image_processor= of the trainer keeps another",
-            source, dict(theirs.size), dict(made.size),
-        )  # fmt: skip
     kept = {name: getattr(theirs, name) for name in _OF_THE_COLOURS}
-    others = [f"{name}={value}" for name, value in kept.items() if value != getattr(made, name)]
+    made = RFDETRImageProcessor(**shape, **kept, image_decoder=theirs.image_decoder)
+    stored, ours, usual = (each.to_dict() for each in (theirs, made, RFDETRImageProcessor(**shape)))
+    changed = {name: value for name, value in stored.items() if name in ours and value != ours[name]}
+    changed |= {name: stored.get(name) for name in shape if stored.get(name) != ours[name]}
+    if changed:
+        logger.warning(
+            "%s/preprocessor_config.json has %s, and this run evaluates and saves %s: resolution and square_resize say "
+            "so; image_processor= of the trainer keeps another",
+            source, _listed(changed), _listed({name: ours[name] for name in changed}),
+        )  # fmt: skip
+    others = {name: value for name, value in ours.items() if _listed({name: value}) != _listed({name: usual.get(name)})}
     if others:
-        logger.info("%s of %s/preprocessor_config.json stay", ", ".join(others), source)
-    return RFDETRImageProcessor(**shape, **kept, image_decoder=theirs.image_decoder)
+        logger.info("%s of %s/preprocessor_config.json stay", _listed(others), source)
+    return made
 
 
-def colour_statistics(processor: RFDETRImageProcessor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, for values in [0, 1], by which a processor makes a model's input of bytes."""
-    factor = 255 * float(processor.rescale_factor) if processor.do_rescale else 255.0
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    first, second = ([each] if isinstance(each, (int, float)) else list(each) for each in (mean, std))
-    means, stds = ([float(each[i % len(each)]) / factor for i in range(3)] for each in (first, second))
-    return tuple(means), tuple(stds)
+def _listed(fields: Mapping[str, Any]) -> str:
+    """Fields of a processor for a line of the log; lists and tuples are one."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return ", ".join(f"{name}={value}" for name, value in plain.items())
 
 
 def choose_processor(
@@ -169,7 +169,12 @@ def choose_processor(
     decoder = args.image_decoder if dataset is not None else processor.image_decoder
     decoder = decoder if args.image_decoder == PILLOW else args.image_decoder
     require_decoder(decoder)
+    if processor.resample != PILImageResampling.BILINEAR:
+        name = PILImageResampling(processor.resample).name.lower()
+        logger.warning("evaluation resizes %s, as the image processor says, and training bilinear", name)
     if decoder != processor.image_decoder:
+        if processor.image_decoder != PILLOW:
+            logger.warning("image_decoder=%s replaces %s of the image processor", decoder, processor.image_decoder)
         processor = copy.copy(processor)
         processor.image_decoder = decoder
     found = value_range(dataset) if isinstance(dataset, (Dataset, ShardedDataset)) else None
@@ -181,6 +186,9 @@ def choose_processor(
         )  # fmt: skip
     if found is None or (given is not None and given.value_range):
         return processor
+    if processor.value_range and list(processor.value_range) != list(found):
+        ranges = list(found), list(processor.value_range)
+        logger.warning("value_range=%s of the training pictures replaces %s of the stored image processor", *ranges)
     processor = copy.copy(processor)
     processor.value_range = list(found)
     return processor

@@ -223,6 +223,7 @@ class RFDETRTrainer(EndingMethods):
         """
         if self.train_dataset is None:
             raise ValueError("train() needs a train_dataset, given at construction")
+        in_float32(self.model)  # it may have been changed since
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         resume = fetch_checkpoint(resume, self.args.hub_token)
         with ExitStack() as stack, out_of_memory_advice(self.args, max(self.scales)):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...choices import CLASS_INITS
+from ...choices import CLASS_INITS, plain_name
 from ...tasks import TASKS
 from ..configuration_rfdetr import UNUSED_LABEL, RFDETRConfig
 from ..initialization import init_class_head
@@ -16,7 +16,7 @@ from .layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
 
 logger = logging.getLogger("rfdetr_hf")
 
-_CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
+CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
 _SHOWING_SIZES = (
     PATCH_KERNEL,
@@ -178,7 +178,7 @@ def adapt_state_dict(
     _check_structure(state, expected, origin)
     done: list[Adaptation] = []
     _adapt_queries(state, config, done, origin)
-    _check_class_heads(state, stored, origin)
+    check_class_heads(state, stored, origin)
     rows = _adapt_classes(state, stored, config, class_init, done)
     _adapt_positions(state, config, done)
     _adapt_keypoints(state, stored, config, rows, done)
@@ -243,10 +243,14 @@ def _adapt_group_heads(state: dict[str, Tensor], groups: int, needed: int) -> No
             del state[name]
 
 
-def _check_class_heads(state: Mapping[str, Tensor], stored: RFDETRConfig, origin: str) -> None:
-    """The heads have a row for each class that the file names."""
+def check_class_heads(state: Mapping[str, Tensor], stored: RFDETRConfig, origin: str) -> None:
+    """Check that the heads have a row for each class that the file names.
+
+    Raises:
+        ValueError: naming the file and both numbers.
+    """
     for name, tensor in state.items():
-        if _CLASS_HEADS.match(name) and tensor.shape[:1] != (stored.num_labels,):
+        if CLASS_HEADS.match(name) and tensor.shape[:1] != (stored.num_labels,):
             raise ValueError(
                 f"{origin}: {name} is {tuple(tensor.shape)}, but the file names {stored.num_labels} classes "
                 f"({_named(stored.num_labels, stored.id2label)}): weights and configuration do not belong together."
@@ -259,11 +263,12 @@ def _adapt_classes(
     """Fit the class heads; returns for each class of the model its row in the file, None where there is none."""
     found, needed, names = state["class_embed.bias"].shape[0], config.num_labels, stored.id2label
     used = [row for row, name in sorted(names.items()) if name != UNUSED_LABEL]
-    unnamed = all(re.fullmatch(r"LABEL_\d+", names[row]) for row in used)
+    unnamed = _is_unnamed(names) or _is_unnamed(config.id2label)
     line = Adaptation("classes", _named(found, names), _named(needed, config.id2label), "rows new, prior bias")
     if class_init == "new":
         rows: list[int | None] = [None] * needed
     elif found == needed and (unnamed or names == config.id2label):
+        done += [] if names == config.id2label else [line._replace(how="all kept, by position")]
         return list(range(needed))
     elif unnamed and len(used) == needed:
         rows = [*used]
@@ -272,7 +277,7 @@ def _adapt_classes(
         select_class_rows(state, [row % found for row in range(needed)])
         return [None] * needed
     else:
-        rows = [None] * needed if unnamed else _rows_by_name(names, config.id2label)
+        rows = rows_by_name(names, config.id2label)
     new = [config.id2label[index] for index, row in enumerate(rows) if row is None]
     if not new and rows == used:
         line = line._replace(how="rows without a class left out")
@@ -284,37 +289,45 @@ def _adapt_classes(
     init_class_head(head)
     kept = [index for index, row in enumerate(rows) if row is not None]
     for name in state:
-        if match := _CLASS_HEADS.match(name):
+        if match := CLASS_HEADS.match(name):
             fresh = getattr(head, match[2]).detach().to(state[name].dtype, copy=True)  # (needed, D) or (needed,)
             fresh[kept] = state[name][[row for row in rows if row is not None]]
             state[name] = fresh
     return rows
 
 
-def _rows_by_name(found: Mapping[int, str], needed: Mapping[int, str]) -> list[int | None]:
-    """For each needed class the row of the same name, else the only row with that name in other case or spacing."""
+def _is_unnamed(names: Mapping[int, str]) -> bool:
+    """Whether all names are those that a configuration gives to classes without any: no class is known by them."""
+    return all(re.fullmatch(r"LABEL_\d+", name) for name in names.values() if name != UNUSED_LABEL)
+
+
+def rows_by_name(found: Mapping[int, str], needed: Mapping[int, str]) -> list[int | None]:
+    """For each needed class the row of the same name, else the only row with that name in other case or spacing.
+
+    Args:
+        found: rows and names; those of default names (`LABEL_0`, ...) have none of a class.
+        needed: ids and names, likewise.
+    """
     exact = {name: row for row, name in found.items() if name != UNUSED_LABEL}
+    if _is_unnamed(found) or _is_unnamed(needed):
+        exact = {}
     rows = [exact.get(needed[index]) for index in sorted(needed)]
     alike: dict[str, list[int]] = {}
     for name, row in exact.items():
         if row not in rows:
-            alike.setdefault(_plain_name(name), []).append(row)
-    unmatched = [_plain_name(needed[index]) for index, row in enumerate(rows) if row is None]
+            alike.setdefault(plain_name(name), []).append(row)
+    unmatched = [plain_name(needed[index]) for index, row in enumerate(rows) if row is None]
     for index, row in enumerate(rows):
-        plain = _plain_name(needed[index])
+        plain = plain_name(needed[index])
         if row is None and len(alike.get(plain, [])) == 1 and unmatched.count(plain) == 1:
             rows[index] = alike[plain][0]
     return rows
 
 
-def _plain_name(name: str) -> str:
-    return "".join(name.split()).casefold()
-
-
 def select_class_rows(state: dict[str, Tensor], rows: Sequence[int]) -> None:
     """Replace the rows of all class heads by the rows with these numbers."""
     for name in state:
-        if _CLASS_HEADS.match(name):
+        if CLASS_HEADS.match(name):
             state[name] = state[name][list(rows)]
 
 
@@ -382,7 +395,7 @@ def renamed(config: RFDETRConfig, names: Mapping[str, str], origin: str) -> RFDE
 def append_unused_row(state: dict[str, Tensor], bias: float) -> None:
     """Append a row to all class heads that gives the logit `bias` to everything."""
     for name, tensor in state.items():
-        if _CLASS_HEADS.match(name):
+        if CLASS_HEADS.match(name):
             row = tensor.new_zeros(1, *tensor.shape[1:]) if name.endswith("weight") else tensor.new_full((1,), bias)
             state[name] = torch.cat([tensor, row])
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from ...choices import is_official
@@ -84,3 +85,15 @@ def load_processor(source: str | Path, resolution: int, revision: str | None = N
                 f"({str(error) or type(error).__name__})"
             ) from error
     return RFDETRImageProcessor(size={"height": resolution, "width": resolution})
+
+
+def stored_processor(config: PreTrainedConfig) -> RFDETRImageProcessor | None:
+    """The image processor beside the checkpoint that a model was loaded from; None where there is none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    source, revision = str(config.name_or_path or ""), getattr(config, "_commit_hash", None)
+    if not source or is_official(source) or not has_processor(source, revision):
+        return None
+    return load_processor(source, config.resolution, revision)

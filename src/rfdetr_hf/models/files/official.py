@@ -136,7 +136,8 @@ def read_official(
     own = payload.get(OWN_KEY) or {}
     fields = {**_as_fields(payload.get("hyper_parameters")), **_as_fields(payload.get("args"))}
     described = _as_fields(payload.get("model_config"))
-    fields |= described
+    # None stands for a field that is not there.
+    fields = {name: value for name, value in (fields | described).items() if value is not None}
     if unknown := sorted(set(described) - _KNOWN_FIELDS):
         logger.warning(
             "%s: model_config has the fields %s, which this package does not know: if one of them changes the network, "
@@ -282,12 +283,52 @@ def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) 
         "backbone_config": _encoder_fields(checkpoint, base),
         "num_keypoints_per_class": schema,
     }
+    _name_contradictions(checkpoint, overrides)
     return base.with_fields(**overrides, resolution=_resolution(checkpoint, base))
+
+
+def _check_kinds(fields: Mapping[str, Any], origin: str) -> None:
+    """Refuse what is no number, or no list, where the configuration is made of it."""
+    wrong = {}
+    for name in ("num_windows", "sa_nheads", "ca_nheads", "mask_downsample_ratio", "resolution"):
+        value = fields.get(name, 1)
+        if not isinstance(value, int) or value < 1:
+            wrong[name] = "a number from 1"
+    for name in ("out_feature_indexes", "window_block_indexes", "num_keypoints_per_class"):
+        value = fields.get(name, [])
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, int) for item in value):
+            wrong[name] = "a list of numbers"
+    for name, kind in wrong.items():
+        raise ValueError(
+            f"{origin}: its settings have {name}={fields[name]!r:.60}, which must be {kind}: get it again."
+        )
+
+
+def _name_contradictions(checkpoint: OfficialCheckpoint, found: Mapping[str, Any]) -> None:
+    """Log which settings of the file say other sizes than its tensors, of which `found` was made."""
+    encoder, task = found["backbone_config"], task_of(checkpoint.state)
+    sizes = {
+        "num_queries": found["num_queries"], "group_detr": found["group_detr"], "dec_layers": found["decoder_layers"],
+        "hidden_dim": found["d_model"], "dim_feedforward": found["decoder_ffn_dim"],
+        "dec_n_points": found["decoder_n_points"], "projector_scale": found["projector_scales"],
+        "patch_size": encoder["patch_size"], "num_channels": encoder["num_channels"],
+        "positional_encoding_size": encoder["image_size"] // encoder["patch_size"],
+        "segmentation_head": task == "segmentation", "use_grouppose_keypoints": task == "keypoints",
+    }  # fmt: skip
+    said = {name: checkpoint.fields.get(name, size) for name, size in sizes.items()}
+    said["projector_scale"] = [*said["projector_scale"]]
+    others = [name for name, value in said.items() if value != sizes[name]]
+    if others:
+        logger.warning(
+            "%s: its settings and its tensors do not belong together: %s; the tensors count",
+            checkpoint.origin, ", ".join(f"{name}={said[name]!r}, tensors {sizes[name]}" for name in others),
+        )  # fmt: skip
 
 
 def _check_fields(checkpoint: OfficialCheckpoint) -> None:
     """Refuse what the file says about its model and this package cannot represent."""
     fields, task = checkpoint.fields, task_of(checkpoint.state)
+    _check_kinds(fields, checkpoint.origin)
     fixed = {**FIXED_FIELDS, "dual_projector": task == "keypoints"}
     if task == "keypoints":
         fixed["dual_projector_kp_only"] = True
@@ -298,18 +339,7 @@ def _check_fields(checkpoint: OfficialCheckpoint) -> None:
                 "its outputs would be others. Train it again with that setting, or use it with the official package."
             )
     _check_windows(checkpoint)
-    groups, patch = count_groups(checkpoint.state), checkpoint.state[PATCH_KERNEL].shape[-1]
-    queries = checkpoint.state["query_feat.weight"].shape[0] // groups
-    sizes = {
-        "num_queries": queries, "group_detr": groups, "dec_layers": count_decoder_layers(checkpoint.state),
-        "hidden_dim": checkpoint.state["query_feat.weight"].shape[1], "patch_size": patch,
-    }  # fmt: skip
-    others = [name for name, size in sizes.items() if fields.get(name) not in (None, size)]
-    if others:
-        logger.warning(
-            "%s: its settings and its tensors do not belong together: %s; the tensors count",
-            checkpoint.origin, ", ".join(f"{name}={fields[name]!r}, tensors {sizes[name]}" for name in others),
-        )  # fmt: skip
+    queries = checkpoint.state["query_feat.weight"].shape[0] // count_groups(checkpoint.state)
     if fields.get("num_select") not in (None, queries):
         logger.info("%s: num_select=%s is top_k of post-processing here", checkpoint.origin, fields["num_select"])
     if fields.get("postprocess_trace_alpha") not in (None, TRACE_ALPHA):
@@ -431,7 +461,7 @@ def official_labels(
     Raises:
         ValueError: for a dict with other keys than rows, or more names than rows.
     """
-    remedy = "read_official(path) gives the file: put right fields['class_names'] of it, and give it to from_official"
+    remedy = "put right class_names in what torch.load gives of the file, and give from_official the dictionary"
     if isinstance(class_names, Mapping) and class_names:
         named = {int(key) if str(key).isdecimal() else key: str(name) for key, name in class_names.items()}
         if not {*named} <= {*range(rows)}:

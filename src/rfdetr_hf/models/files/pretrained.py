@@ -1,5 +1,6 @@
 """Models from files and to files: folders and Hub repositories, files of the official package, a DINOv2 encoder."""
 
+import difflib
 import json
 import logging
 from collections.abc import Mapping
@@ -214,7 +215,14 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
         adapted, done = adapt_state_dict(state, stored, config, expected, origin, class_init)
         log_adaptations(origin, done)
-        loaded = super().from_pretrained(None, config=config, state_dict=adapted, **options)
+        try:
+            loaded = super().from_pretrained(None, config=config, state_dict=adapted, **options)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            name = str(error).rpartition(" ")[2].strip("'")
+            near = difflib.get_close_matches(name, RFDETRConfig.field_names(), n=1) or ["the fields of RFDETRConfig"]
+            raise TypeError(f"from_pretrained of {origin} has no argument {name!r}; did you mean {near[0]}?") from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.name_or_path = model.config.name_or_path = origin
         model.weights_from = f"{origin}; {class_rows(done)}"
@@ -238,7 +246,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         a row without a class is called "N/A".
 
         Args:
-            source: The file, the dictionary that it holds, or what `read_official` made of it.
+            source: The file, or the dictionary that it holds.
             variant: Name of the variant, needed only where the file does not say.
             use_ema: Take the EMA weights that a training checkpoint holds beside its weights.
             class_init: As in `from_pretrained`.
