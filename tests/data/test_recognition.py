@@ -229,6 +229,14 @@ def test_a_file_of_fewer_classes_than_the_model(tmp_path, coco_content, write_co
     assert class_names(splits) == names and splits["validation"][0]["objects"]["category"] == [1]
 
 
+def test_names_that_are_nearly_one_are_told_with_the_source(tmp_path, coco_content, write_coco, caplog):
+    content = coco_content()
+    content["categories"][1]["name"] = "Dog "
+    file = write_coco(tmp_path / "train.json", content)
+    assert class_names(load_detection_dataset(file)) == ["Dog ", "dog"]
+    assert f"{file}: the classes ['Dog ', 'dog'] differ in case and blanks alone" in caplog.text
+
+
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("crowds", [True, False])
 def test_splits_without_objects(tmp_path, coco_content, write_coco, train, crowds, caplog):

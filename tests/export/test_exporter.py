@@ -152,7 +152,7 @@ def test_metadata_alone_make_the_pixels_of_the_processor(fields, detector, tmp_p
     expected = processor(picture).pixel_values
     torch.testing.assert_close((pixels - mean) / std, expected)
     if not found["antialias"]:  # which overshoots
-        assert found["input_range"] == pytest.approx([expected.min(), expected.max()], rel=1e-4, abs=1e-4)
+        assert found["input_range"] == pytest.approx([float(expected.min()), float(expected.max())], rel=1e-4, abs=1e-4)
 
 
 def test_metadata_without_a_processor_are_those_of_the_stored_one(detector, tmp_path, caplog):

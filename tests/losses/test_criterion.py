@@ -246,6 +246,20 @@ def test_bad_label_names_the_image(criterion, rng):
 
 
 @pytest.mark.gpu
+def test_values_on_the_device_are_looked_at_once(criterion, rng):
+    """Each look makes the host wait for the device."""
+    layers = [LayerOutput(o.name_suffix, o.logits.cuda(), o.boxes.cuda()) for o in predict(rng, 2, dtype=torch.float32)]
+    targets = [{k: v.cuda() for k, v in each.items()} for each in make_targets(rng, (3, 1), CLASSES, torch.float32)]
+    right = targets[1]["boxes"].clone()
+    targets[1]["boxes"] *= 640
+    with pytest.raises(ValueError, match="image 1 of the batch: field 'boxes'"):
+        criterion(layers, targets, 2)
+    assert torch.isfinite(criterion(layers, targets, 2)["loss_bbox"])
+    targets[1]["boxes"] = right
+    assert criterion(layers, targets, 2)["loss_bbox"] < 100
+
+
+@pytest.mark.gpu
 def test_on_the_device_equals_the_host(criterion, rng):
     layers, targets = (
         predict(rng, 2, dtype=torch.float32),
