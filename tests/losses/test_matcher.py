@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+import transformers
 from helpers.plain_loss import make_predictions, make_targets, match
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -223,6 +224,7 @@ def test_targets_that_do_not_fit(rng, change, message):
 
 def test_boxes_of_crops_are_never_refused_and_corners_are_told(rng, caplog):
     """A box may reach far out of a crop that nobody cut it at; boxes of corners cannot be proven."""
+    transformers.utils.logging.warning_once.cache_clear()
 
     def packed(boxes):
         target = {"class_labels": torch.zeros(len(boxes), dtype=torch.int64), "boxes": boxes}

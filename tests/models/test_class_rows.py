@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+import transformers
 
 from rfdetr_hf import RFDETRConfig, RFDETRForKeypointDetection, RFDETRForObjectDetection, load_class_rows
 
@@ -96,6 +97,7 @@ def test_an_argument_that_is_none_names_what_is_near(saved):
 
 
 def test_names_that_differ_in_case_are_told(caplog):
+    transformers.utils.logging.warning_once.cache_clear()
     config = RFDETRConfig.from_variant("nano", id2label={0: "Bus", 1: "bus"})
     assert config.id2label == {0: "Bus", 1: "bus"} and "['Bus', 'bus'], which differ in case" in caplog.text
 

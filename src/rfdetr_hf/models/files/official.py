@@ -300,7 +300,7 @@ def _check_kinds(fields: Mapping[str, Any], origin: str) -> None:
             wrong[name] = "a list of numbers"
     for name, kind in wrong.items():
         raise ValueError(
-            f"{origin}: its settings have {name}={fields[name]!r:.60}, which must be {kind}: get it again."
+            f"{origin}: its settings have {name}={fields[name]!r:.60}, which must be {kind}: put it right."
         )
 
 
@@ -316,7 +316,7 @@ def _name_contradictions(checkpoint: OfficialCheckpoint, found: Mapping[str, Any
         "segmentation_head": task == "segmentation", "use_grouppose_keypoints": task == "keypoints",
     }  # fmt: skip
     said = {name: checkpoint.fields.get(name, size) for name, size in sizes.items()}
-    said["projector_scale"] = [*said["projector_scale"]]
+    said = {name: [*value] if isinstance(value, tuple) else value for name, value in said.items()}
     others = [name for name, value in said.items() if value != sizes[name]]
     if others:
         logger.warning(
