@@ -14,7 +14,7 @@ from rfdetr_hf import RFDETRForObjectDetection, RFDETRImageProcessor, RFDETRTrai
         ({"do_pad": False}, {"square_resize": False}, ["do_pad=False", "size_divisor=None"]),
         ({"do_resize": False}, {}, ["has do_resize=False, and this run evaluates and saves do_resize=True"]),
         ({"resample": 3}, {}, ["evaluation resizes bicubic, as the image processor says, and training bilinear"]),
-        ({"image_mean": [0.1, 0.2, 0.3], "antialias": True}, {}, ["image_mean=[0.1, 0.2, 0.3], antialias=True of"]),
+        ({"image_mean": (0.1, 0.2, 0.3), "antialias": True}, {}, ["image_mean=[0.1, 0.2, 0.3], antialias=True of"]),
     ],
 )  # fmt: skip
 def test_what_a_run_changes_of_a_stored_processor_is_said(tiny_model, tmp_path, caplog, stored, options, said):

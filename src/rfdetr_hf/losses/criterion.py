@@ -172,7 +172,7 @@ class RFDETRCriterion:
         """
         reference = layers[0].logits
         with torch.autocast(reference.device.type, enabled=False):
-            objects = pack_objects(targets, reference, *reference.shape[::2], self._check)
+            objects = pack_objects(targets, reference, reference.shape[0], reference.shape[2], self._check)
             truth = task_cost = None
             if self.task:
                 truth = self.task.pack(targets, objects, int(torch.randint(2**62, ())) if seed is None else seed)
