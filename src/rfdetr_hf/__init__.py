@@ -73,7 +73,7 @@ PUBLIC_NAMES = {
     "hub.space": ("push_space", "write_space"),
     "export.exporter": ("ExportReport", "export_model"),
     "drawing": ("DrawingStyle", "draw_detections"),
-    "options": ("Range", "UsageError", "option", "settle_options", "to_yaml"),
+    "options": ("Range", "UsageError", "message_text", "option", "settle_options", "to_yaml"),
     "tasks": ("TASKS", "Task", "TaskName"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in PUBLIC_NAMES.items() for name in names}
@@ -157,7 +157,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which read and do n
     from .hub.space import push_space as push_space, write_space as write_space
     from .export.exporter import ExportReport as ExportReport, export_model as export_model
     from .drawing import DrawingStyle as DrawingStyle, draw_detections as draw_detections
-    from .options import Range as Range, UsageError as UsageError, option as option
+    from .options import Range as Range, UsageError as UsageError, message_text as message_text, option as option
     from .options import settle_options as settle_options, to_yaml as to_yaml
     from .tasks import TASKS as TASKS, Task as Task, TaskName as TaskName
 

@@ -16,6 +16,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .choices import printable
+
 
 class UsageError(ValueError):
     """What was asked for cannot be understood: a misspelt option, a value out of its range, a broken YAML file."""
@@ -148,8 +150,10 @@ def option(
 # Also hf-token, accessToken, aws_secret_access_key; in an address ?token=… and ?X-Amz-Signature=….
 _SECRET = re.compile(
     r"(?:^|[_-]|(?<=[a-z])(?=[A-Z]))(?i:token|key|apikey|password|passwd|pwd|passphrase|secret|credentials|authorization"
-    r"|signature)$"
+    r"|signature|credential|sig)$"
 )
+# Of the Hub, whatever it stands behind.
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}")
 # Mappings by the names of classes and of data sets, of which "key" may be one; no option holds a secret in them.
 _BY_NAME = {"classes", "data_hash", "id2label", "keypoint_schema", "label2id", "rename_classes", "thresholds"}
 _OF_A_SOURCE = {"name_or_path", "share", "classes", "prefix", "splits", "sampling"}
@@ -211,7 +215,7 @@ def without_secrets(values: Any) -> Any:
     """A copy of nested values for files, trackers and the screen: tokens, keys and passwords are None.
 
     What makes a secret is its name, such as hub_token or api_key; in an address what stands before
-    an "@" or behind such a name. Names of
+    an "@" or behind such a name. A token of the Hub is one wherever it stands. Names of
     classes, as in `rename_classes`, and of sources with fields of their own, are no such names.
     """
     if isinstance(values, Mapping):
@@ -230,11 +234,20 @@ def without_secrets(values: Any) -> Any:
         return [without_secrets(value) for value in values]
     if not isinstance(values, str):
         return values
-    text = re.sub(r"://[^/@\s]+@", "://", values)
+    text = re.sub(r"://[^/?#\s]*@", "://", _TOKEN.sub("...", values))
     if "://" in text:
-        words = re.split(r"([?&#;\s])", text)
+        words = re.split(r"([?&#;\s<>\"])", text)
         text = "".join(f"{w.split('=')[0]}=..." if "=" in w and _SECRET.search(w.split("=")[0]) else w for w in words)
     return text
+
+
+def message_text(text: object) -> str:
+    """A message for a terminal, a log or a status: without secrets, with a sign for each terminal code.
+
+    All lines but the first are indented, so that no name in a message makes a line of its own.
+    """
+    first, *others = (printable(line) for line in without_secrets(str(text)).split("\n"))
+    return "\n".join([first, *(line if line.startswith(" ") or not line else f"  {line}" for line in others)])
 
 
 def shown(options: Any) -> str:

@@ -3,6 +3,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 import rfdetr_hf
-from rfdetr_hf import RFDETRImageProcessor, parse_arguments
+from rfdetr_hf import RFDETRImageProcessor, load_model, parse_arguments
 from rfdetr_hf.arguments.predict import PredictArguments
 from rfdetr_hf.cli.main import main
 from rfdetr_hf.data.keypoints import ClassKeypoints
-from rfdetr_hf.inference.images import NamedImage
+from rfdetr_hf.inference.detector import ImageDetector
+from rfdetr_hf.inference.images import NamedImage, unique_names
 from rfdetr_hf.inference.predict import load_detector, predict
-from rfdetr_hf.inference.results import CocoResults, as_records, keypoints_of_classes, run_length
+from rfdetr_hf.inference.results import CocoResults, Crops, as_records, keypoints_of_classes, run_length
 
 FOUND = {
     "scores": torch.tensor([0.9, 0.4]),
@@ -309,3 +311,58 @@ def test_classes_without_keypoints_keep_their_detections(tiny_config):
     model = rfdetr_hf.RFDETRForKeypointDetection(tiny_config(num_keypoints_per_class=[4, 0, 4]))
     assert rfdetr_hf.ImageDetector(model, processor, threshold=0.5).thresholds == [0.5, pytest.approx(1 / 3), 0.5]
     assert rfdetr_hf.ImageDetector(model, processor, threshold={"circle": 0.2}).thresholds[0] == 0.2
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_picture_on_which_the_model_fails_costs_no_other(folder, monkeypatch, capsys, batch_size):
+    real = ImageDetector.__call__
+
+    def fails(self, images, scale=1.0):
+        if any(image.size == (33, 44) for image in images):
+            raise RuntimeError("out of memory")
+        return real(self, images, scale)
+
+    monkeypatch.setattr(ImageDetector, "__call__", fails)
+    Image.new("RGB", (33, 44)).save(folder / "images" / "2.jpg")
+    words = ("--formats", "json", "--batch_size", str(batch_size))
+    assert command(folder, *words) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("2.jpg: RuntimeError: out of memory") == 1 and "1 files were skipped" in printed
+    assert sorted(json.loads((folder / "out" / "predictions.json").read_text())) == ["0", "1", "3", "4"]
+    assert command(folder, *words, "--strict", "true", out="strict") == 1
+    assert "out of memory" in capsys.readouterr().err
+
+
+def test_a_model_that_fails_on_every_picture_ends_at_the_first(folder, monkeypatch, capsys):
+    monkeypatch.setattr(ImageDetector, "__call__", lambda *_: 1 / 0)
+    assert command(folder) == 1
+    printed = capsys.readouterr()
+    assert "0.jpg: ZeroDivisionError: division by zero; on a plain image too" in printed.err
+    assert "skipped" not in printed.out
+
+
+def test_long_names_of_files_and_classes_stay_names_of_files_and_differ(folder):
+    model = load_model(str(folder / "model"))
+    model.config.id2label = {0: "c" * 250 + "1", 1: "c" * 250 + "2", 2: "ä" * 250}
+    model.config.label2id = {name: label for label, name in model.config.id2label.items()}
+    model.save_pretrained(folder / "model")
+    (folder / "long" / ("d" * 250)).mkdir(parents=True)
+    for name in ("x" * 250 + "1", "x" * 250 + "2", "d" * 250 + "/" + "ü" * 120):
+        Image.new("RGB", (70, 60), "white").save(folder / "long" / f"{name}.png")
+    formats = ("pictures", "json", "coco", "yolo", "crops")
+    assert command(folder, "--formats", *formats, images="long") == 0
+    names = list(json.loads((folder / "out" / "predictions.json").read_text()))
+    assert len(names) == 3 and all(len(part.encode()) <= 200 for name in names for part in name.split("/"))
+    assert all((folder / "out" / f"{name}.png").is_file() for name in names)
+    assert len(list((folder / "out" / "crops").iterdir())) == 3
+    again = {Path("/in") / ("x" * 250 + ".png"): 1}
+    (short,) = unique_names(again).values()
+    assert len(set(unique_names({**again, Path("/out") / f"{short}.png": 1}).values())) == 2
+
+
+def test_classes_that_differ_in_what_no_file_name_holds_have_folders_of_their_own(tmp_path):
+    crops = Crops(tmp_path, {0: "a", 1: "A", 2: "a-0"})
+    item = NamedImage("image", tmp_path / "image.png", Image.new("RGB", (8, 8)))
+    found = {"labels": torch.arange(3), "boxes": torch.tensor([[0.0, 0.0, 4.0, 4.0]] * 3)}
+    crops.add(item, found, [])
+    assert len(list(tmp_path.iterdir())) == 3

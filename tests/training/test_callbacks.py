@@ -6,6 +6,7 @@ from transformers import TrainerControl, TrainerState
 from rfdetr_hf import RFDETRTrainingArguments
 from rfdetr_hf.training.best import BestModel, candidate_scores
 from rfdetr_hf.training.callbacks import EarlyStopping, MetricsCsvCallback, log_line, time_left
+from rfdetr_hf.training.meters import speeds
 
 ARGS = RFDETRTrainingArguments()
 
@@ -22,18 +23,32 @@ def log(callback, step, **logs):
 def test_metrics_csv_grows_columns_and_leaves_out_timings(tmp_path):
     callback = MetricsCsvCallback(tmp_path / "metrics.csv")
     callback.on_train_begin(ARGS, TrainerState(), TrainerControl())
-    log(callback, 1, loss=0.5, epoch=0.1, images_per_second=9.0, eta=3.0, data_wait=0.1)
-    log(callback, 2, eval_map=0.25, epoch=0.2, eval_runtime=3.0)
+    log(callback, 1, loss=0.5, epoch=0.1, images_per_second=9.0, eta=3.0, data_wait=0.1, memory_gb=1.0)
+    log(callback, 2, eval_map=0.25, epoch=0.2, **speeds("eval", 3.0, 6, 3))
     assert read(tmp_path / "metrics.csv") == [
         {"step": "1", "epoch": "0.1", "loss": "0.5", "eval_map": ""},
         {"step": "2", "epoch": "0.2", "loss": "", "eval_map": "0.25"},
     ]
 
 
+def test_values_of_a_user_are_no_timings_whatever_they_are_called(tmp_path):
+    callback = MetricsCsvCallback(tmp_path / "metrics.csv")
+    callback.on_train_begin(ARGS, TrainerState(), TrainerControl())
+    own = {"eval_beta": 1.0, "eval_theta": 2.0, "eval_boxes_per_second": 3.0, "eval_build_runtime": 4.0, "eta": 5.0}
+    log(callback, 1, epoch=0.1, **own, **speeds("eval", 3.0, 6, 3), **speeds("eval_night", 3.0, 6, 3))
+    log(callback, 2, epoch=0.2, train_runtime=6.0)
+    first, second = read(tmp_path / "metrics.csv")
+    assert {name: float(first[name]) for name in own} == own and second["train_runtime"] == "6.0"
+    assert not {"eval_runtime", "eval_night_runtime", "eval_night_samples_per_second"} & set(first)
+    state = TrainerState(global_step=1, max_steps=2)
+    assert log_line(state, {"loss": 1.0, "epoch": 0.1, "my_map": "high"}, {}) == "step 1/2 epoch 0.10 | "
+
+
 def test_metrics_csv_of_a_resumed_run_goes_on_from_what_the_checkpoint_knows(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,epoch,loss\n1,0.1,1.0\n2,0.2,2.0\n3,0.3,3.0\n4,0.")  # cut off by a kill
-    history = [{"loss": 1.0, "eta": 3.0, "epoch": 0.1, "step": 1}, {"loss": 2.0, "epoch": 0.2, "step": 2}]
+    figures = {"images_per_second": 9.0, "eta": 3.0, "data_wait": 0.1}
+    history = [{"loss": 1.0, **figures, "epoch": 0.1, "step": 1}, {"loss": 2.0, "epoch": 0.2, "step": 2}]
     callback = MetricsCsvCallback(path)
     callback.on_train_begin(ARGS, TrainerState(global_step=2, log_history=history), TrainerControl())
     log(callback, 3, loss=7.0, epoch=0.3)

@@ -26,10 +26,11 @@ def test_the_lines_hold_what_decides_the_run(tmp_path, shapes, caplog):
     with caplog.at_level(logging.INFO, logger="rfdetr_hf"):
         trainer.train()
     messages = caplog.messages
-    block = next(message for message in messages if message.startswith("device "))
-    lines = {line.split()[0]: line for line in block.splitlines()}
-    assert 8 <= len(lines) <= 12 and block in (tmp_path / "run" / "train.log").read_text()
-    assert messages.index(block) < next(i for i, each in enumerate(messages) if each.startswith("step 1/3"))
+    first = next(n for n, message in enumerate(messages) if message.startswith("device "))
+    block = messages[first : next(n for n, each in enumerate(messages) if each.startswith("step 1/3"))]
+    lines = {line.split()[0]: line for line in block}
+    written = (tmp_path / "run" / "train.log").read_text()
+    assert 8 <= len(lines) <= 12 and all(f" {line}\n" in written for line in block)
     parameters = sum(each.numel() for each in trainer.model.state_dict().values())
     objects = sum(len(row["category"]) for row in shapes["objects"])
     for name, part in (

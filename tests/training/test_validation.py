@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 from functools import partial
 
@@ -25,6 +26,7 @@ from rfdetr_hf.data.pipeline.pixels import decode_image
 from rfdetr_hf.evaluation.by_image import predictions_by_image
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.training.best import BestModel
+from rfdetr_hf.training.checkpoint.weights import Weights
 from rfdetr_hf.training.status import read_status
 
 SHAPES = 8  # images of the fixture `shapes`
@@ -345,3 +347,37 @@ def test_a_notice_in_an_evaluation_of_a_callback_saves(tmp_path, tiny_model, sha
         callback.trainer.train()
     assert left.value.code == 75 and read_status(tmp_path)["state"] == "preempted"
     assert RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint="auto").global_step == 2
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_best_and_last_are_claimed_as_they_are_there(tmp_path, tiny_model, shapes, caplog, monkeypatch, lost):
+    """Somebody may have cleared the folder; and what last/ scores is of the last step, not of the best one."""
+
+    class Falls(RFDETRTrainer):
+        def evaluate(self, *args, **kwargs):
+            return super().evaluate(*args, **kwargs) | {"eval_map_50": 1 / self.state.global_step}
+
+    class Clears(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            for name in ("best", "checkpoint-1") if state.global_step == 2 and lost else ():
+                shutil.rmtree(tmp_path / name)
+
+    steps, save = [], Weights.save_pretrained
+
+    def spy(self, target, card, accelerator):
+        steps.append(card.metrics.get("step"))
+        save(self, target, card, accelerator)
+
+    monkeypatch.setattr(Weights, "save_pretrained", spy)
+    each = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    given = {"callbacks": [Clears()], "best_model": BestModel("map_50")}
+    trainer = Falls(tiny_model(), arguments(tmp_path, save_total_limit=1, **each), shapes, shapes, **given)
+    with caplog.at_level(logging.INFO, logger="rfdetr_hf"):
+        trainer.train()
+    assert any("best/ by map_50," in text for text in caplog.messages)
+    assert steps == [None, 3], "best/ has its evaluation, last/ that of its step"
+    assert any("best is not there any more" in text for text in caplog.messages) == lost
+    page = (tmp_path / "report.html").read_text()
+    assert ("The best model, no longer in best/" in page) == lost
+    assert f"load_detector(&#x27;{tmp_path / ('last' if lost else 'best')}" in page
+    assert trainer._card().metrics["step"] == (3 if lost else 1)

@@ -46,7 +46,7 @@ def evaluate(args: EvaluateArguments, data_args: DataArguments) -> "DetectorEval
     """
     from tqdm.auto import tqdm
 
-    from .. import ImageDetector, check_output, evaluate_detector, with_views
+    from .. import ImageDetector, check_output, evaluate_detector, message_text, with_views
 
     check_output(args.output_dir, args.report)
     model, processor, dataset = load_subject(args.model_name_or_path, data_args, args.split)
@@ -62,6 +62,6 @@ def evaluate(args: EvaluateArguments, data_args: DataArguments) -> "DetectorEval
             backend=args.backend,
             output_dir=args.output_dir,
             report=args.report,
-            title=f"{args.model_name_or_path} on {data_args.dataset_name}, {args.split}",
+            title=message_text(f"{args.model_name_or_path} on {data_args.dataset_name}, {args.split}"),
             progress=lambda done, total: bar.update(done - bar.n),
         )

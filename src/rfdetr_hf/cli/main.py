@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from .. import UsageError, __version__, end_with_launcher, explain_verb
+from .. import UsageError, __version__, end_with_launcher, explain_verb, message_text
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -97,11 +97,11 @@ def _run(verb: str, options: list[str]) -> int:
         )
     except Exception as error:  # noqa: BLE001 - the shell gets one line; RFDETR_DEBUG shows the rest
         if os.environ.get("RFDETR_DEBUG"):
-            traceback.print_exc()
+            print(message_text(traceback.format_exc()), file=sys.stderr)
         return _complain(f"{error}" or type(error).__name__, FAILED)
     return result if isinstance(result, int) else OK
 
 
 def _complain(text: object, code: int) -> int:
-    print(f"rfdetr-hf: {text}", file=sys.stderr)
+    print(message_text(f"rfdetr-hf: {text}"), file=sys.stderr)
     return code

@@ -12,8 +12,9 @@ DESCRIPTION = """Find objects on images, in folders, videos and data sets.
   rfdetr-hf predict outputs/mine/best user/dataset --split test
   rfdetr-hf predict outputs/mine/best holiday/ --thresholds thresholds.json
 
-What is found goes to --output_dir as it is found. Files that cannot be read
-are named and left out; the exit code is then 1, though all others are done."""
+What is found goes to --output_dir as it is found. Files that cannot be read,
+or on which the model fails, are named and left out; the exit code is then 1,
+though all others are done."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,9 +2,17 @@
 
 from collections.abc import Iterable
 
+from ..options import without_secrets
+
 
 class DetectionDataError(ValueError):
-    """Data that cannot be used; the message names the file, the annotation or image, the field, the remedy."""
+    """Data that cannot be used; the message names the file, the annotation or image, the field, the remedy.
+
+    Secrets in addresses are left out of it.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(without_secrets(str(message)))
 
 
 class SplitMissingError(DetectionDataError):

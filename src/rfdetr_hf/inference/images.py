@@ -1,6 +1,7 @@
 """Images to look at: files, folders, the frames of videos and the rows of data sets."""
 
 import glob
+import hashlib
 import math
 import os
 import re
@@ -27,6 +28,8 @@ _ADDRESS = re.compile(r"[a-zA-Z][\w+.-]+:/+\w")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A damaged video may say any number of frames: so many in a row that cannot be read are its end.
 _FAILURES_IN_A_ROW = 100
+# Bytes of a file name, of which systems take 255: the rest is for numbers and suffixes.
+_LONGEST_NAME = 200
 
 
 class NamedImage(NamedTuple):
@@ -34,7 +37,8 @@ class NamedImage(NamedTuple):
 
     Attributes:
         name: path under what was asked for, unique among all that was asked for, without regard to case. It has no
-            suffix, and no folder above, but where files would share it; frames of a video end in their number.
+            suffix, and no folder above, but where files would share it; frames of a video end in their number. Parts
+            are `bounded`.
         source: the file it comes from, or the data set as it was asked for.
         image: the pixels.
         frame: its number in a video, from 0; None for others.
@@ -143,7 +147,17 @@ def _name(file: Path, depth: int, longer: int) -> str:
     """The path's end: each second step takes the suffix off and adds a folder."""
     folders, with_suffix = divmod(longer, 2)
     parts = file.parts[1:][-(depth + folders) :]  # never the root, which would lead out of the output folder
-    return Path(*parts).as_posix() if with_suffix else Path(*parts).with_suffix("").as_posix()
+    path = Path(*parts) if with_suffix else Path(*parts).with_suffix("")
+    return Path(*map(bounded, path.parts)).as_posix()
+
+
+def bounded(name: str) -> str:
+    """A name that stays a valid one with a number and a suffix behind it: the end of a long one becomes its hash."""
+    encoded = name.encode(errors="surrogateescape")
+    if len(encoded) <= _LONGEST_NAME:
+        return name
+    code = hashlib.sha256(encoded).hexdigest()[:16]
+    return f"{encoded[: _LONGEST_NAME - len(code) - 1].decode(errors='ignore')}-{code}"
 
 
 def _keys(names: dict[Path, str]) -> dict[Path, str]:

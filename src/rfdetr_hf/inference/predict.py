@@ -8,12 +8,15 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..arguments.predict import PredictArguments
 from ..data.pipeline.pixels import set_max_image_pixels
 from ..decoding import PILLOW
 from ..drawing import DrawingStyle, draw_detections
+from ..evaluation.run import Detector, Found
+from ..options import message_text
 from .detector import above, class_thresholds, load_detector, naming
 from .images import NamedImage, find_images
 from .results import ResultFiles, as_records, keypoints_of_classes
@@ -25,7 +28,8 @@ class Predicted(NamedTuple):
 
     Attributes:
         images: number of images that were looked at.
-        skipped: for each file that could not be read, or not to its end, its name and the reason.
+        skipped: for each image or file that could not be read, or not to its end, or on which the model failed, its
+            name and the reason.
     """
 
     images: int
@@ -37,7 +41,7 @@ def predict(
 ) -> Predicted:
     """Detect on all images and write what `args.formats` names into `args.output_dir`, as it is found.
 
-    A file that cannot be read is left out; `args.strict` makes it an error.
+    A file that cannot be read, or on which the model fails, is left out; `args.strict` makes it an error.
 
     Args:
         args: what to do.
@@ -46,8 +50,9 @@ def predict(
             terminal a progress bar stands in place of the lines of the images.
 
     Raises:
-        ValueError: no images are named, none can be read, one cannot be read (`strict`), a threshold is for an unknown
-            class, or views are asked for of a model that gives more than boxes.
+        ValueError: no images are named, none can be used, one cannot be used (`strict`), the model fails on a plain
+            image too, a threshold is for an unknown class, or views are asked for of a model that gives more than
+            boxes.
         FileNotFoundError: an image or the model is not there.
         FileExistsError: the output folder has files and `overwrite` is not set, or a picture would replace its source.
     """
@@ -57,9 +62,12 @@ def predict(
     if not args.overwrite and output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"--output_dir {output} has files: choose another, or replace them with --overwrite true")
 
+    def tell(text: str) -> None:
+        say(message_text(text))
+
     def skip(message: str) -> None:
         skipped.append(message)
-        say(f"skipped {message}")
+        tell(f"skipped {message}")
 
     def find(value_range: Sequence[float] | None = None, decoder: str = PILLOW) -> Iterator[NamedImage]:
         if images is not None:
@@ -89,9 +97,7 @@ def predict(
     piped, total = not (sys.stdout.isatty() and sys.stderr.isatty()), length_hint(items) or None
     with files, tqdm(total=total, unit=" images", dynamic_ncols=True, disable=piped) as bar:
         while batch := list(islice(items, args.batch_size)):
-            with naming(f"{args.model_name_or_path} fails on {batch[0].source}", args.model_name_or_path):
-                found_in_batch = detect([item.image for item in batch])
-            for item, found in zip(batch, found_in_batch, strict=True):
+            for item, found in _detect(detect, batch, args.model_name_or_path, None if args.strict else skip):
                 found, where = above(found, thresholds), f"{item.source}"
                 records = as_records(found, config.id2label, -1.0)
                 files.add(item, found, records)
@@ -99,14 +105,44 @@ def predict(
                     where = _draw(item, output, draw_detections(item.image, found, config.id2label, -1.0, style))
                 bar.update()
                 if piped:
-                    say(f"{where}: {len(records)} objects")
+                    tell(f"{where}: {len(records)} objects")
     for path in files.paths:
-        say(f"{path}: {files.count} images")
+        tell(f"{path}: {files.count} images")
     if skipped and not files.count:
-        raise ValueError(f"none of the images can be read; {len(skipped)} were skipped, the first is {skipped[0]}")
+        raise ValueError(f"none of the images can be used; {len(skipped)} were skipped, the first is {skipped[0]}")
     if skipped:
-        say(f"{len(skipped)} files were skipped or are not complete; see above")
+        tell(f"{len(skipped)} files were skipped or are not complete; see above")
     return Predicted(files.count, skipped)
+
+
+def _detect(
+    detect: Detector, batch: Sequence[NamedImage], model: str, skip: Callable[[str], None] | None
+) -> Iterator[tuple[NamedImage, Found]]:
+    """The images of a batch with their detections; after a failure one by one, without those that fail alone.
+
+    Raises:
+        ValueError: an image fails and `skip` is None, or a plain image fails too, so that it is the model that does.
+    """
+    message = ""
+    try:
+        where = ", ".join([f"{batch[0].source}", *(f"{name} {number}" for name, number in batch[0].place.items())])
+        with naming(f"{model} fails on {where}", model):
+            found = detect([item.image for item in batch])
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a model raises; with the traceback goes the memory that it holds
+        if len(batch) == 1 and skip is None:
+            raise
+        message = str(error)
+    if not message:
+        yield from zip(batch, found, strict=True)
+    elif len(batch) > 1:
+        for item in batch:
+            yield from _detect(detect, [item], model, skip)
+    elif skip is not None:
+        with naming(f"{message}; on a plain image too", message):
+            detect([Image.new("RGB", (64, 64))])
+        skip(message)
 
 
 def _draw(item: NamedImage, output: Path, picture: Any) -> str:

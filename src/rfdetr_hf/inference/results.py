@@ -16,7 +16,7 @@ from pycocotools import mask as mask_utils
 from ..data.keypoints import ClassKeypoints, KeypointSchema
 from ..evaluation.detection_table import compressed
 from ..models.configuration_rfdetr import RFDETRConfig
-from .images import NamedImage
+from .images import NamedImage, bounded
 from .yolo import NOT_LABELLED, VISIBLE, YoloDataset
 
 _NOT_IN_FILES = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
@@ -263,9 +263,10 @@ class Crops(AbstractContextManager):
 
     def __init__(self, path: Path, id2label: Mapping[int, str]) -> None:
         self.path = path
-        names = {label: _NOT_IN_FILES.sub("_", name).strip(" .") or "_" for label, name in id2label.items()}
-        counts = Counter(name.lower() for name in names.values())
-        self._folders = {i: name if counts[name.lower()] == 1 else f"{name}-{i}" for i, name in names.items()}
+        names = {i: bounded(_NOT_IN_FILES.sub("_", name).strip(" .") or "_") for i, name in id2label.items()}
+        while shared := {n for n, count in Counter(map(str.lower, names.values())).items() if count > 1}:
+            names = {i: f"{name}-{i}" if name.lower() in shared else name for i, name in names.items()}
+        self._folders = names
 
     def add(self, item: NamedImage, found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
         """The objects of one more image; what has no pixel inside it is left out."""

@@ -17,7 +17,7 @@ from ..arguments.metric_names import larger_wins
 from ..hub.push import HubCallback, HubUploader
 from .best import candidate_scores, is_score, is_skipped
 from .checkpoint.run_directory import RunDirectory
-from .meters import TIMINGS
+from .meters import is_timing
 from .status import RUNNING, RunStatus, time_left
 from .trackers import TrackerCallback
 
@@ -110,11 +110,11 @@ def log_line(state: TrainerState, logs: dict[str, float], weights: Mapping[str, 
         weights: of each loss term, by its name in `logs`.
     """
     head = f"step {state.global_step}/{state.max_steps} epoch {logs.get('epoch', state.epoch or 0):.2f}"
-    if "train_runtime" in logs:
+    if is_timing("train_runtime", logs):
         speed = f"{logs['train_samples_per_second']:.1f} img/s, evaluations included"
         return f"{head} | end after {time_left(logs['train_runtime'])} | mean loss {logs['train_loss']:.4f} | {speed}"
-    if "loss" not in logs:
-        shown = {k: v for k, v in logs.items() if k.endswith(CONSOLE_SCORES)}
+    if not is_timing("eta", logs):  # an evaluation, or what a user logs
+        shown = {k: v for k, v in logs.items() if k.endswith(CONSOLE_SCORES) and isinstance(v, (int, float))}
         return head + " | " + " ".join(f"{k} {v:.4f}" for k, v in shown.items())
     terms: dict[str, float] = {}
     for name, weight in weights.items():
@@ -165,7 +165,7 @@ class StatusCallback(TrainerCallback):
         logs: Numbers | None = None,
         **kwargs: Any,
     ) -> None:
-        self._write(state, now=False, **({"eta_seconds": logs["eta"]} if logs and "eta" in logs else {}))
+        self._write(state, now=False, **({"eta_seconds": logs["eta"]} if logs and is_timing("eta", logs) else {}))
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._write(state, last_checkpoint=f"checkpoint-{state.global_step}")
@@ -194,7 +194,7 @@ class MetricsCsvCallback(TrainerCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: Numbers | None = None, **kwargs: Any
     ) -> None:
-        if not self.in_run or not logs or "train_runtime" in logs:  # a run that was resumed sums up less
+        if not self.in_run or not logs or is_timing("train_runtime", logs):  # a run that was resumed sums up less
             return
         row = _row({"step": state.global_step, **logs})
         new_columns = not self.rows or not set(row) <= set(self._columns())
@@ -222,7 +222,7 @@ class MetricsCsvCallback(TrainerCallback):
 
 
 def _row(logs: dict[str, Any]) -> dict[str, str]:
-    return {key: repr(value) for key, value in logs.items() if not key.endswith(TIMINGS)}
+    return {key: repr(value) for key, value in logs.items() if not is_timing(key, logs)}
 
 
 class EarlyStopping(TrainerCallback, ExportableState):

@@ -8,6 +8,7 @@ from ..arguments.training import RFDETRTrainingArguments
 from ..hub.model_card import CardFacts, hub_dataset_id, hub_model_id
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.weights import Weights
+from .meters import is_timing
 from .state import RunState
 
 
@@ -37,7 +38,7 @@ def card_facts(
     if metrics is None:
         metrics = {}
         for row in history:
-            if row["step"] == step and any(name.startswith("eval_") and name.endswith("_runtime") for name in row):
+            if row["step"] == step and any(n.startswith("eval_") and is_timing(n, row) for n in row):
                 metrics = metrics | row  # of each evaluation set
         metrics = metrics | next((row for row in reversed(history) if "test_runtime" in row), {})
     on_hub = args.push_to_hub or args.hub_model_id is not None

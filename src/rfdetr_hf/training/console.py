@@ -8,7 +8,16 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from ..options import message_text
+
 LOGGER = "rfdetr_hf"
+
+
+class _Lines(logging.Formatter):
+    """Messages, tracebacks included, as `message_text`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return message_text(super().format(record))
 
 
 class _AboveProgressBars(logging.Handler):
@@ -26,13 +35,15 @@ def log_to_console() -> None:
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     if not logger.hasHandlers():
-        logger.addHandler(_AboveProgressBars())
+        handler = _AboveProgressBars()
+        handler.setFormatter(_Lines())
+        logger.addHandler(handler)
 
 
 def log_to_file(path: Path) -> logging.Handler:
     """Append the package's messages to a file, until the returned handler is taken off with `stop_logging`."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(_Lines("%(asctime)s %(message)s"))
     logging.getLogger(LOGGER).addHandler(handler)
     return handler
 

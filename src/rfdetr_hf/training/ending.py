@@ -41,6 +41,7 @@ class EndingMethods(EvaluationMethods):
     pictures: RunPictures
     train_dataset: Any
     watchdog: Watchdog
+    _takes_best = False  # whether the model in memory is the best one, after a training
 
     def _save(self, epoch_finished: bool = False, due: bool = False) -> None:
         """Write a checkpoint; `due`: the latest step's logging, evaluation and saving are still to be done."""
@@ -102,14 +103,14 @@ class EndingMethods(EvaluationMethods):
             Preempted: a notice ended the evaluation of the test split, and the run can be resumed for it.
             Exception: that evaluation failed.
         """
-        state = self.state
+        state, self._takes_best = self.state, False
         self._announce_saved()
         with self.weights.averaged():
             last = self.directory.replacing(self.directory.last, state.global_step)
             self.weights.save_pretrained(last, self._card(), self.accelerator)
         # Accelerate's wrapper of `forward` comes off the model.
         self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
-        takes_best = self._choose_weights()
+        takes_best = self._takes_best = self._choose_weights()
         metrics = {"train_loss": state.loss_total / max(state.loss_steps, 1)}
         metrics |= speeds("train", runtime, steps * state.identity["images_per_step"], steps)
         metrics["train_skipped_steps"] = state.skipped_steps
@@ -192,7 +193,6 @@ class EndingMethods(EvaluationMethods):
     def _card(self, metrics: Mapping[str, float] | None = None) -> CardFacts:
         """What the model card of the present weights says; without metrics, those of the weights' step."""
         args, state = self.args, self.state
-        holds_best = args.load_best_model_at_end and not self._in_training and state.best_global_step
-        step = state.best_global_step if holds_best else state.global_step
+        step = state.best_global_step if self._takes_best and not self._in_training else state.global_step
         given = args, self.directory, self.hub.repo_id, self.weights, self.train_dataset
         return card_facts(*given, state, step, metrics)

@@ -9,13 +9,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-TIMINGS = ("_per_second", "data_wait", "memory_gb", "eta", "_runtime")
+_SPEEDS = ("runtime", "samples_per_second", "steps_per_second")
+_FIGURES = ("images_per_second", "data_wait", "eta")
 
 
 def speeds(prefix: str, runtime: float, images: int, steps: int) -> dict[str, float]:
     """What Transformers reports of a training or an evaluation: seconds, images and steps per second."""
-    names = ("runtime", "samples_per_second", "steps_per_second")
-    return {f"{prefix}_{n}": v for n, v in zip(names, (runtime, images / runtime, steps / runtime), strict=True)}
+    values = runtime, images / runtime, steps / runtime
+    return {f"{prefix}_{name}": value for name, value in zip(_SPEEDS, values, strict=True)}
+
+
+def is_timing(name: str, logs: Mapping[str, Any]) -> bool:
+    """Whether a name of a log event is one of `speeds` or of `Stopwatch`, which stand there together.
+
+    A user's own value ("eval_beta", "eval_steps_per_second") is none.
+    """
+    if name in (*_FIGURES, "memory_gb"):
+        return all(figure in logs for figure in _FIGURES)
+    prefixes = [name.removesuffix(f"_{speed}") for speed in _SPEEDS if name.endswith(f"_{speed}")]
+    return any(all(f"{prefix}_{speed}" in logs for speed in _SPEEDS) for prefix in prefixes)
 
 
 def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..hub.curves import save_curves
 from ..hub.model_card import CardFacts
 from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import OF_THE_BEST, RunDirectory
+from .checkpoint.weights import MODEL, checksum_of_model
 from .record import SPLITS
 from .report import RunFacts, evaluation_of, run_page
 from .state import RunState
@@ -165,7 +166,10 @@ class RunPictures:
             return
         with self._replacing("report.html") as path:
             kept = evaluation_of(self.root / "report.html") if evaluation is None else list(evaluation)
-            facts = RunFacts(card, state, self.images, self.counts, self.root, seconds, self.plots)
+            # The checksum of a large model takes a while: once, at the end, or where the file may be another's.
+            there = checksum_of_model(self.root / "best") if seconds is not None else state.best_weights
+            holds_best = there is not None and there == state.best_weights and (self.root / "best" / MODEL).is_file()
+            facts = RunFacts(card, state, self.images, self.counts, self.root, seconds, self.plots, holds_best)
             path.write_text(run_page(facts, kept), encoding="utf-8")
 
 

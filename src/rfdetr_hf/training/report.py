@@ -36,6 +36,7 @@ class RunFacts(NamedTuple):
         root: the run folder.
         seconds: that the training took, None while it runs.
         plots: whether pictures of the folder are shown.
+        holds_best: whether `best/` is there and holds the best model.
     """
 
     card: CardFacts
@@ -45,6 +46,7 @@ class RunFacts(NamedTuple):
     root: Path
     seconds: float | None
     plots: bool
+    holds_best: bool
 
 
 def evaluation_of(path: Path) -> list[str]:
@@ -112,9 +114,10 @@ def _summary(facts: RunFacts) -> list[str]:
         shown = [f"{_SCORES[n]} {scores[n]:.3f}" for n in ("map", "map_50") if n in scores]
         if without_raw(competing_names(best.metric)[0]) != "map" or not shown:
             shown.insert(0, f"{best.metric} {best.score:.3f}")
+        where = "in" if facts.holds_best else "no longer in"
         lines.append(
-            f"The best model{so_far}, in best/, has the {weights} weights of step {best.step:,}: {' and '.join(shown)} "
-            "on the validation images."
+            f"The best model{so_far}, {where} best/, has the {weights} weights of step {best.step:,}: "
+            f"{' and '.join(shown)} on the validation images."
         )
     test = _scores(facts, "test")
     if "map" in test:
@@ -168,7 +171,7 @@ def _picture(facts: RunFacts, name: str, caption: str, kind: str = "") -> str:
 
 
 def _usage(facts: RunFacts) -> list[str]:
-    folder = facts.root.resolve() / ("best" if facts.state.best.source is not None else "last")
+    folder = facts.root.resolve() / ("best" if facts.holds_best else "last")
     python = (
         "from PIL import Image\nfrom rfdetr_hf import load_detector\n\n"
         f"detect = load_detector({str(folder)!r}, threshold=0.5)\n"

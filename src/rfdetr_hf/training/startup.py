@@ -56,7 +56,7 @@ def startup_lines(
         "steps": f"{state.steps_per_epoch} an epoch, {state.max_steps} in all ({epochs:.4g} epochs)",
         "lr": f"{_rates(parallel.optimizer)}; schedule {args.lr_scheduler_type}{warmup}",
         "memory": _memory(parallel, weights),
-        "output": _output(args, weights),
+        "output": _output(args, weights, state.best.metric),
         "log": "loss is that of the step, avg the mean since the last line, which is the sum of the weighted terms",
     }
     return [f"{name:<8} {text}" for name, text in rows.items()]
@@ -135,7 +135,7 @@ def _memory(parallel: Parallel, weights: Weights) -> str:
     )
 
 
-def _output(args: RFDETRTrainingArguments, weights: Weights) -> str:
+def _output(args: RFDETRTrainingArguments, weights: Weights, metric: str) -> str:
     checkpoint, model = weights.sizes()
     when = {
         "no": "no checkpoints",
@@ -144,7 +144,7 @@ def _output(args: RFDETRTrainingArguments, weights: Weights) -> str:
         "epoch": "a checkpoint at each epoch",
     }[args.save_strategy]
     kept = "" if args.save_strategy == "no" else f" ({memory_size(checkpoint)}, {args.save_total_limit or 'all'} kept)"
-    best = f"best/ by {args.metric_for_best_model}" if args.eval_strategy != "no" else "no best/ without evaluations"
+    best = f"best/ by {metric}" if args.eval_strategy != "no" else "no best/ without evaluations"
     last = f"last/ ({memory_size(model)})"
     return f"{os.path.abspath(args.output_dir)}: {when}{kept}, {best}, {last}, metrics.csv, train.log"
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..options import message_text, without_secrets
 from .checkpoint.lock import read_lock
 from .preemption import EXIT_CODE
 
@@ -56,7 +57,7 @@ class RunStatus:
             OSError: it cannot be written.
         """
         self.fields |= {"updated": time.strftime(_TIME), "host": socket.gethostname(), "pid": os.getpid()}
-        self.fields |= fields
+        self.fields |= without_secrets(fields)
         temporary = self.path.with_name(f".{FILE}.tmp")
         try:
             with temporary.open("w", encoding="utf-8") as file:
@@ -112,7 +113,7 @@ def status_line(fields: dict[str, Any]) -> str:
     if fields.get("updated"):
         parts.append(f"as of {fields['updated']}")
     parts += [str(fields["message"])] if fields.get("message") else []
-    return f"{fields['state']}: {', '.join(parts)}"
+    return message_text(f"{fields['state']}: {', '.join(parts)}")
 
 
 def time_left(seconds: float) -> str:

@@ -276,7 +276,8 @@ class RFDETRTrainer(EndingMethods):
             self.pictures.labels(self.splits)
         if self.accelerator.is_main_process:
             of_the_run = self.args, self.state, self.accelerator, self.parallel, self.weights, self.splits
-            logger.info("%s", "\n".join(startup_lines(*of_the_run)))
+            for line in startup_lines(*of_the_run):
+                logger.info("%s", line)
 
     def _end_training(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         processes = self.accelerator.num_processes

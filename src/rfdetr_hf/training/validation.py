@@ -22,10 +22,9 @@ from ..hub.model_card import CardFacts
 from ..tasks import TASKS
 from .agreement import on_main
 from .best import candidate_scores
-from .checkpoint.directory import checksum
 from .checkpoint.run_directory import RunDirectory
-from .checkpoint.weights import MODEL, Weights
-from .meters import TIMINGS, EvalLossMeter
+from .checkpoint.weights import Weights, checksum_of_model
+from .meters import EvalLossMeter, is_timing
 from .parallel import Parallel
 from .pictures import Scored
 from .state import RunState
@@ -172,7 +171,7 @@ class Validation:
         scores = candidate_scores(metrics, state.best.metric, state.best.use_ema)
         if any(map(math.isfinite, scores.values())) or (scores and state.best.smoothed):
             return  # later ones may lack it: they choose nothing
-        given = [name.removeprefix("eval_") for name in metrics if not name.endswith(TIMINGS)]
+        given = [name.removeprefix("eval_") for name in metrics if not is_timing(name, metrics)]
         near = difflib.get_close_matches(state.best.metric, given, n=1)
         near = [] if near == [state.best.metric] else near  # it is there, and no number
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(given)}"
@@ -189,7 +188,7 @@ class Validation:
             with self.weights.averaged(state.best.source == "ema"):
                 best = self.directory.replacing(self.directory.best, state.best.step)
                 self.weights.save_pretrained(best, card, self.accelerator)
-            state.best_weights = _checksum_of(self.directory.best)
+            state.best_weights = checksum_of_model(self.directory.best)
         return improved
 
     def forget_lost_best(self, state: RunState) -> None:
@@ -208,22 +207,20 @@ class Validation:
         """Whether there is a best model and `best/` still is that one."""
         if state.best.source is None:
             return False
-        same = _checksum_of(self.directory.best) == state.best_weights
-        if not same:
+        found = checksum_of_model(self.directory.best)
+        if found is None:
+            logger.warning("%s is not there any more: the best of this run (step %d) is lost", self.directory.best,
+                           state.best.step)  # fmt: skip
+        elif found != state.best_weights:
             logger.warning(
                 "%s holds other weights than the best of this run (step %d): a run that went on from a later "
                 "checkpoint wrote them; they are left as they are",
                 self.directory.best, state.best.step,
             )  # fmt: skip
-        return same
+        return found == state.best_weights
 
 
 def _targets(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What of an image's truth is a target of the loss: the objects that are no crowds."""
     single = ~label["iscrowd"]
     return {name: value if name in PER_IMAGE else value[single] for name, value in label.items()}
-
-
-def _checksum_of(folder: Path) -> str | None:
-    """The checksum of the weights that a model folder holds now, None where there are none."""
-    return checksum(folder / MODEL) if (folder / MODEL).is_file() else None

@@ -21,7 +21,7 @@ from ...models.image_processing_rfdetr import RFDETRImageProcessor
 from ..agreement import on_main
 from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
-from .directory import CheckpointError
+from .directory import CheckpointError, checksum
 from .reading import CheckpointFiles
 from .sharded import local_part, saved_tensors, shard_of, unsharded_state, write_state, writing
 from .tree import require_finite
@@ -217,3 +217,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], but: Collection[
         elif json.loads(json.dumps(one, default=str)) != json.loads(json.dumps(other, default=str)):
             found.append(f"{inside}{name} {one} -> {other}")
     return found
+
+
+def checksum_of_model(folder: Path) -> str | None:
+    """The checksum of the weights that a model folder holds now, None where there are none."""
+    return checksum(folder / MODEL) if (folder / MODEL).is_file() else None

@@ -1,0 +1,59 @@
+"""What stands in no message: secrets, terminal codes, and lines that a name makes."""
+
+import logging
+
+import pytest
+
+from rfdetr_hf import load_detection_dataset, message_text
+from rfdetr_hf.cli.main import main
+from rfdetr_hf.options import without_secrets
+from rfdetr_hf.training.console import log_to_file, stop_logging
+from rfdetr_hf.training.status import RunStatus, status_line
+
+SECRET = "hf_" + "SecretOfTheHub" * 2
+ADDRESSES = [
+    f"https://me:{SECRET}@host/x",
+    "https://me:one@SECRET@host/x",
+    f"https://host/x?a=1&X-Amz-Credential={SECRET}&X-Amz-Signature=SECRET",
+    "https://account.blob.core/x?sv=1&sig=SECRET",
+    f"no address, a token: {SECRET}",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_addresses_and_tokens_lose_their_secrets(address):
+    assert "secret" not in message_text(f"'{address}', \"{address}\"").lower()
+    assert "secret" not in str(without_secrets({"output_dir": [address]})).lower()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://host/x?email=a@b.org", "hf://datasets/a/b@main/x", "hf_my_dataset_of_the_year_2026", "<a href='x://y'>"],
+)
+def test_what_is_no_secret_stays(text):
+    assert message_text(text) == text
+
+
+def test_log_status_errors_and_the_command_say_no_secret_and_no_forged_line(tmp_path, capsys, monkeypatch):
+    hostile = f"a\n2030-01-01 00:00:00,000 step 9/9 \x1b[31mred\r{ADDRESSES[0]}"
+    handler = log_to_file(tmp_path / "train.log")
+    try:
+        raise RuntimeError(hostile)
+    except RuntimeError as error:
+        logging.getLogger("rfdetr_hf.x").warning("class %s", hostile, exc_info=error)
+    stop_logging(handler)
+    status = RunStatus(tmp_path)
+    status.begin(state="failed", message=hostile)
+    monkeypatch.setenv("RFDETR_DEBUG", "1")
+    assert main(["data", "convert", f"/no/{hostile}", str(tmp_path / "out")]) != 0
+    texts = (tmp_path / "train.log").read_text(), status_line(status.read()), capsys.readouterr().err
+    for text in texts:
+        assert "Secret" not in text and "\x1b" not in text and "\r" not in text and "host/x" in text
+        assert not any(line.startswith(("2030", "step")) for line in text.split("\n"))
+    assert "Secret" not in (tmp_path / "status.json").read_text()
+
+
+def test_errors_about_data_say_no_secret():
+    with pytest.raises(ValueError, match="host/x") as caught:
+        load_detection_dataset(f"/no/{ADDRESSES[0]}")
+    assert "Secret" not in str(caught.value)
