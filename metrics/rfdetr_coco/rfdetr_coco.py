@@ -155,7 +155,10 @@ def _reference(reference: Mapping[str, Any], xywh: bool) -> dict[str, list]:
     area = [x2 * y2 if xywh else (x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in made["boxes"]]
     optional = {"area": area, "iscrowd": [0] * len(area)}
     made |= {k: _listed(reference[k]) if reference.get(k) is not None else v for k, v in optional.items()}
-    if any(len(made[name]) != len(area) for name in optional) or any(each not in (0, 1) for each in made["iscrowd"]):
+    wrong = any(len(made[name]) != len(area) for name in optional) or any(
+        each not in (0, 1) for each in made["iscrowd"]
+    )
+    if wrong or any(isinstance(each, bool) for each in made["area"]):
         given = {name: made[name][:3] for name in optional}
         raise ValueError(f"area must be a number and iscrowd 0 or 1 for each of {len(area)} boxes, not {given}")
     return made
@@ -169,7 +172,7 @@ def _as_lists(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, list]
     image = f"Image {values['image_id']}: " if "image_id" in values else ""
     if any(isinstance(label, str) for label in listed["labels"]):
         raise ValueError(f"{image}labels {listed['labels'][:3]} are texts: give integers, and names as class_names.")
-    if any(as_integer(int(each) if isinstance(each, bool) else each) is None for each in listed["labels"]):
+    if any(as_integer(each) is None for each in listed["labels"]):
         raise ValueError(f"{image}labels {listed['labels'][:3]} are no integers.")
     lengths = {key: len(each) for key, each in listed.items()}
     if len(set(lengths.values())) > 1:

@@ -13,7 +13,9 @@ VARIANTS = (
 OFFICIAL_SUFFIXES = (".pth", ".pt", ".ckpt")
 # What becomes of class rows when a model gets other classes.
 CLASS_INITS = ("prior", "tile", "new")
-BoxFormat = Literal["xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn"]
+BoxFormat = Literal[
+    "xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn", "yxhw", "yxyx", "cycxhw", "yxhwn", "yxyxn", "cycxhwn"
+]  # fmt: skip
 BOX_FORMATS: tuple[str, ...] = get_args(BoxFormat)
 # How often training images are drawn, where not each once.
 Sampling = Literal["repeat_factor", "class_balanced"]

@@ -7,7 +7,8 @@ import pytest
 from datasets import Dataset, Image
 
 from rfdetr_hf import load_detection_dataset
-from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.conventions import check_convention
+from rfdetr_hf.data.errors import DetectionDataError, Problems
 
 SIZE = (64, 48)
 
@@ -93,6 +94,38 @@ def test_right_boxes_pass_with_some_that_reach_out(sources, kind, usual, caplog)
     boxes[:4, :2] = (50, 40)
     load_detection_dataset(sources(kind, written(boxes, usual)))
     assert "make sense only as" not in caplog.text
+
+
+@pytest.mark.parametrize("form", ["yxhw", "yxyx", "cycxhw"])
+def test_y_before_x_is_an_error_that_names_the_format(sources, form):
+    boxes = boxes_xywh(60)
+    values = written(boxes, {"yxhw": "xywh", "yxyx": "xyxy", "cycxhw": "cxcywh"}[form])[:, [1, 0, 3, 2]]
+    source = sources("coco", values)
+    with pytest.raises(DetectionDataError, match=f"bbox_format='{form}'"):
+        load_detection_dataset(source)
+    train = load_detection_dataset(source, bbox_format=form)["train"]
+    found = np.concatenate([np.reshape(objects["bbox"], (-1, 4)) for objects in train["objects"]])
+    np.testing.assert_allclose(found, boxes, atol=1e-6)
+
+
+def test_y_before_x_on_nearly_square_pictures_and_right_boxes_of_all_kinds(caplog):
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        count, size = int(rng.integers(1, 300)), rng.integers(40, 2000, 2)
+        sizes = np.tile(np.where(rng.random() < 0.5, size, [size[0], size[0] * 0.95]), (count, 1))
+        share = rng.uniform(0.02, 0.6, (count, 2))
+        place = np.where(rng.random((count, 2)) < 0.2, 1 - share, rng.uniform(0, 1 - share))  # many touch the border
+        problems = Problems("x")
+        check_convention(np.concatenate([place, share], 1) * np.tile(sizes, 2), sizes, "xywh", str, problems)
+        assert not problems.count and not caplog.messages
+    sizes = np.tile([640.0, 600.0], (count := 200, 1))
+    share = rng.uniform(0.05, 0.5, (count, 2))
+    boxes = np.concatenate([rng.uniform(0, 1 - share), share], 1) * np.tile(sizes, 2)
+    check_convention(boxes[:, [1, 0, 3, 2]], sizes, "xywh", str, problems)
+    with pytest.raises(DetectionDataError, match=r"only as 'yxhw' \(top, left, height, width, pixels\), 0 only as"):
+        problems.raise_if_any()
+    check_convention(boxes[:, [1, 0, 3, 2]], sizes, "yxhw", str, after := Problems("x"))
+    assert not after.count and not caplog.messages
 
 
 @pytest.mark.parametrize(("kind", "usual"), CASES[:2])

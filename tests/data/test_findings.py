@@ -107,12 +107,19 @@ def test_files_in_no_split_and_files_that_cannot_be_read(folder, tmp_path):
     assert headers["unreadable pictures", "train"].count == 1, "headers miss what is truncated"
 
 
-def test_turned_photographs_are_counted(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("orientation", "kind", "frame"),
+    [*((way, "EXIF orientation", "the shown picture") for way in (2, 3, 4)), (6, "EXIF not followed", "these")],
+)
+def test_turned_photographs_are_counted_with_the_frame_of_their_boxes(folder, tmp_path, orientation, kind, frame):
     exif = Image.Exif()
-    exif[0x0112] = 3
+    exif[0x0112] = orientation
     Image.open(folder / "train/train4.jpg").save(folder / "train/train4.jpg", exif=exif)
     found = kinds(audit(folder, tmp_path))
-    assert set(found) == {("EXIF orientation", "train")} and not found["EXIF orientation", "train"].serious
+    assert set(found) == {(kind, "train")} and not found[kind, "train"].serious
+    assert (
+        found[kind, "train"].text.startswith("1 pictures") and f"boxes are read in {frame}" in found[kind, "train"].text
+    )
 
 
 def test_boxes(folder, tmp_path):

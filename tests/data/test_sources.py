@@ -405,6 +405,8 @@ def test_columns_of_lists_in_an_image_folder(tmp_path, write_image):
         ({"bbox": [[[0, 0, 0.1, 0.2]] * 2, [], [[0.5, 0.5, 0.2, 0.2]]]}, "pass bbox_format='xywhn'"),
         ({"iscrowd": [["x", "y"], [], ["z"]]}, "column iscrowd holds 'x', neither yes nor no"),
         ({"area": [["x", "y"], [], ["z"]]}, "column area holds string, not numbers"),
+        ({"area": [[True, True], [], [True]]}, "column area holds true and false, not numbers"),
+        ({"category": [[True, False], [], [True]]}, "column category holds true and false, not numbers"),
         ({"category": [["mask", None], [], ["glove"]]}, "field category is -1"),
     ],
 )

@@ -175,6 +175,7 @@ def test_ground_truth_without_optional_columns():
         ([{"image_id": 3}, {"image_id": 3}], "more than once: 3"),
         ([{"image_id": 0.5}], "must hold integers"),
         ([{"image_id": 3, "label": 7}], "Image 3: category 7"),
+        ([{"image_id": 3, "label": False}], "Image 3: category False"),
     ],
 )
 def test_unusable_ground_truth(rows, message):
@@ -434,7 +435,8 @@ def one_object(**changes):
      ("bbox", [30, 30, 20, -1]), ("bbox", [1, 2, 3]), ("bbox", "10 10 20 20"), ("bbox", ["1", 1, 2, 2]), ("bbox", ...),
      ("area", float("nan")), ("area", -4), ("area", None), ("area", ...), ("area", "400"), ("iscrowd", -1),
      ("iscrowd", 2), ("iscrowd", "0"), ("iscrowd", None), ("iscrowd", ...), ("iscrowd", float("nan")),
-     ("category_id", 7), ("category_id", "0")],
+     ("category_id", 7), ("category_id", "0"), ("category_id", False), ("area", True),
+     ("bbox", [True, 1, 2, 3])],
 )  # fmt: skip
 def test_impossible_truth_is_named_with_image_and_field(field, value):
     with pytest.raises(ValueError, match=f"Image 1, annotation 1: {field} .*correct the annotation"):
@@ -464,7 +466,9 @@ def test_annotations_of_unknown_images_are_named(image_id, caplog):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"labels": [0.7]}, "labels must be integers"), ({"labels": torch.tensor([2**32])}, "labels must be integers"),
+    [({"labels": [False]}, "labels are true or false"), ({"labels": torch.tensor([False])}, "labels are true or false"),
+     ({"scores": [True]}, "scores are true or false"), ({"boxes": np.ones((1, 4), bool)}, "boxes are true or false"),
+     ({"labels": [0.7]}, "labels must be integers"), ({"labels": torch.tensor([2**32])}, "labels must be integers"),
      ({"labels": [float("nan")]}, "labels must be integers"), ({"boxes": [[30, 10, 10, 30]]}, "with x1 <= x2"),
      ({"boxes": torch.tensor([[10.0, 30, 30, 10]])}, r"not \[10.0, 30.0, 30.0, 10.0\]"),
      ({"boxes": np.array([[10.0, 30, 30, 10]])}, "with x1 <= x2")],

@@ -101,6 +101,8 @@ BOX = {"boxes": [[10, 10, 30, 30]], "labels": [0]}
     ("found", "there", "message"),
     [({}, {"iscrowd": [-1]}, "iscrowd 0 or 1"), ({}, {"iscrowd": [2]}, "iscrowd 0 or 1"),
      ({}, {"iscrowd": ["0"]}, "iscrowd 0 or 1"), ({}, {"area": [float("nan")]}, "area nan"),
+     ({"labels": [False]}, {}, "no integers"), ({}, {"labels": np.array([False])}, "no integers"),
+     ({}, {"area": [True]}, "area must be a number"),
      ({}, {"area": [-4]}, "area -4"), ({}, {"area": [1, 2]}, "each of 1 boxes"),
      ({}, {"boxes": [[float("nan"), 10, 30, 30]]}, "bbox"), ({}, {"boxes": [[30, 30, 10, 10]]}, "negative size"),
      ({"boxes": [[30, 30, 10, 10]]}, {}, "x1 <= x2"), ({"labels": [0.7]}, {}, "no integers"),

@@ -10,7 +10,13 @@ from .errors import Problems
 
 logger = logging.getLogger(__name__)
 
-_MEANING = {"xywh": "left, top, width, height", "xyxy": "left, top, right, bottom", "cxcywh": "centre, width, height"}
+_MEANING = {
+    "xywh": "left, top, width, height", "xyxy": "left, top, right, bottom", "cxcywh": "centre, width, height",
+    "yxhw": "top, left, height, width", "yxyx": "top, left, bottom, right", "cycxhw": "centre y, x, height, width",
+}  # fmt: skip
+_EXCHANGED = {"yxhw": "xywh", "yxyx": "xyxy", "cycxhw": "cxcywh"}
+# With x and y exchanged nearly all boxes must lie inside, or it is something else.
+_NEARLY_ALL = 0.95
 # Boxes may reach out of their image by so much and are still taken for inside: annotators and exporters round.
 _SLACK_SHARE, _SLACK_PIXELS = 0.01, 1.0
 # In smaller images a box of one pixel looks like a normalised one.
@@ -31,6 +37,8 @@ def to_xywh(values: np.ndarray, size: np.ndarray, written: str) -> np.ndarray:
         size: (n, 2) width and height of each box's image.
         written: one of `BOX_FORMATS`; an "n" at the end means that numbers are shares of width and height.
     """
+    if written.rstrip("n") in _EXCHANGED:
+        values, written = values[:, [1, 0, 3, 2]], _EXCHANGED[written.rstrip("n")] + "n" * written.endswith("n")
     if written.endswith("n"):
         values, written = values * np.tile(size, 2), written[:-1]
     first, second = values[:, :2], values[:, 2:]
@@ -66,6 +74,9 @@ def check_convention(
             there &= (size > _SMALLEST_IMAGE).all(axis=1)
         speak_for, against = there & ~here, int((here & ~there).sum())
         count = int(speak_for.sum())
+        # Boxes that reach out of their picture below speak for x and y exchanged too, but then others speak against it.
+        if other.rstrip("n") in _EXCHANGED and (against or count < 3 or there.sum() < _NEARLY_ALL * total):
+            continue
         if best is None or count - against > best[0] - best[1]:
             best = count, against, other, speak_for
     if best is None or not best[0]:
@@ -81,7 +92,10 @@ def check_convention(
     )
     remedy = f"pass bbox_format={other!r}, or correct the boxes"
     normalised = other.endswith("n") and not written.endswith("n")
-    if normalised:
+    exchanged = other.rstrip("n") in _EXCHANGED
+    if exchanged:
+        certain = count >= 5 and count >= 0.02 * total
+    elif normalised:
         certain = count >= 0.5 * total or count >= 3
     else:
         certain = (
@@ -94,6 +108,7 @@ def check_convention(
     # Many boxes of each format are of two sources. Of boxes in their own format a part always speaks against others.
     elif (
         normalised
+        or exchanged
         or (count >= 0.1 * total and (count >= 3 or against <= 0.25 * count))
         or (count >= 2 and total >= 20 and not against)
     ):

@@ -344,7 +344,17 @@ def _faults(split: str, scan: Scan) -> list[Finding]:
         text = f"{len(bad)} pictures cannot be used: {'; '.join(each.fault for _, each in bad[:3])}"
         found.append(Finding("unreadable pictures", split, len(bad), text, True, examples))
     for kind, text, chosen in (
-        ("EXIF orientation", "pictures are turned by their EXIF tag", lambda each: each.orientation != 1),
+        (
+            "EXIF orientation",
+            "pictures are turned or mirrored by their EXIF tag; boxes are read in the shown picture",
+            lambda each: each.turned,
+        ),
+        (
+            "EXIF not followed",
+            "pictures have an EXIF tag and the annotated width and height of the stored pixels; boxes "
+            "are read in these",
+            lambda each: each.orientation != 1 and not each.turned and not each.fault,
+        ),
         ("cut values", "pictures have values beyond the range of the data set, which are cut off", lambda p: p.beyond),
     ):
         rows = [(int(row), p) for row, p in zip(scan.rows, scan.pictures, strict=True) if chosen(p)]

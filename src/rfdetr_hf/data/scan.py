@@ -21,12 +21,12 @@ from PIL import Image
 
 from ..choices import install_hint
 from .errors import DetectionDataError
-from .pipeline.pixels import DECODE_ERRORS, check_image, max_image_pixels, orientation_tag
+from .pipeline.pixels import DECODE_ERRORS, check_image, frame_of, max_image_pixels, must_turn, orientation_tag
 
 __all__ = ["Picture", "Scan", "hash_function", "known_digest", "scan_pictures"]
 
 _BATCH = 256
-_FORMAT = 1
+_FORMAT = 2
 _COLUMNS = ("image", "image_id", "width", "height", "file_name", "value_range")
 # Of files that were read in this process, by path, size and time of change.
 _DIGESTS: dict[tuple[str, int, int], bytes] = {}
@@ -41,6 +41,7 @@ class Picture:
         fault: why it cannot be used; "" where it can.
         digest: SHA-256 of its bytes in hexadecimal; "" where only the header was read.
         orientation: EXIF orientation, 1 for as stored.
+        turned: whether it is turned or mirrored by that; not where width and height are those of the stored pixels.
         beyond: it has more than 8 bits and numbers beyond the range of the data set.
         near: perceptual hash in hexadecimal; "" where none was asked for.
     """
@@ -49,6 +50,7 @@ class Picture:
     fault: str = ""
     digest: str = ""
     orientation: int = 1
+    turned: bool = False
     beyond: bool = False
     near: str = ""
 
@@ -171,6 +173,7 @@ def _look(row: Mapping[str, Any], decode: bool, hashed: Callable[[Image.Image], 
         if data is not None:
             with Image.open(io.BytesIO(data)) as image:
                 facts["orientation"] = orientation_tag(image)
+                facts["turned"] = must_turn(image.size, facts["orientation"], frame_of(row), name)
                 if hashed is not None:
                     image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
                     facts["near"] = hashed(image)

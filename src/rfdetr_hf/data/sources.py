@@ -128,8 +128,9 @@ def load_detection_dataset(
         split_seed: seed of the held-out share.
         class_names: the label table to use instead of the training split's, for instance a model's; with it the
             training split may be missing. Gives names to categories that are plain integers 0, 1, 2….
-        bbox_format: how the boxes are written: "xywh" (left, top, width, height), "xyxy" or "cxcywh" in pixels, or with
-            an "n" at the end in shares of width and height. By default "cxcywhn" in YOLO rows and "xywh" elsewhere.
+        bbox_format: how the boxes are written: "xywh" (left, top, width, height), "xyxy" or "cxcywh" in pixels; "yxhw",
+            "yxyx" and "cycxhw" have y before x; an "n" at the end means shares of width and height. By default
+            "cxcywhn" in YOLO rows and "xywh" elsewhere.
             Boxes that make sense only in another format are an error that names it.
         missing_masks: with task "segmentation", what an object without a mask is: an "error", or its "box" is its mask.
         max_image_pixels: the largest image that is decoded, in this process and those that it starts; larger ones are

@@ -50,6 +50,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, float) or abs(value) < 2**1000
 
 
+def is_boolean(value: Any) -> bool:
+    """Whether a value is true or false, which Python takes for 1 and 0."""
+    return isinstance(value, (bool, np.bool_))
+
+
 def shown(value: Any) -> str:
     """A value in a message, of at most some 60 characters however large it is."""
     text = _REPR.repr(value)

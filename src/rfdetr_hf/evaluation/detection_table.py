@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
+from ..data.values import is_boolean
+
 # One detection, 64 bytes; `image` is the position of the image id among the sorted ids of the ground truth, `size` is
 # width and height of the box, which are not always what its corners give to the last bit.
 DETECTION = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f8"), ("box", "f8", (4,)), ("size", "f8", (2,))])
@@ -85,6 +87,11 @@ def pack(
         names = ("scores", "labels", "boxes_xywh" if exact_size else "boxes")
         fields = (_field(prediction, key, image_id) for key in names)
         score, label, box = map(torch.as_tensor, fields)
+        for key, tensor in zip(names, (score, label, box), strict=True):
+            listed = prediction[key] if isinstance(prediction[key], (list, tuple)) else ()
+            if tensor.numel() and (tensor.dtype == torch.bool or any(map(is_boolean, listed))):
+                wanted = "integers, the ids of the categories" if key == "labels" else "numbers"
+                raise ValueError(f"Image {image_id}: {key} are true or false; give {wanted}.")
         box = box.reshape(0, 4) if box.numel() == 0 else box
         if score.ndim != 1 or score.shape != label.shape or box.shape != (len(score), 4):
             raise ValueError(

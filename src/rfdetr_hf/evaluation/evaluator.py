@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..choices import BACKENDS
 from ..data.keypoints import COCO_KEYPOINTS, DEFAULT_SIGMA
-from ..data.values import as_id, shown
+from ..data.values import as_id, is_boolean, shown
 from .analysis import DetectionAnalysis
 from .backends import COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evaluate, run_lengths
 from .detection_table import DETECTION, DetectionTable, concatenate, first_few, gather, pack
@@ -300,21 +300,26 @@ def _check_truth(truth: COCO, iou_types: Sequence[str]) -> None:
 
 def _check_annotations(truth: COCO) -> None:
     """Whether the numbers of all annotations mean something, and belong to an image and a category that there are."""
-    numeric, annotations = (int, float, np.number, np.bool_), cast("dict[int, dict[str, Any]]", truth.anns)
+    numeric, annotations = (int, float, np.number), cast("dict[int, dict[str, Any]]", truth.anns)
+    for kind, ids in (("image", truth.imgs), ("category", truth.cats), ("annotation", truth.anns)):
+        if wrong := [each for each in ids if is_boolean(each)]:
+            raise ValueError(f"{kind} id {wrong[0]} of the ground truth is no number; write it as an integer")
     for number, each in annotations.items():
         box, area, crowd = (each.get(field) for field in ("bbox", "area", "iscrowd"))
         four: Any = box if isinstance(box, (list, tuple, np.ndarray)) and len(box) == 4 else [None]
         # Comparisons with NaN are false.
-        finite = all(isinstance(value, numeric) and -math.inf < value < math.inf for value in four)
+        finite = all(
+            isinstance(value, numeric) and not is_boolean(value) and -math.inf < value < math.inf for value in four
+        )
         wrong = ""
         if not finite or min(four[2:]) < 0:
             wanted = "finite numbers, no negative size (where corners are given, x1 <= x2 and y1 <= y2)"
             wrong = f"bbox {shown(box)} must be x, y, width, height in pixels: {wanted}"
-        elif not (isinstance(area, numeric) and 0 <= area < math.inf):
+        elif is_boolean(area) or not (isinstance(area, numeric) and 0 <= area < math.inf):
             wrong = f"area {shown(area)} must be a number of pixels, 0 or more; without masks it is width x height"
-        elif not (isinstance(crowd, numeric) and crowd in (0, 1)):
+        elif not (isinstance(crowd, (*numeric, np.bool_)) and crowd in (0, 1)):
             wrong = f"iscrowd {shown(crowd)} must be 0 or 1, a number"
-        elif each.get("category_id") not in truth.cats:
+        elif is_boolean(each.get("category_id")) or each.get("category_id") not in truth.cats:
             ids = first_few(truth.cats)
             wrong = f"category_id {shown(each.get('category_id'))} is none of the ground truth's categories: {ids}"
         if wrong:

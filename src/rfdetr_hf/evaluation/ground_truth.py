@@ -12,7 +12,7 @@ from datasets import Dataset
 from pycocotools.coco import COCO
 
 from ..data import schema
-from ..data.values import is_number, shown
+from ..data.values import as_integer, is_number, shown
 from .detection_table import first_few
 
 _LARGEST_AREA = 1e10  # of COCO's area range "all"
@@ -235,8 +235,8 @@ def _annotations(row: Mapping[str, Any], num_classes: int) -> Iterator[dict[str,
     count = len(objects["bbox"])
     optional = {name: objects.get(name) or [None] * count for name in ("area", "iscrowd", "segmentation", "keypoints")}
     for i, (box, label) in enumerate(zip(objects["bbox"], objects["category"], strict=True)):
-        if label is None or not 0 <= label < num_classes:
-            raise ValueError(f"Image {row['image_id']}: category {label} is none of the {num_classes} classes.")
+        if as_integer(label) is None or not 0 <= label < num_classes:
+            raise ValueError(f"Image {row['image_id']}: category {shown(label)} is none of the {num_classes} classes.")
         area, crowd, segmentation, points = (optional[name][i] for name in optional)
         numbers = [*(box or ()), *([] if area is None else [area])]
         if len(box or ()) != 4 or not all(is_number(each) and math.isfinite(each) for each in numbers):

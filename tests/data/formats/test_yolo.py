@@ -230,6 +230,7 @@ def test_broken_keypoints(write_yolo, fields, row, message):
     [
         ({"train": "images/nowhere"}, "field train: 'images/nowhere' is neither a folder"),
         ({"nc": 3}, "field nc is 3, but there are 2 names"),
+        ({"nc": True}, "field nc is 'true', but there are 2 names"),
         ({"names": None}, "needs the fields names and train"),
         ({"names": {"a": "cat"}}, "names must be a list, or class ids"),
         ({"names": ["cat", "cat"]}, "the name 'cat' belongs to several"),

@@ -385,8 +385,8 @@ def _bbox_array(boxes: pa.Array, image_id: np.ndarray, called: str, problems: Pr
         "write bbox as four numbers, or delete the box",
     )
     problems.raise_if_any()
-    flat = pc.cast(pc.list_flatten(boxes), pa.float64())
-    return pc.fill_null(flat, float("nan")).to_numpy(zero_copy_only=False).reshape(-1, 4).copy()
+    flat = pc.list_flatten(boxes)
+    return _numbers(flat, len(flat), np.float64, called, problems.source, np.nan).reshape(-1, 4).copy()
 
 
 def _numbers(
@@ -397,9 +397,9 @@ def _numbers(
     if values is None or pa.types.is_null(values.type):
         return fallback.astype(kind)
     theirs = values.type
+    if pa.types.is_boolean(theirs):
+        raise DetectionDataError(f"{source}: {called} holds true and false, not numbers; write them as numbers")
     try:
-        if pa.types.is_boolean(values.type):
-            values = pc.cast(values, pa.int8())
         numbers = pc.cast(values, pa.from_numpy_dtype(kind))
     except pa.ArrowInvalid as error:
         raise DetectionDataError(f"{source}: {called} holds {theirs}, not numbers ({error})") from error

@@ -76,7 +76,7 @@ class Picture(Image.Image):
     def __init__(self, example: Mapping[str, Any], decoder: str = PILLOW, cache: PictureCache | None = None) -> None:
         super().__init__()
         self._example, self._decoder, self._cache = example, decoder, cache
-        self._name, self._frame = _name(example["image"], example), _frame(example)
+        self._name, self._frame = _name(example["image"], example), frame_of(example)
         with _named_faults(self._name):
             self._data = _bytes(example["image"], self._name)
         self._mode = "RGB"
@@ -87,7 +87,7 @@ class Picture(Image.Image):
         self._file = _open(io.BytesIO(self._data), self._name)
         with _named_faults(self._name):
             tag, size = orientation_tag(self._file), self._file.size
-            _must_turn(size, tag, self._frame, self._name)
+            must_turn(size, tag, self._frame, self._name)
         self._size = self._frame or _shown(size, tag)
 
     def decode(self, reduction: int = 1) -> Pixels:
@@ -123,7 +123,7 @@ class Picture(Image.Image):
                         "which finds that out (for shards: rfdetr-hf data convert), or write the image with 8 bits"
                     )
                 return Pixels(_to_rgb(_turned(image, self._frame, self._name), self._example.get("value_range")))
-            _must_turn(size, 1, self._frame, self._name)
+            must_turn(size, 1, self._frame, self._name)
             pixels = decode_jpeg(self._data, size, reduction, self._decoder)
             if pixels is None:
                 if reduction > 1:
@@ -176,7 +176,7 @@ def open_image(example: Mapping[str, Any], decoder: str = PILLOW, cache: Picture
         return Picture(example, decoder, cache)
     name = _name(value, example)
     with _named_faults(name):
-        return _to_rgb(_turned(value, _frame(example), name), example.get("value_range"))
+        return _to_rgb(_turned(value, frame_of(example), name), example.get("value_range"))
 
 
 def image_size(value: Any, example: Mapping[str, Any]) -> tuple[int, int]:
@@ -205,7 +205,7 @@ def check_image(example: Mapping[str, Any], *, decode: bool) -> bool:
     """
     value, name = example["image"], _name(example["image"], example)
     with _opened(value, name) as image, _named_faults(name):
-        _must_turn(image.size, orientation_tag(image), _frame(example), name)
+        must_turn(image.size, orientation_tag(image), frame_of(example), name)
         if decode:
             # An eighth of the size in grey: libjpeg still walks through the whole stream, so a cut is noticed.
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
@@ -297,7 +297,8 @@ def _name(value: Any, example: Mapping[str, Any]) -> str:
     return f"image with image_id {example.get('image_id', '(unknown)')}"
 
 
-def _frame(example: Mapping[str, Any]) -> tuple[int, int] | None:
+def frame_of(example: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height that the boxes of a row are in, where it has them."""
     width, height = example.get("width"), example.get("height")
     return None if width is None or height is None else (int(width), int(height))
 
@@ -314,7 +315,8 @@ def orientation_tag(image: Image.Image) -> int:
     return image.getexif().get(_ORIENTATION_TAG, 1)
 
 
-def _must_turn(size: tuple[int, int], orientation: int, frame: tuple[int, int] | None, name: str) -> bool:
+def must_turn(size: tuple[int, int], orientation: int, frame: tuple[int, int] | None, name: str) -> bool:
+    """Whether a picture is turned or mirrored by its EXIF orientation, see `decode_image`."""
     if frame is None or _shown(size, orientation) == frame:
         return orientation != 1
     if size == frame:
@@ -327,7 +329,7 @@ def _must_turn(size: tuple[int, int], orientation: int, frame: tuple[int, int] |
 
 def _turned(image: Image.Image, frame: tuple[int, int] | None, name: str) -> Image.Image:
     orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    if _must_turn(image.size, orientation, frame, name):
+    if must_turn(image.size, orientation, frame, name):
         return ImageOps.exif_transpose(image)
     if orientation != 1:
         # Whoever gets this image must not turn it by its tag later on.

@@ -149,9 +149,11 @@ def _names(content: Mapping[str, Any], file: Path) -> dict[int, str]:
         if not isinstance(name, str) or not name.strip():
             raise DetectionDataError(f"{file}: field names: class {i} is {shown(name)}; give each class a name")
         found[i or 0] = name
-    nc = as_integer(content.get("nc"))
-    if nc is not None and nc != len(found):
-        raise DetectionDataError(f"{file}: field nc is {nc}, but there are {len(found)} names; correct one")
+    nc = content.get("nc")
+    number = as_integer(nc)
+    if not _is_null(nc) and number != len(found):
+        given = shown(nc) if number is None else number
+        raise DetectionDataError(f"{file}: field nc is {given}, but there are {len(found)} names; correct one")
     return found
 
 
