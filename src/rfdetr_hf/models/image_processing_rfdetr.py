@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -568,10 +567,8 @@ def _coco_labels(
 ) -> dict[str, Tensor]:
     """The COCO annotation of one picture -> the model's target (see `RFDETRImageProcessor.preprocess`)."""
     for key in ("image_id", "annotations"):
-        if key not in annotation:
+        if key not in annotation or isinstance(annotation[key], bool):
             raise ValueError(f"An annotation has no {key!r}; expected {{'image_id': int, 'annotations': [...]}}.")
-    if isinstance(annotation["image_id"], bool):
-        raise ValueError(f"image_id {annotation['image_id']} of an annotation is no integer.")
     objects = [item for item in annotation["annotations"] if not item.get("iscrowd", 0)]
     boxes = torch.tensor([_coco_box(item, annotation["image_id"]) for item in objects], dtype=torch.float64)
     boxes = boxes.reshape(-1, 4)
@@ -598,9 +595,9 @@ def _coco_box(item: Mapping[str, Any], image_id: int) -> Sequence[float]:
     missing = [key for key in ("bbox", "category_id") if key not in item]
     if missing:
         raise ValueError(f"{where} has no {' and no '.join(map(repr, missing))}.")
-    category, area = item["category_id"], item.get("area", 0)
-    if isinstance(category, (bool, str, NoneType)) or int(category) != category or isinstance(area, bool):
-        raise ValueError(f"{where}: category_id {category!r} must be an integer, and area {area!r} a number.")
-    if len(item["bbox"]) != 4 or not all(math.isfinite(value) for value in item["bbox"]):
-        raise ValueError(f"{where}: bbox {item['bbox']} is not four finite numbers (x, y, width, height).")
+    label, numbers = item["category_id"], [*item["bbox"], item["category_id"], item.get("area", 0)]
+    if len(numbers) != 6 or not all(math.isfinite(n) and not isinstance(n, bool) for n in numbers) or label % 1:
+        raise ValueError(
+            f"{where}: bbox, category_id and area {numbers} must be 4 finite numbers, an integer, a number."
+        )
     return item["bbox"]
