@@ -595,9 +595,7 @@ def _coco_box(item: Mapping[str, Any], image_id: int) -> Sequence[float]:
     missing = [key for key in ("bbox", "category_id") if key not in item]
     if missing:
         raise ValueError(f"{where} has no {' and no '.join(map(repr, missing))}.")
-    label, numbers = item["category_id"], [*item["bbox"], item["category_id"], item.get("area", 0)]
-    if len(numbers) != 6 or not all(math.isfinite(n) and not isinstance(n, bool) for n in numbers) or label % 1:
-        raise ValueError(
-            f"{where}: bbox, category_id and area {numbers} must be 4 finite numbers, an integer, a number."
-        )
+    numbers = [*item["bbox"], item["category_id"], item.get("area", 0)]
+    if len(numbers) != 6 or not all(math.isfinite(n) and not isinstance(n, bool) for n in numbers) or numbers[4] % 1:
+        raise ValueError(f"{where}: bbox, category_id and area {numbers} must be 4 numbers, an integer, a number.")
     return item["bbox"]
