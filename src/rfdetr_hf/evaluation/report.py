@@ -128,7 +128,7 @@ def _draw_worst(analysis: DetectionAnalysis, folder: Path, dataset: Dataset, lim
     row_of = {image_id: row for row, image_id in enumerate(rows["image_id"])}
     (folder / "worst_images").mkdir(parents=True, exist_ok=True)
     for rank, errors in enumerate(analysis.worst_images(limit), start=1):
-        name = re.sub(r"[^\w.-]", "_", str(errors.image_id))[:100]
+        name = re.sub(r"[^\w.-]", "_", str(errors.image_id))[:60]  # of at most 4 bytes
         path, row = folder / "worst_images" / f"{rank:02d}_image_{name}.jpg", rows[row_of[errors.image_id]]
         draw_errors(analysis, decode_image(row), errors.image_id).save(path, quality=85)
         right, wrong, missed = errors[1:]

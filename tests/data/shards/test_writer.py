@@ -232,9 +232,9 @@ def test_what_files_do_not_keep_is_refused(shapes_splits, tmp_path, format):
 
 
 def test_no_picture_of_a_folder_takes_the_place_of_another(shapes_splits, tmp_path):
-    rows = shapes_splits["train"].select(range(6))
-    names = ["000000000001.png", "../x.png", "000000000001_1.PNG", "a.png", "a.png/b.png", "A.PNG"]
-    ids = [7, 1, 2, 3, 4, 5]
+    rows = shapes_splits["train"].select(range(7))
+    names = ["000000000001.png", "../x.png", "000000000001_1.PNG", "a.png", "a.png/b.png", "A.PNG", "ü" * 130 + ".png"]
+    ids = [7, 1, 2, 3, 4, 5, 6]
     renamed = rows.remove_columns(["file_name", "image_id"]).add_column("file_name", names).add_column("image_id", ids)
     convert_dataset({"train": renamed}, tmp_path / "folder", "folder", 1)
     again = load_detection_dataset(tmp_path / "folder")["train"]

@@ -25,6 +25,7 @@ from ..schema import (
 
 _FOLDERS = {"validation": "valid"}
 _FILE = "_annotations.coco.json"
+_LONGEST_NAME = 255  # bytes, on all usual systems
 
 
 def write_coco_folder(
@@ -70,6 +71,7 @@ def _file_name(row: Mapping[str, Any], taken: set[str]) -> str:
     name = row.get("file_name") or os.path.basename(row["image"]["path"] or "")
     parts = PurePosixPath(name).parts
     below = bool(parts) and not name.startswith("/") and ".." not in parts and ":" not in name and "\\" not in name
+    below = below and all(len(part.encode(errors="surrogateescape")) <= _LONGEST_NAME for part in parts)
     suffix = os.path.splitext(name)[1].lower()
     if below and suffix in IMAGE_SUFFIXES and _free(name, taken):
         return name
