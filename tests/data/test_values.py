@@ -137,11 +137,14 @@ def test_class_label_of_minus_one(tmp_path, write_image):
 
 
 def test_class_names_forge_no_lines():
-    from rfdetr_hf import label_table, make_shapes_dataset
+    from rfdetr_hf import audit_data, label_table, make_shapes_dataset
     from rfdetr_hf.data.schema import detection_features
     from rfdetr_hf.hub.model_card import as_text
 
     names = ["a\x1b[31m\nb", "c"]
     dataset = make_shapes_dataset(2, image_size=64).cast(detection_features(names + ["d"]))
     assert "\x1b" not in label_table(dataset) and len(label_table(dataset).splitlines()) == 4
+    audit = audit_data({"train": dataset}, cache_dir="")
+    for text in (str(audit), str(audit.reports["train"])):
+        assert "\x1b" not in text and not any(line.startswith("b") for line in text.splitlines())
     assert "\x1b" not in as_text(names[0]) and "\n" not in as_text(names[0])

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset
 
+from ..choices import printable
 from .errors import DetectionDataError, Problems
 from .scan import Scan, scan_pictures
 from .schema import (
@@ -90,7 +91,7 @@ class AuditReport:
         if self.num_images and self.max_boxes_image_id is None:
             checked = "not opened, counted by the index"
         if not self.counted:
-            names = ", ".join(self.boxes_per_class)
+            names = ", ".join(map(printable, self.boxes_per_class))
             return (
                 f"{self.split}: {self.num_images} images, not opened; their objects are not counted; classes: {names}"
             )
@@ -117,7 +118,7 @@ class AuditReport:
             lines.append(f"{self.keypoint_objects} objects with keypoints; labelled:")
             for name, counts in self.labelled_keypoints.items():
                 lines.append(f"  {name}: " + ", ".join(f"{point} {count}" for point, count in counts.items()))
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def audit_dataset(

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset
 
+from ..choices import printable
 from .audit import LARGE, AuditReport, count_split
 from .images import IMAGE_SUFFIXES, is_hidden
 from .label_errors import LABEL_ERRORS, LabelError, find_label_errors
@@ -145,7 +146,7 @@ class DataAudit:
                 lines += _wrapped("  such as " + ", ".join(names))
         if self.findings:
             lines += ["", "! an error with --strict, - to know"]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def audit_data(
