@@ -592,8 +592,7 @@ def _coco_labels(
 
 def _coco_box(item: Mapping[str, Any], image_id: int) -> Sequence[float]:
     where = f"annotation {item.get('id', '(without id)')} of image {image_id}"
-    missing = [key for key in ("bbox", "category_id") if key not in item]
-    if missing:
+    if missing := [key for key in ("bbox", "category_id") if key not in item]:
         raise ValueError(f"{where} has no {' and no '.join(map(repr, missing))}.")
     numbers = [*item["bbox"], item["category_id"], item.get("area", 0)]
     if len(numbers) != 6 or not all(math.isfinite(n) and not isinstance(n, bool) for n in numbers) or numbers[4] % 1:
