@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
 
+from .ring import BatchRing, make_tensor
 from .view import Sample
 
 __all__ = ["DetectionCollator", "PackedTargets"]
@@ -84,24 +84,27 @@ class DetectionCollator:
 
     Args:
         size_divisor: what the model needs height and width to be a multiple of (`RFDETRConfig.size_divisor`).
+        ring: where forked workers put the pixels of their batches.
     """
 
-    def __init__(self, size_divisor: int = 1) -> None:
-        self.size_divisor = size_divisor
+    def __init__(self, size_divisor: int = 1, ring: BatchRing | None = None) -> None:
+        self.size_divisor, self.ring = size_divisor, ring
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Make one batch."""
         sizes = [(int(sample.image.shape[1]), int(sample.image.shape[2])) for sample in samples]
         height, width = (-(-max(side) // self.size_divisor) * self.size_divisor for side in zip(*sizes, strict=True))
         padded = any(size != (height, width) for size in sizes)
-        if not padded:
-            # In a worker this one writes into shared memory at once.
-            batch: dict[str, Any] = {"pixel_values": default_collate([sample.image for sample in samples])}
-        else:
-            pixels = torch.zeros(len(samples), 3, height, width, dtype=samples[0].image.dtype)
+
+        def fill(pixels: torch.Tensor) -> None:
+            if padded:
+                pixels.zero_()
             for row, sample, (h, w) in zip(pixels, samples, sizes, strict=True):
                 row[:, :h, :w] = sample.image
-            batch = {"pixel_values": pixels}
+
+        shape, dtype = (len(samples), 3, height, width), samples[0].image.dtype
+        batch: dict[str, Any] = {"pixel_values": make_tensor(self.ring, shape, dtype, fill)}
+        if padded:
             batch["pixel_mask"] = mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
             for row, (h, w) in zip(mask, sizes, strict=True):
                 row[:h, :w] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -27,6 +28,7 @@ from .collate import DetectionCollator
 from .order import EpochBatchSampler, EvalBatchSampler, Key
 from .picture_cache import PictureCache
 from .pixels import open_image
+from .ring import BatchRing
 from .row_reader import RowReader
 from .view import Others, Sample, select_objects
 
@@ -238,8 +240,11 @@ def _dataloader(
     workers = options.num_workers
     shown: dict[str, Any] = {"value_range": options.value_range, "image_decoder": options.image_decoder}
     shown["cache"] = options.cache
-    folder = None
-    if workers and multiprocessing.get_start_method() != "fork":
+    folder = ring = None
+    if workers and multiprocessing.get_start_method() == "fork" and sys.platform == "linux":
+        with contextlib.suppress(OSError):  # where address space is limited, batches travel as torch sends them
+            ring = BatchRing(workers, (options.prefetch_factor or 2) + 1)
+    elif workers and multiprocessing.get_start_method() != "fork":
         try:
             pickle.dumps(transform)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -254,7 +259,7 @@ def _dataloader(
     return DataLoader(
         samples,
         batch_sampler=sampler,
-        collate_fn=DetectionCollator(options.size_divisor),
+        collate_fn=DetectionCollator(options.size_divisor, ring),
         num_workers=workers,
         pin_memory=options.pin_memory,
         persistent_workers=options.persistent_workers and workers > 0,
