@@ -120,10 +120,11 @@ class _InRing:
         self.place = place
 
     def __reduce__(self) -> Any:
-        return _receive, self.place
+        return receive, self.place
 
 
-def _receive(number: int, *place: Any) -> torch.Tensor:
+def receive(number: int, *place: Any) -> torch.Tensor:
+    """What a tensor in a ring becomes where it is unpickled: the loader's process."""
     return _RINGS[number].read(*place)
 
 
