@@ -13,7 +13,8 @@ objects, and matching gives each the query of its number. What is counted:
 - `GFLOP`: of matrix products, convolutions and attention, two for each multiplication with addition;
 - `GB`: bytes of all inputs and outputs of these operations, each element of an expanded tensor once;
 - `saved`: bytes that the forward pass keeps for the backward pass besides parameters, in the encoder and elsewhere;
-- `waits`: times that the host reads something back from the device.
+- `waits`: times that the host reads something back from the device while the step is queued. Whether it was skipped is
+  read when the next one is, and by then it is there.
 
 Not in it: the copy of a batch to the device and its preparation.
 """
@@ -153,6 +154,8 @@ class CudaAutocast(TorchFunctionMode):
     """Layer norms in float32 under autocast, as on CUDA; on a CPU they stay in bfloat16."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.cpu:
+            raise RuntimeError("a copy to the host, which waits for it")
         if func is F.layer_norm and torch.is_autocast_enabled("cpu"):
             args = (args[0].float(), *args[1:])
         return func(*args, **(kwargs or {}))
@@ -222,7 +225,7 @@ class Step:
         self.meter.add(outputs.loss, outputs.loss_dict, 1)
         update = update_weights(self.parallel, outputs.loss.detach(), lambda: None)
         self.average.update(1)
-        self.meter.end_step(update.grad_norm)
+        self.meter.end_step(self.meter.take(), update.grad_norm)
 
 
 def _on_device(model: nn.Module) -> None:

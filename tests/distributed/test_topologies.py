@@ -98,6 +98,25 @@ def test_two_launchers_train_as_one_process(job, reference, tmp_path):
     assert_same_training(reference(True), two)
 
 
+@pytest.mark.parametrize("kind", [slow("ddp"), "fsdp2"])
+def test_all_processes_skip_the_same_steps_on_the_device(job, kind):
+    """One of them has a loss that is not finite; a checkpoint follows at once."""
+    due = {
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "save_total_limit": None,
+        "eval_strategy": "steps",
+        "eval_steps": 6,
+    }
+    options = {"max_steps": 6, "logging_steps": 3, "learning_rate": 1e-4} | due | TWO
+    jobs = []
+    for by in ("device", "host"):
+        jobs.append(job(by, held_out=2, skips={"rank": 1, "steps": [0, 2, 3], "by": by}, options=options))
+        assert run(jobs[-1], 2, kind)[0].count("skipped: loss or gradient") == 3
+    for step in (3, 6):
+        assert differences(*(each["output_dir"] for each in jobs), step) == []
+
+
 @pytest.mark.parametrize("kind", [slow("ddp"), "fsdp2", *ZERO])
 def test_a_group_moves_its_own_weights_and_no_others(job, tmp_path, kind):
     group = {"name": "encoder.layer.1.decay", "path": str(tmp_path / "moved.json")}

@@ -99,6 +99,28 @@ def with_diary(path: str, rank: int):
     return Writing
 
 
+def with_skips(job: dict, rank: int):
+    """A trainer with the optimizer of CUDA, for which the loss of some steps is NaN on one rank."""
+    import math
+
+    from rfdetr_hf import RFDETRTrainer, build_optimizer, build_param_groups
+    from rfdetr_hf.training.parallel import Parallel
+
+    if job["skips"]["by"] == "host":
+        Parallel.skips_on_device = False
+
+    class Skipping(RFDETRTrainer):
+        def create_optimizer(self):
+            return build_optimizer(build_param_groups(self.model, self.args), self.args, "cuda")
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss, outputs = super().compute_loss(model, inputs, True)
+            broken = rank == job["skips"]["rank"] and self.state.global_step in job["skips"]["steps"]
+            return loss * (math.nan if broken else 1.0), outputs
+
+    return Skipping
+
+
 def train(job: dict) -> None:
     from events import events_of
 
@@ -117,6 +139,7 @@ def train(job: dict) -> None:
     if "free_memory" in job:
         batch_size.free_memory = lambda: job["free_memory"][rank]
     kind = with_diary(job["images_seen"], rank) if "images_seen" in job else RFDETRTrainer
+    kind = with_skips(job, rank) if "skips" in job else kind
     trainer = kind(model, arguments(job), data, held_out, augmentation=augmentation)
     trainer.directory.lock.beat = job.get("beat", 30.0)
     for event in events_of(job, trainer, rank):

@@ -1,15 +1,18 @@
 """What a step costs a GPU may only fall. Where a change comes from: `benchmarks/counts.py --rows nano-b4 --parts`."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.scripts import load_script
 
 # The most launches, GB of memory traffic, GB saved outside the encoder and waits of a step with 10 objects an image.
 BOUNDS = {
-    "nano-b4": (1280, 15.5, 0.74, 2),
-    "medium-b16": (1492, 110.5, 5.43, 2),
-    "seg-medium-b4": (2395, 53.0, 2.34, 2),
-    "keypoint-b4": (2472, 100.6, 6.45, 2),
+    "nano-b4": (1280, 15.5, 0.74, 1),
+    "medium-b16": (1492, 110.5, 5.43, 1),
+    "seg-medium-b4": (2395, 53.0, 2.34, 1),
+    "keypoint-b4": (2472, 100.6, 6.45, 1),
 }
 SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -27,6 +30,13 @@ def test_a_step_costs_no_more_than_before(counts, name):
     assert row["saved_rest_gb"] <= saved
     assert row["waits"] <= waits
     assert row["ops"] == sum(part["ops"] for part in row["parts"].values())
+
+
+def test_no_wait_where_the_device_solves(counts, monkeypatch):
+    solver = SimpleNamespace(batch_linear_assignment=lambda cost: cost.new_zeros(cost.shape[:2], dtype=torch.int64))
+    monkeypatch.setitem(sys.modules, "torch_linear_assignment", solver)
+    monkeypatch.setattr(counts.matcher, "use_batched_solver", lambda device: True)
+    assert counts.count_step(counts.Row("nano", 1), objects=2)["waits"] == 0
 
 
 def test_what_is_counted(counts):

@@ -9,7 +9,7 @@ def step(meter, losses, norm=1.0):
     for loss in losses:
         terms = {"loss_ce": torch.tensor(loss / 2), "class_error": torch.tensor(10 * loss)}
         meter.add(torch.tensor(loss), terms, micro_batches=len(losses))
-    meter.end_step(torch.tensor(norm))
+    meter.end_step(meter.take(), torch.tensor(norm))
 
 
 def test_losses_add_up_over_micro_batches_and_errors_are_averaged():
@@ -27,7 +27,7 @@ def test_a_skipped_step_leaves_no_trace():
     meter = LossMeter()
     step(meter, [2.0])
     meter.add(torch.tensor(float("nan")), {"loss_ce": torch.tensor(1.0), "class_error": torch.tensor(1.0)}, 1)
-    meter.drop_step()
+    meter.take()
     step(meter, [4.0])
     assert meter.read(Accelerator())["loss"] == 3.0
 

@@ -75,19 +75,19 @@ def test_the_last_epoch_is_as_long_as_the_run_allows():
 
 def test_skipped_steps_are_counted_and_too_many_in_a_row_end_the_run():
     state = begun()
-    state.skip_step([1], limit=3)
-    state.skip_step([2], limit=3)
+    state.skip_step(0, [1], limit=3)
+    state.skip_step(1, [2], limit=3)
     state.skipped_in_a_row = 0  # a good step came between
-    state.skip_step([3], limit=2)
+    state.skip_step(3, [3], limit=2)
     with pytest.raises(RuntimeError, match=r"2 steps in a row .* images \[4, 5\]"):
-        state.skip_step([4, 5], limit=2)
+        state.skip_step(4, [4, 5], limit=2)
     assert state.skipped_steps == 4
 
 
 @pytest.mark.parametrize("limit", [0, 1])
 def test_no_patience_ends_at_the_first(limit):
     with pytest.raises(RuntimeError, match="1 steps in a row"):
-        begun().skip_step([1], limit)
+        begun().skip_step(0, [1], limit)
 
 
 def test_a_run_goes_on_in_mid_epoch():

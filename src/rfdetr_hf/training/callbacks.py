@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,12 @@ def log_line(state: TrainerState, logs: dict[str, float], weights: Mapping[str, 
     parts += [f"{logs['memory_gb']:.1f} GB"] if "memory_gb" in logs else []
     parts += [f"skipped {logs['skipped_steps']:.0f}"] if logs.get("skipped_steps") else []
     return " | ".join([head, *parts, f"ETA {time_left(logs['eta'])}"])
+
+
+def concerns(callbacks: Sequence[TrainerCallback], event: str) -> bool:
+    """Whether some callback does anything at an event beyond counting steps, for which a step must be settled."""
+    idle = {getattr(kind, event, None) for kind in (TrainerCallback, DefaultFlowCallback, ProgressCallback)}
+    return any(getattr(getattr(each, event, None), "__func__", None) not in idle for each in callbacks)
 
 
 class StatusCallback(TrainerCallback):

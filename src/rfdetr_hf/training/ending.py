@@ -51,7 +51,11 @@ class EndingMethods(EvaluationMethods):
             self.checkpointer.save(self.state, self._card())
 
     def _announce_saved(self) -> None:
-        """Fire `on_save` for a checkpoint from the background as it would have been at its step."""
+        """Fire `on_save` for a checkpoint from the background as it would have been at its step.
+
+        Each save, evaluation and end begins with it, so from here on no step is unsettled.
+        """
+        self._settle()
         saved = self.checkpointer.wait()
         if saved is None:
             return

@@ -39,6 +39,7 @@ class EvaluationMethods(TransformersMethods):
     to_device: Callable[..., dict[str, Any]]
     log: Callable[[dict[str, float]], None]
     _in_training: bool
+    _settle: Callable[[], None]
 
     def get_eval_dataloader(self, dataset: Dataset | str | None = None) -> DataLoader:
         """This rank's share of a data set, every image once over all ranks.
@@ -67,6 +68,7 @@ class EvaluationMethods(TransformersMethods):
             eval_dataset: default: the one given at construction. Of several, each has its name behind the prefix.
             metric_key_prefix: first part of each name.
         """
+        self._settle()
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None or (isinstance(dataset, Mapping) and not dataset):
             raise ValueError("evaluate() needs an eval_dataset, here or at construction")

@@ -79,17 +79,18 @@ class LossMeter:
         values = torch.stack([term.detach().to(loss.dtype) for term in (loss, *shares)])
         self.now = values if self.now is None else self.now + values
 
-    def end_step(self, grad_norm: torch.Tensor) -> None:
-        """Close a step that reached the weights."""
-        grad_norm = grad_norm.detach().to(self.now)
-        self.sums = self.now if self.sums is None else self.sums + self.now
+    def take(self) -> torch.Tensor:
+        """The terms of the step whose micro-batches were added. They are in no average without `end_step`."""
+        terms, self.now = self.now, None
+        return terms
+
+    def end_step(self, terms: torch.Tensor, grad_norm: torch.Tensor) -> None:
+        """Count a step that reached the weights, by its terms of `take`."""
+        grad_norm = grad_norm.detach().to(terms)
+        self.sums = terms if self.sums is None else self.sums + terms
         self.grad_norms = grad_norm if self.grad_norms is None else self.grad_norms + grad_norm
         self.steps += 1
-        self.latest, self.now = self.now, None
-
-    def drop_step(self) -> None:
-        """Forget a step that was skipped."""
-        self.now = None
+        self.latest = terms
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Averages over steps and ranks since the last reset, and `loss_now`, the latest step's."""

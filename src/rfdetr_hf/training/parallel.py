@@ -18,7 +18,10 @@ from .agreement import mark_shared, sendable
 from .checkpoint.optimizer import OptimizerPart, StateReader, index_of, load_optimizer, pieces_of
 from .checkpoint.zero import load_zero, zero_index, zero_pieces
 from .distributed import shared_precision
+from .optimization import FusedAdamW
 from .precision import DTYPES
+
+_SKIPPING = (torch.optim.Adam, torch.optim.AdamW, FusedAdamW)
 
 
 class Parallel:
@@ -66,9 +69,12 @@ class Parallel:
             self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         return self.optimizer
 
-    def sum(self, value: Tensor) -> Any:
-        """The sum of a tensor over all processes, on the device."""
-        return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, reduction="sum")
+    def any(self, flag: Tensor) -> Any:
+        """Whether a number is 1, not 0, on some process; so on all of them, on the device."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        total: Any = self.accelerator.reduce(flag, reduction="sum")
+        return total.clamp(max=1)
 
     def sum_on_hosts(self, *values: float) -> list[float]:
         """Small numbers summed over all processes. They never touch a device, so no device has to be waited for."""
@@ -121,9 +127,39 @@ class Parallel:
         """A number of all gradients, as every process has it."""
         return value
 
-    def step(self) -> None:
-        """Take the optimizer's step and drop the gradients."""
-        self.optimizer.step()
+    @property
+    def skips_on_device(self) -> bool:
+        """Whether `step` can skip: the fused kernels of Adam read a flag on the device.
+
+        Where it cannot, the host decides: with a gradient scaler, with DeepSpeed, and with any other optimizer or hook.
+        """
+        inner = self._inner_optimizer
+        if type(inner) not in _SKIPPING or self.accelerator.scaler is not None:
+            return False
+        hooks = inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks
+        return not hooks and all(group["fused"] for group in inner.param_groups)
+
+    @property
+    def _inner_optimizer(self) -> Any:
+        """PyTorch's, without the wrapper of Accelerate."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def step(self, skip: Tensor | None = None) -> None:
+        """Take the optimizer's step and drop the gradients.
+
+        Args:
+            skip: 1 on the device for no step, else 0; only with `skips_on_device`.
+        """
+        if skip is None:
+            self.optimizer.step()
+        else:
+            inner = self._inner_optimizer
+            # As `GradScaler` gives it to them.
+            inner.grad_scale, inner.found_inf = None, skip.to(inner.param_groups[0]["params"][0].device)
+            try:
+                self.optimizer.step()
+            finally:
+                del inner.grad_scale, inner.found_inf
         self.optimizer.zero_grad()
 
     def skip(self) -> None:
@@ -134,7 +170,7 @@ class Parallel:
         self.optimizer.zero_grad()
 
     def guarded_step(self) -> tuple[Tensor, bool]:
-        """Clip, and step if the gradients are finite, in one go; returns their norm and whether the step was taken."""
+        """Clip, and step if the gradients are finite, in one go; returns their norm and whether it was skipped."""
         raise NotImplementedError(f"{self.name} clips and steps by itself")
 
     def optimizer_part(self) -> OptimizerPart | None:
@@ -208,7 +244,11 @@ class DeepSpeed(Parallel):
         self.wrapped.set_gradient_accumulation_boundary(is_boundary=last)
         self.wrapped.backward(loss, scale_wrt_gas=False)
 
-    def step(self) -> None:
+    @property
+    def skips_on_device(self) -> bool:
+        return False
+
+    def step(self, skip: Tensor | None = None) -> None:
         self.wrapped.step()
 
     def skip(self) -> None:
@@ -216,11 +256,11 @@ class DeepSpeed(Parallel):
 
     def guarded_step(self) -> tuple[Tensor, bool]:
         self.wrapped.step()
-        taken = not self.wrapped.optimizer.overflow
+        skipped = bool(self.wrapped.optimizer.overflow)
         grad_norm = torch.as_tensor(self.wrapped.get_global_grad_norm(), device=self.accelerator.device)
-        if taken and not torch.isfinite(grad_norm):
+        if not skipped and not torch.isfinite(grad_norm):
             raise RuntimeError("DeepSpeed took a step with a gradient that is not finite; install deepspeed>=0.19.8")
-        return grad_norm, taken
+        return grad_norm, skipped
 
     def optimizer_part(self) -> OptimizerPart | None:
         if self.stage == 0:

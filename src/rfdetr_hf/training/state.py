@@ -152,15 +152,20 @@ class RunState(TrainerState):
         """Go to the start of the next epoch."""
         self.epochs_done, self.steps_in_epoch = self.epochs_done + 1, 0
 
-    def skip_step(self, image_ids: Sequence[int], limit: int) -> None:
+    def skip_step(self, step: int, image_ids: Sequence[int], limit: int) -> None:
         """Count a step that reached no weights.
+
+        Args:
+            step: its number, from 0.
+            image_ids: of this process.
+            limit: see below.
 
         Raises:
             RuntimeError: it is the last of `limit` in a row.
         """
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
-        logger.warning("step %d skipped: loss or gradient is not finite; images %s", self.global_step, image_ids)
+        logger.warning("step %d skipped: loss or gradient is not finite; images %s", step, image_ids)
         if self.skipped_in_a_row >= max(limit, 1):
             raise RuntimeError(
                 f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient, lastly on images "

@@ -29,7 +29,7 @@ from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .agreement import is_shared, patiently_on_main
 from .batch_size import decide_batch, keep_batch, settle_batch
 from .best import BestModel
-from .callbacks import own_callbacks
+from .callbacks import concerns, own_callbacks
 from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
@@ -52,7 +52,7 @@ from .preemption import Noticed, PreemptionNotice
 from .record import RunRecord, hash_splits
 from .startup import startup_lines
 from .state import RunState
-from .update import StepResult, loss_divisors, out_of_memory_advice, update_weights
+from .update import StepResult, Unsettled, loss_divisors, out_of_memory_advice, update_weights
 from .validation import Validation
 from .waiting import Batches, LoaderStuck, end_workers
 from .watchdog import Watchdog
@@ -98,6 +98,7 @@ class RFDETRTrainer(EndingMethods):
     lr_scheduler: Any = None
     train_loader: Any = None
     drop_path: Any
+    _unsettled: Unsettled | None = None
 
     def __init__(
         self,
@@ -163,10 +164,13 @@ class RFDETRTrainer(EndingMethods):
     @property
     def ema(self) -> ExponentialMovingAverage | None:
         """The moving average of the weights, once a run with `use_ema` has begun."""
+        self._settle()
         return self.weights.average
 
     def _fire(self, event: str, **kwargs: Any) -> None:
         """Call the callbacks' method for an event."""
+        if concerns(self.callback_handler.callbacks, event):
+            self._settle()
         self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control, **kwargs)
 
     # ------------------------------------------------------------------------------------------------ to override
@@ -331,6 +335,7 @@ class RFDETRTrainer(EndingMethods):
         )  # fmt: skip
         handler, loader = self.callback_handler, self.train_loader
         handler.optimizer, handler.lr_scheduler, handler.train_dataloader = self.optimizer, self.lr_scheduler, loader
+        self._unsettled = None
         self.losses.reset()
         self.stopwatch.reset()
 
@@ -426,25 +431,40 @@ class RFDETRTrainer(EndingMethods):
             self.losses.add(loss, outputs.loss_dict, len(window))
             if not last:
                 self._fire("on_substep_end")
+        self._settle()  # the step before, now that the device has work for longer
         self.rate = present_rate(self.optimizer, args)
         update = update_weights(parallel, window_loss, lambda: self._fire("on_pre_optimizer_step"))
-        if update.taken:
-            self._fire("on_optimizer_step")
-            self.lr_scheduler.step()
-            if self.ema is not None:
-                self.ema.update(step + 1)
-            self.losses.end_step(update.grad_norm)
-            state.skipped_in_a_row = 0
-        else:
-            # Weights, schedule and average stay as they are.
-            self.losses.drop_step()
-            images = [int(image_id) for batch in window for image_id in batch["labels"].fields["image_id"]]
-            state.skip_step(images, args.max_skipped_steps)
+        image_ids = [batch["labels"].fields["image_id"] for batch in window]
+        self._unsettled = Unsettled(step, update, self.losses.take(), image_ids)
+        if not parallel.skips_on_device or concerns(self.callback_handler.callbacks, "on_optimizer_step"):
+            self._settle()
         state.count_step()
         self.stopwatch.steps += 1
         self.stopwatch.images += sum(len(b["pixel_values"]) for b in window) * self.accelerator.num_processes
         self._fire("on_step_end")
-        return StepResult(window_loss, update.grad_norm, update.taken, notices > 0)
+        return StepResult(window_loss, *update, notices > 0)
+
+    def _settle(self) -> None:
+        """Let the host learn whether the latest step was skipped, and do what follows a step.
+
+        Where the device skips by itself, this is put off until the next step has queued its work, or until something
+        may look at the state: a callback, a log event, an evaluation, a checkpoint. The weights are those of the step
+        all the while, so nothing comes out otherwise.
+        """
+        latest, self._unsettled = self._unsettled, None
+        if latest is None:
+            return
+        if latest.update.skipped:
+            # Weights, schedule and average stay as they are.
+            images = [image_id for ids in latest.image_ids for image_id in ids.tolist()]
+            self.state.skip_step(latest.number, images, self.args.max_skipped_steps)
+            return
+        self._fire("on_optimizer_step")
+        self.lr_scheduler.step()
+        if self.ema is not None:
+            self.ema.update(latest.number + 1)
+        self.losses.end_step(latest.terms, latest.update.grad_norm)
+        self.state.skipped_in_a_row = 0
 
     def _probed_loss(self, batch: Batch) -> torch.Tensor:
         """The loss of a batch at the largest scale, by the model itself, before it is prepared."""
@@ -473,6 +493,7 @@ class RFDETRTrainer(EndingMethods):
                 self._fire("on_save")
 
     def _log_training(self) -> None:
+        self._settle()
         state, steps = self.state, self.losses.steps
         logs = self.losses.read(self.accelerator)
         if not logs:

@@ -12,11 +12,40 @@ from ..arguments.training import RFDETRTrainingArguments
 from .parallel import Parallel
 
 
+class Flag:
+    """A number of the device whose truth the host asks for later, and then waits for nothing that was queued since."""
+
+    def __init__(self, number: Tensor) -> None:
+        self._number = number.to("cpu", non_blocking=number.is_cuda)
+        self._copied = torch.cuda.current_stream(number.device).record_event() if number.is_cuda else None
+
+    def __bool__(self) -> bool:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._number)
+
+
 class Update(NamedTuple):
-    """The gradient's norm before clipping, and whether the step reached the weights."""
+    """The gradient's norm before clipping, and whether the step left the weights as they were."""
 
     grad_norm: Tensor
-    taken: bool
+    skipped: Flag | bool
+
+
+class Unsettled(NamedTuple):
+    """A step that has gone to the optimizer, and what its skip, or what follows it, needs.
+
+    Attributes:
+        number: of the step, from 0.
+        update: of the step.
+        terms: of its losses.
+        image_ids: of each micro-batch of this process.
+    """
+
+    number: int
+    update: Update
+    terms: Tensor
+    image_ids: list[Tensor]
 
 
 class StepResult(NamedTuple):
@@ -25,13 +54,13 @@ class StepResult(NamedTuple):
     Attributes:
         loss: of this process's share of the window.
         grad_norm: of all gradients, before clipping.
-        taken: whether the step reached the weights.
+        skipped: whether the step left the weights as they were; its truth may have to wait for the device.
         preempted: whether a process of the run has notice of an early end.
     """
 
     loss: Tensor
     grad_norm: Tensor
-    taken: bool
+    skipped: Flag | bool
     preempted: bool
 
 
@@ -52,14 +81,15 @@ def update_weights(parallel: Parallel, loss: Tensor, before_step: Callable[[], N
     grad_norm = parallel.unsharded(nn.utils.clip_grad_norm_(parallel.model.parameters(), limit))
     before_step()
     total = grad_norm + loss
-    broken = (total - total) != 0  # so of NaN and of infinite numbers
-    # The one place of a step where the host waits for the device.
-    taken = not parallel.sum(broken.float())
-    if taken:
-        parallel.step()
-    else:
+    broken = parallel.any(((total - total) != 0).float())  # so of NaN and of infinite numbers
+    skipped = Flag(broken)
+    if parallel.skips_on_device:
+        parallel.step(broken)
+    elif skipped:
         parallel.skip()
-    return Update(grad_norm, taken)
+    else:
+        parallel.step()
+    return Update(grad_norm, skipped)
 
 
 @contextmanager
