@@ -22,7 +22,7 @@ from rfdetr_hf.training.update import Flag
 
 SHAPES = 16
 arguments = partial(
-    quick_arguments, max_steps=8, gradient_accumulation_steps=2, logging_steps=2, save_strategy="steps", save_steps=4,
+    quick_arguments, max_steps=8, gradient_accumulation_steps=2, logging_steps=3, save_strategy="steps", save_steps=4,
     save_total_limit=None, eval_strategy="no", lr_scheduler_type="cosine", learning_rate=1e-3, ema_tau=4,
 )  # fmt: skip
 
@@ -80,15 +80,15 @@ def assert_equal_runs(one, two, *steps):
     assert (one / "metrics.csv").read_bytes() == (two / "metrics.csv").read_bytes()
 
 
-# The first step, one before a log event, two in a row before a checkpoint, and the last step.
-BAD = {"no_loss": (0, 3), "no_gradient": (2, 5, 7)}
+# The first step, two in a row with a log event between them, after which comes a checkpoint, and the last step.
+BAD = {"no_loss": (0, 3), "no_gradient": (2, 7)}
 
 
 @pytest.mark.parametrize("bad", [{}, BAD], ids=["finite", "not finite"])
 def test_a_skip_on_the_device_comes_out_as_one_by_the_host(tmp_path, tiny_model, shapes, settled, monkeypatch, bad):
     late = run(tmp_path / "late", tiny_model(), shapes, settled, **bad)
     assert late.parallel.skips_on_device
-    # Each when the next step has been queued, or at the log event of every second one.
+    # Each when the next step has been queued, or at a log event or checkpoint.
     assert settled[1:] == [1, 2, 3, 4, 5, 6, 7, 8] and late.state.skipped_steps == sum(map(len, bad.values()))
     monkeypatch.setattr(Parallel, "skips_on_device", False)
     at_once = run(tmp_path / "at once", tiny_model(), shapes, settled, **bad)
@@ -118,7 +118,7 @@ def test_too_many_skips_name_step_and_images_also_one_step_late(tmp_path, tiny_m
     messages = []
     options = {"max_skipped_steps": 2, "no_loss": (1, 4, 5)}
     caplog.set_level(logging.WARNING, logger="rfdetr_hf")
-    for folder, callbacks in (("late", []), ("at once", [TellSettled([])])):
+    for folder, callbacks in (("late", []), ("at once", [Listen("on_optimizer_step")])):
         with pytest.raises(RuntimeError, match="2 steps in a row") as e:
             run(tmp_path / folder, tiny_model(), shapes, settled, callbacks=callbacks, **options)
         skips = [text for text in caplog.messages if "skipped: loss or gradient" in text]
@@ -128,21 +128,31 @@ def test_too_many_skips_name_step_and_images_also_one_step_late(tmp_path, tiny_m
     assert messages[0][-1].startswith("step 5 skipped") and messages[0][-1].split("images ")[1] in messages[0][0]
 
 
-class TellSettled(TrainerCallback):
-    def __init__(self, seen):
-        self.seen, self.events = seen, []
+class Listen(TrainerCallback):
+    """Notes at an event of each step how many were skipped, and where the schedule stands."""
 
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.events.append(state.global_step)
+    def __init__(self, event):
+        self.seen = []
+        setattr(self, event, self.note)
 
-    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
+    def note(self, args, state, control, lr_scheduler=None, **kwargs):
         self.seen.append((state.skipped_steps, lr_scheduler.last_epoch))
 
 
-def test_who_listens_to_steps_sees_them_settled(tmp_path, tiny_model, shapes, settled):
-    callback = TellSettled([])
-    run(tmp_path, tiny_model(), shapes, settled, callbacks=[callback], max_steps=4, save_strategy="no", no_loss=(0, 2))
-    assert callback.seen == [(1, 0), (1, 1), (2, 1), (2, 2)] and callback.events == [1, 3]
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        ("on_step_end", [(1, 0), (1, 1), (2, 1), (2, 2)]),
+        ("on_step_begin", [(0, 0), (1, 0), (1, 1), (2, 1)]),
+        ("on_optimizer_step", [(1, 0), (2, 1)]),
+    ],
+)
+def test_who_listens_to_steps_sees_them_settled(tmp_path, tiny_model, shapes, settled, event, expected):
+    callback, options = Listen(event), {"max_steps": 4, "save_strategy": "no", "logging_steps": 9}
+    run(tmp_path, tiny_model(), shapes, settled, callbacks=[callback], no_loss=(0, 2), **options)
+    assert callback.seen == expected
+    # At once, or when the next step begins.
+    assert settled[1:] == ([1, 2, 3, 4] if event != "on_optimizer_step" else [0, 1, 2, 3])
 
 
 def test_the_average_is_that_of_the_latest_step_within_the_next(tmp_path, tiny_model, shapes, settled):
