@@ -246,7 +246,7 @@ def as_on_a_gpu() -> Iterator[None]:
             if hasattr(module, "to_device"):
                 stack.enter_context(mock.patch.object(module, "to_device", copied_array))
         stack.enter_context(mock.patch.object(matcher, "solve_on_host", next_queries))
-        stack.enter_context(mock.patch.object(types, "_check_target", lambda *_: None))
+        stack.enter_context(mock.patch.object(types.ValueCheck, "__call__", lambda *_: False))
         limits_of_pairs = matcher.PAIRS_AT_ONCE, keypoints._POINTS_AT_ONCE
         for limits in (*limits_of_pairs, criterion._LOGITS_AT_ONCE, masks._SCORES_AT_ONCE):
             stack.enter_context(mock.patch.dict(limits, {"cpu": limits["default"]}))
