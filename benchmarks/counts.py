@@ -1,29 +1,34 @@
 """What one optimizer step costs a GPU, counted without one: launches, arithmetic, memory traffic, saved tensors, waits.
 
     python benchmarks/counts.py
-    python benchmarks/counts.py --rows nano-b4 seg-medium-b4 --parts --json
+    python benchmarks/counts.py --rows nano-b4 seg-medium-b4 --ways ours transformers --parts --json
+
+Beside ours, the steps of rfdetr and of transformers' own model are counted where these are installed, and the ratios of
+ours to theirs printed; see `peer_steps.py`.
 
 The step runs on fake tensors, which have shapes and no values: forward pass under bfloat16 autocast, losses, backward
 pass, clipping, fused AdamW, moving average and the sums for the log. PyTorch builds no graph for CUDA tensors where no
-driver is, so they are CPU tensors, and what the code or PyTorch does otherwise on CUDA is put in its place: layer norms
-in float32, fused and foreach kernels, the chunks of the costs, copies to the device. Every image has `--objects`
-objects, and matching gives each the query of its number. What is counted:
+driver is, so they are CPU tensors, and what the code or PyTorch does otherwise on CUDA is put in its place: functions
+that autocast keeps in float32, fused and foreach kernels, the chunks of the costs, copies to the device. Every image
+has `--objects` objects, and matching gives each the query of its number. What is counted:
 
 - `ops`: operations that are neither views nor allocations. Each is one launch of a kernel at least;
 - `GFLOP`: of matrix products, convolutions and attention, two for each multiplication with addition;
 - `GB`: bytes of all inputs and outputs of these operations, each element of an expanded tensor once;
 - `saved`: bytes that the forward pass keeps for the backward pass besides parameters, in the encoder and elsewhere;
 - `waits`: times that the host reads something back from the device while the step is queued. Whether it was skipped is
-  read when the next one is, and by then it is there.
+  read when the next one is, and by then it is there. All ways match on the host.
 
 Not in it: the copy of a batch to the device and its preparation.
 """
 
 import argparse
 import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
@@ -54,8 +59,14 @@ from rfdetr_hf.training.meters import LossMeter
 from rfdetr_hf.training.parallel import Parallel
 from rfdetr_hf.training.update import update_weights
 
+sys.path.insert(0, str(Path(__file__).parent))
+import peer_steps
+
 ENCODER, UPDATE, BACKWARD = "encoder", "update", "backward"
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
+# Of autocast's list for CUDA what the models use with tensors that may be narrower; on a CPU these stay in bfloat16.
+_IN_FLOAT32 = {F.layer_norm, F.softmax, torch.softmax, Tensor.softmax, torch.pow, Tensor.pow, torch.exp, Tensor.exp,
+               torch.log, Tensor.log, F.softplus, F.l1_loss, torch.cdist, torch.sum, Tensor.sum}  # fmt: skip
 _READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}
 
 
@@ -72,6 +83,7 @@ ROWS = {
     "seg-medium-b4": Row("seg-medium", 4),
     "keypoint-b4": Row("keypoint-preview", 4),
 }
+WAYS = ("ours", *peer_steps.PEERS)
 MODELS = {"seg": RFDETRForInstanceSegmentation, "keypoint": RFDETRForKeypointDetection}
 OPTIONS = SimpleNamespace(
     learning_rate=1e-4, learning_rate_encoder=1.5e-4, layer_decay=0.8, component_decay=0.7, weight_decay=1e-4,
@@ -80,10 +92,17 @@ OPTIONS = SimpleNamespace(
 
 
 class Counts(TorchDispatchMode):
-    """Counts what passes through the dispatcher, by the part of the step that is set."""
+    """Counts what passes through the dispatcher, by the part of the step that is set.
 
-    def __init__(self) -> None:
+    Args:
+        answer: what a value is that the host reads: 0 to a step that asks whether a gradient is not finite, 1 to one
+            that asks whether all is well.
+        strict: whether a result whose size depends on the data is an error; else all elements count as non-zero.
+    """
+
+    def __init__(self, answer: int = 0, strict: bool = True) -> None:
         super().__init__()
+        self.answer, self.strict = answer, strict
         self.part = ""
         self.ops: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[str] = Counter()
@@ -104,11 +123,12 @@ class Counts(TorchDispatchMode):
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if name in _READS:
-            self.waits[name] += 1
+            self.wait(name)
+            if name == "nonzero" and not self.strict:
+                return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
             if name != "_local_scalar_dense":
                 raise RuntimeError(f"{name} has a result whose size depends on the data: the host waits for it")
-            self.ops[self.part, name] += 1
-            return 0  # a step that asks finds its gradients finite
+            return self.answer
         result = func(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if not (tensors or results) or _is_free(func, name):
@@ -119,6 +139,11 @@ class Counts(TorchDispatchMode):
         if packet in flop_registry:
             self.flops[self.part] += flop_registry[packet](*args, **kwargs, out_val=result)
         return result
+
+    def wait(self, name: str) -> None:
+        """Note that the host reads something back."""
+        self.waits[name] += 1
+        self.ops[self.part, name] += 1
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Note a tensor that autograd saves."""
@@ -150,13 +175,21 @@ def _bytes(tensor: Tensor) -> int:
     return int(np.prod(sides, dtype=np.int64)) * tensor.itemsize if tensor.numel() else 0
 
 
-class CudaAutocast(TorchFunctionMode):
-    """Layer norms in float32 under autocast, as on CUDA; on a CPU they stay in bfloat16."""
+class OnCuda(TorchFunctionMode):
+    """What PyTorch does otherwise on CUDA: autocast keeps more functions in float32, and the host waits for `cpu()`."""
+
+    def __init__(self, counts: Counts) -> None:
+        super().__init__()
+        self.counts = counts
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.cpu:
-            raise RuntimeError("a copy to the host, which waits for it")
-        if func is F.layer_norm and torch.is_autocast_enabled("cpu"):
+            if self.counts.strict:
+                raise RuntimeError("a copy to the host, which waits for it")
+            self.counts.wait("cpu")
+        if func is torch._shape_as_tensor:
+            return torch.tensor(args[0].shape)
+        if func in _IN_FLOAT32 and torch.is_autocast_enabled("cpu") and args[0].dtype == torch.bfloat16:
             args = (args[0].float(), *args[1:])
         return func(*args, **(kwargs or {}))
 
@@ -174,15 +207,16 @@ def next_queries(cost: Tensor, objects: Sequence[int], queries: Sequence[int], n
     return np.stack([np.broadcast_to(np.where(numbers < q, numbers, -1), shape) for q in queries])
 
 
-def fake_labels(config: RFDETRConfig, images: int, objects: int) -> list[dict[str, Tensor]]:
+def fake_labels(config: RFDETRConfig, row: Row, objects: int) -> list[dict[str, Tensor]]:
     """Targets of a batch, as the trainer unpacks them: views of one tensor for each field."""
-    total, side = images * objects, config.resolution // config.mask_downsample_ratio
+    images, side = row.batch_size, config.resolution // config.mask_downsample_ratio
+    total = images * objects
     fields = {
         "class_labels": torch.empty(total, dtype=torch.int64),
         "boxes": torch.empty(total, 4),
         "image_id": torch.empty(images, dtype=torch.int64),
     }
-    if config.architectures and "Segmentation" in config.architectures[0]:
+    if row.variant.startswith("seg"):
         fields["masks"] = torch.empty(total, side, side, dtype=torch.bool)
     if config.num_keypoints_per_class:
         fields["keypoints"] = torch.empty(total, max(config.num_keypoints_per_class), 3)
@@ -200,7 +234,7 @@ class Step:
             self.model: Any = model(self.config).train()
         _on_device(self.model)
         self.pixels = torch.empty(row.batch_size, 3, self.config.resolution, self.config.resolution)
-        self.labels = fake_labels(self.config, row.batch_size, objects)
+        self.labels = fake_labels(self.config, row, objects)
         self.optimizer = build_optimizer(build_param_groups(self.model, OPTIONS), OPTIONS, "cuda")
         alone: Any = SimpleNamespace(num_processes=1, scaler=None, unscale_gradients=lambda: None)
         self.parallel = Parallel(alone, OPTIONS, self.model)  # pyright: ignore[reportArgumentType]
@@ -211,19 +245,24 @@ class Step:
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         self.optimizer.step()  # makes its state
         self.optimizer.zero_grad()
+        criterion = self.model.loss_function
+        criterion.weighted_sum({name: torch.empty(()) for name in criterion.weight_dict})  # the weights, kept from then
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules that are counted apart."""
         model = self.model
         return {ENCODER: model.vit, "projector": model.backbone[0].projector, "decoder": model.transformer.decoder}
 
-    def forward(self) -> Any:
+    def forward(self) -> Tensor:
+        """The loss."""
         with torch.autocast("cpu", torch.bfloat16):
-            return self.model(self.pixels, labels=self.labels, num_boxes=1.0, seed=0)
+            self.outputs = self.model(self.pixels, labels=self.labels, num_boxes=1.0, seed=0)
+        return self.outputs.loss
 
-    def update(self, outputs: Any) -> None:
-        self.meter.add(outputs.loss, outputs.loss_dict, 1)
-        update = update_weights(self.parallel, outputs.loss.detach(), lambda: None)
+    def update(self) -> None:
+        """Add up for the log, clip, step, and average."""
+        self.meter.add(self.outputs.loss, self.outputs.loss_dict, 1)
+        update = update_weights(self.parallel, self.outputs.loss.detach(), lambda: None)
         self.average.update(1)
         self.meter.end_step(self.meter.take(), update.grad_norm)
 
@@ -239,7 +278,7 @@ def _on_device(model: nn.Module) -> None:
 
 
 @contextmanager
-def as_on_a_gpu() -> Iterator[None]:
+def as_on_a_gpu(counts: Counts) -> Iterator[None]:
     """Within it tensors are fake, the code takes its ways for CUDA, and what reads values on the host is replaced."""
     with ExitStack() as stack:
         for module in (criterion, decoder, keypoints, masks, matcher, types):
@@ -252,32 +291,43 @@ def as_on_a_gpu() -> Iterator[None]:
             stack.enter_context(mock.patch.dict(limits, {"cpu": limits["default"]}))
         stack.enter_context(mock.patch.dict(criterion._SCORES_AT_ONCE, clear=True))
         stack.enter_context(mock.patch.object(masks, "_LAYERS_APART", set()))
+        stack.enter_context(mock.patch.object(decoder, "_KEEPS_READS", set()))
         stack.enter_context(mock.patch.object(clip_grad, "_has_foreach_support", lambda *_: True))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(CudaAutocast())
+        stack.enter_context(OnCuda(counts))
         yield
 
 
-def count_step(row: Row, objects: int) -> dict[str, Any]:
+def count_step(row: Row, objects: int, way: str = "ours") -> dict[str, Any]:
     """Count one optimizer step.
 
     Returns:
-        `ops`, `gflop`, `gb`, `saved_encoder_gb`, `saved_rest_gb`, `waits`, and `parts`: for each part its `ops`,
-        `gflop`, `gb`, `saved_gb` and the `names` of its operations with their numbers.
+        `ops`, `gflop`, `gb`, `saved_encoder_gb`, `saved_rest_gb`, `saved_gb`, `waits`, and `parts`: for each part its
+        `ops`, `gflop`, `gb`, `saved_gb` and the `names` of its operations with their numbers.
     """
-    counts = Counts()
-    with as_on_a_gpu():
-        step = Step(row, objects)
+    own = way == "ours"
+    counts = Counts() if own else Counts(answer=1, strict=False)
+    peer: Any = None if own else peer_steps.PEERS[way](row.variant)
+    with ExitStack() as stack:
+        stack.enter_context(as_on_a_gpu(counts))
+        if own:
+            step: Any = Step(row, objects)
+        else:
+            stack.enter_context(peer_steps.matched_by_number(way))
+            config = RFDETRConfig.from_variant(row.variant)
+            pixels = torch.empty(row.batch_size, 3, config.resolution, config.resolution)
+            _on_device(peer.model)
+            step = peer_steps.PeerStep(peer, pixels, fake_labels(config, row, objects))
         for part, module in step.parts().items():
             _count_apart(counts, part, module)
         with counts, torch.autograd.graph.saved_tensors_hooks(counts.keep, lambda tensor: tensor):
             with counts.within("heads and losses"):
-                outputs = step.forward()
+                loss = step.forward()
         with counts:
             with counts.within(BACKWARD):
-                outputs.loss.backward()
+                loss.backward()
             with counts.within(UPDATE):
-                step.update(outputs)
+                step.update()
     return summary(counts, counts.saved_bytes(list(step.model.parameters())))
 
 
@@ -310,24 +360,46 @@ def summary(counts: Counts, saved: dict[str, int]) -> dict[str, Any]:
     encoder = parts.get(ENCODER, {"saved_gb": 0})["saved_gb"]
     total = {key: sum(part[key] for part in parts.values()) for key in ("ops", "gflop", "gb")}
     rest = sum(part["saved_gb"] for part in parts.values()) - encoder
-    return {**total, "saved_encoder_gb": encoder, "saved_rest_gb": rest, "waits": counts.waits.total(), "parts": parts}
+    saved_gb = {"saved_encoder_gb": encoder, "saved_rest_gb": rest, "saved_gb": encoder + rest}
+    return {**total, **saved_gb, "waits": counts.waits.total(), "parts": parts}
 
 
-def print_row(name: str, row: dict[str, Any], parts: bool) -> None:
-    saved = f"{row['saved_encoder_gb']:6.2f} {row['saved_rest_gb']:6.2f}"
-    print(f"{name:28}{row['ops']:6} {row['gflop']:7.0f} {row['gb']:7.2f}   {saved} {row['waits']:6}", flush=True)
+COLUMNS = {"ops": 6, "gflop": 7, "gb": 8, "saved_encoder_gb": 9, "saved_rest_gb": 7, "saved_gb": 7, "waits": 6}
+
+
+def print_row(name: str, row: dict[str, Any], parts: bool = False) -> None:
+    """A line of the table, and one for each part."""
+    cells = (f"{row[key]:{width}{'d' if isinstance(row[key], int) else '.2f'}}" for key, width in COLUMNS.items())
+    print(f"{name:28}", *cells, flush=True)
     for part, own in row["parts"].items() if parts else ():
-        print(f"  {part:26}{own['ops']:6} {own['gflop']:7.0f} {own['gb']:7.2f}   {own['saved_gb']:6.2f}")
-        most = list(own["names"].items())[:10]
-        print("    " + ", ".join(f"{operation} {number}" for operation, number in most))
+        print(f"    {part:24} {own['ops']:6} {own['gflop']:7.2f} {own['gb']:8.2f} {'':17} {own['saved_gb']:7.2f}")
+        print("      " + ", ".join(f"{operation} {number}" for operation, number in list(own["names"].items())[:10]))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command line."""
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--objects", type=int, default=10, help="per image")
     parser.add_argument("--parts", action="store_true", help="a line for each part, with its most frequent operations")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+
+
+def print_table(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Count and print what is asked for: by row and way."""
+    rows: dict[str, dict[str, Any]] = defaultdict(dict)
+    show = (lambda *_, **__: None) if args.json else print_row
+    for name, way in ((name, way) for name in args.rows for way in args.ways):
+        reason = peer_steps.missing(way, ROWS[name].variant)
+        if reason:
+            print(f"{name}, {way}: left out, {reason}", file=sys.stderr)
+            continue
+        rows[name][way] = row = count_step(ROWS[name], args.objects, way)
+        show(f"{name}, {way}", row, parts=args.parts)
+        first = rows[name].get("ours")
+        if first and way != "ours":
+            show("  ours / " + way, {key: first[key] / row[key] if row[key] else float("nan") for key in COLUMNS})
+    return rows
 
 
 def main() -> None:
@@ -335,12 +407,8 @@ def main() -> None:
     add_arguments(parser)
     args = parser.parse_args()
     if not args.json:
-        print(f"{'':28}{'ops':>6} {'GFLOP':>7} {'GB':>7}   {'saved GB':>13} {'waits':>6}")
-    rows = {}
-    for name in args.rows:
-        rows[name] = count_step(ROWS[name], args.objects)
-        if not args.json:
-            print_row(name, rows[name], args.parts)
+        print(f"{'':28} {'ops':>6} {'GFLOP':>7} {'GB':>8} {'saved: encoder, rest, all':>25} {'waits':>6}")
+    rows = print_table(args)
     if args.json:
         print(json.dumps(rows, indent=1))
 

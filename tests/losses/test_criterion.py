@@ -33,9 +33,10 @@ def inputs(layers):
     ("counts", "rows", "groups"),
     [((3, 0, 2), (12, 12, 12, 12), 2), ((2, 5), (12, 12, 12, 6), 3), ((1,), (4, 4, 4, 4), 1)],
 )
-@pytest.mark.parametrize("num_boxes", [None, 7.5])
-def test_equals_plain_loss(criterion, rng, counts, rows, groups, num_boxes):
+@pytest.mark.parametrize(("num_boxes", "at_once"), [(None, 0), (7.5, 2**26)])
+def test_equals_plain_loss(criterion, rng, monkeypatch, counts, rows, groups, num_boxes, at_once):
     """Values and gradients of every term; the second case has more objects than queries."""
+    monkeypatch.setitem(criterion_module._LOGITS_AT_ONCE, "cpu", at_once)
     layers, targets = predict(rng, len(counts), rows), make_targets(rng, counts, CLASSES)
     losses = criterion(layers, targets, groups, num_boxes)
     divisor = num_boxes or sum(counts) * groups
@@ -68,7 +69,9 @@ def test_names_and_weights(criterion, rng):
     assert {name for name in only_last.weight_dict if name.startswith("loss_ce")} == {"loss_ce", "loss_ce_enc"}
 
 
-def test_values_for_the_log(criterion, rng):
+@pytest.mark.parametrize("at_once", [0, 2**26])
+def test_values_for_the_log(criterion, rng, monkeypatch, at_once):
+    monkeypatch.setitem(criterion_module._LOGITS_AT_ONCE, "cpu", at_once)
     layers, targets = predict(rng, 2), make_targets(rng, (3, 2), CLASSES)
     losses = criterion(layers, targets, 2)
     matches = match(layers[0].logits, layers[0].boxes, targets, 2)

@@ -4,11 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rfdetr_hf.models import decoder
 from rfdetr_hf.models.decoder import (
     DeformableAttention,
     GroupSelfAttention,
     RFDETRTransformer,
     flatten_levels,
+    weighted_reads,
 )
 from rfdetr_hf.models.geometry import sampling_frames
 from rfdetr_hf.models.linears import linears
@@ -43,6 +45,24 @@ def bilinear(image, x, y):
             if 0 <= r < height and 0 <= c < width:
                 total += (1 - abs(row - r)) * (1 - abs(column - c)) * image[:, r, c]
     return total
+
+
+@pytest.mark.parametrize("kept", [{"cpu"}, set()])
+def test_reads_that_are_made_again_have_the_same_derivatives(rng, monkeypatch, kept):
+    monkeypatch.setattr(decoder, "_KEEPS_READS", kept)
+    options = {"generator": rng, "dtype": torch.float64}
+    image, grid = torch.randn(4, 3, 5, 6, **options), torch.rand(4, 7, 2, 2, **options) * 2 - 1
+    weights = torch.rand(2, 2, 1, 7, 2, **options)
+    tensors = [tensor.requires_grad_() for tensor in (image, grid, weights)]
+    assert torch.autograd.gradcheck(weighted_reads, tensors)
+    read = F.grid_sample(image, grid, align_corners=False).unflatten(0, (2, 2))
+    plain = (read * weights).sum(-1)
+    with torch.no_grad():
+        assert torch.equal(weighted_reads(*tensors), plain)
+    found = weighted_reads(*tensors)
+    factors = torch.randn(found.shape, **options)
+    ours, theirs = (torch.autograd.grad(result, tensors, factors) for result in (found, plain))
+    assert torch.equal(found, plain) and all(map(torch.equal, ours, theirs))
 
 
 def test_memory_of_two_levels(rng):

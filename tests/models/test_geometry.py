@@ -32,6 +32,15 @@ def test_refine_moves_the_centre_by_the_size_and_scales_the_size():
     torch.testing.assert_close(refine_boxes(torch.zeros(4), reference), reference)
 
 
+@pytest.mark.parametrize("shapes", [((2, 3, 4), (3, 4)), ((3, 4), (2, 3, 4)), ((3, 4), (3, 4))])
+def test_refining_has_the_derivatives_of_its_formula(rng, shapes):
+    inputs = [torch.randn(shape, generator=rng, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(refine_boxes, inputs)
+    with torch.no_grad():
+        plain = refine_boxes(*inputs)
+    torch.testing.assert_close(refine_boxes(*inputs), plain)
+
+
 def test_sine_embedding_by_its_definition():
     box, width = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64), 6
     expected = []

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from rfdetr_hf.models.backbone import LayerScale
 from rfdetr_hf.models.configuration_rfdetr import RFDETRBackboneConfig
-from rfdetr_hf.models.linears import joined, linears
+from rfdetr_hf.models.linears import joined, linears, sum_to_autocast
 
 BF16 = torch.bfloat16
 
@@ -40,6 +40,30 @@ def test_one_product_equals_several(rng, autocast):
     for ours, theirs in zip(*results, strict=True):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, rtol=1e-2 if autocast else 1e-6, atol=1e-2 if autocast else 1e-6)
+
+
+@pytest.mark.parametrize("second", [(6, 4), (1, 4)])
+def test_a_sum_is_rounded_as_autocast_rounds_it(rng, second):
+    first, second = (torch.randn(*shape, generator=rng).requires_grad_() for shape in ((6, 4), second))
+    factors = torch.randn(6, 4, generator=rng)
+    assert sum_to_autocast(first, second).dtype == torch.float32
+    with torch.autocast("cpu", BF16):
+        found, plain = sum_to_autocast(first, second).to(BF16), (first + second).to(BF16)
+    ours, theirs = (torch.autograd.grad(total, (first, second), factors.to(BF16)) for total in (found, plain))
+    assert torch.equal(found, plain) and all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_stacked_weights(rng, autocast):
+    first, second = layers(rng, 3, 3)
+    first.bias.requires_grad_(False)
+    with torch.autocast("cpu", BF16, enabled=autocast):
+        weight, bias = joined([[first.weight, second.weight], [first.bias, second.bias]], stacked=True)
+    assert (weight.shape, bias.shape) == ((2, 3, 4), (2, 3)) and weight.dtype == (BF16 if autocast else torch.float32)
+    assert torch.equal(weight[1], second.weight.to(weight.dtype)) and torch.equal(bias[0], first.bias.to(bias.dtype))
+    ((weight.transpose(1, 2) * torch.arange(2)[:, None, None]).sum() + bias.sum() * 3).backward()
+    assert first.weight.grad.eq(0).all() and second.weight.grad.eq(1).all() and second.weight.grad.is_contiguous()
+    assert first.bias.grad is None and second.bias.grad.eq(3).all()
 
 
 def test_frozen_tensors_get_no_gradient(rng):

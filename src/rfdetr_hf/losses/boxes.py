@@ -50,40 +50,52 @@ class _BoxTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        boxes = torch.stack((predicted, truth))  # (2, M, 4)
-        half = boxes[..., 2:].clamp(min=0) / 2
-        lower, upper = boxes[..., :2] - half, boxes[..., :2] + half  # (2, M, 2)
-        gap = upper.amin(0) - lower.amax(0)
-        hull = upper.amax(0) - lower.amin(0)
-        sides = torch.cat((upper - lower, gap.clamp(min=0)[None], hull[None]))  # (4, M, 2)
-        area1, area2, intersection, hull = sides.prod(-1)  # (M,) each
-        union = area1 + area2 - intersection
-        areas = torch.stack((union, hull))
-        floored, (union_counts, hull_counts) = areas.clamp(min=_MIN_AREA), areas >= _MIN_AREA
-        (union_floored, hull_floored), (per_union, per_hull) = floored, floored.reciprocal()
-        iou = intersection / union_floored
-        empty = (hull - union) / hull_floored  # GIoU = iou - empty
-        # Derivatives of GIoU by the areas of union, hull and intersection, the latter also as a part of the union.
-        by_union = per_hull - iou * per_union * union_counts
-        by_hull = (empty * hull_counts - 1) * per_hull
-        by_overlap = per_union - by_union
-        own, _, common, around = sides.flip(-1)  # what an area changes by with a side is the other side
-        own, around = own * by_union[:, None], around * by_hull[:, None]
-        common = common * by_overlap[:, None] * (gap >= 0)
+        centre, size = torch.stack((predicted, truth)).split(2, -1)  # (2, M, 2) each
+        half = size.clamp(min=0) / 2
+        # Of overlap, prediction, hull and truth the lower corner negated, and the upper one: both ends are extremes of
+        # one kind, and the sides are sums.
+        corners = predicted.new_empty(4, *predicted.shape)
+        torch.sub(half, centre, out=corners[1::2, :, :2])
+        torch.add(half, centre, out=corners[1::2, :, 2:])
+        torch.aminmax(corners[1::2], dim=0, out=(corners[0], corners[2]))
+        sides = corners[..., :2] + corners[..., 2:]  # (4, M, 2)
+        meets = sides[0] >= 0
+        sides[0].clamp_(min=0)
+        areas = sides.prod(-1)
+        intersection, area, hull, union = areas  # (M,) each
+        union.add_(area).sub_(intersection)
+        floored, counted = areas[2:].clamp(min=_MIN_AREA), areas[2:] >= _MIN_AREA
+        iou = intersection / floored[1]
+        empty = (hull - union) / floored[0]  # GIoU = iou - empty
+        # Derivatives of GIoU by the areas of intersection, the latter also as a part of the union, union and hull.
+        per_hull, per_union = per_area = floored.reciprocal()
+        hull_slope, union_slope = per_area * counted
+        by_areas = areas.new_empty(3, len(iou))
+        torch.addcmul(per_hull, iou, union_slope, value=-1, out=by_areas[1])
+        torch.sub(per_union, by_areas[1], out=by_areas[0])
+        torch.mul(empty, hull_slope, out=by_areas[2]).sub_(per_hull)
+        # What an area changes by with a side is the other side.
+        common, own, around = sides[:3].flip(-1).mul_(by_areas[..., None])  # (M, 2) each
+        common.mul_(meets)
         # Whose corner it is that a side of overlap or hull ends at; both are at a tie.
-        inner = torch.stack((upper[1] - upper[0], lower[0] - lower[1]))
-        at_upper, at_lower = own + around.lerp(common, torch.heaviside(inner, predicted.new_full((), 0.5)))
-        slope = torch.cat((at_lower - at_upper, (at_upper + at_lower) * -0.5 * (predicted[:, 2:] >= 0)), -1)
+        inner = torch.heaviside(corners[3] - corners[1], predicted.new_full((), 0.5)).unflatten(-1, (2, 2))
+        at_lower, at_upper = (around[:, None].lerp(common[:, None], inner) + own[:, None]).unbind(1)
+        slope = torch.empty_like(predicted)
+        torch.sub(at_lower, at_upper, out=slope[:, :2])
+        torch.add(at_lower, at_upper, out=slope[:, 2:]).mul_(-0.5).mul_(predicted[:, 2:] >= 0)
         offset = predicted - truth
         ctx.save_for_backward(offset.sign(), slope)
         ctx.mark_non_differentiable(iou)
+        ctx.set_materialize_grads(False)
         return offset.abs().sum(-1), 1 - iou + empty, iou
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, distance: Tensor, giou: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, distance: Tensor | None, giou: Tensor | None, _: None) -> tuple[Tensor, None]:
         sign, slope = ctx.saved_tensors
-        return torch.addcmul(sign * distance[:, None], slope, giou[:, None]), None
+        by_distance: Tensor = sign.new_zeros(len(sign)) if distance is None else distance
+        by_giou: Tensor = sign.new_zeros(len(sign)) if giou is None else giou
+        return torch.addcmul(sign * by_distance[:, None], slope, by_giou[:, None]), None
 
 
 def box_terms(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,7 +35,13 @@ class _QualityFocalLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, index: Tensor, quality: Tensor, labelled: Tensor | None, *logits: Tensor
+        ctx: Any,
+        scores: Tensor,
+        index: Tensor,
+        matched: Tensor,
+        quality: Tensor,
+        labelled: Tensor | None,
+        *logits: Tensor,
     ) -> Tensor:
         terms, slope = torch.empty_like(scores), torch.empty_like(scores)
         size = _SCORES_AT_ONCE.get(scores.device.type, max(len(scores), 1))
@@ -49,7 +55,6 @@ class _QualityFocalLoss(torch.autograd.Function):
             for each in (terms, slope):
                 each.view(len(logits), *logits[0].shape).mul_(labelled)
         # t log p + (1 - t) log(1 - p), log p being the logit more than log(1 - p).
-        matched = scores[index]
         background = F.softplus(matched, threshold=_SOFTPLUS_THRESHOLD)
         terms[index] = torch.addcmul(background, quality, matched, value=-1)
         slope[index] = matched.sigmoid() - quality
@@ -63,7 +68,7 @@ class _QualityFocalLoss(torch.autograd.Function):
         (slope,) = ctx.saved_tensors
         rows = slope.view(len(grad), -1)
         scaled = torch.mul(rows, grad[:, None], out=torch.empty_like(rows))
-        return (None, None, None, None, *(own.view(ctx.shape) for own in scaled.unbind()))
+        return (None, None, None, None, None, *(own.view(ctx.shape) for own in scaled.unbind()))
 
 
 def flat_scores(logits: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -82,6 +87,7 @@ def quality_focal_loss(
     index: Tensor,
     quality: Tensor,
     scores: Tensor | None = None,
+    matched: Tensor | None = None,
     labelled: Tensor | None = None,
 ) -> Tensor:
     """Sum of the IoU-aware binary cross entropy over all logits of each layer.
@@ -94,6 +100,7 @@ def quality_focal_loss(
         index: (M,) int64 positions of the matched entries in the logits end to end, no position twice.
         quality: (M,) targets t in [0, 1], taken as constants; their type is that of the computation and of the result.
         scores: `flat_scores` of the logits, where the caller has them.
+        matched: and those of the matched entries.
         labelled: bool, broadcast to the logits of a layer; entries where it is false give nothing unless they are
             matched, since it is not known that there is no object of that class.
 
@@ -101,7 +108,8 @@ def quality_focal_loss(
         (layers,).
     """
     scores = flat_scores(logits, quality.dtype) if scores is None else scores
-    return _QualityFocalLoss.apply(scores, index, quality, labelled, *logits)
+    matched = scores[index] if matched is None else matched
+    return _QualityFocalLoss.apply(scores, index, matched, quality, labelled, *logits)
 
 
 class RFDETRCriterion:
@@ -178,15 +186,19 @@ class RFDETRCriterion:
                 truth = self.task.pack(targets, objects, int(torch.randint(2**62, ())) if seed is None else seed)
                 with torch.no_grad():
                     task_cost = self.task.pair_cost(layers, objects, truth)
-            logits, boxes = [o.logits for o in layers], [o.boxes for o in layers]
-            matches = self.matcher(logits, boxes, objects, num_groups, task_cost)
+            logits: Any = [o.logits for o in layers]
+            scores = None
+            if len(list(_runs(layers))) == 1:
+                scores = flat_scores(logits, objects.boxes.dtype)
+                logits = scores.view(len(layers), *reference.shape)
+            matches = self.matcher(logits, [o.boxes for o in layers], objects, num_groups, task_cost)
             divisor = self._divisor(num_boxes, objects, num_groups)
-            losses = self._detection_losses(layers, objects, matches, divisor)
+            losses = self._detection_losses(layers, objects, matches, divisor, scores)
             if self.task:
                 table = self.task.losses(layers, objects, truth, matches, num_groups) / divisor  # (terms, layers)
                 names = [f"{name}{o.name_suffix}" for name in self.task.coefficients for o in layers]
                 losses |= dict(zip(names, table.flatten().unbind(), strict=True))
-            return losses | logging_values(layers, objects, matches)
+            return losses | logging_values(layers, logits, objects, matches)
 
     def weighted_sum(self, loss_dict: Mapping[str, Tensor]) -> Tensor:
         """The loss to minimise: each term of `loss_dict` that has a weight in `weight_dict`, times it."""
@@ -210,22 +222,29 @@ class RFDETRCriterion:
         return divisor.clamp(min=1)
 
     def _detection_losses(
-        self, layers: Sequence[LayerOutput], objects: PackedObjects, matches: QueryMatches, divisor: Tensor
+        self,
+        layers: Sequence[LayerOutput],
+        objects: PackedObjects,
+        matches: QueryMatches,
+        divisor: Tensor,
+        all_scores: Tensor | None,
     ) -> dict[str, Tensor]:
         truth, labels = objects.boxes[matches.target], objects.labels[matches.target]  # (M, 4), (M,)
         boxes = torch.cat([layer.boxes.flatten(0, 1) for layer in layers])  # (all rows, 4)
         distance, giou, iou = box_terms(boxes.index_select(0, matches.row).to(truth.dtype), truth)
         closeness = iou ** (1 - self.focal_alpha)
-        entries = matches.row * layers[0].logits.shape[2] + labels  # (M,), of the logits of all layers end to end
+        # (M,), of the logits of all layers end to end
+        entries = torch.add(labels, matches.row, alpha=layers[0].logits.shape[2])
         labelled = None if objects.labelled is None else objects.labelled[:, None]  # (B, 1, C)
         classification, first, end = [], 0, 0
         for run in _runs(layers):
             start, end = end, end + sum(matches.per_layer[run])
             logits, own = [layer.logits for layer in layers[run]], slice(start, end)
-            index, scores = entries[own] - first, flat_scores(logits, iou.dtype)
-            quality = scores[index].sigmoid() ** self.focal_alpha * closeness[own]
-            quality = quality.clamp(min=_MIN_QUALITY)
-            classification.append(quality_focal_loss(logits, index, quality, scores, labelled))
+            scores = flat_scores(logits, iou.dtype) if all_scores is None else all_scores
+            index = entries[own] - first if first else entries[own]
+            matched = scores[index]
+            quality = (matched.sigmoid() ** self.focal_alpha * closeness[own]).clamp(min=_MIN_QUALITY)
+            classification.append(quality_focal_loss(logits, index, quality, scores, matched, labelled))
             first += len(scores)
         sums = torch.cat((*classification, matches.sum_by_layer(torch.stack((distance, giou))).flatten()))
         names = [f"{name}{o.name_suffix}" for name in ("loss_ce", "loss_bbox", "loss_giou") for o in layers]
@@ -244,18 +263,24 @@ def _runs(layers: Sequence[LayerOutput]) -> Iterator[slice]:
 
 
 @torch.no_grad()
-def logging_values(layers: Sequence[LayerOutput], objects: PackedObjects, matches: QueryMatches) -> dict[str, Tensor]:
-    """`cardinality_error` of each layer and `class_error` of the layer with suffix "", computed on the device."""
+def logging_values(
+    layers: Sequence[LayerOutput], logits: Sequence[Tensor] | Tensor, objects: PackedObjects, matches: QueryMatches
+) -> dict[str, Tensor]:
+    """`cardinality_error` of each layer and `class_error` of the layer with suffix "", computed on the device.
+
+    `logits`: of the layers, as a list or stacked.
+    """
     present = to_device(np.asarray(objects.counts), objects.image.device)
     # (layers, B), rows with p > 0.5
-    best = [layer.logits.amax(-1) for layer in layers]  # (B, rows) each
-    alike = len({scores.shape for scores in best}) == 1
-    predicted = (torch.stack(best) > 0).sum(2) if alike else torch.stack([(scores > 0).sum(1) for scores in best])
+    if isinstance(logits, Tensor):
+        predicted = (logits.amax(-1) > 0).sum(2)
+    else:
+        predicted = torch.stack([(layer.amax(-1) > 0).sum(1) for layer in logits])
     errors = (predicted - present).abs().mean(1, dtype=objects.boxes.dtype)
     values = {f"cardinality_error{o.name_suffix}": own for o, own in zip(layers, errors.unbind(), strict=True)}
     for output, batch, query, target in zip(layers, *matches.split("batch", "query", "target"), strict=True):
         if output.name_suffix == "":
             right = output.logits[batch, query].argmax(-1) == objects.labels[target]  # (m,)
-            accuracy = right.sum(dtype=objects.boxes.dtype) / max(len(batch), 1)
-            values["class_error"] = torch.rsub(accuracy, 100, alpha=100)
+            number = right.sum(dtype=objects.boxes.dtype)
+            values["class_error"] = torch.rsub(number, 100, alpha=100 / max(len(batch), 1))
     return values

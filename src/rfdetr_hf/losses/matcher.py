@@ -99,17 +99,22 @@ class HungarianMatcher:
         """Cost of each object with each query of its image: (N, rows of all layers side by side)."""
         all_boxes = torch.cat([layer.to(objects.boxes.dtype) for layer in boxes], dim=1)  # (B, rows, 4)
         # Coordinate by coordinate (8, B, rows), so that what is gathered for the objects is read in one run.
-        coordinates = torch.cat((all_boxes, cxcywh_to_xyxy(all_boxes)), dim=-1).movedim(-1, 0).contiguous()
+        coordinates = torch.cat([boxes.movedim(-1, 0) for boxes in (all_boxes, cxcywh_to_xyxy(all_boxes))])
         num_pairs = PAIRS_AT_ONCE.get(all_boxes.device.type, PAIRS_AT_ONCE["default"])
         chunk = max(1, num_pairs // all_boxes.shape[1])
         pieces = zip(objects.image.split(chunk), objects.labels.split(chunk), objects.boxes.split(chunk), strict=True)
-        return torch.cat([self._cost_of(logits, coordinates, *piece) for piece in pieces])
+        costs = [self._cost_of(logits, coordinates, *piece) for piece in pieces]
+        return costs[0] if len(costs) == 1 else torch.cat(costs)
 
     def _cost_of(
         self, logits: Sequence[Tensor] | Tensor, coordinates: Tensor, image: Tensor, labels: Tensor, boxes: Tensor
     ) -> Tensor:
         """Objects (n,), (n,), (n, 4) and coordinates (8, B, rows) -> (n, rows)."""
-        scores = torch.cat([layer[image, :, labels] for layer in logits], dim=1).to(boxes.dtype)  # (n, rows)
+        if isinstance(logits, Tensor):
+            scores = logits[:, image, :, labels].flatten(1)  # (n, rows)
+        else:
+            scores = torch.cat([layer[image, :, labels] for layer in logits], dim=1)
+        scores = scores.to(boxes.dtype)
         # The logarithms come from the logits: that of a saturated probability would be infinite.
         probability = scores.sigmoid()
         positive = (1 - probability).square_().mul_(F.logsigmoid(scores)).mul_(self.class_cost * self.focal_alpha)
@@ -126,9 +131,10 @@ def replace_non_finite(cost: Tensor) -> Tensor:
 
     It stays near the finite costs, since a far larger one would round the others away in the solvers' sums.
     """
-    largest = cost.nan_to_num(0, 0, 0).abs_().amax()
-    worst = (2 * largest + 1).clamp(max=torch.finfo(cost.dtype).max / 16)
-    return torch.where((cost - cost) == 0, cost, worst)  # not so of NaN and of infinite numbers
+    finite = cost.nan_to_num(0, 0, 0)
+    largest = torch.linalg.vector_norm(finite, torch.inf)
+    worst = torch.rsub(largest, 1, alpha=-2).clamp(max=torch.finfo(cost.dtype).max / 16)
+    return torch.where(finite == cost, cost, worst)
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -38,7 +39,7 @@ from .initialization import (
     init_zeros,
     with_init,
 )
-from .linears import Linear, autocast_dtype, is_wrapped, joined, linears, to_autocast
+from .linears import Linear, autocast_dtype, is_wrapped, joined, linears, sum_to_autocast, to_autocast
 
 DECODER_NORM_EPS = 1e-5
 
@@ -56,8 +57,9 @@ class MLP(nn.Module):
         sizes = zip(widths[:-1], widths[1:], initializers, strict=True)
         self.layers = nn.ModuleList([with_init(nn.Linear(a, b), initializer) for a, b, initializer in sizes])
 
-    def forward(self, x: Tensor) -> Tensor:
-        *hidden, last = linears(*([layer] for layer in self.layers))
+    def forward(self, x: Tensor, functions: Sequence[Linear] = ()) -> Tensor:
+        """`functions`: what `linears` makes of the layers, where the caller has them."""
+        *hidden, last = functions or linears(*([layer] for layer in self.layers))
         for layer in hidden:
             x = F.relu(layer(x))
         return last(x)
@@ -130,14 +132,19 @@ class Proposals(NamedTuple):
     """The best T = min(num_queries, S) cells of each group.
 
     Attributes:
-        features: (B, G*T, C).
+        grouped: (G, B*T, C), their features.
         logits: (B, G*T, K).
         boxes: (B, G*T, 4).
     """
 
-    features: Tensor
+    grouped: Tensor
     logits: Tensor
     boxes: Tensor
+
+    @property
+    def features(self) -> Tensor:
+        """(B, G*T, C)."""
+        return _ungroup(self.grouped, len(self.boxes))
 
 
 def grouped_linears(layers: Iterable[Iterable[Any]], groups: int) -> list[Linear]:
@@ -155,9 +162,9 @@ def grouped_linears(layers: Iterable[Iterable[Any]], groups: int) -> list[Linear
         # The modules themselves, since they may be quantised ones, which have no weight to be read.
         return [modules[0] for modules in used]
     parameters = [[getattr(module, name) for module in modules] for name in ("weight", "bias") for modules in used]
-    tensors = joined(parameters)
-    weights = [weight.unflatten(0, (groups, -1)).transpose(1, 2) for weight in tensors[: len(used)]]  # (G, in, out)
-    biases = [bias.unflatten(0, (groups, 1, -1)) for bias in tensors[len(used) :]]  # (G, 1, out)
+    tensors = joined(parameters, stacked=True)
+    weights = [weight.transpose(1, 2) for weight in tensors[: len(used)]]  # (G, in, out)
+    biases = [bias[:, None] for bias in tensors[len(used) :]]  # (G, 1, out)
 
     def product(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         if autocast_dtype(x.device) is None:
@@ -165,6 +172,39 @@ def grouped_linears(layers: Iterable[Iterable[Any]], groups: int) -> list[Linear
         return torch.baddbmm(bias, x, weight)
 
     return [partial(product, *pair) for pair in zip(weights, biases, strict=True)]
+
+
+class _GroupedNorm(torch.autograd.Function):
+    # By hand for memory: autograd would keep the input in float32, where it is bfloat16, and what is scaled.
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        normed, *statistics = _plain_norm(x.to(weight.dtype))
+        ctx.save_for_backward(x, weight, *statistics)
+        return torch.addcmul(bias, normed, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight, *statistics = ctx.saved_tensors
+        wide, of_x = x.to(weight.dtype), None
+        if ctx.needs_input_grad[0]:
+            derived = torch.ops.aten.native_layer_norm_backward(
+                grad * weight, wide, x.shape[-1:], *statistics, None, None, [True, False, False]
+            )
+            of_x = derived[0].to(x.dtype)
+        return of_x, (grad * _plain_norm(wide)[0]).sum(1, keepdim=True), grad.sum(1, keepdim=True)
+
+
+def _grouped_norm(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """x (G, N, C), normed and scaled group by group."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _GroupedNorm.apply(x, weight, bias)
+    return torch.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS), weight)
+
+
+def _plain_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.native_layer_norm(x, x.shape[-1:], None, None, DECODER_NORM_EPS)
 
 
 class _ProposalHeads:
@@ -183,9 +223,8 @@ class _ProposalHeads:
         if groups == 1:
             self.norm = norms[0]
             return
-        parts = joined([[norm.weight for norm in norms], [norm.bias for norm in norms]], norms[0].weight.dtype)
-        weight, bias = (part.unflatten(0, (groups, 1, -1)) for part in parts)  # (G, 1, C)
-        self.norm = lambda x: torch.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS), weight)
+        parts = [torch.stack(list(part)) for part in zip(*((norm.weight, norm.bias) for norm in norms), strict=True)]
+        self.norm = partial(_grouped_norm, *(part[:, None] for part in parts))  # (G, 1, C)
 
     def features(self, tokens: Tensor) -> Tensor:
         """(G, N, C) -> (G, N, C)."""
@@ -200,9 +239,10 @@ class _ProposalHeads:
 
 
 def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (B, G, T) of x (B, S, C) as (G, B*T, C)."""
-    rows = x.gather(1, index.flatten(1)[..., None].expand(-1, -1, x.shape[-1]))  # (B, G*T, C)
-    return rows.unflatten(1, index.shape[1:]).transpose(0, 1).flatten(1, 2)
+    """Rows `index` (G, B, T) of x (B, S, C) as (G, B*T, C)."""
+    images = torch.arange(x.shape[0], device=x.device)[:, None]
+    numbers = torch.add(index, images, alpha=x.shape[1]).flatten()  # of the rows of all images
+    return x.flatten(0, 1).gather(0, numbers[:, None].expand(-1, x.shape[-1])).unflatten(0, (len(index), -1))
 
 
 def _ungroup(x: Tensor, batch: int) -> Tensor:
@@ -249,7 +289,7 @@ class GroupSelfAttention(nn.Module):
         packed = packed or joined([[self.in_proj_weight], [self.in_proj_bias]])
         x, position = (t.unflatten(1, (groups, -1)).flatten(0, 1) for t in (x, position))  # (B * groups, q, C)
         weight, bias = (t.split((2 * width, width)) for t in packed)
-        query, key = F.linear(x + position, weight[0], bias[0]).chunk(2, -1)
+        query, key = F.linear(sum_to_autocast(x, position), weight[0], bias[0]).chunk(2, -1)
         value = F.linear(x, weight[1], bias[1])
         # (B * groups, heads, q, C / heads)
         query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
@@ -258,6 +298,55 @@ class GroupSelfAttention(nn.Module):
         attended, weights = attend(query, key, value, kind, attends, rate, need_weights)
         attended = attended.transpose(1, 2).flatten(-2)  # (B * groups, q, C)
         return output(attended.unflatten(0, (batch, groups)).flatten(1, 2)), weights  # (B, groups * q, C)
+
+
+class _WeightedReads(torch.autograd.Function):
+    # By hand for memory: what is read at the points is the largest tensor of a layer after the hidden state of the
+    # feed-forward part. Reading again in the backward pass is one launch; a CPU keeps it, since there it takes time.
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, grid: Tensor, weights: Tensor) -> Tensor:
+        read = torch.grid_sampler_2d(image, grid, *_BILINEAR)
+        ctx.save_for_backward(image, grid, weights, *([read] if image.device.type in _KEEPS_READS else []))
+        return (read.unflatten(0, (len(weights), -1)) * weights).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        image, grid, weights, *kept = ctx.saved_tensors
+        grad = grad[..., None]
+        of_image = of_grid = of_weights = None
+        if ctx.needs_input_grad[2]:
+            read = kept[0] if kept else torch.grid_sampler_2d(image, grid, *_BILINEAR)
+            of_weights = (read.unflatten(0, (len(weights), -1)) * grad).sum(2, keepdim=True)
+        if any(ctx.needs_input_grad[:2]):
+            # Contiguous, which `grad` is not.
+            of_reads = torch.mul(grad, weights, out=grad.new_empty(torch.broadcast_shapes(grad.shape, weights.shape)))
+            of_image, of_grid = torch.ops.aten.grid_sampler_2d_backward(
+                of_reads.flatten(0, 1), image, grid, *_BILINEAR, ctx.needs_input_grad[:2]
+            )
+        return of_image, of_grid, of_weights
+
+
+_BILINEAR = 0, 0, False  # the mode, zeros outside of the image, a corner of the grid is that of the image
+_KEEPS_READS = {"cpu"}
+
+
+def weighted_reads(image: Tensor, grid: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of bilinear reads.
+
+    Args:
+        image: (B * heads, c, h, w).
+        grid: (B * heads, Q, P, 2), see `grid_sample`.
+        weights: (B, heads, 1, Q, P).
+
+    Returns:
+        (B, heads, c, Q).
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _WeightedReads.apply(image, grid, weights)
+    read = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return (read.unflatten(0, (len(weights), -1)) * weights).sum(-1)
 
 
 class DeformableAttention(nn.Module):
@@ -309,22 +398,26 @@ class DeformableAttention(nn.Module):
         weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1)
         centre, step = frames[:, :, None, :, None].split(2, -1)  # (B, Q, 1, L, 1, 2)
         weights = weights.unflatten(-1, layout[1:])
-        sampled = self._sample(value, torch.addcmul(centre, offsets, step), weights, shapes)
-        return output(sampled.to(query.dtype)), weights
+        # As a sum and a product, of which autograd makes less than of `addcmul`.
+        sampled = self._sample(value, centre + offsets * step, weights, shapes)
+        return output(sampled.to(query.dtype, memory_format=torch.contiguous_format)), weights
 
     def _sample(self, value: Tensor, grids: Tensor, weights: Tensor, shapes: LevelShapes) -> Tensor:
         """value (B, S, C), grids (B, Q, heads, L, P, 2), weights (B, Q, heads, L, P) -> (B, Q, C)."""
         batch, dtype = value.shape[0], grids.dtype
         grids = grids.transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P, 2)
         weights = weights.transpose(1, 2)[:, :, None]  # (B, heads, 1, Q, L, P)
+        if len(shapes) == 1:
+            levels = [(value, grids.squeeze(2), weights.squeeze(-2))]  # the derivatives of these are views
+        else:
+            cells = value.split([height * width for height, width in shapes], 1)
+            levels = zip(cells, grids.unbind(2), weights.unbind(-2), strict=True)
         parts = []
-        for level, cells in enumerate(value.split([height * width for height, width in shapes], 1)):
+        for shape, (cells, grid, weight) in zip(shapes, levels, strict=True):
             # (B, h * w, C) -> (B * heads, C / heads, h, w), read at (B * heads, C / heads, Q, P)
             image = cells.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
-            image = image.reshape(batch * self.heads, -1, *shapes[level])
-            read = F.grid_sample(image, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
-            read = read.unflatten(0, (batch, -1))
-            parts.append((read * weights[..., level, :]).sum(-1))  # (B, heads, C / heads, Q)
+            image = image.reshape(batch * self.heads, -1, *shape)
+            parts.append(weighted_reads(image, grid, weight))  # (B, heads, C / heads, Q)
         return reduce(torch.add, parts).flatten(1, 2).transpose(1, 2)
 
 
@@ -366,7 +459,7 @@ class RFDETRDecoderLayer(GradientCheckpointingLayer):
         reads, packed = rest[:3], rest[3:]
         answer, weights = own(x, position, groups, output, packed, need_weights=need_weights)
         x = self.norm1(x + self._drop(answer, self.dropout))
-        answer, cross_weights = cross(x + position, frames, tokens, shapes, padding, *reads)
+        answer, cross_weights = cross(sum_to_autocast(x, position), frames, tokens, shapes, padding, *reads)
         x = self.norm2(x + self._drop(answer, self.dropout))
         hidden = self._drop(F.relu(widen(x)), self.activation_dropout)
         return self.norm3(x + self._drop(narrow(hidden), self.dropout)), weights, cross_weights
@@ -424,11 +517,12 @@ class RFDETRDecoder(nn.Module):
     def _placed(self, references: Tensor, memory: Memory, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Where attention reads at the references (B, Q, L, 4), and the embedding of these (B, Q, C)."""
         if memory.valid_ratios is None:
-            scaled = references[:, :, None].expand(-1, -1, len(memory.shapes), -1)
+            scaled, first = references[:, :, None].expand(-1, -1, len(memory.shapes), -1), references
         else:
             # (B, Q, 1, 4) * (B, 1, L, 4)
             scaled = references[:, :, None] * memory.valid_ratios.repeat(1, 1, 2)[:, None]
-        embedded = sine_embedding(scaled[:, :, 0], self.norm.weight.shape[0] // 2)
+            first = scaled[:, :, 0]
+        embedded = sine_embedding(first, self.norm.weight.shape[0] // 2)
         # In the type of the states: what each layer sends back is then added up without casts.
         return sampling_frames(scaled, self.points), self.ref_point_head(embedded.to(dtype)).to(dtype)
 
@@ -461,12 +555,12 @@ class RFDETRTransformer(nn.Module):
         with torch.no_grad():
             shared = tokens.flatten(0, 1).expand(groups, -1, -1)  # (G, B * S, C)
             scores = heads.logits(heads.features(shared)).amax(-1).unflatten(1, (batch, cells))  # (G, B, S)
-            # (B, G, T)
-            best = scores.topk(min(self.num_queries, cells), dim=-1).indices.transpose(0, 1)
+            best = scores.topk(min(self.num_queries, cells), dim=-1).indices  # (G, B, T)
+            anchors = memory.anchors.expand(groups, -1, -1, -1).gather(2, best[..., None].expand(-1, -1, -1, 4))
         features = heads.features(_gather_rows(tokens, best))  # (G, B * T, C)
-        boxes = refine_boxes(heads.deltas(features), _gather_rows(memory.anchors, best))
-        logits = heads.logits(features)
-        return Proposals(*(_ungroup(x, batch) for x in (features, logits, boxes)))
+        read = to_autocast(features)
+        boxes = refine_boxes(heads.deltas(read), anchors.flatten(1, 2))
+        return Proposals(features, *(_ungroup(x, batch) for x in (heads.logits(read), boxes)))
 
     def references(self, learned: Tensor, boxes: Tensor) -> Tensor:
         """Reference boxes (B, Q, 4): learned deltas (Q, 4) applied to proposals (B, G*T, 4), which get no gradient.
@@ -475,6 +569,8 @@ class RFDETRTransformer(nn.Module):
         have their learned values as box, as in the official model.
         """
         count = boxes.shape[1]
+        if count == len(learned):
+            return refine_boxes(learned, boxes.detach())
         first, rest = learned.split((count, len(learned) - count))
         refined = refine_boxes(first, boxes.detach())
         return torch.cat([refined, rest.to(refined.dtype).expand(boxes.shape[0], -1, -1)], 1)

@@ -6,11 +6,13 @@ Coordinates are computed in `geometry_dtype`, float32 at least: the eight bits o
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ANCHOR_SIZE = 0.05
 ANCHOR_MARGIN = 0.01
@@ -24,16 +26,48 @@ def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+class _RefineBoxes(torch.autograd.Function):
+    # By hand for the number of launches: autograd takes twice as many.
+
+    @staticmethod
+    def forward(ctx: Any, deltas: Tensor, reference: Tensor) -> Tensor:
+        (shift, growth), (centre, size) = (boxes.split(2, -1) for boxes in (deltas, reference))
+        refined = deltas.new_empty(torch.broadcast_shapes(deltas.shape, reference.shape))
+        corner, side = refined.split(2, -1)
+        torch.addcmul(centre, shift, size, out=corner)
+        torch.mul(growth.exp(), size, out=side)
+        ctx.save_for_backward(deltas, reference)
+        return refined
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        deltas, reference = ctx.saved_tensors
+        (shift, growth), (_, size), (of_centre, of_size) = (x.split(2, -1) for x in (deltas, reference, grad))
+        of_size = of_size * growth.exp()
+        of_deltas = of_reference = None
+        if ctx.needs_input_grad[0]:
+            of_deltas = torch.empty_like(grad)
+            torch.mul(of_centre, size, out=of_deltas[..., :2])
+            torch.mul(of_size, size, out=of_deltas[..., 2:])
+            of_deltas = of_deltas.sum_to_size(deltas.shape)
+        if ctx.needs_input_grad[1]:
+            of_reference = torch.cat([of_centre, of_size.addcmul_(of_centre, shift)], -1).sum_to_size(reference.shape)
+        return of_deltas, of_reference
+
+
 def refine_boxes(deltas: Tensor, reference: Tensor) -> Tensor:
     """Apply box deltas: centre `d_xy * ref_wh + ref_xy`, size `exp(d_wh) * ref_wh`.
 
     Args:
         deltas: (..., 4).
-        reference: (..., 4) boxes, broadcastable to `deltas`.
+        reference: (..., 4) boxes, broadcastable with `deltas`.
     """
     dtype = geometry_dtype(torch.promote_types(deltas.dtype, reference.dtype))
-    # The derivative of a split is one operation, that of slices three.
-    (shift, growth), (centre, size) = (boxes.to(dtype).split(2, -1) for boxes in (deltas, reference))
+    deltas, reference = deltas.to(dtype), reference.to(dtype)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _RefineBoxes.apply(deltas, reference)
+    (shift, growth), (centre, size) = (boxes.split(2, -1) for boxes in (deltas, reference))
     return torch.cat([shift * size + centre, growth.exp() * size], -1)
 
 
@@ -43,7 +77,26 @@ def sampling_frames(boxes: Tensor, points: int) -> Tensor:
     An offset is in `1 / points` of half the box's size, the grid goes from -1 to 1 over the canvas.
     """
     centre, size = boxes.split(2, -1)
-    return torch.cat([2 * centre - 1, size / points], -1)
+    return torch.cat([torch.rsub(centre, -1, alpha=-2), size / points], -1)
+
+
+class _SineEmbedding(torch.autograd.Function):
+    # By hand for memory: autograd would keep the arguments, which are many times as large as the boxes.
+
+    @staticmethod
+    def forward(ctx: Any, boxes: Tensor, frequencies: Tensor) -> Tensor:
+        ctx.save_for_backward(boxes, frequencies)
+        arguments = boxes[..., None] * frequencies
+        return torch.stack([arguments.sin(), arguments.cos()], -1).flatten(-3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        boxes, frequencies = ctx.saved_tensors
+        arguments = boxes[..., None] * frequencies
+        of_sine, of_cosine = grad.unflatten(-1, (boxes.shape[-1], -1, 2)).unbind(-1)
+        slope = arguments.cos().mul_(of_sine).addcmul_(arguments.sin(), of_cosine, value=-1)
+        return slope.mul_(frequencies).sum(-1), None
 
 
 def sine_embedding(boxes: Tensor, width: int) -> Tensor:
@@ -61,7 +114,10 @@ def sine_embedding(boxes: Tensor, width: int) -> Tensor:
     exponents = torch.linspace(0, 2 / width - 1, width // 2, dtype=boxes.dtype, device=boxes.device)
     frequencies = 2 * math.pi * SINE_TEMPERATURE**exponents
     x, y, w, h = boxes.unbind(-1)
-    arguments = torch.stack([y, x, w, h], -1)[..., None] * frequencies
+    boxes = torch.stack([y, x, w, h], -1)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _SineEmbedding.apply(boxes, frequencies)
+    arguments = boxes[..., None] * frequencies
     return torch.stack([arguments.sin(), arguments.cos()], -1).flatten(-3)
 
 

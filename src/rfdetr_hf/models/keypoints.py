@@ -250,12 +250,11 @@ class RFDETRKeypointTransformer(RFDETRTransformer):
         self.keypoint_query_initializer_enc = KeypointQueries(keypoints, width)
         self.enc_out_keypoint_embed = nn.ModuleList([keypoint_head(width) for _ in range(config.group_detr)])
 
-    def propose_keypoints(self, features: Tensor, groups: int) -> Tensor:
-        """Features of the chosen cells (B, G*T, C) -> channels of their keypoints (B, G*T, N, 8), not placed yet."""
-        batch = features.shape[0]
-        x = self.keypoint_query_initializer_enc(features)
-        count = x.shape[2]
-        x = x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 3)  # (G, B * T * N, C)
+    def propose_keypoints(self, grouped: Tensor, batch: int) -> Tensor:
+        """Features of the chosen cells (G, B*T, C) -> channels of their keypoints (B, G*T, N, 8), not placed yet."""
+        x = self.keypoint_query_initializer_enc(grouped)
+        groups, _, count, _ = x.shape
+        x = x.flatten(1, 2)  # (G, B * T * N, C)
         heads: list[Any] = list(self.enc_out_keypoint_embed)[:groups]
         *hidden, last = grouped_linears(zip(*(head.layers for head in heads), strict=True), groups)
         for layer in hidden:
@@ -367,8 +366,9 @@ class RFDETRForKeypointDetection(RFDETRForObjectDetection):
         deltas = self.keypoint_embed(torch.stack(states.decoder.keypoints))  # (n, B, Q, N, 8)
         parts = [(deltas, states.references)]
         if supervised:
-            deltas = self.transformer.propose_keypoints(states.proposals.features, self._groups)
-            parts.append((deltas[None], states.proposals.boxes))
+            proposed = states.proposals
+            deltas = self.transformer.propose_keypoints(proposed.grouped, len(proposed.boxes))
+            parts.append((deltas[None], proposed.boxes))
         classes, keypoints, boosts = len(self.config.num_keypoints_per_class), [], []
         for deltas, boxes in parts:
             own = self._padded(place_keypoints(deltas, boxes))

@@ -17,15 +17,18 @@ class _CastTogether(torch.autograd.Function):
     # Autocast copies each weight by a launch of its own, and each gradient back.
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, sizes: Sequence[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, dtype: torch.dtype, sizes: Sequence[int], stacked: bool, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         joined, parts = [], []
         for group in _groups(tensors, sizes):
             rows = [len(tensor) for tensor in group]
-            joined.append(group[0].new_empty((sum(rows), *group[0].shape[1:]), dtype=dtype))
-            parts += joined[-1].split(rows)
+            shape = (len(group), *group[0].shape) if stacked else (sum(rows), *group[0].shape[1:])
+            joined.append(group[0].new_empty(shape, dtype=dtype))
+            parts += joined[-1].unbind() if stacked else joined[-1].split(rows)
         torch._foreach_copy_(parts, list(tensors))  # pyright: ignore[reportPrivateImportUsage]
         ctx.sizes, ctx.rows, ctx.dtypes = sizes, [len(tensor) for tensor in tensors], [t.dtype for t in tensors]
-        needed = list(_groups(ctx.needs_input_grad[2:], sizes))
+        ctx.stacked, needed = stacked, list(_groups(ctx.needs_input_grad[3:], sizes))
         ctx.mark_non_differentiable(*(tensor for tensor, own in zip(joined, needed, strict=True) if not any(own)))
         ctx.set_materialize_grads(False)
         return tuple(joined)
@@ -35,15 +38,15 @@ class _CastTogether(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         parts: list[Tensor | None] = []
         for grad, rows in zip(grads, _groups(ctx.rows, ctx.sizes), strict=True):
-            parts += [None] * len(rows) if grad is None else grad.split(rows)
-        wanted = [part if need else None for part, need in zip(parts, ctx.needs_input_grad[2:], strict=True)]
+            parts += [None] * len(rows) if grad is None else grad.unbind() if ctx.stacked else grad.split(rows)
+        wanted = [part if need else None for part, need in zip(parts, ctx.needs_input_grad[3:], strict=True)]
         sources = [part for part in wanted if part is not None]
         types = [dtype for part, dtype in zip(wanted, ctx.dtypes, strict=True) if part is not None]
         copies = [part.new_empty(part.shape, dtype=dtype) for part, dtype in zip(sources, types, strict=True)]
         if copies:
             torch._foreach_copy_(copies, sources)  # pyright: ignore[reportPrivateImportUsage]
         rest = iter(copies)
-        return (None, None, *(None if part is None else next(rest) for part in wanted))
+        return (None, None, None, *(None if part is None else next(rest) for part in wanted))
 
 
 def _groups(values: Sequence[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:
@@ -66,20 +69,45 @@ def to_autocast(x: Tensor) -> Tensor:
     return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
 
 
-def joined(groups: Sequence[Sequence[Tensor]], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    """The tensors of each group end to end, along the first dimension.
+class _CastSum(torch.autograd.Function):
+    # Autograd would take a launch for the cast, and one for each of both gradients.
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = first.dtype
+        return torch.add(first, second, out=torch.empty_like(first, dtype=dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        wide = grad.to(ctx.dtype)
+        return wide, wide, None
+
+
+def sum_to_autocast(first: Tensor, second: Tensor) -> Tensor:
+    """The sum of two tensors that products read, in the type of these."""
+    dtype = autocast_dtype(first.device)
+    alike = first.shape == second.shape and first.dtype == second.dtype == torch.float32
+    if dtype is None or not alike or torch.compiler.is_compiling():
+        return first + second
+    return _CastSum.apply(first, second, dtype)
+
+
+def joined(groups: Sequence[Sequence[Tensor]], stacked: bool = False) -> tuple[Tensor, ...]:
+    """The tensors of each group end to end, along the first dimension, in the type of autocast where it is on.
 
     Args:
         groups: of tensors that differ in the first dimension at most.
-        dtype: of the result; by default that of autocast, and of the tensors where it is off.
+        stacked: along a new dimension instead, those of a group having one shape.
     """
     tensors = [tensor for group in groups for tensor in group]
     own = tensors[0].dtype
-    dtype = dtype or (own if own == torch.float64 else autocast_dtype(tensors[0].device)) or own
+    dtype = (own if own == torch.float64 else autocast_dtype(tensors[0].device)) or own
     # A compiler fuses casts by itself.
     if torch.compiler.is_compiling() or all(tensor.dtype == dtype for tensor in tensors):
-        return tuple((group[0] if len(group) == 1 else torch.cat(list(group))).to(dtype) for group in groups)
-    return _CastTogether.apply(dtype, [len(group) for group in groups], *tensors)
+        join = torch.stack if stacked else lambda group: group[0] if len(group) == 1 else torch.cat(group)
+        return tuple(join(list(group)).to(dtype) for group in groups)
+    return _CastTogether.apply(dtype, [len(group) for group in groups], stacked, *tensors)
 
 
 def is_wrapped(module: nn.Module) -> bool:

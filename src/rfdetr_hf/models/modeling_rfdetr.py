@@ -27,7 +27,7 @@ from .files.pretrained import RFDETRPreTrainedModel
 from .geometry import refine_boxes
 from .image_processing_rfdetr import RFDETRImageProcessor
 from .initialization import init_standard_normal, init_zeros, with_init
-from .linears import linears, rows_of
+from .linears import linears, rows_of, to_autocast
 from .post_processing import DEFAULT_THRESHOLD, Threshold, class_thresholds
 from .projector import RFDETRBackbone
 
@@ -330,16 +330,15 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
         points, queries = (rows_of(t, rows, memory.tokens.device) for t in (self.refpoint_embed, self.query_feat))
         return proposals, self.transformer.references(points, proposals.boxes), queries
 
-    def _boxes(self, states: DetectorStates) -> Tensor:
-        return refine_boxes(self.bbox_embed(states.hidden_states), states.references)
-
     def _layers(
         self, states: DetectorStates, pixel_values: Tensor, pixel_mask: Tensor | None, supervised: bool
     ) -> list[LayerOutput]:
         """Predictions of the last decoder layer, and if `supervised` those of the earlier ones and of the encoder."""
         # Of (n, B, Q, C) and (n, B, Q, 4).
-        logits = linears([self.class_embed])[0](states.hidden_states)
-        *earlier, last = zip(logits.unbind(), self._boxes(states).unbind(), strict=True)
+        hidden = to_autocast(states.hidden_states)
+        classify, *functions = linears([self.class_embed], *([layer] for layer in self.bbox_embed.layers))
+        boxes = refine_boxes(self.bbox_embed(hidden, functions), states.references)
+        *earlier, last = zip(classify(hidden).unbind(), boxes.unbind(), strict=True)
         layers = [LayerOutput("", *last)]
         if supervised:
             layers += [LayerOutput(f"_{index}", *each) for index, each in enumerate(earlier)]
