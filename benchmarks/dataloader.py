@@ -53,6 +53,7 @@ from rfdetr_hf.data.pipeline.pixels import decode_image, prepare_pixels
 from rfdetr_hf.data.pipeline.row_reader import RowReader
 from rfdetr_hf.data.pipeline.transforms import build_train_transform
 from rfdetr_hf.data.schema import class_names, detection_features
+from rfdetr_hf.training.host_memory import kept_memory
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 8
@@ -117,10 +118,11 @@ def as_folder(dataset: Dataset, folder: Path) -> Dataset:
 
 
 def normalised(batches: Batches) -> Iterator[Any]:
-    """Our batches, made float on this CPU."""
-    for batch in batches:
-        batch["pixel_values"] = prepare_pixels(batch["pixel_values"], batch.get("pixel_mask"), MEAN, STD)[0]
-        yield batch
+    """Our batches, made float on this CPU, as in a training there."""
+    with kept_memory(torch.device("cpu")):
+        for batch in batches:
+            batch["pixel_values"] = prepare_pixels(batch["pixel_values"], batch.get("pixel_mask"), MEAN, STD)[0]
+            yield batch
 
 
 def our_loader(dataset: Any, size: int, workers: int, jitter: bool, flip: float, **options: Any) -> DataLoader:

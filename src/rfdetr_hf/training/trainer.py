@@ -41,6 +41,7 @@ from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
 from .ending import EndingMethods
 from .finetuning import apply_finetuning, in_float32
+from .host_memory import kept_memory
 from .loaders import batch_to_device, build_train_loader, choose_processor
 from .meters import LossMeter, Stopwatch, plain_logs
 from .multi_scale import compute_scales, scale_for_step
@@ -232,6 +233,7 @@ class RFDETRTrainer(EndingMethods):
         resume = fetch_checkpoint(resume, self.args.hub_token)
         with ExitStack() as stack, out_of_memory_advice(self.args, max(self.scales)):
             stack.enter_context(self.directory.session(resume, self.accelerator))
+            stack.enter_context(kept_memory(self.accelerator.device))
             stack.enter_context(self.watchdog)
             for close in [c.close for c in self.callback_handler.callbacks if hasattr(c, "close")]:
                 stack.callback(close)  # trackers write what they hold back
