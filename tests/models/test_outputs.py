@@ -22,7 +22,7 @@ CLASSES = [
 def labels_of(model_class, count=2):
     label = {"class_labels": torch.tensor([1, 2]), "boxes": torch.tensor([[0.5, 0.5, 0.3, 0.3], [0.2, 0.3, 0.2, 0.2]])}
     label["masks"] = torch.ones(2, 64, 64, dtype=torch.bool)
-    label["keypoints"] = torch.full((2, 3, 3), 0.5)
+    label["keypoints"] = torch.tensor([0.5, 0.5, 2.0]).expand(2, 3, 3)
     return [dict(label) for _ in range(count)]
 
 
