@@ -14,8 +14,12 @@ from PIL import Image, ImageOps
 _TOPS = (255.0, 1023.0, 4095.0, 16383.0, 65535.0, 2.0**24 - 1, 2.0**32 - 1)
 
 
+_BITS_PER_SAMPLE = 258  # tag of TIFF
+
 HEADER = 26
-"""Bytes of a file that `has_deep_header` wants."""
+"""Bytes of a file that `depth_of_header` wants."""
+SHALLOW, DEEP, CUT = range(3)
+"""8 bits a channel; more; and more of which Pillow keeps the upper 8."""
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -23,8 +27,8 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I")
 
 
-def has_deep_header(head: bytes, source: Callable[[], Any]) -> bool:
-    """Whether a picture has more than 8 bits a channel, by the beginning of its file.
+def depth_of_header(head: bytes, source: Callable[[], Any]) -> int:
+    """How Pillow reads a picture, by the beginning of its file: `SHALLOW`, `DEEP` or `CUT`.
 
     Args:
         head: its first `HEADER` bytes.
@@ -35,11 +39,12 @@ def has_deep_header(head: bytes, source: Callable[[], Any]) -> bool:
     """
     if head.startswith(b"\x89PNG") and len(head) == HEADER:
         # Bits and colour type; of colours and of grey with transparency Pillow itself keeps 8 bits.
-        return head[24] == 16 and head[25] == 0
+        return SHALLOW if head[24] != 16 else DEEP if head[25] == 0 else CUT
     if head.startswith((b"\xff\xd8", b"GIF8", b"RIFF", b"BM", b"P6", b"P4")):
-        return False
+        return SHALLOW
     with Image.open(source()) as image:
-        return is_deep(image)
+        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+        return DEEP if is_deep(image) else CUT if max(bits) > 8 else SHALLOW
 
 
 def find_range(pixels: np.ndarray) -> tuple[float, float]:

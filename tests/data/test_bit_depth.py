@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import datasets
@@ -16,7 +18,7 @@ from rfdetr_hf import (
     audit_dataset,
     load_detection_dataset,
 )
-from rfdetr_hf.bit_depth import HEADER, has_deep_header, is_deep
+from rfdetr_hf.bit_depth import CUT, DEEP, HEADER, SHALLOW, depth_of_header, is_deep
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.schema import decode_image
 
@@ -135,7 +137,42 @@ def test_a_header_says_how_deep_a_picture_is(tmp_path, suffix):
     for mode, deep in kinds.items():
         file = tmp_path / f"a.{suffix}"
         Image.new(mode, (8, 8)).save(file)
-        assert has_deep_header(file.read_bytes()[:HEADER], lambda path=file: path) == deep == is_deep(Image.open(file))
+        depth = depth_of_header(file.read_bytes()[:HEADER], lambda path=file: path)
+        assert depth == (DEEP if deep else SHALLOW) and deep == is_deep(Image.open(file))
+
+
+def write_deep_colours(path, pixels):
+    """(H, W, C) uint16 as a PNG of 16 bits a channel, or as a TIFF file, which Pillow does not write."""
+    height, width, channels = pixels.shape
+    if path.suffix == ".tif":
+        entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8 + 2 + 12 * 8 + 4), (259, 3, 1, 1),
+                   (262, 3, 1, 2), (273, 4, 1, 200), (277, 3, 1, 3), (279, 4, 1, pixels.nbytes)]  # fmt: skip
+        head = struct.pack("<2sHIH", b"II", 42, 8, 8) + b"".join(struct.pack("<HHII", *each) for each in entries)
+        head += struct.pack("<IHHH", 0, 16, 16, 16)
+        path.write_bytes(head.ljust(200, b"\0") + pixels.astype("<u2").tobytes())
+        return
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 3), ("png", 2), ("png", 4), ("tif", 3)])
+def test_colours_of_fewer_bits_than_their_file_are_an_error(folder, tmp_path, caplog, suffix, channels):
+    folder(suffix, [RAMP.astype(np.uint8)] * 2)
+    file, pixels = tmp_path / f"1.{suffix}", np.stack([RAMP] * channels, axis=2)
+    write_deep_colours(file, (pixels * 257).astype(np.uint16))
+    assert depth_of_header(file.read_bytes()[:HEADER], lambda: file) == CUT
+    train = load_detection_dataset(tmp_path)["train"]
+    assert "of 1 pictures with 16 bits a colour the upper 8 are used" in caplog.text
+    assert np.abs(np.asarray(decode_image(train[1]))[..., 0] - RAMP).max() <= 1
+    write_deep_colours(file, (pixels * 16).astype(np.uint16))
+    with pytest.raises(DetectionDataError, match=rf"1.{suffix}, have 16 bits a colour.*up to 15 of 255.*with 8 bits"):
+        load_detection_dataset(tmp_path)
 
 
 def test_a_run_goes_by_the_range_of_a_processor_that_is_given(folder, caplog, tmp_path, tiny_model):

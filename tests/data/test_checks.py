@@ -47,6 +47,21 @@ def test_annotations_written_twice_are_dropped_and_counted(load, caplog):
     assert len(train[0]["objects"]["id"]) == 4 and "dropped 1 boxes (written twice)" in caplog.text
 
 
+@pytest.mark.parametrize(("box", "reason", "remedy"), [
+    ([30, 8, -20, 16], "a negative width or height", "their corners are exchanged"),
+    ([30, 24, -20, -16], "a negative width or height", "their corners are exchanged"),
+    ([8, 8, 0, 16], "no width or no height", "delete these annotations"),
+])  # fmt: skip
+def test_few_boxes_of_no_extent_are_dropped_and_many_are_a_fault(load, caplog, box, reason, remedy):
+    lost = [{"bbox": [box[0] + i / 2, *box[1:]]} for i in range(4)]
+    assert sum(len(o["id"]) for o in load([*spread(18), *lost[:2]])["objects"]) == 18
+    assert f"dropped 2 boxes ({reason}): annotation id 18" in caplog.text
+    with pytest.raises(
+        DetectionDataError, match=rf"4 of 22 boxes .* have {reason}, such as annotation id 18(.|\n)*{remedy}"
+    ):
+        load([*spread(18), *lost])
+
+
 EMPTY = {"size": [48, 64], "counts": [48 * 64]}
 NOWHERE = {
     "outside": [[100, 100, 120, 100, 120, 118]],

@@ -1,5 +1,6 @@
 """A picture is the one that is listed."""
 
+import json
 import logging
 import os
 import unicodedata
@@ -12,8 +13,6 @@ from rfdetr_hf.data.errors import DetectionDataError
 
 def listed(root, write_image, files, names, boxes=None, split="train"):
     """A Roboflow export with these files on disk and these names in its list; one box an image, or those given."""
-    import json
-
     for file in files:
         write_image(root / split / file)
     content = {
@@ -77,6 +76,31 @@ def test_validation_pictures_are_not_looked_for_among_training_pictures(tmp_path
     (tmp_path / "images/val/a.jpg").unlink()
     with pytest.raises(DetectionDataError, match=r"val.json.*\n.*'val/a.jpg' is missing"):
         load_detection_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "fault"), [
+    ("/x/val_pictures/{}.jpg", None), ("C:\\x\\val_pictures\\{}.jpg", None),
+    ("val/{}.jpg", "val/0.jpg and the 0.jpg of another split both lead to .*images/0.jpg"),
+    ("/x/{}.jpg", "one of its images may be .*images/0.jpg or .*data/0.jpg; name the folder with image_dir"),
+])  # fmt: skip
+def test_the_folder_of_the_longest_name_counts(tmp_path, coco_content, write_coco, write_image, name, fault, caplog):
+    """A name without its leading folders says less, and may be that of another split's picture."""
+    write_coco(tmp_path / "annotations/train.json", coco_content(("0.jpg", "1.jpg")), tmp_path / "images")
+    content = coco_content(("val_pictures/0.jpg", "val_pictures/1.jpg"))
+    file = write_coco(tmp_path / "annotations/val.json", content, tmp_path)
+    for i, image in enumerate(content["images"]):
+        image["file_name"] = name.format(i)
+        write_image(tmp_path / f"{'data' if name.startswith('/x/{') else 'other'}/{i}.jpg")
+    file.write_text(json.dumps(content))
+    if fault:
+        with pytest.raises(DetectionDataError, match=fault):
+            load_detection_dataset(tmp_path)
+        return
+    validation = load_detection_dataset(tmp_path)["validation"]
+    assert [image["path"] for image in validation["image"]] == [
+        str(tmp_path / f"val_pictures/{i}.jpg") for i in range(2)
+    ]
+    assert "2 image files are in no annotation file and are left out, such as other/0.jpg" in caplog.text
 
 
 def test_a_file_under_two_ids_is_an_error_unless_the_entries_agree(tmp_path, write_image, caplog):

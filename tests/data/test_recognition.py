@@ -8,7 +8,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
-from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, List, Value
 from helpers.models import tiny_config
 
 from rfdetr_hf import RFDETRForObjectDetection, RFDETRTrainer, RFDETRTrainingArguments, load_detection_dataset
@@ -320,6 +320,27 @@ def test_a_stream_without_features_is_one_split(tmp_path, monkeypatch):
     read = load_detection_dataset(IterableDataset.from_generator(rows))
     assert list(read) == ["train"] and len(read["train"]) == 3
     assert read["train"].cast_column("image", Image())[2]["image"].getpixel((0, 0)) == (2, 0, 0)
+
+
+@pytest.mark.parametrize(("fault", "message"), [
+    (OSError("connection reset by peer"), "train split: .*: row 2: OSError: connection reset by peer"),
+    ({"bbox": [["a"] * 4], "category": [0]}, "row 2, column objects: ArrowInvalid: .*'a'"),
+    (None, "there is no row"),
+])  # fmt: skip
+def test_a_stream_that_breaks_names_the_row(tmp_path, monkeypatch, fault, message):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def rows():
+        for n in range(4 if fault else 0):
+            if n == 2 and isinstance(fault, Exception):
+                raise fault
+            objects = {"bbox": [[1, 2, 3, 4]], "category": [0]} if n != 2 else fault
+            yield {"image": PIL.Image.new("RGB", (20, 20)), "objects": objects}
+
+    boxes = {"bbox": List(List(Value("float32"))), "category": List(Value("int64"))}
+    stream = IterableDataset.from_generator(rows, features=Features({"image": Image(), "objects": boxes}))
+    with pytest.raises(DetectionDataError, match=message):
+        load_detection_dataset(stream)
 
 
 def test_lvis_names_images_by_their_address(tmp_path, coco_content, write_coco):

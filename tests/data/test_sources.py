@@ -143,13 +143,16 @@ OBJECT_FORMS = {
 
 
 @pytest.mark.parametrize("form", OBJECT_FORMS)
-def test_forms_of_objects(cppe, form):
+def test_forms_of_objects(cppe, form, caplog):
     train = load_detection_dataset(plain(cppe().select([0, 1]).flatten_indices(), OBJECT_FORMS[form]))["train"]
     assert class_names(train) == ["cat", "dog"]
     assert [len(objects["id"]) for objects in train["objects"]] == [2, 0]
     objects = train[0]["objects"]
     assert objects["bbox"] == [[1, 2, 3, 4], [5, 5, 5, 5]] and objects["category"] == [1, 0]
     assert objects["area"] == [12, 25]
+    assert ("in 1 of 2 rows" in caplog.text and "is null" in caplog.text) == (
+        None in OBJECT_FORMS[form] or "" in OBJECT_FORMS[form]
+    )
     if form == "detection-datasets":
         assert objects["id"] == [8, 9] and objects["iscrowd"] == [False, True]
 
@@ -384,6 +387,13 @@ def test_columns_of_lists_in_the_place_of_objects(cppe):
         assert class_names(train) == table and train["image_id"] == [0, 1, 2]
         assert [row["bbox"] for row in train["objects"]] == [boxes for _, boxes in expected]
         assert [row["category"] for row in train["objects"]] == (categories or [[1, 2], [], [0]])
+
+
+@pytest.mark.parametrize(("values", "said"), [([["cat", "cat"], [], ["cat"]], True), (LISTS["category"], False)])
+def test_two_columns_of_categories(cppe, values, said, caplog):
+    train = load_detection_dataset(top_level(cppe, labels=values))["train"]
+    assert class_names(train) == sorted(NAMES)
+    assert ("column category is read, and labels, which has other values, is not" in caplog.text) == said
 
 
 def test_columns_of_lists_in_an_image_folder(tmp_path, write_image):

@@ -22,8 +22,8 @@ _EXAMPLES = 5
 BACKGROUND_SHARE = 0.5
 # Masks that show nothing, or lie elsewhere than their box, are dropped up to this share of all; more are a fault.
 _ODD_MASKS_SHARE = 0.1
-# So many boxes wholly outside are no slips: their numbers mean something else.
-_OUTSIDE_SHARE = 0.1
+# So many boxes of which nothing is left are no slips: their numbers mean something else.
+_LOST_SHARE = 0.1
 _APART = 0.1  # overlap (IoU) of a box with its mask's extent below which the two belong to different objects
 _SAME_PLACE = 1e-3  # pixels
 _SMALLEST_IMAGE = 8  # pixels; in a smaller one an object may be less than a pixel
@@ -85,7 +85,10 @@ def settle(
 def _note_other_unit(annotations: Annotations, problems: Problems) -> None:
     """Note a fault when most boxes are less than a pixel: their format has one unit, and the file has another."""
     boxes = annotations.boxes
-    tiny = (boxes.bbox[:, 2:].max(axis=1, initial=0) < 1) & (annotations.size[boxes.row] > _SMALLEST_IMAGE).all(axis=1)
+    sides = boxes.bbox[:, 2:]
+    tiny = (
+        (sides < 1).all(axis=1) & (sides > 0).all(axis=1) & (annotations.size[boxes.row] > _SMALLEST_IMAGE).all(axis=1)
+    )
     if tiny.sum() >= max(3, 0.5 * len(tiny)):
         problems.add(
             f"{name_box(annotations, int(np.flatnonzero(tiny)[0]))}: {tiny.sum()} of {len(tiny)} boxes are smaller "
@@ -228,29 +231,38 @@ def _repair_boxes(annotations: Annotations, problems: Problems) -> Annotations:
     boxes = annotations.boxes
     limit = annotations.size[boxes.row].astype(np.float64)
     start, end = boxes.bbox[:, :2], boxes.bbox[:, :2] + boxes.bbox[:, 2:]
-    empty = np.any(boxes.bbox[:, 2:] <= 0, axis=1)
+    reversed_ = np.any(boxes.bbox[:, 2:] < 0, axis=1)
+    empty = np.any(boxes.bbox[:, 2:] == 0, axis=1) & ~reversed_
     low, high = start.clip(min=0), np.minimum(end, limit)
-    outside = ~empty & np.any(high <= low, axis=1)
-    clamped = np.any((start < 0) | (end > limit), axis=1) & ~empty & ~outside
+    outside = ~empty & ~reversed_ & np.any(high <= low, axis=1)
+    lost = empty | reversed_ | outside
+    clamped = np.any((start < 0) | (end > limit), axis=1) & ~lost
     bbox = np.where(clamped[:, None], np.concatenate([low, high - low], axis=1), boxes.bbox)
     area = np.where(np.isnan(boxes.area), bbox[:, 2] * bbox[:, 3], boxes.area)
     # Exporters round to two decimals or so; such a box is repaired, but not worth a word.
     clearly = clamped & np.any((start < -0.5) | (end > limit + 0.5), axis=1)
-    _report(annotations, "dropped", "no width or no height", empty)
-    if outside.sum() >= max(3, _OUTSIDE_SHARE * len(outside)):
-        first = [(name_box(annotations, i), boxes.bbox[i], limit[i]) for i in np.flatnonzero(outside)[:3].tolist()]
-        examples = "; ".join(f"{name}: {box.round(2).tolist()} in {w:.0f} x {h:.0f}" for name, box, (w, h) in first)
-        problems.add(
-            f"field bbox: {outside.sum()} of {len(outside)} boxes (left, top, width, height) lie outside their image, "
-            f"such as {examples}",
+    reasons = {
+        "a negative width or height": (
+            reversed_, "have ", "their corners are exchanged: write the smaller x and the smaller y first"
+        ),
+        "no width or no height": (empty, "have ", "draw them again, or delete these annotations"),
+        "lie outside their image": (
+            outside, "",
             "their numbers are in another order or for another size of picture, and then all boxes are wrong: "
             "correct the boxes or the sizes of the images (bbox_format=… names an order); if the others are right, "
             "delete these annotations",
-        )
-        return annotations
-    _report(annotations, "dropped", "lie outside their image", outside)
+        ),
+    }  # fmt: skip
+    for reason, (mask, verb, remedy) in reasons.items():
+        if mask.sum() < max(3, _LOST_SHARE * len(mask)):
+            _report(annotations, "dropped", reason, mask)
+            continue
+        first = [(name_box(annotations, i), boxes.bbox[i], limit[i]) for i in np.flatnonzero(mask)[:3].tolist()]
+        examples = "; ".join(f"{name}: {box.round(2).tolist()} in {w:.0f} x {h:.0f}" for name, box, (w, h) in first)
+        count = f"{mask.sum()} of {len(mask)} boxes (left, top, width, height)"
+        problems.add(f"field bbox: {count} {verb}{reason}, such as {examples}", remedy)
     _report(annotations, "clamped", "reach beyond their image", clearly)
-    return replace(annotations, boxes=replace(boxes, bbox=bbox, area=area).select(~(empty | outside)))
+    return replace(annotations, boxes=replace(boxes, bbox=bbox, area=area).select(~lost))
 
 
 def _report(annotations: Annotations, verb: str, reason: str, mask: np.ndarray, what: str = "boxes") -> None:

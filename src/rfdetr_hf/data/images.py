@@ -23,6 +23,7 @@ _SYSTEM = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume inform
 # A tree of so many folders without images is no data set (a system's /proc, a home).
 _MAX_BARREN_FOLDERS = 20_000
 _PROBES = 20
+_NAME_FOLDER = "name the folder with image_dir=…"
 
 
 class Resolved(NamedTuple):
@@ -31,10 +32,12 @@ class Resolved(NamedTuple):
     Attributes:
         paths: one per name, None for a file that is not there.
         repairs: how names were read differently than they are written -> how many.
+        stripped: how many leading folders of the names are not there.
     """
 
     paths: list[str | None]
     repairs: Counter[str]
+    stripped: int = 0
 
     @property
     def missing(self) -> int:
@@ -119,6 +122,8 @@ class ImageFolder:
         self.root = Path(root)
         self.paths: dict[str, str] = {}
         self.broken: list[str] = []
+        # path -> the name by which a list has it, and how many folders of that are not there
+        self.listed: dict[str, tuple[str, int]] = {}
         for relative, path, regular in walk_files(self.root):
             if os.path.splitext(relative)[1].lower() in IMAGE_SUFFIXES:
                 if regular:
@@ -166,7 +171,7 @@ class ImageFolder:
             paths.append(self.paths[candidates[0]] if len(candidates) == 1 else None)
             if len(candidates) == 1:
                 repairs[f"without the leading {prefix!r}" if count else _difference(name, candidates[0])] += 1
-        return Resolved(paths, repairs)
+        return Resolved(paths, repairs, count)
 
     def of_same_name(self, file_name: str) -> str | None:
         """A file of this base name in another folder, to mention; it is not the one that is listed."""
@@ -192,14 +197,18 @@ def choose_folder(
 
     Raises:
         SplitMissingError: none of the images is in any of them.
+        DetectionDataError: two of them have other files for the same names, or a file that another name already means.
     """
     probes = [names[int(i)] for i in np.linspace(0, len(names) - 1, min(_PROBES, len(names)), dtype=int)]
     present = [path for path in candidates if path.is_dir()]
-    ranked: list[tuple[int, int, int]] = []
+    ranked: list[tuple[int, int, int, int]] = []
+    found: list[list[str | None]] = []
     for order, path in enumerate(present):
         folder = folders[path] = folders.get(path) or ImageFolder(path)
         resolved = folder.resolve(probes)
-        ranked.append((resolved.missing, sum(resolved.repairs.values()), order))
+        # The more of a name is left out, the less it says which file is meant.
+        ranked.append((resolved.missing, resolved.stripped, sum(resolved.repairs.values()), order))
+        found.append(resolved.paths)
         if not resolved.missing and not resolved.repairs:
             break
     if not ranked or (probes and min(ranked)[0] == len(probes)):
@@ -207,14 +216,32 @@ def choose_folder(
         others = [folders[path].of_same_name(name) for path in present[-1:] if path in folders for name in probes]
         others = [other for other in others if other]
         hint, first = f" (a file of this name is {others[0]})" if others else "", names[0] if names else "it lists none"
-        remedy = "name the folder with image_dir=…"
+        remedy = _NAME_FOLDER
         if len(of := {os.path.dirname(other) for other in others}) > 1:
             remedy = "write one annotation file for each folder"
             if len({canonical_split(folder.replace("/", " ")) for folder in of} - {None}) < 2:
                 remedy = f"write the folders into file_name, such as {others[0]!r}, or {remedy.removeprefix('write ')}"
         raise SplitMissingError(f"{source}: none of its images ({first}, …) is in {looked}{hint}; {remedy}")
-    folder = folders[present[min(ranked)[2]]]
-    return folder, folder.resolve(names)
+    best = min(ranked)
+    # Of folders in which the names lead to the same files the likeliest.
+    folder = folders[present[found.index(found[best[-1]])]]
+    equal = [found[order] for *rank, order in ranked if best[1] and rank[:2] == [*best[:2]]]
+    for same in zip(*equal, strict=True):
+        if len(differing := {os.path.realpath(path): path for path in same if path}) > 1:
+            raise DetectionDataError(
+                f"{source}: one of its images may be {' or '.join(differing.values())}; {_NAME_FOLDER}"
+            )
+    resolved = folder.resolve(names)
+    taken = {path: entry for each in folders.values() for path, entry in each.listed.items()}
+    for name, path in zip(names, resolved.paths, strict=True):
+        other, stripped = taken.get(path or "", (name, 0))
+        if other != name and (stripped or resolved.stripped):
+            raise DetectionDataError(
+                f"{source}: {name} and the {other} of another split both lead to {path}, without the leading folders; "
+                "restore the missing folder, or if they are one picture write one name"
+            )
+    folder.listed |= {path: (name, resolved.stripped) for name, path in zip(names, resolved.paths, strict=True) if path}
+    return folder, resolved
 
 
 def _spelling(name: str) -> str:

@@ -3,7 +3,7 @@
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, cast
@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset, List, Value
 
-from ..bit_depth import HEADER, has_deep_header
+from ..bit_depth import CUT, DEEP, HEADER, SHALLOW, depth_of_header
 from ..choices import names_alike
 from .errors import DetectionDataError
-from .pipeline.pixels import DECODE_ERRORS, find_value_range
+from .pipeline.pixels import DECODE_ERRORS, decode_image, find_value_range
 from .schema import class_names, has_keypoints, labelled_images, unchunked, undecoded
 from .shards.dataset import ShardedDataset
 
@@ -27,6 +27,7 @@ pc: Any = pyarrow.compute
 _EXAMPLES = 3
 # The numbers of so many deep pictures give the range.
 _LOOKED_AT = 64
+_OF_14_BITS = 64  # more than the upper 8 of 16 bits are then
 _THREADS, _BATCH = 8, 512
 
 
@@ -109,23 +110,25 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
     The headers of all pictures are looked at, and the range is that of the first split with deep ones.
 
     Raises:
-        DetectionDataError: a picture that is looked at cannot be decoded, or holds numbers that are not finite.
+        DetectionDataError: a picture holds numbers that are not finite, or of 14 bits or fewer in colours of 16.
     """
     first = next(iter(splits.values()))
     if isinstance(first, ShardedDataset):  # written with the range in a column
         return dict(splits)
-    for first in splits.values():
-        deep = _deep_rows(first)
-        rows = deep[np.unique(np.linspace(0, len(deep) - 1, min(_LOOKED_AT, len(deep)), dtype=int))]
-        columns = [name for name in ("image", "image_id", "file_name") if name in first.column_names]
-        found = find_value_range(iter(undecoded(first).select_columns(columns).select(rows))) if len(rows) else None
-        if found is not None:
-            break
-    else:
+    found, count = None, 0
+    for name, split in splits.items():
+        depths = _depths(split)
+        columns = [column for column in ("image", "image_id", "file_name") if column in split.column_names]
+        pictures = undecoded(split).select_columns(columns)
+        if len(rows := _spread(depths == CUT)):
+            _check_cut(iter(pictures.select(rows)), int((depths == CUT).sum()), f"{source}: {name} split")
+        if found is None and len(rows := _spread(depths == DEEP)):
+            found, count = find_value_range(iter(pictures.select(rows))), int((depths == DEEP).sum())
+    if found is None:
         return dict(splits)
     logger.warning(
         "%s: %d pictures have more than 8 bits; their values %g to %g become 0 to 255, in training and in prediction",
-        source, len(deep), *found,
+        source, count, *found,
     )  # fmt: skip
     return {
         name: split.add_column("value_range", [list(found)] * len(split), feature=List(Value("float64"), length=2))
@@ -133,28 +136,53 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
     }
 
 
-def _deep_rows(split: Dataset) -> np.ndarray:
-    """The rows whose picture has more than 8 bits, by the beginnings of the files."""
+def _spread(mask: np.ndarray) -> np.ndarray:
+    rows = np.flatnonzero(mask)
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(_LOOKED_AT, len(rows)), dtype=int))]
+
+
+def _check_cut(pictures: Iterable[Any], count: int, place: str) -> None:
+    """Pictures of which Pillow keeps the upper 8 of 16 bits: there must be something in these.
+
+    Raises:
+        DetectionDataError: there is nothing but the uppermost of 14 bits or fewer.
+    """
+    brightest, name = -1, ""
+    for example in pictures:
+        with suppress(DetectionDataError):  # the audit names files that cannot be decoded
+            high = int(np.asarray(decode_image(example)).max(initial=0))
+            brightest, name = max((brightest, name), (high, str(example.get("file_name") or example["image_id"])))
+    if 0 <= brightest < _OF_14_BITS:
+        raise DetectionDataError(
+            f"{place}: {count} pictures, such as {name}, have 16 bits a colour, of which Pillow keeps the upper 8, and "
+            f"these go up to {brightest} of 255: numbers of 10, 12 or 14 bits become nearly black; write the pictures "
+            "with 8 bits a colour"
+        )
+    logger.warning("%s: of %d pictures with 16 bits a colour the upper 8 are used", place, count)
+
+
+def _depths(split: Dataset) -> np.ndarray:
+    """How deep the picture of each row is, by the beginnings of the files; see `depth_of_header`."""
     images = undecoded(split.select_columns(["image"])).with_format("arrow")
-    deep: list[bool] = []
+    depths: list[int] = []
     with ThreadPoolExecutor(_THREADS) as pool:
         for batch in images.iter(_BATCH):
             column = unchunked(cast(pa.Table, batch)["image"])
             heads = pc.binary_slice(column.field("bytes"), 0, HEADER).to_pylist()
             paths, contents = column.field("path").to_pylist(), [column.field("bytes")] * len(column)
-            deep += pool.map(_begins_deep, heads, paths, contents, range(len(column)))
-    return np.flatnonzero(deep)
+            depths += pool.map(_depth, heads, paths, contents, range(len(column)))
+    return np.array(depths, int)
 
 
-def _begins_deep(head: bytes | None, path: str | None, contents: pa.Array, row: int) -> bool:
-    """Whether a picture is a deep one; what cannot be read is none, since others name it."""
+def _depth(head: bytes | None, path: str | None, contents: pa.Array, row: int) -> int:
+    """What cannot be read has 8 bits, since others name it."""
     with suppress(*DECODE_ERRORS):
         if head is None:
             with open(path or "", "rb") as file:
                 head = file.read(HEADER)
-            return has_deep_header(head, lambda: path)
-        return has_deep_header(head, lambda: io.BytesIO(contents[row].as_py()))
-    return False
+            return depth_of_header(head, lambda: path)
+        return depth_of_header(head, lambda: io.BytesIO(contents[row].as_py()))
+    return SHALLOW
 
 
 def _report_shared(

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, NamedSplit
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, NamedSplit
+from datasets.exceptions import DatasetsError
 
 from ..choices import SAMPLINGS, SHARD_CACHE, BoxFormat, Sampling
 from ..tasks import TaskName
@@ -253,14 +255,35 @@ def _stored(stream: IterableDataset) -> Dataset:
     split = stream.split or NamedSplit("train")
     # The cache knows a stream by its object, and not by what it yields this time.
     given = {"stream": stream, "reading": uuid.uuid4().hex}
-    rows = Dataset.from_generator(_rows, features=features, gen_kwargs=given, split=split)
+    try:
+        rows = Dataset.from_generator(_rows, features=features, gen_kwargs=given, split=split)
+    except (DatasetsError, OSError, ValueError) as error:
+        cause = error.__cause__ or error
+        kind = "" if isinstance(cause, DetectionDataError) else f"{type(cause).__name__}: "
+        raise DetectionDataError(f"{split} split: the stream cannot be read into the cache: {kind}{cause}") from error
     size = (rows.dataset_size or 0) / 1e6
     logger.info("%s: %d rows of the stream, %.0f MB, are in the cache of datasets", split, len(rows), size)
     return cast(Dataset, rows)
 
 
 def _rows(stream: IterableDataset, reading: str) -> Iterator[dict[str, Any]]:
-    yield from stream
+    number, column, features = 0, "", stream.features or Features()
+    kinds = {each.name: each.type for each in features.arrow_schema if not isinstance(features[each.name], Image)}
+    try:
+        for row in stream:
+            encoded = features.encode_example(row) if kinds else row
+            for column, kind in kinds.items():
+                pa.array([encoded[column]], kind)  # as the cache does, which does not name row and column
+            column = ""
+            yield row
+            number += 1
+    except Exception as error:  # whatever the user's own code raises
+        raise DetectionDataError(
+            f"row {number}{column and f', column {column}'}: {type(error).__name__}: {str(error)[:300]}; each row has "
+            "what the features of the stream say: correct it, or leave it out"
+        ) from error
+    if not number:
+        raise DetectionDataError("there is no row; give a stream of an image and its objects in each row")
 
 
 def source_of(name_or_path: Any) -> Any:

@@ -238,6 +238,12 @@ def test_several_pictures_in_a_task(studio):
         load_detection_dataset(studio(*tasks([first], [second], [])))
 
 
+@pytest.mark.parametrize("label", ["", None, " "])
+def test_a_label_without_a_name_is_none(studio, label):
+    with pytest.raises(DetectionDataError, match="task 7, region r1: has no label"):
+        load_detection_dataset(studio(task({**BOX, "value": {**BOX["value"], "rectanglelabels": [label]}})))
+
+
 def test_regions_without_an_id(studio, caplog):
     nose = region("keypointlabels", "nose", "p", x=50, y=60, width=1)
     boxes = [{key: value for key, value in BOX.items() if key != "id"}, {**BOX, "id": None}]

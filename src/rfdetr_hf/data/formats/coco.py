@@ -161,7 +161,7 @@ def read(found: Found, splits: Mapping[str, CocoLocation], options: ReadOptions)
     keypoints = [first.keypoints.get(i, ClassKeypoints()) for i in labels.ids]
     labels = options.with_keypoints(labels, keypoints, f"{first.annotations.source}: field categories")
     folders: dict[Path, ImageFolder] = {}
-    used: dict[Path, set[str]] = {}
+    used: set[str] = set()
 
     def read_split(split: str, file: CocoFile) -> Dataset:
         names = [str(name) for name in file.annotations.file_name]
@@ -173,7 +173,7 @@ def read(found: Found, splits: Mapping[str, CocoLocation], options: ReadOptions)
         for reason, count in resolved.repairs.items():
             logger.warning("%s: found %d images %s", file.annotations.source, count, reason)
         paths = [path or "" for path in resolved.paths]
-        used.setdefault(folder.root, set()).update(paths)
+        used.update(paths)
         annotations, paths = _finish(file, labels, paths, problems, options)
         return build_dataset(annotations, labels, path_array(paths), split)
 
@@ -185,8 +185,9 @@ def read(found: Found, splits: Mapping[str, CocoLocation], options: ReadOptions)
         warn_of_others(
             found, splits, known, ".json", lambda file: not file.name.startswith(other) and _looks_like_coco(file)
         )
-    for root, paths in used.items():
-        unlisted = folders[root].unlisted(paths)
+    roots = [root for root, folder in folders.items() if folder.listed]
+    for root in roots:
+        unlisted = [] if set(roots).intersection(root.parents) else folders[root].unlisted(used)
         if unlisted:
             logger.warning(
                 "%s: %d image files are in no annotation file and are left out, such as %s; "

@@ -300,9 +300,10 @@ def _flat_objects(dataset: Dataset, source: str) -> tuple[np.ndarray, dict[str, 
     if pa.types.is_struct(objects.type):
         return _from_parallel_lists(objects, "field objects.", source)
     if _is_list(objects.type) and pa.types.is_struct(objects.type.value_type):
+        _warn_of_nulls(objects, "column objects", source)
         counts = pc.fill_null(pc.list_value_length(objects), 0).to_numpy(zero_copy_only=False)
         records = pc.list_flatten(objects)
-        names = _our_names([field.name for field in records.type], "field objects.", source)
+        names = _our_names(records, "field objects.", source)
         fields = {ours: pc.struct_field(records, theirs) for ours, theirs in names.items()}
         return counts, fields, {ours: f"field objects.{theirs}" for ours, theirs in names.items()}
     raise DetectionDataError(
@@ -313,10 +314,11 @@ def _flat_objects(dataset: Dataset, source: str) -> tuple[np.ndarray, dict[str, 
 def _from_parallel_lists(
     objects: pa.StructArray, prefix: str, source: str
 ) -> tuple[np.ndarray, dict[str, pa.Array], dict[str, str]]:
-    names = _our_names([field.name for field in objects.type], prefix, source)
+    names = _our_names(objects, prefix, source)
     called = {ours: prefix + theirs for ours, theirs in names.items()}
     columns = {ours: pc.struct_field(objects, theirs) for ours, theirs in names.items()}
     fields, lengths = {}, {}
+    _warn_of_nulls(columns["bbox"], called["bbox"], source)
     for name, column in columns.items():
         if not _is_list(column.type):
             raise DetectionDataError(f"{source}: {called[name]} is {column.type}, not one list per image")
@@ -338,6 +340,15 @@ def _from_parallel_lists(
     return lengths["bbox"], fields, called
 
 
+def _warn_of_nulls(lists: pa.Array, called: str, source: str) -> None:
+    if lists.null_count:
+        logger.warning(
+            "%s: in %d of %d rows %s is null, which does not say that there is no object, and the image is taken as "
+            "background; write empty lists for background, and leave out rows that nobody has labelled",
+            source, lists.null_count, len(lists), called,
+        )  # fmt: skip
+
+
 def _from_json(texts: pa.Array, column: str, source: str) -> pa.Array:
     values: list[Any] = []
     for row, text in enumerate(texts.to_pylist()):
@@ -348,10 +359,17 @@ def _from_json(texts: pa.Array, column: str, source: str) -> pa.Array:
     return pa.array(values)
 
 
-def _our_names(found: Sequence[str], prefix: str, source: str) -> dict[str, str]:
-    names = {}
+def _our_names(fields: pa.StructArray, prefix: str, source: str) -> dict[str, str]:
+    names, found = {}, {field.name: field.type for field in fields.type}
     for ours, aliases in _ALIASES.items():
-        theirs = next((alias for alias in aliases if alias in found), None)
+        theirs, *others = [alias for alias in aliases if alias in found] or [None]
+        # A name beside a number is no other value.
+        for other in [o for o in others if ours in ("bbox", "category") and found[o] == found[theirs]]:
+            if not pc.struct_field(fields, theirs).equals(pc.struct_field(fields, other)):
+                text = (
+                    "%s: %s%s is read, and %s, which has other values, is not; remove or rename the one that is wrong"
+                )
+                logger.warning(text, source, prefix, theirs, other)
         if theirs is not None:
             names[ours] = theirs
         elif ours in ("bbox", "category"):

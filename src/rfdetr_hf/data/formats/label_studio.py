@@ -165,6 +165,7 @@ class _Reader:
         present = [path for path in self.location.image_folders if path.is_dir()]
         found: dict[Path, list[str]] = {}
         repairs: dict[Path, Counter[str]] = {}
+        stripped: Counter[Path] = Counter()
         for path in present:
             folder = folders[path] = folders.get(path) or ImageFolder(path)
             found[path], repairs[path] = [""] * len(self.split.file_names), Counter()
@@ -173,12 +174,15 @@ class _Reader:
                 plain = [os.path.join(os.path.dirname(n), _HASH.sub("", os.path.basename(n))) for n in names]
                 exact, without_hash = folder.resolve(names), folder.resolve(plain)
                 repairs[path] += exact.repairs
+                stripped[path] += max(exact.stripped, without_hash.stripped)
                 for index, first, second in zip(indices, exact.paths, without_hash.paths, strict=True):
                     if file := first or second:
                         found[path][index] = os.path.relpath(file, path).replace(os.sep, "/")
                     repairs[path]["without the hash before their names"] += first is None and second is not None
-        best = max(present, key=lambda path: sum(map(bool, found[path])), default=None)
+        files = {path: [name and str(path / name) for name in names] for path, names in found.items()}
+        best = max(present, key=lambda path: (sum(map(bool, found[path])), -stripped[path]), default=None)
         if best is not None and any(found[best]):
+            best = next(path for path in present if files[path] == files[best])
             for reason, count in (+repairs[best]).items():
                 logger.info("%s: found %d images %s", self.split.source, count, reason)
             self._note_shared(found[best])
@@ -403,7 +407,8 @@ def _merged(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _labels_of(value: Mapping[str, Any]) -> list[str]:
     lists = [each for name, each in value.items() if name.endswith("labels") and isinstance(each, list)]
-    return list(dict.fromkeys(str(label) for each in lists for label in each))
+    names = ("" if label is None else str(label) for each in lists for label in each)
+    return list(dict.fromkeys(name for name in names if name.strip()))
 
 
 def _all_numbers(values: list[Any]) -> bool:

@@ -132,6 +132,7 @@ class RowReader:
             area=area,
             iscrowd=np.zeros(len(image), dtype=bool),
             keypoints=keypoints,
+            place=np.array(rows.place, dtype=object),
         )
         for i in sorted({rows.category[i] for i in np.flatnonzero(boxes.category < 0).tolist()}):
             problems.add(
