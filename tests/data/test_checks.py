@@ -93,6 +93,30 @@ def test_masks_far_from_their_box(load, caplog):
         load([{"segmentation": [[40, 30, 60, 30, 60, 44]]}], "segmentation")
 
 
+def outlines(count, scale, shift, noise=0.0):
+    """Boxes all over the pictures, and outlines that are moved by one scale and shift."""
+    rng = np.random.default_rng(0)
+    size = rng.uniform(16, 30, (count, 2))
+    place = rng.uniform(0, 1, (count, 2)) * (np.array([64, 48]) - size)
+    corners = np.concatenate([place, place + size], axis=1) * scale + shift + noise * rng.uniform(-1, 1, (count, 4))
+    return [
+        {"bbox": [*p, *s], "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]}
+        for p, s, (x0, y0, x1, y1) in zip(place.tolist(), size.tolist(), corners.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.25, 0), (0.8, 0), (1, 6), (0.6, 10), (0.75, 0)])
+def test_masks_of_another_size_or_part_of_the_pictures_are_a_fault(load, scale, shift):
+    with pytest.raises(DetectionDataError, match=r"median overlap \(IoU\) of 30 masks .* x becomes that of the box by"):
+        load(outlines(30, scale, shift), "segmentation")
+
+
+@pytest.mark.parametrize(("noise", "said"), [(9, True), (1, False), (0, False)])
+def test_masks_that_lie_loosely_on_their_boxes(load, caplog, noise, said):
+    load(outlines(30, 1, 0, noise), "segmentation")
+    assert ("median overlap (IoU)" in caplog.text) == said
+
+
 def test_normalised_masks(load):
     with pytest.raises(DetectionDataError, match="field segmentation of 2 objects is between 0 and 1"):
         load([{"segmentation": [[0.1, 0.1, 0.4, 0.1, 0.4, 0.4]], "bbox": [i, 8, 20, 16]} for i in range(2)],
@@ -137,6 +161,37 @@ def test_keypoints_far_from_their_box(load, caplog):
     assert "took as not labelled 1 objects' keypoints (they all lie elsewhere than the box)" in caplog.text
     with pytest.raises(DetectionDataError, match="4 problems(.|\n)*annotation id 0 .*keypoints: all lie elsewhere"):
         load([{"bbox": [2 + i, 2, 9, 9], "keypoints": far} for i in range(4)], "keypoints", POINTS)
+
+
+@pytest.mark.parametrize(("scale", "said"), [(0.6, True), (1, False)])
+def test_keypoints_of_another_size_of_picture_are_a_warning(load, caplog, scale, said):
+    boxes = [each["bbox"] for each in outlines(30, 1, 0)]
+    points = [[[scale * (x + w / 4), scale * (y + h / 4), 2], [scale * (x + w), scale * (y + h), 2], [0, 0, 0]]
+              for x, y, w, h in boxes]  # fmt: skip
+    objects = [{"bbox": b, "keypoints": np.ravel(p).tolist()} for b, p in zip(boxes, points, strict=True)]
+    load(objects, "keypoints", POINTS)
+    assert ("lie beside the box of their object" in caplog.text) == said
+
+
+def test_areas_tell_how_boxes_are_written(load, caplog):
+    corners = [{"bbox": [i, i % 7, i + 9, i % 7 + 5], "area": 45} for i in range(5, 15)]
+    with pytest.raises(
+        DetectionDataError, match=r"areas of 10 of 10 boxes are those of 'xyxy'(.|\n)*bbox_format='xyxy'"
+    ):
+        load(corners)
+    assert load(corners, bbox_format="xyxy")[0]["objects"]["area"] == [45] * 10
+    assert load([{**each, "area": 12} for each in spread(10)])[0]["objects"]["area"] == [12] * 10, "of a mask"
+    assert load([{**each, "area": 0} for each in spread(3)])[0]["objects"]["area"] == [320] * 3
+    assert "took width x height as the area of 3 boxes (field area is 0)" in caplog.text
+
+
+@pytest.mark.parametrize("order", [[2, 3, 0, 1], [2, 1, 0, 3]])
+def test_corners_in_the_wrong_order_are_no_other_format(load, order):
+    corners = [[x, y, x + w, y + h] for x, y, w, h in (each["bbox"] for each in outlines(30, 1, 0))]
+    with pytest.raises(
+        DetectionDataError, match="30 of 30 boxes .* negative width or height(.|\n)*corners are exchanged"
+    ):
+        load([{"bbox": [box[i] for i in order]} for box in corners], bbox_format="xyxy")
 
 
 def test_a_split_without_a_labelled_keypoint(load, caplog):

@@ -25,6 +25,9 @@ _ODD_MASKS_SHARE = 0.1
 # So many boxes of which nothing is left are no slips: their numbers mean something else.
 _LOST_SHARE = 0.1
 _APART = 0.1  # overlap (IoU) of a box with its mask's extent below which the two belong to different objects
+# What masks and keypoints of so many objects have in common is no chance: the median overlap of masks with boxes of
+# sides that rounding does not change, how exactly one line leads from corners to corners, keypoints beside their box.
+_ENOUGH_OBJECTS, _SHARP_SIDE, _USUAL_OVERLAP, _EXACTLY, _MANY_BESIDE = 10, 16.0, 0.8, 0.03, 0.15
 _SAME_PLACE = 1e-3  # pixels
 _SMALLEST_IMAGE = 8  # pixels; in a smaller one an object may be less than a pixel
 
@@ -54,7 +57,7 @@ def settle(
     boxes, given = annotations.boxes, annotations.boxes.bbox
     if written is not None:
         size = annotations.size[boxes.row]
-        check_convention(boxes.bbox, size, written, lambda i: name_box(annotations, i), problems)
+        check_convention(boxes.bbox, size, written, lambda i: name_box(annotations, i), problems, boxes.area)
         boxes = replace(boxes, bbox=to_xywh(boxes.bbox, size, written))
     else:
         _note_other_unit(annotations, problems)
@@ -238,7 +241,9 @@ def _repair_boxes(annotations: Annotations, problems: Problems) -> Annotations:
     lost = empty | reversed_ | outside
     clamped = np.any((start < 0) | (end > limit), axis=1) & ~lost
     bbox = np.where(clamped[:, None], np.concatenate([low, high - low], axis=1), boxes.bbox)
-    area = np.where(np.isnan(boxes.area), bbox[:, 2] * bbox[:, 3], boxes.area)
+    flat = (boxes.area == 0) & ~lost
+    _report(annotations, "took width x height as the area of", "field area is 0", flat)
+    area = np.where(np.isnan(boxes.area) | flat, bbox[:, 2] * bbox[:, 3], boxes.area)
     # Exporters round to two decimals or so; such a box is repaired, but not worth a word.
     clearly = clamped & np.any((start < -0.5) | (end > limit + 0.5), axis=1)
     reasons = {
@@ -334,6 +339,11 @@ def _settle_odd_masks(annotations: Annotations, missing: MissingMasks, problems:
     shared = (high - low).clip(min=0).prod(axis=1)
     union = boxes.bbox[:, 2:].prod(axis=1) + (extent[:, 2:] - extent[:, :2]).prod(axis=1) - shared
     apart = given & visible & ~boxes.iscrowd & (shared < _APART * union)
+    large = given & visible & ~boxes.iscrowd & (boxes.bbox[:, 2:] >= _SHARP_SIDE).all(axis=1)
+    if _note_moved_masks(
+        annotations, extent, np.divide(shared, union, where=large, out=np.ones(len(union))), large, problems
+    ):
+        return annotations
     hollow = given & ~visible
     if missing == "box" and hollow.any():
         _report(annotations, "used the box of", "their mask covers no pixel", hollow, "objects")
@@ -350,6 +360,36 @@ def _settle_odd_masks(annotations: Annotations, missing: MissingMasks, problems:
     _report(annotations, "dropped", "their mask covers no pixel of the image", hollow, "objects")
     _report(annotations, "dropped", "their mask lies elsewhere than their box", apart, "objects")
     return replace(annotations, boxes=boxes.select(~odd))
+
+
+def _note_moved_masks(
+    annotations: Annotations, extent: np.ndarray, overlap: np.ndarray, large: np.ndarray, problems: Problems
+) -> bool:
+    """Whether the masks of a split lie beside their boxes by one scale and shift, a fault; warn where only beside."""
+    rows = np.flatnonzero(large)
+    if len(rows) < _ENOUGH_OBJECTS or np.median(overlap[rows]) >= _USUAL_OVERLAP:
+        return False
+    box, mask = annotations.boxes.bbox[rows], extent[rows]
+    box = np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1).reshape(-1, 2, 2)  # (n, corner, axis)
+    mask = mask.reshape(-1, 2, 2)
+    lines = [np.polyfit(mask[..., axis].ravel(), box[..., axis].ravel(), 1) for axis in (0, 1)]
+    moved = np.stack([np.polyval(line, mask[..., axis]) for axis, line in enumerate(lines)], axis=2)
+    worst = rows[np.argsort(overlap[rows], kind="stable")[:3]].tolist()
+    examples = ", ".join(f"{name_box(annotations, i)} ({overlap[i]:.2f})" for i in worst)
+    text = (
+        f"field segmentation: the median overlap (IoU) of {len(rows)} masks with their boxes is "
+        f"{np.median(overlap[rows]):.2f}, such as {examples}"
+    )
+    beside = np.abs(moved - box).max(axis=(1, 2)) / np.diff(box, axis=1).min(axis=(1, 2))
+    if np.median(beside) < _EXACTLY:
+        (a, b), (c, d) = np.round(lines, 3).tolist()
+        problems.add(
+            f"{text}; x becomes that of the box by {a:g} x + {b:g}, and y by {c:g} y + {d:g}",
+            "the masks are of another size or part of the pictures: correct them, or load with task='detection'",
+        )
+        return True
+    logger.warning("%s: %s; look at the masks in rfdetr-hf data preview", problems.source, text)
+    return False
 
 
 def _settle_missing_masks(annotations: Annotations, missing: MissingMasks, problems: Problems) -> Annotations:
@@ -410,6 +450,15 @@ def _settle_keypoints(annotations: Annotations, problems: Problems) -> Annotatio
     points = np.where(outside[..., None], 0.0, points)
     # Of a real object some keypoint is in its box, or not far beside it.
     low, high = boxes.bbox[:, None, :2], boxes.bbox[:, None, :2] + boxes.bbox[:, None, 2:]
+    margin = (high - low) / 10
+    beside = (points[..., 2] > 0) & ((points[..., :2] < low - margin) | (points[..., :2] > high + margin)).any(axis=-1)
+    if beside.sum() > _MANY_BESIDE * labelled.sum() and len(boxes.row) >= _ENOUGH_OBJECTS:
+        examples = ", ".join(name_box(annotations, i) for i in np.flatnonzero(beside.any(axis=1))[:3].tolist())
+        logger.warning(
+            "%s: field keypoints: %d of %d keypoints lie beside the box of their object, such as of %s: are they of "
+            "another size of picture? look at them in rfdetr-hf data preview",
+            annotations.source, beside.sum(), labelled.sum(), examples,
+        )  # fmt: skip
     far = ((points[..., :2] < low - (high - low) / 2) | (points[..., :2] > high + (high - low) / 2)).any(axis=-1)
     labelled = points[..., 2] > 0
     apart = np.asarray(labelled.any(axis=1) & ~(labelled & ~far).any(axis=1))

@@ -17,6 +17,9 @@ _MEANING = {
 _EXCHANGED = {"yxhw": "xywh", "yxyx": "xyxy", "cycxhw": "cxcywh"}
 # With x and y exchanged nearly all boxes must lie inside, or it is something else.
 _NEARLY_ALL = 0.95
+_SAME_AREA = 0.02  # of an area: what is rounded
+# Of corners in the wrong order a part fits another format, and that much not.
+_BY_CHANCE, _MANY_BOXES = 0.05, 10
 # Boxes may reach out of their image by so much and are still taken for inside: annotators and exporters round.
 _SLACK_SHARE, _SLACK_PIXELS = 0.01, 1.0
 # In smaller images a box of one pixel looks like a normalised one.
@@ -48,8 +51,9 @@ def to_xywh(values: np.ndarray, size: np.ndarray, written: str) -> np.ndarray:
 
 
 def check_convention(
-    values: np.ndarray, size: np.ndarray, written: str, name: Callable[[int], str], problems: Problems
-) -> None:
+    values: np.ndarray, size: np.ndarray, written: str, name: Callable[[int], str], problems: Problems,
+    area: np.ndarray | None = None,
+) -> None:  # fmt: skip
     """Note a fault when the boxes of a split are written in another format; warn when they may be.
 
     A box speaks for another format when it lies inside its image as that format says, and not as `written` says; it
@@ -61,10 +65,13 @@ def check_convention(
         written: what they are taken for.
         name: of a box, for examples.
         problems: collects the fault.
+        area: (n,) of each box, NaN where there is none.
     """
     usable = np.isfinite(values).all(axis=1) & (size > 0).all(axis=1)
     here = _fits(values, size, written) & usable
     total = int(usable.sum())
+    if area is not None and _note_by_area(values, size, written, area, name, problems):
+        return
     best: tuple[int, int, str, np.ndarray] | None = None
     for other in BOX_FORMATS:
         if other == written or (written.endswith("n") and not other.endswith("n")):
@@ -82,6 +89,8 @@ def check_convention(
     if best is None or not best[0]:
         return
     count, against, other, speak_for = best
+    if written.rstrip("n") in ("xyxy", "yxyx") and _exchanged_corners(values[usable], size[usable], written, other):
+        return  # the repair of boxes names them
     examples = ", ".join(
         f"{name(i)} {[round(v, 4) for v in values[i].tolist()]}" for i in np.flatnonzero(speak_for)[:_EXAMPLES].tolist()
     )
@@ -115,6 +124,49 @@ def check_convention(
         logger.warning("%s: %s; if that is so, %s", problems.source, text, remedy)
 
 
+def _exchanged_corners(values: np.ndarray, size: np.ndarray, written: str, other: str) -> bool:
+    """Whether boxes look more like corners in the wrong order, of which a part fits another format by chance."""
+    firsts, seconds = values[:, :2], values[:, 2:]
+    mended = np.concatenate([np.minimum(firsts, seconds), np.maximum(firsts, seconds)], axis=1)
+    explained = int(_fits(mended, size, written).sum()) - int(_fits(values, size, other).sum())
+    if len(values) < _MANY_BOXES or explained < 0:
+        return explained > _BY_CHANCE * len(values)
+    shares = values / np.tile(size, 2)  # of small objects both corners are nearly one
+    spread = shares.std(axis=0)
+    moved = (shares - shares.mean(axis=0))[:, :2] * (shares - shares.mean(axis=0))[:, 2:]
+    return explained > _BY_CHANCE * len(values) or bool((moved.mean(axis=0) > 0.9 * spread[:2] * spread[2:]).all())
+
+
+def _note_by_area(
+    values: np.ndarray, size: np.ndarray, written: str, area: np.ndarray, name: Callable[[int], str], problems: Problems
+) -> bool:
+    """Note a fault when nearly all areas are width x height in another format, and none in this one."""
+    known = np.flatnonzero(np.isfinite(values).all(axis=1) & (size > 0).all(axis=1) & np.isfinite(area) & (area > 0))
+    if len(known) < _EXAMPLES:
+        return False
+
+    def agree(kind: str) -> np.ndarray:
+        sides = to_xywh(values[known], size[known].astype(np.float64), kind)[:, 2:]
+        return (sides > 0).all(axis=1) & (np.abs(sides.prod(axis=1) / area[known] - 1) < _SAME_AREA)
+
+    here = agree(written)
+    for other in ("xywh", "xyxy", "xywhn", "xyxyn"):
+        there = agree(other)
+        against = (_fits(values, size, written) & ~_fits(values, size, other))[known]
+        if there.mean() > _NEARLY_ALL and here.mean() < 1 - _NEARLY_ALL and not against.any():
+            examples = ", ".join(
+                f"{name(i)} {[round(v, 4) for v in values[i].tolist()]} area {area[i]:g}"
+                for i in known[:_EXAMPLES].tolist()
+            )
+            problems.add(
+                f"field bbox: the areas of {there.sum()} of {len(known)} boxes are those of {other!r} "
+                f"({_MEANING[other.rstrip('n')]}), and of {here.sum()} those of {written!r}, such as {examples}",
+                f"pass bbox_format={other!r}, or correct the boxes or the areas",
+            )
+            return True
+    return False
+
+
 def warn_of_scale(values: np.ndarray, size: np.ndarray, written: str, name: Callable[[int], str], source: str) -> None:
     """Warn when all boxes of a split lie where they lie if their numbers are per cent, or of a smaller picture.
 
@@ -123,6 +175,7 @@ def warn_of_scale(values: np.ndarray, size: np.ndarray, written: str, name: Call
         source: the file, for the message.
     """
     usable = np.isfinite(values).all(axis=1) & (np.abs(values) < _HUGE).all(axis=1) & (size > 0).all(axis=1)
+    usable[usable] &= (to_xywh(values[usable], size[usable], written)[:, 2:] > 0).all(axis=1)
     if usable.sum() < _ENOUGH_BOXES:
         return
     numbers, sizes = values[usable], size[usable].astype(np.float64)

@@ -66,6 +66,36 @@ def test_rows_of_no_size_are_named_by_file_and_line(write_yolo, caplog):
         load_detection_dataset(root)
 
 
+@pytest.mark.parametrize(
+    ("dims", "fault"), [(2, r"kpt_shape: \[5, 2\]"), (3, r"kpt_shape: \[4, 3\]"), (0, "confidence")]
+)
+def test_rows_of_keypoints_and_predictions_are_no_polygons(write_yolo, dims, fault):
+    rng = np.random.default_rng(0)
+    points = {2: rng.random((8, 5, 2)), 3: np.insert(rng.random((8, 4, 2)), 2, 1, axis=2), 0: rng.random((8, 1, 2))}[
+        dims
+    ]
+    if dims:
+        points[..., :2] = 0.5 + (points[..., :2] - 0.5) * [0.4, 0.3]
+    else:
+        points[..., 1] = 1
+    rows = [" ".join(map(str, [0, 0.5, 0.5, 0.4, 0.3, *each.ravel().round(3)])) for each in points]
+    with pytest.raises(DetectionDataError, match=rf"train/0.txt:1: all 8 rows of \d+ numbers look like(.|\n)*{fault}"):
+        load_detection_dataset(write_yolo({f"images/train/{i}.jpg": row for i, row in enumerate(rows)}))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_small_polygons_of_as_many_corners_are_polygons(write_yolo, seed):
+    rng = np.random.default_rng(seed)
+    angles = np.sort(rng.random((30, 6)) * 2 * np.pi, axis=1)
+    corners = np.stack([np.cos(angles), np.sin(angles)], axis=2) * rng.uniform(0.02, 0.08, (30, 6, 1))
+    corners += rng.uniform(0.1, 0.6, (30, 1, 2))
+    rows = [" ".join(map(str, [0, *each.ravel().round(4)])) for each in corners]
+    assert (
+        len(load_detection_dataset(write_yolo({"images/train/a.jpg": "\n".join(rows)}))["train"][0]["objects"]["id"])
+        == 30
+    )
+
+
 def test_roboflow_layout_whose_yaml_points_a_folder_too_high(write_yolo):
     images = {"train/images/a.jpg": "0 0.5 0.5 0.5 0.5", "valid/images/b.jpg": "1 0.5 0.5 0.5 0.5"}
     root = write_yolo(images, train="../train/images", val="../valid/images", nc=2)

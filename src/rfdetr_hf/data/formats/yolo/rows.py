@@ -16,6 +16,8 @@ from .yaml_file import YoloConfig
 USUAL = "cxcywhn"
 # Exporters round, and some polygons leave their image by a hair. Pixel coordinates are far beyond.
 _SLACK = 0.01
+# So many rows, and such a share of all, tell what rows are.
+_ENOUGH_ROWS, _NO_OUTLINES = 5, 0.25
 
 
 @dataclass
@@ -112,6 +114,7 @@ class RowReader:
         box = np.array(rows.box, dtype=np.float64).reshape(-1, 4)
         outlined = np.array([polygon is not None for polygon in rows.polygon], dtype=bool)
         plain = np.flatnonzero(~outlined)
+        _note_other_rows([p for p in rows.polygon if p is not None], rows, outlined, problems)
         check_convention(box[plain], scale[plain], self.written, lambda i: rows.place[plain[i]], problems)
         bbox = np.where(outlined[:, None], to_xywh(box, scale, "xyxyn"), to_xywh(box, scale, self.written))
         keypoints = None
@@ -169,6 +172,51 @@ def _check_range(numbers: Sequence[float]) -> None:
         raise ValueError(
             f"coordinates from {min(numbers):g} to {max(numbers):g}; they are relative to the image, between 0 and 1"
         )
+
+
+def _note_other_rows(polygons: Sequence[np.ndarray], rows: Rows, outlined: np.ndarray, problems: Problems) -> None:
+    """Note a fault when all rows that are read as polygons look like boxes with something behind them."""
+    length = len(polygons[0]) if polygons else 0
+    if len(polygons) < _ENOUGH_ROWS or any(len(each) != length for each in polygons):
+        return
+    values, place = np.stack(polygons), rows.place[int(np.flatnonzero(outlined)[0])]
+    centre, half = values[:, None, :2], values[:, None, 2:4] / 2  # (n, 1, 2)
+    if (np.abs(centre - 0.5) + half > 0.5 + _SLACK).any() or (half <= 0).any():
+        return
+    found = f"{place}: all {len(values)} rows of {length + 1} numbers look like"
+    if length == 6 and np.isin(values[:, 5], (0, 1)).all():
+        problems.add(f"{found} predictions, a box with confidence and number of the track", "keep the first 5 numbers")
+        return
+    for dims in (3, 2):
+        if (length - 4) % dims:
+            continue
+        points = values[:, 4:].reshape(len(values), -1, dims)
+        known = (points[..., :2] != 0).any(axis=2)
+        inside = (np.abs(points[..., :2] - centre) <= half + _SLACK).all(axis=2) | ~known
+        flags = dims == 3 and np.isin(points[..., 2], (0, 1, 2)).all()
+        if inside.all() and (flags or (dims == 2 and _are_no_outlines(values))):
+            count = points.shape[1]
+            problems.add(
+                f"{found} a box with {count} keypoints, which all lie in it, and not like polygons",
+                f"add kpt_shape: [{count}, {dims}] to the yaml file; of polygons repeat the first corner of one",
+            )
+            return
+
+
+def _are_no_outlines(values: np.ndarray) -> bool:
+    """Whether many rows x, y, x, y, … (n, 2k) cross themselves, or have a second point far from all others."""
+    points = values.reshape(len(values), -1, 2)
+    others = np.delete(points, 1, axis=1)
+    low, high = others.min(axis=1), others.max(axis=1)
+    reach = 3 * (high - low).max(axis=1, keepdims=True)
+    far = ((points[:, 1] < low - reach) | (points[:, 1] > high + reach)).any(axis=1)
+    edges = np.roll(points, -1, axis=1) - points
+    angles = np.arctan2(edges[..., 1], edges[..., 0])
+    bends = (np.roll(angles, -1, axis=1) - angles + np.pi) % (2 * np.pi) - np.pi
+    crossing = np.rint(np.abs(bends.sum(axis=1)) / (2 * np.pi)) != 1  # an outline turns once around itself
+    crossing &= (edges != 0).any(axis=2).all(axis=1)
+    odd = int((far | crossing).sum())
+    return odd >= _ENOUGH_ROWS and odd >= _NO_OUTLINES * len(values)
 
 
 def _triples(numbers: list[float], dims: int) -> list[float]:
