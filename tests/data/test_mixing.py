@@ -1,5 +1,7 @@
 """Several data sets as one, and how often images are drawn."""
 
+import json
+
 import numpy as np
 import pytest
 from datasets import DatasetDict
@@ -44,6 +46,24 @@ MAP = {"person": ["pedestrian", "rider"]}
 
 def sources(street, **more):
     return [{"name_or_path": street / "a", "classes": MAP, **more}, {"name_or_path": street / "b"}]
+
+
+def test_a_file_in_two_sources_says_the_same_of_classes_that_both_label(street, caplog):
+    a = street / "a"
+    one = load_detection_dataset(sources=[{"name_or_path": a, "classes": {"human": ["pedestrian"]}}, a])["train"]
+    assert len(one) == 8 and "train split: 4 images are there several times, such as" in caplog.text
+    content = json.loads((file := a / "train/_annotations.coco.json").read_text())
+    content["annotations"][0]["bbox"][2] = 11
+    other = street / "c/train/_annotations.coco.json"
+    other.parent.mkdir(parents=True)
+    other.write_text(json.dumps(content))
+    for picture in file.parent.glob("*.jpg"):
+        (other.parent / picture.name).symlink_to(picture)
+    with pytest.raises(
+        DetectionDataError, match=r"0.jpg is there 2 times, with different boxes of the classes \['pede"
+    ):
+        load_detection_dataset(sources=[a, street / "c"])
+    load_detection_dataset(sources=[{"name_or_path": a, "prefix": "a "}, street / "c"])
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])

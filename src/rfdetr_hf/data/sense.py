@@ -39,7 +39,7 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
         source: for messages.
 
     Raises:
-        DetectionDataError: a file in two splits with different boxes, categories, masks or keypoints.
+        DetectionDataError: a file in two splits, or twice in one, with different boxes, categories, masks or keypoints.
     """
     if alike := names_alike(class_names(next(iter(splits.values())))):
         logger.warning("%s: the classes %s differ in case and blanks alone: are they one? rename it", source, alike[:3])
@@ -54,6 +54,7 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
             if len(points) and not (points[2::3] > 0).any():
                 logger.warning("%s: %s split: no keypoint of %d images is labelled", source, name, len(split))
         _report_unlabelled(split, name, source)
+        _report_repeated(split, name, source)
         crowd = _objects(split).field("iscrowd").flatten().to_numpy(zero_copy_only=False).astype(bool)
         if len(crowd) and not crowd.all():
             continue
@@ -102,6 +103,42 @@ def _report_unlabelled(split: Dataset, name: str, source: str) -> None:
             "%s: %s split: %d classes are labelled completely in no image, such as %s: %s",
             source, name, len(nowhere), ", ".join(nowhere[:_EXAMPLES]), effect,
         )  # fmt: skip
+
+
+def _report_repeated(split: Dataset, name: str, source: str) -> None:
+    """Warn of files that several rows have, as in sources that share them; these say the same of common classes.
+
+    Raises:
+        DetectionDataError: they do not.
+    """
+    repeated = {file: rows for file, rows in _files(split).items() if len(rows) > 1}
+    if not repeated:
+        return
+    names = class_names(split)
+    for file, rows in repeated.items():
+        first, *others = split.select_columns(["objects"]).select(rows)["objects"]
+        known = (
+            split.select(rows)["labelled_classes"] if "labelled_classes" in split.column_names else [None] * len(rows)
+        )
+        sets = [set(range(len(names)) if own is None else own) for own in known]
+        for other, labelled in zip(others, sets[1:], strict=True):
+            both = sets[0] & labelled
+            pair = [
+                {
+                    field: [v for v, c in zip(values, each["category"], strict=True) if c in both]
+                    for field, values in each.items()
+                }
+                for each in (first, other)
+            ]
+            if fault := _difference(*pair):
+                raise DetectionDataError(
+                    f"{source}: {name} split: {file} is there {len(rows)} times, with different {fault} of the classes "
+                    f"{[names[i] for i in sorted(both)]}; have it in one source, or give the sources different classes"
+                )
+    logger.warning(
+        "%s: %s split: %d images are there several times, such as %s: what one row labels and another does not is "
+        "taught by one of them alone", source, name, len(repeated), ", ".join(list(repeated)[:_EXAMPLES]),
+    )  # fmt: skip
 
 
 def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Dataset]:

@@ -96,6 +96,19 @@ def test_small_polygons_of_as_many_corners_are_polygons(write_yolo, seed):
     )
 
 
+@pytest.mark.parametrize(("file", "text", "said"), [
+    ("dataset.yaml", "train: images/train\nnames: [dog, cat]\n", True), ("classes.txt", "dog\ncat\n", True),
+    ("labels/train/classes.txt", "dog\ncat\n", True), ("labels/classes.txt", "\ufeffcat\ndog\n\n", False),
+    ("dataset.yml", "names: {1: dog, 0: cat}\n", False), ("obj.names", "cat\n", True),
+])  # fmt: skip
+def test_other_lists_of_classes_are_compared(write_yolo, caplog, file, text, said):
+    root = write_yolo({"images/train/a.jpg": "0 0.5 0.5 0.25 0.5"})
+    (root / file).write_text(text, encoding="utf-8")
+    load_detection_dataset(root)
+    assert ("its classes are ['cat', 'dog'], which count, and those of" in caplog.text) == said
+    assert not said or str(root / file) in caplog.text
+
+
 def test_roboflow_layout_whose_yaml_points_a_folder_too_high(write_yolo):
     images = {"train/images/a.jpg": "0 0.5 0.5 0.5 0.5", "valid/images/b.jpg": "1 0.5 0.5 0.5 0.5"}
     root = write_yolo(images, train="../train/images", val="../valid/images", nc=2)

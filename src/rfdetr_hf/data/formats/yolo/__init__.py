@@ -24,7 +24,7 @@ from .. import Found, read_splits
 from ..hub import is_saved
 from .pictures import Pictures, find_pictures
 from .rows import RowReader, Rows
-from .yaml_file import YAML_NAMES, YoloConfig, find_yaml, read_yaml
+from .yaml_file import YAML_NAMES, YoloConfig, find_yaml, read_yaml, warn_of_other_names
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def read(found: Found, splits: Mapping[str, str], options: ReadOptions) -> dict[
         DetectionDataError: missing images, or rows that are malformed; up to ten, with file and line.
     """
     config: YoloConfig = found.details
+    warn_of_other_names(config)
     labels = class_table(config.names, options.class_names, f"{config.file}: field names")
     keypoints = [config.keypoints.get(i, ClassKeypoints()) for i in labels.ids]
     labels = options.with_keypoints(labels, keypoints, f"{config.file}: field kpt_shape")

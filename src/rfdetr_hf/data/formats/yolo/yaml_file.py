@@ -75,6 +75,29 @@ def find_yaml(path: Path) -> Path | None:
     return others[0] if others else None
 
 
+def warn_of_other_names(config: YoloConfig) -> None:
+    """Warn of other lists of classes beside the yaml file that name other classes, or in another order."""
+    ours = [config.names[i] for i in sorted(config.names)]
+    folders = [".", "labels", *(f"labels/{split}" for split in _SPLITS), *(f"{split}/labels" for split in _SPLITS)]
+    texts = [config.root / "obj.names", *(config.root / folder / "classes.txt" for folder in folders)]
+    for file in (*texts, *(config.file.parent / name for name in YAML_NAMES)):
+        if not file.is_file() or file.samefile(config.file):
+            continue
+        if file in texts:
+            theirs = [line.strip() for line in file.read_text("utf-8-sig", "replace").splitlines() if line.strip()]
+        else:
+            try:
+                names = _names(_load(file), file)
+            except (DetectionDataError, LookupError, TypeError):  # another kind of file
+                continue
+            theirs = [names[i] for i in sorted(names)]
+        if theirs != ours:
+            logger.warning(
+                "%s: its classes are %s, which count, and those of %s are %s; correct or remove the one that is wrong",
+                config.file, shown(ours), file, shown(theirs),
+            )  # fmt: skip
+
+
 def read_yaml(file: Path) -> YoloConfig:
     """Read a data.yaml; names are read as they are written, also those that YAML takes for a number or a truth value.
 
