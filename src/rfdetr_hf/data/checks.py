@@ -85,6 +85,24 @@ def settle(
     return settled
 
 
+def check_as_they_are(annotations: Annotations) -> None:
+    """Check rows that nobody has settled and that are used as they are, such as those of shards of others.
+
+    Raises:
+        DetectionDataError: faults that `settle` would not repair.
+    """
+    problems, boxes = Problems(annotations.source), annotations.boxes
+    find_broken(annotations, problems)
+    size = annotations.size[boxes.row]
+    check_convention(boxes.bbox, size, "xywh", lambda i: name_box(annotations, i), problems, boxes.area)
+    if not problems.count:
+        _repair_boxes(annotations, problems, ("kept", "kept"))
+    problems.suggest(
+        "these rows are used as they are: load a local copy, and write it again with rfdetr-hf data convert"
+    )
+    problems.raise_if_any()
+
+
 def _note_other_unit(annotations: Annotations, problems: Problems) -> None:
     """Note a fault when most boxes are less than a pixel: their format has one unit, and the file has another."""
     boxes = annotations.boxes
@@ -225,7 +243,9 @@ def written_twice(
     return repeated | ((detail == 0) & (np.bincount(place, detail != 0) > 0)[place])
 
 
-def _repair_boxes(annotations: Annotations, problems: Problems) -> Annotations:
+def _repair_boxes(
+    annotations: Annotations, problems: Problems, verbs: tuple[str, str] = ("dropped", "clamped")
+) -> Annotations:
     """Clamp boxes to their images, and drop those of which nothing is left; count both in the log.
 
     Many boxes of which nothing is left are a fault: the others are then wrong too. Missing areas become width x height
@@ -260,13 +280,13 @@ def _repair_boxes(annotations: Annotations, problems: Problems) -> Annotations:
     }  # fmt: skip
     for reason, (mask, verb, remedy) in reasons.items():
         if mask.sum() < max(3, _LOST_SHARE * len(mask)):
-            _report(annotations, "dropped", reason, mask)
+            _report(annotations, verbs[0], reason, mask)
             continue
         first = [(name_box(annotations, i), boxes.bbox[i], limit[i]) for i in np.flatnonzero(mask)[:3].tolist()]
         examples = "; ".join(f"{name}: {box.round(2).tolist()} in {w:.0f} x {h:.0f}" for name, box, (w, h) in first)
         count = f"{mask.sum()} of {len(mask)} boxes (left, top, width, height)"
         problems.add(f"field bbox: {count} {verb}{reason}, such as {examples}", remedy)
-    _report(annotations, "clamped", "reach beyond their image", clearly)
+    _report(annotations, verbs[1], "reach beyond their image", clearly)
     return replace(annotations, boxes=replace(boxes, bbox=bbox, area=area).select(~lost))
 
 

@@ -17,7 +17,9 @@ import pyarrow.compute
 from datasets import Dataset
 
 from ..choices import printable
+from .annotations import Annotations, Boxes
 from .audit import LARGE, AuditReport, count_split
+from .checks import check_as_they_are
 from .images import IMAGE_SUFFIXES, is_hidden
 from .label_errors import LABEL_ERRORS, LabelError, find_label_errors
 from .scan import Scan, scan_pictures
@@ -179,8 +181,14 @@ def audit_data(
         detected_names: the classes of the model, by its labels.
         batch_size: images given to `detect` at once.
         noted: what the reading repaired, left out or doubted, from `notes_of_reading`; these are findings too.
+
+    Raises:
+        DetectionDataError: boxes of shards without an index that make sense only in another format, or cannot be used.
     """
     parts = {name: _part(split, sample) for name, split in splits.items()}
+    for name, (_, part) in parts.items():
+        if isinstance(split := splits[name], ShardedDataset) and split.counts is None:
+            _check_uncounted(name, part)
     scans = {}
     for name, (rows, part) in parts.items():
         scan = scan_pictures(part, decode=decode, near=near, sample=sample, cache_dir=cache_dir)
@@ -227,6 +235,25 @@ def _part(split: AnySplit, sample: int) -> tuple[np.ndarray, Any]:
     each = max(1, min(sample, _OF_SHARDS) // len(chosen))
     rows = np.concatenate([np.arange(starts[k], min(starts[k] + each, starts[k + 1])) for k in chosen])
     return rows, split.select(rows)
+
+
+def _check_uncounted(split: str, part: Any) -> None:
+    """Refuse shards that another program has written where their rows have faults of formats."""
+    columns = cast(pa.Table, part.select_columns(["image_id", "width", "height"]).with_format("arrow")[:])
+    boxes, ids = _boxes_of(part), columns["image_id"].to_numpy()
+    size = np.stack([columns[side].to_numpy() for side in ("width", "height")], axis=1)
+    places = [f"image id {ids[row]}, box {place}" for row, place in zip(boxes.row, boxes.place, strict=True)]
+    none = np.full(len(boxes.row), np.nan)
+    own = Boxes(
+        boxes.row,
+        boxes.place,
+        boxes.bbox.astype(np.float64),
+        boxes.label,
+        none,
+        np.isinf(none),
+        place=np.array(places, object),
+    )
+    check_as_they_are(Annotations(f"{split} split, the {len(ids)} rows that were looked at", ids, size, ids, own))
 
 
 def _contradicted(split: str, errors: Sequence[LabelError]) -> list[Finding]:

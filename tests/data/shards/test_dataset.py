@@ -359,6 +359,23 @@ def test_the_audit_does_not_compare_what_nobody_has_counted(shapes_splits, tmp_p
     assert (tmp_path / "page.html").read_text().count(">?<") == 7
 
 
+@pytest.mark.parametrize(("change", "fault"), [
+    (lambda box: [box[0], box[1], box[0] + box[2], box[1] + box[3]], "make sense only as 'xyxy'"),
+    (lambda box: [v / 1000 for v in box], "make sense only as"), (lambda box: [box[0] + 999, *box[1:]], "lie outside"),
+    (lambda box: [box[0] + box[2], box[1], -box[2], box[3]], "have a negative width"), (None, "image id 5: used by"),
+])  # fmt: skip
+def test_rows_of_others_have_boxes_as_here(shapes_splits, tmp_path, change, fault):
+    def changed(row):
+        boxes = [change(box) for box in row["objects"]["bbox"]] if change else row["objects"]["bbox"]
+        return {"objects": {**row["objects"], "bbox": boxes}, "image_id": row["image_id"] if change else 5}
+
+    rows = shapes_splits["train"]
+    rows.map(changed, features=rows.features).cast_column("image", Image()).to_parquet(tmp_path / "train.parquet")
+    shards = load_detection_dataset(f"file://{tmp_path}")
+    with pytest.raises(DetectionDataError, match=rf"train split, the \d+ rows that were looked at(.|\n)*{fault}"):
+        audit_data(shards, cache_dir="")
+
+
 def test_what_is_no_data_set_of_shards_is_named(shapes_splits, tmp_path):
     with pytest.raises(DetectionDataError, match=r"no Parquet file \(of 0 files there\)"):
         load_detection_dataset(f"file://{tmp_path}/none")
