@@ -122,6 +122,15 @@ def test_turned_photographs_are_counted_with_the_frame_of_their_boxes(folder, tm
     )
 
 
+def test_files_of_several_pages_are_counted(folder, tmp_path):
+    picture = Image.open(folder / "train/train4.jpg").copy()
+    picture.save(folder / "train/train4.jpg", "TIFF", save_all=True, append_images=[picture] * 2)
+    found = kinds(audit(folder, tmp_path))
+    assert set(found) == {("pages", "train")} and found["pages", "train"].text.startswith(
+        "1 pictures have several pages"
+    )
+
+
 def test_boxes(folder, tmp_path):
     def spoil(content):
         boxes = [each["bbox"] for each in content["annotations"]]

@@ -383,6 +383,7 @@ def _faults(split: str, scan: Scan) -> list[Finding]:
             "are read in these",
             lambda each: each.orientation != 1 and not each.turned and not each.fault,
         ),
+        ("pages", "pictures have several pages or frames, of which the first is used", lambda each: each.pages > 1),
         ("cut values", "pictures have values beyond the range of the data set, which are cut off", lambda p: p.beyond),
     ):
         rows = [(int(row), p) for row, p in zip(scan.rows, scan.pictures, strict=True) if chosen(p)]

@@ -26,8 +26,9 @@ from .pipeline.pixels import DECODE_ERRORS, check_image, frame_of, max_image_pix
 __all__ = ["Picture", "Scan", "hash_function", "known_digest", "scan_pictures"]
 
 _BATCH = 256
-_FORMAT = 2
+_FORMAT = 3
 _COLUMNS = ("image", "image_id", "width", "height", "file_name", "value_range")
+_PAGED = ("TIFF", "GIF", "WEBP", "PNG")
 # Of files that were read in this process, by path, size and time of change.
 _DIGESTS: dict[tuple[str, int, int], bytes] = {}
 
@@ -43,6 +44,7 @@ class Picture:
         orientation: EXIF orientation, 1 for as stored.
         turned: whether it is turned or mirrored by that; not where width and height are those of the stored pixels.
         beyond: it has more than 8 bits and numbers beyond the range of the data set.
+        pages: of a file that holds several pictures; the first is used.
         near: perceptual hash in hexadecimal; "" where none was asked for.
     """
 
@@ -52,6 +54,7 @@ class Picture:
     orientation: int = 1
     turned: bool = False
     beyond: bool = False
+    pages: int = 1
     near: str = ""
 
 
@@ -174,6 +177,8 @@ def _look(row: Mapping[str, Any], decode: bool, hashed: Callable[[Image.Image], 
             with Image.open(io.BytesIO(data)) as image:
                 facts["orientation"] = orientation_tag(image)
                 facts["turned"] = must_turn(image.size, facts["orientation"], frame_of(row), name)
+                # A photograph may hold a preview (MPO), which is no page.
+                facts["pages"] = getattr(image, "n_frames", 1) if image.format in _PAGED else 1
                 if hashed is not None:
                     image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
                     facts["near"] = hashed(image)

@@ -5,11 +5,15 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from ...errors import DetectionDataError, Problems, SplitMissingError
 from ...images import IMAGE_SUFFIXES, ImageFolder, files_below, is_hidden
+from ...pipeline.pixels import DECODE_ERRORS
 from ...splits import canonical_split, check_one_split
 from .rows import looks_like_rows
 from .yaml_file import YoloConfig
@@ -21,6 +25,7 @@ _NO_SCENES = frozenset(
     {"mask", "masks", "labels", "annotations", "segmentation", "segmentations", "segmentationclass",
      "segmentationobject", "depth", "thumbnails", "vis", "visualization", "runs"}
 )  # fmt: skip
+_LOOKED_AT, _FEW_COLOURS = 20, 64
 _OF_A_SCENE = re.compile(r"[_\-.](mask|seg|segmentation|label|depth)s?$", re.IGNORECASE)
 
 
@@ -236,6 +241,7 @@ def _no_scenes(labels: dict[str, str | None], source: str) -> list[str]:
     stems = {os.path.splitext(os.path.basename(path))[0] for path, label in labels.items() if label is not None}
     if not stems:
         return []
+    kinds = {_kind_of(path) for path in [path for path, label in labels.items() if label is not None][:_LOOKED_AT]}
     by_folder: dict[str, list[str]] = {}
     for path in labels:
         by_folder.setdefault(os.path.dirname(path), []).append(path)
@@ -246,7 +252,10 @@ def _no_scenes(labels: dict[str, str | None], source: str) -> list[str]:
             derived = [p for p, stem in names.items() if labels[p] is None and _OF_A_SCENE.sub("", stem) in stems]
         else:
             same = sum(stem in stems or _OF_A_SCENE.sub("", stem) in stems for stem in names.values())
-            no_scenes = os.path.basename(folder).lower() in _NO_SCENES or same >= 0.5 * len(paths)
+            # Pictures of the very names and of one kind may be those of a second camera.
+            camera = stems.issuperset(names.values()) and _kind_of(paths[0]) in kinds
+            drawn = same >= 0.5 * len(paths) and not camera
+            no_scenes = os.path.basename(folder).lower() in _NO_SCENES or drawn
             derived = paths if no_scenes else []
             if not no_scenes and len(by_folder) > 1:
                 logger.warning(
@@ -254,11 +263,19 @@ def _no_scenes(labels: dict[str, str | None], source: str) -> list[str]:
                 )
         if derived:
             logger.warning(
-                "%s: left out %d pictures of %s that show annotations, such as %s",
-                source, len(derived), folder, os.path.basename(derived[0]),
+                "%s: left out %d pictures of %s that show annotations, such as %s; if they are photographs, give them "
+                "names of their own", source, len(derived), folder, os.path.basename(derived[0]),
             )  # fmt: skip
         left_out += derived
     return left_out
+
+
+def _kind_of(path: str) -> tuple[str, str, bool]:
+    """Suffix, mode, and whether there are few colours; other ones for what cannot be read, which others name."""
+    suffix = os.path.splitext(path)[1].lower()
+    with suppress(*DECODE_ERRORS), Image.open(path) as image:
+        return suffix, image.mode, image.getcolors(_FEW_COLOURS) is not None
+    return suffix, "", False
 
 
 def _report_orphans(labels: dict[str, str | None], source: str, folders: _LabelFolders) -> None:
