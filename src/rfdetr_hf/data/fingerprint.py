@@ -83,7 +83,7 @@ def annotation_hash(dataset: Dataset | ShardedDataset) -> str:
     if isinstance(dataset, ShardedDataset):
         return dataset.checksum
     digest = hashlib.sha256()
-    wanted = ("image_id", "width", "height", "labelled_classes", "sample_weight")
+    wanted = ("image_id", "width", "height", "as_stored", "labelled_classes", "sample_weight")
     columns = [name for name in wanted if name in dataset.column_names]
     for batch in dataset.select_columns([*columns, "objects"]).with_format("arrow").iter(_ROWS):
         table = cast(pa.Table, batch)
@@ -102,7 +102,7 @@ def _hash_split(dataset: Dataset, kind: str) -> str:
     if isinstance(dataset, ShardedDataset):
         digest.update(dataset.checksum.encode())
         return digest.hexdigest()
-    wanted = ("image_id", "width", "height", "objects", "labelled_classes", "sample_weight")
+    wanted = ("image_id", "width", "height", "as_stored", "objects", "labelled_classes", "sample_weight")
     columns = [name for name in wanted if name in dataset.column_names]
     images = dataset.select_columns(["image", *columns]).with_format("arrow")
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # reading and SHA-256 let other threads run

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from datasets import Dataset, DatasetDict, DatasetInfo, IterableDatasetDict, NamedSplit
+from datasets import Dataset, DatasetDict, DatasetInfo, IterableDatasetDict, NamedSplit, Value
 
 from .checks import written_twice
 from .errors import DetectionDataError
@@ -254,6 +254,7 @@ def _joined(
     federated = any(len(set(names)) < len(table) or has_unlabelled_classes(s)
                     for s, names in zip(splits, renamed, strict=True))  # fmt: skip
     columns: dict[str, list[Any]] = {}
+    stored = any("as_stored" in split.column_names for split in splits)
     boxes = 0
     for split, names in zip(splits, renamed, strict=True):
         rows: Any = undecoded(split).with_format("arrow")[:]
@@ -263,6 +264,9 @@ def _joined(
         objects = pa.concat_arrays(rows["objects"].chunks)
         columns.setdefault("objects", []).append(_relabelled(objects, labels, keypoints, boxes, name))
         boxes += len(columns["objects"][-1].field("category").flatten())
+        if stored:
+            own = rows["as_stored"].to_pylist() if "as_stored" in rows.column_names else [False] * len(split)
+            columns.setdefault("as_stored", []).append(pa.array(own, pa.bool_()))
         if federated:
             own = (
                 rows["labelled_classes"].to_pylist() if "labelled_classes" in rows.column_names else [None] * len(split)
@@ -271,6 +275,7 @@ def _joined(
     total = sum(map(len, splits))
     masks = has_masks(splits[0])
     features = detection_features(table, masks=masks, keypoints=keypoints, labelled_classes=federated)
+    features |= {"as_stored": Value("bool")} if stored else {}
     chunks = {"image_id": [pa.array(np.arange(total), pa.int64())], **columns}
     arrays = [pa.chunked_array(chunks[column]) for column in features]
     data = pa.table(arrays, names=list(features)).cast(features.arrow_schema)

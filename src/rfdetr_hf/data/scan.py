@@ -21,13 +21,13 @@ from PIL import Image
 
 from ..choices import install_hint
 from .errors import DetectionDataError
-from .pipeline.pixels import DECODE_ERRORS, check_image, frame_of, max_image_pixels, must_turn, orientation_tag
+from .pipeline.pixels import DECODE_ERRORS, check_image, max_image_pixels, must_turn, orientation_tag
 
 __all__ = ["Picture", "Scan", "hash_function", "known_digest", "scan_pictures"]
 
 _BATCH = 256
 _FORMAT = 3
-_COLUMNS = ("image", "image_id", "width", "height", "file_name", "value_range")
+_COLUMNS = ("image", "image_id", "width", "height", "file_name", "value_range", "as_stored")
 _PAGED = ("TIFF", "GIF", "WEBP", "PNG")
 # Of files that were read in this process, by path, size and time of change.
 _DIGESTS: dict[tuple[str, int, int], bytes] = {}
@@ -176,7 +176,7 @@ def _look(row: Mapping[str, Any], decode: bool, hashed: Callable[[Image.Image], 
         if data is not None:
             with Image.open(io.BytesIO(data)) as image:
                 facts["orientation"] = orientation_tag(image)
-                facts["turned"] = must_turn(image.size, facts["orientation"], frame_of(row), name)
+                facts["turned"] = must_turn(image.size, facts["orientation"], row, name)
                 # A photograph may hold a preview (MPO), which is no page.
                 facts["pages"] = getattr(image, "n_frames", 1) if image.format in _PAGED else 1
                 if hashed is not None:
@@ -217,7 +217,7 @@ class _Store:
         path = _path_of(row)
         if path is None or self.path is None or not os.path.isfile(path):
             return None
-        return json.dumps([*_key(path), row.get("width"), row.get("height"), row.get("value_range")])
+        return json.dumps([*_key(path), *(row.get(name) for name in ("width", "height", "value_range", "as_stored"))])
 
     def known(self, row: Mapping[str, Any]) -> Picture | None:
         """What was seen of the picture of a row, if it is the same file."""

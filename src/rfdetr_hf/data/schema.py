@@ -15,6 +15,7 @@ labelled_classes
           in the image: where no box of such a class is, there is no such object. Null stands for all classes
 sample_weight
           only where training images are not drawn equally often: float64, 1 on average
+as_stored   only where EXIF tags are not followed in images whose size does not tell: bool, see `decode_image`
 value_range only where pictures have more than 8 bits: float64 (low, high) of all of them together
 objects   parallel lists ``id`` int64, ``bbox`` float64 (x, y, w, h) in pixels, ``category``
           `ClassLabel` (contiguous, 0-based), ``area`` float64, ``iscrowd`` bool;

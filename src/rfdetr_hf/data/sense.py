@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset, List, Value
+from PIL import Image
 
 from ..bit_depth import CUT, DEEP, HEADER, SHALLOW, depth_of_header
 from ..choices import names_alike
 from .errors import DetectionDataError
-from .pipeline.pixels import DECODE_ERRORS, decode_image, find_value_range
+from .pipeline.pixels import DECODE_ERRORS, decode_image, find_value_range, may_have_exif, orientation_tag
 from .schema import class_names, has_keypoints, labelled_images, unchunked, undecoded
 from .shards.dataset import ShardedDataset
 
@@ -29,6 +30,7 @@ _EXAMPLES = 3
 _LOOKED_AT = 64
 _OF_14_BITS = 64  # more than the upper 8 of 16 bits are then
 _THREADS, _BATCH = 8, 512
+_SIDEWAYS = 5  # EXIF orientations from here on exchange width and height
 
 
 def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
@@ -152,15 +154,17 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
     first = next(iter(splits.values()))
     if isinstance(first, ShardedDataset):  # written with the range in a column
         return dict(splits)
-    found, count = None, 0
+    found, count, heads = None, 0, {}
     for name, split in splits.items():
-        depths = _depths(split)
+        heads[name] = _heads(split)
+        depths = heads[name][:, 0]
         columns = [column for column in ("image", "image_id", "file_name") if column in split.column_names]
         pictures = undecoded(split).select_columns(columns)
         if len(rows := _spread(depths == CUT)):
             _check_cut(iter(pictures.select(rows)), int((depths == CUT).sum()), f"{source}: {name} split")
         if found is None and len(rows := _spread(depths == DEEP)):
             found, count = find_value_range(iter(pictures.select(rows))), int((depths == DEEP).sum())
+    splits = _with_stored_frames(splits, heads, source)
     if found is None:
         return dict(splits)
     logger.warning(
@@ -171,6 +175,34 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
         name: split.add_column("value_range", [list(found)] * len(split), feature=List(Value("float64"), length=2))
         for name, split in splits.items()
     }
+
+
+def _with_stored_frames(
+    splits: Mapping[str, Dataset], heads: Mapping[str, np.ndarray], source: str
+) -> Mapping[str, Dataset]:
+    """The splits with a column where EXIF tags are not followed in images whose width and height do not tell.
+
+    What the tool did that annotated the images, those tell that stand upright: in one frame alone they fit their size.
+    """
+    unclear, stored, shown = {}, 0, 0
+    for name, split in splits.items():
+        table = split.select_columns(["width", "height"]).with_format("arrow")[:]
+        frame = np.stack([table[side].to_numpy() for side in ("width", "height")], axis=1)
+        tag, size = heads[name][:, 1], heads[name][:, 2:]
+        upright = np.where((tag >= _SIDEWAYS)[:, None], size[:, ::-1], size)
+        fits, fits_upright = (size == frame).all(axis=1) & (tag > 1), (upright == frame).all(axis=1) & (tag > 1)
+        stored, shown = stored + int((fits & ~fits_upright).sum()), shown + int((fits_upright & ~fits).sum())
+        unclear[name] = fits & fits_upright
+    if not (count := sum(int(each.sum()) for each in unclear.values())) or (shown and not stored):
+        return splits
+    text = "%s: %d pictures with an EXIF tag have one size as stored and as shown (half turns, mirrors, squares): "
+    if stored and not shown:
+        logger.warning(text + "their boxes are read as stored, as %d others say by their size", source, count, stored)
+        return {n: split.add_column("as_stored", unclear[n], feature=Value("bool")) for n, split in splits.items()}
+    text += "their boxes are read as shown, and of others %d say so by their size and %d the contrary; look at them in "
+    text += "rfdetr-hf data preview, and remove the tags if that is wrong"
+    logger.warning(text, source, count, shown, stored)
+    return splits
 
 
 def _spread(mask: np.ndarray) -> np.ndarray:
@@ -198,28 +230,39 @@ def _check_cut(pictures: Iterable[Any], count: int, place: str) -> None:
     logger.warning("%s: of %d pictures with 16 bits a colour the upper 8 are used", place, count)
 
 
-def _depths(split: Dataset) -> np.ndarray:
-    """How deep the picture of each row is, by the beginnings of the files; see `depth_of_header`."""
+def _heads(split: Dataset) -> np.ndarray:
+    """(n, 4) by the beginning of each picture's file: depth, see `depth_of_header`, EXIF orientation, width, height.
+
+    The sizes are those of the stored pixels, and 0 where there is no tag.
+    """
     images = undecoded(split.select_columns(["image"])).with_format("arrow")
-    depths: list[int] = []
+    found: list[tuple[int, ...]] = []
     with ThreadPoolExecutor(_THREADS) as pool:
         for batch in images.iter(_BATCH):
             column = unchunked(cast(pa.Table, batch)["image"])
             heads = pc.binary_slice(column.field("bytes"), 0, HEADER).to_pylist()
             paths, contents = column.field("path").to_pylist(), [column.field("bytes")] * len(column)
-            depths += pool.map(_depth, heads, paths, contents, range(len(column)))
-    return np.array(depths, int)
+            found += pool.map(_head, heads, paths, contents, range(len(column)))
+    return np.array(found, np.int64).reshape(-1, 4)
 
 
-def _depth(head: bytes | None, path: str | None, contents: pa.Array, row: int) -> int:
-    """What cannot be read has 8 bits, since others name it."""
+def _head(head: bytes | None, path: str | None, contents: pa.Array, row: int) -> tuple[int, ...]:
+    """What cannot be read has 8 bits and no tag, since others name it."""
+    inline = head is not None
     with suppress(*DECODE_ERRORS):
         if head is None:
             with open(path or "", "rb") as file:
                 head = file.read(HEADER)
-            return depth_of_header(head, lambda: path)
-        return depth_of_header(head, lambda: io.BytesIO(contents[row].as_py()))
-    return SHALLOW
+
+        def source() -> Any:
+            return io.BytesIO(contents[row].as_py()) if inline else path
+
+        depth, tag, size = depth_of_header(head, source), 1, (0, 0)
+        if may_have_exif(head):
+            with Image.open(source()) as image:
+                tag, size = orientation_tag(image), image.size
+        return depth, tag, *size
+    return SHALLOW, 1, 0, 0
 
 
 def _report_shared(

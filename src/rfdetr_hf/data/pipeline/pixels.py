@@ -87,7 +87,7 @@ class Picture(Image.Image):
         self._file = _open(io.BytesIO(self._data), self._name)
         with _named_faults(self._name):
             tag, size = orientation_tag(self._file), self._file.size
-            must_turn(size, tag, self._frame, self._name)
+            must_turn(size, tag, self._example, self._name)
         self._size = self._frame or _shown(size, tag)
 
     def decode(self, reduction: int = 1) -> Pixels:
@@ -95,7 +95,11 @@ class Picture(Image.Image):
         if self._cache is None:
             return self._decode(reduction)
         # Keys of what decides the pixels: a file that changes has another one.
-        shown = self._frame, self._example.get("value_range"), require_decoder(self._decoder), require_decoder(PILLOW)
+        shown = (
+            self._frame,
+            *(self._example.get(name) for name in ("value_range", "as_stored")),
+            *map(require_decoder, (self._decoder, PILLOW)),
+        )
         content = hashlib.sha256(self._data)
         content.update(repr(shown).encode())
         keys = {each: hashlib.sha256(content.digest() + bytes([each])).digest()[:16] for each in (reduction, 1)}
@@ -122,8 +126,8 @@ class Picture(Image.Image):
                         "say which of its values are black and white; load its source with load_detection_dataset, "
                         "which finds that out (for shards: rfdetr-hf data convert), or write the image with 8 bits"
                     )
-                return Pixels(_to_rgb(_turned(image, self._frame, self._name), self._example.get("value_range")))
-            must_turn(size, 1, self._frame, self._name)
+                return Pixels(_to_rgb(_turned(image, self._example, self._name), self._example.get("value_range")))
+            must_turn(size, 1, self._example, self._name)
             pixels = decode_jpeg(self._data, size, reduction, self._decoder)
             if pixels is None:
                 if reduction > 1:
@@ -143,7 +147,8 @@ def decode_image(example: Mapping[str, Any], decoder: str = PILLOW) -> Image.Ima
 
     A photograph may carry an EXIF tag that says "show me turned". Some annotation tools obey it and some don't, so the
     annotated width and height decide: the tag is obeyed when the turned image has the annotated size, and ignored when
-    only the stored pixels have it. Where both fit (square images, half turns) it is obeyed, as viewers do.
+    only the stored pixels have it. Where both fit (square images, half turns) it is obeyed, as viewers do, unless
+    ``as_stored`` is true, which `load_detection_dataset` writes where other images of the data set tell.
 
     Args:
         example: a row with ``image`` (``{"path", "bytes"}``, a path, or a PIL image), and if known ``width`` and
@@ -176,7 +181,7 @@ def open_image(example: Mapping[str, Any], decoder: str = PILLOW, cache: Picture
         return Picture(example, decoder, cache)
     name = _name(value, example)
     with _named_faults(name):
-        return _to_rgb(_turned(value, frame_of(example), name), example.get("value_range"))
+        return _to_rgb(_turned(value, example, name), example.get("value_range"))
 
 
 def image_size(value: Any, example: Mapping[str, Any]) -> tuple[int, int]:
@@ -205,7 +210,7 @@ def check_image(example: Mapping[str, Any], *, decode: bool) -> bool:
     """
     value, name = example["image"], _name(example["image"], example)
     with _opened(value, name) as image, _named_faults(name):
-        must_turn(image.size, orientation_tag(image), frame_of(example), name)
+        must_turn(image.size, orientation_tag(image), example, name)
         if decode:
             # An eighth of the size in grey: libjpeg still walks through the whole stream, so a cut is noticed.
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
@@ -315,8 +320,21 @@ def orientation_tag(image: Image.Image) -> int:
     return image.getexif().get(_ORIENTATION_TAG, 1)
 
 
-def must_turn(size: tuple[int, int], orientation: int, frame: tuple[int, int] | None, name: str) -> bool:
+def may_have_exif(head: bytes) -> bool:
+    """Whether a JPEG or WebP file may have an EXIF tag, by its first 26 bytes."""
+    if head.startswith(b"RIFF"):
+        return head[12:16] == b"VP8X" and len(head) > 20 and bool(head[20] & 8)
+    plain = head[4:6] == b"\0\x10"  # JFIF's segment of the usual length; EXIF's may follow
+    return head[:4] == b"\xff\xd8\xff\xe1" or (
+        head[:4] == b"\xff\xd8\xff\xe0" and (not plain or head[20:22] == b"\xff\xe1")
+    )
+
+
+def must_turn(size: tuple[int, int], orientation: int, example: Mapping[str, Any], name: str) -> bool:
     """Whether a picture is turned or mirrored by its EXIF orientation, see `decode_image`."""
+    frame = frame_of(example)
+    if size == frame and example.get("as_stored"):
+        return False
     if frame is None or _shown(size, orientation) == frame:
         return orientation != 1
     if size == frame:
@@ -327,9 +345,9 @@ def must_turn(size: tuple[int, int], orientation: int, frame: tuple[int, int] | 
     )
 
 
-def _turned(image: Image.Image, frame: tuple[int, int] | None, name: str) -> Image.Image:
+def _turned(image: Image.Image, example: Mapping[str, Any], name: str) -> Image.Image:
     orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    if must_turn(image.size, orientation, frame, name):
+    if must_turn(image.size, orientation, example, name):
         return ImageOps.exif_transpose(image)
     if orientation != 1:
         # Whoever gets this image must not turn it by its tag later on.

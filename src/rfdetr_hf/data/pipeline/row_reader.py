@@ -13,7 +13,7 @@ from ..shards.dataset import AnySplit, ShardedDataset
 
 __all__ = ["RowReader"]
 
-_COLUMNS = ("image", "image_id", "width", "height", "file_name", "labelled_classes", "objects")
+_COLUMNS = ("image", "image_id", "width", "height", "file_name", "labelled_classes", "as_stored", "objects")
 _OF_OBJECTS = ("bbox", "category", "area", "iscrowd", "segmentation", "keypoints")
 
 

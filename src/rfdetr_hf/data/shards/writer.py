@@ -108,7 +108,7 @@ def _alike(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
             f"the splits' pictures have different ranges of values (column value_range), {sorted(ranges, key=str)}; "
             "write the pictures with as many bits, or convert the splits one by one"
         )
-    filled = {"labelled_classes": None, "value_range": list(next(iter(ranges), None) or ())}
+    filled = {"labelled_classes": None, "as_stored": False, "value_range": list(next(iter(ranges), None) or ())}
     made = {}
     for name, split in splits.items():
         for column in [each for each in wanted if each not in split.column_names]:
