@@ -623,7 +623,7 @@ DAMAGES = [
         "a box of negative width",
         "coco",
         field("annotations", 3, bbox=[9, 9, -4, 5]),
-        "dropped 1 boxes (no width or no height): annotation id 4 (image id 1)",
+        "dropped 1 boxes (a negative width or height): annotation id 4 (image id 1)",
         True,
     ),
     Damage(
@@ -937,7 +937,7 @@ DAMAGES = [
         "corners exchanged",
         "voc",
         text("Annotations/b.xml", "<xmin>5</xmin>", "<xmin>45</xmin>"),
-        "dropped 1 boxes (no width or no height)",
+        "dropped 1 boxes (a negative width or height)",
         True,
     ),
     Damage(
@@ -1005,7 +1005,7 @@ DAMAGES = [
         "sides exchanged",
         "cvat",
         text("annotations.xml", 'xtl="4.0"', 'xtl="44.0"'),
-        "dropped 1 boxes (no width or no height)",
+        "dropped 1 boxes (a negative width or height)",
         True,
     ),
     Damage(

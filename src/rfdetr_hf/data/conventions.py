@@ -146,14 +146,17 @@ def _note_by_area(
         return False
 
     def agree(kind: str) -> np.ndarray:
-        sides = to_xywh(values[known], size[known].astype(np.float64), kind)[:, 2:]
-        return (sides > 0).all(axis=1) & (np.abs(sides.prod(axis=1) / area[known] - 1) < _SAME_AREA)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sides = to_xywh(values[known], size[known].astype(np.float64), kind)[:, 2:]
+            return (sides > 0).all(axis=1) & (np.abs(sides.prod(axis=1) / area[known] - 1) < _SAME_AREA)
 
     here = agree(written)
     for other in ("xywh", "xyxy", "xywhn", "xyxyn"):
         there = agree(other)
         against = (_fits(values, size, written) & ~_fits(values, size, other))[known]
-        if there.mean() > _NEARLY_ALL and here.mean() < 1 - _NEARLY_ALL and not against.any():
+        if there.mean() <= _NEARLY_ALL or here.mean() >= 1 - _NEARLY_ALL or against.any():
+            continue
+        if len(np.unique(values[known], axis=0)) >= _EXAMPLES:  # of one box it is chance
             examples = ", ".join(
                 f"{name(i)} {[round(v, 4) for v in values[i].tolist()]} area {area[i]:g}"
                 for i in known[:_EXAMPLES].tolist()
