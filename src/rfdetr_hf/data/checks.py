@@ -107,9 +107,7 @@ def _note_other_unit(annotations: Annotations, problems: Problems) -> None:
     """Note a fault when most boxes are less than a pixel: their format has one unit, and the file has another."""
     boxes = annotations.boxes
     sides = boxes.bbox[:, 2:]
-    tiny = (
-        (sides < 1).all(axis=1) & (sides > 0).all(axis=1) & (annotations.size[boxes.row] > _SMALLEST_IMAGE).all(axis=1)
-    )
+    tiny = np.all((sides < 1) & (sides > 0) & (annotations.size[boxes.row] > _SMALLEST_IMAGE), axis=1)
     if tiny.sum() >= max(3, 0.5 * len(tiny)):
         problems.add(
             f"{name_box(annotations, int(np.flatnonzero(tiny)[0]))}: {tiny.sum()} of {len(tiny)} boxes are smaller "

@@ -178,8 +178,9 @@ def warn_of_scale(values: np.ndarray, size: np.ndarray, written: str, name: Call
         source: the file, for the message.
     """
     usable = np.isfinite(values).all(axis=1) & (np.abs(values) < _HUGE).all(axis=1) & (size > 0).all(axis=1)
-    usable[usable] &= (to_xywh(values[usable], size[usable], written)[:, 2:] > 0).all(axis=1)
-    if usable.sum() < _ENOUGH_BOXES:
+    usable = np.flatnonzero(usable)
+    usable = usable[(to_xywh(values[usable], size[usable], written)[:, 2:] > 0).all(axis=1)]
+    if len(usable) < _ENOUGH_BOXES:
         return
     numbers, sizes = values[usable], size[usable].astype(np.float64)
     boxes = to_xywh(numbers, sizes, written)
@@ -193,7 +194,7 @@ def warn_of_scale(values: np.ndarray, size: np.ndarray, written: str, name: Call
         return
     examples = ", ".join(
         f"{name(i)} {[round(v, 4) for v in values[i].tolist()]} in {size[i, 0]} x {size[i, 1]}"
-        for i in np.flatnonzero(usable)[:_EXAMPLES].tolist()
+        for i in usable[:_EXAMPLES].tolist()
     )
     logger.warning(
         "%s: field bbox: of %d boxes %s, such as %s; if %s, write them in the unit of the format and for the size of "

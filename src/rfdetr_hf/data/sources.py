@@ -271,7 +271,7 @@ def _rows(stream: IterableDataset, reading: str) -> Iterator[dict[str, Any]]:
     kinds = {each.name: each.type for each in features.arrow_schema if not isinstance(features[each.name], Image)}
     try:
         for row in stream:
-            encoded = features.encode_example(row) if kinds else row
+            encoded: Any = features.encode_example(row) if kinds else row
             for column, kind in kinds.items():
                 pa.array([encoded[column]], kind)  # as the cache does, which does not name row and column
             column = ""
