@@ -426,6 +426,12 @@ def test_photographs_whose_size_does_not_tell_are_read_as_the_others(
             assert list(read["train"]["as_stored"]) == [True] + [False] * (len(read["train"]) - 1)
 
 
+def test_objects_of_two_kinds_in_json_are_named_by_row(cppe):
+    texts = [{"bbox": [[1, 2, 3, 4]], "category": [0 if i != 2 else "cat"]} for i in range(4)]
+    with pytest.raises(DetectionDataError, match=r"row 2: column 'objects': .*'cat'.*numbers as numbers"):
+        load_detection_dataset(plain(cppe([{}] * 4), list(map(json.dumps, texts))))
+
+
 @pytest.mark.parametrize(("values", "said"), [([["cat", "cat"], [], ["cat"]], True), (LISTS["category"], False)])
 def test_two_columns_of_categories(cppe, values, said, caplog):
     train = load_detection_dataset(top_level(cppe, labels=values))["train"]
@@ -451,7 +457,19 @@ def test_columns_of_lists_in_an_image_folder(tmp_path, write_image):
         ({"bbox": [[[4, 5, 20, 10], [0, 0, 9]], [], [[60, 40, 4, 4]]]}, "has 3 numbers, not four"),
         ({"bbox": [[[0, 0, 0.1, 0.2]] * 2, [], [[0.5, 0.5, 0.2, 0.2]]]}, "pass bbox_format='xywhn'"),
         ({"iscrowd": [["x", "y"], [], ["z"]]}, "column iscrowd holds 'x', neither yes nor no"),
-        ({"area": [["x", "y"], [], ["z"]]}, "column area holds string, not numbers"),
+        (
+            {"area": [["1", "2"], [], ["z"]]},
+            "row 2: column area holds string, not numbers: 'z' is not a number",
+        ),
+        (
+            {"category": [[1.0, 2.0], [], [1.5]]},
+            "row 2: column category holds double, not numbers: 1.5 is not an integer",
+        ),
+        (
+            {"bbox": [[["4", "5", "20", "b"]] * 2, [], [["1"] * 4]]},
+            "row 0: column bbox holds string.*'b' is not a number",
+        ),
+        ({"bbox": [["4 5 20 10"] * 2, [], ["4 5 20 10"]]}, "not lists of four numbers; "),
         ({"area": [[True, True], [], [True]]}, "column area holds true and false, not numbers"),
         ({"category": [[True, False], [], [True]]}, "column category holds true and false, not numbers"),
         ({"category": [["mask", None], [], ["glove"]]}, "field category is -1"),

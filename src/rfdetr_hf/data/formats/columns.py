@@ -8,7 +8,7 @@ keeps them in.
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, cast
@@ -109,14 +109,14 @@ def _read_split(dataset: Dataset, source: str, options: ReadOptions) -> _Split:
     names = _file_names(dataset, image_column)
     image_id = _image_ids(dataset, source)
     row = np.repeat(np.arange(len(dataset)), counts)
-    bbox = _bbox_array(fields["bbox"], image_id[row], called["bbox"], problems)
-    categories = _categories(dataset, fields["category"], called["category"], source)
+    bbox = _bbox_array(fields["bbox"], row, image_id[row], called["bbox"], problems)
+    categories = _categories(dataset, fields["category"], row, called["category"], source)
     boxes = Boxes(
         row=row,
-        id=_numbers(fields.get("id"), len(row), np.int64, called.get("id"), source, default=None),
+        id=_numbers(fields.get("id"), row, np.int64, called.get("id"), source, default=None),
         bbox=bbox,
         category=categories.values,
-        area=_numbers(fields.get("area"), len(row), np.float64, called.get("area"), source, default=np.nan),
+        area=_numbers(fields.get("area"), row, np.float64, called.get("area"), source, default=np.nan),
         iscrowd=_flags(fields.get("iscrowd"), len(row), called.get("iscrowd"), source),
     )
     annotations = Annotations(source, image_id, _sizes(dataset, image_column, names, source), names, boxes)
@@ -356,7 +356,27 @@ def _from_json(texts: pa.Array, column: str, source: str) -> pa.Array:
             values.append(json.loads(text) if text else None)
         except (ValueError, RecursionError) as error:
             raise DetectionDataError(f"{source}: row {row}: column {column!r} is no valid JSON ({error})") from error
-    return pa.array(values)
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError) as error:
+        row = _first_fault(len(values), lambda count: pa.array(values[:count]))
+        raise DetectionDataError(
+            f"{source}: row {row}: column {column!r}: {str(error)[:200]}; write the values of a field in one way in "
+            "all rows, and numbers as numbers"
+        ) from error
+
+
+def _first_fault(count: int, make: Callable[[int], Any]) -> int:
+    """The first of `count` things that `make` of a number of them, from the first on, fails with."""
+    sound = 0
+    while count - sound > 1:
+        middle = (sound + count) // 2
+        try:
+            make(middle)
+            sound = middle
+        except (pa.ArrowException, OverflowError):
+            count = middle
+    return count - 1
 
 
 def _our_names(fields: pa.StructArray, prefix: str, source: str) -> dict[str, str]:
@@ -388,12 +408,15 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _bbox_array(boxes: pa.Array, image_id: np.ndarray, called: str, problems: Problems) -> np.ndarray:
+def _bbox_array(boxes: pa.Array, row: np.ndarray, image_id: np.ndarray, called: str, problems: Problems) -> np.ndarray:
     """(n, 4) float64; raises at once where boxes have another length, since nothing else can be checked then."""
     if not len(boxes):
         return np.zeros((0, 4))
     if not _is_list(boxes.type):
-        raise DetectionDataError(f"{problems.source}: {called} holds {boxes.type}, not lists of four numbers")
+        raise DetectionDataError(
+            f"{problems.source}: {called} holds {boxes.type}, not lists of four numbers; write each box as [x, y, "
+            "width, height]"
+        )
     length = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy(zero_copy_only=False)
     problems.add_all(
         (
@@ -404,13 +427,14 @@ def _bbox_array(boxes: pa.Array, image_id: np.ndarray, called: str, problems: Pr
     )
     problems.raise_if_any()
     flat = pc.list_flatten(boxes)
-    return _numbers(flat, len(flat), np.float64, called, problems.source, np.nan).reshape(-1, 4).copy()
+    return _numbers(flat, row.repeat(4), np.float64, called, problems.source, np.nan).reshape(-1, 4).copy()
 
 
 def _numbers(
-    values: pa.Array | None, total: int, kind: Any, called: str | None, source: str, default: Any
+    values: pa.Array | None, row: np.ndarray, kind: Any, called: str | None, source: str, default: Any
 ) -> np.ndarray:
-    """A field as numbers; `default` (or 1, 2, 3… when it is None) for all that have none."""
+    """A field as numbers, one for each of `row`; `default` (or 1, 2, 3… when it is None) for all that have none."""
+    total = len(row)
     fallback = np.arange(1, total + 1) if default is None else np.full(total, default)
     if values is None or pa.types.is_null(values.type):
         return fallback.astype(kind)
@@ -420,7 +444,12 @@ def _numbers(
     try:
         numbers = pc.cast(values, pa.from_numpy_dtype(kind))
     except pa.ArrowInvalid as error:
-        raise DetectionDataError(f"{source}: {called} holds {theirs}, not numbers ({error})") from error
+        at = _first_fault(total, lambda count: pc.cast(values.slice(0, count), pa.from_numpy_dtype(kind)))
+        noun = "an integer" if kind is np.int64 else "a number"
+        raise DetectionDataError(
+            f"{source}: row {row[at]}: {called} holds {theirs}, not numbers: {shown(values[at].as_py())} is not {noun}"
+            "; correct it, or write numbers as numbers"
+        ) from error
     filled = pc.if_else(pc.is_null(numbers), pa.array(fallback.astype(kind)), numbers)
     return filled.to_numpy(zero_copy_only=False)
 
@@ -438,7 +467,7 @@ def _flags(values: pa.Array | None, total: int, called: str | None, source: str)
     return np.array([*map(bool, flags), False])[codes]
 
 
-def _categories(dataset: Dataset, values: pa.Array, called: str, source: str) -> Categories:
+def _categories(dataset: Dataset, values: pa.Array, row: np.ndarray, called: str, source: str) -> Categories:
     label = _class_label(objects_feature(dataset))
     if _is_text(values.type):
         encoded = pc.dictionary_encode(values)
@@ -448,7 +477,7 @@ def _categories(dataset: Dataset, values: pa.Array, called: str, source: str) ->
         blank = [code for code, name in enumerate(names) if not name.strip()]
         codes[np.isin(codes, blank)] = -1
         return Categories(codes, names, None)
-    numbers = _numbers(values, len(values), np.int64, called, source, default=-1)
+    numbers = _numbers(values, row, np.int64, called, source, default=-1)
     if label is None:
         return Categories(numbers, None, None)
     return Categories(numbers, list(label.names), ids_of_class_label(label))

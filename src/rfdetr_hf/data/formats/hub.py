@@ -132,6 +132,9 @@ def _compare_with_folder(source: str, folder: str, splits: Iterable[Dataset], al
     tables = {os.path.dirname(path): path for path in files if os.path.basename(path) in _METADATA}
     if not tables:
         return
+    for folder, table in tables.items():
+        if above := next((tables[str(each)] for each in Path(folder).parents if str(each) in tables), None):
+            logger.warning("%s: %s is not read for the pictures of %s, which counts there", source, above, table)
     used: set[str] = set()
     for split in splits:
         for name in (name for name, feature in split.features.items() if isinstance(feature, Image)):
