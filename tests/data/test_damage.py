@@ -1009,6 +1009,12 @@ DAMAGES = [
         True,
     ),
     Damage(
+        "a label of a blank",
+        "cvat",
+        text("annotations.xml", 'box label="cat"', 'box label=" "'),
+        "annotations.xml: image 'a.jpg', shape 1 (box): field label is missing or empty",
+    ),
+    Damage(
         "a label that is not in the list",
         "cvat",
         text("annotations.xml", 'box label="cat"', 'box label="cow"'),

@@ -180,8 +180,8 @@ class _Reader:
                 what = "shapes that are marked as outside" if shape.get("outside") == "1" else _NO_OBJECTS[shape.tag]
                 self.split.left_out[what] += 1
                 continue
-            label = shape.get("label")
-            if not label:
+            label = shape.get("label") or ""
+            if not label.strip():
                 self.problems.add(f"{place}: field label is missing or empty", _REMEDY)
             if (read := _SHAPES.get(shape.tag)) is None:
                 self.problems.add(f"{place}: shapes of this kind are not known", _REMEDY)
