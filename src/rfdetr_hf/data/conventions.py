@@ -151,12 +151,12 @@ def _note_by_area(
             return (sides > 0).all(axis=1) & (np.abs(sides.prod(axis=1) / area[known] - 1) < _SAME_AREA)
 
     here = agree(written)
+    if here.mean() >= 1 - _NEARLY_ALL or len(np.unique(values[known], axis=0)) < _EXAMPLES:  # of one box it is chance
+        return False
     for other in ("xywh", "xyxy", "xywhn", "xyxyn"):
         there = agree(other)
         against = (_fits(values, size, written) & ~_fits(values, size, other))[known]
-        if there.mean() <= _NEARLY_ALL or here.mean() >= 1 - _NEARLY_ALL or against.any():
-            continue
-        if len(np.unique(values[known], axis=0)) >= _EXAMPLES:  # of one box it is chance
+        if there.mean() > _NEARLY_ALL and not against.any():
             examples = ", ".join(
                 f"{name(i)} {[round(v, 4) for v in values[i].tolist()]} area {area[i]:g}"
                 for i in known[:_EXAMPLES].tolist()
