@@ -44,7 +44,10 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
         DetectionDataError: a file in two splits, or twice in one, with different boxes, categories, masks or keypoints.
     """
     if alike := names_alike(class_names(next(iter(splits.values())))):
-        logger.warning("%s: the classes %s differ in case and blanks alone: are they one? rename it", source, alike[:3])
+        logger.warning(
+            "%s: the classes %s differ in case and blanks alone: are they one? rename it, or map it with sources and "
+            "classes: {%r: %s}", source, alike[:3], alike[0].strip(), alike[:3],
+        )  # fmt: skip
     sharded = {name: split for name, split in splits.items() if isinstance(split, ShardedDataset)}
     for name, split in sharded.items():
         if split.counts is not None and not split.counts.boxes:
