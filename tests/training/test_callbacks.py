@@ -170,6 +170,10 @@ def test_early_stopping_state_round_trip():
     again = EarlyStopping.from_state(callback.state())
     assert (again.best, again.evaluations_without_improvement) == (0.5, 1)
     assert evaluate(again, 3, eval_map=0.4)
+    again.on_train_begin(None, TrainerState(global_step=3), None)
+    assert again.best == 0.5, "a run that goes on"
+    again.on_train_begin(None, TrainerState(), None)
+    assert (again.best, again.evaluations_without_improvement) == (None, 0), "another training of the same trainer"
 
 
 def test_candidates_of_the_best_model():

@@ -1,5 +1,8 @@
+import contextlib
+import copy
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -358,3 +361,59 @@ def test_out_of_memory_names_the_arguments_that_help(tmp_path, tiny_model, shape
     told = str(raised.value)
     assert "per_device_train_batch_size=3 with gradient_accumulation_steps=4" in told
     assert "gradient_checkpointing=True" in told and "expanded_scales=False" in told
+
+
+class FailsOnce(TrainerCallback):
+    """Fails after the third step of the first run, if at all."""
+
+    def __init__(self, fails):
+        self.fails, self.steps = fails, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(state.global_step)
+        if self.fails and state.global_step == 3:
+            self.fails = False
+            raise RuntimeError("the first run fails")
+
+
+short = {"gradient_accumulation_steps": 1, "save_strategy": "no", "eval_strategy": "no", "max_steps": 4}
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_second_training_of_one_trainer_is_that_of_a_new_one(tmp_path, tiny_model, fails):
+    data, steps = make_shapes_dataset(8, image_size=64, seed=1), FailsOnce(fails)
+    options = short | {"lr_scheduler_type": "linear", "drop_path": 0.2, "logging_steps": 1}
+    trainer = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path / "a", **options), data, callbacks=[steps])
+    with pytest.raises(RuntimeError, match="the first run") if fails else contextlib.nullcontext():
+        trainer.train()
+    steps.steps.clear()
+    if not fails:
+        shutil.rmtree(tmp_path / "a")
+    model = copy.deepcopy(trainer.model)
+    second = trainer.train("auto")
+    new = RFDETRTrainer(model, quick_arguments(tmp_path / "b", **options), data)
+    first = new.train()
+    assert steps.steps == [1, 2, 3, 4] and second.training_loss == first.training_loss
+    assert_same(weights(trainer.model), weights(model))
+    assert_same(trainer.ema.state_dict(), new.ema.state_dict())
+    plain = [[row for row in each.state.log_history if "train_runtime" not in row] for each in (trainer, new)]
+    assert [row["loss"] for row in plain[0]] == [row["loss"] for row in plain[1]]
+    assert metrics_rows(tmp_path / "a") == metrics_rows(tmp_path / "b")
+
+
+def test_what_was_made_for_one_training_is_not_used_for_a_second(tmp_path, tiny_model):
+    data, args = make_shapes_dataset(8, image_size=64, seed=1), quick_arguments(tmp_path, **short, learning_rate=1e-2)
+    made = RFDETRTrainer(None, args, data, model_init=tiny_model)
+    made.train()
+    once = weights(made.model)
+    shutil.rmtree(tmp_path)
+    made.train()
+    assert_same(once, weights(made.model))
+    shutil.rmtree(tmp_path)
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    given = RFDETRTrainer(model, args, data, optimizers=(optimizer, None))
+    given.train()
+    shutil.rmtree(tmp_path)
+    with pytest.raises(ValueError, match="the given ones have trained 4 steps"):
+        given.train()

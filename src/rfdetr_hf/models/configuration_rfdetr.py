@@ -1,8 +1,9 @@
 """The configuration of RF-DETR models and the table of published variants."""
 
 import copy
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from transformers import PreTrainedConfig
@@ -57,6 +58,43 @@ _DERIVED: Any = None
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+# Fields under the names of the official package.
+_OFFICIAL_WORDS = {
+    "num_classes": "num_labels", "hidden_dim": "d_model", "dec_layers": "decoder_layers",
+    "dec_n_points": "decoder_n_points", "sa_nheads": "decoder_self_attention_heads",
+    "ca_nheads": "decoder_cross_attention_heads", "dim_feedforward": "decoder_ffn_dim",
+    "projector_scale": "projector_scales", "out_feature_indexes": "out_indices", "drop_path": "drop_path_rate",
+}  # fmt: skip
+# Beside its fields, what transformers takes out of the arguments of a configuration.
+_OF_TRANSFORMERS = {
+    "num_labels", "torch_dtype", "name_or_path", "_name_or_path", "_commit_hash", "output_attentions",
+    "attn_implementation", "_attn_implementation", "experts_implementation",
+}  # fmt: skip
+_OF_THE_STAGES = {"out_features", "stage_names", "window_block_indexes", "num_register_tokens"}
+_STORED = "_stored"
+
+
+def _require_known(names: Iterable[str], known: set[str], others: set[str], owner: str, error: type) -> None:
+    """Refuse names that are no field; `others` are the fields of the configuration beside or above."""
+    unknown = sorted(set(names) - known)
+    if not unknown:
+        return
+    name = _OFFICIAL_WORDS.get(unknown[0], unknown[0])
+    near = [name] if name in known else difflib.get_close_matches(name, sorted(known), n=1)
+    where = "backbone_config" if owner == "RFDETRConfig" else "RFDETRConfig"
+    hint = f"it is a field of {where}" if name in others - known else f"see the attributes of {owner}"
+    raise error(f"unknown fields {unknown} of {owner}: {f'did you mean {near[0]!r}?' if near else hint}")
+
+
+class _ReadLeniently:
+    """A stored configuration may hold fields that nobody here knows; a call may not."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A configuration from the content of a `config.json`; fields without a meaning here are kept."""
+        return super().from_dict({**config_dict, _STORED: True}, **kwargs)
 
 
 def _require_fixed(config: PreTrainedConfig, fixed: dict[str, Any]) -> None:
@@ -115,7 +153,13 @@ def _class_names(id2label: Any) -> dict[int, str]:
     return dict(sorted((int(id_), name) for id_, name in zip(ids, names, strict=True)))
 
 
-class RFDETRBackboneConfig(PreTrainedConfig):
+def _require_same_ids(id2label: Mapping[int, str], label2id: Mapping[str, Any]) -> None:
+    ids = {name: str(id_) for id_, name in id2label.items()}
+    other = [name for name, id_ in label2id.items() if ids.get(str(name)) != str(id_) and name != UNUSED_LABEL]
+    _require(not other, f"label2id and id2label name different ids for {other[:3]}: give id2label alone.")
+
+
+class RFDETRBackboneConfig(_ReadLeniently, PreTrainedConfig):
     """The windowed DINOv2 encoder.
 
     Attributes:
@@ -155,6 +199,8 @@ class RFDETRBackboneConfig(PreTrainedConfig):
     out_indices: list[int] = _DERIVED
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not kwargs.pop(_STORED, False):
+            self.require_known(kwargs, TypeError)
         features = kwargs.pop("out_features", None)
         kwargs.pop("stage_names", None)
         windowed = kwargs.pop("window_block_indexes", None)
@@ -177,6 +223,12 @@ class RFDETRBackboneConfig(PreTrainedConfig):
             windowed is None or {*map(str, windowed)} == {*map(str, self.window_block_indexes)},
             f"window_block_indexes {windowed} differs from {self.window_block_indexes}, which out_indices implies.",
         )
+
+    @classmethod
+    def require_known(cls, names: Iterable[str], error: type = ValueError) -> None:
+        """Refuse names that are no field of the encoder's configuration, with an error of the type `error`."""
+        known = {*cls.__dataclass_fields__} | _OF_TRANSFORMERS | _OF_THE_STAGES
+        _require_known(names, known, RFDETRConfig.field_names(), "backbone_config", error)
 
     @property
     def out_features(self) -> list[str]:
@@ -226,7 +278,7 @@ class RFDETRBackboneConfig(PreTrainedConfig):
         return {**super().to_dict(), "out_features": self.out_features, "dtype": None}
 
 
-class RFDETRConfig(PreTrainedConfig):
+class RFDETRConfig(_ReadLeniently, PreTrainedConfig):
     """An RF-DETR detector. Field names are those of transformers' `RfDetrConfig`; the defaults are those of "nano".
 
     `num_labels` (the length of `id2label`) is the number of class logits. There is no background class.
@@ -311,7 +363,11 @@ class RFDETRConfig(PreTrainedConfig):
         def num_labels(self) -> int: ...
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.backbone_config = _as_backbone_config(self.backbone_config)
+        is_stored = kwargs.pop(_STORED, False)
+        if not is_stored:
+            known = self.field_names() | _OF_TRANSFORMERS
+            _require_known(kwargs, known, set(RFDETRBackboneConfig.__dataclass_fields__), "RFDETRConfig", TypeError)
+        self.backbone_config = _as_backbone_config(self.backbone_config, is_stored)
         scales = ["P4"] if self.projector_scales is None else self.projector_scales
         self.projector_scales = _as_list("projector_scales", scales)
         if self.num_feature_levels is None:
@@ -329,10 +385,7 @@ class RFDETRConfig(PreTrainedConfig):
             self.id2label = _class_names(self.id2label)
             count, names = kwargs.pop("num_labels", None), len(self.id2label)
             _require(count in (None, names), f"num_labels is {count}, but id2label has {names} names: give one.")
-            self.label2id = {name: id_ for id_, name in self.id2label.items()}
-            differing = [name for name, id_ in (given or {}).items() if str(self.label2id.get(name)) != str(id_)]
-            unknown = [name for name in differing if name != UNUSED_LABEL]
-            _require(not unknown, f"label2id and id2label name different ids for {unknown[:3]}: give id2label alone.")
+            _require_same_ids(self.id2label, given or {})
         super().__post_init__(**kwargs)
         self.validate()
 
@@ -363,7 +416,12 @@ class RFDETRConfig(PreTrainedConfig):
         for field in ("dropout", "attention_dropout", "activation_dropout"):
             _require(0 <= getattr(self, field) < 1, f"{field} must be in [0, 1), got {getattr(self, field)!r}.")
         _require(self.num_labels >= 1, f"num_labels must be at least 1, got {self.num_labels}: set id2label.")
-        _class_names(self.id2label)
+        _require_same_ids(_class_names(self.id2label), self.label2id or {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "id2label" and isinstance(value, Mapping):
+            super().__setattr__("label2id", {label: id_ for id_, label in value.items()})
 
     def _validate_sizes(self) -> None:
         patch, windows = self.backbone_config.patch_size, self.backbone_config.num_windows
@@ -457,11 +515,13 @@ class RFDETRConfig(PreTrainedConfig):
         Raises:
             ValueError: for a name that is no field, or fields that do not fit together.
         """
-        unknown = sorted(set(overrides) - self.field_names())
-        _require(not unknown, f"unknown fields {unknown}: see the attributes of RFDETRConfig.")
+        backbone = set(RFDETRBackboneConfig.__dataclass_fields__)
+        _require_known(overrides, self.field_names(), backbone, "RFDETRConfig", ValueError)
         derived = {"num_feature_levels", *(["intermediate_size"] if "d_model" in overrides else [])}
         fields = {name: value for name, value in self.to_dict().items() if name not in derived}
-        encoder = _as_dict(overrides.pop("backbone_config", None))
+        if isinstance(encoder := overrides.pop("backbone_config", None), dict):
+            RFDETRBackboneConfig.require_known(encoder.keys() - {"model_type", "transformers_version"})
+        encoder = _as_dict(encoder)
         if self.backbone_config.image_size == self.resolution and "resolution" in overrides:
             encoder.setdefault("image_size", overrides["resolution"])
         merged = {**fields["backbone_config"], **encoder}
@@ -470,7 +530,7 @@ class RFDETRConfig(PreTrainedConfig):
         if {"id2label", "label2id"} & set(overrides) or overrides.get("num_labels", self.num_labels) != self.num_labels:
             fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
         fields |= {**overrides, "backbone_config": merged, "model_type": MODEL_TYPE}
-        return type(self)(**fields)
+        return type(self)(**fields, **{_STORED: True})
 
     @classmethod
     def field_names(cls) -> set[str]:
@@ -531,7 +591,7 @@ def _as_dict(config: Any) -> dict[str, Any]:
     return dict(config) if isinstance(config, dict) else config.to_dict()
 
 
-def _as_backbone_config(config: Any) -> RFDETRBackboneConfig:
+def _as_backbone_config(config: Any, is_stored: bool) -> RFDETRBackboneConfig:
     if isinstance(config, RFDETRBackboneConfig):
         return config
     _require(
@@ -543,7 +603,7 @@ def _as_backbone_config(config: Any) -> RFDETRBackboneConfig:
         found == RFDETRBackboneConfig.model_type,
         f"backbone_config has model_type {found!r}, and RF-DETR needs {RFDETRBackboneConfig.model_type!r}.",
     )
-    return RFDETRBackboneConfig(**fields)
+    return RFDETRBackboneConfig.from_dict(fields) if is_stored else RFDETRBackboneConfig(**fields)
 
 
 def _fields(decoder_layers: int, num_queries: int = 300, patch_size: int = 16, **others: Any) -> dict[str, Any]:

@@ -93,9 +93,14 @@ class ProgressCallback(TrainerCallback):
             logger.info(log_line(state, logs, model.loss_function.weight_dict))
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        self.close()
+
+    def close(self) -> None:
+        """End the bars, of a run that failed, too."""
+        for bar in (self.bar, self.prediction_bar):
+            if bar is not None:
+                bar.close()
+        self.bar = self.prediction_bar = None
 
 
 def log_line(state: TrainerState, logs: dict[str, float], weights: Mapping[str, float]) -> str:
@@ -259,6 +264,10 @@ class EarlyStopping(TrainerCallback, ExportableState):
         self.greater_is_better = larger_wins(metric) if greater_is_better is None else greater_is_better
         self.best: float | None = None
         self.evaluations_without_improvement = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.global_step:  # a run that begins knows nothing of an earlier one
+            self.best, self.evaluations_without_improvement = None, 0
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: Numbers | None = None, **kwargs: Any

@@ -101,6 +101,7 @@ class RunPictures:
             dataset: of the training.
             scale: share of the sides that the step resizes to, None for all.
         """
+        self._samples = self._samples if step else []
         first = len(self._samples)
         if not (self.is_main and self.plots and window) or step and not 0 < first < _BATCH_IMAGES:
             return

@@ -137,6 +137,15 @@ class RunState(TrainerState):
             "arguments": json.loads(args.to_json_string()),  # as a checkpoint gives them back
         }
 
+    def fresh(self) -> "RunState":
+        """The state of a run that has not begun, with the same rule of the best model."""
+        made = RunState(
+            is_local_process_zero=self.is_local_process_zero, is_world_process_zero=self.is_world_process_zero,
+            best=self.best,
+        )  # fmt: skip
+        made._forget_best()
+        return made
+
     @property
     def steps_left_in_epoch(self) -> int:
         """Optimizer steps until the epoch, or the run, ends."""

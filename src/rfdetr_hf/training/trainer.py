@@ -23,7 +23,7 @@ from ..data.shards.dataset import ShardedDataset
 from ..evaluation.evaluator import CocoEvaluator
 from ..hub.push import HubUploader, fetch_checkpoint
 from ..losses.points import derive_seed
-from ..models.adapters import has_adapters
+from ..models.adapters import has_adapters, merge_adapters
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .agreement import is_shared, patiently_on_main
@@ -98,7 +98,7 @@ class RFDETRTrainer(EndingMethods):
     optimizer: Any = None
     lr_scheduler: Any = None
     train_loader: Any = None
-    drop_path: Any
+    drop_path: Any = None
     _unsettled: Unsettled | None = None
 
     def __init__(
@@ -145,10 +145,11 @@ class RFDETRTrainer(EndingMethods):
         best_model.use_ema = args.use_ema
         local, world = self.is_local_process_zero(), self.is_world_process_zero()
         self.state = RunState(is_local_process_zero=local, is_world_process_zero=world, best=best_model)
-        self.control, self.drop_path = TrainerControl(), drop_path
+        self.control, self.given_drop_path = TrainerControl(), drop_path
         self.losses, self.stopwatch, self.rate = LossMeter(self.accelerator.device), Stopwatch(), args.learning_rate
         self.stateful: dict[str, Any] = {"losses": self.losses}
         self.given_optimizer, self.given_scheduler = optimizers
+        self.model_init = model_init
         self.weights = Weights(model, self.image_processor, train_dataset)
         parts = self.directory, self.accelerator, self.parallel, self.weights
         self.checkpointer = Checkpointer(*parts, self.stateful, keep=args.save_total_limit, background=args.async_save)
@@ -212,7 +213,9 @@ class RFDETRTrainer(EndingMethods):
         """Run the training.
 
         Args:
-            resume_from_checkpoint: True for the newest valid checkpoint of `output_dir`, or the path of one.
+            resume_from_checkpoint: True for the newest valid checkpoint of `output_dir`, or the path of one. Without
+                one a run begins at step 0, also where this object has trained before: then with the weights in memory,
+                or those of `model_init`, and all else new.
 
         Returns:
             The steps taken, the mean loss of the steps since start or resume, and metrics of the run.
@@ -228,6 +231,8 @@ class RFDETRTrainer(EndingMethods):
         """
         if self.train_dataset is None:
             raise ValueError("train() needs a train_dataset, given at construction")
+        if self.optimizer is not None and self.parallel.name != "replicated":
+            raise ValueError(f"under {self.parallel.name} a trainer trains once: make another one, which may resume")
         in_float32(self.model)  # it may have been changed since
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         resume = fetch_checkpoint(resume, self.args.hub_token)
@@ -261,6 +266,8 @@ class RFDETRTrainer(EndingMethods):
     def _prepare(self, resume: bool | str | None) -> None:
         """All that comes before the first step: the run directory, the parts, a checkpoint's state, the audit."""
         checkpoint = self.directory.prepare(resume, self.args.to_dict(), self.accelerator)
+        if self.optimizer is not None:
+            self._forget_run(is_new=checkpoint is None)
         if checkpoint is not None and self._device_decides:
             if keep_precision(self.args, checkpoint, self.accelerator.device):
                 replace_precision(self.accelerator, self.args)
@@ -284,6 +291,30 @@ class RFDETRTrainer(EndingMethods):
             of_the_run = self.args, self.state, self.accelerator, self.parallel, self.weights, self.splits
             for line in startup_lines(*of_the_run):
                 logger.info("%s", line)
+
+    def _forget_run(self, is_new: bool) -> None:
+        """Leave an earlier `train()` of this object behind, however it ended; `is_new`: no checkpoint follows.
+
+        Raises:
+            ValueError: the optimizer or the schedule given at construction has been used up.
+        """
+        steps = self.state.global_step
+        if is_new and steps and (self.given_optimizer or self.given_scheduler):
+            raise ValueError(
+                f"optimizers: the given ones have trained {steps} steps; make another trainer with new ones, or resume"
+            )
+        self.accelerator.unwrap_model(self.parallel.wrapped, keep_fp32_wrapper=False)
+        self.parallel.wrapped = self.model
+        self.accelerator.free_memory()
+        replace_precision(self.accelerator, self.args)
+        if is_new and self.model_init is not None:
+            set_seed(self.args.seed)
+            merge_adapters(self.model)
+            self.model.load_state_dict(self.model_init().state_dict())
+        elif is_new and steps:
+            logger.warning("a new run begins at step 0, with the weights of %d steps of this trainer in memory", steps)
+        self.state, self.control, self.rate = self.state.fresh(), TrainerControl(), self.args.learning_rate
+        self.validation.scored.clear()
 
     def _end_training(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         processes = self.accelerator.num_processes
@@ -331,7 +362,7 @@ class RFDETRTrainer(EndingMethods):
             self.stateful["scaler"] = self.accelerator.scaler
         if args.use_ema:
             self.weights.start_average(args.ema_decay, args.ema_tau, args.ema_update_interval, args.is_official)
-        self.drop_path = self.drop_path or DropPathSchedule(
+        self.drop_path = self.given_drop_path or DropPathSchedule(
             args.drop_path, state.max_steps, mode=args.drop_path_mode, schedule=args.drop_path_schedule,
             cutoff_steps=round(args.drop_path_cutoff_epochs * state.steps_per_epoch),
         )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from rfdetr_hf import load_model
 from rfdetr_hf.models.backbone import resize_position_table
 from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
 from rfdetr_hf.models.files.layouts import POSITIONS, resample_patch_kernel
@@ -220,6 +221,81 @@ def test_sharded_folder(saved, tmp_path):
     assert not (tmp_path / "shards" / "model.safetensors").exists()
     loaded = load(tmp_path / "shards")
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_weights_that_were_saved_last_are_read(saved):
+    model, folder = saved
+    with torch.no_grad():
+        model.query_feat.weight += 1
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert torch.equal(load(folder).query_feat.weight, model.query_feat.weight)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds model.safetensors and all shards of model.safetensors.index.json"):
+        load(folder)
+    with torch.no_grad():
+        model.query_feat.weight += 1
+    model.save_pretrained(folder)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert torch.equal(load(folder).query_feat.weight, model.query_feat.weight)
+
+
+@pytest.mark.parametrize("size", ["5GB", "100KB"])
+def test_variant_of_the_files(saved, size):
+    model, folder = saved
+    plain = model.query_feat.weight.clone()
+    with torch.no_grad():
+        model.query_feat.weight += 1
+    model.save_pretrained(folder, variant="ema", max_shard_size=size)
+    assert torch.equal(load(folder, variant="ema").query_feat.weight, model.query_feat.weight)
+    assert torch.equal(load(folder).query_feat.weight, plain)
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(load_model(folder, variant="ema").query_feat.weight, model.query_feat.weight)
+    with pytest.raises(FileNotFoundError, match=r"neither model.old.safetensors nor model.safetensors.index.old.json"):
+        load(folder, variant="old")
+
+
+def test_key_mapping(saved):
+    model, folder = saved
+    save_file({f"net.{name}": tensor for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    loaded = load(folder, key_mapping={r"^net\.": "", "^query_feat": "never"})
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{"use_safetensors": False}, {"state_dict": {}}])
+def test_options_that_name_other_weights_are_refused(saved, options):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))}.*{saved[1]}"):
+        load(saved[1], **options)
+
+
+def test_new_rows_are_reported(saved, caplog):
+    _, info = load(saved[1], num_labels=7, output_loading_info=True)
+    assert ("class_embed.bias", (5,), (7,)) in info["mismatched_keys"] and len(info["mismatched_keys"]) == 8
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    _, info = load(saved[1], id2label={0: "dog", 1: "ant"}, output_loading_info=True)
+    assert not info["mismatched_keys"] and len(caplog.records) == 1
+
+
+def test_what_could_not_be_read_again_is_not_written(saved, deep_config):
+    model, folder = saved
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    state, other = model.state_dict(), RFDETRForObjectDetection(deep_config(num_labels=7)).state_dict()
+    for wrong, message in ((other, r"class_embed.* is \(7, 32\)"), (dict(list(state.items())[:9]), "missing: ")):
+        with pytest.raises(ValueError, match=message):
+            model.save_pretrained(folder, state_dict=wrong)
+    for name, value in (("id2label", {0: "a", 1: "b"}), ("num_labels", 7)):
+        setattr(model.config, name, value)
+        with pytest.raises(ValueError, match=r"class_embed\S+ is \(5"):
+            model.save_pretrained(folder)
+    model.config.id2label = dict(enumerate("abcde"))
+    model.config.id2label[0] = "z"
+    with pytest.raises(ValueError, match="name different ids for \\['a'\\]"):
+        model.save_pretrained(folder)
+    with pytest.raises(NotADirectoryError):
+        model.save_pretrained(folder / "config.json")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    model.config.id2label = dict(enumerate("abcde"))
+    model.save_pretrained(folder)
+    assert load(folder).config.label2id == {name: index for index, name in enumerate("abcde")}
 
 
 # --- broken folders

@@ -36,12 +36,16 @@ _SCHEMA_BUFFERS = re.compile(r"(^_kp_active_mask|\.keypoint_class_mask)$")
 
 
 class Adaptation(NamedTuple):
-    """One line of the table of what was changed: `what` was `found` in the file and is `needed` here."""
+    """One line of the table of what was changed: `what` was `found` in the file and is `needed` here.
+
+    `new_rows` names the tensors with rows that predict nothing before they are trained.
+    """
 
     what: str
     found: str
     needed: str
     how: str
+    new_rows: tuple[str, ...] = ()
 
 
 def task_of(names: Collection[str]) -> str:
@@ -208,6 +212,26 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[
         raise ValueError(f"{origin} does not fit the model: {'; '.join(problems)}.")
 
 
+def require_loadable(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: RFDETRConfig, origin: str
+) -> None:
+    """Check that tensors are all that a model of the configuration needs.
+
+    Args:
+        state: Tensors that are to be written.
+        expected: Those of the model; a part of one that is spread over processes may be empty.
+        config: Of the model.
+        origin: What they are, for messages.
+
+    Raises:
+        ValueError: if the model could not be read again.
+    """
+    _check_tensors(
+        state, {name: (own if own.numel() else state.get(name, own)).shape for name, own in expected.items()}, origin
+    )
+    _check_class_heads(state, config, origin)
+
+
 def _listed(title: str, items: list[str]) -> list[str]:
     shown = ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
     return [f"{title}: {shown}"] if items else []
@@ -264,7 +288,8 @@ def _adapt_classes(
     found, needed, names = state["class_embed.bias"].shape[0], config.num_labels, stored.id2label
     used = [row for row, name in sorted(names.items()) if name != UNUSED_LABEL]
     unnamed = _is_unnamed(names) or _is_unnamed(config.id2label)
-    line = Adaptation("classes", _named(found, names), _named(needed, config.id2label), "rows new, prior bias")
+    heads = tuple(name for name in state if _CLASS_HEADS.match(name))
+    line = Adaptation("classes", _named(found, names), _named(needed, config.id2label), "rows new, prior bias", heads)
     if class_init == "new":
         rows: list[int | None] = [None] * needed
     elif found == needed and (unnamed or names == config.id2label):
@@ -280,10 +305,11 @@ def _adapt_classes(
         rows = rows_by_name(names, config.id2label)
     new = [config.id2label[index] for index, row in enumerate(rows) if row is None]
     if not new and rows == used:
-        line = line._replace(how="rows without a class left out")
+        line = line._replace(how="rows without a class left out", new_rows=())
     elif len(new) < needed:
         listed = f" ({', '.join(new[:5])}{', ...' if len(new) > 5 else ''})" if new else ""
-        line = line._replace(how=f"kept {needed - len(new)}, new {len(new)}{listed}")
+        how = f"kept {needed - len(new)}, new {len(new)}{listed}"
+        line = line._replace(how=how, new_rows=heads if new else ())
     done.append(line)
     head = nn.Linear(state["class_embed.weight"].shape[1], needed)
     init_class_head(head)
@@ -449,10 +475,11 @@ def class_rows(done: Sequence[Adaptation]) -> str:
 
 
 def log_adaptations(origin: str, done: Sequence[Adaptation]) -> None:
-    """Log what was changed as a table; nothing if nothing was."""
+    """Log what was changed as a table, a warning if rows are new; nothing if nothing was."""
     if not done:
         return
-    rows = [Adaptation("", "in the file", "here", "how"), *done]
+    rows = [Adaptation("", "in the file", "here", "how")[:4], *(line[:4] for line in done)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    logger.info("%s was adapted to the configuration:\n%s", origin, "\n".join(lines))
+    level = logging.WARNING if any(line.new_rows for line in done) else logging.INFO
+    logger.log(level, "%s was adapted to the configuration:\n%s", origin, "\n".join(lines))

@@ -37,7 +37,7 @@ def source_task(source: str | Path, **options: Any) -> str:
     """
     if is_official(source):
         return task_of(read_official(source, options.get("use_ema", False)).state)
-    hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
+    hub_options = {name: options[name] for name in (*HUB_OPTIONS, "variant") if name in options}
     return task_of(official_names(read_names(source, **hub_options)).values())
 
 

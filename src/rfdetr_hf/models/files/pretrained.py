@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
@@ -23,6 +24,7 @@ from .adapt import (
     log_adaptations,
     renamed,
     require_finite,
+    require_loadable,
     require_model,
     require_task,
     without_unused_rows,
@@ -38,15 +40,20 @@ ModelT = TypeVar("ModelT", bound="RFDETRPreTrainedModel")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def read_state(source: str | Path, **hub_options: Any) -> dict[str, Tensor]:
+def read_state(source: str | Path, variant: str | None = None, **hub_options: Any) -> dict[str, Tensor]:
     """The tensors of a folder or Hub repository, from `model.safetensors` or its shards.
+
+    Args:
+        source: the folder or Hub id.
+        variant: a word in the names of the files, as in transformers: `model.<variant>.safetensors`.
+        hub_options: `revision`, `token`, `cache_dir`, ...
 
     Raises:
         FileNotFoundError: if neither is there.
-        ValueError: if a file cannot be read.
+        ValueError: if a file cannot be read, or a folder holds both.
     """
     state: dict[str, Tensor] = {}
-    for file in _weight_files(source, hub_options):
+    for file in _weight_files(source, variant, hub_options):
         try:
             state.update(load_file(file))
         except SafetensorError as error:
@@ -54,14 +61,14 @@ def read_state(source: str | Path, **hub_options: Any) -> dict[str, Tensor]:
     return state
 
 
-def read_names(source: str | Path, **hub_options: Any) -> list[str]:
+def read_names(source: str | Path, variant: str | None = None, **hub_options: Any) -> list[str]:
     """The names of the tensors that `read_state` reads, from the heads of the files alone.
 
     Raises:
         FileNotFoundError, ValueError: as there.
     """
     names: list[str] = []
-    for file in _weight_files(source, hub_options):
+    for file in _weight_files(source, variant, hub_options):
         try:
             with safe_open(file, "pt") as content:
                 names += content.keys()
@@ -70,27 +77,45 @@ def read_names(source: str | Path, **hub_options: Any) -> list[str]:
     return names
 
 
-def _weight_files(source: str | Path, hub_options: Mapping[str, Any]) -> list[str]:
-    source = checkpoint_of(source)
+def _file_names(variant: str | None) -> tuple[str, str]:
+    """The names of the single file and of the index of shards."""
+    return (
+        (f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json") if variant else (_WEIGHTS, _INDEX)
+    )
+
+
+def _weight_files(source: str | Path, variant: str | None, hub_options: Mapping[str, Any]) -> list[str]:
+    source, (single, index) = checkpoint_of(source), _file_names(variant)
     if Path(source).is_file():
-        raise ValueError(f"{source} is a file: give the folder that holds {_WEIGHTS} and config.json.")
+        raise ValueError(f"{source} is a file: give the folder that holds {single} and config.json.")
+    folder = Path(source) / (hub_options.get("subfolder") or "")
+    if (folder / single).is_file() and _has_all_shards(folder / index):
+        raise ValueError(f"{folder} holds {single} and all shards of {index}: remove those that are not meant.")
     try:
-        return [_cached(source, _WEIGHTS, hub_options)]
+        return [_cached(source, single, hub_options)]
     except CheckpointUnavailable:
         raise
     except OSError as error:
         try:
-            index = _cached(source, _INDEX, hub_options)
+            index = _cached(source, index, hub_options)
         except OSError:
             raise FileNotFoundError(
-                f"{source} has neither {_WEIGHTS} nor {_INDEX}. Files of the official package (.pth, .ckpt) are read "
+                f"{source} has neither {single} nor {index}. Files of the official package (.pth, .ckpt) are read "
                 f"by from_official. ({error})"
             ) from error
-        try:
-            shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, LookupError, TypeError, AttributeError) as damage:
-            raise ValueError(f"{index} is no index of shards ({damage}): download or save it again.") from damage
-        return [_cached(source, name, hub_options) for name in shards]
+        return [_cached(source, name, hub_options) for name in _shards(index)]
+
+
+def _shards(index: str | Path) -> list[str]:
+    """The names of the files that an index names."""
+    try:
+        return sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError) as damage:
+        raise ValueError(f"{index} is no index of shards ({damage}): download or save it again.") from damage
+
+
+def _has_all_shards(index: Path) -> bool:
+    return index.is_file() and all((index.parent / name).is_file() for name in _shards(index))
 
 
 def _cached(source: str | Path, name: str, hub_options: Mapping[str, Any]) -> str:
@@ -174,7 +199,9 @@ class RFDETRPreTrainedModel(PreTrainedModel):
                 0.01; "new" gives all classes new ones; "tile" repeats the old rows, as the official package does.
             drop_unused_rows: Leave out the class rows that are called "N/A".
             rename_classes: New names of classes of the file, `{old: new}`, before they are compared.
-            kwargs: Fields of the configuration, and the options of transformers (`config`, `revision`, `dtype`, ...).
+            kwargs: Fields of the configuration, and the options of transformers (`config`, `revision`, `dtype`,
+                `variant`, `key_mapping`, ...). With `output_loading_info` the `mismatched_keys` have the class heads
+                with new rows.
 
         Raises:
             CheckpointUnavailable: the Hub does not give it; the message says why and how to go on.
@@ -185,8 +212,17 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         if source is None:
             return super().from_pretrained(None, *model_args, **kwargs)
         source = checkpoint_of(source)
+        if kwargs.pop("use_safetensors", None) is False:
+            raise ValueError(f"use_safetensors=False: of {source} safetensors files alone are read; leave it out.")
+        if kwargs.pop("state_dict", None) is not None:
+            raise ValueError(
+                f"state_dict and {source} are two sources of weights: give None and config with the first."
+            )
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        state = official_keys(read_state(source, **hub))  # first: it says best why the Hub gives nothing
+        # First: it says best why the Hub gives nothing.
+        found = read_state(source, kwargs.pop("variant", None), **hub)
+        mapping = kwargs.pop("key_mapping", None) or {}
+        state = official_keys({_mapped(name, mapping): tensor for name, tensor in found.items()})
         stored, config = RFDETRConfig.from_pretrained(source, **hub), kwargs.pop("config", None)
         if config is not None and not isinstance(config, RFDETRConfig):
             config = RFDETRConfig.from_pretrained(config, **hub)
@@ -223,7 +259,10 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             name = str(error).rpartition(" ")[2].strip("'")
             near = difflib.get_close_matches(name, RFDETRConfig.field_names(), n=1) or ["the fields of RFDETRConfig"]
             raise TypeError(f"from_pretrained of {origin} has no argument {name!r}; did you mean {near[0]}?") from error
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model, info = loaded if isinstance(loaded, tuple) else (loaded, {"mismatched_keys": set()})
+        sides = (state, adapted)
+        for name in [name for line in done for name in line.new_rows]:
+            info["mismatched_keys"].add((name, *(tuple(side[name].shape) for side in sides)))
         model.name_or_path = model.config.name_or_path = origin
         model.weights_from = f"{origin}; {class_rows(done)}"
         return loaded
@@ -278,14 +317,23 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         torch.save(official_payload(self.config, state), path)
 
     def save_pretrained(
-        self, save_directory: str | Path, *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Write `config.json` and `model.safetensors`, see transformers. Adapters are merged in the file.
 
+        Shards take the place of a single file of the same variant, and the other way round.
+
         Raises:
-            ValueError: if a weight is NaN or infinite, the configuration cannot be read again, or an adapter is none
-                that `merge_adapters` merges; nothing is written.
+            ValueError: if a weight is NaN or infinite, the configuration cannot be read again, weights are missing or
+                do not fit it, or an adapter is none that `merge_adapters` merges; nothing is written.
         """
+        if Path(save_directory).is_file():
+            raise NotADirectoryError(f"{save_directory} is a file: give a folder to save into.")
         self.config.validate()
         plain: Any = self
         if state_dict is None and has_adapters(self):
@@ -293,8 +341,15 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             with torch.device("meta"):
                 plain = type(self)(self.config)
             plain.to(self.dtype)
-        require_finite(self.state_dict() if state_dict is None else state_dict, f"the model for {save_directory}")
-        PreTrainedModel.save_pretrained(plain, save_directory, *args, state_dict=state_dict, **kwargs)
+        written, origin = self.state_dict() if state_dict is None else state_dict, f"the model for {save_directory}"
+        require_finite(written, origin)
+        if is_main_process:
+            require_loadable(written, plain.state_dict(), self.config, origin)
+        PreTrainedModel.save_pretrained(plain, save_directory, is_main_process, state_dict, *args, **kwargs)
+        if is_main_process:
+            single, index = (Path(save_directory) / name for name in _file_names(kwargs.get("variant")))
+            # Transformers has removed the shards that a single file replaces.
+            (single if _has_all_shards(index) else index).unlink(missing_ok=True)
 
     def init_backbone_from(self, source: str | Path, **hub_options: Any) -> None:
         """Start the encoder from a DINOv2 of transformers, such as "facebook/dinov2-small", with registers or without.
@@ -322,6 +377,11 @@ class RFDETRPreTrainedModel(PreTrainedModel):
                 parameter.copy_(found[name])
         self.weights_from = f"{self.weights_from or 'random'}, encoder from {source}"
         logger.info("the encoder starts from %s, patches and positions resampled as needed", source)
+
+
+def _mapped(name: str, mapping: Mapping[str, str]) -> str:
+    """The name of a tensor after the first of the patterns that it fits, as in transformers."""
+    return next((re.sub(old, new, name) for old, new in mapping.items() if re.search(old, name)), name)
 
 
 def _encoder_facts(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -187,6 +187,8 @@ class RunDirectory:
             OSError: the directory cannot be written.
         """
 
+        self.status.fields = {}
+
         def claim() -> None:
             try:
                 try:
