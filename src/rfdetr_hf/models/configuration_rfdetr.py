@@ -1,7 +1,6 @@
 """The configuration of RF-DETR models and the table of published variants."""
 
 import copy
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -12,6 +11,7 @@ from transformers.utils import logging
 from ..choices import names_alike
 from ..tasks import TASKS
 from .files.native_config import complete_plain_config
+from .known_fields import OF_TRANSFORMERS, STORED, ReadLeniently, require_known
 
 logger = logging.get_logger("rfdetr_hf")
 
@@ -49,6 +49,8 @@ _FIXED_DETECTOR = {
 
 # Far above any model; a damaged file does not make us build millions of modules.
 MOST_MODULES, LARGEST_SIZE = 512, 2**16
+# Arguments of the encoder's configuration that its other fields imply.
+_OF_THE_STAGES = {"out_features", "stage_names", "window_block_indexes", "num_register_tokens"}
 _MODULE_COUNTS = ("num_hidden_layers", "decoder_layers", "group_detr", "c2f_num_blocks")
 
 # The default of fields that have a value as soon as the configuration is made.
@@ -58,43 +60,6 @@ _DERIVED: Any = None
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-# Fields under the names of the official package.
-_OFFICIAL_WORDS = {
-    "num_classes": "num_labels", "hidden_dim": "d_model", "dec_layers": "decoder_layers",
-    "dec_n_points": "decoder_n_points", "sa_nheads": "decoder_self_attention_heads",
-    "ca_nheads": "decoder_cross_attention_heads", "dim_feedforward": "decoder_ffn_dim",
-    "projector_scale": "projector_scales", "out_feature_indexes": "out_indices", "drop_path": "drop_path_rate",
-}  # fmt: skip
-# Beside its fields, what transformers takes out of the arguments of a configuration.
-_OF_TRANSFORMERS = {
-    "num_labels", "torch_dtype", "name_or_path", "_name_or_path", "_commit_hash", "output_attentions",
-    "attn_implementation", "_attn_implementation", "experts_implementation",
-}  # fmt: skip
-_OF_THE_STAGES = {"out_features", "stage_names", "window_block_indexes", "num_register_tokens"}
-_STORED = "_stored"
-
-
-def _require_known(names: Iterable[str], known: set[str], others: set[str], owner: str, error: type) -> None:
-    """Refuse names that are no field; `others` are the fields of the configuration beside or above."""
-    unknown = sorted(set(names) - known)
-    if not unknown:
-        return
-    name = _OFFICIAL_WORDS.get(unknown[0], unknown[0])
-    near = [name] if name in known else difflib.get_close_matches(name, sorted(known), n=1)
-    where = "backbone_config" if owner == "RFDETRConfig" else "RFDETRConfig"
-    hint = f"it is a field of {where}" if name in others - known else f"see the attributes of {owner}"
-    raise error(f"unknown fields {unknown} of {owner}: {f'did you mean {near[0]!r}?' if near else hint}")
-
-
-class _ReadLeniently:
-    """A stored configuration may hold fields that nobody here knows; a call may not."""
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A configuration from the content of a `config.json`; fields without a meaning here are kept."""
-        return super().from_dict({**config_dict, _STORED: True}, **kwargs)
 
 
 def _require_fixed(config: PreTrainedConfig, fixed: dict[str, Any]) -> None:
@@ -159,7 +124,7 @@ def _require_same_ids(id2label: Mapping[int, str], label2id: Mapping[str, Any]) 
     _require(not other, f"label2id and id2label name different ids for {other[:3]}: give id2label alone.")
 
 
-class RFDETRBackboneConfig(_ReadLeniently, PreTrainedConfig):
+class RFDETRBackboneConfig(ReadLeniently):
     """The windowed DINOv2 encoder.
 
     Attributes:
@@ -199,7 +164,7 @@ class RFDETRBackboneConfig(_ReadLeniently, PreTrainedConfig):
     out_indices: list[int] = _DERIVED
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if not kwargs.pop(_STORED, False):
+        if not kwargs.pop(STORED, False):
             self.require_known(kwargs, TypeError)
         features = kwargs.pop("out_features", None)
         kwargs.pop("stage_names", None)
@@ -227,8 +192,8 @@ class RFDETRBackboneConfig(_ReadLeniently, PreTrainedConfig):
     @classmethod
     def require_known(cls, names: Iterable[str], error: type = ValueError) -> None:
         """Refuse names that are no field of the encoder's configuration, with an error of the type `error`."""
-        known = {*cls.__dataclass_fields__} | _OF_TRANSFORMERS | _OF_THE_STAGES
-        _require_known(names, known, RFDETRConfig.field_names(), "backbone_config", error)
+        known = {*cls.__dataclass_fields__} | OF_TRANSFORMERS | _OF_THE_STAGES
+        require_known(names, known, RFDETRConfig.field_names(), "backbone_config", error)
 
     @property
     def out_features(self) -> list[str]:
@@ -278,7 +243,7 @@ class RFDETRBackboneConfig(_ReadLeniently, PreTrainedConfig):
         return {**super().to_dict(), "out_features": self.out_features, "dtype": None}
 
 
-class RFDETRConfig(_ReadLeniently, PreTrainedConfig):
+class RFDETRConfig(ReadLeniently):
     """An RF-DETR detector. Field names are those of transformers' `RfDetrConfig`; the defaults are those of "nano".
 
     `num_labels` (the length of `id2label`) is the number of class logits. There is no background class.
@@ -363,10 +328,10 @@ class RFDETRConfig(_ReadLeniently, PreTrainedConfig):
         def num_labels(self) -> int: ...
 
     def __post_init__(self, **kwargs: Any) -> None:
-        is_stored = kwargs.pop(_STORED, False)
+        is_stored = kwargs.pop(STORED, False)
         if not is_stored:
-            known = self.field_names() | _OF_TRANSFORMERS
-            _require_known(kwargs, known, set(RFDETRBackboneConfig.__dataclass_fields__), "RFDETRConfig", TypeError)
+            known = self.field_names() | OF_TRANSFORMERS
+            require_known(kwargs, known, set(RFDETRBackboneConfig.__dataclass_fields__), "RFDETRConfig", TypeError)
         self.backbone_config = _as_backbone_config(self.backbone_config, is_stored)
         scales = ["P4"] if self.projector_scales is None else self.projector_scales
         self.projector_scales = _as_list("projector_scales", scales)
@@ -516,7 +481,7 @@ class RFDETRConfig(_ReadLeniently, PreTrainedConfig):
             ValueError: for a name that is no field, or fields that do not fit together.
         """
         backbone = set(RFDETRBackboneConfig.__dataclass_fields__)
-        _require_known(overrides, self.field_names(), backbone, "RFDETRConfig", ValueError)
+        require_known(overrides, self.field_names(), backbone, "RFDETRConfig", ValueError)
         derived = {"num_feature_levels", *(["intermediate_size"] if "d_model" in overrides else [])}
         fields = {name: value for name, value in self.to_dict().items() if name not in derived}
         if isinstance(encoder := overrides.pop("backbone_config", None), dict):
@@ -530,7 +495,7 @@ class RFDETRConfig(_ReadLeniently, PreTrainedConfig):
         if {"id2label", "label2id"} & set(overrides) or overrides.get("num_labels", self.num_labels) != self.num_labels:
             fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
         fields |= {**overrides, "backbone_config": merged, "model_type": MODEL_TYPE}
-        return type(self)(**fields, **{_STORED: True})
+        return type(self)(**fields, **{STORED: True})
 
     @classmethod
     def field_names(cls) -> set[str]:

@@ -148,8 +148,7 @@ class RFDETRTrainer(EndingMethods):
         self.control, self.given_drop_path = TrainerControl(), drop_path
         self.losses, self.stopwatch, self.rate = LossMeter(self.accelerator.device), Stopwatch(), args.learning_rate
         self.stateful: dict[str, Any] = {"losses": self.losses}
-        self.given_optimizer, self.given_scheduler = optimizers
-        self.model_init = model_init
+        (self.given_optimizer, self.given_scheduler), self.model_init = optimizers, model_init
         self.weights = Weights(model, self.image_processor, train_dataset)
         parts = self.directory, self.accelerator, self.parallel, self.weights
         self.checkpointer = Checkpointer(*parts, self.stateful, keep=args.save_total_limit, background=args.async_save)

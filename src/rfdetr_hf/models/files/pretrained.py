@@ -221,8 +221,9 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         # First: it says best why the Hub gives nothing.
         found = read_state(source, kwargs.pop("variant", None), **hub)
-        mapping = kwargs.pop("key_mapping", None) or {}
-        state = official_keys({_mapped(name, mapping): tensor for name, tensor in found.items()})
+        for old, new in (kwargs.pop("key_mapping", None) or {}).items():
+            found = {re.sub(old, new, name): tensor for name, tensor in found.items()}
+        state = official_keys(found)
         stored, config = RFDETRConfig.from_pretrained(source, **hub), kwargs.pop("config", None)
         if config is not None and not isinstance(config, RFDETRConfig):
             config = RFDETRConfig.from_pretrained(config, **hub)
@@ -377,11 +378,6 @@ class RFDETRPreTrainedModel(PreTrainedModel):
                 parameter.copy_(found[name])
         self.weights_from = f"{self.weights_from or 'random'}, encoder from {source}"
         logger.info("the encoder starts from %s, patches and positions resampled as needed", source)
-
-
-def _mapped(name: str, mapping: Mapping[str, str]) -> str:
-    """The name of a tensor after the first of the patterns that it fits, as in transformers."""
-    return next((re.sub(old, new, name) for old, new in mapping.items() if re.search(old, name)), name)
 
 
 def _encoder_facts(shapes: Mapping[str, tuple[int, ...]]) -> str:
