@@ -37,7 +37,7 @@ LONGEST_FUNCTION, LONGEST_FILE, SHORT = 60, 600, 5
 TASK_NAMES = {"detection", "segmentation", "keypoints"}
 
 # What each folder may import; leaves may be imported by all. "" is the package itself, whose list imports the rest.
-LEAVES = {"tasks", "drawing", "options", "choices", "bit_depth", "decoding"}
+LEAVES = {"tasks", "drawing", "options", "choices", "bit_depth", "decoding", "values"}
 MAY_IMPORT = {
     "tasks": set(),
     "drawing": set(),
@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "choices": set(),
     "arguments": {"models", "data"},
     "bit_depth": set(),
+    "values": set(),
     "decoding": set(),
     "hub": {"tasks"},
     "losses": {"tasks"},

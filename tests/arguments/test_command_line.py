@@ -12,6 +12,7 @@ from rfdetr_hf import (
     PredictArguments,
     RFDETRTrainingArguments,
     UsageError,
+    make_shapes_dataset,
     parse_arguments,
 )
 from rfdetr_hf.arguments.words import aliases, explain
@@ -132,3 +133,14 @@ def test_a_checkpoint_that_can_only_be_the_data_is_asked_about(tmp_path, capsys)
 
 def test_an_alias_is_switched_off_like_its_option():
     assert parse_arguments(fit.TYPES, ["--no_pin_memory"])[2].dataloader_pin_memory is False
+
+
+def test_a_field_of_the_model_that_is_given_twice():
+    names = {"0": "circle", "1": "square", "2": "triangle"}
+    given = ModelArguments(config_overrides={"resolution": 64, "id2label": names}, resolution=64)
+    data = make_shapes_dataset(1, image_size=64)
+    assert given.config_fields(data)["id2label"] == {0: "circle", 1: "square", 2: "triangle"}
+    with pytest.raises(ValueError, match="config_overrides gives another resolution than resolution"):
+        ModelArguments(config_overrides={"resolution": 640}, resolution=64).config_fields()
+    with pytest.raises(ValueError, match="config_overrides gives another id2label than the data"):
+        ModelArguments(config_overrides={"id2label": {"0": "x"}}).config_fields(data)

@@ -211,9 +211,9 @@ def test_config_written_by_transformers_is_read(tmp_path):
     [
         ({"num_querys": 5}, "did you mean 'num_queries'?"),
         ({"num_classes": 3}, "did you mean 'num_labels'?"),
-        ({"patch_size": 8}, "a field of backbone_config"),
+        ({"patch_size": 8}, "patch_size is a field of RFDETRBackboneConfig"),
         ({"backbone_config": {"drop_path": 0.3}}, "did you mean 'drop_path_rate'?"),
-        ({"backbone_config": {"num_queries": 5}}, "a field of RFDETRConfig"),
+        ({"backbone_config": {"num_queries": 5}}, "num_queries is a field of RFDETRConfig"),
         ({"zzz": 1}, "see the attributes of RFDETRConfig"),
     ],
 )

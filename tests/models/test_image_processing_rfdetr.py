@@ -173,6 +173,20 @@ def test_annotations_become_targets():
     assert second["boxes"].shape == (0, 4) and second["class_labels"].dtype == torch.int64
 
 
+def test_values_of_annotations_are_read_as_those_of_data_sets():
+    plain = {"bbox": [1, 2, 3, 4], "category_id": 2, "area": 12.0, "iscrowd": 0}
+    others = [
+        {"bbox": np.array([1, 2, 3, 4]), "category_id": "2", "area": None, "iscrowd": "0"},
+        {"bbox": torch.tensor([1, 2, 3, 4]), "category_id": 2.0, "area": np.float32(12), "iscrowd": None},
+    ]
+    out = RFDETRImageProcessor(size=16)([picture()] * 2, [
+        {"image_id": 1, "annotations": [plain] * 2}, {"image_id": np.int64(1), "annotations": others}
+    ])  # fmt: skip
+    first, second = out["labels"]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first["class_labels"].tolist() == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
@@ -181,12 +195,15 @@ def test_annotations_become_targets():
         (one_object(bbox=[0, 0, 1, 1]), "annotation 9 of image 4 has no 'category_id'"),
         (one_object(bbox=[0, 0, float("nan"), 1], category_id=0), "annotation 9 of image 4: bbox"),
         (one_object(bbox=[0, 0, 1], category_id=0), "annotation 9 of image 4: bbox"),
-        (one_object(bbox=[0, 0, 1, 1], category_id=True), "annotation 9 of image 4: bbox, category_id and area .*True"),
-        (
-            one_object(bbox=[0, 0, 1, 1], category_id=1.5),
-            "annotation 9 of image 4: bbox, category_id and area .*1.5, 0",
-        ),
-        (one_object(bbox=[0, 0, 1, 1], category_id=1, area=True), "1, True. must be 4 numbers"),
+        (one_object(bbox=None, category_id=0), "annotation 9 of image 4: bbox is None"),
+        (one_object(bbox=[9, 9, -4, -4], category_id=0), "annotation 9 of image 4: bbox is .9, 9, -4, -4.*width >= 0"),
+        (one_object(bbox=[0, 0, 1, 1], category_id=True), "annotation 9 of image 4: category_id is True"),
+        (one_object(bbox=[0, 0, 1, 1], category_id=1.5), "annotation 9 of image 4: category_id is 1.5"),
+        (one_object(bbox=[0, 0, 1, 1], category_id=-1), "annotation 9 of image 4: category_id is -1"),
+        (one_object(bbox=[0, 0, 1, 1], category_id=1, area=True), "annotation 9 of image 4: area is True"),
+        (one_object(bbox=[0, 0, 1, 1], category_id=1, area=-5), "annotation 9 of image 4: area is -5"),
+        (one_object(bbox=[0, 0, 1, 1], category_id=1, iscrowd="maybe"), "image 4: iscrowd is 'maybe', neither"),
+        ({"image_id": 1.5, "annotations": []}, "image_id is 1.5"),
         ([{"image_id": 4, "annotations": []}] * 2, "1 images but 2 annotations"),
     ],
 )
@@ -205,6 +222,9 @@ def test_unusable_annotations(annotation, message):
         (picture(), {"data_format": "channels_last"}, ValueError, "channels-first"),
         (picture(), {"resample": 1}, ValueError, "bilinear"),
         (picture(), {"size": PIXEL_LIMITS}, ValueError, SIZE_MESSAGE),
+        (picture(), {"rescale_factor": float("nan")}, ValueError, "rescale_factor is nan"),
+        (picture(), {"image_mean": [float("nan")] * 3}, ValueError, "image_mean is .nan, nan, nan"),
+        (picture(), {"image_std": 0}, ValueError, "image_std is 0"),
     ],
 )
 def test_unusable_input(images, options, error, message):
@@ -366,3 +386,13 @@ def test_few_rows_of_pixels_are_no_channels(rows):
 def test_pictures_without_pixels_or_numbers(pixels, message):
     with pytest.raises(ValueError, match=message):
         RFDETRImageProcessor()(pixels, do_rescale=False)
+
+
+def test_unknown_fields(tmp_path):
+    with pytest.raises(TypeError, match=r"unknown fields \['do_resiz', 'sizee'\].*did you mean 'do_resize'"):
+        RFDETRImageProcessor(sizee=64, do_resiz=False)
+    RFDETRImageProcessor(**RFDETRImageProcessor().to_dict())
+    fields = RFDETRImageProcessor(size=16).to_dict() | {"theirs": 1}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields, default=dict))
+    stored = RFDETRImageProcessor.from_pretrained(tmp_path)
+    assert (stored.theirs, stored.size["height"]) == (1, 16)

@@ -129,6 +129,18 @@ def test_full_mask_of_any_type_changes_nothing(lively, rng, dtype):
     assert torch.equal(output.logits, lively(pixels).logits)
 
 
+@pytest.mark.parametrize("wrong", ["inverted", "bottom right", "none", "nan", "a hole", "255"])
+def test_masks_of_another_convention_are_errors(model, rng, wrong):
+    mask = torch.zeros(2, 64, 64)
+    mask[:, :32, :48] = 1
+    mask[1] = {
+        "inverted": 1 - mask[1], "bottom right": mask[1].flip(0, 1), "none": 0 * mask[1], "255": 255 * mask[1],
+        "nan": mask[1] * float("nan"), "a hole": mask[1] * (1 - torch.eye(64).roll(1, 0)),
+    }[wrong]  # fmt: skip
+    with pytest.raises(ValueError, match="pixel_mask of image 1 of the batch: 1 .* is the image"):
+        model(images(rng), mask)
+
+
 def test_wrong_shapes_are_errors(model, rng):
     pixels = images(rng)
     with pytest.raises(ValueError, match=r"pixel_mask has the shape \(2, 32, 64\)"):

@@ -44,6 +44,11 @@ def test_masks_are_those_of_the_ranked_queries(processor, outputs):
             assert torch.equal(each["masks"][row], logits[0, 0] > 0)
 
 
+def test_sizes_of_no_picture_are_refused(processor, outputs):
+    with pytest.raises(ValueError, match=r"target_sizes holds \[\[-50, 80\].*positive"):
+        processor.post_process_object_detection(outputs, target_sizes=torch.tensor([[-50, 80], [50, 80]]))
+
+
 def test_without_sizes_masks_stay_as_predicted(processor, outputs):
     masks = processor.post_process_instance_segmentation(outputs, -1)[0]["masks"]
     assert masks.shape == (5, 8, 12)

@@ -1,5 +1,6 @@
 """The options that choose a model."""
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -90,16 +91,29 @@ class ModelArguments:
 
         Args:
             dataset: gives `id2label`, and where it has keypoints their schema; None for the options alone.
-        """
-        fields = dict(cast(dict[str, Any], self.config_overrides or {}))
-        fields |= {} if self.resolution is None else {"resolution": self.resolution}
-        if dataset is None:
-            return fields
-        from ..data.schema import class_names, has_keypoints, keypoint_schema
 
-        names = class_names(dataset)
-        fields |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        if has_keypoints(dataset):
-            schema = keypoint_schema(dataset)
-            fields |= {"num_keypoints_per_class": schema.num_keypoints_per_class, "keypoint_schema": schema.to_dict()}
-        return fields
+        Raises:
+            ValueError: `config_overrides` says another thing than `resolution` or the data.
+        """
+        given = dict(cast(dict[str, Any], self.config_overrides or {}))
+        fields: dict[str, Any] = {} if self.resolution is None else {"resolution": self.resolution}
+        if dataset is not None:
+            fields |= _fields_of_data(dataset)
+        # Keys of JSON are texts.
+        twice = [n for n in fields if n in given and json.dumps(given[n]) != json.dumps(fields[n])]
+        if twice:
+            source = "resolution" if twice[0] == "resolution" else "the data"
+            raise ValueError(f"config_overrides gives another {twice[0]} than {source}; leave it out of one of them")
+        return given | fields
+
+
+def _fields_of_data(dataset: "Dataset") -> dict[str, Any]:
+    """What the classes and the keypoints of a data set decide."""
+    from ..data.schema import class_names, has_keypoints, keypoint_schema
+
+    names = class_names(dataset)
+    fields: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    if has_keypoints(dataset):
+        schema = keypoint_schema(dataset)
+        fields |= {"num_keypoints_per_class": schema.num_keypoints_per_class, "keypoint_schema": schema.to_dict()}
+    return fields

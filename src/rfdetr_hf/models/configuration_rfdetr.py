@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from transformers import PreTrainedConfig
@@ -11,7 +11,7 @@ from transformers.utils import logging
 from ..choices import names_alike
 from ..tasks import TASKS
 from .files.native_config import complete_plain_config
-from .known_fields import OF_TRANSFORMERS, STORED, ReadLeniently, require_known
+from .known_fields import STORED, LenientConfig
 
 logger = logging.get_logger("rfdetr_hf")
 
@@ -49,8 +49,6 @@ _FIXED_DETECTOR = {
 
 # Far above any model; a damaged file does not make us build millions of modules.
 MOST_MODULES, LARGEST_SIZE = 512, 2**16
-# Arguments of the encoder's configuration that its other fields imply.
-_OF_THE_STAGES = {"out_features", "stage_names", "window_block_indexes", "num_register_tokens"}
 _MODULE_COUNTS = ("num_hidden_layers", "decoder_layers", "group_detr", "c2f_num_blocks")
 
 # The default of fields that have a value as soon as the configuration is made.
@@ -124,7 +122,7 @@ def _require_same_ids(id2label: Mapping[int, str], label2id: Mapping[str, Any]) 
     _require(not other, f"label2id and id2label name different ids for {other[:3]}: give id2label alone.")
 
 
-class RFDETRBackboneConfig(ReadLeniently):
+class RFDETRBackboneConfig(LenientConfig):
     """The windowed DINOv2 encoder.
 
     Attributes:
@@ -140,6 +138,7 @@ class RFDETRBackboneConfig(ReadLeniently):
     """
 
     model_type = "rf_detr_dinov2"
+    implied_fields: ClassVar[Any] = {"out_features", "stage_names", "window_block_indexes", "num_register_tokens"}
 
     hidden_size: int = 384
     num_hidden_layers: int = 12
@@ -189,12 +188,6 @@ class RFDETRBackboneConfig(ReadLeniently):
             f"window_block_indexes {windowed} differs from {self.window_block_indexes}, which out_indices implies.",
         )
 
-    @classmethod
-    def require_known(cls, names: Iterable[str], error: type = ValueError) -> None:
-        """Refuse names that are no field of the encoder's configuration, with an error of the type `error`."""
-        known = {*cls.__dataclass_fields__} | OF_TRANSFORMERS | _OF_THE_STAGES
-        require_known(names, known, RFDETRConfig.field_names(), "backbone_config", error)
-
     @property
     def out_features(self) -> list[str]:
         """Names of the tapped stages as transformers writes them: `stage3` is the output of the third block."""
@@ -243,7 +236,7 @@ class RFDETRBackboneConfig(ReadLeniently):
         return {**super().to_dict(), "out_features": self.out_features, "dtype": None}
 
 
-class RFDETRConfig(ReadLeniently):
+class RFDETRConfig(LenientConfig):
     """An RF-DETR detector. Field names are those of transformers' `RfDetrConfig`; the defaults are those of "nano".
 
     `num_labels` (the length of `id2label`) is the number of class logits. There is no background class.
@@ -330,8 +323,7 @@ class RFDETRConfig(ReadLeniently):
     def __post_init__(self, **kwargs: Any) -> None:
         is_stored = kwargs.pop(STORED, False)
         if not is_stored:
-            known = self.field_names() | OF_TRANSFORMERS
-            require_known(kwargs, known, set(RFDETRBackboneConfig.__dataclass_fields__), "RFDETRConfig", TypeError)
+            self.require_known(kwargs, TypeError)
         self.backbone_config = _as_backbone_config(self.backbone_config, is_stored)
         scales = ["P4"] if self.projector_scales is None else self.projector_scales
         self.projector_scales = _as_list("projector_scales", scales)
@@ -480,12 +472,11 @@ class RFDETRConfig(ReadLeniently):
         Raises:
             ValueError: for a name that is no field, or fields that do not fit together.
         """
-        backbone = set(RFDETRBackboneConfig.__dataclass_fields__)
-        require_known(overrides, self.field_names(), backbone, "RFDETRConfig", ValueError)
+        self.require_known(overrides)
         derived = {"num_feature_levels", *(["intermediate_size"] if "d_model" in overrides else [])}
         fields = {name: value for name, value in self.to_dict().items() if name not in derived}
         if isinstance(encoder := overrides.pop("backbone_config", None), dict):
-            RFDETRBackboneConfig.require_known(encoder.keys() - {"model_type", "transformers_version"})
+            RFDETRBackboneConfig.require_known(encoder)
         encoder = _as_dict(encoder)
         if self.backbone_config.image_size == self.resolution and "resolution" in overrides:
             encoder.setdefault("image_size", overrides["resolution"])

@@ -26,7 +26,9 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from ..bit_depth import is_deep, to_bytes
 from ..choices import IMAGE_DECODERS
 from ..decoding import PILLOW, open_file
+from .coco_labels import coco_labels
 from .files.published import checkpoint_of
+from .known_fields import STORED, hint_of
 from .post_processing import (
     DEFAULT_THRESHOLD,
     TRACE_ALPHA,
@@ -42,6 +44,8 @@ from .post_processing import (
 
 logger = logging.get_logger(__name__)
 
+# Names in files beside the fields.
+_BESIDE = ("value_range", "image_decoder", "image_processor_type", "processor_class", "feature_extractor_type")
 _INTERPOLATION = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
 
 
@@ -97,6 +101,11 @@ class RFDETRImageProcessor(BaseImageProcessor):
     size_divisor = None
 
     def __init__(self, **kwargs: Any) -> None:
+        known = {*self.valid_kwargs.__annotations__, *_BESIDE}
+        if not kwargs.pop(STORED, False) and (unknown := sorted(set(kwargs) - known)):
+            raise TypeError(
+                f"unknown fields {unknown} of RFDETRImageProcessor: {hint_of(unknown[0], known, type(self))}"
+            )
         self.value_range: Sequence[float] | None = kwargs.pop("value_range", None)
         self.image_decoder: str = kwargs.pop("image_decoder", PILLOW)
         if self.image_decoder not in IMAGE_DECODERS:
@@ -104,15 +113,9 @@ class RFDETRImageProcessor(BaseImageProcessor):
             raise ValueError(f"image_decoder is {self.image_decoder!r}: it must be one of {known}.")
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
-        least_of = {"image_mean": -math.inf, "image_std": 0.0} if self.do_normalize else {}
-        for name, least in {**least_of, **({"rescale_factor": 0.0} if self.do_rescale else {})}.items():
-            value: Any = getattr(self, name)
-            several = isinstance(value, (list, tuple, np.ndarray)) and name != "rescale_factor"
-            numbers, kinds = (list(value) if several else [value]), (int, float, np.floating)
-            are_sound = all(type(x) is not bool and isinstance(x, kinds) and least < x < math.inf for x in numbers)
-            if not are_sound or len(numbers) not in (1, 3):
-                above = " above 0" if least == 0 else ""
-                raise ValueError(f"{name} is {value!r}: it must be a number{above}, or three of mean and std.")
+        _require_colours(
+            {name: getattr(self, name) for name in self.valid_kwargs.__annotations__ if hasattr(self, name)}
+        )
         for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad", "antialias"):
             if not isinstance(getattr(self, name), (bool, type(None))):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it must be true or false.")
@@ -126,6 +129,11 @@ class RFDETRImageProcessor(BaseImageProcessor):
     def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Read `preprocessor_config.json` of a folder, a Hub repository, or a variant's published checkpoint."""
         return super().get_image_processor_dict(checkpoint_of(pretrained_model_name_or_path), **kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A processor from the content of a `preprocessor_config.json`; fields without a meaning here are kept."""
+        return super().from_dict({**image_processor_dict, STORED: True}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the processor, under the class name that transformers knows."""
@@ -166,6 +174,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
         super()._validate_preprocess_kwargs(**kwargs)
+        _require_colours(kwargs)
         if kwargs.get("do_center_crop"):
             raise ValueError("RFDETRImageProcessor does not crop: leave out do_center_crop.")
         if kwargs.get("data_format") not in (None, ChannelDimension.FIRST):
@@ -234,7 +243,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
         features.original_sizes = original_sizes
         if annotations is not None:
             features["labels"] = [
-                BatchFeature(_coco_labels(*item), tensor_type=return_tensors)
+                BatchFeature(coco_labels(*item), tensor_type=return_tensors)
                 for item in zip(annotations, original_sizes, sizes, strict=True)
             ]
         return features
@@ -441,7 +450,7 @@ def image_boxes(boxes: Tensor, target_sizes: Tensor | Sequence[Sequence[int]] | 
         target_sizes: (B, 2) tensor, or list of B pairs, of height and width.
 
     Raises:
-        ValueError: The sizes are not B pairs.
+        ValueError: The sizes are not B pairs of positive numbers.
     """
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     centre, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) / 2
@@ -456,8 +465,27 @@ def image_boxes(boxes: Tensor, target_sizes: Tensor | Sequence[Sequence[int]] | 
             f"target_sizes has shape {tuple(target_sizes.shape)}; {len(boxes)} images need ({len(boxes)}, 2): "
             "one (height, width) each."
         )
+    if target_sizes.device.type == "cpu" and not (target_sizes > 0).all():  # elsewhere the host would wait
+        raise ValueError(f"target_sizes holds {target_sizes.tolist()}: heights and widths are positive.")
     limit = target_sizes.to(boxes).flip(1).repeat(1, 2)[:, None]
     return (corners * limit).clamp(min=0).minimum(limit)
+
+
+def _require_colours(fields: Mapping[str, Any]) -> None:
+    """Check the numbers that change colours, as far as they are used.
+
+    Raises:
+        ValueError: One is no number, not finite, or not positive where it must be.
+    """
+    least_of = {"image_mean": -math.inf, "image_std": 0.0} if fields.get("do_normalize") else {}
+    for name, least in {**least_of, **({"rescale_factor": 0.0} if fields.get("do_rescale") else {})}.items():
+        value = fields.get(name)
+        several = isinstance(value, (list, tuple, np.ndarray)) and name != "rescale_factor"
+        numbers, kinds = (list(value) if several else [value]), (int, float, np.floating)
+        are_sound = all(type(x) is not bool and isinstance(x, kinds) and least < x < math.inf for x in numbers)
+        if not are_sound or len(numbers) not in (1, 3):
+            above = " above 0" if least == 0 else ""
+            raise ValueError(f"{name} is {value!r}: it must be a number{above}, or three of mean and std.")
 
 
 def _size(image: Tensor) -> tuple[int, int]:
@@ -560,41 +588,3 @@ def _stack(images: Sequence[Tensor], padded_size: tuple[int, int] | None) -> dic
         row[:, :height, :width] = image
         mask[:height, :width] = 1
     return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-
-
-def _coco_labels(
-    annotation: Mapping[str, Any], original_size: tuple[int, int], size: tuple[int, int]
-) -> dict[str, Tensor]:
-    """The COCO annotation of one picture -> the model's target (see `RFDETRImageProcessor.preprocess`)."""
-    for key in ("image_id", "annotations"):
-        if key not in annotation or isinstance(annotation[key], bool):
-            raise ValueError(f"An annotation has no {key!r}; expected {{'image_id': int, 'annotations': [...]}}.")
-    objects = [item for item in annotation["annotations"] if not item.get("iscrowd", 0)]
-    boxes = torch.tensor([_coco_box(item, annotation["image_id"]) for item in objects], dtype=torch.float64)
-    boxes = boxes.reshape(-1, 4)
-    height, width = original_size
-    scale = torch.tensor([width, height, width, height], dtype=torch.float64)
-    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1).clamp(min=0).minimum(scale) / scale
-    keep = (corners[:, 2:] > corners[:, :2]).all(1)
-    classes = torch.tensor([item["category_id"] for item in objects], dtype=torch.int64)
-    area = torch.tensor([item.get("area", item["bbox"][2] * item["bbox"][3]) for item in objects], dtype=torch.float32)
-    centre = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
-    return {
-        "image_id": torch.tensor([annotation["image_id"]]),
-        "class_labels": classes[keep],
-        "boxes": centre[keep].float(),
-        "area": area[keep] * (size[0] * size[1] / (height * width)),
-        "iscrowd": torch.zeros_like(classes[keep]),
-        "orig_size": torch.tensor(original_size),
-        "size": torch.tensor(size),
-    }
-
-
-def _coco_box(item: Mapping[str, Any], image_id: int) -> Sequence[float]:
-    where = f"annotation {item.get('id', '(without id)')} of image {image_id}"
-    if missing := [key for key in ("bbox", "category_id") if key not in item]:
-        raise ValueError(f"{where} has no {' and no '.join(map(repr, missing))}.")
-    numbers = [*item["bbox"], item["category_id"], item.get("area", 0)]
-    if len(numbers) != 6 or not all(math.isfinite(n) and not isinstance(n, bool) for n in numbers) or numbers[4] % 1:
-        raise ValueError(f"{where}: bbox, category_id and area {numbers} must be 4 numbers, an integer, a number.")
-    return item["bbox"]

@@ -1,8 +1,8 @@
 """Which names are fields of a configuration: in a call all must be, in a file others may be there."""
 
 import difflib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -14,7 +14,7 @@ _OFFICIAL_WORDS = {
     "projector_scale": "projector_scales", "out_feature_indexes": "out_indices", "drop_path": "drop_path_rate",
 }  # fmt: skip
 # Beside its fields, what transformers takes out of the arguments of a configuration.
-OF_TRANSFORMERS = {
+_OF_TRANSFORMERS = {
     "num_labels", "torch_dtype", "name_or_path", "_name_or_path", "_commit_hash", "output_attentions",
     "attn_implementation", "_attn_implementation", "experts_implementation",
 }  # fmt: skip
@@ -22,30 +22,36 @@ STORED = "_stored"
 """The argument that marks the fields of a file."""
 
 
-def require_known(names: Iterable[str], known: set[str], others: set[str], owner: str, error: type) -> None:
-    """Refuse names that are no field of a configuration.
-
-    Args:
-        names: Given in a call.
-        known: All that may be given.
-        others: Fields of the configuration beside or above.
-        owner: "RFDETRConfig" or "backbone_config".
-        error: The type of the error.
-    """
-    unknown = sorted(set(names) - known)
-    if not unknown:
-        return
-    name = _OFFICIAL_WORDS.get(unknown[0], unknown[0])
+def hint_of(name: str, known: Collection[str], owner: type) -> str:
+    """What may be meant by a name that is none of the known ones."""
+    name = _OFFICIAL_WORDS.get(name, name)
     near = [name] if name in known else difflib.get_close_matches(name, sorted(known), n=1)
-    where = "backbone_config" if owner == "RFDETRConfig" else "RFDETRConfig"
-    hint = f"it is a field of {where}" if name in others - known else f"see the attributes of {owner}"
-    raise error(f"unknown fields {unknown} of {owner}: {f'did you mean {near[0]!r}?' if near else hint}")
+    return f"did you mean {near[0]!r}?" if near else f"see the attributes of {owner.__name__}"
 
 
-class ReadLeniently(PreTrainedConfig):
-    """A stored configuration may hold fields that nobody here knows; a call may not."""
+class LenientConfig(PreTrainedConfig):
+    """A configuration whose file may hold fields that nobody here knows; a call may not.
+
+    Attributes:
+        implied_fields: Names beside the fields that a call may give as long as they say the same.
+    """
+
+    implied_fields: ClassVar[Any] = set()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """A configuration from the content of a `config.json`; fields without a meaning here are kept."""
         return super().from_dict({**config_dict, STORED: True}, **kwargs)
+
+    @classmethod
+    def require_known(cls, names: Iterable[str], error: type = ValueError) -> None:
+        """Refuse names that are no field, with an error of the type `error` that says what may be meant."""
+        known = {*cls.__dataclass_fields__, *_OF_TRANSFORMERS, *cls.implied_fields}
+        unknown = sorted(set(names) - known)
+        if not unknown:
+            return
+        hint = hint_of(unknown[0], known, cls)
+        for other in LenientConfig.__subclasses__():
+            if unknown[0] in {*other.__dataclass_fields__} - known:
+                hint = f"{unknown[0]} is a field of {other.__name__}"
+        raise error(f"unknown fields {unknown} of {cls.__name__}: {hint}")

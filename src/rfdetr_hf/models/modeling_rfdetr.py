@@ -230,8 +230,8 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
             return_dict: False for a tuple.
 
         Raises:
-            ValueError: for pixels that are no normalised floats, an empty batch, shapes that do not fit together, or a
-                rate that is not in [0, 1).
+            ValueError: for pixels that are no normalised floats, an empty batch, shapes that do not fit together, a
+                mask on the host that is no rectangle from the top left, or a rate that is not in [0, 1).
         """
         _check_batch(pixel_values, pixel_mask, labels)
         supervised = self.training or labels is not None
@@ -382,5 +382,22 @@ def _check_batch(pixel_values: Tensor, pixel_mask: Tensor | None, labels: Sequen
             f"pixel_mask has the shape {tuple(pixel_mask.shape)}, but pixel_values {tuple(pixel_values.shape)} "
             "need (batch, H, W)."
         )
+    # Elsewhere the host would wait for the values.
+    if pixel_mask is not None and pixel_mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_mask(pixel_mask)
     if labels is not None and len(labels) != batch:
         raise ValueError(f"{len(labels)} labels for a batch of {batch} images: give one dict for each image.")
+
+
+def _check_mask(mask: Tensor) -> None:
+    """Refuse masks (B, H, W) that are not 1 in one rectangle from the top left and 0 besides."""
+    is_image = mask == 1
+    rows, columns = is_image[:, :, 0], is_image[:, 0]  # (B, H), (B, W)
+    sound = (is_image | (mask == 0)).flatten(1).all(1) & is_image[:, 0, 0]
+    sound &= (is_image == rows[:, :, None] & columns[:, None]).flatten(1).all(1)
+    sound &= (rows[:, 1:] <= rows[:, :-1]).all(1) & (columns[:, 1:] <= columns[:, :-1]).all(1)
+    if not sound.all():
+        raise ValueError(
+            f"pixel_mask of image {int((~sound).nonzero()[0, 0])} of the batch: 1 (or True) is the image, which begins "
+            "at the top left, and 0 the padding to the right and below; an inverted mask needs 1 - mask."
+        )

@@ -229,7 +229,7 @@ def require_loadable(
     _check_tensors(
         state, {name: (own if own.numel() else state.get(name, own)).shape for name, own in expected.items()}, origin
     )
-    _check_class_heads(state, config, origin)
+    check_class_heads(state, config, origin)
 
 
 def _listed(title: str, items: list[str]) -> list[str]:
@@ -288,12 +288,12 @@ def _adapt_classes(
     found, needed, names = state["class_embed.bias"].shape[0], config.num_labels, stored.id2label
     used = [row for row, name in sorted(names.items()) if name != UNUSED_LABEL]
     unnamed = _is_unnamed(names) or _is_unnamed(config.id2label)
-    heads = tuple(name for name in state if _CLASS_HEADS.match(name))
+    heads = tuple(name for name in state if CLASS_HEADS.match(name))
     line = Adaptation("classes", _named(found, names), _named(needed, config.id2label), "rows new, prior bias", heads)
     if class_init == "new":
         rows: list[int | None] = [None] * needed
     elif found == needed and (unnamed or names == config.id2label):
-        done += [] if names == config.id2label else [line._replace(how="all kept, by position")]
+        done += [] if names == config.id2label else [line._replace(how="all kept, by position", new_rows=())]
         return list(range(needed))
     elif unnamed and len(used) == needed:
         rows = [*used]
