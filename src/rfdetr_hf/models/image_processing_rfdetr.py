@@ -154,7 +154,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
                 channels, uint8 or float; a 4-D array is a batch; a string or `Path` is a file, a string
                 also a URL. Alpha is dropped.
             annotations: Per picture `{"image_id": int, "annotations": [COCO objects]}` in pixels of the upright
-                picture. Crowds and boxes that are empty within the picture are left out.
+                picture, read as those of data sets. Crowds and boxes that are empty within the picture are left out.
             **kwargs: Any field of the processor, for this call; `input_data_format` settles the channel axis where
                 it can't be inferred; `return_tensors` "pt" (default) or "np"; `device` to compute on.
 
