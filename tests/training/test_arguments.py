@@ -3,7 +3,7 @@ import json
 import pytest
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, UsageError, parse_arguments
+from rfdetr_hf import DataArguments, ModelArguments, RFDETRTrainingArguments, UsageError, parse_arguments, to_yaml
 from rfdetr_hf.arguments.schedules import encoder_rate
 
 TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
@@ -254,3 +254,46 @@ def test_an_augmentation_is_a_preset_a_mapping_or_a_file(tmp_path):
         assert parsed.augmentation == RFDETRTrainingArguments(augmentation=value).augmentation
     with pytest.raises(ValueError, match="did you mean 'aerial'"):
         parse_arguments((RFDETRTrainingArguments,), ["--augmentation", "aerail"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_grad_norm", -1.0), ("gradient_accumulation_steps", 0), ("recipe", "offical"), ("eval_strategy", "epochs"),
+        ("save_strategy", "epochs"), ("logging_strategy", "batch"), ("use_dora", True), ("eval_steps", 1.5),
+    ],
+)  # fmt: skip
+def test_what_is_set_later_is_checked_before_a_run(name, value):
+    args = RFDETRTrainingArguments()
+    setattr(args, name, value)
+    with pytest.raises(ValueError, match=name):
+        args.for_run("detection")
+
+
+def test_what_is_set_later_counts_as_given():
+    args = RFDETRTrainingArguments(recipe="official")
+    usual = args.for_run("detection")
+    assert args.for_run("detection") == usual and usual.for_run("detection") == usual
+    args.ema_tau, args.augmentation, args.max_steps, args.eval_strategy = 7.0, "none", 10, "steps"
+    run = args.for_run("detection")
+    assert (run.ema_tau, run.horizontal_flip, run.max_steps, run.eval_strategy) == (7.0, 0.0, 10, "steps")
+    args = RFDETRTrainingArguments()
+    args.total_train_batch_size = 32
+    assert args.for_run("detection").gradient_accumulation_steps is None, "it follows from the total"
+
+
+def test_options_that_do_nothing_are_refused():
+    with pytest.raises(ValueError, match="use_dora=True has no effect without lora_r"):
+        RFDETRTrainingArguments(use_dora=True)
+    with pytest.raises(ValueError, match="drop_path_mode='early' has no drop path"):
+        RFDETRTrainingArguments(drop_path=0.3, drop_path_mode="early")
+
+
+def test_the_geometry_of_the_preset_in_a_file_goes_with_it(tmp_path):
+    path = tmp_path / "args.yaml"
+    path.write_text(to_yaml({"training": RFDETRTrainingArguments().to_dict()}))
+    (args,) = parse_arguments([RFDETRTrainingArguments], ["--config", str(path), "--augmentation", "none"])
+    assert (args.augmentation, args.scale_jitter, args.horizontal_flip) == ("none", False, 0.0)
+    words = ["--config", str(path), "--augmentation", "none", "--horizontal_flip", "0.5"]
+    (args,) = parse_arguments([RFDETRTrainingArguments], words)
+    assert (args.scale_jitter, args.horizontal_flip) == (False, 0.5)

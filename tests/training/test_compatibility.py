@@ -441,3 +441,37 @@ def test_outside_a_training_nothing_is_written_into_another_run(tmp_path, tiny_m
     finally:
         lock.release()
     assert (tmp_path / "last" / "model.safetensors").read_bytes() == last
+
+
+def test_an_optimizer_without_all_that_is_trained_is_refused(tmp_path, tiny_model, shapes):
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    args = quick_arguments(tmp_path / "lora", **SHORT, lora_r=4)
+    with pytest.raises(ValueError, match=r"lacks \d+ parameters .*adapters of lora_r"):
+        RFDETRTrainer(model, args, shapes, optimizers=(optimizer, None)).train()
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.class_embed.parameters(), 1e-3)
+    with pytest.raises(ValueError, match=r"lacks \d+ parameters that are trained"):
+        RFDETRTrainer(model, quick_arguments(tmp_path / "head", **SHORT), shapes, optimizers=(optimizer, None)).train()
+
+
+def test_a_run_does_not_go_on_with_another_optimizer(tmp_path, tiny_model, shapes):
+    def run(folder, make, resume=None):
+        model = tiny_model()
+        given = {"optimizers": (make(model.parameters()), None)}
+        options = {**SHORT, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        return RFDETRTrainer(model, quick_arguments(folder, **options), shapes, **given).train(resume)
+
+    run(tmp_path / "run", lambda p: torch.optim.AdamW(p, 1e-4, weight_decay=0.1))
+    checkpoint = str(tmp_path / "run" / "checkpoint-1")
+    others = {
+        "initial_lr=0.0001": lambda p: torch.optim.AdamW(p, 1e-1, weight_decay=0.1),
+        "weight_decay=0.1": lambda p: torch.optim.AdamW(p, 1e-4, weight_decay=0.5),
+        "decoupled_weight_decay=True": lambda p: torch.optim.Adam(p, 1e-4, weight_decay=0.1),
+        "amsgrad=False": lambda p: torch.optim.RAdam(p, 1e-4, weight_decay=0.1, decoupled_weight_decay=True),
+        "amsgrad=": lambda p: torch.optim.SGD(p, 1e-4, weight_decay=0.1, momentum=0.9),
+    }
+    for message, make in others.items():
+        with pytest.raises(ValueError, match=f"optimizer of .*checkpoint-1 has {message}"):
+            run(tmp_path / "other", make, checkpoint)
+    run(tmp_path / "same", lambda p: torch.optim.AdamW(p, 1e-4, weight_decay=0.1), checkpoint)

@@ -56,6 +56,20 @@ def test_a_run_has_steps_and_begun_epochs(options, steps, epochs):
     assert (state.max_steps, state.num_train_epochs) == (steps, epochs)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ema_update_interval": 7}, "ema_update_interval=7 is above the 6 steps"),
+        ({"eval_delay": 2}, "eval_delay=2 is above the 1 epochs"),
+        ({"eval_delay": 7, "eval_strategy": "steps"}, "eval_delay=7 is above the 6 steps"),
+    ],
+)
+def test_a_run_that_is_too_short_for_its_options_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        begun(max_steps=6, **options)
+    begun(max_steps=12, **options)
+
+
 def test_shares_of_the_run_become_steps():
     state = begun(max_steps=40, logging_steps=0.1, save_steps=0.5, eval_strategy="steps", eval_steps=0.26)
     assert (state.logging_steps, state.save_steps, state.eval_steps) == (4, 20, 11)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from ..choices import AUGMENTATIONS
 from ..options import IN_WORDS, UsageError, kinds_of, load_yaml
 from ..tasks import TASKS
 from .help import format_help
@@ -121,6 +122,12 @@ def _not_superseded(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict
     rate, encoder = values.get("learning_rate"), values.get("learning_rate_encoder")
     if "learning_rate" in typed and rate and encoder and math.isclose(published_encoder_rate(rate), encoder):
         gone.add("learning_rate_encoder")  # it followed from the learning rate of the file
+    if "augmentation" in typed:
+        from ..data.pipeline.presets import DEFAULT, GEOMETRY, read_augmentation
+
+        before = values.get("augmentation", DEFAULT)
+        before = read_augmentation(before) if isinstance(before, dict) or before in AUGMENTATIONS else {}
+        gone |= {name for name in GEOMETRY if name in before and values.get(name) == before[name]} - {*typed}
     here, now = (usual_metric(each.get("model_name_or_path") or each.get("variant")) for each in (values, typed))
     metric = re.sub(r"_at_\d+$", "", str(values.get("metric_for_best_model")))
     if now not in (None, here, metric) and metric in {task.best_metric for task in TASKS.values()}:

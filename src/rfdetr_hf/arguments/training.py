@@ -325,8 +325,15 @@ class RFDETRTrainingArguments(RuntimeFacts):
         return made
 
     _given: ClassVar[frozenset[str]]  # set on each instance; as a class variable it is no field
+    _is_settled: ClassVar[bool] = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if self._is_settled:  # else a default, or what follows from others
+            self.__dict__["_given"] |= {name}
 
     def __post_init__(self) -> None:
+        self.__dict__["_is_settled"] = False
         if not isinstance(self.report_to, str):
             self.report_to = ",".join(map(str, self.report_to or ())) or "none"
         settle_options(self)
@@ -351,9 +358,12 @@ class RFDETRTrainingArguments(RuntimeFacts):
             self.eval_steps = self.logging_steps
         self._check_combinations()
         self._check_schedules()
+        self.__dict__["_is_settled"] = True
 
     def _settle_accumulation(self) -> None:
         """Take the usual accumulation, unless it follows from the images of a step."""
+        if "gradient_accumulation_steps" not in self._given:
+            self.gradient_accumulation_steps = None
         if self.is_automatic_batch and self.gradient_accumulation_steps is not None:
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} contradicts "
@@ -394,6 +404,9 @@ class RFDETRTrainingArguments(RuntimeFacts):
              f"mixed_precision={self.mixed_precision!r} and {self.precision_asked}=True exclude each other; set one"),
             (self.freeze_backbone and self.lora_r,
              "freeze_backbone and lora_r exclude each other; adapters freeze the encoder by themselves"),
+            (self.use_dora and not self.lora_r, "use_dora=True has no effect without lora_r; set that to a rank"),
+            (self.drop_path and self.drop_path_mode == "early" and not self.drop_path_cutoff_epochs,
+             "drop_path_mode='early' has no drop path before drop_path_cutoff_epochs=0; set that to some epochs"),
             (self.warmup_steps and self.warmup_epochs,
              "warmup_steps and warmup_epochs exclude each other; set one of them"),
             (not evaluates and self.early_stopping_patience is not None,
@@ -463,7 +476,12 @@ class RFDETRTrainingArguments(RuntimeFacts):
         Args:
             task: of the model.
             evaluated: the evaluation data; of a mapping of data sets the first one chooses the best model.
+
+        Raises:
+            ValueError: a value that was set since these arguments were made is not valid.
         """
+        resolved = copy.deepcopy(self)
+        resolved.__post_init__()
         start = f"{next(iter(evaluated))}_" if isinstance(evaluated, Mapping) and evaluated else ""
         best = TASKS[task].best_metric
         best = official_metric(best, self.eval_max_dets) if self.is_official else best
@@ -474,7 +492,6 @@ class RFDETRTrainingArguments(RuntimeFacts):
             logger.warning("metric_for_best_model: %s is called %s now, the score of the EMA weights", metric, present)
             metric = present
         larger = larger_wins(metric, sets) if self.greater_is_better is None else self.greater_is_better
-        resolved = copy.deepcopy(self)
         if self.is_official:
             for name, value in OFFICIAL_BY_TASK.get(task, {}).items():
                 if name not in self._given:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from datasets import Dataset
 from transformers import EvalPrediction
 
-from ..data.schema import category_ids, decode_image, undecoded
+from ..data.schema import category_ids, class_names, decode_image, undecoded
 from ..data.values import shown
 from ..decoding import PILLOW, require_decoder
 from .analysis import DetectionAnalysis
@@ -203,10 +203,17 @@ def evaluate_detector(
         progress: called with the images done and their total after each batch.
 
     Raises:
-        ValueError: a report without `output_dir`.
+        ValueError: a report without `output_dir`, or the model of the detector has other classes than the data set.
         FileExistsError: `output_dir` has files.
     """
     check_output(output_dir, report)
+    config: Any = getattr(getattr(detect, "model", None), "config", None)
+    theirs = [name for _, name in sorted((getattr(config, "id2label", None) or {}).items())]
+    if theirs and theirs != class_names(dataset):
+        raise ValueError(
+            f"the classes of the data set are {class_names(dataset)}, but the detector's model has {theirs}; load the "
+            "data with load_detection_dataset(…, class_names=…) of the model's names"
+        )
     rows = undecoded(dataset.with_format(None))
     # Pictures of more than 8 bits are shown as the model learnt them, not as this data set alone would have them.
     learnt = getattr(detect, "value_range", None)

@@ -111,6 +111,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
         if self.image_decoder not in IMAGE_DECODERS:
             known = ", ".join(IMAGE_DECODERS)
             raise ValueError(f"image_decoder is {self.image_decoder!r}: it must be one of {known}.")
+        if isinstance(size := kwargs.get("size"), (list, tuple)) and len(size) != 2:
+            raise ValueError(f"size is {size}: it must be (height, width), one number, or a dict.")
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         _require_colours(
@@ -133,7 +135,8 @@ class RFDETRImageProcessor(BaseImageProcessor):
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """A processor from the content of a `preprocessor_config.json`; fields without a meaning here are kept."""
-        return super().from_dict({**image_processor_dict, STORED: True}, **kwargs)
+        own = {name: kwargs.pop(name) for name in ("value_range", "image_decoder") if name in kwargs}
+        return super().from_dict({**image_processor_dict, **own, STORED: True}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the processor, under the class name that transformers knows."""

@@ -134,9 +134,19 @@ def name_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch
     """Give the groups of a user's optimizer the names of their parameters, by which checkpoints know them.
 
     Raises:
-        ValueError: it holds a parameter that is none of the model's.
+        ValueError: it holds a parameter that is none of the model's, or not all that are trained.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    left = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in held
+    ]
+    if left:
+        raise ValueError(
+            f"the optimizer lacks {len(left)} parameters that are trained ({', '.join(left[:3])}, …): their gradients "
+            "would pile up unused. Freeze them (requires_grad_(False)) or give them to it; adapters of lora_r are made "
+            "when the training begins: override create_optimizer for them"
+        )
     for group in optimizer.param_groups:
         if any(id(parameter) not in names for parameter in group["params"]):
             raise ValueError("the optimizer holds parameters that are not the model's; make it of model.parameters()")
@@ -242,6 +252,8 @@ def build_scheduler(
         logger.warning(
             "The warm-up takes %d steps, but the run has only %d: no step follows it.", warmup, num_training_steps
         )
+    if not warmup and args.warmup_epochs:
+        logger.warning("warmup_epochs=%g is less than one step: there is no warm-up.", args.warmup_epochs)
     last = num_training_steps - 1
     if kind not in OWN_SCHEDULES and warmup >= last:
         kind, options = "constant_with_warmup", {}  # theirs divide by the steps that are left after the warm-up

@@ -117,10 +117,24 @@ class RunState(TrainerState):
             images_per_step: on all processes.
             strategy: how the model is spread over them.
             world_size: processes.
+
+        Raises:
+            ValueError: the run is too short for what the arguments ask for.
         """
         self.steps_per_epoch = steps_per_epoch
         self.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
         self.num_train_epochs = math.ceil(self.max_steps / steps_per_epoch)
+        if args.use_ema and args.ema_update_interval > self.max_steps:
+            raise ValueError(
+                f"ema_update_interval={args.ema_update_interval} is above the {self.max_steps} steps of the run: the "
+                "EMA weights would stay the initial ones; lower it, or set use_ema to False"
+            )
+        length = self.max_steps if args.eval_strategy == "steps" else self.max_steps / steps_per_epoch
+        if args.eval_strategy != "no" and (args.eval_delay or 0) > length:
+            raise ValueError(
+                f"eval_delay={args.eval_delay:g} is above the {length:g} {args.eval_strategy.value}s of the run: there "
+                "would be no evaluation; lower it, or set eval_strategy to 'no'"
+            )
         self.compute_steps(args, self.max_steps)
         checksum = image_ids
         if not isinstance(image_ids, str):

@@ -24,6 +24,8 @@ from .tree import require_finite
 FOLDER, INDEX, FORMAT = "optimizer", "index.json", 1
 # How torch computes a step, not what.
 _OF_THE_IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+# What groups of one kind of optimizer have, and of another have not.
+_OF_THE_KIND = {"alpha", "amsgrad", "betas", "etas", "lambd", "lr_decay", "momentum", "momentum_decay", "rho"}
 
 
 class DifferentGroups(ValueError):
@@ -252,9 +254,10 @@ def load_optimizer(optimizer: Any, reader: StateReader, folder: Path) -> None:
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        ValueError: the checkpoint has other parameter groups.
+        ValueError: the checkpoint has other parameter groups, or another optimizer's.
     """
     check_groups(optimizer.param_groups, reader.index.groups, folder)
+    _check_options(optimizer.param_groups, reader.index.groups, folder)
     states: dict[int, dict[str, Any]] = {}
     for i, (name, parameter, _) in enumerate(_states(optimizer)):
         if name not in reader.fields:
@@ -301,6 +304,24 @@ def check_groups(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str
             f"the parameter groups of {folder} differ from this run's; resume with the same model, param_groups and "
             "freeze_backbone"
         )
+
+
+def _check_options(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Compare the options of parameter groups, which would be the checkpoint's; a schedule changes `lr`.
+
+    Raises:
+        DifferentGroups: they are of another optimizer, or have other values.
+    """
+    for mine, saved in zip(ours, theirs, strict=True):
+        # Others have come and gone with versions of PyTorch.
+        names = {*mine} & {*saved} | ({*mine} ^ {*saved}) & _OF_THE_KIND
+        for name in sorted(names - {"params", "param_names", "name", "lr", *_OF_THE_IMPLEMENTATION}):
+            one, other = (list(v) if isinstance(v, tuple) else v for v in (saved.get(name), mine.get(name)))
+            if not isinstance(other, Tensor) and one != other:
+                raise DifferentGroups(
+                    f"the optimizer of {folder} has {name}={one}, and this run's {other}, which the checkpoint would "
+                    "replace; give the same optimizer, or start a new run from these weights with model_name_or_path"
+                )
 
 
 def _like(parameter: Tensor, flat: Tensor) -> Tensor:
