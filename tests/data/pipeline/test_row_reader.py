@@ -5,6 +5,7 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from rfdetr_hf import convert_dataset, load_detection_dataset
+from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.pipeline.row_reader import RowReader
 from rfdetr_hf.data.schema import detection_features
 
@@ -97,6 +98,17 @@ def test_a_format_of_the_users_gives_the_rows():
     dataset = make_dataset()
     dataset.set_transform(lambda rows: {"image_id": [0 for _ in rows["image_id"]]})
     assert RowReader(dataset)[3] == {"image_id": 0}
+
+
+@pytest.mark.parametrize("box", [[float("nan")] * 4, [30.0, 30.0, -5.0, 5.0]])
+def test_boxes_that_a_transform_spoils_are_named(box):
+    def spoil(rows):
+        return {**rows, "objects": [{**each, "bbox": [box for _ in each["bbox"]]} for each in rows["objects"]]}
+
+    reader = RowReader(make_dataset().with_transform(spoil))
+    assert reader[1]["objects"]["bbox"] == []
+    with pytest.raises(DetectionDataError, match=r"row 3 \(image_id 3\), as the format .* bbox is"):
+        reader[3]
 
 
 def test_a_reader_can_be_handed_to_a_process():

@@ -73,3 +73,16 @@ def test_a_lambda_under_spawn_gets_a_sentence(monkeypatch):
     with pytest.raises(TypeError, match="top of a module.*num_workers=0"):
         build_train_dataloader(make_shapes_dataset(4), transform, LoaderOptions(batch_size=2, num_workers=1))
     build_train_dataloader(make_shapes_dataset(4), transform, LoaderOptions(batch_size=2, num_workers=0))
+
+
+def test_boxes_of_another_convention_are_refused():
+    def as_sizes(image, target):
+        boxes = np.array(target["boxes"], np.float32)
+        boxes[:, 2:] -= boxes[:, :2]
+        return image, {**target, "boxes": boxes}
+
+    target = {"boxes": np.array([[30, 30, 40, 40]], np.float32), "class_labels": np.zeros(1, np.int64),
+              "area": np.array([100], np.float32), "iscrowd": np.zeros(1, bool)}  # fmt: skip
+    sample = Sample(pixels_from_pil(Image.new("RGB", (64, 64))), target, 0, (64, 64))
+    with pytest.raises(ValueError, match="boxes that end before they begin"):
+        adapt_augmentation(as_sizes)(sample, np.random.default_rng(0))

@@ -257,6 +257,11 @@ def _checked(target: Target, height: int, width: int) -> Target:
     boxes = np.asarray(target["boxes"], np.float32).reshape(-1, 4)
     if not np.isfinite(boxes).all():
         raise ValueError(f"augmentation returned boxes that are not finite: {boxes[~np.isfinite(boxes).all(axis=1)]}")
+    reversed_ones = boxes[(boxes[:, 2:] < boxes[:, :2]).any(axis=1)]
+    if len(reversed_ones):
+        raise ValueError(
+            f"augmentation returned boxes that end before they begin: {reversed_ones}; they are (x1, y1, x2, y2)"
+        )
     lengths = {name: len(values) for name, values in target.items()}
     if set(lengths.values()) != {len(boxes)}:
         raise ValueError(f"augmentation returned fields of different lengths, one row per object is needed: {lengths}")
