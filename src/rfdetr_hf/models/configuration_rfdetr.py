@@ -485,8 +485,8 @@ class RFDETRConfig(LenientConfig):
             merged = {name: merged[name] for name in merged if name not in ("out_features", "window_block_indexes")}
         if {"id2label", "label2id"} & set(overrides) or overrides.get("num_labels", self.num_labels) != self.num_labels:
             fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
-        fields |= {**overrides, "backbone_config": merged, "model_type": MODEL_TYPE}
-        return type(self)(**fields, **{STORED: True})
+        fields |= {**overrides, "backbone_config": merged, "model_type": MODEL_TYPE, STORED: True}
+        return type(self)(**fields)
 
     @classmethod
     def field_names(cls) -> set[str]:
