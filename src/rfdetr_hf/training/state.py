@@ -131,10 +131,11 @@ class RunState(TrainerState):
             )
         by_steps = args.eval_strategy == "steps"
         length = self.max_steps if by_steps else self.max_steps / steps_per_epoch
+        run = f"{length:g} {'steps' if by_steps else 'epochs'}"
         if args.eval_strategy != "no" and (args.eval_delay or 0) > length:
             raise ValueError(
-                f"eval_delay={args.eval_delay:g} is above the {length:g} {'steps' if by_steps else 'epochs'} of the run: "
-                "there would be no evaluation; lower it, or set eval_strategy to 'no'"
+                f"eval_delay={args.eval_delay:g} is above the {run} of the run: there "
+                "would be no evaluation; lower it, or set eval_strategy to 'no'"
             )
         self.compute_steps(args, self.max_steps)
         checksum = image_ids
