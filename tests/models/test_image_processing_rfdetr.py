@@ -224,7 +224,7 @@ def test_unusable_annotations(annotation, message):
         (picture(), {"size": PIXEL_LIMITS}, ValueError, SIZE_MESSAGE),
         (picture(), {"rescale_factor": float("nan")}, ValueError, "rescale_factor is nan"),
         (picture(), {"image_mean": [float("nan")] * 3}, ValueError, "image_mean is .nan, nan, nan"),
-        (picture(), {"image_std": 0}, ValueError, "image_std is 0"),
+        (picture(), {"image_std": 0.0}, ValueError, "image_std is 0.0"),
     ],
 )
 def test_unusable_input(images, options, error, message):
