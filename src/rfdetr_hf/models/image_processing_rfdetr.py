@@ -482,7 +482,7 @@ def _require_colours(fields: Mapping[str, Any]) -> None:
     """
     least_of = {"image_mean": -math.inf, "image_std": 0.0} if fields.get("do_normalize") else {}
     for name, least in {**least_of, **({"rescale_factor": 0.0} if fields.get("do_rescale") else {})}.items():
-        value = fields.get(name)
+        value: Any = fields.get(name)
         several = isinstance(value, (list, tuple, np.ndarray)) and name != "rescale_factor"
         numbers, kinds = (list(value) if several else [value]), (int, float, np.floating)
         are_sound = all(type(x) is not bool and isinstance(x, kinds) and least < x < math.inf for x in numbers)
