@@ -18,7 +18,6 @@ from transformers.utils.hub import cached_file
 from ..adapters import has_adapters, plain_state
 from ..attention import IMPLEMENTATIONS
 from ..configuration_rfdetr import RFDETRConfig
-from ..known_fields import require_structure, structure_of
 from .adapt import (
     adapt_state_dict,
     class_rows,
@@ -146,7 +145,6 @@ class RFDETRPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     task: str
-    made_with: dict[str, Any]
     weights_from = ""
     """Where the weights come from and what became of the class rows; empty for random ones."""
     # A buffer of official files that repeats the keypoint schema.
@@ -338,7 +336,6 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         if Path(save_directory).is_file():
             raise NotADirectoryError(f"{save_directory} is a file: give a folder to save into.")
         self.config.validate()
-        require_structure(self.made_with, structure_of(self.config), "the model was made")
         plain: Any = self
         if state_dict is None and has_adapters(self):
             state_dict = plain_state(self, self.state_dict())
