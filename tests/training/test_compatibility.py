@@ -455,28 +455,6 @@ def test_an_optimizer_without_all_that_is_trained_is_refused(tmp_path, tiny_mode
         RFDETRTrainer(model, quick_arguments(tmp_path / "head", **SHORT), shapes, optimizers=(optimizer, None)).train()
 
 
-def test_a_run_does_not_go_on_with_another_schedule(tmp_path, tiny_model, shapes):
-    rates = torch.optim.lr_scheduler
-
-    def run(folder, make, resume=None):
-        model = tiny_model()
-        optimizer = torch.optim.SGD(model.parameters(), 1e-4)
-        options = {**SHORT, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-        given = {"optimizers": (optimizer, make(optimizer))}
-        return RFDETRTrainer(model, quick_arguments(folder, **options), shapes, **given).train(resume)
-
-    run(tmp_path / "run", lambda optimizer: rates.StepLR(optimizer, 1, gamma=0.5))
-    checkpoint = str(tmp_path / "run" / "checkpoint-1")
-    for message, make in (
-        ("gamma=0.5, and this run's 0.1", lambda optimizer: rates.StepLR(optimizer, 1, gamma=0.1)),
-        ("gamma=0.5, and this run's none", lambda optimizer: rates.CosineAnnealingLR(optimizer, 9)),
-        ("lr_lambdas=none", lambda optimizer: None),
-    ):
-        with pytest.raises(ValueError, match=f"scheduler.json: the schedule of the learning rates has {message}"):
-            run(tmp_path / "other", make, checkpoint)
-    run(tmp_path / "same", lambda optimizer: rates.StepLR(optimizer, 1, gamma=0.5), checkpoint)
-
-
 def test_a_run_does_not_go_on_with_another_optimizer(tmp_path, tiny_model, shapes):
     def run(folder, make, resume=None):
         model = tiny_model()

@@ -60,8 +60,6 @@ def test_a_run_has_steps_and_begun_epochs(options, steps, epochs):
     ("options", "message"),
     [
         ({"ema_update_interval": 7}, "ema_update_interval=7 is above the 6 steps"),
-        ({"eval_delay": 2}, "eval_delay=2 is above the 1 epochs"),
-        ({"eval_delay": 7, "eval_strategy": "steps"}, "eval_delay=7 is above the 6 steps"),
     ],
 )
 def test_a_run_that_is_too_short_for_its_options_is_refused(options, message):

@@ -252,8 +252,6 @@ def build_scheduler(
         logger.warning(
             "The warm-up takes %d steps, but the run has only %d: no step follows it.", warmup, num_training_steps
         )
-    if not warmup and args.warmup_epochs:
-        logger.warning("warmup_epochs=%g is less than one step: there is no warm-up.", args.warmup_epochs)
     last = num_training_steps - 1
     if kind not in OWN_SCHEDULES and warmup >= last:
         kind, options = "constant_with_warmup", {}  # theirs divide by the steps that are left after the warm-up

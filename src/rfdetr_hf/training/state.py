@@ -129,14 +129,6 @@ class RunState(TrainerState):
                 f"ema_update_interval={args.ema_update_interval} is above the {self.max_steps} steps of the run: the "
                 "EMA weights would stay the initial ones; lower it, or set use_ema to False"
             )
-        by_steps = args.eval_strategy == "steps"
-        length = self.max_steps if by_steps else self.max_steps / steps_per_epoch
-        run = f"{length:g} {'steps' if by_steps else 'epochs'}"
-        if args.eval_strategy != "no" and (args.eval_delay or 0) > length:
-            raise ValueError(
-                f"eval_delay={args.eval_delay:g} is above the {run} of the run: there "
-                "would be no evaluation; lower it, or set eval_strategy to 'no'"
-            )
         self.compute_steps(args, self.max_steps)
         checksum = image_ids
         if not isinstance(image_ids, str):

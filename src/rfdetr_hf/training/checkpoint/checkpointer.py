@@ -1,6 +1,5 @@
 """Writes checkpoints, at once or in the background, and takes a run up from one."""
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,11 +27,6 @@ logger = logging.getLogger(__name__)
 
 FILE_OF_PART = {"scheduler": files.SCHEDULER, "scaler": files.SCALER}
 PER_PROCESS = "losses"
-# Constants of torch's schedules; of what a function computes only that it does is known.
-_OF_THE_SCHEDULE = (
-    "lr_lambdas", "gamma", "step_size", "milestones", "T_max", "T_0", "T_mult", "eta_min", "factor", "power",
-    "start_factor", "end_factor", "total_iters", "total_steps",
-)  # fmt: skip
 
 
 @contextmanager
@@ -48,21 +42,6 @@ def _naming(path: Path) -> Iterator[None]:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} cannot be taken up: {error!r}; {REMEDY}") from error
-
-
-def _check_schedule(path: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Compare the constants of schedules, which would be the checkpoint's.
-
-    Raises:
-        DifferentGroups: the checkpoint has another schedule.
-    """
-    for name in _OF_THE_SCHEDULE:
-        one, other = (json.loads(json.dumps(each.get(name))) if name in each else "none" for each in (theirs, ours))
-        if one != other and not (name == "lr_lambdas" and "none" not in (one, other)):
-            raise DifferentGroups(
-                f"{path}: the schedule of the learning rates has {name}={one}, and this run's {other}; give the same "
-                "schedule, or start a new run from these weights with model_name_or_path"
-            )
 
 
 class Stateful(Protocol):
@@ -189,9 +168,7 @@ class Checkpointer:
         for name, file in FILE_OF_PART.items():
             if name in self.parts:
                 with _naming(folder / file):
-                    state_of_part = files.read_content(source, file)
-                    _check_schedule(folder / file, self.parts[name].state_dict(), state_of_part)
-                    self.parts[name].load_state_dict(state_of_part)
+                    self.parts[name].load_state_dict(files.read_content(source, file))
         with _naming(folder / files.PROGRESS):
             state.load_state_dict(progress, callbacks)
         processes = files.read_content(source, files.PROCESSES)
