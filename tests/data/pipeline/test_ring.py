@@ -77,3 +77,39 @@ def test_a_slot_with_another_batch_is_an_error(monkeypatch):
     monkeypatch.setattr(rings.BatchRing, "read", lambda ring, slot, batch, *rest: receive(ring, slot, batch + 1, *rest))
     with pytest.raises(RuntimeError, match="slot .* holds batch"):
         pixels(loader())
+
+
+def spoil(batch):
+    """What a collate function of the user's may do."""
+    pixels = batch["pixel_values"]
+    if pixels.shape[0] % 2:
+        pixels[:, 0] = 7  # in place
+        batch["upper"] = pixels[:, :, :6]
+        batch["again"] = pixels
+    batch["turned"] = pixels.flip(0) if pixels.dtype == torch.uint8 else None
+    return batch
+
+
+def test_a_collate_function_of_the_users_gets_a_tensor_and_sends_what_it_makes():
+    found = {}
+    for workers in (0, 2):
+        through = loader(workers=workers)
+        own, kept = through.collate_fn, []
+
+        def collate(samples, own=own, kept=kept):
+            kept.append(own(samples))
+            return {**spoil(kept[-1]), "first": kept[0]["pixel_values"]}
+
+        through.collate_fn = collate
+        found[workers] = list(through)
+    for name in ("pixel_values", "upper", "again", "turned"):
+        assert all(torch.equal(here[name], there[name]) for here, there in zip(found[0], found[2], strict=True)), name
+    # A tensor that is kept in a worker stays what it is: each worker's first batch, whatever slots were used since.
+    for number, batch in enumerate(found[2]):
+        assert torch.equal(batch["first"], found[0][number % 2]["pixel_values"])
+
+
+def test_a_place_is_free_when_its_worker_has_ended():
+    through = loader(persistent_workers=False)
+    for _ in range(5):
+        assert not any(tensor.is_shared() for tensor in pixels(through))

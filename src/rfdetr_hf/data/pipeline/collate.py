@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .ring import BatchRing, make_tensor
+from .ring import BatchRing, empty_tensor
 from .view import Sample
 
 __all__ = ["DetectionCollator", "PackedTargets"]
@@ -95,19 +95,15 @@ class DetectionCollator:
         sizes = [(int(sample.image.shape[1]), int(sample.image.shape[2])) for sample in samples]
         height, width = (-(-max(side) // self.size_divisor) * self.size_divisor for side in zip(*sizes, strict=True))
         padded = any(size != (height, width) for size in sizes)
-
-        def fill(pixels: torch.Tensor) -> None:
-            if padded:
-                pixels.zero_()
-            for row, sample, (h, w) in zip(pixels, samples, sizes, strict=True):
-                row[:, :h, :w] = sample.image
-
-        shape, dtype = (len(samples), 3, height, width), samples[0].image.dtype
-        batch: dict[str, Any] = {"pixel_values": make_tensor(self.ring, shape, dtype, fill)}
+        pixels = empty_tensor(self.ring, (len(samples), 3, height, width), samples[0].image.dtype)
+        batch: dict[str, Any] = {"pixel_values": pixels}
         if padded:
+            pixels.zero_()
             batch["pixel_mask"] = mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
             for row, (h, w) in zip(mask, sizes, strict=True):
                 row[:h, :w] = True
+        for row, sample, (h, w) in zip(pixels, samples, sizes, strict=True):
+            row[:, :h, :w] = sample.image
         batch["labels"] = _pack(samples, sizes)
         return batch
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
-import multiprocessing
 import os
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import get_worker_info
 
-__all__ = ["BatchRing", "make_tensor"]
+__all__ = ["BatchRing", "empty_tensor"]
 
 # Of address space: pages that no batch touches take no memory. A larger batch travels as torch does it.
 _SLOT_BYTES = 1 << 26
@@ -28,45 +27,55 @@ _NUMBERS = itertools.count()
 
 
 class BatchRing:
-    """Slots for batches, some for each worker.
+    """Slots for batches, some for each worker; for Linux.
+
+    A slot is free when no tensor of its worker lies in it and no batch in it is on its way.
 
     Args:
         workers: of the loader. There is room for twice as many, since two iterations may run at once; further ones find
             no slot.
         slots: of a worker; it needs one more than it loads ahead.
+
+    Raises:
+        OSError: the address space of the process is limited.
     """
 
     def __init__(self, workers: int, slots: int) -> None:
-        self.slots = slots
-        self._lock = multiprocessing.get_context("fork").Lock()
+        self.slots, self.places = slots, 2 * workers
         # Not reserved: a kernel that counts address space as memory would refuse it for many workers.
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-        self._memory = mmap.mmap(-1, 2 * workers * slots * _SLOT_BYTES, flags=flags)
-        # Of each worker: its process; of each slot: the number of the batch in it, 0 for none.
-        self._owners = _shared_numbers(2 * workers)
-        self._batches = _shared_numbers(2 * workers * slots)
-        self._mine: range | None = None
-        self._written = 0
+        self._memory = mmap.mmap(-1, self.places * slots * _SLOT_BYTES, flags=flags)
+        # Of each place: the batches it has sent; of each slot: the number of the batch on its way, 0 for none.
+        self._sent = _shared_numbers(self.places)
+        self._batches = _shared_numbers(self.places * slots)
+        self._locks = os.memfd_create("places")  # a worker locks a byte, and the kernel unlocks it when the worker ends
+        weakref.finalize(self, os.close, self._locks)
+        self._mine: int | None = None
+        self._tensors: dict[int, weakref.ref[memoryview]] = {}
         self.number = next(_NUMBERS)
         _RINGS[self.number] = self
 
-    def write(self, shape: tuple[int, ...], dtype: torch.dtype, fill: Callable[[torch.Tensor], Any]) -> Any:
-        """In a worker: have a tensor filled in a free slot.
-
-        Returns:
-            What becomes the tensor in the loader's process; None where no slot is free or large enough.
-        """
-        if math.prod(shape) * dtype.itemsize > _SLOT_BYTES:
-            return None
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
+        """In a worker: a tensor in a free slot; None where no slot is free or large enough."""
         if self._mine is None:
             self._mine = self._claim()
-        slot = next((slot for slot in self._mine if not self._batches[slot]), None)
+        own = range(self._mine * self.slots, (self._mine + 1) * self.slots)
+        free = (slot for slot in own if not self._batches[slot] and self._lies_in(slot) is None)
+        slot = next(free, None) if math.prod(shape) * dtype.itemsize <= _SLOT_BYTES else None
         if slot is None:
             return None
-        fill(self._tensor(slot, shape, dtype))
-        self._written += 1
-        self._batches[slot] = self._written
-        return _InRing(self.number, slot, self._written, shape, dtype)
+        buffer = self._buffer(slot)
+        self._tensors[slot] = weakref.ref(buffer)
+        made = _as_tensor(buffer, shape, dtype).as_subclass(_InRing)
+        made.ring, made.slot = self, slot
+        return made
+
+    def send(self, slot: int) -> int:
+        """In a worker: the number of the batch in a slot, which stays there until it is read."""
+        place = slot // self.slots
+        self._sent[place] += 1
+        self._batches[slot] = self._sent[place]
+        return int(self._sent[place])
 
     def read(self, slot: int, batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """In the loader's process: copy a batch, whose slot is free then.
@@ -74,67 +83,70 @@ class BatchRing:
         Raises:
             RuntimeError: another batch lies there.
         """
-        copy = self._tensor(slot, shape, dtype).clone()
+        copy = _as_tensor(self._buffer(slot), shape, dtype).clone()
         if self._batches[slot] != batch:
             raise RuntimeError(f"slot {slot} of the loader's memory holds batch {self._batches[slot]}, not {batch}")
         self._batches[slot] = 0
         return copy
 
-    def _tensor(self, slot: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        count = math.prod(shape)
-        return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=slot * _SLOT_BYTES).view(shape)
+    def _buffer(self, slot: int) -> memoryview:
+        return memoryview(self._memory)[slot * _SLOT_BYTES : (slot + 1) * _SLOT_BYTES]
 
-    def _claim(self) -> range:
-        """The slots of a worker that is not there any more, or of none."""
-        with self._lock:
-            for place, owner in enumerate(self._owners):
-                if not owner or not _is_running(int(owner)):
-                    self._owners[place] = os.getpid()
-                    self._written = os.getpid() << 32  # no batch of another worker has one of these numbers
-                    mine = range(place * self.slots, (place + 1) * self.slots)
-                    self._batches[mine.start : mine.stop] = 0
-                    return mine
-        return range(0)
+    def _lies_in(self, slot: int) -> Any:
+        """What lives as long as a tensor of this process in the slot, or a view of one."""
+        return self._tensors[slot]() if slot in self._tensors else None
+
+    def _claim(self) -> int:
+        """A place that no living worker has, its slots emptied; one without slots where there is none."""
+        import fcntl  # of POSIX
+
+        for place in range(self.places):
+            try:
+                fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            except (BlockingIOError, PermissionError):  # either says that another process has it
+                continue
+            self._batches[place * self.slots : (place + 1) * self.slots] = 0
+            return place
+        self.slots = 0
+        return 0
 
 
-def make_tensor(
-    ring: BatchRing | None, shape: tuple[int, ...], dtype: torch.dtype, fill: Callable[[torch.Tensor], Any]
-) -> Any:
-    """A tensor that a function fills; in a worker in memory that the loader's process sees, in a ring if there is one.
+class _InRing(torch.Tensor):
+    """A tensor in a slot: pickled, it is its place. What is made of it is a tensor like any other."""
 
-    Returns:
-        The tensor, or what becomes the tensor on its way to the loader's process.
-    """
+    ring: BatchRing
+    slot: int
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.ring._batches[self.slot]:  # on its way already: the loader's process empties the slot once
+            return reduce_tensor(self.as_subclass(torch.Tensor).clone())
+        place = self.ring.number, self.slot, self.ring.send(self.slot)
+        return receive, (*place, tuple(self.shape), self.dtype)
+
+    def __deepcopy__(self, memo: Any) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor).clone()
+
+
+def empty_tensor(ring: BatchRing | None, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor for a batch; in a worker in memory that the loader's process sees, in a ring if there is one."""
     in_worker = get_worker_info() is not None
-    placed = ring.write(shape, dtype, fill) if ring is not None and in_worker else None
+    placed = ring.empty(shape, dtype) if ring is not None and in_worker else None
     if placed is None:
         placed = torch.empty(shape, dtype=dtype)
-        fill(placed.share_memory_() if in_worker else placed)
+        if in_worker:
+            placed.share_memory_()
     return placed
 
 
-class _InRing:
-    """A tensor in a slot, on its way."""
-
-    def __init__(self, *place: Any) -> None:
-        self.place = place
-
-    def __reduce__(self) -> Any:
-        return receive, self.place
-
-
-def receive(number: int, *place: Any) -> torch.Tensor:
+def receive(number: int, slot: int, batch: int, *tensor: Any) -> torch.Tensor:
     """What a tensor in a ring becomes where it is unpickled: the loader's process."""
-    return _RINGS[number].read(*place)
+    return _RINGS[number].read(slot, batch, *tensor)
+
+
+def _as_tensor(buffer: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 def _shared_numbers(count: int) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, 8 * count), np.int64)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
