@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "rfdetr_hf"
 TRAINER_FILE, TRAINER = "training/trainer.py", "RFDETRTrainer"
 # A budget: raise it in a commit that says what the lines are for.
-CODE_LINES = 28_500
+CODE_LINES = 30_000
 LONGEST_FUNCTION, LONGEST_FILE, SHORT = 60, 600, 5
 TASK_NAMES = {"detection", "segmentation", "keypoints"}
 

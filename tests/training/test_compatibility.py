@@ -19,6 +19,7 @@ from rfdetr_hf import (
     RFDETRTrainingArguments,
 )
 from rfdetr_hf.training.checkpoint.lock import RunInUse, RunLock
+from rfdetr_hf.training.finetuning import in_float32
 
 SHAPES = 8  # images of the fixture `shapes`
 
@@ -202,6 +203,12 @@ def quantised(model):
 def test_a_model_of_another_kind_gets_a_sentence(tmp_path, tiny_model, make, message):
     with pytest.raises(TypeError, match=message):
         RFDETRTrainer(make(tiny_model()), quick_arguments(tmp_path))
+
+
+def test_a_parametrised_layer_is_not_taken_for_a_quantised_one(tiny_model):
+    model = tiny_model()
+    torch.nn.utils.parametrizations.spectral_norm(model.class_embed)
+    assert in_float32(model) is model
 
 
 def test_other_things_of_another_kind_get_a_sentence(tmp_path, tiny_model, shapes):

@@ -193,7 +193,7 @@ def test_only_kernels_that_heed_the_flag_skip_on_the_device(make, possible):
         return parallel.skips_on_device
 
     weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = make([weight])
+    optimizer = make([{"params": []}, {"params": [weight]}])
     assert skips() == possible and not skips(torch.amp.GradScaler("cpu"))
     if possible:
         parallel = Parallel(SimpleNamespace(num_processes=1, scaler=None), SimpleNamespace(), torch.nn.Linear(2, 2))

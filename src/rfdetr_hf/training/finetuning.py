@@ -38,7 +38,8 @@ def in_float32(model: RFDETRForObjectDetection) -> RFDETRForObjectDetection:
         is_integer = isinstance(weight, torch.Tensor) and not weight.is_floating_point()
         # Of torch.ao a method; of torchao a tensor of a class of its own, as that of a sharded model is.
         is_other = hasattr(weight, "__tensor_flatten__") and not hasattr(weight, "full_tensor")
-        if callable(weight) or is_integer or is_other:
+        is_method = callable(weight) and not isinstance(weight, torch.nn.Module)  # a module where it is parametrised
+        if is_method or is_integer or is_other:
             raise TypeError(
                 f"{name} of the model is quantised, which cannot be trained: quantise it after the training"
             )

@@ -154,8 +154,9 @@ class Parallel:
             self.optimizer.step()
         else:
             inner = self._inner_optimizer
+            parameter = next(parameter for group in inner.param_groups for parameter in group["params"])
             # As `GradScaler` gives it to them.
-            inner.grad_scale, inner.found_inf = None, skip.to(inner.param_groups[0]["params"][0].device)
+            inner.grad_scale, inner.found_inf = None, skip.to(parameter.device)
             try:
                 self.optimizer.step()
             finally:
