@@ -60,7 +60,9 @@ class BatchRing:
         if self._mine is None:
             self._mine = self._claim()
         own = range(self._mine * self.slots, (self._mine + 1) * self.slots)
-        free = (slot for slot in own if not self._batches[slot] and self._lies_in(slot) is None)
+        # What is referred to lives as long as a tensor in the slot, or a view of one.
+        taken = {slot for slot, buffer in self._tensors.items() if buffer() is not None}
+        free = (slot for slot in own if not self._batches[slot] and slot not in taken)
         slot = next(free, None) if math.prod(shape) * dtype.itemsize <= _SLOT_BYTES else None
         if slot is None:
             return None
@@ -91,10 +93,6 @@ class BatchRing:
 
     def _buffer(self, slot: int) -> memoryview:
         return memoryview(self._memory)[slot * _SLOT_BYTES : (slot + 1) * _SLOT_BYTES]
-
-    def _lies_in(self, slot: int) -> Any:
-        """What lives as long as a tensor of this process in the slot, or a view of one."""
-        return self._tensors[slot]() if slot in self._tensors else None
 
     def _claim(self) -> int:
         """A place that no living worker has, its slots emptied; one without slots where there is none."""
