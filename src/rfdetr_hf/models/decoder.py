@@ -308,7 +308,7 @@ class _WeightedReads(torch.autograd.Function):
     def forward(ctx: Any, image: Tensor, grid: Tensor, weights: Tensor) -> Tensor:
         read = torch.grid_sampler_2d(image, grid, *_BILINEAR)
         ctx.save_for_backward(image, grid, weights, *([read] if image.device.type in _KEEPS_READS else []))
-        return (read.unflatten(0, (len(weights), -1)) * weights).sum(-1)
+        return (read.unflatten(0, (weights.shape[0], -1)) * weights).sum(-1)
 
     @staticmethod
     @once_differentiable
@@ -318,7 +318,7 @@ class _WeightedReads(torch.autograd.Function):
         of_image = of_grid = of_weights = None
         if ctx.needs_input_grad[2]:
             read = kept[0] if kept else torch.grid_sampler_2d(image, grid, *_BILINEAR)
-            of_weights = (read.unflatten(0, (len(weights), -1)) * grad).sum(2, keepdim=True)
+            of_weights = (read.unflatten(0, (weights.shape[0], -1)) * grad).sum(2, keepdim=True)
         if any(ctx.needs_input_grad[:2]):
             # Contiguous, which `grad` is not.
             of_reads = torch.mul(grad, weights, out=grad.new_empty(torch.broadcast_shapes(grad.shape, weights.shape)))
@@ -346,7 +346,7 @@ def weighted_reads(image: Tensor, grid: Tensor, weights: Tensor) -> Tensor:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _WeightedReads.apply(image, grid, weights)
     read = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return (read.unflatten(0, (len(weights), -1)) * weights).sum(-1)
+    return (read.unflatten(0, (weights.shape[0], -1)) * weights).sum(-1)
 
 
 class DeformableAttention(nn.Module):
