@@ -1,7 +1,9 @@
 """Batches through the ring of a loader: the same as without it, each in its own memory, whatever becomes of workers."""
 
+import copy
 import io
 import multiprocessing
+import pickle
 import sys
 
 import numpy as np
@@ -113,3 +115,9 @@ def test_a_place_is_free_when_its_worker_has_ended():
     through = loader(persistent_workers=False)
     for _ in range(5):
         assert not any(tensor.is_shared() for tensor in pixels(through))
+
+
+def test_a_copy_of_a_collator_has_no_ring_so_that_workers_may_be_spawned():
+    own = loader(workers=1).collate_fn
+    assert own.ring is not None
+    assert copy.deepcopy(own).ring is None and pickle.loads(pickle.dumps(own)).ring is None

@@ -84,11 +84,14 @@ class DetectionCollator:
 
     Args:
         size_divisor: what the model needs height and width to be a multiple of (`RFDETRConfig.size_divisor`).
-        ring: where forked workers put the pixels of their batches.
+        ring: where forked workers put the pixels of their batches; a copy of the collator has none.
     """
 
     def __init__(self, size_divisor: int = 1, ring: BatchRing | None = None) -> None:
         self.size_divisor, self.ring = size_divisor, ring
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "ring": None}  # only forks have its memory
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Make one batch."""
