@@ -111,6 +111,31 @@ def test_a_collate_function_of_the_users_gets_a_tensor_and_sends_what_it_makes()
         assert torch.equal(batch["first"], found[0][number % 2]["pixel_values"])
 
 
+CHANGES = {
+    "data": lambda tensor: setattr(tensor, "data", tensor.data.flip(0)),
+    "transpose": lambda tensor: tensor.transpose_(0, 1),
+    "set": lambda tensor: tensor.set_(tensor.flip(1)),
+    "unsqueeze": lambda tensor: tensor.unsqueeze_(0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_tensor_that_was_given_other_memory_or_another_shape_travels_as_it_is(change):
+    found = []
+    for workers in (0, 1):
+        through = loader(workers=workers)
+        own = through.collate_fn
+
+        def collate(samples, own=own):
+            batch = own(samples)
+            change(batch["pixel_values"])
+            return batch
+
+        through.collate_fn = collate
+        found.append(pixels(through))
+    assert all(torch.equal(here, there) for here, there in zip(*found, strict=True))
+
+
 def test_a_place_is_free_when_its_worker_has_ended():
     through = loader(persistent_workers=False)
     for _ in range(5):

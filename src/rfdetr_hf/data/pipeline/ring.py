@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
-import os
+import tempfile
 import weakref
 from typing import Any
 
@@ -37,7 +37,7 @@ class BatchRing:
         slots: of a worker; it needs one more than it loads ahead.
 
     Raises:
-        OSError: the address space of the process is limited.
+        OSError: the address space of the process is limited, or no temporary file can be made.
     """
 
     def __init__(self, workers: int, slots: int) -> None:
@@ -48,8 +48,7 @@ class BatchRing:
         # Of each place: the batches it has sent; of each slot: the number of the batch on its way, 0 for none.
         self._sent = _shared_numbers(self.places)
         self._batches = _shared_numbers(self.places * slots)
-        self._locks = os.memfd_create("places")  # a worker locks a byte, and the kernel unlocks it when the worker ends
-        weakref.finalize(self, os.close, self._locks)
+        self._locks = tempfile.TemporaryFile()  # a worker locks a byte, and the kernel unlocks it when the worker ends
         self._mine: int | None = None
         self._tensors: dict[int, weakref.ref[memoryview]] = {}
         self.number = next(_NUMBERS)
@@ -71,6 +70,10 @@ class BatchRing:
         made = _as_tensor(buffer, shape, dtype).as_subclass(_InRing)
         made.ring, made.slot = self, slot
         return made
+
+    def address(self, slot: int) -> int:
+        """Of the first byte of a slot in this process."""
+        return torch.frombuffer(self._memory, dtype=torch.uint8, count=1, offset=slot * _SLOT_BYTES).data_ptr()
 
     def send(self, slot: int) -> int:
         """In a worker: the number of the batch in a slot, which stays there until it is read."""
@@ -117,7 +120,9 @@ class _InRing(torch.Tensor):
     __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if self.ring._batches[self.slot]:  # on its way already: the loader's process empties the slot once
+        # Still the slot, and not on its way already: the loader's process empties it once.
+        is_slot = self.data_ptr() == self.ring.address(self.slot) and self.is_contiguous()
+        if not is_slot or self.ring._batches[self.slot]:
             return reduce_tensor(self.as_subclass(torch.Tensor).clone())
         place = self.ring.number, self.slot, self.ring.send(self.slot)
         return receive, (*place, tuple(self.shape), self.dtype)
