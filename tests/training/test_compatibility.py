@@ -462,10 +462,11 @@ def test_an_optimizer_without_all_that_is_trained_is_refused(tmp_path, tiny_mode
         RFDETRTrainer(model, quick_arguments(tmp_path / "head", **SHORT), shapes, optimizers=(optimizer, None)).train()
 
 
-def test_a_run_does_not_go_on_with_another_optimizer(tmp_path, tiny_model, shapes):
-    def run(folder, make, resume=None):
+def test_a_run_does_not_go_on_with_another_optimizer(tmp_path, tiny_model, shapes, caplog):
+    def run(folder, make, resume=None, schedule=lambda optimizer: None):
         model = tiny_model()
-        given = {"optimizers": (make(model.parameters()), None)}
+        optimizer = make(model.parameters())
+        given = {"optimizers": (optimizer, schedule(optimizer))}
         options = {**SHORT, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
         return RFDETRTrainer(model, quick_arguments(folder, **options), shapes, **given).train(resume)
 
@@ -473,7 +474,6 @@ def test_a_run_does_not_go_on_with_another_optimizer(tmp_path, tiny_model, shape
     checkpoint = str(tmp_path / "run" / "checkpoint-1")
     others = {
         "initial_lr=0.0001": lambda p: torch.optim.AdamW(p, 1e-1, weight_decay=0.1),
-        "weight_decay=0.1": lambda p: torch.optim.AdamW(p, 1e-4, weight_decay=0.5),
         "decoupled_weight_decay=True": lambda p: torch.optim.Adam(p, 1e-4, weight_decay=0.1),
         "amsgrad=False": lambda p: torch.optim.RAdam(p, 1e-4, weight_decay=0.1, decoupled_weight_decay=True),
         "amsgrad=": lambda p: torch.optim.SGD(p, 1e-4, weight_decay=0.1, momentum=0.9),
@@ -482,3 +482,11 @@ def test_a_run_does_not_go_on_with_another_optimizer(tmp_path, tiny_model, shape
         with pytest.raises(ValueError, match=f"optimizer of .*checkpoint-1 has {message}"):
             run(tmp_path / "other", make, checkpoint)
     run(tmp_path / "same", lambda p: torch.optim.AdamW(p, 1e-4, weight_decay=0.1), checkpoint)
+    assert "goes on, which a schedule" not in caplog.text
+    # What a schedule may have changed is not known to be another optimizer's.
+    run(tmp_path / "decay", lambda p: torch.optim.AdamW(p, 1e-4, weight_decay=0.5), checkpoint)
+    assert caplog.text.count("has weight_decay=0.1, and this run's 0.5: that of the checkpoint goes on") == 1
+    cycle = lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, 10)  # noqa: E731
+    run(tmp_path / "cycle", lambda p: torch.optim.AdamW(p, 1e-3), schedule=cycle)
+    moved = str(tmp_path / "cycle" / "checkpoint-1")
+    run(tmp_path / "cycle on", lambda p: torch.optim.AdamW(p, 1e-3), moved, cycle)

@@ -5,6 +5,7 @@ ranges that it needs, whoever wrote them: one process, data parallelism, FSDP2 a
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +22,13 @@ from .directory import CheckpointError
 from .reading import CheckpointFiles
 from .tree import require_finite
 
+logger = logging.getLogger("rfdetr_hf")
+
 FOLDER, INDEX, FORMAT = "optimizer", "index.json", 1
 # How torch computes a step, not what.
 _OF_THE_IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+# What some schedules and callbacks change in the course of a run, as `OneCycleLR` does.
+_MOVED_BY_SCHEDULES = {"betas", "momentum", "weight_decay"}
 # What groups of one kind of optimizer have, and of another have not.
 _OF_THE_KIND = {"alpha", "amsgrad", "betas", "etas", "lambd", "lr_decay", "momentum", "momentum_decay", "rho"}
 
@@ -310,18 +315,25 @@ def _check_options(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[s
     """Compare the options of parameter groups, which would be the checkpoint's; a schedule changes `lr`.
 
     Raises:
-        DifferentGroups: they are of another optimizer, or have other values.
+        DifferentGroups: they are of another optimizer, or have other values that no schedule changes.
     """
+    moved: dict[str, str] = {}
     for mine, saved in zip(ours, theirs, strict=True):
         # Others have come and gone with versions of PyTorch.
         names = {*mine} & {*saved} | ({*mine} ^ {*saved}) & _OF_THE_KIND
         for name in sorted(names - {"params", "param_names", "name", "lr", *_OF_THE_IMPLEMENTATION}):
             one, other = (list(v) if isinstance(v, tuple) else v for v in (saved.get(name), mine.get(name)))
-            if not isinstance(other, Tensor) and one != other:
+            if isinstance(other, Tensor) or one == other:
+                continue
+            has = f"the optimizer of {folder} has {name}={one}, and this run's {other}"
+            if name not in _MOVED_BY_SCHEDULES:
                 raise DifferentGroups(
-                    f"the optimizer of {folder} has {name}={one}, and this run's {other}, which the checkpoint would "
-                    "replace; give the same optimizer, or start a new run from these weights with model_name_or_path"
+                    f"{has}, which the checkpoint would replace; give the same optimizer, or start a new run from "
+                    "these weights with model_name_or_path"
                 )
+            moved.setdefault(name, f"{has}: that of the checkpoint goes on, which a schedule may have set")
+    for line in moved.values():
+        logger.warning(line)
 
 
 def _like(parameter: Tensor, flat: Tensor) -> Tensor:
