@@ -14,6 +14,7 @@ from rfdetr_hf import (
     UsageError,
     make_shapes_dataset,
     parse_arguments,
+    to_yaml,
 )
 from rfdetr_hf.arguments.words import aliases, explain
 from rfdetr_hf.cli import fit
@@ -61,27 +62,29 @@ def test_what_config_prints_takes_another_model(parse, capsys):
     assert model.model_name_or_path == model.variant == "small" and launch.num_processes == 2
 
 
-@pytest.mark.parametrize(("encoder", "expected"), [(1.5e-4, None), (7e-5, 7e-5)])
-def test_a_rate_that_followed_from_the_learning_rate_follows_again(parse, encoder, expected):
-    args = parse({"learning_rate": 1e-4, "learning_rate_encoder": encoder}, "--lr", "5e-5")[2]
-    assert (args.learning_rate, args.learning_rate_encoder) == (5e-5, expected)
-    assert args.for_run("detection").learning_rate_encoder == pytest.approx(expected or 7.5e-5)
+def run_file(task="detection", **options):
+    """`args.yaml` as a run on the model of a task writes it."""
+    return to_yaml({"training": RFDETRTrainingArguments(**options).for_run(task).to_dict()})
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, 7.5e-5), ({"learning_rate_encoder": 7e-5}, 7e-5)])
+def test_a_rate_that_followed_from_the_learning_rate_follows_again(parse, options, expected):
+    args = parse(run_file(**options), "--lr", "5e-5")[2]
+    assert args.learning_rate == 5e-5
+    assert args.for_run("detection").learning_rate_encoder == pytest.approx(expected)
 
 
 def test_the_metric_of_a_file_goes_with_the_task_of_its_model(parse):
     """What followed from the task of one model does not choose the best of another task; what was chosen does."""
-    for model, metric, words, expected in (
-        ("nano", "map", ["--model", "seg-nano"], None),
-        ("outputs/mine/best", "map_at_500", ["--model", "seg-nano"], None),
-        ("seg-small", "segm_map", ["--variant", "nano"], None),
-        ("seg-small", "map", ["--model", "seg-nano"], "map"),
-        ("nano", "map_50", ["--model", "seg-nano"], "map_50"),
-        ("nano", "map", ["--model", "small"], "map"),
-        ("nano", "map", ["--model", "seg-nano", "--metric_for_best_model", "map"], "map"),
-        ("nano", "map", ["--lr", "1e-4"], "map"),
+    for task, options, words, expected in (
+        ("detection", {}, [], "segm_map"),
+        ("detection", {"recipe": "official"}, [], "segm_map_at_500"),
+        ("segmentation", {"metric_for_best_model": "map"}, [], "map"),
+        ("detection", {"metric_for_best_model": "map_50"}, [], "map_50"),
+        ("detection", {}, ["--metric_for_best_model", "map"], "map"),
     ):
-        content = {"model_name_or_path": model, "metric_for_best_model": metric}
-        assert parse(content, *words)[2].metric_for_best_model == expected, (model, metric, words)
+        args = parse(run_file(task, **options), "--lr", "1e-4", *words)[2]
+        assert args.for_run("segmentation").metric_for_best_model == expected, (task, options, words)
 
 
 def test_the_file_of_a_training_with_processes_serves_the_evaluation(tmp_path, capsys):

@@ -10,7 +10,7 @@ from rfdetr_hf.cli.main import main
 
 from .test_main import TINY
 
-SEGMENTATION = {**TINY, "variant": "seg-nano", "max_steps": 1, "save_steps": 1, "num_train_epochs": 1}
+SEGMENTATION = {**TINY, "variant": "seg-nano", "max_steps": 1, "num_train_epochs": 1}
 
 
 @pytest.fixture
@@ -41,7 +41,11 @@ def test_a_contradicting_task_is_an_error_before_anything_is_written(seg_yaml, t
     assert not (tmp_path / "run").exists()
 
 
-def test_a_keypoint_schema_is_for_keypoint_models():
+def test_options_of_other_data_and_tasks():
+    with pytest.raises(ValueError, match="repeat_threshold=0.5 has no effect with sampling=None"):
+        DataArguments(repeat_threshold=0.5)
+    with pytest.raises(ValueError, match="missing_masks is for segmentation models"):
+        DataArguments(missing_masks="box").load_options("detection")
     with pytest.raises(ValueError, match="keypoint_schema is for keypoint models"):
         DataArguments(keypoint_schema={"classes": []}).load_options("detection")
     assert DataArguments(keypoint_schema={"classes": []}).load_options("keypoints")["task"] == "keypoints"
@@ -52,10 +56,18 @@ def test_a_keypoint_schema_is_for_keypoint_models():
     [
         ({"model_name_or_path": "m", "variant": "nano"}, "variant='nano' and model_name_or_path='m' exclude"),
         ({"model_name_or_path": "m", "from_scratch": True}, "model_name_or_path='m' is none; choose from nano"),
-        ({"model_name_or_path": "m", "init_backbone_from": "d"}, "init_backbone_from='d' has no effect without"),
-        ({"model_name_or_path": "m.pth", "revision": "v1"}, "revision='v1' has no effect on the file m.pth"),
+        (
+            {"model_name_or_path": "m", "init_backbone_from": "d"},
+            "init_backbone_from='d' has no effect with from_scratch=F",
+        ),
+        (
+            {"model_name_or_path": "m.pth", "revision": "v1"},
+            "revision='v1' has no effect with model_name_or_path='m.pth'",
+        ),
         ({"revision": "v1", "from_scratch": True}, "revision='v1' has no effect with from_scratch"),
         ({"class_init": "tile", "from_scratch": True}, "class_init='tile' has no effect with from_scratch"),
+        ({"rename_classes": {"a": "b"}, "class_init": "new"}, "has no effect with class_init='new'"),
+        ({"model_name_or_path": ".", "revision": "v1"}, "revision='v1' has no effect with model_name_or_path='.'"),
     ],
 )
 def test_options_without_effect_are_errors(options, message):

@@ -143,6 +143,8 @@ def test_faulty_sources(street, change, message):
 def test_what_does_not_go_with_sources(street):
     with pytest.raises(TypeError, match="image_dir: belongs to one data set"):
         load_detection_dataset(sources=[street / "a"], image_dir="x")
+    with pytest.raises(TypeError, match="shard_window: belongs to one data set"):
+        load_detection_dataset(sources=[street / "a"], shard_window=3)
     with pytest.raises(TypeError, match="name_or_path: belongs to one data set"):
         load_detection_dataset(street / "b", sources=[street / "a"])
     with pytest.raises(DetectionDataError, match="sources: .*no name_or_path"):

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, List
 from helpers.coco_cases import random_coco
 from PIL import Image
 
-from rfdetr_hf import ImageDetector, RFDETRImageProcessor, load_detection_dataset, make_shapes_dataset
+from rfdetr_hf import ImageDetector, RFDETRImageProcessor, TiledDetector, load_detection_dataset, make_shapes_dataset
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.schema import category_ids, class_names, keypoint_schema
 from rfdetr_hf.evaluation import plots
@@ -49,6 +49,10 @@ def test_classes_in_another_order_are_no_labels_of_the_data(tiny_model):
     data = make_shapes_dataset(2, image_size=64, seed=1, classes=("square", "circle", "triangle"))
     with pytest.raises(ValueError, match="classes of the data set are .'square', 'circle'.*model has .'circle'"):
         evaluate_detector(ImageDetector(tiny_model(), RFDETRImageProcessor(size=64)), data)
+    with pytest.raises(ValueError, match="classes of the data set are"):
+        evaluate_detector(TiledDetector(ImageDetector(tiny_model(), RFDETRImageProcessor(size=64)), 64), data)
+    unnamed = tiny_model(names=("LABEL_0", "LABEL_1", "LABEL_2"))
+    assert evaluate_detector(ImageDetector(unnamed, RFDETRImageProcessor(size=64)), data).metrics
 
 
 def test_everything_from_one_call(shapes, tmp_path):

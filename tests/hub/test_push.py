@@ -316,6 +316,6 @@ def test_the_token_is_saved_nowhere(tmp_path, hub, tiny_model, shapes):
 
 @pytest.mark.parametrize(("name", "push"), [("user/my--model", True), ("user/my model", False), ("a/b/c", False)])
 def test_a_name_that_no_repository_can_have_is_refused_at_once(tmp_path, tiny_model, shapes, name, push):
-    args = arguments(tmp_path / "run", hub_model_id=name, hub_strategy="end", push_to_hub=push)
+    args = arguments(tmp_path / "run", hub_model_id=name, push_to_hub=push)
     with pytest.raises(ValueError, match=f"no repository '{name}'.*hub_model_id"):
         RFDETRTrainer(tiny_model(), args, shapes, shapes)

@@ -450,6 +450,32 @@ def test_outside_a_training_nothing_is_written_into_another_run(tmp_path, tiny_m
     assert (tmp_path / "last" / "model.safetensors").read_bytes() == last
 
 
+def test_an_augmentation_that_leaves_no_object_is_named(tmp_path, tiny_model, shapes, caplog):
+    options = {**SHORT, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+
+    def train(folder, augmentation=None, resume=None, data=shapes):
+        args = quick_arguments(folder, **options)
+        RFDETRTrainer(tiny_model(), args, data, augmentation=augmentation).train(resume)
+
+    train(tmp_path / "run")
+    assert "had no object" not in caplog.text
+    train(tmp_path / "resumed", lambda image, target: (image, target), str(tmp_path / "run" / "checkpoint-1"))
+    assert "augmentation, given in Python: None when checkpoint-1 was written, " in caplog.text
+    train(tmp_path / "empty", lambda image, target: (image, {name: v[:0] for name, v in target.items()}))
+    assert "the images of epoch 1, to step" in caplog.text and "had no object: all of them trained as" in caplog.text
+    train(tmp_path / "custom", data=shapes.with_transform(lambda rows: rows))
+    assert "train_dataset has a transform of its own (with_transform)" in caplog.text
+
+
+def test_arguments_that_are_set_later_are_checked_before_the_first_step(tmp_path, tiny_model, shapes):
+    for name, value in (("max_grad_norm", -1.0), ("gradient_accumulation_steps", 0), ("eval_strategy", "epochs")):
+        trainer = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path / name, **SHORT), shapes)
+        setattr(trainer.args, name, value)
+        with pytest.raises(ValueError, match=f"{name}=.* is not"):
+            trainer.train()
+        assert not (tmp_path / name).exists()
+
+
 def test_an_optimizer_without_all_that_is_trained_is_refused(tmp_path, tiny_model, shapes):
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
@@ -462,31 +488,55 @@ def test_an_optimizer_without_all_that_is_trained_is_refused(tmp_path, tiny_mode
         RFDETRTrainer(model, quick_arguments(tmp_path / "head", **SHORT), shapes, optimizers=(optimizer, None)).train()
 
 
-def test_a_run_does_not_go_on_with_another_optimizer(tmp_path, tiny_model, shapes, caplog):
-    def run(folder, make, resume=None, schedule=lambda optimizer: None):
+def test_a_run_does_not_go_on_with_another_schedule(tmp_path, tiny_model, shapes):
+    rates = torch.optim.lr_scheduler
+
+    def run(folder, make, resume=None):
         model = tiny_model()
-        optimizer = make(model.parameters())
-        given = {"optimizers": (optimizer, schedule(optimizer))}
+        optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
+        options = {**SHORT, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        given = {"optimizers": (optimizer, make(optimizer))}
+        return RFDETRTrainer(model, quick_arguments(folder, **options), shapes, **given).train(resume)
+
+    def joined(gamma):
+        def make(optimizer):
+            return rates.SequentialLR(optimizer, [rates.ConstantLR(optimizer), rates.StepLR(optimizer, 1, gamma)], [1])
+
+        return make
+
+    # The first changes the momentum in each step.
+    for name, make, others in (
+        ("one", lambda o: rates.OneCycleLR(o, 1e-4, total_steps=9),
+         {"total_steps=9, and this run's with 8": lambda o: rates.OneCycleLR(o, 1e-4, total_steps=8)}),
+        ("joined", joined(0.5), {"_schedulers=": joined(0.1)}),
+    ):  # fmt: skip
+        run(tmp_path / name, make)
+        checkpoint = str(tmp_path / name / "checkpoint-1")
+        for message, other in others.items():
+            with pytest.raises(ValueError, match=f"scheduler.json: the schedule was made with {message}"):
+                run(tmp_path / "other", other, checkpoint)
+        run(tmp_path / f"same-{name}", make, checkpoint)
+
+
+def test_a_run_does_not_go_on_with_another_optimizer(tmp_path, tiny_model, shapes):
+    def run(folder, make, resume=None):
+        model = tiny_model()
+        given = {"optimizers": (make(model.parameters()), None)}
         options = {**SHORT, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
         return RFDETRTrainer(model, quick_arguments(folder, **options), shapes, **given).train(resume)
 
     run(tmp_path / "run", lambda p: torch.optim.AdamW(p, 1e-4, weight_decay=0.1))
     checkpoint = str(tmp_path / "run" / "checkpoint-1")
     others = {
-        "initial_lr=0.0001": lambda p: torch.optim.AdamW(p, 1e-1, weight_decay=0.1),
-        "decoupled_weight_decay=True": lambda p: torch.optim.Adam(p, 1e-4, weight_decay=0.1),
-        "amsgrad=False": lambda p: torch.optim.RAdam(p, 1e-4, weight_decay=0.1, decoupled_weight_decay=True),
-        "amsgrad=": lambda p: torch.optim.SGD(p, 1e-4, weight_decay=0.1, momentum=0.9),
+        "lr=0.0001": lambda p: torch.optim.AdamW(p, 1e-1, weight_decay=0.1),
+        "weight_decay=0.1": lambda p: torch.optim.AdamW(p, 1e-4, weight_decay=0.5),
+        "class=AdamW, and this run's with Adam,": lambda p: torch.optim.Adam(p, 1e-4, weight_decay=0.1),
+        "class=AdamW, and this run's with RAdam": lambda p: torch.optim.RAdam(
+            p, 1e-4, weight_decay=0.1, decoupled_weight_decay=True
+        ),
+        "class=AdamW, and this run's with SGD": lambda p: torch.optim.SGD(p, 1e-4, weight_decay=0.1, momentum=0.9),
     }
     for message, make in others.items():
-        with pytest.raises(ValueError, match=f"optimizer of .*checkpoint-1 has {message}"):
+        with pytest.raises(ValueError, match=f"optimizer of .*checkpoint-1 was made with {message}"):
             run(tmp_path / "other", make, checkpoint)
     run(tmp_path / "same", lambda p: torch.optim.AdamW(p, 1e-4, weight_decay=0.1), checkpoint)
-    assert "goes on, which a schedule" not in caplog.text
-    # What a schedule may have changed is not known to be another optimizer's.
-    run(tmp_path / "decay", lambda p: torch.optim.AdamW(p, 1e-4, weight_decay=0.5), checkpoint)
-    assert caplog.text.count("has weight_decay=0.1, and this run's 0.5: that of the checkpoint goes on") == 1
-    cycle = lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, 10)  # noqa: E731
-    run(tmp_path / "cycle", lambda p: torch.optim.AdamW(p, 1e-3), schedule=cycle)
-    moved = str(tmp_path / "cycle" / "checkpoint-1")
-    run(tmp_path / "cycle on", lambda p: torch.optim.AdamW(p, 1e-3), moved, cycle)

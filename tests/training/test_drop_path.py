@@ -38,6 +38,10 @@ def test_late_linear_climbs_from_the_cutoff_to_the_last_step():
 def test_phases_at_the_borders(schedule):
     assert rates(0.2, 4, "early", schedule, 0) == [0.0] * 4
     assert rates(0.2, 4, "late", schedule, 4) == [0.0] * 4
+    assert (
+        DropPathSchedule(0.2, 4, "early", schedule, 0).is_idle and DropPathSchedule(0.2, 4, "late", schedule, 4).is_idle
+    )
+    assert not DropPathSchedule(0.2, 4, "late", schedule, 3).is_idle and not DropPathSchedule(0.0, 4, "early").is_idle
     assert rates(0.2, 4, "early", schedule, 1) == [0.2, 0.0, 0.0, 0.0]
     assert rates(0.2, 4, "late", schedule, 3) == [0.0, 0.0, 0.0, 0.2]
 

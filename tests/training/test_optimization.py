@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.trainer_utils import SchedulerType
 
+from rfdetr_hf import RFDETRTrainingArguments
 from rfdetr_hf.choices import SCHEDULES
 from rfdetr_hf.training.optimization import FusedAdamW, build_optimizer, build_param_groups, build_scheduler
 
@@ -333,6 +334,16 @@ def test_a_warmup_to_the_last_step_and_beyond_leaves_no_room_to_descend(name, wa
     """Five steps, of which the last one is step 4."""
     used = factors(arguments(lr_scheduler_type=name, warmup_steps=warmup), 5)
     assert used == sorted(used) and used[-1] == pytest.approx(min(1.0, (5 if used[0] else 4) / warmup))
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"), [({"warmup_epochs": 0.19}, 0), ({"warmup_steps": 1}, 1), ({"warmup_steps": 2}, None)]
+)
+def test_a_warmup_that_no_step_feels_is_announced(options, steps, caplog):
+    build_scheduler(
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), RFDETRTrainingArguments(**options), 20, 5
+    )
+    assert f"warm-up takes {steps} steps: no step has a lower" in caplog.text if steps is not None else not caplog.text
 
 
 def test_a_warmup_longer_than_the_run_is_announced(caplog):

@@ -60,6 +60,8 @@ def test_a_run_has_steps_and_begun_epochs(options, steps, epochs):
     ("options", "message"),
     [
         ({"ema_update_interval": 7}, "ema_update_interval=7 is above the 6 steps"),
+        ({"eval_delay": 2}, "eval_delay=2 is above the 1 epochs"),
+        ({"eval_delay": 7, "eval_strategy": "steps"}, "eval_delay=7 is above the 6 steps"),
     ],
 )
 def test_a_run_that_is_too_short_for_its_options_is_refused(options, message):
@@ -68,8 +70,25 @@ def test_a_run_that_is_too_short_for_its_options_is_refused(options, message):
     begun(max_steps=12, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"skip_best_epochs": 1}, "skip_best_epochs=1 leaves out the evaluations of all 1 epochs"),
+        ({"ema_tau": 0}, "96% of the EMA weights, which best/ and last/ hold, are the initial ones"),
+        ({"ema_tau": 0, "ema_decay": 0.5}, None),
+        ({"ema_tau": 0, "use_ema": False}, None),
+        ({}, None),
+    ],
+)
+def test_a_run_that_is_short_for_its_options_is_told(options, message, caplog):
+    begun(max_steps=6, **options)
+    assert (message in caplog.text) if message else not caplog.text
+
+
 def test_shares_of_the_run_become_steps():
-    state = begun(max_steps=40, logging_steps=0.1, save_steps=0.5, eval_strategy="steps", eval_steps=0.26)
+    state = begun(
+        max_steps=40, logging_steps=0.1, save_strategy="steps", save_steps=0.5, eval_strategy="steps", eval_steps=0.26
+    )
     assert (state.logging_steps, state.save_steps, state.eval_steps) == (4, 20, 11)
 
 

@@ -278,7 +278,10 @@ def test_every_image_mode_trains(tmp_path, tiny_model, multi_scale, square):
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in trainer.state.log_history if "loss" in row)
 
 
-@pytest.mark.parametrize("option", [{"bf16": True}, {"gradient_checkpointing": True}, {"freeze_backbone": True}])
+@pytest.mark.parametrize(
+    "option",
+    [{"bf16": True}, {"gradient_checkpointing": True}, {"freeze_backbone": True, "learning_rate_encoder": None}],
+)
 def test_options_of_the_step(tmp_path, tiny_model, shapes, option):
     args = arguments(
         tmp_path, max_steps=2, eval_strategy="no", save_strategy="no", logging_steps=1, use_ema=False, **option

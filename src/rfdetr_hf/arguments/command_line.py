@@ -3,19 +3,15 @@
 import argparse
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from ..choices import AUGMENTATIONS
 from ..options import IN_WORDS, UsageError, kinds_of, load_yaml
-from ..tasks import TASKS
 from .help import format_help
-from .metric_names import usual_metric
-from .schedules import published_encoder_rate
+from .idle import idle_options
 from .words import aliases, explain
 
 # Options of a file that say the same as one of the command line, which wins, or contradict it.
@@ -111,7 +107,11 @@ def parse_arguments(
             if hasattr(given, name):
                 raise UsageError(f"--{name} and {places[name]} say the same; give one of them")
         typed = vars(given) | placed
-        return _build(dataclass_types, {**_not_superseded(values, typed), **typed}, values, path, places)
+        held = _not_superseded(values, typed)
+        for cls in dataclass_types:
+            before, now = (idle_options(cls, each) for each in (values, {**held, **typed}))
+            held = {name: held[name] for name in held if name in before or name in typed or name not in now}
+        return _build(dataclass_types, {**held, **typed}, values, path, places)
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
 
@@ -119,20 +119,10 @@ def parse_arguments(
 def _not_superseded(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a file that hold beside those of the command line."""
     gone = {name for option in typed for name in _SUPERSEDED.get(option, ())} - {*typed}
-    rate, encoder = values.get("learning_rate"), values.get("learning_rate_encoder")
-    if "learning_rate" in typed and rate and encoder and math.isclose(published_encoder_rate(rate), encoder):
-        gone.add("learning_rate_encoder")  # it followed from the learning rate of the file
-    if "augmentation" in typed:
-        from ..data.pipeline.presets import DEFAULT, GEOMETRY, read_augmentation
-
-        before = values.get("augmentation", DEFAULT)
-        before = read_augmentation(before) if isinstance(before, dict) or before in AUGMENTATIONS else {}
-        gone |= {name for name in GEOMETRY if name in before and values.get(name) == before[name]} - {*typed}
-    here, now = (usual_metric(each.get("model_name_or_path") or each.get("variant")) for each in (values, typed))
-    metric = re.sub(r"_at_\d+$", "", str(values.get("metric_for_best_model")))
-    if now not in (None, here, metric) and metric in {task.best_metric for task in TASKS.values()}:
-        gone.add("metric_for_best_model")  # it followed from the task of the file's model
-    return {name: value for name, value in values.items() if name not in gone}
+    held = {name: value for name, value in values.items() if name not in gone}
+    if isinstance(derived := values.get("derived"), dict):
+        held["derived"] = {name: value for name, value in derived.items() if name not in typed}
+    return held
 
 
 def _canonical(argv: Sequence[str], parser: _Parser, others: Mapping[str, str]) -> list[str]:

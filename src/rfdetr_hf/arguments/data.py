@@ -7,6 +7,7 @@ from typing import Any
 from ..choices import BOX_FORMATS, SAMPLINGS, SHARD_CACHE
 from ..options import FACTOR, FROM_1, option, settle_options
 from ..tasks import TASKS
+from .idle import refuse_idle
 from .words import answers_by_name
 
 
@@ -60,6 +61,7 @@ class DataArguments:
             )
         if self.keypoint_schema is not None and self.task not in (None, "keypoints"):
             raise ValueError(f"keypoint_schema is for task=keypoints, and task is {self.task}")
+        refuse_idle(self)
 
     def require_source(self) -> None:
         """Look whether a local data set is there, before anything is fetched.
@@ -79,12 +81,14 @@ class DataArguments:
             model_task: "detection", "segmentation" or "keypoints": what the model that gets the data is for.
 
         Raises:
-            ValueError: `task` is given and another, or `keypoint_schema` is given to another task.
+            ValueError: `task` is given and another, or `keypoint_schema` or `missing_masks` to another task.
         """
         if self.task not in (None, model_task):
             raise ValueError(f"task={self.task!r} contradicts the model, which is for {model_task}; leave task out")
         if self.keypoint_schema is not None and model_task != "keypoints":
             raise ValueError(f"keypoint_schema is for keypoint models, and this one is for {model_task}; leave it out")
+        if self.missing_masks != "error" and model_task != "segmentation":
+            raise ValueError(f"missing_masks is for segmentation models, this one is for {model_task}; leave it out")
         share: Any = self.validation_split
         with contextlib.suppress(TypeError, ValueError):
             share = float(share)

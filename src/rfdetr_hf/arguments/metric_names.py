@@ -3,9 +3,6 @@
 import re
 from collections.abc import Sequence
 
-from ..choices import VARIANTS
-from ..tasks import TASKS
-
 RAW = "_raw_"
 # The end of the names of COCO's scores, which are in [0, 1], or -1 for want of objects.
 _COCO_SCORE = re.compile(
@@ -40,15 +37,6 @@ def _start(metric: str, sets: Sequence[str]) -> str:
     """The "eval_" of a name and that of its evaluation set."""
     starts = [f"{name}_" for name in sets if metric.removeprefix("eval_").startswith(f"{name}_")]
     return "eval_" * metric.startswith("eval_") + max(starts, key=len, default="")  # one name may begin with another
-
-
-def usual_metric(model: str | None) -> str | None:
-    """What chooses the best model of a variant, whose name begins with its task; None for what is no variant."""
-    if model not in VARIANTS:
-        return None
-    start = str(model).partition("-")[0]
-    task = next((task for task in TASKS.values() if task.name.startswith(start)), TASKS["detection"])
-    return task.best_metric
 
 
 def is_coco_score(metric: str) -> bool:

@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from ..choices import CLASS_INITS, VARIANTS, is_official
+from ..choices import CLASS_INITS, VARIANTS
 from ..options import FROM_1, option, settle_options
+from .idle import refuse_idle
 from .words import answers_by_name
 
 if TYPE_CHECKING:
@@ -56,15 +57,7 @@ class ModelArguments:
                 f"choose from {', '.join(VARIANTS)}"
             )
         self.model_name_or_path, self.variant = given, given if given in VARIANTS else None
-        idle: dict[str, Any] = {"init_backbone_from": None}
-        where = "without from_scratch=True"
-        if self.from_scratch:
-            where, idle = "with from_scratch=True", {"revision": None, "class_init": "prior", "rename_classes": None}
-        elif is_official(self.model_name_or_path) and self.revision is not None:
-            where, idle = f"on the file {self.model_name_or_path}", {"revision": None}
-        for name, value in idle.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name}={getattr(self, name)!r} has no effect {where}; leave one of them out")
+        refuse_idle(self)
 
     @property
     def task(self) -> str:

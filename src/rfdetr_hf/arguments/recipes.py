@@ -10,6 +10,8 @@ OFFICIAL: dict[str, Any] = {
     "load_best_model_at_end": False,
 }
 OFFICIAL_BY_TASK: dict[str, dict[str, Any]] = {"keypoints": {"skip_best_epochs": 10.0, "smooth_alpha": 0.5}}
+OFFICIAL_OF_TASKS: dict[str, Any] = {"skip_best_epochs": 0.0, "smooth_alpha": 0.0}
+"""What the tasks that are not in the table have of it."""
 _ALIKE: dict[str, Any] = {
     "per_device_train_batch_size": 4, "learning_rate": 1e-4, "learning_rate_encoder": 1.5e-4, "layer_decay": 0.8,
     "component_decay": 0.7, "weight_decay": 1e-4, "max_grad_norm": 0.1, "warmup_steps": 0, "warmup_epochs": 0.0,

@@ -7,13 +7,8 @@ from ..choices import METRIC_DRIVEN_SCHEDULES, OWN_SCHEDULES, SCHEDULES
 
 def encoder_rate(args: Any) -> float:
     """The encoder's rate; where none is given, the published proportion: 1.5 times `args.learning_rate`."""
-    return args.learning_rate_encoder or published_encoder_rate(args.learning_rate)
-
-
-def published_encoder_rate(learning_rate: float) -> float:
-    """1.5 times the learning rate."""
     # Without the rounding error: 1e-4 gives 1.5e-4 to the last bit.
-    return float(f"{1.5 * learning_rate:.12g}")
+    return args.learning_rate_encoder or float(f"{1.5 * args.learning_rate:.12g}")
 
 
 def check_schedule_options(kind: str, args: Any) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from ..choices import (
     AUDITS,
@@ -40,8 +40,9 @@ from ..options import (
     without_secrets,
 )
 from ..tasks import TASKS
+from .idle import refuse_idle
 from .metric_names import competing_names, larger_wins, present_metric, without_raw
-from .recipes import OFFICIAL, OFFICIAL_BY_TASK, departures, official_metric
+from .recipes import OFFICIAL, OFFICIAL_BY_TASK, OFFICIAL_OF_TASKS, departures, official_metric
 from .runtime import AUTO, MICRO_BATCH, STEP, RuntimeFacts
 from .schedules import check_schedule_options, encoder_rate
 from .words import answers_by_name
@@ -96,11 +97,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
     )
 
     learning_rate: float = option(
-        1e-4,
-        "Learning rate of projector, heads and queries.",
-        Range(0, 10, "(]"),
-        group="optimizer",
-        daily=True,
+        1e-4, "Learning rate of projector, heads and queries.", Range(0, 10, "(]"), group="optimizer", daily=True
     )
     learning_rate_encoder: float | None = option(
         None,
@@ -174,9 +171,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
         True, "Resize to a square.", no="Keep the aspect ratio and pad, in training and afterwards."
     )
     scale_jitter: bool = option(
-        True,
-        "Half of the training images pass through a random resized crop.",
-        no="No random resized crops.",
+        True, "Half of the training images pass through a random resized crop.", no="No random resized crops."
     )
     horizontal_flip: float = option(0.5, "Probability of a horizontal flip.", PROBABILITY)
     augmentation: dict | str = option(
@@ -317,6 +312,11 @@ class RFDETRTrainingArguments(RuntimeFacts):
         nargs="?",
         const="true",
     )
+    derived: dict | str | None = option(
+        None,
+        "Options that followed from others, with these values, and follow from them again; a run writes it (JSON, a "
+        "YAML mapping).",
+    )
 
     def __new__(cls, *values: Any, **options: Any) -> "RFDETRTrainingArguments":
         """An instance that knows which options it was given."""
@@ -333,13 +333,15 @@ class RFDETRTrainingArguments(RuntimeFacts):
             self.__dict__["_given"] |= {name}
 
     def __post_init__(self) -> None:
-        self.__dict__["_is_settled"] = False
+        is_new, self.__dict__["_is_settled"] = not self._is_settled, False
         if not isinstance(self.report_to, str):
             self.report_to = ",".join(map(str, self.report_to or ())) or "none"
         settle_options(self)
+        before = self._take_back(is_new)
         if self.is_official:
-            for name in OFFICIAL.keys() - self._given - {"gradient_accumulation_steps"}:
-                setattr(self, name, OFFICIAL[name])
+            for name, usual in (OFFICIAL_OF_TASKS | OFFICIAL).items():
+                if name not in (*self._given, "gradient_accumulation_steps"):
+                    self._derive(name, before.get(name, usual) if name in OFFICIAL_OF_TASKS else usual)
         self._settle_accumulation()
         self._settle_augmentation()
         # Callbacks of transformers ask these for their values.
@@ -355,15 +357,39 @@ class RFDETRTrainingArguments(RuntimeFacts):
                     raise ValueError(f"{name}={value!r} is not valid: from 1 on it counts steps, in full numbers")
                 setattr(self, name, int(value))
         if self.eval_strategy == "steps" and self.eval_steps is None:
-            self.eval_steps = self.logging_steps
+            self._derive("eval_steps", self.logging_steps)
         self._check_combinations()
-        self._check_schedules()
+        check_schedule_options(self.lr_scheduler_type, self)
+        refuse_idle(self)
         self.__dict__["_is_settled"] = True
+        now: Any = self.derived
+        changed = [f"{name} {old} -> {now[name]}" for name, old in before.items() if now.get(name, old) != old]
+        if is_new and changed:
+            logger.warning("options that follow from others follow again: %s", ", ".join(changed))
+
+    def _take_back(self, is_new: bool) -> dict[str, Any]:
+        """Forget the values that followed from other options; returns them.
+
+        Args:
+            is_new: whether the values were handed over, by a file or a copy, and perhaps others in their place.
+        """
+        before, self.derived = dict(cast(dict[str, Any], self.derived or {})), {}
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        if unknown := ", ".join(before.keys() - defaults.keys()):
+            raise ValueError(f"derived names {unknown}, which is no option; leave it out")
+        if is_new:
+            self.__dict__["_given"] -= {name for name, value in before.items() if getattr(self, name) == value}
+        for name in before.keys() - self._given:
+            setattr(self, name, defaults[name])
+        return before
+
+    def _derive(self, name: str, value: Any) -> None:
+        """Give an option the value that follows from others."""
+        derived: Any = self.derived
+        self.__dict__[name] = derived[name] = value
 
     def _settle_accumulation(self) -> None:
         """Take the usual accumulation, unless it follows from the images of a step."""
-        if "gradient_accumulation_steps" not in self._given:
-            self.gradient_accumulation_steps = None
         if self.is_automatic_batch and self.gradient_accumulation_steps is not None:
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} contradicts "
@@ -372,7 +398,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
             )
         if self.images_per_step is None and self.gradient_accumulation_steps is None:
             usual = OFFICIAL["gradient_accumulation_steps"] if self.is_official else STEP // MICRO_BATCH
-            self.gradient_accumulation_steps = usual
+            self._derive("gradient_accumulation_steps", usual)
 
     def _settle_augmentation(self) -> None:
         """Take the geometry of the augmentation where it is not given by itself."""
@@ -381,7 +407,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
         members = read_augmentation(self.augmentation)
         for name in GEOMETRY:
             if name not in self._given:
-                setattr(self, name, members[name])
+                self._derive(name, members[name])
             elif name in self.augmentation and isinstance(self.augmentation, dict):
                 if self.augmentation[name] != getattr(self, name):
                     raise ValueError(
@@ -404,7 +430,6 @@ class RFDETRTrainingArguments(RuntimeFacts):
              f"mixed_precision={self.mixed_precision!r} and {self.precision_asked}=True exclude each other; set one"),
             (self.freeze_backbone and self.lora_r,
              "freeze_backbone and lora_r exclude each other; adapters freeze the encoder by themselves"),
-            (self.use_dora and not self.lora_r, "use_dora=True has no effect without lora_r; set that to a rank"),
             (self.drop_path and self.drop_path_mode == "early" and not self.drop_path_cutoff_epochs,
              "drop_path_mode='early' has no drop path before drop_path_cutoff_epochs=0; set that to some epochs"),
             (self.warmup_steps and self.warmup_epochs,
@@ -422,22 +447,6 @@ class RFDETRTrainingArguments(RuntimeFacts):
         ):  # fmt: skip
             if condition:
                 raise ValueError(message)
-
-    def _check_schedules(self) -> None:
-        check_schedule_options(self.lr_scheduler_type, self)
-        drops = {f.name: f.default for f in dataclasses.fields(self)}["lr_drop_epochs"]
-        if self.lr_scheduler_type != "step" and self.lr_drop_epochs != drops:
-            raise ValueError(
-                f"lr_drop_epochs={self.lr_drop_epochs} has no effect with "
-                f"lr_scheduler_type={self.lr_scheduler_type!r}; set that to 'step', or leave it out"
-            )
-        if self.drop_path_mode == "standard":
-            for name, idle in (("drop_path_schedule", "constant"), ("drop_path_cutoff_epochs", 0)):
-                if getattr(self, name) != idle:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)!r} has no effect with drop_path_mode='standard'; set that to "
-                        "'early' or 'late', or leave it out"
-                    )
 
     @property
     def eval_batch_size(self) -> int:
@@ -485,22 +494,34 @@ class RFDETRTrainingArguments(RuntimeFacts):
         start = f"{next(iter(evaluated))}_" if isinstance(evaluated, Mapping) and evaluated else ""
         best = TASKS[task].best_metric
         best = official_metric(best, self.eval_max_dets) if self.is_official else best
-        metric = self.metric_for_best_model or start + best
+        metric = resolved.metric_for_best_model or start + best
         sets = list(evaluated) if isinstance(evaluated, Mapping) else []
         present = present_metric(metric, sets)
         if present != metric:
             logger.warning("metric_for_best_model: %s is called %s now, the score of the EMA weights", metric, present)
             metric = present
-        larger = larger_wins(metric, sets) if self.greater_is_better is None else self.greater_is_better
+        larger = larger_wins(metric, sets)
         if self.is_official:
             for name, value in OFFICIAL_BY_TASK.get(task, {}).items():
                 if name not in self._given:
-                    setattr(resolved, name, value)
+                    resolved._derive(name, value)
             if left := departures(resolved, task):
                 logger.warning("recipe official, except for what is given: %s", ", ".join(left))
-        resolved.metric_for_best_model, resolved.greater_is_better = metric, larger
-        resolved.learning_rate_encoder = encoder_rate(self)
+        if resolved.metric_for_best_model is not None:
+            resolved.metric_for_best_model = metric
+        follows = {"metric_for_best_model": metric, "greater_is_better": larger,
+                   "learning_rate_encoder": encoder_rate(resolved)}  # fmt: skip
+        for name in [name for name in follows if getattr(resolved, name) is None]:
+            resolved._derive(name, follows[name])
         return resolved
+
+    def check(self) -> None:
+        """Check the values again, which may have been set since.
+
+        Raises:
+            ValueError: one is not valid, or contradicts others.
+        """
+        dataclasses.replace(self)
 
     def __repr__(self) -> str:
         return shown(self)

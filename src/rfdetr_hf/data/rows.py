@@ -1,7 +1,8 @@
 """Whether the rows of a data set, which anybody may have made, are in the schema; without its pictures."""
 
 import contextlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -15,6 +16,8 @@ from .values import shown
 
 # Its functions are made at import, where type checkers do not see them.
 pc: Any = pyarrow.compute
+
+logger = logging.getLogger(__name__)
 
 _ROWS = 4096
 _SHARE = 8  # of a table, from which on all of it is read
@@ -89,6 +92,11 @@ def check_rows(name: str, dataset: Dataset) -> None:
             f"{name} has the format {given['type'] or 'python'} of the columns {', '.join(given['columns'])}, in which "
             "rows cannot be read; give it without one: dataset.with_format(None)"
         )
+    if given["type"] == "custom":
+        logger.warning(
+            "%s has a transform of its own (with_transform): training reads what it gives; scores, audit, checksums "
+            "and the comparison on resume know the rows below it; dataset.map makes rows for all of them", name,
+        )  # fmt: skip
     ids = None
     if dataset._indices is not None and len(dataset) * _SHARE > len(dataset.data):
         # Rows in an order of their own are read much more slowly than the table; what is wrong there may be left out.
@@ -100,6 +108,37 @@ def check_rows(name: str, dataset: Dataset) -> None:
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise DetectionDataError(f"{name}: column image_id has {values[counts > 1][0]} more than once; {_LOAD}")
+
+
+def check_row(row: Mapping[str, Any], index: int, classes: int) -> None:
+    """Make sure that the objects of one row, as a transform of the data set gives it, are in the schema.
+
+    Args:
+        row: as `dataset[index]` gives it.
+        index: of the row.
+        classes: number of the labels.
+
+    Raises:
+        DetectionDataError: they are not.
+    """
+    objects = row.get("objects")
+    if objects is None:
+        return
+    name = f"image_id {row.get('image_id')}, as the transform of the data set (with_transform) gives it"
+    if not isinstance(objects, Mapping):
+        raise DetectionDataError(f"{name}: objects is {shown(objects)}, not a table of parallel lists")
+    lists: dict[str, Any] = {}
+    for key in [key for key in _PARALLEL if objects.get(key) is not None]:
+        plain = [each.tolist() if hasattr(each, "tolist") else each for each in objects[key]]
+        lists[key] = plain if key in _OF_OBJECTS else [0] * len(plain)  # of masks and keypoints their number
+    try:
+        table = pa.array([lists])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DetectionDataError(f"{name}: objects hold values of several types ({error})") from error
+    _check_objects(name, table, _fields(classes), index)
+    for box in lists["bbox"]:
+        if min(box[2:]) < 0:
+            raise DetectionDataError(f"{name}: field objects.bbox, row {index}: {box} has a negative width or height")
 
 
 def _check_table(name: str, dataset: Dataset) -> np.ndarray:

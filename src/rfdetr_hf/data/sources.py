@@ -219,6 +219,8 @@ def _read_sources(
     alone = {"name_or_path": name_or_path, "train_split, validation_split or test_split": any(named) or None}
     alone |= {name: getattr(options, name) for name in ("image_dir", "label_dir", "bbox_format")}
     alone |= {"keypoint_schema": options.keypoints, **options.load}
+    usual, of_shards = ReadOptions(), ("shard_window", "shard_cache", "shard_cache_gb")
+    alone |= {name: value for name in of_shards if (value := getattr(options, name)) != getattr(usual, name)}
     given = [name for name, value in alone.items() if value is not None]
     if given:
         raise TypeError(f"{', '.join(given)}: belongs to one data set; with sources give it in one of them")

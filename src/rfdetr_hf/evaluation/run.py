@@ -1,6 +1,7 @@
 """One evaluation from end to end: a detector over batches, then scores, tables, files and a report."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -207,9 +208,13 @@ def evaluate_detector(
         FileExistsError: `output_dir` has files.
     """
     check_output(output_dir, report)
-    config: Any = getattr(getattr(detect, "model", None), "config", None)
+    inner: Any = detect
+    while not hasattr(inner, "model") and hasattr(inner, "detect"):
+        inner = inner.detect  # of tiles and views
+    config: Any = getattr(getattr(inner, "model", None), "config", None)
     theirs = [name for _, name in sorted((getattr(config, "id2label", None) or {}).items())]
-    if theirs and theirs != class_names(dataset):
+    is_unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in theirs)
+    if not is_unnamed and theirs != class_names(dataset):
         raise ValueError(
             f"the classes of the data set are {class_names(dataset)}, but the detector's model has {theirs}; load the "
             "data with load_detection_dataset(…, class_names=…) of the model's names"

@@ -52,6 +52,12 @@ class DropPathSchedule:
                 f"The drop-path cutoff must lie within the run's {self.total_steps} steps, not at {self.cutoff_steps}."
             )
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is a rate, and no step has it."""
+        never = {"early": 0, "late": self.total_steps}.get(self.mode)
+        return self.rate > 0 and self.cutoff_steps == never
+
     def at(self, step: int) -> float:
         """The rate of an optimizer step, counted from 0."""
         step = min(step, self.total_steps - 1)

@@ -20,6 +20,16 @@ def averaged_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *buffers]
 
 
+def initial_share(decay: float, tau: float, updates: int) -> float:
+    """What of an average is still the initial weights after so many updates; below a hundredth no exact number."""
+    share = 1.0
+    for update in range(1, updates + 1):
+        share *= decay * (1.0 - math.exp(-update / tau)) if tau else decay
+        if share < 0.01:
+            break
+    return share
+
+
 class ExponentialMovingAverage:
     """A shadow of a model's tensors that follows them by `ema += (1 - d) · (w - ema)`.
 

@@ -1,5 +1,6 @@
 """Parameter groups with layer-wise rates, the optimizer, and the learning-rate schedules."""
 
+import json
 import logging
 import math
 import re
@@ -13,6 +14,7 @@ from transformers import get_scheduler
 
 from ..arguments.schedules import check_schedule_options, encoder_rate
 from ..choices import OWN_SCHEDULES
+from .checkpoint.optimizer import INITIAL, OF_THE_IMPLEMENTATION
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +152,23 @@ def name_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch
     for group in optimizer.param_groups:
         if any(id(parameter) not in names for parameter in group["params"]):
             raise ValueError("the optimizer holds parameters that are not the model's; make it of model.parameters()")
+        options = {key: list(value) if isinstance(value, tuple) else value for key, value in group.items()
+                   if key not in ("params", "param_names", INITIAL, *OF_THE_IMPLEMENTATION)
+                   and not isinstance(value, Tensor)}  # fmt: skip
+        if "initial_lr" in options:  # by a schedule, which has set another since
+            options.pop("lr")
+        kind = "AdamW" if isinstance(optimizer, FusedAdamW) else type(optimizer).__name__
         group.setdefault("param_names", [names[id(parameter)] for parameter in group["params"]])
+        group.setdefault(INITIAL, {"class": kind} | options)
     return optimizer
+
+
+def noted(scheduler: Any) -> Any:
+    """The schedule, which notes what it was made with; of a function only that it is one."""
+    state = {name: value for name, value in scheduler.state_dict().items() if name not in ("_last_lr", "lr_lambdas")}
+    plain = json.loads(json.dumps({"class": type(scheduler).__name__} | state, default=lambda v: type(v).__name__))
+    vars(scheduler).setdefault(INITIAL, plain)
+    return scheduler
 
 
 class FusedAdamW(torch.optim.AdamW):
@@ -252,6 +269,10 @@ def build_scheduler(
         logger.warning(
             "The warm-up takes %d steps, but the run has only %d: no step follows it.", warmup, num_training_steps
         )
+    # One of a single step has the full rate, where the first step has a rate at all.
+    least = 2 if kind in OWN_SCHEDULES and args.recipe != "official" else 1
+    if (args.warmup_epochs or args.warmup_steps) and warmup < least:
+        logger.warning("The warm-up takes %d steps: no step has a lower learning rate for it.", warmup)
     last = num_training_steps - 1
     if kind not in OWN_SCHEDULES and warmup >= last:
         kind, options = "constant_with_warmup", {}  # theirs divide by the steps that are left after the warm-up

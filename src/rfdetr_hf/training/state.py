@@ -17,6 +17,7 @@ from transformers.trainer_callback import ExportableState
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.pipeline.order import ORDER, ORDERS
 from .best import RULE, BestModel
+from .ema import initial_share
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ _OF_THE_OPTIMIZER = (
 )  # fmt: skip
 # What pictures look like to the model; a checkpoint without them has the defaults.
 _OF_THE_PIXELS = {"image_decoder": "pillow"}
-OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout")
+OF_THE_PLACE = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "hub_token", "ddp_timeout", "derived")
 # What a run finds out by itself under `per_device_train_batch_size: auto`.
 OF_THE_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "total_train_batch_size")
 _OF_THE_BEST = ("metric_for_best_model", "greater_is_better", "smooth_alpha")  # as `RULE`
@@ -74,6 +75,7 @@ class RunState(TrainerState):
         best: the best weights so far.
         best_weights: checksum of the weights in `best/`.
         identity: what a run that goes on from this one must have in common with it.
+        objects_in_epoch: objects of the steps of this epoch that were taken since start or resume; not in checkpoints.
         loss_total, loss_steps: sum of the logged losses over the steps since start or resume; not in checkpoints.
     """
 
@@ -91,6 +93,7 @@ class RunState(TrainerState):
     best: BestModel = field(default_factory=lambda: BestModel("map"))
     best_weights: str | None = None
     identity: dict[str, Any] = field(default_factory=dict)
+    objects_in_epoch: float | None = None
     loss_total: float = 0.0
     loss_steps: int = 0
 
@@ -129,6 +132,24 @@ class RunState(TrainerState):
                 f"ema_update_interval={args.ema_update_interval} is above the {self.max_steps} steps of the run: the "
                 "EMA weights would stay the initial ones; lower it, or set use_ema to False"
             )
+        epochs = self.max_steps / steps_per_epoch
+        length, unit = (self.max_steps, "steps") if args.eval_strategy == "steps" else (epochs, "epochs")
+        if args.eval_strategy != "no" and args.eval_delay > length:
+            raise ValueError(
+                f"eval_delay={args.eval_delay:g} is above the {length:g} {unit} of the run: there would be no "
+                "evaluation; lower it, or set eval_strategy to 'no'"
+            )
+        if args.eval_strategy != "no" and args.skip_best_epochs >= epochs:
+            logger.warning(
+                "skip_best_epochs=%g leaves out the evaluations of all %g epochs: no model is chosen as the best",
+                args.skip_best_epochs, epochs,
+            )  # fmt: skip
+        left = initial_share(args.ema_decay, args.ema_tau, self.max_steps // args.ema_update_interval)
+        if args.use_ema and not args.is_official and left > 0.5:  # the official one starts with a copy
+            logger.warning(
+                "after the %d steps of the run %.0f%% of the EMA weights, which best/ and last/ hold, are the initial "
+                "ones: lower ema_decay, set ema_tau above 0, or set use_ema to False", self.max_steps, 100 * left,
+            )  # fmt: skip
         self.compute_steps(args, self.max_steps)
         checksum = image_ids
         if not isinstance(image_ids, str):
@@ -159,14 +180,21 @@ class RunState(TrainerState):
         """Optimizer steps until the epoch, or the run, ends."""
         return min(self.steps_per_epoch - self.steps_in_epoch, self.max_steps - self.global_step)
 
-    def count_step(self) -> None:
-        """One more optimizer step is done, be it a skipped one."""
+    def count_step(self, objects: float | None = None) -> None:
+        """One more optimizer step is done, be it a skipped one; `objects`: that its images had."""
+        self.objects_in_epoch = objects if self.objects_in_epoch is None else self.objects_in_epoch + (objects or 0)
         self.global_step += 1
         self.steps_in_epoch += 1
         self.epoch = self.epochs_done + self.steps_in_epoch / self.steps_per_epoch
 
     def end_epoch(self) -> None:
         """Go to the start of the next epoch."""
+        if self.objects_in_epoch == 0 and self.is_world_process_zero:
+            logger.warning(
+                "the images of epoch %d, to step %d, had no object: all of them trained as background; look at the "
+                "augmentation, or at the transform of the data set", self.epochs_done + 1, self.global_step,
+            )  # fmt: skip
+        self.objects_in_epoch = None
         self.epochs_done, self.steps_in_epoch = self.epochs_done + 1, 0
 
     def skip_step(self, step: int, image_ids: Sequence[int], limit: int) -> None:
@@ -350,6 +378,9 @@ class RunState(TrainerState):
                     f"{folder} was written with {written[name]} {meaning}, this run has {ours[name]}; {remedy}"
                 )
         self._check_arguments(folder, written["arguments"])
+        before, now = written.get("augmentation"), ours.get("augmentation")
+        if before != now:
+            logger.warning("augmentation, given in Python: %s when %s was written, %s now", before, folder.name, now)
         if written["world_size"] != ours["world_size"]:
             logger.warning(
                 "%s was written by %d processes and is resumed by %d: random numbers will differ",

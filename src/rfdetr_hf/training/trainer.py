@@ -45,7 +45,7 @@ from .host_memory import kept_memory
 from .loaders import batch_to_device, build_train_loader, choose_processor
 from .meters import LossMeter, Stopwatch, plain_logs
 from .multi_scale import compute_scales, scale_for_step
-from .optimization import build_optimizer, build_param_groups, build_scheduler, name_parameters, present_rate
+from .optimization import build_optimizer, build_param_groups, build_scheduler, name_parameters, noted, present_rate
 from .parallel import choose_parallel
 from .pictures import RunPictures
 from .precision import keep_precision, settle_precision
@@ -232,7 +232,8 @@ class RFDETRTrainer(EndingMethods):
             raise ValueError("train() needs a train_dataset, given at construction")
         if self.optimizer is not None and self.parallel.name != "replicated":
             raise ValueError(f"under {self.parallel.name} a trainer trains once: make another one, which may resume")
-        in_float32(self.model)  # it may have been changed since
+        in_float32(self.model)  # it may have been changed since, as the arguments
+        self.args.check()
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         resume = fetch_checkpoint(resume, self.args.hub_token)
         with ExitStack() as stack, out_of_memory_advice(self.args, max(self.scales)):
@@ -351,10 +352,12 @@ class RFDETRTrainer(EndingMethods):
             steps_per_epoch=len(self.train_loader) // args.micro_batches,
             images_per_step=self.train_loader.batch_sampler.window_size,
         )  # fmt: skip
+        given = self.augmentation
+        state.identity["augmentation"] = given and getattr(given, "__qualname__", type(given).__name__)
         if args.torch_compile:
             parallel.compile(args.torch_compile_backend)
         optimizer = name_parameters(self.create_optimizer(), self.model)
-        self.lr_scheduler = self.create_scheduler(optimizer)
+        self.lr_scheduler = noted(self.create_scheduler(optimizer))
         self.optimizer = parallel.prepare(optimizer)
         self.stateful["scheduler"] = self.lr_scheduler
         if self.accelerator.scaler is not None:
@@ -365,6 +368,10 @@ class RFDETRTrainer(EndingMethods):
             args.drop_path, state.max_steps, mode=args.drop_path_mode, schedule=args.drop_path_schedule,
             cutoff_steps=round(args.drop_path_cutoff_epochs * state.steps_per_epoch),
         )  # fmt: skip
+        if not self.given_drop_path and self.drop_path.is_idle:
+            raise ValueError(
+                f"drop_path={args.drop_path} is in no step: change drop_path_cutoff_epochs, or leave it out"
+            )
         handler, loader = self.callback_handler, self.train_loader
         handler.optimizer, handler.lr_scheduler, handler.train_dataloader = self.optimizer, self.lr_scheduler, loader
         self._unsettled = None
@@ -470,7 +477,7 @@ class RFDETRTrainer(EndingMethods):
         self._unsettled = Unsettled(step, update, self.losses.take(), image_ids)
         if not parallel.skips_on_device or concerns(self.callback_handler.callbacks, "on_optimizer_step"):
             self._settle()
-        state.count_step()
+        state.count_step(sum(boxes))
         self.stopwatch.steps += 1
         self.stopwatch.images += sum(len(b["pixel_values"]) for b in window) * self.accelerator.num_processes
         self._fire("on_step_end")

@@ -168,7 +168,7 @@ def test_a_run_takes_its_cache_from_the_arguments(dataset, tmp_path, monkeypatch
     assert loader.dataset.cache is trainer.get_train_dataloader().dataset.cache
     next(iter(loader))
     assert list((tmp_path / "cache").glob("??/*"))
-    options |= {"cache_images": "ram", "cache_images_gb": 0.001}
+    options = {"cache_images": "ram", "cache_images_gb": 0.001, "eval_strategy": "no"}
     assert RFDETRTrainer(tiny_model(), quick_arguments(tmp_path / "run", **options), dataset).get_train_dataloader()
     assert any("cache_images_gb=0.001 keeps 50% of them" in message for message in caplog.messages), caplog.messages
     monkeypatch.setattr("rfdetr_hf.training.loaders.free_memory", lambda: 1000)

@@ -100,14 +100,25 @@ def test_a_format_of_the_users_gives_the_rows():
     assert RowReader(dataset)[3] == {"image_id": 0}
 
 
-@pytest.mark.parametrize("box", [[float("nan")] * 4, [30.0, 30.0, -5.0, 5.0]])
-def test_boxes_that_a_transform_spoils_are_named(box):
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("bbox", [float("nan")] * 4, "objects.bbox, row 3: nan, not four finite numbers"),
+        ("bbox", [30.0, 30.0, -5.0, 5.0], r"objects.bbox, row 3: \[30.0, 30.0, -5.0, 5.0\] has a negative width"),
+        ("bbox", [1.0, 2.0], "objects.bbox, row 3: a box has not four numbers"),
+        ("category", 99, "objects.category, row 3: 99, not a label from 0 to"),
+        ("category", "car", "objects.category holds string"),
+        ("area", float("inf"), "objects.area, row 3: inf"),
+        ("iscrowd", 2, "objects.iscrowd, row 3: 2, not true or false"),
+    ],
+)
+def test_objects_that_a_transform_spoils_are_named(field, value, message):
     def spoil(rows):
-        return {**rows, "objects": [{**each, "bbox": [box for _ in each["bbox"]]} for each in rows["objects"]]}
+        return {**rows, "objects": [{**each, field: [value for _ in each["bbox"]]} for each in rows["objects"]]}
 
     reader = RowReader(make_dataset().with_transform(spoil))
     assert reader[1]["objects"]["bbox"] == []
-    with pytest.raises(DetectionDataError, match=r"row 3 \(image_id 3\), as the format .* bbox is"):
+    with pytest.raises(DetectionDataError, match=f"image_id 3, as the transform of the data set .*{message}"):
         reader[3]
 
 

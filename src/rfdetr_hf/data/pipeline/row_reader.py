@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from ..errors import DetectionDataError
+from ..rows import check_row
+from ..schema import class_names
 from ..shards.dataset import AnySplit, ShardedDataset
 
 __all__ = ["RowReader"]
@@ -34,6 +35,8 @@ class RowReader:
         self._tables: Any = dataset.with_format("arrow") if isinstance(dataset, ShardedDataset) else None
         self._pieces: list[_Piece] | None = None  # of this process; the table stays mapped
         self._starts = np.empty(0, np.int64)
+        is_custom = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+        self._classes = len(class_names(dataset)) if is_custom else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_pieces": None}
@@ -44,12 +47,15 @@ class RowReader:
         Raises:
             IndexError: there is no such row.
             DetectionDataError: its shard cannot be read, or a transform of the data set (`with_transform`) has made
-                boxes that are none.
+                objects that are none.
         """
         if self._tables is not None:
             return _Piece(self._tables[index].combine_chunks().to_batches()[0]).row(0)
         if not self._direct:
-            return _checked(self.dataset[index], index)
+            row: Any = self.dataset[index]
+            if self._classes is not None:
+                check_row(row, index, self._classes)
+            return row
         if not 0 <= index < len(self.dataset):
             raise IndexError(f"row {index} is not among {len(self.dataset)}")
         dataset: Any = self.dataset
@@ -62,19 +68,6 @@ class RowReader:
             index = dataset._indices.column(0)[index].as_py()
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._pieces[number].row(index - int(self._starts[number]))
-
-
-def _checked(row: dict[str, Any], index: int) -> dict[str, Any]:
-    boxes = (row.get("objects") or {}).get("bbox", ())
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)  # x, y, width, height
-    wrong = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= 0).all(axis=1))
-    if wrong.any():
-        raise DetectionDataError(
-            f"row {index} (image_id {row.get('image_id')}), as the format of the data set gives it: bbox is "
-            f"{boxes[wrong][0].tolist()}, not four finite numbers (x, y, width >= 0, height >= 0); correct the "
-            "transform, or take it off with dataset.with_format(None)"
-        )
-    return row
 
 
 class _Piece:

@@ -16,7 +16,7 @@ from ..state import RunState
 from . import contents as files
 from .background import BackgroundWriter, host_copy
 from .directory import CheckpointError, rng_state, set_rng_state, temporary_path
-from .optimizer import DifferentGroups
+from .optimizer import INITIAL, DifferentGroups, require_same
 from .previous import open_optimizer, with_present_names
 from .reading import CheckpointFiles
 from .run_directory import RunDirectory
@@ -168,7 +168,9 @@ class Checkpointer:
         for name, file in FILE_OF_PART.items():
             if name in self.parts:
                 with _naming(folder / file):
-                    self.parts[name].load_state_dict(files.read_content(source, file))
+                    content, part = files.read_content(source, file), self.parts[name]
+                    require_same(content.get(INITIAL), getattr(part, INITIAL, {}), f"{folder / file}: the schedule")
+                    part.load_state_dict(content)
         with _naming(folder / files.PROGRESS):
             state.load_state_dict(progress, callbacks)
         processes = files.read_content(source, files.PROCESSES)

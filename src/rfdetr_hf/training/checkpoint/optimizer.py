@@ -5,7 +5,6 @@ ranges that it needs, whoever wrote them: one process, data parallelism, FSDP2 a
 """
 
 import json
-import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,19 +21,15 @@ from .directory import CheckpointError
 from .reading import CheckpointFiles
 from .tree import require_finite
 
-logger = logging.getLogger("rfdetr_hf")
-
 FOLDER, INDEX, FORMAT = "optimizer", "index.json", 1
 # How torch computes a step, not what.
-_OF_THE_IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
-# What some schedules and callbacks change in the course of a run, as `OneCycleLR` does.
-_MOVED_BY_SCHEDULES = {"betas", "momentum", "weight_decay"}
-# What groups of one kind of optimizer have, and of another have not.
-_OF_THE_KIND = {"alpha", "amsgrad", "betas", "etas", "lambd", "lr_decay", "momentum", "momentum_decay", "rho"}
+OF_THE_IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+INITIAL = "initial"
+"""The key of what a group, or a schedule, was made with; schedules and callbacks change it."""
 
 
 class DifferentGroups(ValueError):
-    """The parameter groups of a checkpoint are others than those of a run."""
+    """The parameter groups or the schedule of a checkpoint are others than those of a run."""
 
 
 class Piece(NamedTuple):
@@ -262,7 +257,6 @@ def load_optimizer(optimizer: Any, reader: StateReader, folder: Path) -> None:
         ValueError: the checkpoint has other parameter groups, or another optimizer's.
     """
     check_groups(optimizer.param_groups, reader.index.groups, folder)
-    _check_options(optimizer.param_groups, reader.index.groups, folder)
     states: dict[int, dict[str, Any]] = {}
     for i, (name, parameter, _) in enumerate(_states(optimizer)):
         if name not in reader.fields:
@@ -290,16 +284,16 @@ def settled_groups(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[s
     """
     settled = []
     for mine, saved in zip(ours, theirs, strict=True):
-        own = {key: mine[key] for key in _OF_THE_IMPLEMENTATION if key in mine}
+        own = {key: mine[key] for key in (*OF_THE_IMPLEMENTATION, INITIAL) if key in mine}
         # In the order of the checkpoint, so that the next one has the same bits.
-        kept = [key for key in saved if key in own or key not in _OF_THE_IMPLEMENTATION]
+        kept = [key for key in saved if key in own or key not in OF_THE_IMPLEMENTATION]
         group = {key: own.get(key, saved[key]) for key in kept}
         settled.append(group | own | ({"betas": tuple(group["betas"])} if "betas" in group else {}))
     return settled
 
 
 def check_groups(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Compare parameter groups by the names of their parameters.
+    """Compare parameter groups by the names of their parameters and by what they were made with.
 
     Raises:
         DifferentGroups: they differ.
@@ -309,31 +303,27 @@ def check_groups(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str
             f"the parameter groups of {folder} differ from this run's; resume with the same model, param_groups and "
             "freeze_backbone"
         )
+    for mine, saved in zip(ours, theirs, strict=True):
+        require_same(saved.get(INITIAL), mine.get(INITIAL, {}), f"the optimizer of {folder}")
 
 
-def _check_options(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Compare the options of parameter groups, which would be the checkpoint's; a schedule changes `lr`.
+def require_same(before: Mapping[str, Any] | None, now: Mapping[str, Any], what: str) -> None:
+    """Compare what an optimizer or a schedule was made with; that of the checkpoint would replace this run's.
+
+    Args:
+        before: of the checkpoint; None where it is of an earlier version. Names that only one has are of another
+            version of PyTorch.
+        now: of this run.
+        what: starts the message.
 
     Raises:
-        DifferentGroups: they are of another optimizer, or have other values that no schedule changes.
+        DifferentGroups: they differ.
     """
-    moved: dict[str, str] = {}
-    for mine, saved in zip(ours, theirs, strict=True):
-        # Others have come and gone with versions of PyTorch.
-        names = {*mine} & {*saved} | ({*mine} ^ {*saved}) & _OF_THE_KIND
-        for name in sorted(names - {"params", "param_names", "name", "lr", *_OF_THE_IMPLEMENTATION}):
-            one, other = (list(v) if isinstance(v, tuple) else v for v in (saved.get(name), mine.get(name)))
-            if isinstance(other, Tensor) or one == other:
-                continue
-            has = f"the optimizer of {folder} has {name}={one}, and this run's {other}"
-            if name not in _MOVED_BY_SCHEDULES:
-                raise DifferentGroups(
-                    f"{has}, which the checkpoint would replace; give the same optimizer, or start a new run from "
-                    "these weights with model_name_or_path"
-                )
-            moved.setdefault(name, f"{has}: that of the checkpoint goes on, which a schedule may have set")
-    for line in moved.values():
-        logger.warning(line)
+    for name in [name for name in now if name in (before or {}) and (before or {})[name] != now[name]]:
+        raise DifferentGroups(
+            f"{what} was made with {name}={(before or {})[name]}, and this run's with {now[name]}, which the "
+            "checkpoint's would replace; give the same, or start a new run from its weights with model_name_or_path"
+        )
 
 
 def _like(parameter: Tensor, flat: Tensor) -> Tensor:
