@@ -147,3 +147,13 @@ def test_a_field_of_the_model_that_is_given_twice():
         ModelArguments(config_overrides={"resolution": 640}, resolution=64).config_fields()
     with pytest.raises(ValueError, match="config_overrides gives another id2label than the data"):
         ModelArguments(config_overrides={"id2label": {"0": "x"}}).config_fields(data)
+
+
+@pytest.mark.parametrize("value", [[], "", " "])
+@pytest.mark.parametrize("name", ["model_name_or_path", "output_dir", "hub_model_id", "report_to"])
+def test_an_empty_value_is_not_the_default(parse, name, value):
+    with pytest.raises(UsageError, match=rf"file\.yaml.*{name}"):
+        parse({name: value})
+    if value == "":
+        with pytest.raises(UsageError, match=f"^{name} is an empty text"):
+            parse({}, f"--{name}", "")

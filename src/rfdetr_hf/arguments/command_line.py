@@ -202,6 +202,10 @@ def _build(
     if missing:
         name = missing[0]
         raise UsageError(f"{places[name]} (--{name}) is missing" if name in places else f"--{name} is missing")
+    empty = [name for name, value in given.items() if isinstance(value, str) and not value.strip()]
+    if empty:
+        source = f"{path}: " if empty[0] in values else ""
+        raise UsageError(f"{source}{empty[0]} is an empty text; leave it out, or give a value")
     try:
         return tuple(
             cls(**{each.name: given[each.name] for each in dataclasses.fields(cls) if each.name in given})
@@ -260,7 +264,7 @@ def _as_written(hint: Any, value: Any, text: Any) -> Any:
         inner = next(get_args(kind)[0] for kind in (hint, *get_args(hint)) if get_origin(kind) is list)
         return [_as_written(inner, *pair) for pair in zip(items, texts, strict=True)]
     scalar = not any(isinstance(each, (list, dict, NoneType)) for each in items)
-    if str in kinds and scalar and not (int in kinds and str(text).isdecimal()):
+    if str in kinds and scalar and items and not (int in kinds and str(text).isdecimal()):
         return ",".join(
             str(text).lower() if isinstance(v, bool) else str(text) for v, text in zip(items, texts, strict=True)
         )
