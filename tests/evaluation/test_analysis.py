@@ -7,6 +7,7 @@ from rfdetr_hf.evaluation.analysis import DetectionAnalysis, confusion_matrix, o
 from rfdetr_hf.evaluation.error_types import KINDS, error_types
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.evaluation.similarity import overlaps
+from rfdetr_hf.inference.detector import above
 
 CAT, DOG, COW = range(3)
 
@@ -109,7 +110,7 @@ def test_counts_agree_with_a_plain_loop(seed, iou_type):
             chosen = [
                 i
                 for i in range(len(matches.row))
-                if matches.category[i] == k and matches.score[i] >= np.float32(at / 100)
+                if matches.category[i] == k and matches.score[i] > np.float32(at / 100)
             ]
             right = sum(matches.truth[i] >= 0 and not matches.ignored[i] for i in chosen)
             wrong = sum(matches.truth[i] < 0 and not matches.ignored[i] for i in chosen)
@@ -204,8 +205,19 @@ def test_nothing_found_and_nothing_there():
 def test_table_of_the_classes():
     rows = analysed(*TROUBLE).per_class()
     assert [row["name"] for row in rows] == ["cat", "dog", "cow"] and [row["objects"] for row in rows] == [2, 1, 2]
-    assert rows[0]["recall"] == 0.5 and rows[0]["best_threshold"] == 0.91 and rows[0]["best_f1"] == pytest.approx(2 / 3)
+    assert rows[0]["recall"] == 0.5 and rows[0]["best_threshold"] == 0.9 and rows[0]["best_f1"] == pytest.approx(2 / 3)
     assert rows[2]["map"] == rows[2]["f1"] == 0
+
+
+def test_curves_count_what_predictions_keep():
+    scores = torch.linspace(0, 1, 101)
+    box = (0, 0, 9, 9)
+    truth, predictions = scene([(CAT, box)], [(CAT, score, box) for score in scores.tolist()])
+    curves = analysed(truth, predictions, max_dets=200).curves
+    counted = (curves.true_positives + curves.false_positives)[CAT]
+    for threshold, count in zip(curves.thresholds.tolist(), counted.tolist(), strict=True):
+        kept = above({"scores": scores, "labels": torch.zeros(101, dtype=torch.int64)}, [threshold])
+        assert count == len(kept["scores"]) == (scores > threshold).sum() == (scores > torch.tensor(threshold)).sum()
 
 
 def test_no_threshold_is_best_where_nothing_is_right():

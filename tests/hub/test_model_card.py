@@ -5,13 +5,20 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
+import torch
 from datasets import DatasetInfo
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
 import rfdetr_hf
-from rfdetr_hf import RFDETRImageProcessor, RFDETRTrainer, RFDETRTrainingArguments, make_shapes_dataset
+from rfdetr_hf import (
+    RFDETRForKeypointDetection,
+    RFDETRImageProcessor,
+    RFDETRTrainer,
+    RFDETRTrainingArguments,
+    make_shapes_dataset,
+)
 from rfdetr_hf.hub.model_card import CardFacts, hub_dataset_id, hub_model_id, write_model_card
 from rfdetr_hf.tasks import TASKS
 
@@ -140,7 +147,20 @@ def test_what_a_reader_would_not_expect(tmp_path, tiny_config):
     assert "objects inside others" in (tmp_path / "README.md").read_text()
     config = tiny_config(num_keypoints_per_class=[4, 0, 4])
     write_model_card(tmp_path, CardFacts("a", "RFDETRForKeypointDetection", config, 1))
-    assert "without keypoints (square) are at most 0.5" in " ".join((tmp_path / "README.md").read_text().split())
+    text = (tmp_path / "README.md").read_text()
+    assert "without keypoints (square) are at most 0.5" in " ".join(text.split())
+    assert "threshold={1: 1 / 3}, target_sizes" in text
+
+
+def test_the_code_of_a_card_finds_classes_without_keypoints(tmp_path, tiny_config):
+    config = tiny_config(("person", "ball"), num_keypoints_per_class=[4, 0])
+    model, processor = RFDETRForKeypointDetection(config).eval(), RFDETRImageProcessor(size={"height": 64, "width": 64})
+    write_model_card(tmp_path, CardFacts("a", type(model).__name__, config, 1))
+    threshold = re.search(r"threshold=(.*), target_sizes", (tmp_path / "README.md").read_text())
+    outputs = model(torch.zeros(1, 3, 64, 64))
+    outputs.logits = torch.full_like(outputs.logits, -9)
+    outputs.logits[0, 0, 1] = 9
+    assert threshold and model.detect(outputs, processor, eval(threshold[1]))[0]["labels"].tolist() == [1]
 
 
 def test_the_card_of_a_run_and_its_code_run_as_written(tmp_path, tiny_model):

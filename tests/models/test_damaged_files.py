@@ -7,8 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rfdetr_hf import RFDETRForInstanceSegmentation, RFDETRForObjectDetection, RFDETRImageProcessor, load_model
+from rfdetr_hf import (
+    RFDETRForInstanceSegmentation,
+    RFDETRForObjectDetection,
+    RFDETRImageProcessor,
+    load_class_rows,
+    load_model,
+)
 from rfdetr_hf.models.files.auto import load_processor
+from rfdetr_hf.training.finetuning import load_parts
 
 
 @pytest.fixture
@@ -48,6 +55,29 @@ def test_nan_is_refused_in_official_files(folder, tmp_path):
     torch.save(payload, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match="bad.pth: NaN .*bbox_embed.layers.0.weight"):
         load_model(tmp_path / "bad.pth")
+
+
+def test_nan_is_refused_at_every_other_door(folder):
+    whole = RFDETRForObjectDetection.from_pretrained(folder)
+
+    def change(state):
+        for name in ("class_embed.weight", "backbone.0.encoder.encoder.layernorm.weight"):
+            state[name].view(-1)[1] = float("nan")
+        return state
+
+    state = change({name: tensor.clone() for name, tensor in whole.state_dict().items()})
+    change_weights(folder, change)
+    before = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    for load in (
+        lambda: load_parts(whole, folder, ["heads"]),
+        lambda: load_parts(whole, folder, ["projector", "encoder"]),
+        lambda: load_class_rows(whole, folder),
+        lambda: RFDETRForObjectDetection.from_pretrained(None, config=whole.config, state_dict=state),
+    ):
+        with pytest.raises(ValueError, match="NaN or infinite values in [12] of"):
+            load()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in whole.state_dict().items())
+    load_parts(whole, folder, ["projector", "decoder"])
 
 
 def test_nan_never_reaches_a_file(folder, tmp_path):

@@ -168,6 +168,10 @@ def test_the_same_windows_pass(payload, fields):
         ({"out_feature_indexes": ["1", 3]}, r"out_feature_indexes=\['1', 3\], which must be a list"),
         ({"num_windows": "2"}, "num_windows='2', which must be a number"),
         ({"resolution": 0}, "resolution=0, which must be a number from 1"),
+        ({"sa_nheads": 5}, "sa_nheads 5 .*hidden_dim.*torch.load gives"),
+        ({"ca_nheads": 5}, "ca_nheads 5 .*torch.load gives"),
+        ({"resolution": 100}, "resolution 100 .*torch.load gives"),
+        ({"out_feature_indexes": [1, 2, 30]}, r"out_feature_indexes \[1, 2, 30\] .*torch.load gives"),
         ({"class_names": list("abcdefgh")}, "8 names for .*torch.load gives .*from_official"),
     ],
 )
@@ -175,6 +179,20 @@ def test_fields_of_another_kind_are_refused_by_name(payload, fields, said):
     _, content = payload(place="args", **fields)
     with pytest.raises(ValueError, match=f"the dictionary: .*{said}"):
         RFDETRForObjectDetection.from_official(content, variant="nano")
+
+
+@pytest.mark.parametrize(
+    ("name", "earlier"),
+    [("bbox_reparam", False), ("num_windows", 1), ("resolution", 640), ("out_feature_indexes", (3,))],
+)
+def test_places_that_say_different_things_are_named(payload, caplog, name, earlier):
+    _, content = payload(place="args")
+    content["model_config"] = {name: content["args"].get(name, official.FIXED_FIELDS.get(name))}
+    RFDETRForObjectDetection.from_official(content, variant="nano")
+    assert "the latter counts" not in caplog.text
+    content["args"][name] = earlier
+    RFDETRForObjectDetection.from_official(content, variant="nano")
+    assert f"says {name}=" in caplog.text and "in model_config" in caplog.text and "the latter counts" in caplog.text
 
 
 def test_what_older_files_carry_unused_is_named(payload, caplog):

@@ -229,8 +229,10 @@ def test_files_of_a_model_with_adapters_are_those_of_a_plain_one(model, tmp_path
     train_adapters(model)
     adapted = logits(model)
     model.save_pretrained(tmp_path / "saved")
+    model.save_pretrained(tmp_path / "given", state_dict=model.state_dict())
     model.save_official(tmp_path / "saved.pth")
     read = (
+        RFDETRForObjectDetection.from_pretrained(tmp_path / "given"),
         RFDETRForObjectDetection.from_pretrained(tmp_path / "saved"),
         AutoModelForObjectDetection.from_pretrained(tmp_path / "saved"),
         RFDETRForObjectDetection.from_official(tmp_path / "saved.pth", drop_unused_rows=True),

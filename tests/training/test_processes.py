@@ -24,6 +24,7 @@ sys.exit(run_processes(LaunchArguments(device="cpu", num_processes=2), ["-c", {c
 def no_launcher(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", parent.LAUNCHER_VARIABLE):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(parent, "_of_fit", None)
 
 
 @pytest.mark.parametrize(
@@ -145,5 +146,22 @@ def test_a_user_chooses_threads_by_the_environment_or_the_option_of_the_launcher
 
 
 def test_a_launcher_that_ended_before_its_process_looked_is_noticed(monkeypatch):
-    monkeypatch.setenv(parent.LAUNCHER_VARIABLE, str(os.getppid() + 1))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    monkeypatch.setenv(parent.LAUNCHER_VARIABLE, str(ended.pid))
     assert parent.signal_at_launchers_end(signal.SIGTERM) is True
+
+
+@pytest.mark.parametrize("shell", [[], ["sh", "-c", '"$@"; exit $?', "sh"]])
+def test_what_a_process_of_several_starts_is_none_of_them(shell):
+    look = "from rfdetr_hf import end_with_launcher; end_with_launcher(); "
+    child = [*shell, sys.executable, "-c", f"{look}print('alive')"]
+    fork = f"import os; n = os.fork(); {look}os.waitpid(n, 0) if n else os._exit(0)"
+    code = f"{look}import subprocess; subprocess.run({child!r}, check=True); {fork}"
+    assert subprocess.run([sys.executable, "-c", RUN.format(code=code)], check=False).returncode == 0
+
+
+def test_a_running_launcher_that_is_not_the_parent_ends_nobody(monkeypatch):
+    monkeypatch.setenv(parent.LAUNCHER_VARIABLE, str(os.getpid()))
+    assert parent.signal_at_launchers_end(signal.SIGTERM) is False
+    assert parent.LAUNCHER_VARIABLE not in os.environ and parent.fit_launcher() == os.getpid()

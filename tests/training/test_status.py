@@ -32,6 +32,15 @@ def test_a_run_without_its_lock_has_failed(tmp_path, capsys):
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
 
 
+@pytest.mark.parametrize(
+    "fields", ['"step": "abc", "epoch": [], "score": "1"', '"step": 1e999, "epoch": NaN, "score": {}, "message": [1]']
+)
+def test_fields_of_another_type_hide_no_state(tmp_path, capsys, fields):
+    (tmp_path / "status.json").write_text(f'{{"state": "preempted", "eta_seconds": true, {fields}}}')
+    assert main(["status", str(tmp_path), "--exit-code"]) == 75
+    assert capsys.readouterr().out.startswith("preempted: ")
+
+
 @pytest.mark.parametrize("content", [None, "", "[1]", '{"state": "asleep"}', "[" * 100_000])
 def test_what_is_no_run_is_misuse(tmp_path, capsys, content):
     if content is not None:

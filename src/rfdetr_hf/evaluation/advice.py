@@ -4,7 +4,7 @@ import numpy as np
 
 from .analysis import DetectionAnalysis
 from .error_types import KINDS
-from .metrics import least_scores
+from .metrics import highest_rejected
 
 _FEW = 20  # objects, below which a score says little
 _SMALL = 32**2  # COCO's limit in pixels
@@ -25,7 +25,7 @@ def class_advice(analysis: DetectionAnalysis) -> list[str]:
     """
     evaluation, matrix = analysis.evaluation, analysis.confusion
     truths, matches, names = evaluation.truths, evaluation.matches, evaluation.class_names
-    above = matches.score >= least_scores(analysis.threshold)
+    above = matches.score > highest_rejected(analysis.threshold)
     right, kinds = matches.correct & above, analysis.errors.kind
     found = np.zeros(len(truths.category), dtype=bool)
     found[matches.truth[right]] = True

@@ -8,7 +8,7 @@ import numpy as np
 from .backends import Evaluation
 from .confusion import confusion_matrix
 from .error_types import ErrorTypes, error_types
-from .metrics import COCO_LIMITS, OperatingCurves, class_table, least_scores, operating_curves
+from .metrics import COCO_LIMITS, OperatingCurves, class_table, highest_rejected, operating_curves
 
 
 class ImageErrors(NamedTuple):
@@ -24,7 +24,7 @@ def worst_images(evaluation: Evaluation, threshold: float, limit: int = 20) -> l
     """The images with the most wrong detections and missed objects; images without an error are not listed."""
     matches, truths = evaluation.matches, evaluation.truths
     image_ids = evaluation.image_ids.tolist()
-    counted = matches.score >= least_scores(threshold)
+    counted = matches.score > highest_rejected(threshold)
     kinds = (matches.correct, matches.wrong)
     right, wrong = (np.bincount(matches.image[counted & kind], minlength=len(image_ids)) for kind in kinds)
     missed = np.bincount(truths.image[~truths.ignored], minlength=len(image_ids)) - right

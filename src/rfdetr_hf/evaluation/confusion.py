@@ -3,7 +3,7 @@
 import numpy as np
 
 from .backends import Evaluation
-from .metrics import least_scores
+from .metrics import highest_rejected
 from .similarity import overlaps
 
 _FOREGROUND = 0.5
@@ -25,7 +25,7 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
     """
     matches, truths = evaluation.matches, evaluation.truths
     background = np.array(len(evaluation.category_ids))
-    counted = (matches.score >= least_scores(threshold)) & ~matches.ignored
+    counted = (matches.score > highest_rejected(threshold)) & ~matches.ignored
     found = matches.truth[counted & matches.correct]
     free = ~truths.ignored
     free[found] = False

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .backends import Evaluation
-from .metrics import least_scores
+from .metrics import highest_rejected
 from .similarity import Pairs, overlaps
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
@@ -56,14 +56,14 @@ def error_types(evaluation: Evaluation, threshold: float) -> ErrorTypes:
     wrong = np.flatnonzero(evaluation.matches.wrong)
     kind, target = _classify(evaluation, wrong)
     mended = _best_of_each_target(evaluation, kind, target)
-    missed = _missed(evaluation, mended, 0.0)
+    missed = _missed(evaluation, mended, -1.0)
     ranking = _ranking(evaluation, evaluation.matches.category)
     base = _mean_ap(evaluation, ranking)
     cost = {}
     for number, name in enumerate(KINDS[:-1]):
         cost[name] = _mean_ap(evaluation, ranking, kind == number, np.where(kind == number, mended, -1)) - base
     cost["missed"] = _mean_ap(evaluation, ranking, missed=missed) - base
-    above = evaluation.matches.score >= least_scores(threshold)
+    above = evaluation.matches.score > highest_rejected(threshold)
     count = {name: int((kind == number).sum()) for number, name in enumerate(KINDS[:-1])}
     confident = {name: int((kind[above] == number).sum()) for number, name in enumerate(KINDS[:-1])}
     count["missed"] = int(missed.sum())
@@ -123,7 +123,7 @@ def _best_of_each_target(evaluation: Evaluation, kind: np.ndarray, target: np.nd
 def _missed(evaluation: Evaluation, spoken_for: np.ndarray, threshold: float) -> np.ndarray:
     """(m,) bool: objects to be found that no right detection above the threshold has, and nobody speaks for."""
     missed = ~evaluation.truths.ignored
-    right = evaluation.matches.correct & (evaluation.matches.score >= least_scores(threshold))
+    right = evaluation.matches.correct & (evaluation.matches.score > highest_rejected(threshold))
     missed[evaluation.matches.truth[right]] = False
     missed[spoken_for[spoken_for >= 0]] = False
     return missed

@@ -10,9 +10,12 @@ COCO_LIMITS = {"bbox": (1, 10, 100), "segm": (1, 10, 100), "keypoints": (20,)}
 SCORE_THRESHOLDS = np.linspace(0, 1, 101)
 
 
-def least_scores(thresholds: np.ndarray | float) -> np.ndarray:
-    """The scores from which a detection counts at thresholds: the .9 of a model, in float32, is a little below .9."""
-    return np.minimum(thresholds, np.float32(thresholds).astype(np.float64))
+def highest_rejected(thresholds: np.ndarray | float) -> np.ndarray:
+    """The scores above which a detection counts at thresholds, as in predictions.
+
+    Models give scores in float32, in which .9 is a little below .9 and .3 a little above .3: neither is above it.
+    """
+    return np.maximum(thresholds, np.float32(thresholds).astype(np.float64))
 
 
 def summarize(evaluation: Evaluation) -> dict[str, float]:
@@ -83,7 +86,7 @@ def _mean(values: np.ndarray) -> float:
 class OperatingCurves(NamedTuple):
     """Precision, recall and F1 of each class when detections below a score are left out.
 
-    At threshold t a class has the detections with score >= t that COCO counts at IoU .5: each is right or wrong as in
+    At threshold t a class has the detections with score > t that COCO counts at IoU .5: each is right or wrong as in
     AP, and those matched to crowds are neither. Precision is 0 where nothing is left. Only classes with objects to be
     found enter the macro means.
 
@@ -130,7 +133,7 @@ def operating_curves(evaluation: Evaluation, thresholds: np.ndarray = SCORE_THRE
     """Counts of right and wrong detections of each class at each score threshold, in one pass."""
     matches, classes = evaluation.matches, len(evaluation.category_ids)
     # The number of thresholds that a detection passes; those that pass none drop out with the first column.
-    passed = np.searchsorted(least_scores(thresholds), matches.score, side="right")
+    passed = np.searchsorted(highest_rejected(thresholds), matches.score, side="left")
     cell = matches.category * (len(thresholds) + 1) + passed
     counts = []
     for kind in (matches.correct, matches.wrong):

@@ -16,7 +16,7 @@ from ..drawing import COLOURS, Shape, draw_shapes, mosaic
 from .analysis import DetectionAnalysis
 from .backends import Evaluation, run_lengths
 from .error_types import KINDS
-from .metrics import least_scores
+from .metrics import highest_rejected
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -200,7 +200,7 @@ def draw_labels_and_detections(
     chosen = candidates[np.unique(np.linspace(0, len(candidates) - 1, min(limit, len(candidates))).round().astype(int))]
     # Where no detection is right, every threshold is as good as the lowest one, which shows all that a model gives.
     least = analysis.threshold if analysis.summary()["f1"] else _UNSURE
-    above = (matches.score >= least_scores(least)) & ~matches.ignored
+    above = (matches.score > highest_rejected(least)) & ~matches.ignored
     labelled, detected = [], []
     for row in chosen.tolist():
         image, place = decode_image(rows[row]), positions[row]
@@ -240,7 +240,7 @@ def draw_errors(
     evaluation = analysis.evaluation
     position = evaluation.image_ids.tolist().index(image_id)
     matches, truths = evaluation.matches, evaluation.truths
-    shown = (matches.image == position) & (matches.score >= least_scores(analysis.threshold)) & ~matches.ignored
+    shown = (matches.image == position) & (matches.score > highest_rejected(analysis.threshold)) & ~matches.ignored
     found = set(matches.truth[shown & matches.correct].tolist())
     there = np.flatnonzero((truths.image == position) & ~truths.ignored).tolist()
     # Objects first, so that detections are drawn over them.

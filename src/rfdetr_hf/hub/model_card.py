@@ -44,8 +44,8 @@ NESTED_OBJECTS = """
 The pipeline gives each pixel to one object: of objects inside others, which `model.detect` keeps, it drops one.
 """
 WITHOUT_KEYPOINTS = """
-Scores of classes without keypoints ($classes) are at most 0.5: take t / (1 + t) where you would take the threshold t,
-as `rfdetr-hf predict` does, 1/3 in place of 0.5.
+Scores of classes without keypoints ($classes) are at most 0.5: the code above takes 1/3 for these in place of 0.5, and
+t / (1 + t) is right for any t, as `rfdetr-hf predict` does by itself.
 """
 PLAIN_TRANSFORMERS = """
 With plain transformers, without rfdetr_hf (its image processor needs torchvision):
@@ -176,10 +176,12 @@ def _body(facts: CardFacts, has_curves: bool) -> str:
     if task.object_field == "segmentation":
         plain += NESTED_OBJECTS
     labels = [as_text(name) for _, name in sorted(names_of_labels.items())]
+    threshold = "0.5"
     if task.object_field == "keypoints":
-        counts = config.num_keypoints_per_class or []
-        without = [name for name, count in zip(labels, counts, strict=False) if not count]
-        plain += Template(WITHOUT_KEYPOINTS).substitute(classes=", ".join(without)) if without else ""
+        without = [row for row, count in enumerate(config.num_keypoints_per_class or []) if not count]
+        if without:
+            plain += Template(WITHOUT_KEYPOINTS).substitute(classes=", ".join(labels[row] for row in without))
+            threshold = f"{{{', '.join(f'{row}: 1 / 3' for row in without)}}}"
     template = Template(files("rfdetr_hf.hub").joinpath("templates/model_card.md").read_text(encoding="utf-8"))
     return template.substitute(
         title=f"{as_text(facts.name)}: RF-DETR trained with rfdetr_hf",
@@ -193,6 +195,7 @@ def _body(facts: CardFacts, has_curves: bool) -> str:
         classes=", ".join(labels),
         model_class=facts.model_class,
         model_id=facts.model_id,
+        threshold=threshold,
         plain_transformers=plain,
         results=_table(facts.metrics) or "Not evaluated.",
         evaluations=_evaluations(facts.log_history) + (f"\n![Losses and AP]({CURVES})\n" if has_curves else ""),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..arguments.launch import one_device
 from ..bit_depth import upright_rgb
+from ..evaluation.metrics import highest_rejected
 from ..evaluation.run import Found
 from ..models.files.auto import load_model, load_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
@@ -49,7 +50,7 @@ def class_thresholds(
 
 def above(found: Found, thresholds: Sequence[float]) -> Found:
     """What scores more than the threshold of its label."""
-    least = np.array(thresholds)[np.asarray(found["labels"])]
+    least = highest_rejected(np.array(thresholds))[np.asarray(found["labels"])]
     kept = np.flatnonzero(np.asarray(found["scores"], dtype=np.float64) > least).tolist()
     return {name: [v[i] for i in kept] if isinstance(v, list) else v[kept] for name, v in found.items()}
 

@@ -15,6 +15,7 @@ from pycocotools import mask as mask_utils
 
 from ..data.keypoints import ClassKeypoints, KeypointSchema
 from ..evaluation.detection_table import compressed
+from ..evaluation.metrics import highest_rejected
 from ..models.configuration_rfdetr import RFDETRConfig
 from .images import NamedImage, bounded
 from .yolo import NOT_LABELLED, VISIBLE, YoloDataset
@@ -107,9 +108,9 @@ class CocoResults:
         """
         self._counts[0] += 1
         image = {"id": self._counts[0], "file_name": file_name, "width": size[0], "height": size[1], **more}
-        annotations = []
+        annotations, rejected = [], highest_rejected(threshold)
         for i, score in enumerate(detections["scores"].tolist()):
-            if score > threshold:
+            if score > rejected:
                 self._counts[1] += 1
                 head = {"id": self._counts[1], "image_id": image["id"]}
                 annotations.append({**head, **self._annotation(detections, i), "score": round(score, 5)})

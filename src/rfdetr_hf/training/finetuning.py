@@ -9,7 +9,7 @@ import torch
 
 from ..models.adapters import add_lora, has_adapters
 from ..models.configuration_rfdetr import RFDETRConfig
-from ..models.files.adapt import CLASS_HEADS, check_class_heads, rows_by_name
+from ..models.files.adapt import CLASS_HEADS, check_class_heads, require_finite, rows_by_name
 from ..models.files.layouts import POSITIONS, official_keys, resize_positions
 from ..models.files.pretrained import read_state
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
@@ -107,7 +107,8 @@ def load_parts(model: RFDETRForObjectDetection, source: str | Path, parts: Colle
         hub_options: `revision`, `token` and the like.
 
     Raises:
-        ValueError: if a tensor of these parts is missing in the checkpoint or has another shape.
+        ValueError: if a tensor of these parts is missing in the checkpoint, has another shape, or a number that
+            is not finite.
     """
     _check_parts(parts)
     found = official_keys(read_state(source, **hub_options))
@@ -122,6 +123,7 @@ def load_parts(model: RFDETRForObjectDetection, source: str | Path, parts: Colle
                 f"{name} has the shape {tuple(found[name].shape)} in {source} and {tuple(tensor.shape)} in the model; "
                 f"build the model alike, or leave out the part {part_of(name)}"
             )
+    require_finite({name: found[name] for name in chosen}, str(source))
     for name, tensor in chosen.items():
         tensor.copy_(found[name])
     logger.info("%d tensors of %s come from %s", len(chosen), ", ".join(sorted(parts)), source)
@@ -133,7 +135,7 @@ def load_class_rows(model: RFDETRForObjectDetection, source: str | Path, **hub_o
 
     Names are compared as `from_pretrained` compares them.
 
-    `from_pretrained` with other classes gives all classes new rows; after it this brings back those of old classes.
+    `from_pretrained` does so itself; this is for the classes of one more checkpoint.
 
     Args:
         model: is changed in place; its width and query groups are those of the checkpoint.
@@ -144,7 +146,8 @@ def load_class_rows(model: RFDETRForObjectDetection, source: str | Path, **hub_o
         The names of these classes.
 
     Raises:
-        ValueError: the checkpoint's heads do not fit those of the model, or its own configuration; nothing is changed.
+        ValueError: the checkpoint's heads do not fit those of the model, or its own configuration, or have a number
+            that is not finite; nothing is changed.
     """
     saved, found = RFDETRConfig.from_pretrained(source, **hub_options), official_keys(read_state(source, **hub_options))
     check_class_heads(found, saved, str(source))
@@ -157,6 +160,7 @@ def load_class_rows(model: RFDETRForObjectDetection, source: str | Path, **hub_o
         if name not in found or found[name].shape[1:] != tensor.shape[1:]:
             has = f"{name} of the shape {tuple(found[name].shape)}" if name in found else f"no {name}"
             raise ValueError(f"{source} has {has}, and the model {tuple(tensor.shape)}: build the model alike")
+    require_finite({name: found[name] for name in heads}, str(source))
     for name, tensor in heads.items():
         tensor[ours] = found[name][theirs].to(tensor)
     logger.info("class rows: %d are those of %s, %d stay as they were", len(ours), source, len(rows) - len(ours))

@@ -14,13 +14,26 @@ LAUNCHER_MODULES = (
     "accelerate.commands.launch", "accelerate.commands.accelerate_cli", "torch.distributed.run",
     "torch.distributed.launch", "deepspeed.launcher.launch", "deepspeed.launcher.runner",
 )  # fmt: skip
-# Holds the process id of the command that has started this one and its like; see `processes.py`.
+# Holds the process id of the command that has started this one and its like; see `processes.py` and `fit_launcher`.
 LAUNCHER_VARIABLE = "RFDETR_LAUNCHER"
 # Options of the interpreter that are followed by a word of their own.
 _WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 _PR_SET_PDEATHSIG = 1
 # This process, and the launcher that was its parent when it was first looked for.
 _launched: tuple[int, int] | None = None
+# This process, and the command `rfdetr-hf fit` that has started it.
+_of_fit: tuple[int, int] | None = None
+
+
+def fit_launcher() -> int | None:
+    """The process of `rfdetr-hf fit` on several devices that has started this one.
+
+    Its variable is taken out of the environment: what this process starts is none of that command's.
+    """
+    global _of_fit
+    if value := os.environ.pop(LAUNCHER_VARIABLE, ""):
+        _of_fit = os.getpid(), int(value)
+    return _of_fit[1] if _of_fit is not None and _of_fit[0] == os.getpid() else None
 
 
 def words_of(pid: int) -> list[str]:
@@ -92,13 +105,13 @@ def signal_at_launchers_end(number: int) -> bool:
         Whether a launcher that an earlier call has seen, or this one, has ended already: no signal comes any more.
     """
     global _launched
-    process, parent, ours = os.getpid(), os.getppid(), os.environ.get(LAUNCHER_VARIABLE)
+    process, parent, ours = os.getpid(), os.getppid(), fit_launcher()
     if _launched is None or _launched[0] != process:
         if sys.platform != "linux":
             return False
-        if ours not in (None, str(parent)):
+        if ours not in (None, parent) and not words_of(ours):
             return True
-        if not (ours or launcher_words(words_of(parent))):
+        if ours != parent and not launcher_words(words_of(parent)):
             return False
         _launched = process, parent
     import ctypes

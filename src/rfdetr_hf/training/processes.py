@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..arguments.launch import LaunchArguments
-from .parent import LAUNCHER_VARIABLE, chosen_threads, launcher_words, words_of
+from .parent import LAUNCHER_VARIABLE, chosen_threads, fit_launcher, launcher_words, words_of
 from .preemption import EXIT_CODE, SIGNALS
 
 logger = logging.getLogger("rfdetr_hf")
@@ -38,7 +38,7 @@ def run_processes(args: LaunchArguments, command: Sequence[str]) -> int | None:
     Raises:
         ValueError: the machine has not these GPUs, or a launcher has decided already.
     """
-    if LAUNCHER_VARIABLE in os.environ:
+    if fit_launcher() is not None:
         return None
     if any(name in os.environ for name in _OF_LAUNCHERS):
         for name in ("device", "num_processes"):

@@ -15,6 +15,7 @@ from .preemption import EXIT_CODE
 
 FILE = "status.json"
 _TIME = "%Y-%m-%d %H:%M:%S"
+_LARGEST = 1e15
 RUNNING, FINISHED, PREEMPTED, FAILED = "running", "finished", "preempted", "failed"
 STATUS_EXIT_CODES = {FINISHED: 0, FAILED: 1, RUNNING: 3, PREEMPTED: EXIT_CODE}
 """What `rfdetr-hf status --exit-code` answers, by state."""
@@ -98,15 +99,19 @@ def read_status(root: str | Path) -> dict[str, Any]:
 
 
 def status_line(fields: dict[str, Any]) -> str:
-    """One line for people; fields that are not there are left out."""
+    """One line for people; fields that are not there, or of another type, are left out."""
     parts = []
-    if "step" in fields:
+    for name in ("step", "epoch", "eta_seconds", "score"):
+        # Also left out: what is no finite number.
+        if not isinstance(fields.get(name), (int, float)) or not abs(fields[name]) < _LARGEST:
+            fields = {**fields, name: None}
+    if fields["step"] is not None:
         parts.append(f"step {fields['step']}/{fields.get('max_steps')}")
-    if fields.get("epoch") is not None:
+    if fields["epoch"] is not None:
         parts.append(f"epoch {fields['epoch']:.2f}")
-    if fields.get("eta_seconds") is not None and fields["state"] == RUNNING:
+    if fields["eta_seconds"] is not None and fields["state"] == RUNNING:
         parts.append(f"ETA {time_left(fields['eta_seconds'])}")
-    if fields.get("score") is not None:
+    if fields["score"] is not None:
         parts.append(f"best {fields.get('metric')} {fields['score']:.4f}")
     if fields.get("last_checkpoint"):
         parts.append(f"last checkpoint {fields['last_checkpoint']}")

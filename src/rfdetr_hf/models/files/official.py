@@ -77,6 +77,12 @@ _BY_RULE = {"dual_projector", "dual_projector_kp_only", "window_block_indexes"}
 # In the settings of older files beside other taps; the official package never used it from there.
 _UNUSED_WINDOWS = [0, 1, 3, 4, 6, 7, 9, 10]
 _KNOWN_FIELDS = {*READ_FIELDS, *TENSOR_FIELDS, *FIXED_FIELDS, *OPTION_FIELDS, *IGNORED_FIELDS, *_BY_RULE, "class_names"}
+# Fields of the configuration in messages about a file that calls them so.
+_OFFICIAL_NAMES = {
+    "decoder_self_attention_heads": "sa_nheads", "decoder_cross_attention_heads": "ca_nheads", "d_model": "hidden_dim",
+    "out_indices": "out_feature_indexes",
+}  # fmt: skip
+_REMEDY = "Put its settings right in what torch.load gives of the file, and give from_official the dictionary."
 # What torch.load raises for files that are cut off or changed.
 _DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error)
 _ZIP, _PICKLE, _LFS = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
@@ -134,10 +140,7 @@ def read_official(
     if not isinstance(payload, Mapping):
         raise ValueError(f"{origin} holds a {type(payload).__name__}, not a dictionary with the entry 'model'.")
     own = payload.get(OWN_KEY) or {}
-    fields = {**_as_fields(payload.get("hyper_parameters")), **_as_fields(payload.get("args"))}
-    described = _as_fields(payload.get("model_config"))
-    # None stands for a field that is not there.
-    fields = {name: value for name, value in (fields | described).items() if value is not None}
+    fields, described = _all_fields(payload, origin), _as_fields(payload.get("model_config"))
     if unknown := sorted(set(described) - _KNOWN_FIELDS):
         logger.warning(
             "%s: model_config has the fields %s, which this package does not know: if one of them changes the network, "
@@ -200,6 +203,19 @@ def _as_fields(entry: Any) -> dict[str, Any]:
     if entry is None:
         return {}
     return dict(entry) if isinstance(entry, Mapping) else dict(vars(entry))
+
+
+def _all_fields(payload: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """What a file says of its model, in up to three places; None stands for a field that is not there."""
+    fields: dict[str, Any] = {}
+    for place in ("hyper_parameters", "args", "model_config"):
+        said = {name: value for name, value in _as_fields(payload.get(place)).items() if value is not None}
+        for name in sorted(fields.keys() & said.keys() & (READ_FIELDS | FIXED_FIELDS.keys())):
+            one, other = ([*value] if isinstance(value, tuple) else value for value in (fields[name], said[name]))
+            if one != other:
+                logger.warning("%s says %s=%.60r and, in %s, %.60r: the latter counts", origin, name, one, place, other)
+        fields |= said
+    return fields
 
 
 def _regular_state(payload: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
@@ -284,7 +300,11 @@ def official_config(checkpoint: OfficialCheckpoint, variant: str | None = None) 
         "num_keypoints_per_class": schema,
     }
     _name_contradictions(checkpoint, overrides)
-    return base.with_fields(**overrides, resolution=_resolution(checkpoint, base))
+    try:
+        return base.with_fields(**overrides, resolution=_resolution(checkpoint, base))
+    except ValueError as error:
+        message = re.sub("|".join(_OFFICIAL_NAMES), lambda found: _OFFICIAL_NAMES[found[0]], str(error))
+        raise ValueError(f"{checkpoint.origin}: {message} {_REMEDY}") from error
 
 
 def _check_kinds(fields: Mapping[str, Any], origin: str) -> None:
@@ -299,9 +319,7 @@ def _check_kinds(fields: Mapping[str, Any], origin: str) -> None:
         if not isinstance(value, (list, tuple)) or not all(isinstance(item, int) for item in value):
             wrong[name] = "a list of numbers"
     for name, kind in wrong.items():
-        raise ValueError(
-            f"{origin}: its settings have {name}={fields[name]!r:.60}, which must be {kind}: put it right."
-        )
+        raise ValueError(f"{origin}: its settings have {name}={fields[name]!r:.60}, which must be {kind}. {_REMEDY}")
 
 
 def _name_contradictions(checkpoint: OfficialCheckpoint, found: Mapping[str, Any]) -> None:
@@ -358,7 +376,7 @@ def _check_windows(checkpoint: OfficialCheckpoint) -> None:
             "its outputs would be others. Use it with the official package; an encoder without windows, and without "
             "registers, is num_windows=1 here."
         )
-    if blocks is None or taps is None or fields.get("num_windows") == 1:
+    if blocks is None or not taps or fields.get("num_windows") == 1:
         return
     implied = [block for block in range(max(taps) + 1) if block not in taps]
     last = count_encoder_blocks(checkpoint.state)
@@ -461,13 +479,12 @@ def official_labels(
     Raises:
         ValueError: for a dict with other keys than rows, or more names than rows.
     """
-    remedy = "put right class_names in what torch.load gives of the file, and give from_official the dictionary"
     if isinstance(class_names, Mapping) and class_names:
         named = {int(key) if str(key).isdecimal() else key: str(name) for key, name in class_names.items()}
         if not {*named} <= {*range(rows)}:
             raise ValueError(
                 f"{origin}: class_names has the keys {[*class_names][:5]}, and the class head the rows "
-                f"0 to {rows - 1}: {remedy}."
+                f"0 to {rows - 1}. {_REMEDY}"
             )
         return {row: named.get(row, UNUSED_LABEL) for row in range(rows)}
     names = [class_names] if isinstance(class_names, str) else [str(name) for name in class_names or ()]
@@ -476,7 +493,7 @@ def official_labels(
     if rows == 91 and unnamed and counted in ([], [1]):
         return {row: COCO_LABELS.get(row, UNUSED_LABEL) for row in range(rows)}
     if len(names) > rows:
-        raise ValueError(f"{origin}: class_names has {len(names)} names for {rows} rows of the class head: {remedy}.")
+        raise ValueError(f"{origin}: class_names has {len(names)} names for {rows} rows of the class head. {_REMEDY}")
     if not unnamed and not counted and len(names) != rows - 1:
         shown = {row: names[row] if row < len(names) else UNUSED_LABEL for row in range(rows)}
         logger.warning(

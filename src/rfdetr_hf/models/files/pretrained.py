@@ -210,6 +210,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         """
         source = pretrained_model_name_or_path
         if source is None:
+            require_finite(kwargs.get("state_dict") or {}, "state_dict")
             return super().from_pretrained(None, *model_args, **kwargs)
         source = checkpoint_of(source)
         if kwargs.pop("use_safetensors", None) is False:
@@ -337,8 +338,8 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             raise NotADirectoryError(f"{save_directory} is a file: give a folder to save into.")
         self.config.validate()
         plain: Any = self
-        if state_dict is None and has_adapters(self):
-            state_dict = plain_state(self, self.state_dict())
+        if has_adapters(self):
+            state_dict = plain_state(self, self.state_dict() if state_dict is None else state_dict)
             with torch.device("meta"):
                 plain = type(self)(self.config)
             plain.to(self.dtype)
@@ -362,7 +363,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             hub_options: `revision`, `token`, `cache_dir`, ...
 
         Raises:
-            ValueError: if width or number of blocks differ, naming both sides.
+            ValueError: if width or number of blocks differ, naming both sides, or a number is not finite.
         """
         config, prefix = self.config.backbone_config, "backbone.0.encoder.encoder."
         found = dinov2_to_encoder(read_state(source, **hub_options), config.patch_size, config.position_grid)
@@ -373,6 +374,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"{source} does not fit the encoder. Here: {_encoder_facts(expected)}. There: {_encoder_facts(shapes)}."
             )
+        require_finite(found, str(source))
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(found[name])
