@@ -486,7 +486,7 @@ def _require_colours(fields: Mapping[str, Any]) -> None:
         several = isinstance(value, (list, tuple, np.ndarray)) and name != "rescale_factor"
         numbers, kinds = (list(value) if several else [value]), (int, float, np.floating)
         are_sound = all(type(x) is not bool and isinstance(x, kinds) and least < x < math.inf for x in numbers)
-        if not are_sound or len(numbers) not in (1, 3):
+        if not are_sound or len(numbers) not in (1, 3, 4):  # of RGB and, called with it, of four channels
             above = " above 0" if least == 0 else ""
             raise ValueError(f"{name} is {value!r}: it must be a number{above}, or three of mean and std.")
 
