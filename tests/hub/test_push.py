@@ -202,7 +202,7 @@ def test_on_push_begin_is_fired(tmp_path, hub, tiny_model, shapes):
 
 @pytest.mark.parametrize("source", ["tester/mine", "tester/mine/last-checkpoint"])
 def test_a_run_resumed_from_the_hub_ends_with_the_same_bits(tmp_path, hub, tiny_model, shapes, source):
-    options = {"hub_strategy": "checkpoint", "hub_model_id": "mine", "save_strategy": "steps", "save_steps": 3}
+    options = {"hub_model_id": "mine", "save_strategy": "steps", "save_steps": 3}
 
     class Cut(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -210,7 +210,8 @@ def test_a_run_resumed_from_the_hub_ends_with_the_same_bits(tmp_path, hub, tiny_
                 raise KeyboardInterrupt
 
     RFDETRTrainer(tiny_model(), arguments(tmp_path / "whole", push_to_hub=False, **options), shapes, shapes).train()
-    first = RFDETRTrainer(tiny_model(), arguments(tmp_path / "cut", **options), shapes, shapes, callbacks=[Cut()])
+    args = arguments(tmp_path / "cut", hub_strategy="checkpoint", **options)
+    first = RFDETRTrainer(tiny_model(), args, shapes, shapes, callbacks=[Cut()])
     with pytest.raises(KeyboardInterrupt):
         first.train()
     first.hub.wait()
