@@ -426,7 +426,7 @@ DAMAGES = [
         "an empty picture",
         "coco",
         write("b.jpg", b""),
-        "b.jpg: the image cannot be decoded (cannot identify image file",
+        "b.jpg: the image cannot be decoded (cannot identify image file);",
     ),
     Damage(
         "zeros in the place of a picture",

@@ -1,5 +1,7 @@
 """Outputs as Transformers has them: order, states, attention weights; and inputs that no model can read."""
 
+import logging
+
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
@@ -63,12 +65,13 @@ def test_states_and_attention_weights(deep_config, rng, model_class, fields, ext
 
 
 @pytest.mark.parametrize(("model_class", "fields", "extra"), CLASSES)
-def test_attention_in_plain_steps_is_equal(deep_config, rng, model_class, fields, extra):
+def test_attention_in_plain_steps_is_equal(deep_config, rng, model_class, fields, extra, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     model = model_class(deep_config(**fields)).eval()
     pixels = torch.randn(2, 3, 64, 64, generator=rng)
     expected = model(pixels)
     model.set_attn_implementation("eager")
-    assert model.config.backbone_config._attn_implementation == "eager"
+    assert model.config.backbone_config._attn_implementation == "eager" and "undefined behavior" not in caplog.text
     calls = []
     original = torch.nn.functional.scaled_dot_product_attention
     torch.nn.functional.scaled_dot_product_attention = lambda *args, **kwargs: calls.append(1)
@@ -86,7 +89,7 @@ def test_attention_that_the_models_do_not_have_is_refused(deep_config, name):
     model = RFDETRForObjectDetection(deep_config())
     with pytest.raises((ValueError, ImportError), match="(?i)attention|attn_implementation"):
         model.set_attn_implementation(name)
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "sdpa" and model.config.backbone_config._attn_implementation is None
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -173,6 +173,8 @@ def test_a_split_of_other_classes_is_not_scored(tmp_path, tiny_model, crowded):
     ("metric", "hint"),
     [
         ("mapp", "did you mean 'map'"),
+        ("map_circle", "'map_class_circle', with eval_per_class=True"),
+        ("eval_map_class_circle", "'map_class_circle', with eval_per_class=True"),
         ("segm_map", "is in no evaluation"),
         ("loss", "is in no"),
         ("raw_map", "set eval_raw_weights=True"),

@@ -1,8 +1,12 @@
 """The error that all of the data code raises, and the collector that puts several faults of one file into it."""
 
+import re
 from collections.abc import Iterable
 
 from ..options import without_secrets
+
+# Pillow's name of a file that it has as bytes; the message names the file itself.
+_ADDRESS = re.compile(r" ?<_io\.BytesIO object at 0x[0-9a-fA-F]+>")
 
 
 class DetectionDataError(ValueError):
@@ -12,7 +16,7 @@ class DetectionDataError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(without_secrets(str(message)))
+        super().__init__(without_secrets(_ADDRESS.sub("", str(message))))
 
 
 class SplitMissingError(DetectionDataError):

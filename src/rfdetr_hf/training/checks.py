@@ -171,6 +171,10 @@ def check_run(
         if metric not in logged:
             near = difflib.get_close_matches(metric, logged, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(dict.fromkeys(logged))}"
+            for name in {*model.config.id2label.values()}:
+                if metric.endswith(f"_{name}"):
+                    wanted = f"{metric.removesuffix(f'_{name}').removesuffix('_class')}_class_{name}"
+                    hint = f"a class has {wanted!r}, with eval_per_class=True"
             ends = [name for name in losses if without_raw(metric) == name or without_raw(metric).endswith(f"_{name}")]
             if ends and not args.eval_loss:
                 hint = "set eval_loss=True"

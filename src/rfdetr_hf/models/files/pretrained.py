@@ -170,6 +170,18 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             )
         return found
 
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
+        """Change the implementation, as in transformers; the encoder, which is no model of its own, has that of a text.
+
+        Raises:
+            ValueError: as `get_correct_attn_implementation`; nothing is changed.
+        """
+        asked = attn_implementation
+        kind = asked.get("backbone_config") if isinstance(asked, dict) else asked
+        if isinstance(kind, str):
+            self.config.backbone_config._attn_implementation = self.get_correct_attn_implementation(kind)
+        super().set_attn_implementation(asked, allow_all_kernels)
+
     def get_input_embeddings(self) -> None:
         """There is no table of input embeddings."""
         return None
