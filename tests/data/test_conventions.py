@@ -108,6 +108,28 @@ def test_y_before_x_is_an_error_that_names_the_format(sources, form):
     np.testing.assert_allclose(found, boxes, atol=1e-6)
 
 
+def test_right_boxes_beyond_one_border_are_not_taken_for_y_before_x(caplog):
+    rng = np.random.default_rng(0)
+    sizes = np.tile([480.0, 640.0], (60, 1))  # portraits of faces in the upper part, some cut by the right border
+    sides = rng.uniform((120, 140), (200, 220), (60, 2))
+    boxes = np.concatenate([rng.uniform((0, 20), np.array([480, 200]) - sides * [1, 0]), sides], 1)
+    boxes[::6, 0] = 480 - sides[::6, 0] + 30
+    check_convention(boxes, sizes, "xywh", str, problems := Problems("x"))
+    assert not problems.count and "if they are right and reach out of their images, pass" in caplog.text
+    boxes[::4, 0] = 480 - sides[::4, 0] / 3  # two thirds are outside
+    check_convention(boxes, sizes, "xywh", str, problems, asked=True)
+    assert not problems.count and len(caplog.messages) == 2 and "if they are right" not in caplog.messages[1]
+    check_convention(boxes, sizes, "xywh", str, problems)
+    assert problems.count == 1
+
+
+def test_an_order_that_is_asked_for_is_read(sources, caplog):
+    boxes = boxes_xywh(60)[:, [1, 0, 3, 2]]
+    boxes[:, 1] = np.minimum(boxes[:, 1], 44)  # clipped, but with something inside
+    train = load_detection_dataset(sources("coco", boxes), bbox_format="xywh")["train"]
+    assert len(train) == 30 and "of 60 boxes make sense only as 'yxhw'" in caplog.text
+
+
 def test_y_before_x_on_nearly_square_pictures_and_right_boxes_of_all_kinds(caplog):
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -118,7 +140,7 @@ def test_y_before_x_on_nearly_square_pictures_and_right_boxes_of_all_kinds(caplo
         problems = Problems("x")
         check_convention(np.concatenate([place, share], 1) * np.tile(sizes, 2), sizes, "xywh", str, problems)
         assert not problems.count and not caplog.messages
-    sizes = np.tile([640.0, 600.0], (count := 200, 1))
+    sizes = np.tile([640.0, 560.0], (count := 200, 1))
     share = rng.uniform(0.05, 0.5, (count, 2))
     boxes = np.concatenate([rng.uniform(0, 1 - share), share], 1) * np.tile(sizes, 2)
     check_convention(boxes[:, [1, 0, 3, 2]], sizes, "xywh", str, problems)

@@ -57,7 +57,8 @@ def settle(
     boxes, given = annotations.boxes, annotations.boxes.bbox
     if written is not None:
         size = annotations.size[boxes.row]
-        check_convention(boxes.bbox, size, written, lambda i: name_box(annotations, i), problems, boxes.area)
+        asked = options.bbox_format is not None
+        check_convention(boxes.bbox, size, written, lambda i: name_box(annotations, i), problems, boxes.area, asked)
         boxes = replace(boxes, bbox=to_xywh(boxes.bbox, size, written))
     else:
         _note_other_unit(annotations, problems)

@@ -20,6 +20,9 @@ _NEARLY_ALL = 0.95
 _SAME_AREA = 0.02  # of an area: what is rounded
 # Of corners in the wrong order a part fits another format, and that much not.
 _BY_CHANCE, _MANY_BOXES = 0.05, 10
+# That x and y are exchanged: boxes whose centre lies outside their image, or, where objects are large, of a fifth of
+# all boxes more than a tenth of a side. Objects that are annotated beyond one border of their image are fewer or less.
+_ENOUGH_CENTRES, _CENTRES_SHARE, _OUT, _OUT_SHARE = 5, 0.02, 0.1, 0.2
 # Boxes may reach out of their image by so much and are still taken for inside: annotators and exporters round.
 _SLACK_SHARE, _SLACK_PIXELS = 0.01, 1.0
 # In smaller images a box of one pixel looks like a normalised one.
@@ -52,7 +55,7 @@ def to_xywh(values: np.ndarray, size: np.ndarray, written: str) -> np.ndarray:
 
 def check_convention(
     values: np.ndarray, size: np.ndarray, written: str, name: Callable[[int], str], problems: Problems,
-    area: np.ndarray | None = None,
+    area: np.ndarray | None = None, asked: bool = False,
 ) -> None:  # fmt: skip
     """Note a fault when the boxes of a split are written in another format; warn when they may be.
 
@@ -66,6 +69,7 @@ def check_convention(
         name: of a box, for examples.
         problems: collects the fault.
         area: (n,) of each box, NaN where there is none.
+        asked: the user says that they are written so; then an order of x and y that fits better is a warning.
     """
     usable = np.isfinite(values).all(axis=1) & (size > 0).all(axis=1)
     here = _fits(values, size, written) & usable
@@ -103,7 +107,8 @@ def check_convention(
     normalised = other.endswith("n") and not written.endswith("n")
     exchanged = other.rstrip("n") in _EXCHANGED
     if exchanged:
-        certain = count >= 5 and count >= 0.02 * total
+        remedy += "" if asked else f"; if they are right and reach out of their images, pass bbox_format={written!r}"
+        certain = not asked and _reach_far_out(values[speak_for], size[speak_for], written, total)
     elif normalised:
         certain = count >= 0.5 * total or count >= 3
     else:
@@ -122,6 +127,15 @@ def check_convention(
         or (count >= 2 and total >= 20 and not against)
     ):
         logger.warning("%s: %s; if that is so, %s", problems.source, text, remedy)
+
+
+def _reach_far_out(values: np.ndarray, size: np.ndarray, written: str, total: int) -> bool:
+    """Whether boxes reach out of their image so far that of `total` boxes no annotator means it."""
+    boxes = to_xywh(values, size.astype(np.float64), written)
+    # The share of a side that is outside.
+    outside = ((boxes[:, :2] + boxes[:, 2:] - size) / boxes[:, 2:]).max(axis=1)
+    centres, many = int((outside > 0.5).sum()), int((outside > _OUT).sum())
+    return centres >= max(_ENOUGH_CENTRES, _CENTRES_SHARE * total) or many >= max(_ENOUGH_CENTRES, _OUT_SHARE * total)
 
 
 def _exchanged_corners(values: np.ndarray, size: np.ndarray, written: str, other: str) -> bool:
