@@ -97,7 +97,19 @@ class ImageDetector:
             images: of any mode and depth; those with an EXIF orientation are turned first, and boxes are in the turned
                 picture. Open them with Pillow alone: `convert("RGB")` cuts pictures of more than 8 bits off at 255.
             scale: of the size of the model's input; the sides are rounded to what the model takes.
+
+        Raises:
+            TypeError: `images` is no list of Pillow's images.
         """
+        wrong: Any = images
+        if isinstance(images, Sequence):
+            wrong = next((image for image in images if not isinstance(image, Image.Image)), None)
+        if wrong is not None:
+            place = "" if wrong is images else " in it"
+            raise TypeError(
+                f"a detector takes a list of Pillow's images, detect([Image.open(path)]), and got {type(wrong).__name__}"
+                f"{place}"
+            )
         images = [upright_rgb(image, self.value_range) for image in images]
         size, divisor = dict(self.image_processor.size), self.model.config.size_divisor
         if scale != 1:
