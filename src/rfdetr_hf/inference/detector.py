@@ -105,11 +105,8 @@ class ImageDetector:
         if isinstance(images, Sequence):
             wrong = next((image for image in images if not isinstance(image, Image.Image)), None)
         if wrong is not None:
-            place = "" if wrong is images else " in it"
-            raise TypeError(
-                f"a detector takes a list of Pillow's images, detect([Image.open(path)]), and got {type(wrong).__name__}"
-                f"{place}"
-            )
+            kind = f"{type(wrong).__name__}{'' if wrong is images else ' in it'}"
+            raise TypeError(f"a detector takes a list of Pillow's images, detect([Image.open(path)]), and got {kind}")
         images = [upright_rgb(image, self.value_range) for image in images]
         size, divisor = dict(self.image_processor.size), self.model.config.size_divisor
         if scale != 1:
