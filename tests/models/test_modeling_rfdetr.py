@@ -1,4 +1,5 @@
 import copy
+import io
 import math
 import pickle
 
@@ -403,3 +404,24 @@ def test_official_keypoint_buffer_is_no_unexpected_key(lively, tmp_path):
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     _, info = RFDETRForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["unexpected_keys"]
+
+
+class Outputs(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        found = self.model(pixel_values=pixel_values)
+        return found.logits, found.pred_boxes
+
+
+def test_a_model_is_traced_while_gradients_are_on(lively, rng):
+    """As `torch.onnx.export` does with `dynamo=False`, which has no symbols for what autograd functions call."""
+    model, pixels = Outputs(lively.float().eval()), images(rng)
+    torch.onnx.export(model, (pixels,), file := io.BytesIO(), dynamo=False, opset_version=17)
+    assert file.getvalue()
+    torch.jit.save(torch.jit.trace(model, pixels), file := io.BytesIO())
+    file.seek(0)
+    for found, expected in zip(torch.jit.load(file)(pixels), model(pixels), strict=True):
+        torch.testing.assert_close(found, expected)

@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import attend
 from .configuration_rfdetr import RFDETRBackboneConfig
 from .convolution import convolve
+from .geometry import is_recorded
 from .initialization import init_norm, init_vit, with_init
 from .linears import Linear, linears
 
@@ -152,7 +153,7 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """x + branch * lambda1."""
-        if torch.compiler.is_compiling():
+        if is_recorded():
             return x + branch * self.lambda1
         return _AddScaled.apply(x, branch, self.lambda1)
 

@@ -20,9 +20,11 @@ from .configuration_rfdetr import RFDETRConfig
 from .geometry import (
     LevelShapes,
     anchor_boxes,
+    by_hand,
     canvas_anchors,
     full_sizes,
     geometry_dtype,
+    is_recorded,
     level_padding,
     refine_boxes,
     sampling_frames,
@@ -110,8 +112,7 @@ def flatten_levels(maps: list[Tensor], pixel_mask: Tensor | None) -> Memory:
     tokens = join_maps(maps)
     shapes = [(level.shape[2], level.shape[3]) for level in maps]
     dtype = geometry_dtype(tokens.dtype)
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    if pixel_mask is None and not tracing:
+    if pixel_mask is None and not is_recorded():
         anchors, invalid = (to_device(array, tokens.device) for array in canvas_anchors(*shapes))
         every_image = anchors.to(dtype).expand(len(tokens), -1, -1), invalid.expand(len(tokens), -1)
         return Memory(tokens, shapes, None, None, *every_image)
@@ -198,7 +199,7 @@ class _GroupedNorm(torch.autograd.Function):
 
 def _grouped_norm(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     """x (G, N, C), normed and scaled group by group."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if by_hand():
         return _GroupedNorm.apply(x, weight, bias)
     return torch.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=DECODER_NORM_EPS), weight)
 
@@ -343,7 +344,7 @@ def weighted_reads(image: Tensor, grid: Tensor, weights: Tensor) -> Tensor:
     Returns:
         (B, heads, c, Q).
     """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if by_hand():
         return _WeightedReads.apply(image, grid, weights)
     read = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return (read.unflatten(0, (weights.shape[0], -1)) * weights).sum(-1)

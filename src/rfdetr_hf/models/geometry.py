@@ -21,6 +21,16 @@ SINE_TEMPERATURE = 10000.0
 LevelShapes = list[tuple[int, int]]
 
 
+def is_recorded() -> bool:
+    """Whether a compiler or an exporter records the operators, which has no use for autograd functions of ours."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def by_hand() -> bool:
+    """Whether gradients are computed, and by autograd functions of ours where there is one."""
+    return torch.is_grad_enabled() and not is_recorded()
+
+
 def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of coordinates in a model of `dtype`: float32, or float64 in a float64 model."""
     return torch.promote_types(dtype, torch.float32)
@@ -65,7 +75,7 @@ def refine_boxes(deltas: Tensor, reference: Tensor) -> Tensor:
     """
     dtype = geometry_dtype(torch.promote_types(deltas.dtype, reference.dtype))
     deltas, reference = deltas.to(dtype), reference.to(dtype)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if by_hand():
         return _RefineBoxes.apply(deltas, reference)
     (shift, growth), (centre, size) = (boxes.split(2, -1) for boxes in (deltas, reference))
     return torch.cat([shift * size + centre, growth.exp() * size], -1)
@@ -115,7 +125,7 @@ def sine_embedding(boxes: Tensor, width: int) -> Tensor:
     frequencies = 2 * math.pi * SINE_TEMPERATURE**exponents
     x, y, w, h = boxes.unbind(-1)
     boxes = torch.stack([y, x, w, h], -1)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if by_hand():
         return _SineEmbedding.apply(boxes, frequencies)
     arguments = boxes[..., None] * frequencies
     return torch.stack([arguments.sin(), arguments.cos()], -1).flatten(-3)
