@@ -170,6 +170,41 @@ def test_the_average_is_that_of_the_latest_step_within_the_next(tmp_path, tiny_m
     assert seen == [0, 0, 1, 1, 1, 1]
 
 
+def test_a_loss_of_ones_own_sees_the_state_settled(tmp_path, tiny_model, shapes, settled):
+    seen = []
+
+    class Looks(Fused):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            seen.append((self.state.skipped_steps, self.lr_scheduler.last_epoch, self.get_learning_rates()[0]))
+            return super().compute_loss(model, inputs, return_outputs)
+
+    options = {"gradient_accumulation_steps": 1, "warmup_steps": 4, "max_steps": 4}
+    trainer = Looks(tiny_model(), arguments(tmp_path, **options), shapes)
+    trainer.no_loss = (1,)
+    settled[:] = [trainer.state]
+    trainer.train()
+    assert [each[:2] for each in seen] == [(0, 0), (0, 1), (1, 1), (1, 2)]
+    assert seen[1][2] == seen[2][2] > seen[0][2]
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_the_rates_are_those_after_the_latest_step(tmp_path, tiny_model, shapes, settled, skipped):
+    rates = []
+
+    class Asks(Fused):
+        def training_step(self, window, state):
+            result = super().training_step(window, state)
+            rates.append(self.get_learning_rates()[0])
+            return result
+
+    options = {"gradient_accumulation_steps": 1, "warmup_steps": 4, "max_steps": 3}
+    trainer = Asks(tiny_model(), arguments(tmp_path, **options), shapes)
+    trainer.no_loss = (1,) if skipped else ()
+    settled[:] = [trainer.state]
+    trainer.train()
+    assert (rates[0] == rates[1]) == skipped
+
+
 class Own(torch.optim.AdamW):
     """Somebody's, whose step may not know the flag."""
 
@@ -186,15 +221,16 @@ class Own(torch.optim.AdamW):
     ],
 )
 def test_only_kernels_that_heed_the_flag_skip_on_the_device(make, possible):
-    def skips(scaler=None):
-        accelerator = SimpleNamespace(num_processes=1, scaler=scaler)
+    def skips(scaler=None, device="cpu"):
+        accelerator = SimpleNamespace(num_processes=1, scaler=scaler, device=torch.device(device))
         parallel = Parallel(accelerator, SimpleNamespace(), torch.nn.Linear(2, 2))
         parallel.optimizer = optimizer
         return parallel.skips_on_device
 
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = make([{"params": []}, {"params": [weight]}])
-    assert skips() == possible and not skips(torch.amp.GradScaler("cpu"))
+    assert skips() == skips(device="cuda") == possible
+    assert not skips(torch.amp.GradScaler("cpu")) and not skips(device="mps")
     if possible:
         parallel = Parallel(SimpleNamespace(num_processes=1, scaler=None), SimpleNamespace(), torch.nn.Linear(2, 2))
         parallel.optimizer = optimizer

@@ -35,6 +35,7 @@ class TransformersMethods:
     get_eval_dataloader: Callable[..., DataLoader]
     _card: Callable[..., CardFacts]
     _fire: Callable[..., None]
+    _settle: Callable[[], None]
 
     log_metrics = log_metrics
     save_metrics = save_metrics
@@ -65,6 +66,7 @@ class TransformersMethods:
         """The present rate of each parameter group."""
         if self.optimizer is None:
             raise ValueError("there is no optimizer before train()")
+        self._settle()
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def create_model_card(self, **description: Any) -> Path | None:

@@ -134,7 +134,9 @@ class Parallel:
         Where it cannot, the host decides: with a gradient scaler, with DeepSpeed, and with any other optimizer or hook.
         """
         inner = self._inner_optimizer
-        if type(inner) not in _SKIPPING or self.accelerator.scaler is not None:
+        # Kernels of other devices, such as Apple's before PyTorch 2.13, take the step all the same.
+        device = self.accelerator.device.type
+        if type(inner) not in _SKIPPING or self.accelerator.scaler is not None or device not in ("cuda", "cpu"):
             return False
         hooks = inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks
         return not hooks and all(group["fused"] for group in inner.param_groups)

@@ -458,6 +458,8 @@ class RFDETRTrainer(EndingMethods):
         divisors = loss_divisors(boxes, groups, self.accelerator.num_processes, apart)
         shared = {"seed": derive_seed(args.seed, step), "drop_path_rate": self.drop_path.at(step)}
         scale = self._scale(step)
+        if type(self).compute_loss is not RFDETRTrainer.compute_loss:
+            self._settle()  # it may look at the state
         window_loss = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(window):
             last = i == len(window) - 1
