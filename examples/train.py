@@ -2,7 +2,8 @@
 
 Four minutes on two cores of a CPU, nothing to download:
 
-    accelerate launch examples/train.py --config examples/configs/quickstart.yaml
+    accelerate launch --config_file examples/accelerate/single.yaml examples/train.py \
+        --config examples/configs/quickstart.yaml
 
 Fine-tune a published checkpoint on your own data, on one GPU or several:
 

@@ -72,6 +72,15 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 box", "2 boxes"."""
+    if number == 1:
+        return f"{number} {noun}"
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{number} {noun}es"
+    return f"{number} {noun[:-1]}ies" if re.search("[^aeiou]y$", noun) else f"{number} {noun}s"
+
+
 def plain_name(name: str) -> str:
     """What is left of the name of a class without its case and blanks."""
     return "".join(name.split()).casefold()

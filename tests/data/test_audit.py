@@ -37,7 +37,7 @@ def test_counts(coco_set, decode):
 def test_report_prints_a_table(coco_set):
     text = str(audit_dataset(coco_set, split="fit"))
     assert text.startswith(
-        "fit: 12 images (decoded), 1 without objects\n11 boxes, at most 1 in an image (id 0), 1 crowds"
+        "fit: 12 images (decoded), 1 without objects\n11 boxes, at most 1 in an image (id 0), 1 crowd"
     )
     assert text.splitlines()[-2].split() == ["0", "3", "cat", "11", "11"]
 

@@ -44,7 +44,7 @@ def spread(count):
 
 def test_annotations_written_twice_are_dropped_and_counted(load, caplog):
     train = load([*spread(3), spread(1)[0], {"bbox": [8, 8, 20, 16.5]}])
-    assert len(train[0]["objects"]["id"]) == 4 and "dropped 1 boxes (written twice)" in caplog.text
+    assert len(train[0]["objects"]["id"]) == 4 and "dropped 1 box (written twice)" in caplog.text
 
 
 @pytest.mark.parametrize(("box", "reason", "remedy"), [
@@ -158,7 +158,7 @@ def test_keypoints_far_from_their_box(load, caplog):
     objects = [{**each, "keypoints": near} for each in spread(20)]
     train = load([*objects[:-1], {**objects[0], "bbox": [2, 2, 9, 9], "keypoints": far}], "keypoints", POINTS)
     assert not any(train[1]["objects"]["keypoints"][-1]) and all(map(any, train[0]["objects"]["keypoints"]))
-    assert "took as not labelled 1 objects' keypoints (they all lie elsewhere than the box)" in caplog.text
+    assert "took as not labelled the keypoints of 1 object (they all lie elsewhere than the box)" in caplog.text
     with pytest.raises(DetectionDataError, match="4 problems(.|\n)*annotation id 0 .*keypoints: all lie elsewhere"):
         load([{"bbox": [2 + i, 2, 9, 9], "keypoints": far} for i in range(4)], "keypoints", POINTS)
 
@@ -196,7 +196,7 @@ def test_corners_in_the_wrong_order_are_no_other_format(load, order):
 
 def test_a_split_without_a_labelled_keypoint(load, caplog):
     load([{"keypoints": [0] * 9}], "keypoints", POINTS)
-    assert "train split: no keypoint of 1 images is labelled" in caplog.text
+    assert "train split: no keypoint is labelled in 1 image" in caplog.text
 
 
 def test_normalised_keypoints(load):

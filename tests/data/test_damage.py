@@ -497,7 +497,7 @@ DAMAGES = [
         "a suffix in another case",
         "coco",
         rename("b.jpg", "b.JPG"),
-        "found 1 images with its suffix in another case",
+        "found 1 image with its suffix in another case",
         True,
     ),
     # COCO files
@@ -623,21 +623,21 @@ DAMAGES = [
         "a box of negative width",
         "coco",
         field("annotations", 3, bbox=[9, 9, -4, 5]),
-        "dropped 1 boxes (a negative width or height): annotation id 4 (image id 1)",
+        "dropped 1 box (a negative width or height): annotation id 4 (image id 1)",
         True,
     ),
     Damage(
         "a box beside its image",
         "coco",
         field("annotations", 3, bbox=[200, 9, 4, 5]),
-        "dropped 1 boxes (lie outside their image): annotation id 4",
+        "dropped 1 box (lie outside their image): annotation id 4",
         True,
     ),
     Damage(
         "a box beyond the edge",
         "coco",
         field("annotations", 3, bbox=[50, 9, 40, 5]),
-        "clamped 1 boxes (reach beyond their image): annotation id 4",
+        "clamped 1 box (reach beyond their image): annotation id 4",
         True,
     ),
     Damage(
@@ -656,7 +656,7 @@ DAMAGES = [
         "an annotation twice",
         "coco",
         edit(lambda c: c["annotations"].append(c["annotations"][3] | {"id": 99})),
-        "dropped 1 boxes (written twice): annotation id 99",
+        "dropped 1 box (written twice): annotation id 99",
         True,
     ),
     Damage(
@@ -752,7 +752,7 @@ DAMAGES = [
         "a keypoint beside the image",
         "keypoints",
         field("annotations", 3, keypoints=[900, 2, 2, 30, 12, 2]),
-        "took as not labelled 1 objects' keypoints (they lie outside their image)",
+        "took as not labelled the keypoints of 1 object (they lie outside their image)",
         True,
     ),
     # LVIS
@@ -835,7 +835,7 @@ DAMAGES = [
         "a row twice",
         "yolo",
         write("labels/train/b.txt", "0 0.5 0.5 0.2 0.2\n" * 2),
-        "dropped 1 boxes (written twice)",
+        "dropped 1 box (written twice)",
         True,
     ),
     Damage(
@@ -937,7 +937,7 @@ DAMAGES = [
         "corners exchanged",
         "voc",
         text("Annotations/b.xml", "<xmin>5</xmin>", "<xmin>45</xmin>"),
-        "dropped 1 boxes (a negative width or height)",
+        "dropped 1 box (a negative width or height)",
         True,
     ),
     Damage(
@@ -1005,7 +1005,7 @@ DAMAGES = [
         "sides exchanged",
         "cvat",
         text("annotations.xml", 'xtl="4.0"', 'xtl="44.0"'),
-        "dropped 1 boxes (a negative width or height)",
+        "dropped 1 box (a negative width or height)",
         True,
     ),
     Damage(
@@ -1079,7 +1079,7 @@ DAMAGES = [
         ),
         "export.json: task 0, region 0cat: 8 of 8 boxes are smaller than a pixel",
     ),
-    Damage("a region beyond the edge", "studio", studio(x=80), "clamped 1 boxes (reach beyond their image)", True),
+    Damage("a region beyond the edge", "studio", studio(x=80), "clamped 1 box (reach beyond their image)", True),
     Damage(
         "a region of no label", "studio", studio(rectanglelabels=[]), "export.json: task 0, region 0cat: has no label"
     ),

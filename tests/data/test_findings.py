@@ -331,3 +331,17 @@ def test_shards_that_nobody_has_counted_are_not_compared(folder, tmp_path):
     assert values["train"]["num_boxes"] is None and values["validation"]["num_boxes"] == 20
     write_audit_page(found, {"train": train, "validation": counted}, tmp_path / "audit.html")
     assert ">?</td>" in (tmp_path / "audit.html").read_text()
+
+
+def test_a_warning_is_told_once(tmp_path, coco_content, write_coco, caplog):
+    """As a finding; by the log only where the reading ends in an error."""
+    content = coco_content()
+    content["annotations"][0]["bbox"][2] = 0
+    write_coco(tmp_path / "train/_annotations.coco.json", content, tmp_path / "train")
+    with caplog.at_level("INFO"), notes_of_reading() as noted:
+        load_detection_dataset(str(tmp_path))
+    assert any("dropped 1 box (no width" in each for each in noted) and "dropped" not in caplog.text
+    assert "1 split: train (train) 2 images" in caplog.text
+    with pytest.raises(ValueError), notes_of_reading():
+        load_detection_dataset(str(tmp_path), validation_split=0.001)
+    assert "dropped 1 box (no width" in caplog.text

@@ -60,7 +60,7 @@ def test_what_tools_change_in_names_is_repaired_and_named(tmp_path, write_image,
     root = listed(tmp_path, write_image, [file, "b.jpg"], [name, "b.jpg"])
     with caplog.at_level(logging.INFO):
         train = load_detection_dataset(root)["train"]
-    assert paths(train)[0] == os.path.basename(file) and "found 1 images" in caplog.text and reason in caplog.text
+    assert paths(train)[0] == os.path.basename(file) and "found 1 image" in caplog.text and reason in caplog.text
 
 
 @pytest.mark.parametrize(("name", "files"), [("a.jpg", ["a.png"]), ("A.jpg", ["a.jpg"]), ("a.jpg", ["a.JPG", "a.Jpg"])])

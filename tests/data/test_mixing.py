@@ -272,7 +272,7 @@ def test_an_object_of_two_merged_classes_is_one(tmp_path, write_coco, caplog):
     objects = load_detection_dataset(sources=[merged])["train"]["objects"]
     assert [row["category"] for row in objects] == [[0, 0], [0, 1]]
     assert [[box[0] for box in row["bbox"]] for row in objects] == [[2, 30], [5, 5]]
-    assert [row["id"] for row in objects] == [[1, 2], [3, 4]] and "dropped 1 objects" in caplog.text
+    assert [row["id"] for row in objects] == [[1, 2], [3, 4]] and "dropped 1 object" in caplog.text
 
 
 def test_sources_in_memory(street):

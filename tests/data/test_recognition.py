@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import PIL.Image
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, List, Value
@@ -273,6 +274,22 @@ class Nothing:
 def test_what_is_no_source(source, error, message):
     with pytest.raises(error, match=message):
         load_detection_dataset(source)
+
+
+@pytest.mark.parametrize("name", ["coco128", "user/coco128"])
+def test_a_name_that_is_no_folder_where_the_hub_is_silent(name, monkeypatch):
+    """Before, six attempts in half a minute, and an answer about full disks."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    with pytest.raises(DetectionDataError, match=f"^{name}: there is no such folder here, and it cannot be") as error:
+        load_detection_dataset(name)
+    assert "loaded from the Hub (http://127.0.0.1:9 does not answer: " in str(error.value)
+    assert "disk" not in str(error.value) and not slept
+    assert datasets.config.HF_HUB_OFFLINE is False
 
 
 def test_the_rows_of_a_stream_are_those_of_the_table(tmp_path, monkeypatch, write_image):

@@ -87,6 +87,13 @@ def test_bash_blocks(block: Block, monkeypatch):
         check_command(words, monkeypatch)
 
 
+@pytest.mark.parametrize("block", named("README.md", "bash"))
+def test_accelerate_has_nothing_to_ask(block: Block):
+    """Without a file it warns of each value that it chooses itself."""
+    launches = [words for words in commands(block) if "accelerate" in "".join(words[:1]) and "launch" in words]
+    assert all("--config_file" in words for words in launches)
+
+
 @pytest.mark.parametrize("block", [p for d in documents() for p in named(d, "yaml")])
 def test_yaml_blocks(block: Block, tmp_path):
     """The options of a block are valid, one by one and together."""

@@ -195,6 +195,24 @@ def test_a_path_that_is_not_there_does_not_exist(hub):
         RFDETRForObjectDetection.from_pretrained("outputs/best")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("nanno", "nano"), ("rf-detr-nano", "nano"), ("rfdetr_seg_small", "seg-small"), ("yolov8n", None), ("run7", None)],
+)
+def test_a_word_that_is_no_variant_is_told_without_the_hub(hub, name, meant):
+    with pytest.raises(FileNotFoundError, match=f"^{name}: there is no such folder here, and no variant") as error:
+        RFDETRForObjectDetection.from_pretrained(name)
+    said = str(error.value)
+    assert ("did you mean" in said) == (meant is not None) and not hub.requests
+    assert f"did you mean {meant!r}?" in said or meant is None
+    assert "The variants are nano, small, " in said and f"--from_scratch --model {meant or 'nano'}" in said
+
+
+def test_an_id_of_the_hub_that_is_close_to_a_variant(hub):
+    with pytest.raises(FileNotFoundError, match="knows no such repository.*did you mean .small.[?]"):
+        RFDETRForObjectDetection.from_pretrained("roboflow/rf-detr-smal")
+
+
 def test_the_tool_compares_what_the_hub_has(published, files, data, capsys, tmp_path):
     """The stand-in has the layout of the published file, but not its sizes."""
     tool = load_script("tools/verify_published.py")

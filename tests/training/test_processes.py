@@ -92,7 +92,7 @@ def test_the_exit_code_is_that_of_the_first_process_that_fails_and_the_others_en
     start = time.monotonic()
     assert run_processes(LaunchArguments(device="cpu", num_processes=2), ["-c", code]) == expected
     assert time.monotonic() - start < 20
-    assert "2 processes on the CPU, 1 threads each; --num_processes 1 starts one" in capfd.readouterr().out
+    assert "2 processes on the CPU, 1 thread each; --num_processes 1 starts one" in capfd.readouterr().out
 
 
 def test_signals_are_passed_on(tmp_path):

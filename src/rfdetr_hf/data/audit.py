@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset
 
-from ..choices import printable
+from ..choices import counted, printable
 from .errors import DetectionDataError, Problems
 from .scan import Scan, scan_pictures
 from .schema import (
@@ -90,11 +90,10 @@ class AuditReport:
         checked = "decoded" if self.decoded else "headers read"
         if self.num_images and self.max_boxes_image_id is None:
             checked = "not opened, counted by the index"
+        images = counted(self.num_images, "image")
         if not self.counted:
             names = ", ".join(map(printable, self.boxes_per_class))
-            return (
-                f"{self.split}: {self.num_images} images, not opened; their objects are not counted; classes: {names}"
-            )
+            return f"{self.split}: {images}, not opened; their objects are not counted; classes: {names}"
         width = max([4, *(len(name) for name in self.boxes_per_class)])
         which = "" if self.max_boxes_image_id is None else f" (id {self.max_boxes_image_id})"
         fullest = f", at most {self.max_boxes} in an image{which}" if self.num_boxes else ""
@@ -102,8 +101,8 @@ class AuditReport:
         if self.value_range is not None:
             deep = f", more than 8 bits: {self.value_range[0]:g} to {self.value_range[1]:g} become 0 to 255"
         lines = [
-            f"{self.split}: {self.num_images} images ({checked}), {self.num_empty_images} without objects{deep}",
-            f"{self.num_boxes} boxes{fullest}, {self.num_crowds} crowds; "
+            f"{self.split}: {images} ({checked}), {self.num_empty_images} without objects{deep}",
+            f"{counted(self.num_boxes, 'box')}{fullest}, {counted(self.num_crowds, 'crowd')}; "
             f"{self.small} small, {self.medium} medium, {self.large} large",
             f"{'label':>5}  {'category id':>11}  {'name':<{width}}  {'boxes':>9}  {'images':>9}"
             + (f"  {'labelled in':>11}" if self.labelled_images else ""),
@@ -115,7 +114,7 @@ class AuditReport:
         if self.polygon_masks is not None:
             lines.append(f"masks: {self.polygon_masks} of polygons, {self.rle_masks} run-length encoded")
         if self.labelled_keypoints is not None:
-            lines.append(f"{self.keypoint_objects} objects with keypoints; labelled:")
+            lines.append(f"{counted(self.keypoint_objects or 0, 'object')} with keypoints; labelled:")
             for name, counts in self.labelled_keypoints.items():
                 lines.append(f"  {name}: " + ", ".join(f"{point} {count}" for point, count in counts.items()))
         return "\n".join(map(printable, lines))

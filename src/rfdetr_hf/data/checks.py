@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..choices import counted
 from .annotations import Annotations, Boxes, Labels, MissingMasks, ReadOptions, name_box
 from .conventions import check_convention, to_xywh, warn_of_scale
 from .errors import Problems
@@ -289,12 +290,12 @@ def _repair_boxes(
     return replace(annotations, boxes=replace(boxes, bbox=bbox, area=area).select(~lost))
 
 
-def _report(annotations: Annotations, verb: str, reason: str, mask: np.ndarray, what: str = "boxes") -> None:
+def _report(annotations: Annotations, verb: str, reason: str, mask: np.ndarray, noun: str = "box") -> None:
     rows = np.flatnonzero(mask)
     if len(rows):
         names = ", ".join(name_box(annotations, i) for i in rows[:_EXAMPLES].tolist())
         more = ", …" if len(rows) > _EXAMPLES else ""
-        logger.warning("%s: %s %d %s (%s): %s%s", annotations.source, verb, len(rows), what, reason, names, more)
+        logger.warning("%s: %s %s (%s): %s%s", annotations.source, verb, counted(len(rows), noun), reason, names, more)
 
 
 def _report_background(annotations: Annotations, annotated: np.ndarray) -> None:
@@ -307,7 +308,9 @@ def _report_background(annotations: Annotations, annotated: np.ndarray) -> None:
     reasons["that lost all boxes to the rules above"] = lost
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     level = logging.WARNING if empty > BACKGROUND_SHARE * total else logging.INFO
-    logger.log(level, "%s: %d images, %d of them background%s", annotations.source, total, empty, why and f": {why}")
+    logger.log(
+        level, "%s: %s, %d of them background%s", annotations.source, counted(total, "image"), empty, why and f": {why}"
+    )
 
 
 def _read_masks(values: Sequence[Any], annotations: Annotations, problems: Problems) -> pa.StructArray:
@@ -365,7 +368,7 @@ def _settle_odd_masks(annotations: Annotations, missing: MissingMasks, problems:
         return annotations
     hollow = given & ~visible
     if missing == "box" and hollow.any():
-        _report(annotations, "used the box of", "their mask covers no pixel", hollow, "objects")
+        _report(annotations, "used the box of", "their mask covers no pixel", hollow, "object")
         keep = pa.array([None if empty else i for i, empty in enumerate(hollow.tolist())], pa.int64())
         boxes, hollow = replace(boxes, masks=boxes.masks.take(keep)), np.zeros_like(hollow)
     odd = apart | hollow
@@ -376,8 +379,8 @@ def _settle_odd_masks(annotations: Annotations, missing: MissingMasks, problems:
                 "correct these masks, delete the annotations, or load the data with task='detection'",
             )
         return annotations
-    _report(annotations, "dropped", "their mask covers no pixel of the image", hollow, "objects")
-    _report(annotations, "dropped", "their mask lies elsewhere than their box", apart, "objects")
+    _report(annotations, "dropped", "their mask covers no pixel of the image", hollow, "object")
+    _report(annotations, "dropped", "their mask lies elsewhere than their box", apart, "object")
     return replace(annotations, boxes=boxes.select(~odd))
 
 
@@ -461,10 +464,10 @@ def _settle_keypoints(annotations: Annotations, problems: Problems) -> Annotatio
     outside = labelled & ((points[..., :2] < 0) | (points[..., :2] > size)).any(axis=-1)
     _report(
         annotations,
-        "took as not labelled",
+        "took as not labelled the keypoints of",
         "they lie outside their image",
         np.any(outside, axis=1),
-        "objects' keypoints",
+        "object",
     )
     points = np.where(outside[..., None], 0.0, points)
     # Of a real object some keypoint is in its box, or not far beside it.
@@ -490,6 +493,8 @@ def _settle_keypoints(annotations: Annotations, problems: Problems) -> Annotatio
             "correct these keypoints or boxes, delete the annotations, or load the data with task='detection'",
         )
         return annotations
-    _report(annotations, "took as not labelled", "they all lie elsewhere than the box", apart, "objects' keypoints")
+    _report(
+        annotations, "took as not labelled the keypoints of", "they all lie elsewhere than the box", apart, "object"
+    )
     flat = np.where(apart[:, None, None], 0.0, points).reshape(boxes.keypoints.shape)
     return replace(annotations, boxes=replace(boxes, keypoints=flat))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+from ..choices import counted
 from ..options import without_secrets
 
 # Pillow's name of a file that it has as bytes; the message names the file itself.
@@ -59,8 +60,7 @@ class Problems:
         """Raise `DetectionDataError` when a fault was noted."""
         if not self.count:
             return
-        noun = "problem" if self.count == 1 else "problems"
-        lines = [f"{self.source}: {self.count} {noun}", *(f"  - {line}" for line in self._lines)]
+        lines = [f"{self.source}: {counted(self.count, 'problem')}", *(f"  - {line}" for line in self._lines)]
         if self.count > len(self._lines):
             lines.append(f"  - … and {self.count - len(self._lines)} more")
         if self._remedies:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset
 
-from ..choices import printable
+from ..choices import counted, printable
 from .annotations import Annotations, Boxes
 from .audit import LARGE, AuditReport, count_split
 from .checks import check_as_they_are
@@ -213,16 +213,34 @@ def audit_data(
 
 @contextlib.contextmanager
 def notes_of_reading() -> Iterator[list[str]]:
-    """Within the block, the warnings of what reads data: what it repaired, left out or doubts."""
+    """Within the block, the warnings of what reads data: what it repaired, left out or doubts.
+
+    The log has them where the block fails; else they are told by whom they are given to.
+    """
     noted: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: noted.append(record.getMessage())
-    reader = logging.getLogger("rfdetr_hf.data")
+    held: list[logging.LogRecord] = []
+    reader, above = logging.getLogger("rfdetr_hf.data"), logging.getLogger("rfdetr_hf")
+
+    def emit(record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            above.handle(record)
+        else:
+            noted.append(record.getMessage())
+            held.append(record)
+
+    handler, propagate = logging.Handler(), reader.propagate
+    handler.emit = emit
     reader.addHandler(handler)
+    reader.propagate = False
     try:
         yield noted
+    except BaseException:
+        for record in held:
+            above.handle(record)
+        raise
     finally:
         reader.removeHandler(handler)
+        reader.propagate = propagate
 
 
 def _part(split: AnySplit, sample: int) -> tuple[np.ndarray, Any]:
@@ -418,7 +436,7 @@ def _between_splits(reports: Mapping[str, AuditReport]) -> list[Finding]:
             ("classes not scored", there - here, "with boxes in train and none here"),
         ):
             if names:
-                text = f"{len(names)} {'class' if len(names) == 1 else 'classes'} {text}: {_listed(sorted(names))}"
+                text = f"{counted(len(names), 'class')} {text}: {_listed(sorted(names))}"
                 found.append(Finding(kind, name, len(names), text, kind == "classes not trained"))
     return found
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset, DatasetDict, DatasetInfo, IterableDatasetDict, NamedSplit, Value
 
+from ..choices import counted
 from .checks import written_twice
 from .errors import DetectionDataError
 from .keypoints import ClassKeypoints, KeypointSchema
@@ -322,8 +323,8 @@ def _relabelled(
         twice = written_twice(*place, values.get("segmentation"), wide)
         if twice.any():
             logger.warning(
-                "sources: %s split: dropped %d objects of classes that become one: they are written in both",
-                split, twice.sum(),
+                "sources: %s split: dropped %s of classes that become one: they are written in both",
+                split, counted(twice.sum(), "object"),
             )  # fmt: skip
             values, row = {name: column.filter(pa.array(~twice)) for name, column in values.items()}, row[~twice]
     offsets = pa.array(np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(counts)))]), pa.int32())

@@ -15,7 +15,7 @@ from datasets import Dataset, List, Value
 from PIL import Image
 
 from ..bit_depth import CUT, DEEP, HEADER, SHALLOW, depth_of_header
-from ..choices import names_alike
+from ..choices import counted, names_alike
 from .errors import DetectionDataError
 from .pipeline.pixels import DECODE_ERRORS, decode_image, find_value_range, may_have_exif, orientation_tag
 from .schema import class_names, has_keypoints, labelled_images, unchunked, undecoded
@@ -51,13 +51,17 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
     sharded = {name: split for name, split in splits.items() if isinstance(split, ShardedDataset)}
     for name, split in sharded.items():
         if split.counts is not None and not split.counts.boxes:
-            logger.warning("%s: %s split: no object, or crowds alone, in %d images", source, name, len(split))
+            logger.warning(
+                "%s: %s split: no object, or crowds alone, in %s", source, name, counted(len(split), "image")
+            )
     splits = {name: split for name, split in splits.items() if name not in sharded}
     for name, split in splits.items():
         if has_keypoints(split):
             points = _objects(split).field("keypoints").flatten().flatten().to_numpy(zero_copy_only=False)
             if len(points) and not (points[2::3] > 0).any():
-                logger.warning("%s: %s split: no keypoint of %d images is labelled", source, name, len(split))
+                logger.warning(
+                    "%s: %s split: no keypoint is labelled in %s", source, name, counted(len(split), "image")
+                )
         _report_unlabelled(split, name, source)
         _report_repeated(split, name, source)
         crowd = _objects(split).field("iscrowd").flatten().to_numpy(zero_copy_only=False).astype(bool)
@@ -65,7 +69,7 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
             continue
         fault = "all objects are crowds (field iscrowd)" if len(crowd) else "there is no object"
         effect = "there is nothing to learn" if name == "train" else "no score can be given"
-        logger.warning("%s: %s split: %s in %d images, so %s", source, name, fault, len(split), effect)
+        logger.warning("%s: %s split: %s in %s, so %s", source, name, fault, counted(len(split), "image"), effect)
     check_shared(splits, source)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, NamedSplit
 from datasets.exceptions import DatasetsError
 
-from ..choices import SAMPLINGS, SHARD_CACHE, BoxFormat, Sampling
+from ..choices import SAMPLINGS, SHARD_CACHE, BoxFormat, Sampling, counted
 from ..tasks import TaskName
 from .annotations import MissingMasks, ReadOptions
 from .errors import DetectionDataError
@@ -197,9 +197,8 @@ def _read_one(
     if not chosen:
         raise DetectionDataError(f"{found.source}: no split for training, validation or test: {list(found.splits)}")
     splits = reader.read(found, {ours: found.splits[theirs] for ours, theirs in chosen.items()}, options)
-    counts = ", ".join(f"{ours} ({chosen[ours]}) {len(split)} images" for ours, split in splits.items())
-    noun = "split" if len(splits) == 1 else "splits"
-    logger.info("%s: %s, %d %s: %s", found.source, found.kind, len(splits), noun, counts)
+    counts = ", ".join(f"{ours} ({chosen[ours]}) {counted(len(split), 'image')}" for ours, split in splits.items())
+    logger.info("%s: %s, %s: %s", found.source, found.kind, counted(len(splits), "split"), counts)
     return found.source, with_value_range(splits, found.source)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from ..choices import counted
 from ..data.schema import decode_image, undecoded
 from .advice import class_advice
 from .analysis import DetectionAnalysis
@@ -89,8 +90,8 @@ def write_report(
     evaluation = next(iter(evaluator.analyses.values())).evaluation
     objects = int((~evaluation.truths.ignored).sum())
     body = [
-        f"<p class='lead'>{len(evaluator.image_ids)} images, {objects} objects, {len(evaluation.category_ids)} "
-        f"classes. {AP_IS}</p>",
+        f"<p class='lead'>{counted(len(evaluator.image_ids), 'image')}, {counted(objects, 'object')}, "
+        f"{counted(len(evaluation.category_ids), 'class')}. {AP_IS}</p>",
         "<h2>Scores</h2>" + table(value_cells(evaluator.compute()), "slim"),
         *evaluation_part(evaluator, folder, dataset, num_images),
     ]

@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..arguments.predict import PredictArguments
+from ..choices import counted
 from ..data.pipeline.pixels import set_max_image_pixels
 from ..decoding import PILLOW
 from ..drawing import DrawingStyle, draw_detections
@@ -105,13 +106,13 @@ def predict(
                     where = _draw(item, output, draw_detections(item.image, found, config.id2label, -1.0, style))
                 bar.update()
                 if piped:
-                    tell(f"{where}: {len(records)} objects")
+                    tell(f"{where}: {counted(len(records), 'object')}")
     for path in files.paths:
-        tell(f"{path}: {files.count} images")
+        tell(f"{path}: {counted(files.count, 'image')}")
     if skipped and not files.count:
         raise ValueError(f"none of the images can be used; {len(skipped)} were skipped, the first is {skipped[0]}")
     if skipped:
-        tell(f"{len(skipped)} files were skipped or are not complete; see above")
+        tell(f"skipped or not complete: {counted(len(skipped), 'file')}; see above")
     return Predicted(files.count, skipped)
 
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from ..arguments.metric_names import competing_names, without_raw
+from ..choices import counted
 from ..data.audit import ObjectCounts
 from ..evaluation.page import page, picture, table, text
 from ..evaluation.report import AP_IS
@@ -98,7 +99,7 @@ def _summary(facts: RunFacts) -> list[str]:
     lines = [
         f"An RF-DETR model for {card.task.title}, {card.parameters / 1e6:.1f} million parameters, input "
         f"{config.resolution} × {config.resolution}, {start} on {facts.images.get('train', 0):,} images with "
-        f"{objects:,} objects of {config.num_labels} classes."
+        f"{objects:,} objects of {counted(config.num_labels, 'class')}."
     ]
     done = f"step {state.global_step:,} of {state.max_steps:,} (epoch {state.epoch or 0:.1f})"
     if facts.seconds is None:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ..arguments.training import RFDETRTrainingArguments
-from ..choices import printable
+from ..choices import counted, printable
 from ..data.audit import count_split
 from ..losses.matcher import matching_by
 from ..models.configuration_rfdetr import RFDETRConfig
@@ -51,8 +51,8 @@ def startup_lines(
         "model": _model(parallel.model, weights),
         "weights": resumed + (parallel.model.weights_from or "random (no checkpoint was loaded)"),
         "data": _data(splits),
-        "batch": f"{images} images a step = {batch} on a device x {_count(accumulation, 'micro-batch')} x "
-        + _count(processes, "process"),
+        "batch": f"{counted(images, 'image')} a step = {batch} on a device x {counted(accumulation, 'micro-batch')} x "
+        + counted(processes, "process"),
         "steps": f"{state.steps_per_epoch} an epoch, {state.max_steps} in all ({epochs:.4g} epochs)",
         "lr": f"{_rates(parallel.optimizer)}; schedule {args.lr_scheduler_type}{warmup}",
         "memory": _memory(parallel, weights),
@@ -102,13 +102,14 @@ def _data(splits: Mapping[str, Dataset]) -> str:
         report = count_split(dataset, split)
         names = list(report.boxes_per_class)
         background = 100 * report.num_empty_images / max(report.num_images, 1)
-        counted = f"{report.num_images} images, {report.num_boxes} boxes, {background:.0f}% background"
-        if not report.counted:
-            counted = f"{report.num_images} images, objects not counted"
-        parts.append(f"{SPLITS.get(split, split.removesuffix('_dataset'))} {counted}")
+        known = f"{counted(report.num_boxes, 'box')}, {background:.0f}% background"
+        known = known if report.counted else "objects not counted"
+        name = SPLITS.get(split, split.removesuffix("_dataset"))
+        parts.append(f"{name} {counted(report.num_images, 'image')}, {known}")
     more = f", ... ({len(names) - _CLASSES_SHOWN} more)" if len(names) > _CLASSES_SHOWN else ""
-    noun = "class" if len(names) == 1 else "classes"
-    return f"{'; '.join(parts)}; {len(names)} {noun}: {', '.join(map(printable, names[:_CLASSES_SHOWN]))}{more}"
+    return (
+        f"{'; '.join(parts)}; {counted(len(names), 'class')}: {', '.join(map(printable, names[:_CLASSES_SHOWN]))}{more}"
+    )
 
 
 def _rates(optimizer: Any) -> str:
@@ -147,7 +148,3 @@ def _output(args: RFDETRTrainingArguments, weights: Weights, metric: str) -> str
     best = f"best/ by {metric}" if args.eval_strategy != "no" else "no best/ without evaluations"
     last = f"last/ ({memory_size(model)})"
     return f"{os.path.abspath(args.output_dir)}: {when}{kept}, {best}, {last}, metrics.csv, train.log"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}es"

@@ -70,8 +70,8 @@ def test_boxes_are_clamped_dropped_and_counted(load_file, coco_content, caplog):
     assert objects["area"][:2] == [225, 7], "a given area stays, a missing one is that of the clamped box"
     assert sum(objects["bbox"][2][::2]) <= 64
     messages = [record.getMessage() for record in caplog.records]
-    assert any("dropped 1 boxes (no width or no height): annotation id 3 (image id 0)" in m for m in messages)
-    assert any("dropped 1 boxes (a negative width or height): annotation id 4 (image id 0)" in m for m in messages)
+    assert any("dropped 1 box (no width or no height): annotation id 3 (image id 0)" in m for m in messages)
+    assert any("dropped 1 box (a negative width or height): annotation id 4 (image id 0)" in m for m in messages)
     assert any("dropped 2 boxes (lie outside their image): annotation id 5" in m for m in messages)
     assert any("clamped 2 boxes" in m and "annotation id 7" not in m for m in messages)
 
@@ -179,14 +179,16 @@ def test_annotation_ids_that_are_missing_or_repeated_are_made_distinct(load_file
     assert "not distinct" in caplog.text
 
 
-def test_only_grouping_categories_without_annotations_are_dropped(tmp_path, coco_content, write_coco):
+def test_only_grouping_categories_without_annotations_are_dropped(tmp_path, coco_content, write_coco, caplog):
     phantom = {"id": 0, "name": "animal", "supercategory": "none"}
     unused = {"id": 9, "name": "bird", "supercategory": "animal"}
     content = coco_content()
     content["categories"] += [phantom, unused]
     for split in ("train", "valid"):
         write_coco(tmp_path / split / "_annotations.coco.json", content)
-    splits = load_detection_dataset(tmp_path)
+    with caplog.at_level(logging.INFO):
+        splits = load_detection_dataset(tmp_path)
+    assert "categories that only group others are no classes: 'animal' (id 0)" in caplog.text
     assert class_names(splits["train"]) == class_names(splits["validation"]) == ["cat", "dog", "bird"]
     assert category_ids(splits["validation"]) == [3, 7, 9]
     content["annotations"][0]["category_id"] = 0

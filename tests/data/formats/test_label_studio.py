@@ -218,7 +218,7 @@ def test_folders_in_addresses_count(studio, write_image, caplog):
     with pytest.raises(DetectionDataError, match=r"upload/1/0123abc1-a.jpg' and '.*-a.jpg' both lead to a.jpg"):
         load_detection_dataset(studio(*uploads))
     assert load_detection_dataset(studio(uploads[0], two[0]))["train"]["file_name"] == ["a.jpg", "one/a.jpg"]
-    assert "found 1 images without the hash before their names" in caplog.text
+    assert "found 1 image without the hash before their names" in caplog.text
 
 
 def test_several_pictures_in_a_task(studio):

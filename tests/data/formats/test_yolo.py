@@ -60,7 +60,7 @@ def test_ultralytics_layout(write_yolo, caplog):
 def test_rows_of_no_size_are_named_by_file_and_line(write_yolo, caplog):
     good, bad = "0 .5 .5 .25 .25\n", "0 .5 .5 0 0\n"
     load_detection_dataset(write_yolo({"images/train/a.jpg": good + bad}))
-    assert "dropped 1 boxes (no width or no height): " in caplog.text and "labels/train/a.txt:2" in caplog.text
+    assert "dropped 1 box (no width or no height): " in caplog.text and "labels/train/a.txt:2" in caplog.text
     root = write_yolo({f"images/train/{i}.jpg": good if i % 2 else bad for i in range(6)}, folder="more")
     with pytest.raises(DetectionDataError, match=r"3 of 6 boxes .* no width or no height, such as .*train/0.txt:1"):
         load_detection_dataset(root)

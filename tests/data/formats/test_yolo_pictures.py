@@ -179,7 +179,7 @@ def test_a_system_tree_is_refused(tmp_path):
 def test_rows_written_twice_are_dropped_and_counted(folder, caplog):
     files = {**PAIR, "labels/train/a.txt": ROW + "1 0.5 0.5 0.25 0.25\n" + ROW}
     train = load_detection_dataset(folder(files))["train"]
-    assert train[0]["objects"]["category"] == [0, 1] and "dropped 1 boxes (written twice)" in caplog.text
+    assert train[0]["objects"]["category"] == [0, 1] and "dropped 1 box (written twice)" in caplog.text
 
 
 def test_neighbours_are_not_ours(folder):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from ...choices import counted
 from ..annotations import (
     Annotations,
     Labels,
@@ -171,7 +172,7 @@ def read(found: Found, splits: Mapping[str, CocoLocation], options: ReadOptions)
         check_one_split(file.annotations.source, called, names, problems)
         _note_missing(file.annotations, folder, resolved, problems)
         for reason, count in resolved.repairs.items():
-            logger.warning("%s: found %d images %s", file.annotations.source, count, reason)
+            logger.warning("%s: found %s %s", file.annotations.source, counted(count, "image"), reason)
         paths = [path or "" for path in resolved.paths]
         used.update(paths)
         annotations, paths = _finish(file, labels, paths, problems, options)
@@ -214,8 +215,8 @@ def label_space(files: Mapping[str, CocoFile], class_names: Sequence[str] | None
         if i not in annotated and any(parent == name for child, parent in file.parents.items() if child != i)
     ]
     if grouping:
-        dropped = ", ".join(f"{i} ({file.names[i]})" for i in grouping)
-        logger.info("%s: dropped grouping categories without annotations: %s", file.annotations.source, dropped)
+        names = ", ".join(f"{file.names[i]!r} (id {i})" for i in grouping)
+        logger.info("%s: categories that only group others are no classes: %s", file.annotations.source, names)
     kept = {i: name for i, name in file.names.items() if i not in grouping}
     return class_table(kept, class_names, f"{file.annotations.source}: field categories")
 

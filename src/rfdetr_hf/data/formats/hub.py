@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Image, config, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
+from huggingface_hub.utils import get_session
 
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError, Problems
@@ -25,6 +26,7 @@ _TABLES = re.compile(r"\.((parquet|arrow|jsonl?|csv|tsv|tar)(\.(gz|zst|bz2|xz))?
 # Where an imagefolder has its columns, beside the pictures or in a folder above them.
 _METADATA = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
 _MAX_FILES = 100_000
+_SECONDS = 10.0  # for an answer of the Hub
 _MAX_BARREN_FOLDERS = 2_000
 # What the loaders of `datasets` raise on damaged files, as seen in them.
 _FAULTS = (OSError, ValueError, LookupError, TypeError, NotImplementedError, StopIteration, pa.ArrowException,
@@ -160,8 +162,23 @@ def _compare_with_folder(source: str, folder: str, splits: Iterable[Dataset], al
         )  # fmt: skip
 
 
-def _load(source: str, load: Any, root: str, **options: Any) -> Any:
+def _silence() -> str:
+    """Why the Hub does not answer; empty where it does."""
     try:
+        get_session().head(config.HF_ENDPOINT, timeout=_SECONDS)
+    except Exception as error:  # noqa: BLE001 - of the HTTP client, whichever it is; told by the caller
+        return f"{config.HF_ENDPOINT} does not answer: {str(error) or type(error).__name__}"
+    return ""
+
+
+def _load(source: str, load: Any, root: Any, **options: Any) -> Any:
+    # A builder of datasets has no data without these.
+    is_id = load is load_dataset and not options.keys() & {"data_dir", "data_files"} and not os.path.exists(root)
+    offline = config.HF_HUB_OFFLINE
+    silence = _silence() if is_id and not offline else ""
+    try:
+        # Offline, datasets looks into its cache alone; else it asks six times in half a minute.
+        config.HF_HUB_OFFLINE = offline or bool(silence)
         return load(root, **options)
     except _FAULTS as error:
         if isinstance(error, DetectionDataError):
@@ -171,7 +188,12 @@ def _load(source: str, load: Any, root: str, **options: Any) -> Any:
         empty = next((path for name, path, _ in files if _TABLES.search(name) and not os.path.getsize(path)), None)
         if empty is not None:
             raise DetectionDataError(f"{empty}: is empty; restore it, or take it away") from error
+        fault = silence or f"{type(cause).__name__}: {str(cause)[:300]}"
+        full = isinstance(cause, OSError) and not isinstance(cause, (ConnectionError, FileNotFoundError))
         raise DetectionDataError(
-            f"{source}: cannot be loaded ({type(cause).__name__}: {str(cause)[:300]}); it may be a Hub id, a folder or "
-            "a file that exists, or 'synthetic-shapes'; with a full or read-only disk set another HF_DATASETS_CACHE"
+            f"{source}: {'there is no such folder here, and it ' if is_id else ''}cannot be loaded"
+            f"{' from the Hub' if is_id else ''} ({fault}); it may be a Hub id, a folder or a file that exists, or "
+            f"'synthetic-shapes'{'; with a full or read-only disk set another HF_DATASETS_CACHE' if full else ''}"
         ) from error
+    finally:
+        config.HF_HUB_OFFLINE = offline

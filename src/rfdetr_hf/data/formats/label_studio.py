@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from datasets import Dataset
 
+from ...choices import counted
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError, Problems, SplitMissingError
 from ..images import IMAGE_SUFFIXES, ImageFolder, is_hidden
@@ -184,7 +185,7 @@ class _Reader:
         if best is not None and any(found[best]):
             best = next(path for path in present if files[path] == files[best])
             for reason, count in (+repairs[best]).items():
-                logger.info("%s: found %d images %s", self.split.source, count, reason)
+                logger.info("%s: found %s %s", self.split.source, counted(count, "image"), reason)
             self._note_shared(found[best])
             self.split.file_names = [
                 file or name for file, name in zip(found[best], self.split.file_names, strict=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from ...choices import counted
 from ..annotations import Annotations, Boxes, Labels, ReadOptions, build_dataset, name_box, path_array
 from ..checks import settle, without_repeated_files
 from ..errors import DetectionDataError, Problems
@@ -236,7 +237,7 @@ def find_pictures(
     folder, resolved = choose_folder(split.source, split.file_names, candidates, folders)
     check_one_split(split.source, name, split.file_names, problems)
     for reason, count in resolved.repairs.items():
-        logger.warning("%s: found %d images %s", split.source, count, reason)
+        logger.warning("%s: found %s %s", split.source, counted(count, "image"), reason)
     split.paths = [path or "" for path in resolved.paths]
     for index, path in enumerate(resolved.paths):
         if path is None:

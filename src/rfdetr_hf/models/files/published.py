@@ -1,7 +1,9 @@
 """Which checkpoint a name means, and what to do where the Hub does not give it."""
 
+import difflib
 import functools
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ _FILES = {
     "large": "rf-detr-large-2026.pth", "large-deprecated": "rf-detr-large.pth",
     "keypoint-preview": "rf-detr-keypoint-preview-xlarge.pth", "seg-2xlarge": "rf-detr-seg-xxlarge.pt",
 }  # fmt: skip
+_PREFIX = re.compile(r"^(roboflow/)?rf[-_]?detr[-_]?", re.IGNORECASE)
 _SECONDS = 10.0  # for an answer
 
 
@@ -87,11 +90,19 @@ def require_hub(source: str, name: str, hub_options: Mapping[str, Any]) -> None:
         hub_options: of the download.
 
     Raises:
+        CheckpointUnavailable: the name has one word, and no model on the Hub has.
         Exception: of the HTTP client, when nothing answers.
     """
     place = {key: hub_options.get(key) for key in ("cache_dir", "revision")}
-    offline = constants.HF_HUB_OFFLINE or hub_options.get("local_files_only")
-    if offline or not is_hub_name(source) or isinstance(try_to_load_from_cache(source, name, **place), str):
+    if not is_hub_name(source) or isinstance(try_to_load_from_cache(source, name, **place), str):
+        return
+    if "/" not in source and not is_official(source):
+        near = _meant(source)
+        raise CheckpointUnavailable(
+            f"{source}: there is no such folder here, and no variant has this name{_question(near)}. The variants are "
+            f"{', '.join(VARIANTS)}. {ways_on(near or source)}"
+        )
+    if constants.HF_HUB_OFFLINE or hub_options.get("local_files_only"):
         return
     get_session().head(constants.ENDPOINT, timeout=_SECONDS)
 
@@ -106,7 +117,20 @@ def unavailable(source: str, error: BaseException) -> CheckpointUnavailable:
     if not is_hub_name(source) or is_official(source):
         return CheckpointUnavailable(f"{source} does not exist")
     folder = "" if source.startswith("Roboflow/") else "there is no such folder here, and "
-    return CheckpointUnavailable(f"{source} cannot be loaded: {folder}{_reason(source, error)}. {ways_on(source)}")
+    question = _question(_meant(source)) if _PREFIX.match(source) and source not in _ON_HUB.values() else ""
+    reason = f"{folder}{_reason(source, error)}{question}"
+    return CheckpointUnavailable(f"{source} cannot be loaded: {reason}. {ways_on(source)}")
+
+
+def _meant(source: str) -> str | None:
+    """The variant whose name is next to a wrong one."""
+    names = {name: name for name in VARIANTS} | {_PREFIX.sub("", found): name for name, found in _ON_HUB.items()}
+    near = difflib.get_close_matches(_PREFIX.sub("", source).lower().replace("_", "-"), names, n=1)
+    return names[near[0]] if near else None
+
+
+def _question(variant: str | None) -> str:
+    return f" (did you mean {variant!r}?)" if variant else ""
 
 
 def _reason(source: str, error: BaseException) -> str:
