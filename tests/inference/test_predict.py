@@ -155,6 +155,18 @@ def test_models_of_other_tasks(tmp_path, tiny_config, name, overrides, extra):
         assert annotation["num_keypoints"] == sum(v > 0 for v in annotation["keypoints"][2::3])
 
 
+def test_a_second_prediction_without_a_folder_goes_into_the_next(keypoint_folder, monkeypatch):
+    """Before, the second picture of a newcomer was refused for the first one's folder."""
+    _picture(keypoint_folder)
+    monkeypatch.chdir(keypoint_folder)
+    said = []
+    for _ in range(3):
+        predict(PredictArguments("model", images=["image.png"]), say=said.append)
+    assert "predictions has files: what is found goes to predictions-2" in said
+    for name in ("predictions", "predictions-2", "predictions-3"):
+        assert [file.name for file in Path(name).iterdir()] == ["image.png"]
+
+
 def test_files_that_are_there_are_not_replaced_silently(keypoint_folder):
     _picture(keypoint_folder)
     names = [str(keypoint_folder / name) for name in ("model", "image.png", "out")]

@@ -19,7 +19,12 @@ class PredictArguments(ViewArguments):
     images: list[str] = option(
         list, "Image files, video files, folders and patterns; with split one data set.", group="data", daily=True
     )
-    output_dir: str = option("predictions", "Folder for what is written; new or empty.", group="output", daily=True)
+    output_dir: str = option(
+        "predictions",
+        "Folder for what is written, new or empty; where the default has files, predictions-2 and so on.",
+        group="output",
+        daily=True,
+    )
     formats: list[str] = option(
         lambda: ["pictures"],
         "pictures with boxes; json, jsonl: predictions.json, predictions.jsonl, an entry or a line for each image; "

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 from operator import length_hint
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,13 +55,12 @@ def predict(
             image too, a threshold is for an unknown class, or views are asked for of a model that gives more than
             boxes.
         FileNotFoundError: an image or the model is not there.
-        FileExistsError: the output folder has files and `overwrite` is not set, or a picture would replace its source.
+        FileExistsError: an output folder that was named has files and `overwrite` is not set, or a picture would
+            replace its source.
     """
     if images is None and not args.images:
         raise ValueError("--images is missing: name image files, video files or folders")
-    output, skipped = Path(args.output_dir), list[str]()
-    if not args.overwrite and output.is_dir() and any(output.iterdir()):
-        raise FileExistsError(f"--output_dir {output} has files: choose another, or replace them with --overwrite true")
+    output, skipped = _output_folder(args, say), list[str]()
 
     def tell(text: str) -> None:
         say(message_text(text))
@@ -114,6 +113,18 @@ def predict(
     if skipped:
         tell(f"skipped or not complete: {counted(len(skipped), 'file')}; see above")
     return Predicted(files.count, skipped)
+
+
+def _output_folder(args: PredictArguments, say: Callable[[str], None]) -> Path:
+    """The folder that is named; where none is named, the first of predictions, predictions-2, … without files."""
+    output = Path(args.output_dir)
+    if args.overwrite or not output.is_dir() or not any(output.iterdir()):
+        return output
+    if args.output_dir != PredictArguments.output_dir:
+        raise FileExistsError(f"--output_dir {output} has files: choose another, or replace them with --overwrite true")
+    free = next(free for n in count(2) if not (free := Path(f"{output}-{n}")).exists())
+    say(f"{output} has files: what is found goes to {free}")
+    return free
 
 
 def _detect(

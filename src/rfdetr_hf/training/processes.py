@@ -14,7 +14,6 @@ import torch
 
 from ..arguments.launch import LaunchArguments
 from .parent import LAUNCHER_VARIABLE, chosen_threads, fit_launcher, launcher_words, words_of
-from ..choices import counted
 from .preemption import EXIT_CODE, SIGNALS
 
 logger = logging.getLogger("rfdetr_hf")
@@ -51,11 +50,9 @@ def run_processes(args: LaunchArguments, command: Sequence[str]) -> int | None:
         os.environ.update(variables)
         return None
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
+    each = "1 thread" if threads == "1" else f"{threads} threads"
     where = "the CPU" if "ACCELERATE_USE_CPU" in variables else f"{count} GPUs"
-    print(
-        f"{counted(count, 'process')} on {where}, {counted(threads, 'thread')} each; --num_processes 1 starts one",
-        flush=True,
-    )
+    print(f"{count} processes on {where}, {each} each; --num_processes 1 starts one", flush=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
