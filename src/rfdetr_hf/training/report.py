@@ -99,7 +99,7 @@ def _summary(facts: RunFacts) -> list[str]:
     lines = [
         f"An RF-DETR model for {card.task.title}, {card.parameters / 1e6:.1f} million parameters, input "
         f"{config.resolution} × {config.resolution}, {start} on {facts.images.get('train', 0):,} images with "
-        f"{objects:,} objects of {counted(len(config.id2label), 'class')}."
+        f"{objects:,} objects of {counted(config.num_labels or 0, 'class')}."
     ]
     done = f"step {state.global_step:,} of {state.max_steps:,} (epoch {state.epoch or 0:.1f})"
     if facts.seconds is None:
