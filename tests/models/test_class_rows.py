@@ -182,6 +182,21 @@ def test_ids_with_gaps_and_names_twice_are_refused(saved, how, fields, message):
             RFDETRForObjectDetection.from_pretrained(saved[1], **fields)
 
 
+@pytest.mark.parametrize("names", [["", "a"], ["a", " "], ["a", "a "]])
+def test_blank_names_of_a_file_are_read(saved, tmp_path, names):
+    folder = tmp_path / "earlier"
+    saved[0].save_pretrained(folder)
+    content = json.loads((folder / "config.json").read_text())
+    rest = {str(i): content["id2label"][str(i)] for i in range(2, len(content["id2label"]))}
+    content["id2label"] = dict(enumerate(names)) | rest
+    content["label2id"] = {name: int(i) for i, name in content["id2label"].items()}
+    (folder / "config.json").write_text(json.dumps(content))
+    model = RFDETRForObjectDetection.from_pretrained(folder)
+    assert [model.config.id2label[i] for i in range(2)] == names
+    model.save_pretrained(tmp_path / "again")
+    assert RFDETRConfig.from_pretrained(tmp_path / "again").id2label == model.config.id2label
+
+
 def test_ids_are_read_as_numbers_and_label2id_suffices():
     config = RFDETRConfig.from_variant("nano", id2label={"1": "b", "0": "a"}, label2id={"a": "0", "b": "1"})
     assert config.id2label == {0: "a", 1: "b"} and config.label2id == {"a": 0, "b": 1}

@@ -88,8 +88,8 @@ def _as_list(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def _class_names(id2label: Any) -> dict[int, str]:
-    """`id2label` with integers as ids.
+def _class_names(id2label: Any, stored: bool = False) -> dict[int, str]:
+    """`id2label` with integers as ids. Of a file, names that are blank or differ in blanks are a warning.
 
     Raises:
         ValueError: if the ids are not 0, 1, ..., n - 1, a name is empty or no text, or stands twice, blanks around it
@@ -98,7 +98,7 @@ def _class_names(id2label: Any) -> dict[int, str]:
     _require(isinstance(id2label, Mapping), f"id2label must be a dict of ids and names, got {id2label!r:.80}.")
     ids = [str(id_) for id_ in id2label]
     for id_, name in id2label.items():
-        is_name = isinstance(name, (str, int, float)) and not isinstance(name, bool) and str(name).strip()
+        is_name = isinstance(name, (str, int, float)) and not isinstance(name, bool) and (stored or str(name).strip())
         _require(bool(is_name), f"id2label has {name!r} for the id {id_}: each class needs a name, as text in quotes.")
     names = [str(id2label[id_]) for id_ in id2label]
     listed = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
@@ -109,8 +109,10 @@ def _class_names(id2label: Any) -> dict[int, str]:
     )
     twice = sorted({name for name in names if name != UNUSED_LABEL and names.count(name) > 1})
     _require(not twice, f"id2label has the names {twice[:3]} twice: each class needs a name of its own.")
-    alike = names_alike(names, str.strip)
+    alike = [] if stored else names_alike(names, str.strip)
     _require(not alike, f"id2label has the names {alike[:3]}, which differ in blanks alone: give each class its own.")
+    if blank := [id_ for id_, name in zip(ids, names, strict=True) if not name.strip()]:
+        logger.warning_once(f"id2label has a blank name for the ids {', '.join(blank[:5])}: give each class a name.")
     if alike := names_alike(names):
         logger.warning_once(f"id2label has the names {alike[:3]}, which differ in case and blanks alone: two classes?")
     return dict(sorted((int(id_), name) for id_, name in zip(ids, names, strict=True)))
@@ -339,7 +341,7 @@ class RFDETRConfig(LenientConfig):
         if self.id2label is None and given:
             self.id2label = {id_: name for name, id_ in given.items()}
         if self.id2label is not None:
-            self.id2label = _class_names(self.id2label)
+            self.id2label = _class_names(self.id2label, is_stored)
             count, names = kwargs.pop("num_labels", None), len(self.id2label)
             _require(count in (None, names), f"num_labels is {count}, but id2label has {names} names: give one.")
             _require_same_ids(self.id2label, given or {})
@@ -373,7 +375,7 @@ class RFDETRConfig(LenientConfig):
         for field in ("dropout", "attention_dropout", "activation_dropout"):
             _require(0 <= getattr(self, field) < 1, f"{field} must be in [0, 1), got {getattr(self, field)!r}.")
         _require(self.num_labels >= 1, f"num_labels must be at least 1, got {self.num_labels}: set id2label.")
-        _require_same_ids(_class_names(self.id2label), self.label2id or {})
+        _require_same_ids(_class_names(self.id2label, True), self.label2id or {})
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -485,6 +487,7 @@ class RFDETRConfig(LenientConfig):
             merged = {name: merged[name] for name in merged if name not in ("out_features", "window_block_indexes")}
         if {"id2label", "label2id"} & set(overrides) or overrides.get("num_labels", self.num_labels) != self.num_labels:
             fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
+            _class_names(overrides.get("id2label") or {i: n for n, i in (overrides.get("label2id") or {}).items()})
         fields |= {**overrides, "backbone_config": merged, "model_type": MODEL_TYPE, STORED: True}
         return type(self)(**fields)
 
