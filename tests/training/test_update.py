@@ -148,7 +148,7 @@ class Listen(TrainerCallback):
     ],
 )
 def test_who_listens_to_steps_sees_them_settled(tmp_path, tiny_model, shapes, settled, event, expected):
-    callback, options = Listen(event), {"max_steps": 4, "save_strategy": "no", "logging_steps": 9}
+    callback, options = Listen(event), {"max_steps": 4, "logging_steps": 9}
     run(tmp_path, tiny_model(), shapes, settled, callbacks=[callback], no_loss=(0, 2), **options)
     assert callback.seen == expected
     # At once, or when the next step begins.
@@ -163,7 +163,7 @@ def test_the_average_is_that_of_the_latest_step_within_the_next(tmp_path, tiny_m
             seen.append(self.ema.num_updates)
             return super().compute_loss(model, inputs, return_outputs)
 
-    trainer = Teacher(tiny_model(), arguments(tmp_path, max_steps=3, save_strategy="no"), shapes)
+    trainer = Teacher(tiny_model(), arguments(tmp_path, max_steps=3), shapes)
     trainer.no_loss = (1,)
     settled[:] = [trainer.state]
     trainer.train()
