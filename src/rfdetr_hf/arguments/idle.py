@@ -1,5 +1,6 @@
 """Options that do nothing beside others: one table for all classes of options."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -7,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..choices import AUGMENTATIONS, is_official
+
+logger = logging.getLogger("rfdetr_hf")
 
 
 def _joins_nothing(options: Any) -> bool:
@@ -54,6 +57,10 @@ _TABLES: dict[str, tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...
 }  # fmt: skip
 
 
+# What scripts leave set while the switch beside it goes on and off.
+_OF_SWITCHES = {"eval_delay", "eval_steps", "hub_strategy", "logging_steps", "save_steps", "torch_compile_backend"}
+
+
 def idle_options(cls: Any, given: Mapping[str, Any]) -> dict[str, str]:
     """The options that ask for something and do nothing, each with the option and value that make it idle.
 
@@ -73,11 +80,19 @@ def idle_options(cls: Any, given: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def refuse_idle(options: Any) -> None:
-    """Make sure that no option does nothing.
+def refuse_idle(options: Any, is_new: bool = True) -> None:
+    """Make sure that no option does nothing; of those that Transformers takes beside anything a warning says so.
+
+    Args:
+        options: to check.
+        is_new: whether they were just made; else they are settled for a run, and what was said is not said again.
 
     Raises:
-        ValueError: one does; the message says by what.
+        ValueError: another one does; the message says by what.
     """
     for name, by in idle_options(type(options), vars(options)).items():
-        raise ValueError(f"{name}={getattr(options, name)!r} has no effect with {by}; leave one of them out")
+        message = f"{name}={getattr(options, name)!r} has no effect with {by}"
+        if name not in _OF_SWITCHES:
+            raise ValueError(f"{message}; leave one of them out")
+        if is_new:
+            logger.warning(message)

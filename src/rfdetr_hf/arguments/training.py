@@ -360,7 +360,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
             self._derive("eval_steps", self.logging_steps)
         self._check_combinations()
         check_schedule_options(self.lr_scheduler_type, self)
-        refuse_idle(self)
+        refuse_idle(self, is_new)
         self.__dict__["_is_settled"] = True
         now: Any = self.derived
         changed = [f"{name} {old} -> {now[name]}" for name, old in before.items() if now.get(name, old) != old]
