@@ -183,6 +183,12 @@ def test_areas_tell_how_boxes_are_written(load, caplog):
     assert load([{**each, "area": 12} for each in spread(10)])[0]["objects"]["area"] == [12] * 10, "of a mask"
     assert load([{**each, "area": 0} for each in spread(3)])[0]["objects"]["area"] == [320] * 3
     assert "took width x height as the area of 3 boxes (field area is 0)" in caplog.text
+    assert load([{**each, "area": 1e9} for each in spread(3)])[0]["objects"]["area"] == [320] * 3
+    assert load([{**each, "area": 0.01} for each in spread(3)])[0]["objects"]["area"] == [320] * 3
+    assert "of 3 boxes (field area is more than twice width x height)" in caplog.text
+    assert "of 3 boxes (field area is below 1% of width x height in most of the split)" in caplog.text
+    thin = [{**each, "area": 3.0 if i == 0 else 300.0} for i, each in enumerate(spread(5))]
+    assert sorted(load(thin)[0]["objects"]["area"]) == [3, 300, 300, 300, 300], "a line"
 
 
 @pytest.mark.parametrize("order", [[2, 3, 0, 1], [2, 1, 0, 3]])

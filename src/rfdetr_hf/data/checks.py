@@ -25,6 +25,7 @@ BACKGROUND_SHARE = 0.5
 _ODD_MASKS_SHARE = 0.1
 # So many boxes of which nothing is left are no slips: their numbers mean something else.
 _LOST_SHARE = 0.1
+_LEAST_AREA = 0.01  # of its box, below which an object is a line
 _APART = 0.1  # overlap (IoU) of a box with its mask's extent below which the two belong to different objects
 # What masks and keypoints of so many objects have in common is no chance: the median overlap of masks with boxes of
 # sides that rounding does not change, how exactly one line leads from corners to corners, keypoints beside their box.
@@ -243,6 +244,20 @@ def written_twice(
     return repeated | ((detail == 0) & (np.bincount(place, detail != 0) > 0)[place])
 
 
+def _wrong_areas(boxes: Boxes) -> dict[str, np.ndarray]:
+    """Areas that no object in its box has, by reason; (boxes,) bool each."""
+    whole = np.maximum(np.abs(boxes.bbox[:, 2:].prod(axis=1)), 1.0)  # of a pixel at least
+    share = boxes.area / whole
+    given = share[(boxes.area > 0) & np.isfinite(share)]
+    # One outline may be a thin line; a split of nothing else has another unit.
+    small = (share < _LEAST_AREA) & (boxes.area > 0) & (len(given) > 2 and np.median(given) < _LEAST_AREA)
+    return {
+        "field area is 0": boxes.area == 0,
+        "field area is more than twice width x height": share > 2,
+        f"field area is below {_LEAST_AREA:.0%} of width x height in most of the split": small,
+    }
+
+
 def _repair_boxes(
     annotations: Annotations, problems: Problems, verbs: tuple[str, str] = ("dropped", "clamped")
 ) -> Annotations:
@@ -261,9 +276,11 @@ def _repair_boxes(
     lost = empty | reversed_ | outside
     clamped = np.any((start < 0) | (end > limit), axis=1) & ~lost
     bbox = np.where(clamped[:, None], np.concatenate([low, high - low], axis=1), boxes.bbox)
-    flat = (boxes.area == 0) & ~lost
-    _report(annotations, "took width x height as the area of", "field area is 0", flat)
-    area = np.where(np.isnan(boxes.area) | flat, bbox[:, 2] * bbox[:, 3], boxes.area)
+    no_area = {reason: mask & ~lost for reason, mask in _wrong_areas(boxes).items()}
+    for reason, mask in no_area.items():
+        _report(annotations, "took width x height as the area of", reason, mask)
+    missing = np.logical_or.reduce([np.isnan(boxes.area), *no_area.values()])
+    area = np.where(missing, bbox[:, 2] * bbox[:, 3], boxes.area)
     # Exporters round to two decimals or so; such a box is repaired, but not worth a word.
     clearly = clamped & np.any((start < -0.5) | (end > limit + 0.5), axis=1)
     reasons = {
