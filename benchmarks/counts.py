@@ -236,7 +236,8 @@ class Step:
         self.pixels = torch.empty(row.batch_size, 3, self.config.resolution, self.config.resolution)
         self.labels = fake_labels(self.config, row, objects)
         self.optimizer = build_optimizer(build_param_groups(self.model, OPTIONS), OPTIONS, "cuda")
-        alone: Any = SimpleNamespace(num_processes=1, scaler=None, unscale_gradients=lambda: None)
+        launch: dict[str, Any] = {"num_processes": 1, "scaler": None, "device": torch.device("cuda")}
+        alone: Any = SimpleNamespace(**launch, unscale_gradients=lambda: None)
         self.parallel = Parallel(alone, OPTIONS, self.model)  # pyright: ignore[reportArgumentType]
         self.parallel.optimizer = self.optimizer
         self.average = ExponentialMovingAverage(averaged_tensors(self.model))

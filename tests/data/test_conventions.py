@@ -199,7 +199,7 @@ def test_few_boxes_outside_their_image_are_dropped(sources, kind, usual, outside
     boxes[:outside, 0] = 70 + np.arange(outside)
     train = load_detection_dataset(sources(kind, boxes))["train"]
     assert sum(len(objects["bbox"]) for objects in train["objects"]) == 60 - outside
-    assert f"dropped {outside} boxes (lie outside their image)" in caplog.text
+    assert f"dropped {outside} {'box' if outside == 1 else 'boxes'} (lie outside their image)" in caplog.text
 
 
 @pytest.mark.parametrize(("form", "factor"), [("xywh", 0.5), ("xywh", 0.3), ("xyxy", 0.5), ("cxcywhn", 0.5)])

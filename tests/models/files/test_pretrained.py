@@ -272,7 +272,7 @@ def test_new_rows_are_reported(saved, caplog):
     assert ("class_embed.bias", (5,), (7,)) in info["mismatched_keys"] and len(info["mismatched_keys"]) == 8
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     _, info = load(saved[1], id2label={0: "dog", 1: "ant"}, output_loading_info=True)
-    assert not info["mismatched_keys"] and len(caplog.records) == 1
+    assert not info["mismatched_keys"] and [r.levelname for r in caplog.records].count("WARNING") == 1
 
 
 def test_what_could_not_be_read_again_is_not_written(saved, deep_config):
