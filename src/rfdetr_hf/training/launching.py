@@ -10,7 +10,7 @@ from accelerate import PartialState
 from ..options import word_without_secrets
 from .checkpoint.resume import require_folder
 from .checkpoint.run_directory import RunDirectory
-from .parent import LAUNCHER_VARIABLE, launcher_words, words_of
+from .parent import fit_launcher, launcher_words, words_of
 from .preemption import Preempted
 
 SCRIPT_OF_THE_COMMAND = ("-m", "rfdetr_hf.cli")
@@ -74,7 +74,7 @@ def how_to_go_on(output_dir: str, argv: Sequence[str], program: Sequence[str]) -
 
 def started_with(program: Sequence[str], argv: Sequence[str]) -> list[str]:
     """The words in front of `argv` on the command line: those of a launcher with its options, or `program`."""
-    if LAUNCHER_VARIABLE in os.environ:  # the program has started its processes itself
+    if fit_launcher() is not None:  # the program has started its processes itself
         return [*program]
     parent = words_of(os.getppid())
     before, after = parent[: len(parent) - len(argv)], parent[len(parent) - len(argv) :]
