@@ -19,7 +19,7 @@ def coco_set(tmp_path, write_coco, coco_content):
         {"id": n, "image_id": i, "category_id": c, "bbox": box, "iscrowd": int(c == 7)}
         for n, (i, c, box) in enumerate(boxes)
     ]
-    content["annotations"][0]["area"] = 10_000
+    content["annotations"][0] |= {"bbox": [0, 0, 60, 40], "area": 2_000}
     return load_detection_dataset(write_coco(tmp_path / "train.json", content))["train"]
 
 
@@ -29,7 +29,7 @@ def test_counts(coco_set, decode):
     assert (report.split, report.num_images, report.num_empty_images) == ("train", 12, 1)
     assert (report.num_boxes, report.num_crowds) == (11, 1)
     assert report.boxes_per_class == {"cat": 11, "dog": 0} and report.images_per_class == {"cat": 11, "dog": 0}
-    assert (report.small, report.medium, report.large) == (10, 0, 1)
+    assert (report.small, report.medium, report.large) == (10, 1, 0)
     assert (report.max_boxes, report.max_boxes_image_id) == (1, 0)
     assert report.decoded is decode
 
