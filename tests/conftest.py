@@ -62,3 +62,22 @@ def tiny_model():
     from helpers import models
 
     return models.tiny_model
+
+
+@pytest.fixture
+def lively_model(tiny_model):
+    """Three blocks, of which the last is not used; no parameter at zero."""
+    model = tiny_model(backbone_config={"out_indices": [1, 2]})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def sound_folder(tmp_path):
+    """A COCO layout of two splits that nothing is wrong with."""
+    from helpers.findings import write_sound_folder
+
+    write_sound_folder(tmp_path / "data")
+    return tmp_path / "data"

@@ -4,10 +4,8 @@ import re
 import datasets
 import pytest
 
-from rfdetr_hf.data.audit import audit_dataset
+from rfdetr_hf import audit_dataset, load_detection_dataset, make_shapes_dataset
 from rfdetr_hf.data.errors import DetectionDataError
-from rfdetr_hf.data.sources import load_detection_dataset
-from rfdetr_hf.data.synthetic import make_shapes_dataset
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Duplicates, odd masks and keypoints: repaired and counted, or errors; the same in training and scoring."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -236,3 +237,31 @@ def test_files_that_no_reader_reads_are_named(tmp_path, text, message):
     (tmp_path / "train.json").write_text(text)
     with pytest.raises(DetectionDataError, match=message):
         load_detection_dataset(tmp_path / "train.json")
+
+
+def test_boxes_are_clamped_dropped_and_counted(load_file, coco_content, caplog):
+    content = coco_content()
+    boxes = {
+        1: [-5, -5, 20, 20],  # over the corner
+        2: [60, 40, 20, 20],
+        3: [5, 5, 0, 10],  # degenerate
+        4: [5, 5, 10, -1],
+        5: [64, 0, 10, 10],  # outside
+        6: [0, -20, 10, 20],
+        7: [0.1, 0.2, 63.9000001, 40],  # over by rounding
+    }
+    content["annotations"] = [
+        {"id": i, "image_id": 0, "category_id": 3, "bbox": box, "area": 7.0 if i == 2 else None}
+        for i, box in boxes.items()
+    ]
+    with caplog.at_level(logging.WARNING):
+        objects = load_file(content)[0]["objects"]
+    assert objects["id"] == [1, 2, 7]
+    assert objects["bbox"][:2] == [[0, 0, 15, 15], [60, 40, 4, 8]]
+    assert objects["area"][:2] == [225, 7], "a given area stays, a missing one is that of the clamped box"
+    assert sum(objects["bbox"][2][::2]) <= 64
+    messages = [record.getMessage() for record in caplog.records]
+    assert any("dropped 1 box (no width or no height): annotation id 3 (image id 0)" in m for m in messages)
+    assert any("dropped 1 box (a negative width or height): annotation id 4 (image id 0)" in m for m in messages)
+    assert any("dropped 2 boxes (lie outside their image): annotation id 5" in m for m in messages)
+    assert any("clamped 2 boxes" in m and "annotation id 7" not in m for m in messages)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rfdetr_hf.data.schema import class_names, coco_segmentation, keypoint_schema
-from rfdetr_hf.data.sources import load_detection_dataset
+from rfdetr_hf import class_names, load_detection_dataset
+from rfdetr_hf.data.schema import coco_segmentation, keypoint_schema
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "data.md"
 FILE = re.compile(r"^<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)^```$", re.S | re.M)

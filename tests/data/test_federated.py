@@ -10,13 +10,12 @@ from datasets import load_from_disk
 from helpers.annotation_tools import run_tools
 from helpers.plain_loss import CONFIG, make_predictions, make_targets
 
-from rfdetr_hf import load_detection_dataset
+from rfdetr_hf import CocoEvaluator, class_names, load_detection_dataset
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.fingerprint import data_hash
 from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_train_dataloader
 from rfdetr_hf.data.pipeline.transforms import TrainTransform, build_train_transform
-from rfdetr_hf.data.schema import class_names, labelled_images
-from rfdetr_hf.evaluation.evaluator import CocoEvaluator
+from rfdetr_hf.data.schema import labelled_images
 from rfdetr_hf.evaluation.ground_truth import coco_ground_truth, make_coco
 from rfdetr_hf.losses import LayerOutput, RFDETRCriterion
 

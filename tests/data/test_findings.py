@@ -1,12 +1,11 @@
 """The audit of a data set: each kind of finding from data that has it, and none from data that has not."""
 
-import json
 import shutil
 
-import numpy as np
 import pytest
 from datasets import Dataset
 from datasets import Image as ImageFeature
+from helpers.findings import audit, edit, kinds
 from PIL import Image
 
 from rfdetr_hf import (
@@ -17,88 +16,51 @@ from rfdetr_hf import (
     notes_of_reading,
     write_audit_page,
 )
-from rfdetr_hf.cli.main import main
-from rfdetr_hf.data import findings, scan
+from rfdetr_hf.data import findings
 from rfdetr_hf.data.findings import find_in_annotations
-from rfdetr_hf.data.fingerprint import data_hash
 from rfdetr_hf.data.shards import writer
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A COCO layout of two splits with noisy pictures, no two alike, that nothing is wrong with."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("valid", 10)):
-        root = tmp_path / "data" / split
-        root.mkdir(parents=True)
-        annotations, images = [], []
-        for index in range(count):
-            coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
-            coarse.resize((160, 120), Image.Resampling.BICUBIC).save(root / f"{split}{index}.jpg")
-            images.append({"id": index, "file_name": f"{split}{index}.jpg", "width": 160, "height": 120})
-            for label in (1, 2):
-                box = [10 + 60 * (label - 1), 20, 50, 40 + index]
-                annotations.append({"id": len(annotations), "image_id": index, "category_id": label, "bbox": box,
-                                    "area": box[2] * box[3], "iscrowd": 0})  # fmt: skip
-        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (root / "_annotations.coco.json").write_text(json.dumps(content))
-    return tmp_path / "data"
-
-
-def audit(folder, tmp_path, **options):
-    return audit_data(load_detection_dataset(folder), cache_dir=tmp_path / "cache", **options)
-
-
-def edit(folder, split, change):
-    path = folder / split / "_annotations.coco.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def kinds(found):
-    return {(each.kind, each.split): each for each in found.findings}
-
-
-def test_sound_data_has_no_findings(folder, tmp_path):
-    found = audit(folder, tmp_path, num_queries=300, resolution=384)
+def test_sound_data_has_no_findings(sound_folder, tmp_path):
+    found = audit(sound_folder, tmp_path, num_queries=300, resolution=384)
     assert found.findings == [] and "nothing odd was found" in str(found)
     assert found.reports["train"].num_boxes == 24 and len(found.scans["validation"].pictures) == 10
 
 
-def test_copies_within_and_between_splits(folder, tmp_path):
-    shutil.copy(folder / "train/train0.jpg", folder / "train/train5.jpg")
-    shutil.copy(folder / "train/train1.jpg", folder / "valid/valid3.jpg")
-    found = kinds(audit(folder, tmp_path))
+def test_copies_within_and_between_splits(sound_folder, tmp_path):
+    shutil.copy(sound_folder / "train/train0.jpg", sound_folder / "train/train5.jpg")
+    shutil.copy(sound_folder / "train/train1.jpg", sound_folder / "valid/valid3.jpg")
+    found = kinds(audit(sound_folder, tmp_path))
     assert set(found) == {("duplicate pictures", "train"), ("duplicate pictures", "train, validation")}
     assert found["duplicate pictures", "train"].count == 1
     names = {example.name.rsplit("/", 1)[1] for example in found["duplicate pictures", "train, validation"].examples}
     assert names == {"train1.jpg", "valid3.jpg"}
 
 
-def test_near_copies(folder, tmp_path):
+def test_near_copies(sound_folder, tmp_path):
     pytest.importorskip("imagehash")
-    Image.open(folder / "train/train1.jpg").save(folder / "valid/valid3.jpg", quality=60)
-    Image.open(folder / "train/train2.jpg").resize((80, 60)).resize((160, 120)).save(folder / "train/train7.jpg")
-    assert audit(folder, tmp_path).findings == []
-    found = kinds(audit(folder, tmp_path, near=True))
+    Image.open(sound_folder / "train/train1.jpg").save(sound_folder / "valid/valid3.jpg", quality=60)
+    Image.open(sound_folder / "train/train2.jpg").resize((80, 60)).resize((160, 120)).save(
+        sound_folder / "train/train7.jpg"
+    )
+    assert audit(sound_folder, tmp_path).findings == []
+    found = kinds(audit(sound_folder, tmp_path, near=True))
     assert set(found) == {("near duplicates", "train, validation"), ("near duplicates", "train")}
     assert found["near duplicates", "train, validation"].serious and not found["near duplicates", "train"].serious
 
 
-def test_near_copies_without_imagehash_say_what_to_install(folder, tmp_path, monkeypatch):
+def test_near_copies_without_imagehash_say_what_to_install(sound_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "imagehash", None)
     with pytest.raises(ImportError, match="install the extra 'audit'"):
-        audit(folder, tmp_path, near=True)
+        audit(sound_folder, tmp_path, near=True)
 
 
-def test_files_in_no_split_and_files_that_cannot_be_read(folder, tmp_path):
-    shutil.copy(folder / "train/train1.jpg", folder / "valid/more.jpg")
-    data = (folder / "train/train4.jpg").read_bytes()
-    splits = load_detection_dataset(folder)
-    (folder / "train/train4.jpg").write_bytes(data[: len(data) // 2])
-    (folder / "train/train6.jpg").unlink()
+def test_files_in_no_split_and_files_that_cannot_be_read(sound_folder, tmp_path):
+    shutil.copy(sound_folder / "train/train1.jpg", sound_folder / "valid/more.jpg")
+    data = (sound_folder / "train/train4.jpg").read_bytes()
+    splits = load_detection_dataset(sound_folder)
+    (sound_folder / "train/train4.jpg").write_bytes(data[: len(data) // 2])
+    (sound_folder / "train/train6.jpg").unlink()
     found = kinds(audit_data(splits, cache_dir=tmp_path / "cache"))
     assert set(found) == {("unreferenced files", "validation"), ("unreadable pictures", "train")}
     bad = found["unreadable pictures", "train"]
@@ -111,43 +73,43 @@ def test_files_in_no_split_and_files_that_cannot_be_read(folder, tmp_path):
     ("orientation", "kind", "frame"),
     [*((way, "EXIF orientation", "the shown picture") for way in (2, 3, 4)), (6, "EXIF not followed", "these")],
 )
-def test_turned_photographs_are_counted_with_the_frame_of_their_boxes(folder, tmp_path, orientation, kind, frame):
+def test_turned_photographs_are_counted_with_the_frame_of_their_boxes(sound_folder, tmp_path, orientation, kind, frame):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.open(folder / "train/train4.jpg").save(folder / "train/train4.jpg", exif=exif)
-    found = kinds(audit(folder, tmp_path))
+    Image.open(sound_folder / "train/train4.jpg").save(sound_folder / "train/train4.jpg", exif=exif)
+    found = kinds(audit(sound_folder, tmp_path))
     assert set(found) == {(kind, "train")} and not found[kind, "train"].serious
     assert (
         found[kind, "train"].text.startswith("1 pictures") and f"boxes are read in {frame}" in found[kind, "train"].text
     )
 
 
-def test_files_of_several_pages_are_counted(folder, tmp_path):
-    picture = Image.open(folder / "train/train4.jpg").copy()
-    picture.save(folder / "train/train4.jpg", "TIFF", save_all=True, append_images=[picture] * 2)
-    found = kinds(audit(folder, tmp_path))
+def test_files_of_several_pages_are_counted(sound_folder, tmp_path):
+    picture = Image.open(sound_folder / "train/train4.jpg").copy()
+    picture.save(sound_folder / "train/train4.jpg", "TIFF", save_all=True, append_images=[picture] * 2)
+    found = kinds(audit(sound_folder, tmp_path))
     assert set(found) == {("pages", "train")} and found["pages", "train"].text.startswith(
         "1 pictures have several pages"
     )
 
 
-def test_boxes(folder, tmp_path):
+def test_boxes(sound_folder, tmp_path):
     def spoil(content):
         boxes = [each["bbox"] for each in content["annotations"]]
         boxes[0][2] = 0.5
         boxes[2][2:] = 100, 2
         content["annotations"].append({**content["annotations"][7], "id": 99, "bbox": [70.4, 20, 50, 43]})
 
-    edit(folder, "train", spoil)
-    found = kinds(audit(folder, tmp_path))
+    edit(sound_folder, "train", spoil)
+    found = kinds(audit(sound_folder, tmp_path))
     assert {kind: each.count for (kind, _), each in found.items()} == {
         "degenerate boxes": 1, "extreme aspect": 1, "duplicate boxes": 1,
     }  # fmt: skip
     assert found["duplicate boxes", "train"].examples[0].objects == (2,)
 
 
-def test_model_dependent_findings(folder, tmp_path):
-    found = kinds(audit(folder, tmp_path, num_queries=1, resolution=16))
+def test_model_dependent_findings(sound_folder, tmp_path):
+    found = kinds(audit(sound_folder, tmp_path, num_queries=1, resolution=16))
     assert {kind for kind, _ in found} == {"crowding", "small boxes"}
     assert found["crowding", "train"].count == 12 and found["small boxes", "validation"].count > 2
 
@@ -163,67 +125,30 @@ def test_boxes_out_of_their_image():
     assert "boxes outside" in found
 
 
-def test_classes(folder, tmp_path):
+def test_classes(sound_folder, tmp_path):
     def without_dogs(content):
         content["annotations"] = [each for each in content["annotations"] if each["category_id"] == 1]
 
-    edit(folder, "train", without_dogs)
-    edit(folder, "valid", lambda content: content["annotations"].__delitem__(slice(6, None)))
-    found = kinds(audit(folder, tmp_path))
+    edit(sound_folder, "train", without_dogs)
+    edit(sound_folder, "valid", lambda content: content["annotations"].__delitem__(slice(6, None)))
+    found = kinds(audit(sound_folder, tmp_path))
     assert found["classes not trained", "validation"].text.endswith("dog") and ("background", "validation") in found
-    edit(folder, "train", lambda content: content["annotations"].__delitem__(slice(4, None)))
-    assert ("rare classes", "train") in kinds(audit(folder, tmp_path))
+    edit(sound_folder, "train", lambda content: content["annotations"].__delitem__(slice(4, None)))
+    assert ("rare classes", "train") in kinds(audit(sound_folder, tmp_path))
 
 
-def test_what_has_not_changed_is_not_read_again(folder, tmp_path, monkeypatch):
-    reads = []
-    real = scan.check_image
-    monkeypatch.setattr(
-        scan, "check_image", lambda row, **kwargs: (reads.append(row["image"]["path"]), real(row, **kwargs))[1]
-    )
-    first = audit(folder, tmp_path)
-    assert len(reads) == 22
-    again = audit(folder, tmp_path)
-    assert len(reads) == 22 and again.scans["train"].cached == 12
-    assert again.scans["train"].pictures == first.scans["train"].pictures
-    shutil.copy(folder / "train/train0.jpg", folder / "train/train5.jpg")
-    assert ("duplicate pictures", "train") in kinds(audit(folder, tmp_path)) and len(reads) == 23
-    for path in (tmp_path / "cache").iterdir():
-        path.write_text("{")
-    audit(folder, tmp_path)
-    assert len(reads) == 45
-
-
-def test_one_reading_gives_the_checksum_too(folder, tmp_path, monkeypatch):
-    splits = load_detection_dataset(folder)
-    expected = data_hash(splits)
-    scan._DIGESTS.clear()
-    audit_data(splits, cache_dir=tmp_path / "cache")
-    import builtins
-
-    opened, real = [], builtins.open
-    monkeypatch.setattr(
-        builtins, "open", lambda path, *args, **kwargs: (opened.append(str(path)), real(path, *args, **kwargs))[1]
-    )
-    assert data_hash(splits) == expected
-    assert not [path for path in opened if path.endswith(".jpg")]
-    monkeypatch.undo()
-    shutil.copy(folder / "train/train0.jpg", folder / "train/train5.jpg")
-    assert data_hash(splits) != expected, "a file that has changed since is read"
-
-
-def test_shards_are_counted_by_their_index_and_some_are_looked_into(folder, tmp_path, monkeypatch):
-    splits = load_detection_dataset(folder)
+def test_shards_are_counted_by_their_index_and_some_are_looked_into(sound_folder, tmp_path, monkeypatch):
+    splits = load_detection_dataset(sound_folder)
     convert_dataset(splits, tmp_path / "shards", "parquet", 1)
     found = audit_data(load_detection_dataset(tmp_path / "shards"), cache_dir=tmp_path / "cache")
     assert found.findings == [] and found.reports["train"].num_boxes == 24
     assert len(found.scans["train"].rows) == 12 and "decoded" in str(found)
     # Two of six shards, one row of each.
-    edit(folder, "train", lambda content: content["annotations"][0]["bbox"].__setitem__(2, 0.5))
-    content = (folder / "train/train10.jpg").read_bytes()
-    (folder / "train/train10.jpg").write_bytes(content[: len(content) // 2])
+    edit(sound_folder, "train", lambda content: content["annotations"][0]["bbox"].__setitem__(2, 0.5))
+    content = (sound_folder / "train/train10.jpg").read_bytes()
+    (sound_folder / "train/train10.jpg").write_bytes(content[: len(content) // 2])
     monkeypatch.setattr(writer, "MAX_ROWS", 2)
-    convert_dataset(load_detection_dataset(folder), tmp_path / "more", "webdataset", 1)
+    convert_dataset(load_detection_dataset(sound_folder), tmp_path / "more", "webdataset", 1)
     monkeypatch.setattr(findings, "_SHARDS", 2)
     found = audit_data(load_detection_dataset(tmp_path / "more"), sample=2, cache_dir=tmp_path / "cache")
     assert found.scans["train"].rows.tolist() == [0, 10] and "decoded, 2 of them" in str(found)
@@ -232,50 +157,10 @@ def test_shards_are_counted_by_their_index_and_some_are_looked_into(folder, tmp_
     assert (example.row, example.name) == (10, "train10.jpg")
 
 
-def test_a_sample_says_its_size(folder, tmp_path):
-    found = audit(folder, tmp_path, sample=5)
+def test_a_sample_says_its_size(sound_folder, tmp_path):
+    found = audit(sound_folder, tmp_path, sample=5)
     assert found.scans["train"].is_sample and found.scans["train"].rows.tolist() == [0, 2, 5, 8, 11]
     assert "decoded, 5 of them" in str(found)
-
-
-def test_the_command(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(scan.datasets_config, "HF_CACHE_HOME", str(tmp_path / "home"))
-    page, values = tmp_path / "audit.html", tmp_path / "audit.json"
-    words = ["data", "audit", str(folder), "--html", str(page), "--json", str(values)]
-    assert main([*words, "--strict"]) == 0
-    assert main(words) == 1 and "audit.html exists" in capsys.readouterr().err
-    (folder / "train/<b>.jpg").write_bytes((folder / "train/train0.jpg").read_bytes())
-    edit(folder, "train", lambda content: content["images"][5].update(file_name="<b>.jpg"))
-    edit(folder, "train", lambda content: content["categories"][0].update(name="<script>"))
-    edit(folder, "valid", lambda content: content["categories"][0].update(name="<script>"))
-    assert main([*words, "--overwrite"]) == 0, "without --strict findings are no failure"
-    assert main([*words, "--overwrite", "--strict"]) == 1
-    out = capsys.readouterr().out
-    assert "duplicate" not in out and "have the same bytes as another one" in out
-    assert max(map(len, out.splitlines())) < 80
-    html = page.read_text()
-    assert "<script>" not in html and "<b>.jpg" not in html and "&lt;script&gt;" in html and "data:image/jpeg" in html
-    found = json.loads(values.read_text())["findings"]
-    assert {each["kind"] for each in found} >= {"duplicate pictures", "unreferenced files"}
-
-
-def test_the_tables_say_in_how_many_images_a_class_is_labelled(tmp_path):
-    splits = {"train": make_shapes_dataset(4, image_size=48).add_column("labelled_classes", [[0], [0, 2], None, []])}
-    found = audit_data(splits, cache_dir=tmp_path / "cache")
-    assert found.to_dict()["splits"]["train"]["labelled_images"] == {"circle": 3, "square": 1, "triangle": 2}
-    boxes = found.reports["train"].boxes_per_class["circle"]
-    assert f"{boxes}/3" in str(found) and "labelled completely" in str(found)
-    assert "labelled in" in str(found.reports["train"])
-    write_audit_page(found, splits, tmp_path / "page.html")
-    assert f"{boxes}/3" in (tmp_path / "page.html").read_text()
-
-
-def test_the_page_shows_pictures_of_each_finding(folder, tmp_path):
-    edit(folder, "train", lambda content: content["annotations"][0]["bbox"].__setitem__(2, 0.5))
-    splits = load_detection_dataset(folder)
-    found = audit_data(splits, cache_dir=tmp_path / "cache")
-    write_audit_page(found, splits, tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text().count("<img") == len(found.findings) == 1
 
 
 def test_what_the_reading_repairs_is_a_finding(tmp_path, coco_content, write_coco):
@@ -293,30 +178,20 @@ def test_what_the_reading_repairs_is_a_finding(tmp_path, coco_content, write_coc
     assert not again, "only what is read within the block"
 
 
-def test_the_fullest_image_is_counted_without_crowds(folder, tmp_path):
+def test_the_fullest_image_is_counted_without_crowds(sound_folder, tmp_path):
     def crowd(content):
         for each in content["annotations"][:2]:
             each["iscrowd"] = 1
         content["annotations"][2]["image_id"] = 0
 
-    edit(folder, "train", crowd)
-    report = audit(folder, tmp_path).reports["train"]
+    edit(sound_folder, "train", crowd)
+    report = audit(sound_folder, tmp_path).reports["train"]
     assert (report.num_crowds, report.num_boxes, report.max_boxes) == (2, 22, 2)
     assert report.max_boxes_image_id != 0
 
 
-def test_another_limit_of_pixels_looks_again(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "1000000")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
-    splits = load_detection_dataset(folder)
-    assert not audit_data(splits, cache_dir=tmp_path / "cache").serious
-    monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "1000")
-    found = kinds(audit_data(splits, cache_dir=tmp_path / "cache"))
-    assert found["unreadable pictures", "train"].count == 12
-
-
-def test_shards_that_nobody_has_counted_are_not_compared(folder, tmp_path):
-    splits = load_detection_dataset(folder)
+def test_shards_that_nobody_has_counted_are_not_compared(sound_folder, tmp_path):
+    splits = load_detection_dataset(sound_folder)
     convert_dataset({"validation": splits["validation"]}, tmp_path / "counted", "parquet", 1)
     splits["train"].cast_column("image", ImageFeature()).to_parquet(tmp_path / "train.parquet")
     train = load_detection_dataset(f"file://{tmp_path}/train.parquet")["train"]

@@ -9,6 +9,7 @@ import pytest
 
 from rfdetr_hf import load_detection_dataset
 from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.images import ImageFolder
 
 
 def listed(root, write_image, files, names, boxes=None, split="train"):
@@ -178,3 +179,23 @@ def test_links_that_lead_in_circles_end(tmp_path, write_image):
     (root / "train/loop").symlink_to(root / "train", target_is_directory=True)
     (root / "train/up").symlink_to(root, target_is_directory=True)
     assert len(load_detection_dataset(root)["train"]) == 1
+
+
+def test_image_folder_finds_names_of_any_style(tmp_path, write_image):
+    for name in ("train/a.jpg", "train/b.PNG", "val/b.PNG", "sub/deep/é c.webp"):
+        write_image(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("x")
+    folder = ImageFolder(tmp_path)
+    assert len(folder.paths) == 4
+    for name in (
+        "train/a.jpg",
+        "./train/a.jpg",
+        str(tmp_path / "train/a.jpg"),
+    ):
+        assert folder.find(name) == str(tmp_path / "train/a.jpg"), name
+    assert folder.resolve(["train\\a.jpg", "train/b.png"]).missing == 0
+    assert folder.resolve(["/elsewhere/data/train/a.jpg", "/elsewhere/data/val/b.PNG"]).missing == 0
+    for name in ("a.jpg", "é c.webp", "b.PNG", "/elsewhere/data/a.jpg"):
+        assert folder.find(name) is None and folder.resolve([name, "train/b.PNG"]).missing == 1, name
+    assert ImageFolder(tmp_path / "val").find("../train/a.jpg") is not None
+    assert folder.unlisted([folder.find("train/a.jpg")]) == ["sub/deep/é c.webp", "train/b.PNG", "val/b.PNG"]

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from rfdetr_hf.data.audit import audit_dataset
+from rfdetr_hf import audit_dataset, load_detection_dataset, make_shapes_dataset
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.masks import mask_array, mask_column, parse_mask, rasterise
 from rfdetr_hf.data.schema import coco_segmentation, decode_image, has_masks
-from rfdetr_hf.data.sources import load_detection_dataset
-from rfdetr_hf.data.synthetic import _mask, make_shapes_dataset
+from rfdetr_hf.data.synthetic import _mask
 
 HEIGHT, WIDTH = 48, 64
 SQUARE = [10.0, 8.0, 30.0, 8.0, 30.0, 28.0, 10.0, 28.0]

@@ -6,40 +6,14 @@ import numpy as np
 import pytest
 from datasets import DatasetDict
 
-from rfdetr_hf import load_detection_dataset
-from rfdetr_hf.arguments.data import DataArguments
+from rfdetr_hf import DataArguments, class_names, load_detection_dataset
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.fingerprint import data_hash
 from rfdetr_hf.data.keypoints import COCO_KEYPOINTS
 from rfdetr_hf.data.pipeline.loader import DetectionDataset, LoaderOptions, build_train_dataloader
 from rfdetr_hf.data.pipeline.order import EpochBatchSampler, weighted_rows
 from rfdetr_hf.data.pipeline.transforms import build_train_transform
-from rfdetr_hf.data.sampling import class_balanced, repeat_factors
-from rfdetr_hf.data.schema import class_names, keypoint_schema, sample_weights
-
-
-@pytest.fixture
-def street(tmp_path, write_coco):
-    """Two COCO folders: "a" with pedestrian, rider and car in four images, "b" with person and dog in two."""
-
-    def content(names, boxes, images):
-        return {
-            "images": [{"id": 5 + i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in range(images)],
-            "annotations": [
-                {"id": n, "image_id": 5 + image, "category_id": category, "bbox": [x, 2, 10, 12], "area": 100.5,
-                 "iscrowd": 0, "segmentation": [[x, 2, x + 10, 2, x + 10, 14]]}
-                for n, (image, category, x) in enumerate(boxes, start=1)
-            ],
-            "categories": [{"id": i, "name": name} for i, name in enumerate(names, start=3)],
-        }  # fmt: skip
-
-    a = content(("pedestrian", "rider", "car"), [(0, 3, 1), (0, 4, 20), (1, 5, 3), (2, 4, 30)], 4)
-    b = content(("person", "dog"), [(0, 3, 7), (1, 4, 9), (1, 3, 25)], 2)
-    for split in ("train", "valid"):
-        write_coco(tmp_path / "a" / split / "_annotations.coco.json", a)
-        write_coco(tmp_path / "b" / split / "_annotations.coco.json", b)
-    return tmp_path
-
+from rfdetr_hf.data.schema import keypoint_schema, sample_weights
 
 MAP = {"person": ["pedestrian", "rider"]}
 
@@ -205,19 +179,6 @@ def test_the_drawn_order_depends_on_the_window_alone(batch_size, accumulation, w
     assert next(iter(ranks[0]))[0] == next((3, position, found[position]) for position in [4 * batch_size * world_size])
     with pytest.raises(ValueError, match="weights must be 100 positive numbers"):
         EpochBatchSampler(100, 8, weights=weights - 1)
-
-
-def test_repeat_factors_and_balanced_classes(street):
-    train = load_detection_dataset(street / "a")["train"]
-    # Of four images one shows a pedestrian, two a rider, one a car, and one nothing.
-    assert repeat_factors(train, 0.5) == pytest.approx([2**0.5, 2**0.5, 1, 1])
-    assert class_balanced(train) == pytest.approx([1 + 0.5, 1, 0.5, 1])
-    drawn = load_detection_dataset(street / "a", sampling="repeat_factor", repeat_threshold=0.5)["train"]
-    weights = sample_weights(drawn)
-    assert weights == pytest.approx(repeat_factors(train, 0.5) / repeat_factors(train, 0.5).mean())
-    mixed = [{"name_or_path": street / "a", "share": 1}, {"name_or_path": street / "b", "share": 1}]
-    weights = sample_weights(load_detection_dataset(sources=mixed, sampling="class_balanced")["train"])
-    assert weights[:4].sum() == pytest.approx(weights[4:].sum()) and weights[0] > weights[2]
 
 
 def test_sampling_of_a_source_is_kept_in_the_mixture(street, caplog):

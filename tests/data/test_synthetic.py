@@ -3,10 +3,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from rfdetr_hf.data.audit import audit_dataset
-from rfdetr_hf.data.schema import class_names, decode_image, detection_features
-from rfdetr_hf.data.sources import load_detection_dataset
-from rfdetr_hf.data.synthetic import _mask, make_shapes_dataset
+from rfdetr_hf import audit_dataset, make_shapes_dataset
+from rfdetr_hf.data.schema import decode_image, detection_features
+from rfdetr_hf.data.synthetic import _mask
 
 
 def digest(dataset):
@@ -65,14 +64,6 @@ def test_shapes_touch_all_edges_and_have_their_area(shape, share, side):
     assert mask[0].any() and mask[-1].any() and mask[:, 0].any() and mask[:, -1].any()
     assert mask.mean() == pytest.approx(share, abs=1.2 / side)
     assert (mask == mask[:, ::-1]).all()
-
-
-def test_splits_through_the_one_door():
-    splits = load_detection_dataset("synthetic-shapes", num_images=10, image_size=32, classes=["square", "circle"])
-    assert {name: len(split) for name, split in splits.items()} == {"train": 10, "validation": 2, "test": 2}
-    assert class_names(splits) == ["square", "circle"]
-    with pytest.raises(TypeError, match="image_sise"):
-        load_detection_dataset("synthetic-shapes", image_sise=32)
 
 
 @pytest.mark.parametrize(

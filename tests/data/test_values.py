@@ -3,9 +3,8 @@
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from rfdetr_hf import load_detection_dataset
+from rfdetr_hf import class_names, load_detection_dataset
 from rfdetr_hf.data.errors import DetectionDataError
-from rfdetr_hf.data.schema import category_ids, class_names
 
 
 @pytest.fixture
@@ -69,45 +68,6 @@ def test_one_id_with_two_names(load):
         load(lambda content: content["categories"].append({"id": 3, "name": "cow"}))
     again = load(lambda content: content["categories"].append({"id": 3, "name": "cat"}))
     assert class_names(again) == ["cat", "dog"]
-
-
-def yolo(root, write_image, names, **labels):
-    for split in ("train", "val"):
-        write_image(root / f"images/{split}/a.jpg")
-        (root / f"labels/{split}").mkdir(parents=True)
-        (root / f"labels/{split}/a.txt").write_text("0 .5 .5 .25 .25\n1 .3 .3 .25 .25\n")
-    (root / "data.yaml").write_text(f"train: images/train\nval: images/val\n{names}\n")
-    return root
-
-
-@pytest.mark.parametrize(("names", "expected"), [
-    ("names: [yes, no]", ["yes", "no"]),
-    ("names: {0: on, 1: off}", ["on", "off"]),
-    ("names: [01, 1e3]", ["01", "1e3"]),
-    ("names: [12:30, 2026-01-01]", ["12:30", "2026-01-01"]),
-    ("names: {0: null, 1: dog}", ["null", "dog"]),
-    ("names:\n  '0': cat\n  '1': dog", ["cat", "dog"]),
-    ("names: [0x10, 1_000]", ["0x10", "1_000"]),
-    ("names: [~, .nan]", ["~", ".nan"]),
-])  # fmt: skip
-def test_names_of_a_yaml_file_are_as_written(tmp_path, write_image, names, expected):
-    splits = load_detection_dataset(yolo(tmp_path, write_image, names))
-    assert class_names(splits) == expected and category_ids(splits) == [0, 1]
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    ("names: {0: cat, 1: dog, 0: cow}", "field '0' stands twice"),
-    ("names: [cat, dog]\nnames: [dog, cat]", "field 'names' stands twice"),
-    ("names: [cat, dog]\ntrain: images/val", "field 'train' stands twice"),
-    ("names: [cat, [dog]]", "field names: class 1 is"),
-    ("names: {0: cat, 1: }", "field names: class 1 is ''"),
-    ("names: [cat, dog]\nnc: '3'", "field nc is 3"),
-    ("names: &a [*a, cat]", "data.yaml"),
-    ("names: " + "[" * 3000 + "]" * 3000, "data.yaml"),
-])  # fmt: skip
-def test_yaml_files_that_say_two_things(tmp_path, write_image, text, message):
-    with pytest.raises(DetectionDataError, match=message.replace("[", r"\[")):
-        load_detection_dataset(yolo(tmp_path, write_image, text))
 
 
 @pytest.mark.parametrize("image_id", [2**53 + 1, 2**63 - 1, -5])

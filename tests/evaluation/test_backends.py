@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers.coco_cases import IOU_TYPES, SIGMAS, as_coco, pycocotools_run, random_coco
 
+from rfdetr_hf import CocoEvaluator
 from rfdetr_hf.evaluation.backends import evaluate
-from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 
 BACKENDS = ["pycocotools"]
 if importlib.util.find_spec("ultrafast_pycocotools"):

@@ -11,63 +11,17 @@ import torch
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features, List, Value
 from helpers.coco_cases import IOU_TYPES, SIGMAS, as_coco, pycocotools_run, random_coco
+from helpers.scored_cases import NAMES, make_dataset, random_case, scored
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rfdetr_hf.data.keypoints import COCO_KEYPOINTS, DEFAULT_SIGMA, ClassKeypoints, KeypointSchema
-from rfdetr_hf.data.schema import detection_features, keypoint_feature
-from rfdetr_hf.evaluation.backends import COCO_PERSON_SIGMAS
-from rfdetr_hf.evaluation.evaluator import CocoEvaluator, coco_ground_truth
-from rfdetr_hf.evaluation.ground_truth import make_coco
+from rfdetr_hf import CocoEvaluator, KeypointSchema
+from rfdetr_hf.data.keypoints import ClassKeypoints
+from rfdetr_hf.data.schema import keypoint_feature
+from rfdetr_hf.evaluation.evaluator import coco_ground_truth
 
-NAMES = ("circle", "square", "triangle", "never")
 KEYS = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large"]
 KEYS += ["mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"]
-
-
-def make_dataset(rows: list[dict]) -> Dataset:
-    """A data set in the project's schema whose image column can't be decoded."""
-    filled = []
-    for row in rows:
-        objects = {"id": list(range(len(row["objects"]["bbox"]))), **row["objects"]}
-        image = {"bytes": b"not an image", "path": None}
-        filled.append({"image": image, "width": 400, "height": 300, "file_name": None, **row, "objects": objects})
-    return Dataset.from_list(filled, features=detection_features(NAMES))
-
-
-def random_case(seed: int, num_images: int = 12) -> tuple[Dataset, dict[int, dict]]:
-    """Truth with crowds, odd areas and empty images; predictions with ties, near misses and more than 100 a class."""
-    rng = np.random.default_rng(seed)
-    rows, predictions = [], {}
-    for image_id in rng.permutation(1000)[:num_images].tolist():
-        count = int(rng.integers(0, 7))
-        start, side = rng.uniform(0, 200, (count, 2)), rng.choice([10, 40, 110], (count, 1)) * rng.uniform(0.8, 1.2)
-        truth = np.concatenate([start, np.broadcast_to(side, (count, 2))], 1).astype(np.float32)
-        rows.append(
-            {
-                "image_id": image_id,
-                "objects": {
-                    "bbox": truth.tolist(),
-                    "category": rng.integers(0, 3, count).tolist(),
-                    "area": (truth[:, 2] * truth[:, 3] * rng.uniform(0.3, 1, count)).tolist(),
-                    "iscrowd": (rng.random(count) < 0.2).tolist(),
-                },
-            }
-        )
-        predictions[image_id] = random_predictions(rng, truth, rows[-1]["objects"]["category"])
-    return make_dataset(rows), predictions
-
-
-def random_predictions(rng: np.random.Generator, truth: np.ndarray, categories: list[int]) -> dict:
-    noise = int(rng.choice([0, 5, 250]))
-    near = np.repeat(truth, 3, axis=0) + rng.normal(0, 4, (3 * len(truth), 4))
-    boxes = np.concatenate([near, rng.uniform(0, 150, (noise, 4))])
-    boxes[:, 2:] = np.abs(boxes[:, 2:]) + boxes[:, :2]
-    return {
-        "scores": torch.from_numpy(np.round(rng.random(len(boxes)), 1)).float(),
-        "labels": torch.from_numpy(np.concatenate([np.repeat(categories, 3), rng.integers(0, 2, noise)]).astype(int)),
-        "boxes": torch.from_numpy(boxes).float(),
-    }
 
 
 def direct_pycocotools(dataset: Dataset, predictions: dict[int, dict]) -> COCOeval:
@@ -96,15 +50,6 @@ def direct_pycocotools(dataset: Dataset, predictions: dict[int, dict]) -> COCOev
     return evaluation
 
 
-def scored(dataset: Dataset, predictions: dict[int, dict], batch_size: int = 5, **options) -> CocoEvaluator:
-    evaluator = CocoEvaluator(dataset, **options)
-    ids = list(predictions)
-    for start in range(0, len(ids), batch_size):
-        batch = ids[start : start + batch_size]
-        evaluator.update(torch.tensor(batch), [predictions[image_id] for image_id in batch])
-    return evaluator
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_equals_pycocotools(seed):
     dataset, predictions = random_case(seed)
@@ -126,17 +71,6 @@ def test_scores_do_not_depend_on_the_order_of_images():
     np.testing.assert_array_equal(first.detections, second.detections)
 
 
-def test_areas_and_crowds_come_from_the_annotations():
-    box = [10.0, 10.0, 50.0, 50.0]
-    objects = {"bbox": [box, [200.0, 0.0, 100.0, 100.0]], "category": [0, 0], "area": [900.0, 1.0], "iscrowd": [0, 1]}
-    dataset = make_dataset([{"image_id": 5, "objects": objects}])
-    boxes = torch.tensor([[10.0, 10, 60, 60], [210.0, 10, 250, 50], [260.0, 10, 290, 50]])
-    prediction = {"scores": torch.tensor([0.5, 0.9, 0.8]), "labels": torch.zeros(3, dtype=torch.int64), "boxes": boxes}
-    scores = scored(dataset, {5: prediction}).compute()
-    assert scores["map"] == pytest.approx(1), "detections inside a crowd are neither right nor wrong"
-    assert scores["map_small"] == pytest.approx(1) and scores["map_medium"] == -1
-
-
 def test_nothing_detected_and_nothing_there():
     empty = {"bbox": [], "category": [], "area": [], "iscrowd": []}
     none = {"scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
@@ -149,45 +83,6 @@ def test_nothing_detected_and_nothing_there():
     assert set(scored(without, {1: none}).compute().values()) == {-1.0}
     assert set(CocoEvaluator(with_truth).compute(partial=True).values()) == {-1.0}
     assert scored(with_truth, {1: none}).predictions_json() == []
-
-
-def test_ground_truth_needs_no_image_and_numbers_annotations_from_one(capsys):
-    dataset, _ = random_case(0)
-    truth = coco_ground_truth(dataset.with_transform(lambda rows: pytest.fail("the transform ran")))
-    assert min(truth.anns) == 1 and len(truth.anns) == sum(len(o["bbox"]) for o in dataset["objects"])
-    assert [category["name"] for category in truth.loadCats(truth.getCatIds())] == list(NAMES)
-    assert sorted(truth.imgs) == sorted(dataset["image_id"])
-    scored(dataset, {}).compute(partial=True)
-    assert capsys.readouterr().out == ""
-
-
-def test_ground_truth_without_optional_columns():
-    rows = [{"image_id": 3, "width": 9, "height": 9, "objects": {"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": [0]}}]
-    with pytest.raises(ValueError, match="class labels"):
-        coco_ground_truth(Dataset.from_list(rows))
-    annotation = coco_ground_truth(Dataset.from_list(rows), class_names=["a"]).anns[1]
-    assert annotation["area"] == 12 and annotation["iscrowd"] == 0
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([{"image_id": 3}, {"image_id": 3}], "more than once: 3"),
-        ([{"image_id": 0.5}], "must hold integers"),
-        ([{"image_id": 3, "label": 7}], "Image 3: category 7"),
-        ([{"image_id": 3, "label": False}], "Image 3: category False"),
-    ],
-)
-def test_unusable_ground_truth(rows, message):
-    rows = [
-        {"image_id": row["image_id"], "width": 9, "height": 9}
-        | {"objects": {"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": [row.get("label", 0)]}}
-        for row in rows
-    ]
-    with pytest.raises(ValueError, match=message):
-        coco_ground_truth(Dataset.from_list(rows), class_names=["a"])
-    with pytest.raises(ValueError, match="no column height, width"):
-        coco_ground_truth(Dataset.from_list(rows).remove_columns(["width", "height"]), class_names=["a"])
 
 
 def test_per_class_scores_are_the_parts_of_the_mean():
@@ -267,34 +162,6 @@ def test_each_image_once_and_all_of_them():
         evaluator.update([5000], [predictions[ids[-1]]])
     with pytest.raises(ValueError, match="1 image ids but 2 predictions"):
         evaluator.update([ids[-1]], [predictions[ids[-1]]] * 2)
-
-
-@pytest.mark.parametrize("field", ["scores", "boxes"])
-def test_predictions_that_are_not_numbers(field):
-    dataset, predictions = random_case(7)
-    image_id = next(i for i, p in predictions.items() if len(p["scores"]))
-    predictions[image_id][field][0] = float("nan")
-    with pytest.raises(ValueError, match=f"images {image_id} are NaN"):
-        scored(dataset, predictions)
-
-
-def test_predictions_that_do_not_fit():
-    dataset, predictions = random_case(7)
-    image_id, prediction = next((i, p) for i, p in predictions.items() if len(p["scores"]) > 1)
-    with pytest.raises(ValueError, match=f"Image {image_id}: scores"):
-        CocoEvaluator(dataset).update([image_id], [{**prediction, "labels": prediction["labels"][1:]}])
-
-
-def test_annotation_id_zero_is_refused():
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": 1}],
-        "categories": [{"id": 0, "name": "a"}],
-        "annotations": [{"id": 0, "image_id": 1, "category_id": 0, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}],
-    }
-    truth.createIndex()
-    with pytest.raises(ValueError, match="id 0"):
-        CocoEvaluator(truth)
 
 
 def _worker(rank: int, port: int) -> None:
@@ -392,19 +259,6 @@ def test_masks_and_keypoints_of_a_data_set():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("names", "persons"), [(None, True), (COCO_KEYPOINTS, True), (["paw"] * 17, False)])
-def test_seventeen_keypoints_are_those_of_persons_unless_they_have_other_names(names, persons, caplog):
-    points = [10.0, 10, 2] * 17
-    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}
-    category = {"id": 1, "name": "x"} | ({"keypoints": list(names)} if names else {})
-    images = [{"id": 1, "width": 64, "height": 48}]
-    truth = make_coco(images, [{**annotation, "keypoints": points, "num_keypoints": 17}], [category])
-    sigmas = CocoEvaluator(truth, iou_types=["keypoints"]).sigmas
-    assert np.array_equal(sigmas, COCO_PERSON_SIGMAS if persons else [DEFAULT_SIGMA] * 17)
-    assert ("no sigmas for 17 keypoints" in caplog.text) is not persons
-    assert ("17 keypoints without names are scored with the sigmas of COCO's person" in caplog.text) is (not names)
-
-
 def test_keypoints_have_the_sigmas_of_their_data_set_by_way_of_a_coco_too():
     schema = KeypointSchema((ClassKeypoints(tuple(f"k{i}" for i in range(17)), sigmas=(0.2,) * 17), ClassKeypoints()))
     points = [[value for k in range(17) for value in (10.0 + k, 12.0, 2.0)], [0.0] * 51]
@@ -421,101 +275,6 @@ def test_keypoints_have_the_sigmas_of_their_data_set_by_way_of_a_coco_too():
         assert {label: each.tolist() for label, each in sigmas.items()} == {0: [0.2] * 17, 1: []}
 
 
-GOOD = {"id": 1, "image_id": 1, "category_id": 0, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
-
-
-def one_object(**changes):
-    annotation = {name: value for name, value in (GOOD | changes).items() if value is not ...}
-    return make_coco([{"id": 1, "width": 99, "height": 99}], [annotation], [{"id": 0, "name": "a"}])
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("bbox", [10, 10, float("nan"), 20]), ("bbox", [10, 10, float("inf"), 20]), ("bbox", [30, 30, -20, 20]),
-     ("bbox", [30, 30, 20, -1]), ("bbox", [1, 2, 3]), ("bbox", "10 10 20 20"), ("bbox", ["1", 1, 2, 2]), ("bbox", ...),
-     ("area", float("nan")), ("area", -4), ("area", None), ("area", ...), ("area", "400"), ("iscrowd", -1),
-     ("iscrowd", 2), ("iscrowd", "0"), ("iscrowd", None), ("iscrowd", ...), ("iscrowd", float("nan")),
-     ("category_id", 7), ("category_id", "0"), ("category_id", False), ("area", True),
-     ("bbox", [True, 1, 2, 3])],
-)  # fmt: skip
-def test_impossible_truth_is_named_with_image_and_field(field, value):
-    with pytest.raises(ValueError, match=f"Image 1, annotation 1: {field} .*correct the annotation"):
-        CocoEvaluator(one_object(**{field: value}))
-
-
-@pytest.mark.parametrize("change", [{"bbox": np.array([1.0, 2, 3, 4])}, {"iscrowd": np.int64(1)}, {"iscrowd": False},
-                                    {"area": 0}, {"bbox": (-5, -5, 0, 7)}])  # fmt: skip
-def test_unusual_truth_that_means_something_is_taken(change):
-    assert CocoEvaluator(one_object(**change)).image_ids.tolist() == [1]
-
-
-@pytest.mark.parametrize("image_id", ["1", 9, None])
-def test_annotations_of_unknown_images_are_named(image_id, caplog):
-    with pytest.raises(ValueError, match="1 of 1 annotations .* image_id that none of its images has"):
-        CocoEvaluator(one_object(image_id=image_id))
-    content = one_object().dataset
-    annotations = [*content["annotations"], GOOD | {"id": 2, "image_id": 9}]
-    for name in (1, "a"):  # numbers, and ids that become numbers
-        images = [content["images"][0] | {"id": name}]
-        truth = make_coco(images, [annotations[0] | {"image_id": name}, annotations[1]], content["categories"])
-        evaluator = CocoEvaluator(truth)
-        assert "1 of 2 annotations" in caplog.text and "such as 9 of annotation 2" in caplog.text
-        evaluator.update([name], [{"scores": [0.9], "labels": [0], "boxes": [[10, 10, 30, 30]]}])
-        assert evaluator.compute()["map"] == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"labels": [False]}, "labels are true or false"), ({"labels": torch.tensor([False])}, "labels are true or false"),
-     ({"scores": [True]}, "scores are true or false"), ({"boxes": np.ones((1, 4), bool)}, "boxes are true or false"),
-     ({"labels": [0.7]}, "labels must be integers"), ({"labels": torch.tensor([2**32])}, "labels must be integers"),
-     ({"labels": [float("nan")]}, "labels must be integers"), ({"boxes": [[30, 10, 10, 30]]}, "with x1 <= x2"),
-     ({"boxes": torch.tensor([[10.0, 30, 30, 10]])}, r"not \[10.0, 30.0, 30.0, 10.0\]"),
-     ({"boxes": np.array([[10.0, 30, 30, 10]])}, "with x1 <= x2")],
-)  # fmt: skip
-def test_impossible_predictions_are_named_with_image_and_field(change, message):
-    evaluator, good = CocoEvaluator(one_object()), {"scores": [0.9], "labels": [0], "boxes": [[10, 10, 30, 30]]}
-    with pytest.raises(ValueError, match=f"Image 1: .*{message}"):
-        evaluator.update([1], [good | change])
-    corners = {name: value for name, value in good.items() if name != "boxes"} | {"boxes_xywh": [[10, 10, -20, 20]]}
-    with pytest.raises(ValueError, match="Image 1: boxes must be"):
-        evaluator.update([1], [corners])
-    evaluator.update([1], [good | {"labels": [0.0]}])
-    assert evaluator.compute()["map"] == pytest.approx(1)
-
-
-@pytest.mark.parametrize("sigma", [float("nan"), float("inf"), 0.0, -1.0])
-def test_sigmas_must_be_positive_numbers(sigma):
-    truth = one_object(keypoints=[10, 10, 2] * 3, num_keypoints=3)
-    for sigmas in ([0.1, sigma, 0.1], {0: [0.1, sigma, 0.1]}):
-        with pytest.raises(ValueError, match="3 positive numbers"):
-            CocoEvaluator(truth, iou_types=["keypoints"], sigmas=sigmas)
-
-
-def test_masks_may_come_as_run_lengths():
-    truth, predictions = random_coco(5)
-    dense, encoded = (CocoEvaluator(truth, iou_types=["segm"]) for _ in range(2))
-    dense.update(list(predictions), list(predictions.values()))
-    results = {image_id: [] for image_id in predictions}
-    for each in dense.predictions_json():
-        results[each["image_id"]].append(each["segmentation"])
-    assert sum(map(len, results.values())) > 20
-    encoded.update(list(predictions), [{**p, "masks": results[i]} for i, p in predictions.items()])
-    assert encoded.compute() == dense.compute()
-
-
-@pytest.mark.parametrize("field", ["masks", "keypoints"])
-def test_masks_and_keypoints_must_fit(field):
-    truth, predictions = random_coco(5)
-    image_id = next(i for i, p in predictions.items() if len(p["scores"]) > 1)
-    prediction = predictions[image_id]
-    evaluator = CocoEvaluator(truth, iou_types=["segm", "keypoints"])
-    with pytest.raises(ValueError, match=f"Image {image_id}: .*{field}.* do not fit"):
-        evaluator.update([image_id], [{**prediction, field: prediction[field][:, :-1]}])
-    with pytest.raises(ValueError, match=f"has no '{field}'"):
-        evaluator.update([image_id], [{k: v for k, v in prediction.items() if k != field}])
-
-
 def test_a_results_file_scores_the_same_in_pycocotools():
     truth, predictions = random_coco(5)
     evaluator = CocoEvaluator(truth, iou_types=IOU_TYPES, sigmas=SIGMAS)
@@ -530,49 +289,6 @@ def test_a_results_file_scores_the_same_in_pycocotools():
     np.testing.assert_array_equal(
         segmented.eval["precision"], pycocotools_run(truth, predictions, "segm").eval["precision"]
     )
-
-
-@pytest.mark.parametrize("backend", ["pycocotools", "ultrafast"])
-@pytest.mark.parametrize("kind", ["large", "huge", "text"])
-@pytest.mark.parametrize("iou_type", ["bbox", "segm", "keypoints"])
-def test_image_ids_are_exact_whatever_they_are(backend, kind, iou_type):
-    if backend == "ultrafast":
-        pytest.importorskip("ultrafast_pycocotools")
-    truth, predictions = random_coco(5)
-    renamed = {
-        "large": lambda image_id: 2**53 + 1 + image_id,
-        "huge": lambda image_id: 2**70 + image_id,
-        "text": lambda image_id: f"a/{image_id:05d}.jpg",
-    }[kind]
-    content = truth.dataset
-    images = [{**image, "id": renamed(image["id"])} for image in content["images"]]
-    annotations = [{**each, "image_id": renamed(each["image_id"])} for each in content["annotations"]]
-    other = as_coco(images, annotations, content["categories"])
-    scores, worst = [], []
-    for coco, found in ((truth, predictions), (other, {renamed(i): each for i, each in predictions.items()})):
-        evaluator = CocoEvaluator(coco, iou_types=[iou_type], sigmas=SIGMAS, backend=backend)
-        evaluator.update(list(found), list(found.values()))
-        scores.append(evaluator.compute() | evaluator.analyze().summary())
-        worst.append([each.image_id for each in evaluator.analyze().worst_images()])
-        assert {each["image_id"] for each in evaluator.predictions_json()} <= set(found)
-    assert scores[0] == scores[1] and worst[1] == [renamed(image_id) for image_id in worst[0]]
-
-
-def test_neighbouring_large_ids_are_two_images():
-    """In float64 both are 2 ** 53."""
-    images = [{"id": 2**53 + n, "width": 10, "height": 10} for n in range(3)]
-    record = {"category_id": 0, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
-    annotations = [{**record, "id": n + 1, "image_id": 2**53 + n} for n in range(3)]
-    evaluator = CocoEvaluator(as_coco(images, annotations, [{"id": 0, "name": "a"}]), backend="auto")
-    box = {"boxes": torch.tensor([[0.0, 0, 5, 5]]), "scores": torch.tensor([0.5]), "labels": torch.tensor([0])}
-    evaluator.update([2**53 + n for n in range(3)], [box] * 3)
-    assert evaluator.compute()["map"] == pytest.approx(1)
-
-
-def test_ids_of_two_kinds_are_refused():
-    images = [{"id": 1, "width": 10, "height": 10}, {"id": "b", "width": 10, "height": 10}]
-    with pytest.raises(ValueError, match="all integers or all texts"):
-        CocoEvaluator(as_coco(images, [], [{"id": 0, "name": "a"}]))
 
 
 def test_boxes_in_float64_are_scored_as_pycocotools_scores_them():
@@ -607,3 +323,19 @@ def test_boxes_in_float64_are_scored_as_pycocotools_scores_them():
         expected.summarize()
     assert list(evaluator.compute().values())[:12] == expected.stats.tolist()
     assert 0.05 < expected.stats[1] < 0.95
+
+
+@pytest.mark.parametrize(
+    "of", [int, float, np.int32, torch.tensor, lambda i: torch.tensor([i]), lambda i: np.array([i])]
+)
+def test_an_evaluator_takes_ids_as_loaders_give_them(shapes, of):
+    evaluator = CocoEvaluator(shapes)
+    evaluator.update([of(1)], [{"scores": [], "labels": [], "boxes": []}])
+    with pytest.raises(ValueError, match="1"):  # a second time
+        evaluator.update([1], [{"scores": [], "labels": [], "boxes": []}])
+
+
+@pytest.mark.parametrize("given", [None, 1.5, [3], True, torch.tensor([1, 2])])
+def test_an_evaluator_takes_no_other_ids(shapes, given):
+    with pytest.raises(ValueError, match="image_ids: .* is no image id"):
+        CocoEvaluator(shapes).update([given], [{"scores": [], "labels": [], "boxes": []}])

@@ -19,6 +19,11 @@ def quick_arguments(folder: str | Path, **options) -> RFDETRTrainingArguments:
     return RFDETRTrainingArguments(output_dir=str(folder), **{**defaults, **options})
 
 
+def one_step(folder: str | Path) -> RFDETRTrainingArguments:
+    """The quick arguments of a run of one step that saves nothing."""
+    return quick_arguments(folder, max_steps=1, save_strategy="no")
+
+
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the weights and buffers."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -17,17 +17,15 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from rfdetr_hf import (
+    BestModel,
     RFDETRForInstanceSegmentation,
     RFDETRForObjectDetection,
     RFDETRTrainer,
+    decode_image,
     make_shapes_dataset,
+    read_status,
 )
-from rfdetr_hf.data.pipeline.pixels import decode_image
-from rfdetr_hf.evaluation.by_image import predictions_by_image
-from rfdetr_hf.evaluation.evaluator import CocoEvaluator
-from rfdetr_hf.training.best import BestModel
 from rfdetr_hf.training.checkpoint.weights import Weights
-from rfdetr_hf.training.status import read_status
 
 SHAPES = 8  # images of the fixture `shapes`
 
@@ -133,18 +131,6 @@ def test_a_users_own_metrics(tmp_path, tiny_model, shapes, crowded):
     assert row["eval_boxes"] == sum(len(row["objects"]["category"]) for row in crowded) == trainer.state.best.score
     assert [each["image_id"] for each in seen[0].predictions] == sorted(crowded["image_id"])
     assert [each["image_id"] for each in seen[0].label_ids] == sorted(crowded["image_id"])
-
-
-def test_images_without_detections_have_empty_predictions(crowded):
-    evaluator = CocoEvaluator(crowded)
-    second = crowded["image_id"][1]
-    one = {"scores": torch.tensor([0.5]), "labels": torch.tensor([1]), "boxes": torch.tensor([[1.0, 2, 3, 4]])}
-    none = {"scores": torch.empty(0), "labels": torch.empty(0, dtype=torch.long), "boxes": torch.empty(0, 4)}
-    ids = crowded["image_id"]
-    evaluator.update(ids, [one if image_id == second else none for image_id in ids])
-    found = {each["image_id"]: each for each in predictions_by_image(evaluator)}
-    assert found[second]["boxes"].tolist() == [[1, 2, 3, 4]] and found[second]["labels"].tolist() == [1]
-    assert all(len(found[image_id]["scores"]) == 0 for image_id in ids if image_id != second)
 
 
 def test_the_test_split_is_scored_once_by_the_best_model(tmp_path, tiny_model, shapes, crowded):

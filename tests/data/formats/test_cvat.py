@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from helpers.annotation_tools import run_tools
 
-from rfdetr_hf import load_detection_dataset
+from rfdetr_hf import class_names, load_detection_dataset
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.masks import rasterise
-from rfdetr_hf.data.schema import class_names, coco_segmentation, keypoint_schema
+from rfdetr_hf.data.schema import coco_segmentation, keypoint_schema
 
 EXPORT = """
 import sys

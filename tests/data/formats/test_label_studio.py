@@ -7,50 +7,17 @@ import shutil
 import numpy as np
 import pytest
 from helpers.annotation_tools import run_tools
+from helpers.label_studio import BOX, FRAME, region, task
 
-from rfdetr_hf import load_detection_dataset
+from rfdetr_hf import class_names, load_detection_dataset
 from rfdetr_hf.data.errors import DetectionDataError
-from rfdetr_hf.data.formats.brush import decode_brush
-from rfdetr_hf.data.masks import rasterise
-from rfdetr_hf.data.schema import class_names, coco_segmentation, keypoint_schema
+from rfdetr_hf.data.schema import coco_segmentation, keypoint_schema
 
 CONVERT = """
 import sys
 from label_studio_sdk.converter.imports.coco import convert_coco_to_ls
 convert_coco_to_ls(sys.argv[1], sys.argv[2], image_root_url=sys.argv[3])
 """
-ENCODE = """
-import json, sys
-import numpy as np
-from label_studio_sdk.converter.brush import mask2rle
-print(json.dumps(mask2rle(np.array(json.loads(sys.argv[1]), np.uint8) * 255)))
-"""
-FRAME = {"original_width": 64, "original_height": 48, "image_rotation": 0}
-
-
-def region(kind="rectanglelabels", label="cat", name="r1", more=None, **value):
-    labels = {kind: [label]} if label else {}
-    return {"id": name, "type": kind, "value": {**value, **labels}, **FRAME, **(more or {})}
-
-
-BOX = region(x=25, y=50, width=50, height=25, rotation=0)
-
-
-def task(*results, image="/data/local-files/?d=images/a.jpg", **more):
-    return {"id": 7, "data": {"image": image}, "annotations": [{"id": 1, "result": list(results), **more}]}
-
-
-@pytest.fixture
-def studio(tmp_path, write_image):
-    """Write an export: `studio(tasks)`."""
-
-    def write(*tasks):
-        for name in ("a.jpg", "b c.jpg"):
-            write_image(tmp_path / "images" / name)
-        (tmp_path / "export.json").write_text(json.dumps(list(tasks)), encoding="utf-8")
-        return tmp_path
-
-    return write
 
 
 @pytest.mark.parametrize("address", ["/data/local-files/?d=bccd/images/", "s3://bucket/some/where/"])
@@ -84,64 +51,12 @@ def test_rectangles_in_percents(studio, caplog):
     assert len(load_detection_dataset(studio(task(BOX)) / "export.json")["train"]) == 1
 
 
-def test_turned_rectangles_and_ellipses(studio):
-    # A quarter turn clockwise around the corner at (32, 12): what was right of it is below, what was below is left.
-    turned = region(x=50, y=25, width=25, height=12.5, rotation=90)
-    oval = region("ellipselabels", name="r2", x=50, y=50, radiusX=25, radiusY=12.5, rotation=90)
-    objects = load_detection_dataset(studio(task(turned, oval)))["train"][0]["objects"]
-    np.testing.assert_allclose(objects["bbox"], [[26, 12, 6, 16], [26, 8, 12, 32]], atol=1e-9)
-
-
 def test_polygons(studio):
     shape = region("polygonlabels", points=[[10, 10], [50, 10], [50, 75]], closed=True)
     row = load_detection_dataset(studio(task(shape)), task="segmentation")["train"][0]
     corners = coco_segmentation(row["objects"]["segmentation"][0], 48, 64)[0]
     assert corners == pytest.approx([6.4, 4.8, 32, 4.8, 32, 36])
     assert row["objects"]["bbox"][0] == pytest.approx([6.4, 4.8, 25.6, 31.2])
-
-
-def pack(pixels, lengths=(3, 4, 8, 16)):
-    """Brush strokes as runs of equal words, and one run of words that differ."""
-    words = np.repeat(np.where(pixels.ravel(), 255, 0), 4).tolist()
-    bits = f"{len(words):032b}{8 - 1:05b}" + "".join(f"{length - 1:04b}" for length in lengths)
-    bits += f"0{0:02b}{5 - 1:03b}" + "".join(f"{word:08b}" for word in words[:5])
-    start = 5
-    while start < len(words):
-        end = start
-        while end < len(words) and words[end] == words[start] and end - start < 2**16:
-            end += 1
-        count = end - start - 1
-        index = next(i for i, length in enumerate(lengths) if count < 2**length)
-        bits += f"1{index:02b}{count:0{lengths[index]}b}{words[start]:08b}"
-        start = end
-    bits += "0" * (-len(bits) % 8)
-    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
-
-
-def stroke():
-    pixels = np.zeros((48, 64), np.uint8)
-    pixels[10:30, 5:40], pixels[12:15, 8:12], pixels[0, 0] = 1, 0, 1
-    return pixels
-
-
-def check_brush(studio, rle):
-    row = load_detection_dataset(studio(task(region("brushlabels", format="rle", rle=rle))), task="segmentation")[
-        "train"
-    ][0]
-    column = np.empty(1, object)
-    column[:] = [coco_segmentation(row["objects"]["segmentation"][0], 48, 64)]
-    assert (rasterise(column, (0, 0, 64, 48), (48, 64))[0] == stroke().astype(bool)).all()
-    assert row["objects"]["bbox"] == [[0, 0, 40, 30]] and row["objects"]["area"] == [stroke().sum()]
-
-
-def test_brush_strokes(studio):
-    check_brush(studio, pack(stroke()))
-    with pytest.raises(ValueError, match=r"of 3072 pixels, but the picture has 64 x 40"):
-        decode_brush(pack(stroke()), (64, 40))
-
-
-def test_brush_strokes_of_the_sdk(studio):
-    check_brush(studio, json.loads(run_tools(ENCODE, json.dumps(stroke().tolist()))))
 
 
 def test_keypoints_belong_to_their_parent(studio, caplog):
@@ -200,25 +115,6 @@ def test_shape_and_label_as_two_results(studio):
     choice = {"id": "c", "type": "choices", "value": {"choices": ["good"]}}
     train = load_detection_dataset(studio(task(shape, label, choice)))["train"]
     assert class_names(train) == ["dog"] and train[0]["objects"]["bbox"] == [[16, 24, 32, 12]]
-
-
-def test_folders_in_addresses_count(studio, write_image, caplog):
-    caplog.set_level(logging.INFO)
-    local = "/data/local-files/?d=cams/"
-    two = [task(BOX, image=f"{local}one/a.jpg"), task(BOX, image=f"{local}two/b c.jpg")]
-    with pytest.raises(DetectionDataError, match="none of its images"):
-        load_detection_dataset(studio(*two))  # they lie in images/, and their folders differ
-    for camera in ("one", "two"):
-        for name in ("a.jpg", "b c.jpg"):
-            write_image(studio() / "images" / camera / name)
-    train = load_detection_dataset(studio(*two))["train"]
-    assert train["file_name"] == ["one/a.jpg", "two/b c.jpg"]
-    assert "found 2 images without the leading 'cams'" in caplog.text
-    uploads = [task(image=f"/data/upload/{number}/0123abc{number}-a.jpg") for number in (1, 2)]
-    with pytest.raises(DetectionDataError, match=r"upload/1/0123abc1-a.jpg' and '.*-a.jpg' both lead to a.jpg"):
-        load_detection_dataset(studio(*uploads))
-    assert load_detection_dataset(studio(uploads[0], two[0]))["train"]["file_name"] == ["a.jpg", "one/a.jpg"]
-    assert "found 1 image without the hash before their names" in caplog.text
 
 
 def test_several_pictures_in_a_task(studio):

@@ -6,10 +6,10 @@ import torch
 from accelerate.utils import send_to_device
 from torch.nn import functional as F
 
+from rfdetr_hf import RFDETRImageProcessor
 from rfdetr_hf.data.pipeline.collate import DetectionCollator, PackedTargets
 from rfdetr_hf.data.pipeline.pixels import prepare_pixels
 from rfdetr_hf.data.pipeline.view import Sample
-from rfdetr_hf.models.image_processing_rfdetr import RFDETRImageProcessor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

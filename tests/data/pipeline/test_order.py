@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from rfdetr_hf.data.pipeline.order import ORDER, EpochBatchSampler, Permutation, ShardOrder, Shards
+from rfdetr_hf.data.pipeline.order import ORDER, EpochBatchSampler, EvalBatchSampler, Permutation, ShardOrder, Shards
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 97, 251, 255, 256, 257, 4_095, 4_097, 65_535, 65_536, 65_537, 1_000_000]
 
@@ -215,3 +215,81 @@ def test_a_billion_rows_in_shards_take_little_memory():
     assert peak < 20_000_000
     found = {row // 10_000 for batch in batches for *_, row in batch}
     assert len(found) <= 8
+
+
+def windows(num_samples, batch_size, accumulation, world_size, **options):
+    """The set of keys of each optimizer step."""
+    ranks = [
+        list(EpochBatchSampler(num_samples, batch_size, accumulation=accumulation, rank=rank, world_size=world_size,
+                               **options))
+        for rank in range(world_size)
+    ]  # fmt: skip
+    steps = range(0, len(ranks[0]), accumulation)
+    return [sorted(itertools.chain(*(key for r in ranks for key in r[i : i + accumulation]))) for i in steps]
+
+
+@pytest.mark.parametrize("num_samples", [7, 37, 100, 104])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_windows_do_not_depend_on_how_they_are_split(num_samples, shuffle):
+    splits = [(8, 1, 1), (4, 2, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (1, 4, 2), (4, 1, 2)]
+    expected, *others = [windows(num_samples, *split, seed=3, epoch=2, shuffle=shuffle) for split in splits]
+    assert all(other == expected for other in others)
+    assert all(len({position for _, position, _ in window}) == 8 for window in expected)
+    positions = [position for window in expected for _, position, _ in window]
+    assert sorted(positions) == list(range(8 * len(expected)))
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "expected"), [(1, 5), (39, 5), (40, 5), (41, 6), (100, 13), (104, 13), (105, 14)]
+)
+def test_whole_windows_and_at_least_five(num_samples, expected):
+    sampler = EpochBatchSampler(num_samples, 2, accumulation=2, world_size=2, rank=1)
+    assert len(list(sampler)) == len(sampler) == 2 * expected
+
+
+def indices(num_samples, epoch, **options):
+    keys = itertools.chain(*EpochBatchSampler(num_samples, 8, seed=1, epoch=epoch, **options))
+    return [index for _, _, index in keys]
+
+
+def test_every_image_comes_once_and_the_fill_is_drawn_anew():
+    epochs = [indices(100, epoch) for epoch in range(3)]
+    for order in epochs:
+        assert sorted(order[:100]) == list(range(100))
+        assert len(order) == 104 and len(set(order[100:])) == 4
+    assert epochs[0] != epochs[1]
+    assert len({tuple(sorted(order[100:])) for order in epochs}) == 3
+    assert indices(100, 0, shuffle=False) == [*range(100), 0, 1, 2, 3]
+
+
+def test_small_sets_are_drawn_with_replacement():
+    order = indices(39, 0)
+    assert len(order) == 40 and set(order) <= set(range(39))
+    assert max(order.count(index) for index in order) > 2
+    assert sorted(indices(40, 0)) == list(range(40))
+    assert indices(3, 0, shuffle=False)[:7] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_another_split_of_the_window_goes_on_with_the_same_samples():
+    sampler = EpochBatchSampler(100, 4, accumulation=2, seed=1, epoch=3)
+    resumed = [EpochBatchSampler(100, 2, accumulation=2, seed=1, rank=rank, world_size=2) for rank in range(2)]
+    for other in resumed:
+        other.set_epoch(3, start_batch=6)
+    keys = sorted(itertools.chain(*itertools.chain(*resumed)))
+    assert keys == sorted(itertools.chain(*list(sampler)[6:]))
+
+
+@pytest.mark.parametrize("options", [{"num_samples": 0}, {"batch_size": 0}, {"accumulation": 0}, {"rank": 2}])
+def test_impossible_splits_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        EpochBatchSampler(**{"num_samples": 9, "batch_size": 1, "world_size": 2, **options})
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 5, 11, 12])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_sees_every_image_once(num_samples, world_size):
+    samplers = [EvalBatchSampler(num_samples, 2, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
+    keys = list(itertools.chain(*itertools.chain(*samplers)))
+    assert sorted(index for _, _, index in keys) == list(range(num_samples))
+    assert all(len(batch) <= 2 for sampler in samplers for batch in sampler)

@@ -16,12 +16,12 @@ from helpers.models import tiny_model
 from helpers.runs import quick_arguments
 from PIL import Image
 
-from rfdetr_hf import RFDETRTrainer
+from rfdetr_hf import RFDETRTrainer, decode_image
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.pipeline import picture_cache
 from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_train_dataloader
 from rfdetr_hf.data.pipeline.picture_cache import DiskCache, Kept, MemoryCache
-from rfdetr_hf.data.pipeline.pixels import Picture, decode_image
+from rfdetr_hf.data.pipeline.pixels import Picture
 from rfdetr_hf.data.pipeline.transforms import build_train_transform
 from rfdetr_hf.data.schema import detection_features
 

@@ -9,10 +9,9 @@ import torch
 from numpy.random import default_rng
 from PIL import Image, ImageDraw
 
-from rfdetr_hf import RFDETRImageProcessor
+from rfdetr_hf import RFDETRImageProcessor, adapt_augmentation
 from rfdetr_hf.data.pipeline.pixels import Picture, pixels_from_pil
 from rfdetr_hf.data.pipeline.transforms import build_eval_transform, build_train_transform, fit_shortest_edge
-from rfdetr_hf.data.pipeline.user_augmentation import adapt_augmentation
 from rfdetr_hf.data.pipeline.view import Sample, View, clip_objects
 
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rfdetr_hf import adapt_augmentation, make_shapes_dataset
 from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_train_dataloader
 from rfdetr_hf.data.pipeline.pixels import pixels_from_pil
 from rfdetr_hf.data.pipeline.transforms import build_train_transform
-from rfdetr_hf.data.pipeline.user_augmentation import adapt_augmentation
 from rfdetr_hf.data.pipeline.view import Sample
-from rfdetr_hf.data.synthetic import make_shapes_dataset
 
 RESIZES = ("resize", "half", "flip and resize", "resize and flip", "crop and resize", "rotate by 90", "affine")
 

@@ -8,14 +8,13 @@ import torch
 from numpy.random import default_rng
 from PIL import Image, ImageDraw
 
-from rfdetr_hf.data.keypoints import ClassKeypoints, KeypointSchema
+from rfdetr_hf import KeypointSchema, adapt_augmentation, load_detection_dataset
+from rfdetr_hf.data.keypoints import ClassKeypoints
 from rfdetr_hf.data.masks import mask_column, rasterise
 from rfdetr_hf.data.pipeline.collate import DetectionCollator
 from rfdetr_hf.data.pipeline.loader import LoaderOptions, build_eval_dataloader, build_train_dataloader
 from rfdetr_hf.data.pipeline.transforms import build_eval_transform, build_train_transform
-from rfdetr_hf.data.pipeline.user_augmentation import adapt_augmentation
 from rfdetr_hf.data.pipeline.view import Sample, View
-from rfdetr_hf.data.sources import load_detection_dataset
 
 WIDTH, HEIGHT = 320, 240
 COLOURS = ((255, 0, 0), (0, 255, 0))

@@ -103,9 +103,6 @@ def test_footers_alone_in_a_store(folder, server, use, tmp_path, caplog):
     assert data[17]["objects"] == load_detection_dataset(folder)["train"][17]["objects"]
 
 
-# -------------------------------------------------------------------------------------------------------- cache
-
-
 @pytest.fixture
 def files(tmp_path):
     """Twenty files of a hundred bytes by their address."""

@@ -1,22 +1,17 @@
-"""Data sets that nobody has loaded with `load_detection_dataset`: each fault is named before the first step."""
+"""Rows that nobody has loaded with `load_detection_dataset`: each fault is named before the first step."""
 
 import contextlib
 import re
-from functools import partial
 
 import datasets
-import numpy as np
 import pytest
-import torch
 from datasets import Features, Value
-from helpers.runs import assert_same, quick_arguments, weights
+from helpers.runs import assert_same, one_step, weights
 
-from rfdetr_hf import CocoEvaluator, RFDETRTrainer, decode_image
+from rfdetr_hf import CocoEvaluator, RFDETRTrainer
 from rfdetr_hf.data.audit import count_split
-from rfdetr_hf.data.keypoints import ClassKeypoints
 
 SHAPES = 4
-arguments = partial(quick_arguments, max_steps=1, save_strategy="no")
 
 
 def column(name, change, kind=None):
@@ -81,7 +76,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("change", "message"), FAULTS, ids=[message for _, message in FAULTS])
 def test_a_fault_of_the_rows_is_named_before_the_first_step(tmp_path, tiny_model, shapes, change, message):
-    wrong, args = change(shapes), arguments(tmp_path)
+    wrong, args = change(shapes), one_step(tmp_path)
     with pytest.raises(ValueError, match=f"^train_dataset.*{re.escape(message)}.* load the data with"):
         RFDETRTrainer(tiny_model(), args, wrong, shapes)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -103,7 +98,7 @@ def test_what_a_careful_hand_writes_trains_to_the_same_bits(tmp_path, tiny_model
     loose = datasets.Dataset.from_list([row | written(row, plain=False) for row in shapes], features=Features(features))
     ends = []
     for data in (plain, loose):
-        trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path / str(len(ends))), data, data)
+        trainer = RFDETRTrainer(tiny_model(), one_step(tmp_path / str(len(ends))), data, data)
         trainer.train()
         scores = {name: score for name, score in trainer.evaluate().items() if "map" in name}
         ends.append((weights(trainer.model), scores, trainer.predict(data).predictions[0]["boxes"].tolist()))
@@ -117,7 +112,7 @@ def test_a_set_without_any_box_is_scored(tmp_path, tiny_model, shapes):
     empty = objects("bbox", lambda boxes: [], datasets.List(datasets.List(Value("null"))))
     none = {name: [] for name in shapes.features["objects"]}
     nothing = empty(shapes.map(lambda row: {"objects": none}))
-    assert RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, nothing).evaluate()["eval_map"] == -1
+    assert RFDETRTrainer(tiny_model(), one_step(tmp_path), shapes, nothing).evaluate()["eval_map"] == -1
 
 
 @pytest.mark.parametrize(
@@ -126,14 +121,14 @@ def test_a_set_without_any_box_is_scored(tmp_path, tiny_model, shapes):
 )  # fmt: skip
 def test_formats_in_which_no_row_can_be_read_are_named(tmp_path, tiny_model, shapes, given):
     with pytest.raises(ValueError, match=r"train_dataset has the format .*; give it without one: dataset.with_format"):
-        RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes.with_format(**given), shapes)
+        RFDETRTrainer(tiny_model(), one_step(tmp_path), shapes.with_format(**given), shapes)
     numbers = shapes.with_format("numpy")
-    RFDETRTrainer(tiny_model(), arguments(tmp_path), numbers, numbers.with_transform(lambda rows: rows)).evaluate()
+    RFDETRTrainer(tiny_model(), one_step(tmp_path), numbers, numbers.with_transform(lambda rows: rows)).evaluate()
 
 
 def test_rows_in_an_order_of_their_own_are_checked_and_no_others(tmp_path, tiny_model, shapes):
     wrong = shapes.map(lambda row, i: {"image_id": 2**62 + i % 3, "width": 64 if i else -1}, with_indices=True)
-    model, args = tiny_model(), arguments(tmp_path)
+    model, args = tiny_model(), one_step(tmp_path)
     for rows, fault in (([3, 2, 1], None), ([2, 0, 1], "width, row 1: -1"), ([2, 3, 0, 1], "width, row 2: -1")):
         with pytest.raises(ValueError, match=fault) if fault else contextlib.nullcontext():
             RFDETRTrainer(model, args, wrong.select(rows), shapes)
@@ -143,52 +138,12 @@ def test_rows_in_an_order_of_their_own_are_checked_and_no_others(tmp_path, tiny_
 
 def test_integers_of_any_kind_are_ids(tmp_path, tiny_model, shapes):
     large = shapes.map(lambda row, i: {"image_id": 2**62 + i}, with_indices=True)
-    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes.cast_column("image_id", Value("int32")), large)
+    trainer = RFDETRTrainer(tiny_model(), one_step(tmp_path), shapes.cast_column("image_id", Value("int32")), large)
     trainer.train()
     assert trainer.predict(large).predictions[1]["image_id"] == 2**62 + 1
-
-
-@pytest.mark.parametrize(
-    "of", [int, float, np.int32, torch.tensor, lambda i: torch.tensor([i]), lambda i: np.array([i])]
-)
-def test_an_evaluator_takes_ids_as_loaders_give_them(shapes, of):
-    evaluator = CocoEvaluator(shapes)
-    evaluator.update([of(1)], [{"scores": [], "labels": [], "boxes": []}])
-    with pytest.raises(ValueError, match="1"):  # a second time
-        evaluator.update([1], [{"scores": [], "labels": [], "boxes": []}])
-
-
-@pytest.mark.parametrize("given", [None, 1.5, [3], True, torch.tensor([1, 2])])
-def test_an_evaluator_takes_no_other_ids(shapes, given):
-    with pytest.raises(ValueError, match="image_ids: .* is no image id"):
-        CocoEvaluator(shapes).update([given], [{"scores": [], "labels": [], "boxes": []}])
 
 
 def test_an_evaluator_names_a_box_that_is_none(shapes):
     wrong = objects("bbox", lambda boxes: [None] * len(boxes))(shapes)
     with pytest.raises(ValueError, match=r"Image \d+: objects.bbox None .* must be x, y, width, height"):
         CocoEvaluator(wrong)
-
-
-def test_numbers_of_the_environment_and_of_keypoints_are_named(tmp_path, tiny_model, shapes, monkeypatch):
-    with pytest.raises(ValueError, match="skeleton or flip_pairs .* are not pairs of positions"):
-        ClassKeypoints.of(["a", "b"], skeleton=[("a", "b")])
-    with pytest.raises(ValueError, match="sigmas .* must be positive numbers"):
-        ClassKeypoints.of(["a", "b"], sigmas=[0.1, "wide"])
-    monkeypatch.setenv("RFDETR_HF_MAX_IMAGE_PIXELS", "many")
-    with pytest.raises(ValueError, match="RFDETR_HF_MAX_IMAGE_PIXELS='many' in the environment"):
-        np.asarray(decode_image(shapes[0]))
-    monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(ValueError, match="WORLD_SIZE='two' in the environment"):
-        RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, shapes)
-
-
-def test_a_set_that_is_not_there_is_named(tmp_path, tiny_model, shapes):
-    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, {"day": shapes, "night": shapes})
-    for given in (None, "dawn"):
-        with pytest.raises(ValueError, match=f"{given!r} is none; give one of 'day', 'night'"):
-            trainer.get_eval_dataloader(given)
-    with pytest.raises(ValueError, match=r"evaluate\(\) needs an eval_dataset"):
-        trainer.evaluate({})
-    with pytest.raises(ValueError, match="there is no such folder; give a folder checkpoint-<step>"):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "none"))

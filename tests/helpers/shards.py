@@ -1,0 +1,3 @@
+"""Formats of shards."""
+
+FORMATS = ["parquet", "webdataset"]
