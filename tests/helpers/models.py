@@ -1,10 +1,11 @@
 """Models that train in seconds on a CPU."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from rfdetr_hf import RFDETRConfig, RFDETRForObjectDetection
+from rfdetr_hf import RFDETRConfig, RFDETRForInstanceSegmentation, RFDETRForKeypointDetection, RFDETRForObjectDetection
 
 NAMES = ("circle", "square", "triangle")
 # `config_overrides` of a command that trains a model of 2 blocks and 5 queries, at 64 pixels.
@@ -16,6 +17,15 @@ TINY_OVERRIDES = {
         "out_indices": [1, 2],
     },
 }  # fmt: skip
+KEYPOINT_FIELDS = {"num_keypoints_per_class": [2, 0, 3]}
+# The class of each task, the fields that it needs, and what its outputs have more than those of a detector.
+MODEL_CLASSES = [
+    (RFDETRForObjectDetection, {}, []),
+    (RFDETRForInstanceSegmentation, {}, ["pred_masks"]),
+    (RFDETRForKeypointDetection, KEYPOINT_FIELDS, ["pred_keypoints"]),
+]
+# What adapters go to: queries and values of the blocks that are read.
+ENCODER_ATTENTION = r".*layer\.[01]\.attention.attention.(query|value)"
 
 
 def tiny_config(names: tuple[str, ...] = NAMES, **overrides: Any) -> RFDETRConfig:
@@ -48,3 +58,18 @@ def deep_config(backbone_config: dict[str, Any] | None = None, **overrides: Any)
     return RFDETRConfig.from_variant(
         "nano", **{**fields, **overrides, "backbone_config": {**backbone, **(backbone_config or {})}}
     )
+
+
+def pixels() -> torch.Tensor:
+    """(2, 3, 64, 64) the same pictures each time."""
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def images(rng: torch.Generator, height: int = 64, width: int = 64, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """(2, 3, height, width) pictures of a generator."""
+    return torch.randn(2, 3, height, width, generator=rng, dtype=dtype)
+
+
+def load_detector(folder: str | Path, **options: Any) -> RFDETRForObjectDetection:
+    """A detector of a folder or file."""
+    return RFDETRForObjectDetection.from_pretrained(folder, **options)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
+from rfdetr_hf import RFDETRForObjectDetection
 
 
 def official_settings(config) -> dict[str, Any]:

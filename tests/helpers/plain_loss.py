@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+CLASSES = 5
 CONFIG = SimpleNamespace(
     class_cost=2.0,
     bbox_cost=5.0,

@@ -178,15 +178,6 @@ def test_a_folder_with_the_name_of_a_variant_wins_if_it_is_a_model_folder(files,
     assert f"'nano' is the folder {tmp_path / 'nano'} here, not the published {NANO}" in caplog.text
 
 
-def test_names_of_checkpoints(tmp_path):
-    assert names.checkpoint_of("seg-2xlarge") == "Roboflow/rf-detr-seg-xxlarge"
-    assert names.checkpoint_of(tmp_path) == tmp_path and names.checkpoint_of("user/model") == "user/model"
-    for name, file in (("keypoint-preview", "rf-detr-keypoint-preview-xlarge.pth"),
-                       ("large-deprecated", "rf-detr-large.pth")):  # fmt: skip
-        with pytest.raises(FileNotFoundError, match=f"the variant {name} has no checkpoint on the Hub.*{file}"):
-            names.checkpoint_of(name)
-
-
 def test_a_path_that_is_not_there_does_not_exist(hub):
     for source in ("outputs/of/mine", "./outputs"):
         with pytest.raises(FileNotFoundError, match=f"{source} does not exist"):

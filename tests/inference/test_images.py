@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from rfdetr_hf import draw_detections, find_images
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.pipeline.pixels import set_max_image_pixels
-from rfdetr_hf.drawing import draw_detections
-from rfdetr_hf.inference.images import find_images, unique_names
+from rfdetr_hf.inference.images import unique_names
 
 
 def test_files_folders_and_upright_images(tmp_path):

@@ -9,28 +9,20 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
-from PIL import Image
-from pycocotools import mask as mask_utils
+from helpers.pictures import noise
 
 from rfdetr_hf import (
+    NamedImage,
     PredictArguments,
     RFDETRForObjectDetection,
     RFDETRImageProcessor,
     decode_image,
+    find_images,
     load_detection_dataset,
     predict,
 )
-from rfdetr_hf.data.keypoints import ClassKeypoints
-from rfdetr_hf.inference.images import NamedImage, find_images
-from rfdetr_hf.inference.results import Crops
-from rfdetr_hf.inference.yolo import YoloDataset, outline
 
 NAMES = ("a", "A", "b/c: d")
-
-
-def noise(seed, size=(80, 60)):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -107,63 +99,6 @@ def test_pictures_of_a_yolo_data_set_are_links_that_nothing_is_written_through(f
         )
     look(folder, "linked", ["yolo"], ["photos"], overwrite=True)
     assert link.is_symlink() and (folder / "photos" / "two.v2.png").read_bytes() == before
-
-
-def test_crops_are_the_pixels_of_the_boxes(tmp_path):
-    picture = noise(4)
-    found = {
-        "scores": torch.tensor([0.9, 0.8, 0.7]),
-        "labels": torch.tensor([1, 0, 1]),
-        "boxes": torch.tensor([[1.5, 2.0, 5.2, 4.0], [-3.0, -3.0, 2.0, 2.0], [90.0, 2.0, 95.0, 9.0]]),
-    }
-    with Crops(tmp_path, {0: "..", 1: "b"}) as crops:
-        crops.add(NamedImage("x", tmp_path / "x.png", picture), found, [])
-    paths = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
-    assert paths == ["_/x-001.png", "b/x-000.png"]
-    assert Image.open(tmp_path / "b" / "x-000.png").tobytes() == picture.crop((1, 2, 6, 4)).tobytes()
-    assert Image.open(tmp_path / "_" / "x-001.png").size == (2, 2)
-
-
-def test_masks_become_polygons_that_are_read_as_the_masks(tmp_path):
-    y, x = np.mgrid[:60, :80]
-    masks = [(x - 30) ** 2 + (y - 25) ** 2 < 400, (x < 10) & (y > 40), np.zeros((60, 80), bool)]
-    masks[0][25:28, 28:31] = False  # a hole, which a polygon does not have
-    rles = [mask_utils.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
-    found = {
-        "scores": torch.ones(3),
-        "labels": torch.tensor([0, 1, 1]),
-        "boxes": torch.tensor([[10.0, 5.0, 50.0, 45.0], [0.0, 41.0, 10.0, 60.0], [1.0, 1.0, 2.0, 2.0]]),
-        "masks": rles,
-    }
-    noise(5).save(tmp_path / "x.png")
-    with YoloDataset(tmp_path / "out", {0: "disc", 1: "corner"}, [], 0.3) as yolo:
-        yolo.add(NamedImage("x", tmp_path / "x.png", noise(5)), found, [])
-    (row,) = load_detection_dataset(tmp_path / "out", task="segmentation")["train"]
-    assert row["objects"]["category"] == [0, 1], "an empty mask has no polygon"
-    np.testing.assert_allclose(row["objects"]["bbox"], [[11, 6, 39, 39], [0, 41, 10, 19]], atol=0.01)
-    polygon = outline(masks[0])
-    drawn = mask_utils.decode(mask_utils.frPyObjects([polygon.ravel().tolist()], 60, 80))[..., 0].astype(bool)
-    filled = masks[0] | ((x - 30) ** 2 + (y - 25) ** 2 < 100)
-    assert (drawn & filled).sum() / (drawn | filled).sum() > 0.98
-    assert outline(rles[1]).tolist() == outline(masks[1]).tolist() and len(outline(masks[2])) == 0
-
-
-def test_keypoints_become_rows_of_one_length(tmp_path):
-    classes = [ClassKeypoints.of(["l", "r"], flip_pairs=[(0, 1)]), ClassKeypoints()]
-    found = {
-        "scores": torch.ones(2),
-        "labels": torch.tensor([0, 1]),
-        "boxes": torch.tensor([[10.0, 10.0, 30.0, 30.0], [40.0, 10.0, 60.0, 30.0]]),
-        "keypoints": torch.tensor([[[12.0, 12.0, 0.9], [20.0, 20.0, 0.1]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]),
-    }
-    item = NamedImage("train-000001", tmp_path / "set", noise(6), row=1)
-    with YoloDataset(tmp_path / "out", {0: "pair", 1: "none"}, classes, 0.3) as yolo:
-        yolo.add(item, found, [])
-    assert Image.open(tmp_path / "out" / "images" / "train-000001.png").tobytes() == item.image.tobytes()
-    assert not (tmp_path / "out" / "images" / "train-000001.png").is_symlink()
-    (row,) = load_detection_dataset(tmp_path / "out", task="keypoints")["train"]
-    np.testing.assert_allclose(row["objects"]["keypoints"][0], [12, 12, 2, 0, 0, 0], atol=1e-3)
-    assert row["objects"]["keypoints"][1] == [0] * 6
 
 
 def encoded(image):

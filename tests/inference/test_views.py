@@ -3,14 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rfdetr_hf.inference.detector import ImageDetector
-from rfdetr_hf.inference.views import (
-    AugmentedDetector,
-    TiledDetector,
-    fuse_views,
-    merge_tiles,
-    tile_frames,
-)
+from rfdetr_hf import AugmentedDetector, ImageDetector, TiledDetector
+from rfdetr_hf.inference.views import fuse_views, merge_tiles, tile_frames
 
 
 def found(*rows, **extra):

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 
+from rfdetr_hf import RFDETRBackboneConfig
 from rfdetr_hf.models.backbone import (
     RFDETRViTLayer,
     WindowedDinov2,
@@ -10,7 +11,6 @@ from rfdetr_hf.models.backbone import (
     resize_position_table,
     split_windows,
 )
-from rfdetr_hf.models.configuration_rfdetr import RFDETRBackboneConfig
 from rfdetr_hf.models.projector import RFDETRBackbone
 
 

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rfdetr_hf import RFDETRBackboneConfig
 from rfdetr_hf.models.backbone import LayerScale
-from rfdetr_hf.models.configuration_rfdetr import RFDETRBackboneConfig
 from rfdetr_hf.models.linears import joined, linears, sum_to_autocast
 
 BF16 = torch.bfloat16

@@ -10,11 +10,8 @@ import torch
 from helpers.golden import golden_model
 from PIL import Image
 
-from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
+from rfdetr_hf import RFDETRConfig, RFDETRForInstanceSegmentation, RFDETRForKeypointDetection, RFDETRForObjectDetection
 from rfdetr_hf.models.files.official import official_labels
-from rfdetr_hf.models.keypoints import RFDETRForKeypointDetection
-from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
-from rfdetr_hf.models.segmentation import RFDETRForInstanceSegmentation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 rfdetr = pytest.importorskip("rfdetr", reason='needs pip install "rfdetr[train]==1.11.2"')

@@ -7,13 +7,13 @@ import torch
 from helpers.golden import golden_batch, golden_model, golden_wide_batch
 
 from rfdetr_hf import (
+    RFDETRConfig,
     RFDETRForInstanceSegmentation,
     RFDETRForKeypointDetection,
     RFDETRForObjectDetection,
     build_param_groups,
 )
 from rfdetr_hf.losses.points import RandomPoints
-from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
 
 # A buffer that says which keypoints are in use; it is empty for other models.
 OFFICIAL_ONLY = "_kp_active_mask"

@@ -6,9 +6,7 @@ import torch
 import transformers
 from PIL import Image
 
-from rfdetr_hf.models.image_processing_rfdetr import RFDETRImageProcessor
-from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
-from rfdetr_hf.models.segmentation import RFDETRForInstanceSegmentation
+from rfdetr_hf import RFDETRForInstanceSegmentation, RFDETRForObjectDetection, RFDETRImageProcessor
 
 pytest.importorskip("torchvision")
 SMOOTHS_WHEN_SHRINKING = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18)

@@ -6,9 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
-from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
-from rfdetr_hf.models.segmentation import RFDETRForInstanceSegmentation
+from rfdetr_hf import RFDETRConfig, RFDETRForInstanceSegmentation, RFDETRForObjectDetection
 
 plain = pytest.importorskip("transformers.models.rf_detr.modeling_rf_detr")
 CLASSES = {

@@ -8,13 +8,10 @@ import torch
 from helpers.official_files import converted_payload, legacy_payload, lightning_payload
 from safetensors.torch import save_file
 
-from rfdetr_hf.models.configuration_rfdetr import RFDETRConfig
+from rfdetr_hf import RFDETRConfig, RFDETRForInstanceSegmentation, RFDETRForKeypointDetection, RFDETRForObjectDetection
 from rfdetr_hf.models.files.adapt import without_unused_rows
 from rfdetr_hf.models.files.official import COCO_LABELS, official_labels, official_payload
 from rfdetr_hf.models.files.pretrained import read_state
-from rfdetr_hf.models.keypoints import RFDETRForKeypointDetection
-from rfdetr_hf.models.modeling_rfdetr import RFDETRForObjectDetection
-from rfdetr_hf.models.segmentation import RFDETRForInstanceSegmentation
 
 # The encoder has the official head width of 64 channels, which official files do not state.
 ENCODER = {"hidden_size": 64, "num_attention_heads": 1}
