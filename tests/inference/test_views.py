@@ -112,8 +112,11 @@ class Frame:
         return Frame(frame[2] - frame[0], frame[3] - frame[1], frame)
 
 
-def seeing(objects, size):
-    """A detector that sees what a frame shows of objects (box, score in the complete image, score in tiles)."""
+def seeing(objects, size, least=8):
+    """A detector that sees what a frame shows of objects (box, score in the complete image, score in tiles).
+
+    Of an object it sees `least` pixels of each side, or all of it.
+    """
 
     def detect(frames):
         detections = []
@@ -122,7 +125,7 @@ def seeing(objects, size):
             for (x1, y1, x2, y2), complete, tiles in objects:
                 box = (max(x1, left) - left, max(y1, top) - top, min(x2, right) - left, min(y2, bottom) - top)
                 score = complete if (right - left, bottom - top) == size else tiles
-                if score and min(box[2] - box[0], box[3] - box[1]) >= 8:
+                if score and min(box[2] - box[0], box[3] - box[1]) >= min(least, x2 - x1, y2 - y1):
                     rows.append((0, score, *box))
             detections.append(found(*rows))
         return detections
@@ -130,8 +133,8 @@ def seeing(objects, size):
     return detect
 
 
-def merged(objects, size=(1600, 1200), tile=640, overlap=0.2):
-    result = TiledDetector(seeing(objects, size), tile=tile, overlap=overlap)([Frame(*size)])[0]
+def merged(objects, size=(1600, 1200), tile=640, overlap=0.2, least=8):
+    result = TiledDetector(seeing(objects, size, least), tile=tile, overlap=overlap)([Frame(*size)])[0]
     return sorted(result["boxes"].round().int().tolist())
 
 
@@ -159,13 +162,68 @@ def test_neighbours_stay_two():
     assert len(merged(in_a_row)) == 2, "one ends in the overlap where the other begins"
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.2, 0.5])
+@pytest.mark.parametrize("side", [4, 8, 12, 16, 30, 70, 150, 600, 1100])
+def test_an_object_anywhere_beside_seams_and_corners_is_one(side, overlap):
+    """Each side of it at each distance from a border of a tile, which it touches, crosses or stands before."""
+    size = (1600, 1200)
+    frames = tile_frames(*size, 640, overlap)
+    for axis in (0, 1):
+        borders = sorted({frame[at] for frame in frames for at in (axis, axis + 2)} - {0, size[axis]})
+        for index, distance in enumerate(range(-21, 22, 3)):
+            corner = [borders[index % len(borders)] + distance - index % 2 * side, (250, 620, 509)[index % 3]]
+            x, y = (min(max(at, 0), size[k] - side) for k, at in enumerate(corner if axis == 0 else corner[::-1]))
+            box = (x, y, x + side, y + side)
+            complete = (0, 0.4)[index % 2]
+            assert merged([(box, complete, 0.9)], size, overlap=overlap, least=1) == [list(box)], distance
+
+
+@pytest.mark.parametrize("gap", [0, 1, 6])
+@pytest.mark.parametrize("side", [4, 8, 16, 40])
+def test_neighbours_anywhere_beside_a_seam_are_two(side, gap):
+    for left in range(490, 660, 3):
+        first, second = (
+            (left, 300, left + side, 300 + side),
+            (left + side + gap, 300, left + 2 * side + gap, 300 + side),
+        )
+        pair = [(first, 0, 0.9), (second, 0, 0.8)]
+        assert merged(pair) == [list(first), list(second)], left
+        upright = [((y1, x1, y2, x2), *scores) for (x1, y1, x2, y2), *scores in pair]
+        assert merged(upright) == sorted(list(box) for box, *_ in upright), left
+
+
+def test_a_small_object_anywhere_in_a_large_one_is_another(side=12):
+    for left in range(480, 700, 3):
+        outer, inner = (460, 460, 720, 700), (left, left - 10, left + side, left - 10 + side)
+        assert merged([(outer, 0.9, 0.8), (inner, 0, 0.7)]) == sorted([list(outer), list(inner)]), left
+
+
+def test_boxes_that_err_by_a_part_of_their_side_are_one():
+    rng, wrong, total = np.random.default_rng(0), 0, 0
+    for _ in range(150):
+        side = int(rng.choice([16, 40, 100, 300]))
+        x, y = int(rng.integers(480, 660)), int(rng.integers(100, 1200 - side))
+        detect = seeing([((x, y, x + side, y + side), 0, 0.9)], (1600, 1200))
+
+        def err(frames, detect=detect):
+            found = detect(frames)
+            for each in found:
+                sides = each["boxes"][:, 2:] - each["boxes"][:, :2]
+                each["boxes"] += torch.from_numpy(rng.normal(0, 0.03, (len(sides), 4))).float() * sides.repeat(1, 2)
+            return found
+
+        (found_,) = TiledDetector(err)([Frame(1600, 1200)])
+        wrong, total = wrong + (len(found_["scores"]) != 1), total + 1
+    assert wrong <= 0.02 * total
+
+
 def test_planted_objects_are_counted_once():
     rng, wrong, total = np.random.default_rng(0), 0, 0
     for _ in range(60):
         width, height = rng.integers(700, 2200, 2).tolist()
         boxes = []
         for _ in range(40):
-            size = np.minimum(np.exp(rng.uniform(np.log(16), np.log(1200), 2)), (width, height))
+            size = np.minimum(np.exp(rng.uniform(np.log(5), np.log(1200), 2)), (width, height))
             corner = rng.uniform(0, (width - size[0], height - size[1]))
             box = np.concatenate([corner, corner + size]).round()
             apart = all((box[:2] >= other[2:] + 4).any() or (other[:2] >= box[2:] + 4).any() for other in boxes)
@@ -174,7 +232,7 @@ def test_planted_objects_are_counted_once():
         objects = [(tuple(box.tolist()), *rng.choice([0.4, 0.9], 2)) for box in boxes]
         tile, overlap = int(rng.choice([320, 480, 640])), float(rng.choice([0.1, 0.2, 0.4]))
         result = merged(objects, (width, height), tile, overlap)
-        expected = [list(map(int, box)) for box, *_ in objects if min(box[2] - box[0], box[3] - box[1]) >= 8]
+        expected = [list(map(int, box)) for box, *_ in objects]
         wrong += len(set(map(tuple, result)) ^ set(map(tuple, expected)))
         total += len(expected)
     assert total > 200 and wrong <= total * 0.01

@@ -19,8 +19,9 @@ from ..evaluation.run import Detector, Found
 from .detector import ImageDetector
 
 _FIELDS = ("scores", "labels", "boxes")
-# A box is cut by a border that is nearer than this share of the frame's side.
-_NEAR_BORDER = 0.03
+# A box may be cut by a border that is nearer than this share of its own side, as far as detectors err, and of the
+# frame's side; but within so many pixels in any case.
+_NEAR_BOX, _NEAR_BORDER, _NEAR_PIXELS = 0.25, 0.03, 2.0
 # Detections that are looked at for each object that is kept.
 _CANDIDATES = 8
 
@@ -190,11 +191,12 @@ def merge_tiles(
 ) -> Found:
     """Joins what several frames of an image show of one object; detections of one frame stay apart.
 
-    A box that touches the border of its frame is cut there: the object may go on. So each side of a box is either known
-    or only a bound. Frame by frame a detection joins an object of its class that a neighbouring frame shows, if it
-    fits: the completed box (each side as some detection knows it, else the outermost bound), cut to the frame of each
-    detection of the object, overlaps that detection by `iou`, so that every frame has seen what it would see of such an
-    object. An object has the best of its detections' scores, and the box of the best that is not cut, or else the
+    A box near the border of its frame may be cut there: the object may end where the box does, at the border, or beyond
+    it. So each side of a box is either known or only a bound. Frame by frame a detection joins an object of its class
+    that a neighbouring frame shows, if it fits: the completed box (each side as some detection knows it, else the
+    outermost bound), cut to the frame of each detection of the object, overlaps that detection by `iou`, so that every
+    frame has seen what it would see of such an object; a side that is a bound counts as where it fits best, up to the
+    border. An object has the best of its detections' scores, and the box of the best that is not cut, or else the
     completed box.
 
     Args:
@@ -211,14 +213,15 @@ def merge_tiles(
     frame_of, scores, labels, boxes = frame_of[order], scores[order], labels[order], boxes[order]
     borders = np.array(frames, dtype=np.float64).reshape(-1, 4)
     inner = borders != np.array([0, 0, *size])
-    reach = np.tile(np.maximum(_NEAR_BORDER * (borders[:, 2:] - borders[:, :2]), 2.0), 2)
-    cut = inner[frame_of] & (np.abs(boxes - borders[frame_of]) < reach[frame_of])
-    # A cut box goes up to the border, and a little beyond, so that frames that only touch see each other's boxes.
+    sides, frame_sides = boxes[:, 2:] - boxes[:, :2], (borders[:, 2:] - borders[:, :2])[frame_of]
+    reach = np.tile(np.minimum(_NEAR_BOX * sides, _NEAR_BORDER * frame_sides).clip(_NEAR_PIXELS), 2)
+    cut = inner[frame_of] & (np.abs(boxes - borders[frame_of]) < reach)
+    # A cut box may go up to the border, and a little beyond, so that frames that only touch see each other's boxes.
     borders = borders + inner * np.array([-1, -1, 1, 1])
-    boxes = np.where(cut, borders[frame_of], boxes)
+    outer = np.where(cut, borders[frame_of], boxes)
     low, high = np.maximum(borders[:, None, :2], borders[:, :2]), np.minimum(borders[:, None, 2:], borders[:, 2:])
     neighbours = (low <= high).all(axis=2)
-    objects = _Objects(boxes, borders[frame_of], frame_of, labels, scores, neighbours, iou)
+    objects = _Objects(boxes, outer, borders[frame_of], frame_of, labels, scores, neighbours, iou)
     for i in range(len(scores)):
         objects.add([i], boxes[i], cut[i])
     objects.join_open()
@@ -236,7 +239,7 @@ class _Objects:
     """The objects that detections (n of them) were joined to; see `merge_tiles`.
 
     Args:
-        boxes, borders: (n, 4) of the detections and of their frames.
+        boxes, outer, borders: (n, 4) of the detections, as they are and as far as they may go, and of their frames.
         frame_of, labels, scores: (n,).
         neighbours: (frames, frames) bool.
         iou: overlap from which a detection fits.
@@ -245,6 +248,7 @@ class _Objects:
     def __init__(
         self,
         boxes: np.ndarray,
+        outer: np.ndarray,
         borders: np.ndarray,
         frame_of: np.ndarray,
         labels: np.ndarray,
@@ -252,7 +256,8 @@ class _Objects:
         neighbours: np.ndarray,
         iou: float,
     ) -> None:
-        self.boxes, self.borders, self.frame_of, self.labels, self.scores = boxes, borders, frame_of, labels, scores
+        self.boxes, self.outer, self.borders, self.frame_of = boxes, outer, borders, frame_of
+        self.labels, self.scores = labels, scores
         self.neighbours, self.iou = neighbours, iou
         self._members: list[list[int]] = []
         # Each detection may begin an object, and each of these begin again in `join_open`.
@@ -273,13 +278,11 @@ class _Objects:
         possible &= others[:, self.neighbours[seen].any(axis=0)].any(axis=1)
         fits = possible.astype(np.float64)
         for k in members:
-            fits = np.minimum(fits, _iou(self.boxes[k], _inside(completed, self.borders[k])))
+            fits = np.minimum(fits, self._fit(k, completed))
         candidates = np.flatnonzero(fits >= self.iou)
         at = count
         for candidate in candidates[np.argsort(-(fits * self._scores[:count])[candidates], kind="stable")].tolist():
-            theirs = self._members[candidate]
-            shown = [_inside(completed[[candidate]], self.borders[k]) for k in theirs]
-            if min(_iou(self.boxes[k], part)[0] for k, part in zip(theirs, shown, strict=True)) >= self.iou:
+            if min(self._fit(k, completed[[candidate]])[0] for k in self._members[candidate]) >= self.iou:
                 at = candidate
                 break
         if at == count:
@@ -289,6 +292,14 @@ class _Objects:
         self._hulls[at], self._open[at] = completed[at], still_open[at] & cut
         self._labels[at], self._seen[at] = self.labels[members[0]], self._seen[at] | seen
         self._scores[at] = self.scores[self._members[at]].max()
+
+    def _fit(self, k: int, completed: np.ndarray) -> np.ndarray:
+        """(m,) overlap of a detection with what its frame shows of objects (m, 4)."""
+        frame, box, outer = self.borders[k], self.boxes[k], self.outer[k]
+        shown = completed.clip(np.tile(frame[:2], 2), np.tile(frame[2:], 2))
+        # A side that is only a bound may lie anywhere up to the border.
+        nearest = shown.clip(np.minimum(box, outer), np.maximum(box, outer))
+        return _iou(nearest, shown)
 
     def join_open(self) -> None:
         """Give objects with open sides, which may be pieces of one, a second chance to find each other."""
@@ -300,12 +311,6 @@ class _Objects:
     def members(self) -> Iterator[tuple[list[int], np.ndarray]]:
         """The detections and the completed box of each object."""
         return ((each, self._hulls[at]) for at, each in enumerate(self._members) if each)
-
-
-def _inside(boxes: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """The parts of boxes (n, 4) within a frame (4,), or within one each (n, 4)."""
-    low, high = frame[..., :2], frame[..., 2:]
-    return np.concatenate([np.clip(boxes[:, :2], low, high), np.clip(boxes[:, 2:], low, high)], axis=1)
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:
@@ -332,9 +337,10 @@ def _only_boxes(views: Sequence[Mapping[str, Tensor]]) -> None:
 
 
 def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    """(m,) of one box, or of m, with m others."""
+    sides = np.minimum(box[..., 2:], others[:, 2:]) - np.maximum(box[..., :2], others[:, :2])
     shared = np.maximum(sides, 0).prod(axis=1)
-    own, their = (box[2:] - box[:2]).prod(), (others[:, 2:] - others[:, :2]).prod(axis=1)
+    own, their = (box[..., 2:] - box[..., :2]).prod(axis=-1), (others[:, 2:] - others[:, :2]).prod(axis=1)
     union = own + their - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
