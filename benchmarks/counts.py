@@ -292,6 +292,7 @@ def as_on_a_gpu(counts: Counts) -> Iterator[None]:
             stack.enter_context(mock.patch.dict(limits, {"cpu": limits["default"]}))
         stack.enter_context(mock.patch.dict(criterion._SCORES_AT_ONCE, clear=True))
         stack.enter_context(mock.patch.object(masks, "_LAYERS_APART", set()))
+        stack.enter_context(mock.patch.object(matcher, "_BY_IMAGE", set()))
         stack.enter_context(mock.patch.object(decoder, "_KEEPS_READS", set()))
         stack.enter_context(mock.patch.object(clip_grad, "_has_foreach_support", lambda *_: True))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

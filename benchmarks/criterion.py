@@ -31,7 +31,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rfdetr_hf.losses import LayerOutput, RFDETRCriterion
-from rfdetr_hf.losses.boxes import cxcywh_to_xyxy, iou_and_giou
 
 
 def make_batch(args: argparse.Namespace) -> tuple[list[LayerOutput], list[dict[str, Tensor]]]:
@@ -90,6 +89,22 @@ def plain(config: SimpleNamespace) -> Callable[..., Tensor]:
         )
 
     return loss
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """Corners of (..., 4) boxes."""
+    centre, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) / 2
+    return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def iou_and_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two broadcastable arrays of corners (..., 4)."""
+    gap = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
+    sides1, sides2 = first[..., 2:] - first[..., :2], second[..., 2:] - second[..., :2]
+    intersection, area = gap.clamp(min=0).prod(-1), (sides1 + sides2 - gap).prod(-1)
+    union = sides1.prod(-1) + sides2.prod(-1) - intersection
+    iou = intersection / union.clamp(min=1e-7)
+    return iou, iou - (area - union) / area.clamp(min=1e-7)
 
 
 @torch.no_grad()

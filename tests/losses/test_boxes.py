@@ -1,55 +1,54 @@
 import pytest
 import torch
-from helpers.plain_loss import make_predictions, overlaps
+from helpers.plain_loss import cxcywh_to_xyxy, iou_and_giou, make_predictions, overlaps
 
-from rfdetr_hf.losses.boxes import box_terms, cxcywh_to_xyxy, iou_and_giou
-
-
-def test_conversion():
-    boxes = torch.tensor([[0.5, 0.4, 0.2, 0.6]], dtype=torch.float64)
-    torch.testing.assert_close(cxcywh_to_xyxy(boxes), torch.tensor([[0.4, 0.1, 0.6, 0.7]], dtype=torch.float64))
+from rfdetr_hf.losses.boxes import box_measures, box_terms, pair_terms
 
 
-def test_negative_size_counts_as_zero():
-    assert cxcywh_to_xyxy(torch.tensor([0.5, 0.5, -0.2, 0.2])).tolist() == pytest.approx([0.5, 0.4, 0.5, 0.6])
+def every_pair(predicted, truth):
+    return pair_terms(box_measures(predicted)[:, :, None], box_measures(truth)[:, None])
 
 
-def test_pairs_against_plain_formula():
-    generator = torch.Generator().manual_seed(0)
-    first = make_predictions(generator, 1, 7, 1)[1].detach()[0]
-    second = make_predictions(generator, 1, 5, 1)[1].detach()[0]
-    iou, giou = iou_and_giou(cxcywh_to_xyxy(first)[:, None], cxcywh_to_xyxy(second))
-    expected = [[overlaps(a.tolist(), b.tolist()) for b in second] for a in first]
-    torch.testing.assert_close(torch.stack((iou, giou), -1), torch.tensor(expected, dtype=torch.float64))
-    assert (iou > 0).any() and (giou < 0).any()
+def test_measures():
+    boxes = torch.tensor([[0.5, 0.4, 0.2, 0.6], [0.5, 0.5, -0.2, 0.2]], dtype=torch.float64)
+    expected = [[0.5, 0.5], [0.4, 0.5], [0.1, 0.0], [0.3, 0.1], [0.12, 0.0], [0.0, 0.2]]
+    torch.testing.assert_close(box_measures(boxes), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_pairs_against_plain_formula(rng):
+    first, second = (make_predictions(rng, 1, count, 1)[1].detach()[0] for count in (7, 5))
+    distance, giou = every_pair(first, second)
+    expected = [[overlaps(a.tolist(), b.tolist())[1] for b in second] for a in first]
+    torch.testing.assert_close(giou, torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(distance, (first[:, None] - second).abs().sum(-1))
+    assert (giou > 0).any() and (giou < 0).any()
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4)])
 def test_no_boxes(shape):
-    assert iou_and_giou(torch.ones(shape), torch.ones(shape))[0].shape == shape[:-1]
+    distance, giou = pair_terms(*[box_measures(torch.ones(shape))] * 2)
+    assert distance.shape == giou.shape == shape[:-1]
 
 
 def test_known_values():
-    box = torch.tensor([0.0, 0.0, 2.0, 2.0])
-    cases = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0], [2.0, 2.0, 4.0, 4.0], [1.0, 1.0, 1.0, 1.0]])
-    iou, giou = iou_and_giou(box, cases)
-    assert iou.tolist() == pytest.approx([1, 1 / 3, 0, 0])
-    assert giou.tolist() == pytest.approx([1, 1 / 3, -0.5, 0])
+    box = torch.tensor([[1.0, 1.0, 2.0, 2.0]])
+    cases = torch.tensor([[1.0, 1.0, 2.0, 2.0], [2.0, 1.0, 2.0, 2.0], [3.0, 3.0, 2.0, 2.0], [1.0, 1.0, 0.0, 0.0]])
+    distance, giou = every_pair(box, cases)
+    assert distance.tolist() == [[0, 1, 4, 4]]
+    assert giou[0].tolist() == pytest.approx([1, 1 / 3, -0.5, 0])
 
 
-def test_boxes_without_area_are_finite_with_gradient():
-    point = torch.tensor([0.5, 0.5, 0.0, 0.0], requires_grad=True)
-    iou, giou = iou_and_giou(cxcywh_to_xyxy(point), cxcywh_to_xyxy(point.detach()))
-    (iou + giou).backward()
-    assert iou.isfinite() and giou.isfinite() and point.grad.isfinite().all()
-
-
-def test_gradient():
-    generator = torch.Generator().manual_seed(1)
-    first, second = (make_predictions(generator, 1, 4, 1)[1] for _ in range(2))
-    assert torch.autograd.gradcheck(
-        lambda a, b: iou_and_giou(cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)), (first, second.detach())
-    )
+def test_pairs_that_touch_lie_within_are_points_or_of_negative_size(rng):
+    predicted, truth = torch.rand(2, 64, 4, generator=rng, dtype=torch.float64)
+    predicted[::4, 2:] *= 0.1
+    predicted[1::4, 2:] = 0
+    predicted[2::4, 2] *= -1
+    predicted[3::8, :3] = truth[3::8, :3]
+    truth[::3, 2:] = 0
+    distance, giou = every_pair(predicted, truth)
+    torch.testing.assert_close(giou, iou_and_giou(cxcywh_to_xyxy(predicted)[:, None], cxcywh_to_xyxy(truth))[1])
+    torch.testing.assert_close(distance, (predicted[:, None] - truth).abs().sum(-1))
+    assert every_pair(predicted[1:2], predicted[1:2])[1].item() == 0  # no area at all: not 0 / 0
 
 
 def test_terms_of_pairs(rng):

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.operations import Results
 from helpers.plain_loss import CONFIG, layer_losses, make_predictions, make_targets, match
 
 from rfdetr_hf.losses import LayerOutput, RFDETRCriterion
@@ -174,8 +175,8 @@ def test_default_normaliser_is_the_mean_over_processes(criterion, rng, monkeypat
 def test_gradient_of_the_classification_term(rng):
     logits = torch.randn(3, 4, generator=rng, dtype=torch.float64, requires_grad=True)
     index, quality = torch.tensor([1, 6, 11]), torch.tensor([0.01, 0.5, 1.0], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda *x: quality_focal_loss(x, index, quality), tuple(logits))
-    assert torch.autograd.gradcheck(lambda *x: quality_focal_loss(x, index[:0], quality[:0]), tuple(logits))
+    assert torch.autograd.gradcheck(lambda *x: quality_focal_loss(x, index, quality, [1, 1, 1]), tuple(logits))
+    assert torch.autograd.gradcheck(lambda *x: quality_focal_loss(x, index[:0], quality[:0], [0] * 3), tuple(logits))
 
 
 def test_gradient_of_the_box_terms(criterion, rng):
@@ -223,13 +224,22 @@ def test_keeps_one_tensor_of_the_size_of_the_logits(criterion, rng):
     assert [(t.numel(), t.dtype) for t in large] == [(layer.logits.numel(), torch.bfloat16) for layer in layers]
 
 
+def test_the_classification_term_computes_in_one_tensor_of_the_size_of_the_logits(rng, monkeypatch):
+    """Float32 logits are read where they are, and values exist in pieces that stay in a cache."""
+    monkeypatch.setitem(criterion_module._SCORES_AT_ONCE, "cpu", 50)
+    logits = torch.randn(2, 40, CLASSES, generator=rng, requires_grad=True)
+    with Results() as results:
+        quality_focal_loss([logits], torch.tensor([3]), torch.tensor([0.5]), [1])
+    assert [name for name, elements in results.made if elements > 50] == ["clone", "index_fill_", "index_put_"]
+
+
 @pytest.mark.parametrize("cells", [7, 10**6])
 def test_classification_term_in_pieces_and_at_large_logits(monkeypatch, cells):
     monkeypatch.setitem(criterion_module._SCORES_AT_ONCE, "cpu", cells)
     values = [-1e4, -90.0, -3.0, 0.0, 0.5, 30.0, 63.0, 90.0, 1e4]
     logits = torch.tensor(values, dtype=torch.float64).view(1, 3, 3).requires_grad_()
     index, quality = torch.tensor([1, 7]), torch.tensor([0.3, 0.9], dtype=torch.float64)
-    (loss,) = quality_focal_loss([logits], index, quality)
+    (loss,) = quality_focal_loss([logits], index, quality, [2])
     loss.backward()
     plain = logits.detach().flatten().requires_grad_()
     background = -F.logsigmoid(-plain)

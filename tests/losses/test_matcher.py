@@ -4,6 +4,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from helpers.operations import Results
 from helpers.plain_loss import CLASSES, make_predictions, make_targets, match
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -179,6 +180,20 @@ def test_memory_follows_the_number_of_objects(hungarian, rng, counts, monkeypatc
     assert seen.elements <= max(cost.numel(), 8 * matcher.PAIRS_AT_ONCE["cpu"])
     monkeypatch.setitem(matcher.PAIRS_AT_ONCE, "cpu", 10**9)
     torch.testing.assert_close(hungarian.pair_cost(logits, boxes, objects), cost, rtol=0, atol=0)
+
+
+def test_on_a_cpu_a_class_is_computed_once_and_finite_costs_are_not_copied(hungarian, rng):
+    logits, boxes = predict(rng, 3, (60, 60), torch.float32)
+    targets = make_targets(rng, (9, 0, 4), CLASSES, torch.float32)
+    targets[0]["class_labels"] = torch.tensor([3, 1, 1, 3, 1, 1, 3, 3, 3])
+    targets[2]["class_labels"][:] = 4
+    objects = pack(targets, logits)
+    with Results() as results:
+        matches = hungarian(logits, boxes, objects, 2)
+    assert sum(elements for name, elements in results.made if name == "sigmoid") == (2 + 1) * 120
+    assert [name for name, elements in results.made if elements == 13 * 120] == ["new_empty"]
+    for layer in range(2):
+        assert triples(matches, layer, (9, 0, 4)) == set(match(logits[layer], boxes[layer], targets, 2))
 
 
 def test_host_reads_no_single_values(hungarian, rng):

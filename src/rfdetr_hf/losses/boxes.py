@@ -1,4 +1,4 @@
-"""Box geometry of the matching cost and of the box losses. All functions are elementwise over the last dimension."""
+"""Box geometry of the matching cost and of the box losses."""
 
 from __future__ import annotations
 
@@ -11,37 +11,44 @@ from torch.autograd.function import once_differentiable
 _MIN_AREA = 1e-7  # the floor under both denominators, so that boxes without area give 0 instead of 0/0
 
 
-def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Turn (..., 4) boxes from centre and size to corners; a negative size counts as 0."""
-    centre, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) / 2
-    return torch.cat((centre - half, centre + half), dim=-1)
-
-
-def iou_and_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection over union of two broadcastable arrays of boxes, plain and generalised.
-
-    Boxes that are paired row by row have the same shape; `first[:, None]` and `second` give every pair. No temporary is
-    larger than twice the result.
-
-    Args:
-        first: (..., 4) corners x0, y0, x1, y1 with x0 <= x1 and y0 <= y1, any unit.
-        second: (..., 4) corners in the same unit.
+def box_measures(boxes: Tensor) -> Tensor:
+    """What `pair_terms` reads of cxcywh boxes (..., 4), number by number so that each is read in one run.
 
     Returns:
-        IoU in [0, 1] and generalised IoU in [-1, 1], both of the broadcast shape without the 4. Source of the latter:
-        Rezatofighi et al., "Generalized Intersection over Union", 2019: IoU - (hull - union) / hull.
+        (6, ...): centre x and y, half the width and half the height, the area, and by how much sizes lie below 0. A
+        negative size counts as 0 in all but the last.
     """
-    # Both coordinates of a corner at once.
-    lower1, upper1, lower2, upper2 = first[..., :2], first[..., 2:], second[..., :2], second[..., 2:]
-    gap = torch.minimum(upper1, upper2) - torch.maximum(lower1, lower2)
-    sides1, sides2 = upper1 - lower1, upper2 - lower2
-    hull = sides1 + sides2 - gap  # of two numbers the larger and the smaller one have their sum
-    overlap = gap.clamp(min=0)
-    intersection = overlap[..., 0] * overlap[..., 1]
-    union = sides1[..., 0] * sides1[..., 1] + sides2[..., 0] * sides2[..., 1] - intersection
-    iou = intersection / union.clamp(min=_MIN_AREA)
-    area = hull[..., 0] * hull[..., 1]
-    return iou, iou - (area - union) / area.clamp(min=_MIN_AREA)
+    centre, size = boxes.movedim(-1, 0).split(2)  # (2, ...) each
+    sides = size.clamp(min=0)
+    return torch.cat((centre, sides / 2, sides[:1] * sides[1:], (sides - size).sum(0, keepdim=True)))
+
+
+def pair_terms(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 distance of cxcywh and generalised IoU of boxes that are given by their `box_measures`, without gradient.
+
+    Along an axis two boxes with half sizes a and b, whose centres lie d apart, overlap by a + b - max(d, |a - b|), and
+    their hull is a + b + max(d, |a - b|) long. So the distances of the L1 distance give the corners as well.
+
+    Args:
+        predicted: (6, ...).
+        truth: (6, ...) of boxes without negative sizes; both are broadcast, to every pair or to pairs row by row.
+
+    Returns:
+        Both of the broadcast shape without the 6; generalised IoU in [-1, 1]. Source of the latter: Rezatofighi et al.,
+        "Generalized Intersection over Union", 2019: IoU - (hull - union) / hull.
+    """
+    apart = (predicted[:4] - truth[:4]).abs_()
+    shift, change = apart.split(2)  # (2, ...) each, x and y
+    reach = torch.maximum(shift, change)
+    overlap = predicted[2:4] + truth[2:4]
+    hull = overlap + reach
+    overlap.sub_(reach).clamp_(min=0)
+    intersection, area = overlap[0].mul_(overlap[1]), hull[0].mul_(hull[1])
+    union = (predicted[4] + truth[4]).sub_(intersection)
+    empty = (area - union).div_(area.clamp_(min=_MIN_AREA))
+    giou = intersection.div_(union.clamp_(min=_MIN_AREA)).sub_(empty)
+    distance = shift.add_(change, alpha=2)
+    return distance[0].add_(distance[1]).add_(predicted[5]), giou
 
 
 class _BoxTerms(torch.autograd.Function):
@@ -50,18 +57,19 @@ class _BoxTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        centre, size = torch.stack((predicted, truth)).split(2, -1)  # (2, M, 2) each
+        # Number by number, (2, 2, M) each, so that all is read in runs.
+        centre, size = torch.stack((predicted.T, truth.T)).split(2, 1)
         half = size.clamp(min=0) / 2
         # Of overlap, prediction, hull and truth the lower corner negated, and the upper one: both ends are extremes of
         # one kind, and the sides are sums.
-        corners = predicted.new_empty(4, *predicted.shape)
-        torch.sub(half, centre, out=corners[1::2, :, :2])
-        torch.add(half, centre, out=corners[1::2, :, 2:])
+        corners = predicted.new_empty(4, 4, len(predicted))
+        torch.sub(half, centre, out=corners[1::2, :2])
+        torch.add(half, centre, out=corners[1::2, 2:])
         torch.aminmax(corners[1::2], dim=0, out=(corners[0], corners[2]))
-        sides = corners[..., :2] + corners[..., 2:]  # (4, M, 2)
+        sides = corners[:, :2] + corners[:, 2:]  # (4, 2, M)
         meets = sides[0] >= 0
         sides[0].clamp_(min=0)
-        areas = sides.prod(-1)
+        areas = sides.prod(1)
         intersection, area, hull, union = areas  # (M,) each
         union.add_(area).sub_(intersection)
         floored, counted = areas[2:].clamp(min=_MIN_AREA), areas[2:] >= _MIN_AREA
@@ -75,27 +83,27 @@ class _BoxTerms(torch.autograd.Function):
         torch.sub(per_union, by_areas[1], out=by_areas[0])
         torch.mul(empty, hull_slope, out=by_areas[2]).sub_(per_hull)
         # What an area changes by with a side is the other side.
-        common, own, around = sides[:3].flip(-1).mul_(by_areas[..., None])  # (M, 2) each
+        common, own, around = sides[:3].flip(1).mul_(by_areas[:, None])  # (2, M) each
         common.mul_(meets)
         # Whose corner it is that a side of overlap or hull ends at; both are at a tie.
-        inner = torch.heaviside(corners[3] - corners[1], predicted.new_full((), 0.5)).unflatten(-1, (2, 2))
-        at_lower, at_upper = (around[:, None].lerp(common[:, None], inner) + own[:, None]).unbind(1)
-        slope = torch.empty_like(predicted)
-        torch.sub(at_lower, at_upper, out=slope[:, :2])
-        torch.add(at_lower, at_upper, out=slope[:, 2:]).mul_(-0.5).mul_(predicted[:, 2:] >= 0)
-        offset = predicted - truth
+        inner = torch.heaviside(corners[3] - corners[1], predicted.new_full((), 0.5)).unflatten(0, (2, 2))
+        at_lower, at_upper = (around.lerp(common, inner) + own).unbind()
+        slope = torch.empty_like(corners[0])
+        torch.sub(at_lower, at_upper, out=slope[:2])
+        torch.add(at_lower, at_upper, out=slope[2:]).mul_(-0.5).mul_(size[0] >= 0)
+        offset = torch.sub(predicted.T, truth.T, out=torch.empty_like(slope))
         ctx.save_for_backward(offset.sign(), slope)
         ctx.mark_non_differentiable(iou)
         ctx.set_materialize_grads(False)
-        return offset.abs().sum(-1), 1 - iou + empty, iou
+        return offset.abs().sum(0), 1 - iou + empty, iou
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, distance: Tensor | None, giou: Tensor | None, _: None) -> tuple[Tensor, None]:
         sign, slope = ctx.saved_tensors
-        by_distance: Tensor = sign.new_zeros(len(sign)) if distance is None else distance
-        by_giou: Tensor = sign.new_zeros(len(sign)) if giou is None else giou
-        return torch.addcmul(sign * by_distance[:, None], slope, by_giou[:, None]), None
+        by_distance: Tensor = sign.new_zeros(sign.shape[1]) if distance is None else distance
+        by_giou: Tensor = sign.new_zeros(sign.shape[1]) if giou is None else giou
+        return torch.addcmul(sign * by_distance, slope, by_giou).T, None
 
 
 def box_terms(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,6 +113,6 @@ def box_terms(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]
         predicted, truth: (M, 4) cxcywh.
 
     Returns:
-        (M,) each, see `iou_and_giou`.
+        (M,) each. A negative size counts as 0 in all but the distance, see `pair_terms`.
     """
     return _BoxTerms.apply(predicted, truth)

@@ -13,8 +13,18 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .boxes import box_terms
-from .matcher import HungarianMatcher
-from .types import LayerOutput, LossConfig, PackedObjects, QueryMatches, TaskTerms, ValueCheck, pack_objects, to_device
+from .matcher import SOFTPLUS_THRESHOLD, HungarianMatcher
+from .types import (
+    LayerOutput,
+    LossConfig,
+    PackedObjects,
+    QueryMatches,
+    TaskTerms,
+    ValueCheck,
+    pack_objects,
+    sum_by_layer,
+    to_device,
+)
 
 _MIN_QUALITY = 0.01  # floor of the classification target of a matched query
 
@@ -25,13 +35,12 @@ _LOGITS_AT_ONCE = {"cpu": 0, "default": 2**26}
 
 # Logits that are computed in one go where there are caches to stay in.
 _SCORES_AT_ONCE = {"cpu": 2**16}
-_SOFTPLUS_THRESHOLD = 64  # from which on log(1 + exp(x)) is x in float64 as well; exp(64) is a float32
 
 
 class _QualityFocalLoss(torch.autograd.Function):
     # Written by hand for memory and time: the logits are the largest tensor of the loss, and autograd would keep
     # several float32 copies of them until the backward pass. Here the derivative is made beside the values, of which it
-    # needs all, and kept in the type of the logits, in their place.
+    # needs all, and kept in the type of the logits; of the values only the sums are kept.
 
     @staticmethod
     def forward(
@@ -41,26 +50,28 @@ class _QualityFocalLoss(torch.autograd.Function):
         matched: Tensor,
         quality: Tensor,
         labelled: Tensor | None,
+        per_layer: Sequence[int],
         *logits: Tensor,
     ) -> Tensor:
-        terms, slope = torch.empty_like(scores), torch.empty_like(scores)
-        size = _SCORES_AT_ONCE.get(scores.device.type, max(len(scores), 1))
-        for own, value, change in zip(scores.split(size), terms.split(size), slope.split(size), strict=True):
-            # p^2 b and p^2 (p + 2 (1 - p) b), b being -log(1 - p)
-            p, b = own.sigmoid(), F.softplus(own, threshold=_SOFTPLUS_THRESHOLD)
-            torch.mul(p, p, out=value)
-            torch.add(p, torch.addcmul(b, b, p, value=-1), alpha=2, out=change).mul_(value)
-            value.mul_(b)
+        # A logit of -inf gives neither value nor derivative: as what is matched, and what may be there unlabelled.
+        slope = scores.clone()
+        slope.index_fill_(0, index, -torch.inf)
         if labelled is not None:
-            for each in (terms, slope):
-                each.view(len(logits), *logits[0].shape).mul_(labelled)
+            slope.view(len(logits), *logits[0].shape).masked_fill_(~labelled, -torch.inf)
+        rows, sums = slope.view(len(logits), -1), []
+        for own in rows.split(_SCORES_AT_ONCE.get(slope.device.type, max(rows.shape[1], 1)), dim=1):
+            # p^2 b and p^2 (p + 2 (1 - p) b), b being -log(1 - p)
+            p, b = own.sigmoid(), F.softplus(own, threshold=SOFTPLUS_THRESHOLD)
+            value = p * p
+            torch.add(p, torch.addcmul(b, b, p, value=-1), alpha=2, out=own).mul_(value)
+            sums.append(value.mul_(b).sum(1))
         # t log p + (1 - t) log(1 - p), log p being the logit more than log(1 - p).
-        background = F.softplus(matched, threshold=_SOFTPLUS_THRESHOLD)
-        terms[index] = torch.addcmul(background, quality, matched, value=-1)
+        background = F.softplus(matched, threshold=SOFTPLUS_THRESHOLD)
+        sums.append(sum_by_layer(torch.addcmul(background, quality, matched, value=-1), per_layer))
         slope[index] = matched.sigmoid() - quality
         ctx.save_for_backward(slope.to(logits[0].dtype))
         ctx.shape = logits[0].shape
-        return terms.view(len(logits), -1).sum(1)
+        return torch.stack(sums).sum(0)
 
     @staticmethod
     @once_differentiable
@@ -68,7 +79,7 @@ class _QualityFocalLoss(torch.autograd.Function):
         (slope,) = ctx.saved_tensors
         rows = slope.view(len(grad), -1)
         scaled = torch.mul(rows, grad[:, None], out=torch.empty_like(rows))
-        return (None, None, None, None, None, *(own.view(ctx.shape) for own in scaled.unbind()))
+        return (*(None,) * 6, *(own.view(ctx.shape) for own in scaled.unbind()))
 
 
 def flat_scores(logits: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -86,6 +97,7 @@ def quality_focal_loss(
     logits: Sequence[Tensor],
     index: Tensor,
     quality: Tensor,
+    per_layer: Sequence[int],
     scores: Tensor | None = None,
     matched: Tensor | None = None,
     labelled: Tensor | None = None,
@@ -99,6 +111,7 @@ def quality_focal_loss(
         logits: layers of one shape and float type; finite values of any size give finite results.
         index: (M,) int64 positions of the matched entries in the logits end to end, no position twice.
         quality: (M,) targets t in [0, 1], taken as constants; their type is that of the computation and of the result.
+        per_layer: number of matched entries of each layer, in whose order they are.
         scores: `flat_scores` of the logits, where the caller has them.
         matched: and those of the matched entries.
         labelled: bool, broadcast to the logits of a layer; entries where it is false give nothing unless they are
@@ -109,7 +122,7 @@ def quality_focal_loss(
     """
     scores = flat_scores(logits, quality.dtype) if scores is None else scores
     matched = scores[index] if matched is None else matched
-    return _QualityFocalLoss.apply(scores, index, matched, quality, labelled, *logits)
+    return _QualityFocalLoss.apply(scores, index, matched, quality, labelled, per_layer, *logits)
 
 
 class RFDETRCriterion:
@@ -238,15 +251,16 @@ class RFDETRCriterion:
         labelled = None if objects.labelled is None else objects.labelled[:, None]  # (B, 1, C)
         classification, first, end = [], 0, 0
         for run in _runs(layers):
-            start, end = end, end + sum(matches.per_layer[run])
+            counts = matches.per_layer[run]
+            start, end = end, end + sum(counts)
             logits, own = [layer.logits for layer in layers[run]], slice(start, end)
             scores = flat_scores(logits, iou.dtype) if all_scores is None else all_scores
             index = entries[own] - first if first else entries[own]
             matched = scores[index]
             quality = (matched.sigmoid() ** self.focal_alpha * closeness[own]).clamp(min=_MIN_QUALITY)
-            classification.append(quality_focal_loss(logits, index, quality, scores, matched, labelled))
+            classification.append(quality_focal_loss(logits, index, quality, counts, scores, matched, labelled))
             first += len(scores)
-        sums = torch.cat((*classification, matches.sum_by_layer(torch.stack((distance, giou))).flatten()))
+        sums = torch.cat((*classification, sum_by_layer(torch.stack((distance, giou)), matches.per_layer).flatten()))
         names = [f"{name}{o.name_suffix}" for name in ("loss_ce", "loss_bbox", "loss_giou") for o in layers]
         return dict(zip(names, (sums / divisor).unbind(), strict=True))
 

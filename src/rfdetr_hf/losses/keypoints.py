@@ -21,6 +21,7 @@ from .types import (
     compute_dtype,
     is_finite,
     refuse,
+    sum_by_layer,
     to_device,
 )
 
@@ -151,7 +152,7 @@ class KeypointTerms:
         rows = [layer.keypoints.flatten(0, 1) for layer in layers if layer.keypoints is not None]
         own = truth.rows(matches.target)
         predicted = torch.cat(rows)[matches.row[:, None], own.slots]  # (M, K, 8)
-        return matches.sum_by_layer(torch.stack(keypoint_terms(predicted, own)))
+        return sum_by_layer(torch.stack(keypoint_terms(predicted, own)), matches.per_layer)
 
 
 def keypoint_terms(predicted: Tensor, truth: KeypointTruth) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -22,7 +22,16 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .points import RandomPoints
-from .types import LayerOutput, LossConfig, MaskFactors, PackedObjects, QueryMatches, compute_dtype, to_device
+from .types import (
+    LayerOutput,
+    LossConfig,
+    MaskFactors,
+    PackedObjects,
+    QueryMatches,
+    compute_dtype,
+    sum_by_layer,
+    to_device,
+)
 
 OVERSAMPLING = 3
 UNCERTAIN_SHARE = 0.75
@@ -166,7 +175,7 @@ class MaskTerms:
             points.append(run.without_padding(chosen))
         scores, points = torch.cat(scores), torch.cat(points)
         terms = point_losses(scores, truth.read(matches.target, points).to(scores.dtype))
-        return matches.sum_by_layer(torch.stack(terms))
+        return sum_by_layer(torch.stack(terms), matches.per_layer)
 
 
 class _Run(NamedTuple):

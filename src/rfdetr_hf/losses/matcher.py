@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from .boxes import cxcywh_to_xyxy, iou_and_giou
+from .boxes import box_measures, pair_terms
 from .types import PackedObjects, QueryMatches, to_device
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,10 @@ _pool = cache(ThreadPoolExecutor)  # one for each number of threads
 
 # (object, query) pairs whose cost is computed in one go: bounds the temporaries, about a dozen arrays of this size.
 PAIRS_AT_ONCE = {"cpu": 2**16, "default": 2**22}  # on the CPU they then stay in the second-level cache
+# Where the objects of an image are paired with its predictions where these lie: many calls, but nothing is copied for
+# each object, and the class cost is computed once for each class of the image.
+_BY_IMAGE = {"cpu"}
+SOFTPLUS_THRESHOLD = 64  # from which on log(1 + exp(x)) is x in float64 as well; exp(64) is a float32
 
 
 class HungarianMatcher:
@@ -86,43 +90,67 @@ class HungarianMatcher:
             return QueryMatches(empty, empty, empty, empty, empty, [0] * len(rows))
         with torch.autocast(device.type, enabled=False):
             cost = self.pair_cost(logits, boxes, objects)
-            cost = replace_non_finite(cost if extra_cost is None else cost + extra_cost)
+            cost = cost if extra_cost is None else cost.add_(extra_cost)
+            # Finite costs stay as they are. On a CPU one look at their sum spares the copies.
+            if device.type not in _BY_IMAGE or not np.isfinite(cost.sum().numpy()):
+                cost = replace_non_finite(cost)
             if use_batched_solver(device) and max(objects.counts) <= min(queries):
                 columns = solve_batched(cost, objects, queries, num_groups)
                 return _index_on_device(columns, objects, queries)
             columns = solve_on_host(cost, objects.counts, queries, num_groups)
             return _index_on_host(columns, queries, objects, device)
 
+    @torch.no_grad()
     def pair_cost(
         self, logits: Sequence[Tensor] | Tensor, boxes: Sequence[Tensor] | Tensor, objects: PackedObjects
     ) -> Tensor:
         """Cost of each object with each query of its image: (N, rows of all layers side by side)."""
         all_boxes = torch.cat([layer.to(objects.boxes.dtype) for layer in boxes], dim=1)  # (B, rows, 4)
-        # Coordinate by coordinate (8, B, rows), so that what is gathered for the objects is read in one run.
-        coordinates = torch.cat([boxes.movedim(-1, 0) for boxes in (all_boxes, cxcywh_to_xyxy(all_boxes))])
-        num_pairs = PAIRS_AT_ONCE.get(all_boxes.device.type, PAIRS_AT_ONCE["default"])
-        chunk = max(1, num_pairs // all_boxes.shape[1])
-        pieces = zip(objects.image.split(chunk), objects.labels.split(chunk), objects.boxes.split(chunk), strict=True)
-        costs = [self._cost_of(logits, coordinates, *piece) for piece in pieces]
+        predicted, truth = box_measures(all_boxes), box_measures(objects.boxes)[..., None]  # (6, B, rows), (6, N, 1)
+        device, num_rows = all_boxes.device.type, all_boxes.shape[1]
+        chunk = max(1, PAIRS_AT_ONCE.get(device, PAIRS_AT_ONCE["default"]) // num_rows)
+        if device in _BY_IMAGE:
+            cost, counts = objects.boxes.new_empty(len(objects.labels), num_rows), objects.counts
+            own = zip(cost.split(counts), objects.labels.split(counts), truth.split(counts, dim=1), strict=True)
+            for image, (out, labels, wanted) in enumerate(own):
+                if len(out):
+                    self._fill(
+                        out, [layer[image] for layer in logits], labels, predicted[:, image, None], wanted, chunk
+                    )
+            return cost
+        costs = []
+        pieces = zip(objects.image.split(chunk), objects.labels.split(chunk), truth.split(chunk, dim=1), strict=True)
+        for image, labels, wanted in pieces:
+            if isinstance(logits, Tensor):
+                scores = logits[:, image, :, labels].flatten(1)  # (n, rows)
+            else:
+                scores = torch.cat([layer[image, :, labels] for layer in logits], dim=1)
+            costs.append(self._add_box_cost(self._class_cost(scores.to(truth.dtype)), predicted[:, image], wanted))
         return costs[0] if len(costs) == 1 else torch.cat(costs)
 
-    def _cost_of(
-        self, logits: Sequence[Tensor] | Tensor, coordinates: Tensor, image: Tensor, labels: Tensor, boxes: Tensor
-    ) -> Tensor:
-        """Objects (n,), (n,), (n, 4) and coordinates (8, B, rows) -> (n, rows)."""
-        if isinstance(logits, Tensor):
-            scores = logits[:, image, :, labels].flatten(1)  # (n, rows)
-        else:
-            scores = torch.cat([layer[image, :, labels] for layer in logits], dim=1)
-        scores = scores.to(boxes.dtype)
-        # The logarithms come from the logits: that of a saturated probability would be infinite.
-        probability = scores.sigmoid()
-        positive = (1 - probability).square_().mul_(F.logsigmoid(scores)).mul_(self.class_cost * self.focal_alpha)
-        negative = probability.square_().mul_(F.logsigmoid(-scores)).mul_(self.class_cost * (1 - self.focal_alpha))
-        cost = negative.sub_(positive)
-        predicted, corners = coordinates[:, image], cxcywh_to_xyxy(boxes)  # (8, n, rows), (n, 4)
-        distance = (predicted[:4] - boxes.T[..., None]).abs_().sum(0)
-        _, giou = iou_and_giou(predicted[4:].movedim(0, -1), corners[:, None])  # (n, rows, 4) with (n, 1, 4)
+    def _fill(
+        self, cost: Tensor, logits: Sequence[Tensor], labels: Tensor, predicted: Tensor, truth: Tensor, chunk: int
+    ) -> None:
+        """Costs (n, rows) of one image, from logits by layer, labels (n,), measures (6, 1, rows) and (6, n, 1)."""
+        classes, position = labels.unique(return_inverse=True)
+        scores = [layer.T.index_select(0, classes).to(cost.dtype) for layer in logits]
+        of_class = torch.cat([self._class_cost(own) for own in scores], dim=1)  # (classes, rows)
+        pieces = zip(cost.split(chunk), position.split(chunk), truth.split(chunk, dim=1), strict=True)
+        for own, which, wanted in pieces:
+            torch.index_select(of_class, 0, which, out=own)
+            self._add_box_cost(own, predicted, wanted)
+
+    def _class_cost(self, scores: Tensor) -> Tensor:
+        """Of logits of any shape, at the classes of objects."""
+        # log p = logit - b, b being -log(1 - p): the logarithm of a saturated probability would be infinite.
+        p, b = scores.sigmoid(), F.softplus(scores, threshold=SOFTPLUS_THRESHOLD)
+        positive = (1 - p).square_().mul_(self.class_cost * self.focal_alpha)
+        toward = scores * positive
+        return positive.sub_(p.square_(), alpha=self.class_cost * (1 - self.focal_alpha)).mul_(b).sub_(toward)
+
+    def _add_box_cost(self, cost: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
+        """To costs (n, rows), of measures (6, n or 1, rows) and (6, n, 1)."""
+        distance, giou = pair_terms(predicted, truth)
         return cost.add_(distance, alpha=self.bbox_cost).sub_(giou, alpha=self.giou_cost)
 
 

@@ -133,12 +133,6 @@ class QueryMatches(NamedTuple):
         """The named index tensors, each cut into one piece (m,) per layer."""
         return tuple(getattr(self, field).split(self.per_layer) for field in fields)
 
-    def sum_by_layer(self, terms: Tensor) -> Tensor:
-        """Terms (n, M) of the matches, summed for each layer: (n, layers)."""
-        if len(set(self.per_layer)) == 1:
-            return terms.unflatten(1, (len(self.per_layer), self.per_layer[0])).sum(-1)
-        return torch.stack([own.sum(1) for own in terms.split(self.per_layer, dim=1)], dim=1)
-
 
 class TaskTerms(Protocol):
     """What a task beyond detection adds to matching and loss.
@@ -164,6 +158,13 @@ class TaskTerms(Protocol):
     ) -> Tensor:
         """The terms in the order of `coefficients`, summed over the matched pairs of each layer: (terms, layers)."""
         ...
+
+
+def sum_by_layer(terms: Tensor, per_layer: Sequence[int]) -> Tensor:
+    """Terms (..., M) of the matches, of which there are `per_layer`, summed for each layer: (..., layers)."""
+    if len(set(per_layer)) == 1:
+        return terms.unflatten(-1, (len(per_layer), per_layer[0])).sum(-1)
+    return torch.stack([own.sum(-1) for own in terms.split(list(per_layer), dim=-1)], dim=-1)
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
