@@ -182,7 +182,7 @@ def test_memory_follows_the_number_of_objects(hungarian, rng, counts, monkeypatc
     torch.testing.assert_close(hungarian.pair_cost(logits, boxes, objects), cost, rtol=0, atol=0)
 
 
-def test_on_a_cpu_a_class_is_computed_once_and_finite_costs_are_not_copied(hungarian, rng):
+def test_on_a_cpu_a_class_is_computed_once_and_costs_are_few_and_not_copied(hungarian, rng, monkeypatch):
     logits, boxes = predict(rng, 3, (60, 60), torch.float32)
     targets = make_targets(rng, (9, 0, 4), CLASSES, torch.float32)
     targets[0]["class_labels"] = torch.tensor([3, 1, 1, 3, 1, 1, 3, 3, 3])
@@ -192,6 +192,11 @@ def test_on_a_cpu_a_class_is_computed_once_and_finite_costs_are_not_copied(hunga
         matches = hungarian(logits, boxes, objects, 2)
     assert sum(elements for name, elements in results.made if name == "sigmoid") == (2 + 1) * 120
     assert [name for name, elements in results.made if elements == 13 * 120] == ["new_empty"]
+    monkeypatch.setattr(matcher, "_COSTS_AT_ONCE", 1)
+    with Results() as results:
+        apart = hungarian(logits, boxes, objects, 2)
+    assert torch.equal(torch.stack(apart[:5]), torch.stack(matches[:5])) and apart.per_layer == matches.per_layer
+    assert max(elements for name, elements in results.made if name == "new_empty") == 9 * 120  # of the largest image
     for layer in range(2):
         assert triples(matches, layer, (9, 0, 4)) == set(match(logits[layer], boxes[layer], targets, 2))
 

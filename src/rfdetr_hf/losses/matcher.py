@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
@@ -36,6 +36,8 @@ PAIRS_AT_ONCE = {"cpu": 2**16, "default": 2**22}  # on the CPU they then stay in
 # Where the objects of an image are paired with its predictions where these lie: many calls, but nothing is copied for
 # each object, and the class cost is computed once for each class of the image.
 _BY_IMAGE = {"cpu"}
+# Costs that exist at a time there: 8 MB in float32, and enough for several threads.
+_COSTS_AT_ONCE = 2**21
 SOFTPLUS_THRESHOLD = 64  # from which on log(1 + exp(x)) is x in float64 as well; exp(64) is a float32
 
 
@@ -89,16 +91,37 @@ class HungarianMatcher:
             empty = torch.empty(0, dtype=torch.int64, device=device)
             return QueryMatches(empty, empty, empty, empty, empty, [0] * len(rows))
         with torch.autocast(device.type, enabled=False):
+            if device.type in _BY_IMAGE:
+                columns = self._solve_by_image(logits, boxes, objects, queries, num_groups, extra_cost)
+                return _index_on_host(columns, queries, objects, device)
             cost = self.pair_cost(logits, boxes, objects)
-            cost = cost if extra_cost is None else cost.add_(extra_cost)
-            # Finite costs stay as they are. On a CPU one look at their sum spares the copies.
-            if device.type not in _BY_IMAGE or not np.isfinite(cost.sum().numpy()):
-                cost = replace_non_finite(cost)
+            cost = replace_non_finite(cost if extra_cost is None else cost.add_(extra_cost))
             if use_batched_solver(device) and max(objects.counts) <= min(queries):
                 columns = solve_batched(cost, objects, queries, num_groups)
                 return _index_on_device(columns, objects, queries)
             columns = solve_on_host(cost, objects.counts, queries, num_groups)
             return _index_on_host(columns, queries, objects, device)
+
+    def _solve_by_image(
+        self,
+        logits: Sequence[Tensor] | Tensor,
+        boxes: Sequence[Tensor] | Tensor,
+        objects: PackedObjects,
+        queries: Sequence[int],
+        num_groups: int,
+        extra_cost: Tensor | None,
+    ) -> np.ndarray:
+        """`solve_on_host` of some images at a time, (layers, N, G): their costs lie in memory that serves again."""
+        columns = []
+        for images, own in _blocks(objects.counts, _COSTS_AT_ONCE // (sum(queries) * num_groups)):
+            some = PackedObjects(objects.labels[own], objects.boxes[own], objects.image[own], objects.counts[images])
+            cost = self.pair_cost([layer[images] for layer in logits], [layer[images] for layer in boxes], some)
+            if extra_cost is not None:
+                cost.add_(extra_cost[own])
+            if not np.isfinite(cost.sum().numpy()):  # one look spares the copies; finite costs stay as they are anyhow
+                cost = replace_non_finite(cost)
+            columns.append(solve_on_host(cost, some.counts, queries, num_groups))
+        return np.concatenate(columns, axis=1)
 
     @torch.no_grad()
     def pair_cost(
@@ -152,6 +175,17 @@ class HungarianMatcher:
         """To costs (n, rows), of measures (6, n or 1, rows) and (6, n, 1)."""
         distance, giou = pair_terms(predicted, truth)
         return cost.add_(distance, alpha=self.bbox_cost).sub_(giou, alpha=self.giou_cost)
+
+
+def _blocks(counts: Sequence[int], most: int) -> Iterator[tuple[slice, slice]]:
+    """Images one after the other that have at most `most` objects together, or one alone: they, and their objects."""
+    first = start = end = 0
+    for image, count in enumerate(counts):
+        if count and start < end and end + count > start + most:
+            yield slice(first, image), slice(start, end)
+            first, start = image, end
+        end += count
+    yield slice(first, len(counts)), slice(start, end)
 
 
 def replace_non_finite(cost: Tensor) -> Tensor:
