@@ -10,7 +10,7 @@ from rfdetr_hf.options import without_secrets
 from rfdetr_hf.training.console import log_to_file, stop_logging
 from rfdetr_hf.training.status import RunStatus, status_line
 
-SECRET = "hf_" + "SecretOfTheHub" * 2
+SECRET = "hf_" + "SecretOfTheHub" * 2 + "Secret"  # 34 signs, as the Hub has them
 ADDRESSES = [
     f"https://me:{SECRET}@host/x",
     "https://me:one@SECRET@host/x",
@@ -28,10 +28,18 @@ def test_addresses_and_tokens_lose_their_secrets(address):
 
 @pytest.mark.parametrize(
     "text",
-    ["https://host/x?email=a@b.org", "hf://datasets/a/b@main/x", "hf_my_dataset_of_the_year_2026", "<a href='x://y'>"],
-)
+    ["https://host/x?email=a@b.org", "hf://datasets/a/b@main/x", "hf_my_dataset_of_the_year_2026", "<a href='x://y'>",
+     "data/hf_pedestriandetection2024", "hf_NightPicturesOfTheHarbour2024", "runs/hf_Pedestrians" + "OfTheTown" * 3,
+     "hf_Pedestrians" + "OfTheTown" * 3 + "/train"],
+)  # fmt: skip
 def test_what_is_no_secret_stays(text):
     assert message_text(text) == text
+
+
+def test_a_switch_is_no_secret():
+    fields = {"backbone_config": {"use_mask_token": False}, "hub_token": "x", "api_key": 1234, "lists_of_key": ["x"]}
+    expected = {"backbone_config": {"use_mask_token": False}, "hub_token": None, "api_key": None, "lists_of_key": None}
+    assert without_secrets(fields) == expected
 
 
 def test_log_status_errors_and_the_command_say_no_secret_and_no_forged_line(tmp_path, capsys, monkeypatch):

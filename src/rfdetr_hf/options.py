@@ -152,8 +152,8 @@ _SECRET = re.compile(
     r"(?:^|[_-]|(?<=[a-z])(?=[A-Z]))(?i:token|key|apikey|password|passwd|pwd|passphrase|secret|credentials|authorization"
     r"|signature|credential|sig)$"
 )
-# Of the Hub, whatever it stands behind.
-_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}")
+# Of the Hub, whatever it stands behind: 34 signs in upper and lower case; a part of a path is a name.
+_TOKEN = re.compile(r"(?<![A-Za-z0-9/\\])hf_(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{30,}(?![A-Za-z0-9/\\])")
 # Mappings by the names of classes and of data sets, of which "key" may be one; no option holds a secret in them.
 _BY_NAME = {"classes", "data_hash", "id2label", "keypoint_schema", "label2id", "rename_classes", "thresholds"}
 _OF_A_SOURCE = {"name_or_path", "share", "classes", "prefix", "splits", "sampling"}
@@ -228,7 +228,8 @@ def without_secrets(values: Any) -> Any:
             elif name == "sources" and isinstance(value, Mapping):
                 found[key] = {without_secrets(own): without_secrets(of_it) for own, of_it in value.items()}
             else:
-                found[key] = None if _SECRET.search(str(name)) and not of_a_source else without_secrets(value)
+                is_secret = _SECRET.search(str(name)) and not of_a_source and not isinstance(value, bool)
+                found[key] = None if is_secret else without_secrets(value)
         return found
     if isinstance(values, (list, tuple)):
         return [without_secrets(value) for value in values]

@@ -62,6 +62,13 @@ def test_what_config_prints_takes_another_model(parse, capsys):
     assert model.model_name_or_path == model.variant == "small" and launch.num_processes == 2
 
 
+@pytest.mark.parametrize(("file", "words"), [({}, ["--revision", "main"]), ({"revision": "main"}, []),
+                                             ({"variant": "nano"}, ["--revision", "main"])])  # fmt: skip
+def test_a_revision_is_that_of_the_default_model_too(parse, file, words):
+    model = parse(file, *words)[0]
+    assert (model.model_name_or_path, model.revision) == ("nano", "main")
+
+
 def run_file(task="detection", **options):
     """`args.yaml` as a run on the model of a task writes it."""
     return to_yaml({"training": RFDETRTrainingArguments(**options).for_run(task).to_dict()})

@@ -27,6 +27,26 @@ def test_classes_in_another_order_are_no_labels_of_the_data(tiny_model):
     assert evaluate_detector(ImageDetector(unnamed, RFDETRImageProcessor(size=64)), data).metrics
 
 
+def test_a_detector_that_maps_labels_may_hold_any_model(tiny_model):
+    """What has other classes inside gives those of the data; a wrapper and a subclass of a detector of ours too."""
+    data = make_shapes_dataset(2, image_size=64, seed=1, classes=("square", "circle", "triangle"))
+    inner = ImageDetector(tiny_model(), RFDETRImageProcessor(size=64))
+
+    class Mapping:
+        def __init__(self, **held):
+            vars(self).update(held)
+
+        def __call__(self, images):
+            return inner(images)
+
+    class Own(ImageDetector):
+        model_labels = None
+
+    detectors = Mapping(model=inner.model), Mapping(detect=inner), Own(inner.model, inner.image_processor)
+    for detect in (*detectors, TiledDetector(detectors[2], 64)):
+        assert evaluate_detector(detect, data).metrics
+
+
 def test_results_need_no_plots(scored_shapes, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # is not even imported
     done = evaluate_detector(

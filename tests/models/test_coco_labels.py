@@ -41,6 +41,10 @@ def test_values_of_annotations_are_read_as_those_of_data_sets():
         {"image_id": 1, "annotations": [plain] * 2}, {"image_id": np.int64(1), "annotations": others}
     ])  # fmt: skip
     first, second = out["labels"]
+    tensors = {name: torch.tensor(value) for name, value in plain.items()}
+    arrays = {name: np.asarray(value) for name, value in plain.items()}
+    held = RFDETRImageProcessor(size=16)(picture(), {"image_id": torch.tensor(1), "annotations": [tensors, arrays]})
+    assert all(torch.equal(first[name], held["labels"][0][name]) for name in first)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first["class_labels"].tolist() == [2, 2]
 

@@ -29,3 +29,11 @@ def test_what_a_run_changes_of_a_stored_processor_is_said(tiny_model, tmp_path, 
     assert ("preprocessor_config" in caplog.text) == bool(said)
     colours = {name: stored[name] for name in ("resample", "image_mean", "antialias") if name in stored}
     assert {name: getattr(processor, name) for name in colours} == colours
+
+
+def test_a_processor_that_does_not_resize_has_no_resampling(tiny_model, tmp_path, shapes, caplog):
+    for resample in (None, 3):
+        processor = RFDETRImageProcessor(do_resize=False, resample=resample)
+        args = quick_arguments(tmp_path / str(resample))
+        assert RFDETRTrainer(tiny_model(), args, eval_dataset=shapes, image_processor=processor).evaluate()
+    assert "evaluation resizes" not in caplog.text

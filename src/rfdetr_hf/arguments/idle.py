@@ -49,8 +49,8 @@ _TABLES: dict[str, tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...
     "ModelArguments": (
         ("from_scratch", lambda o: not o.from_scratch, ("init_backbone_from",)),
         ("from_scratch", lambda o: o.from_scratch, ("revision", "class_init", "rename_classes")),
-        ("model_name_or_path", lambda o: is_official(o.model_name_or_path) or os.path.isdir(o.model_name_or_path),
-         ("revision",)),
+        ("model_name_or_path",
+         lambda o: is_official(o.model_name_or_path or "") or os.path.isdir(o.model_name_or_path or ""), ("revision",)),
         ("class_init", lambda o: o.class_init != "prior", ("rename_classes",)),
     ),
     "DataArguments": (("sampling", lambda o: o.sampling != "repeat_factor", ("repeat_threshold",)),),

@@ -191,7 +191,7 @@ def evaluate_detector(
     Args:
         detect: PIL images -> detections in pixels of each image, with the labels of the data set; see `inference`. Its
             `value_range`, where it has one, is that of pictures with more than 8 bits, its `image_decoder` reads JPEG
-            files.
+            files, and its `model_labels`, a list of names, must be the classes of the data set.
         dataset: one split as `load_detection_dataset` gives it.
         batch_size: images given to `detect` at once.
         iou_types: "bbox", "segm", "keypoints".
@@ -204,15 +204,12 @@ def evaluate_detector(
         progress: called with the images done and their total after each batch.
 
     Raises:
-        ValueError: a report without `output_dir`, or the model of the detector has other classes than the data set.
+        ValueError: a report without `output_dir`, or the detector says that its model has other classes than the
+            data set.
         FileExistsError: `output_dir` has files.
     """
     check_output(output_dir, report)
-    inner: Any = detect
-    while not hasattr(inner, "model") and hasattr(inner, "detect"):
-        inner = inner.detect  # of tiles and views
-    config: Any = getattr(getattr(inner, "model", None), "config", None)
-    theirs = [name for _, name in sorted((getattr(config, "id2label", None) or {}).items())]
+    theirs: Any = getattr(detect, "model_labels", None) or []
     is_unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in theirs)
     if not is_unnamed and theirs != class_names(dataset):
         raise ValueError(

@@ -89,6 +89,11 @@ class ImageDetector:
         """Who decoded the JPEG files of the training, see `decode_image`."""
         return self.image_processor.image_decoder
 
+    @property
+    def model_labels(self) -> list[str] | None:
+        """The class names of the model, by label; None in a subclass that gives labels of its own."""
+        return [name for _, name in sorted(self.model.config.id2label.items())]
+
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Found]:
         """Detections of the images, on the CPU; masks are COCO run lengths, which take little memory.

@@ -76,6 +76,11 @@ class AugmentedDetector:
         """As of the detector that is wrapped."""
         return getattr(self.detect, "image_decoder", PILLOW)
 
+    @property
+    def model_labels(self) -> list[str] | None:
+        """As of the detector that is wrapped."""
+        return getattr(self.detect, "model_labels", None)
+
     def __call__(self, images: Sequence[Image.Image]) -> list[Found]:
         """Fused detections of each image, best first; images as for the detector that is wrapped."""
         images = [_upright(image, self.detect) for image in images]
@@ -127,6 +132,11 @@ class TiledDetector:
     def image_decoder(self) -> str:
         """As of the detector that is wrapped."""
         return getattr(self.detect, "image_decoder", PILLOW)
+
+    @property
+    def model_labels(self) -> list[str] | None:
+        """As of the detector that is wrapped."""
+        return getattr(self.detect, "model_labels", None)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Found]:
         """Merged detections of each image, best first; images as for the detector that is wrapped."""

@@ -35,7 +35,7 @@ def coco_labels(
     for key in ("image_id", "annotations"):
         if key not in annotation:
             raise ValueError(f"An annotation has no {key!r}; expected {{'image_id': int, 'annotations': [...]}}.")
-    image_id = as_integer(annotation["image_id"])
+    image_id = as_integer(_plain(annotation["image_id"]))
     if image_id is None:
         raise ValueError(f"image_id is {shown(annotation['image_id'])}: it must be an integer.")
     objects = [found for item in annotation["annotations"] if (found := _read(item, image_id)) is not None]
@@ -68,7 +68,7 @@ def _plain(value: Any) -> Any:
 def _read(item: Mapping[str, Any], image_id: int) -> _Object | None:
     """An object, None for a crowd."""
     where = f"annotation {item.get('id', '(without id)')} of image {image_id}"
-    is_crowd = as_flag(item.get("iscrowd"))
+    is_crowd = as_flag(_plain(item.get("iscrowd")))
     if is_crowd is None:
         raise ValueError(f"{where}: iscrowd is {shown(item['iscrowd'])}, neither yes nor no.")
     if is_crowd:

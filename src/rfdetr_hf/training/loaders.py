@@ -169,7 +169,7 @@ def choose_processor(
     decoder = args.image_decoder if dataset is not None else processor.image_decoder
     decoder = decoder if args.image_decoder == PILLOW else args.image_decoder
     require_decoder(decoder)
-    if processor.resample != PILImageResampling.BILINEAR:
+    if processor.do_resize and processor.resample != PILImageResampling.BILINEAR:
         name = PILImageResampling(processor.resample).name.lower()
         logger.warning("evaluation resizes %s, as the image processor says, and training bilinear", name)
     if decoder != processor.image_decoder:

@@ -71,6 +71,25 @@ def test_the_weights_that_were_saved_last_are_read(saved):
     assert torch.equal(load_detector(folder).query_feat.weight, model.query_feat.weight)
 
 
+@pytest.mark.parametrize(("size", "written"), [("5GB", "model.safetensors"), ("100KB", "model.safetensors.index.json")])
+@pytest.mark.parametrize("names", [("encoder", "decoder"), ("model-a", "model-1-of-2"), ("x-00001-of-00002", "y")])
+def test_shards_of_other_names_are_replaced(saved, size, written, names):
+    model, folder = saved
+    state = model.state_dict()
+    index = {name: f"{names[n % 2]}.safetensors" for n, name in enumerate(state)}
+    for file in set(index.values()):
+        save_file({name: state[name] for name in state if index[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "model.safetensors").unlink()
+    trained = load_detector(folder)
+    with torch.no_grad():
+        trained.query_feat.weight += 1
+    trained.save_pretrained(folder, max_shard_size=size)
+    assert torch.equal(load_detector(folder).query_feat.weight, trained.query_feat.weight)
+    found = {path.name for path in folder.iterdir()}
+    assert found & {"model.safetensors", "model.safetensors.index.json"} == {written}
+
+
 def test_key_mapping(saved):
     model, folder = saved
     save_file({f"net.{name}": tensor for name, tensor in model.state_dict().items()}, folder / "model.safetensors")

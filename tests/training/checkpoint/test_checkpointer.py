@@ -22,7 +22,7 @@ from rfdetr_hf import RFDETRImageProcessor, RFDETRTrainer, load_detection_datase
 from rfdetr_hf.training.checkpoint.directory import CheckpointError, checksum
 from rfdetr_hf.training.checkpoint.previous import with_present_names
 from rfdetr_hf.training.checkpoint.resume import find_checkpoint
-from rfdetr_hf.training.checkpoint.tree import save_tree
+from rfdetr_hf.training.checkpoint.tree import from_json, save_tree
 
 arguments = partial(
     quick_arguments, num_train_epochs=3, gradient_accumulation_steps=2, logging_steps=1, save_total_limit=None,
@@ -420,6 +420,59 @@ def test_values_of_a_users_own_parts_are_those_of_a_run(tmp_path, two_checkpoint
     rewrite(root / "checkpoint-2", "trainer_state.json", lambda content: content.update(best_metric=float("inf")))
     shutil.copy(root / "checkpoint-1/optimizer/rank-0.safetensors", root / "checkpoint-2/optimizer/rank-1.safetensors")
     assert find_checkpoint(str(root / "checkpoint-2"), root, None, []).folder == root / "checkpoint-2"
+
+
+class ByStep:
+    """A schedule that keeps the rates of steps by number."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.rates, self.steps = optimizer, {}, 0
+
+    def step(self):
+        self.steps += 1
+        self.rates[self.steps] = 1e-4 / (1 + len(self.rates))
+        self.optimizer.param_groups[0]["lr"] = self.rates[self.steps]
+
+    def get_last_lr(self):
+        return [self.optimizer.param_groups[0]["lr"]]
+
+    def state_dict(self):
+        return {"rates": self.rates, "pair": (1, 2), "steps": self.steps}
+
+    def load_state_dict(self, state):
+        assert state["pair"] == (1, 2) and state["rates"][1]
+        self.rates, self.steps = state["rates"], state["steps"]
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["now", "earlier"])
+@pytest.mark.parametrize("name", ["steps", "joined", "later", "own"])
+def test_a_resumed_schedule_has_the_rates_of_one_that_was_not_interrupted(tmp_path, tiny_model, shapes, name, as_text):
+    """Milestones are a `Counter` with numbers as keys, which JSON takes for texts; `later` begins after the resume."""
+    if name == "own" and as_text:
+        pytest.skip("nobody knows which keys it had")
+    rates = torch.optim.lr_scheduler
+
+    def make(optimizer):
+        steps = rates.MultiStepLR(optimizer, [3] if name == "steps" else [1])
+        constant = rates.ConstantLR(optimizer, 0.5, 2)
+        joined = rates.SequentialLR(optimizer, [constant, steps], [2 if name == "joined" else 3])
+        return {"steps": steps, "own": ByStep(optimizer)}.get(name, joined)
+
+    def run(folder, resume=None):
+        model = tiny_model()
+        optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+        options = {"max_steps": 5, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 2}
+        given = (optimizer, make(optimizer))
+        trainer = RFDETRTrainer(model, arguments(folder, **options), shapes, optimizers=given)
+        trainer.train(resume)
+        return [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+
+    whole = run(tmp_path / "run")
+    assert len(set(whole)) > 1
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    if as_text:
+        rewrite(checkpoint, "scheduler.json", lambda content: content.update(from_json(content)))
+    assert run(tmp_path / "resumed", str(checkpoint)) == whole
 
 
 class Counting(ExportableState, TrainerCallback):

@@ -362,8 +362,10 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         PreTrainedModel.save_pretrained(plain, save_directory, is_main_process, state_dict, *args, **kwargs)
         if is_main_process:
             single, index = (Path(save_directory) / name for name in _file_names(kwargs.get("variant")))
-            # Transformers has removed the shards that a single file replaces.
-            (single if _has_all_shards(index) else index).unlink(missing_ok=True)
+            # Transformers has removed its own shards that a single file replaces, and leaves those of other names.
+            own = re.compile(re.escape(single.stem) + r"-\d{5}-of-\d{5}\.safetensors")
+            are_written = _has_all_shards(index) and all(map(own.fullmatch, _shards(index)))
+            (single if are_written else index).unlink(missing_ok=True)
 
     def init_backbone_from(self, source: str | Path, **hub_options: Any) -> None:
         """Start the encoder from a DINOv2 of transformers, such as "facebook/dinov2-small", with registers or without.

@@ -21,6 +21,7 @@ from .previous import open_optimizer, with_present_names
 from .reading import CheckpointFiles
 from .run_directory import RunDirectory
 from .soundness import REMEDY
+from .tree import with_classes_of
 from .weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ class Checkpointer:
                 with _naming(folder / file):
                     content, part = files.read_content(source, file), self.parts[name]
                     require_same(content.get(INITIAL), getattr(part, INITIAL, {}), f"{folder / file}: the schedule")
-                    part.load_state_dict(content)
+                    part.load_state_dict(with_classes_of(part.state_dict(), content))
         with _naming(folder / files.PROGRESS):
             state.load_state_dict(progress, callbacks)
         processes = files.read_content(source, files.PROCESSES)

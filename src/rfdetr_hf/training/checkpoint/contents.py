@@ -14,7 +14,7 @@ from .directory import MANIFEST, check_listed
 from .optimizer import FOLDER as OPTIMIZER
 from .optimizer import write_optimizer
 from .reading import CheckpointFiles
-from .tree import require_finite, save_tree
+from .tree import from_json, require_finite, save_tree, to_json
 from .weights import ADAPTERS, MODEL
 
 AVERAGE, SCHEDULER, SCALER = "ema.safetensors", "scheduler.json", "scaler.json"
@@ -25,6 +25,10 @@ CARD = "README.md"
 def _write_json(path: Path, value: Any) -> None:
     # With the names in their own order: it is that of the columns of a resumed `metrics.csv`.
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
+
+
+def _write_state(path: Path, value: Any) -> None:
+    _write_json(path, to_json(value))
 
 
 def _write_tensors(path: Path, value: Any) -> None:
@@ -60,12 +64,12 @@ TABLE = (
     Entry(ADAPTERS, "adapters, and the layers below them as they were; of a run with adapters", "main", _write_tensors),
     Entry(AVERAGE, "the moving average; of a run with use_ema", "main", _write_tensors),
     Entry(OPTIMIZER, "the optimizer: an index, and pieces of each process that has some", "launch", write_optimizer),
-    Entry(SCHEDULER, "the schedule of the learning rates", "main", _write_json),
-    Entry(SCALER, "the scale of the loss; of a run in fp16", "main", _write_json),
+    Entry(SCHEDULER, "the schedule of the learning rates", "main", _write_state),
+    Entry(SCALER, "the scale of the loss; of a run in fp16", "main", _write_state),
     Entry(PROCESSES, "of each process: random generators, loss sums since the last log line", "main", save_tree),
     Entry(PROGRESS, "position in the epoch, counts, the best, the run's identity, `format`, `order`", "main",
           _write_json),
-    Entry(CALLBACKS, "what callbacks see: step, epoch, log history, their own states", "main", _write_json),
+    Entry(CALLBACKS, "what callbacks see: step, epoch, log history, their own states", "main", _write_state),
     Entry(CARD, "the model card", "main", lambda path, value: write_model_card(path.parent, value), (CURVES,)),
     Entry(MANIFEST, "size and checksum of every other file; written last", "main"),
 )  # fmt: skip
@@ -104,4 +108,4 @@ def read_content(files: CheckpointFiles, name: str) -> Any:
         return previous.load(path.with_suffix(".pt"))
     if path.suffix == ".safetensors":
         return files.tree(name) if name == PROCESSES else files.take_tensors(name)
-    return files.value(name, dict)
+    return from_json(files.value(name, dict))

@@ -1,7 +1,8 @@
 """Nested values as one safetensors file: the tensors as they are, their places and all other values as JSON."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,43 @@ def tree_of(path: Path, read: Callable[[], tuple[Mapping[str, str], Mapping[str,
         raise CheckpointError(f"{path} is missing") from None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+
+
+def to_json(tree: Any) -> Any:
+    """A tree without tensors as values that JSON gives back equal, keys that are numbers and tuples too.
+
+    Raises:
+        TypeError: a value is of another type.
+    """
+    tensors: dict[str, Tensor] = {}
+    encoded = _encode(tree, tensors, "")
+    for place in tensors:
+        raise TypeError(f"{place} is a tensor, which this file cannot hold; keep it as a number or a list")
+    return encoded
+
+
+def from_json(value: Any) -> Any:
+    """What was given to `to_json`."""
+    return _decode(value, {})
+
+
+def with_classes_of(own: Any, saved: Any) -> Any:
+    """A saved state with the mappings of the present one at the same place: a `Counter` stays one, and its keys too.
+
+    Args:
+        own: the state of an object that is made like the saved one.
+        saved: its saved state; keys of the files of earlier versions are texts.
+    """
+    if isinstance(own, MutableMapping) and isinstance(saved, Mapping):
+        keys, made = {str(key): key for key in own}, copy(own)
+        made.clear()
+        for key, value in saved.items():
+            key = key if key in own else keys.get(key, key)
+            made[key] = with_classes_of(own.get(key), value)
+        return made
+    if isinstance(own, list) and isinstance(saved, list):
+        return [with_classes_of(*pair) for pair in zip(own, saved, strict=True)] if len(own) == len(saved) else saved
+    return saved
 
 
 def _encode(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
