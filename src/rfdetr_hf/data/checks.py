@@ -18,6 +18,8 @@ from .masks import Polygons, mask_array, mask_extents, parse_mask
 
 logger = logging.getLogger(__name__)
 
+AS_THEY_ARE = "these rows are used as they are: load a local copy, and write it again with rfdetr-hf data convert"
+"""What is said of rows that nobody settles."""
 _EXAMPLES = 5
 # More images without objects than that are worth a warning.
 BACKGROUND_SHARE = 0.5
@@ -88,21 +90,24 @@ def settle(
     return settled
 
 
-def check_as_they_are(annotations: Annotations) -> None:
+def check_as_they_are(annotations: Annotations, tell: bool = True) -> None:
     """Check rows that nobody has settled and that are used as they are, such as those of shards of others.
+
+    Args:
+        annotations: of rows that lie together; categories are labels.
+        tell: warn of what is no error.
 
     Raises:
         DetectionDataError: faults that `settle` would not repair.
     """
-    problems, boxes = Problems(annotations.source), annotations.boxes
+    problems, boxes = Problems(annotations.source, quiet=not tell), annotations.boxes
     find_broken(annotations, problems)
     size = annotations.size[boxes.row]
     check_convention(boxes.bbox, size, "xywh", lambda i: name_box(annotations, i), problems, boxes.area)
     if not problems.count:
-        _repair_boxes(annotations, problems, ("kept", "kept"))
-    problems.suggest(
-        "these rows are used as they are: load a local copy, and write it again with rfdetr-hf data convert"
-    )
+        verbs = ("kept", "kept", "kept the area of") if tell else ("", "", "")
+        _repair_boxes(annotations, problems, verbs)
+    problems.suggest(AS_THEY_ARE)
     problems.raise_if_any()
 
 
@@ -259,7 +264,9 @@ def _wrong_areas(boxes: Boxes) -> dict[str, np.ndarray]:
 
 
 def _repair_boxes(
-    annotations: Annotations, problems: Problems, verbs: tuple[str, str] = ("dropped", "clamped")
+    annotations: Annotations,
+    problems: Problems,
+    verbs: tuple[str, str, str] = ("dropped", "clamped", "took width x height as the area of"),
 ) -> Annotations:
     """Clamp boxes to their images, and drop those of which nothing is left; count both in the log.
 
@@ -278,7 +285,7 @@ def _repair_boxes(
     bbox = np.where(clamped[:, None], np.concatenate([low, high - low], axis=1), boxes.bbox)
     no_area = {reason: mask & ~lost for reason, mask in _wrong_areas(boxes).items()}
     for reason, mask in no_area.items():
-        _report(annotations, "took width x height as the area of", reason, mask)
+        _report(annotations, verbs[2], reason, mask)
     missing = np.logical_or.reduce([np.isnan(boxes.area), *no_area.values()])
     area = np.where(missing, bbox[:, 2] * bbox[:, 3], boxes.area)
     # Exporters round to two decimals or so; such a box is repaired, but not worth a word.
@@ -309,7 +316,7 @@ def _repair_boxes(
 
 def _report(annotations: Annotations, verb: str, reason: str, mask: np.ndarray, noun: str = "box") -> None:
     rows = np.flatnonzero(mask)
-    if len(rows):
+    if len(rows) and verb:
         names = ", ".join(name_box(annotations, i) for i in rows[:_EXAMPLES].tolist())
         more = ", …" if len(rows) > _EXAMPLES else ""
         logger.warning("%s: %s %s (%s): %s%s", annotations.source, verb, counted(len(rows), noun), reason, names, more)

@@ -120,7 +120,7 @@ def check_convention(
     if certain:
         problems.add(text, remedy)
     # Many boxes of each format are of two sources. Of boxes in their own format a part always speaks against others.
-    elif (
+    elif not problems.quiet and (
         normalised
         or exchanged
         or (count >= 0.1 * total and (count >= 3 or against <= 0.25 * count))

@@ -29,12 +29,14 @@ class Problems:
 
     Args:
         source: the file or data set that the faults are in; starts the message.
+        quiet: whether what is no fault is not warned of.
     """
 
     LIMIT = 10
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, quiet: bool = False) -> None:
         self.source = source
+        self.quiet = quiet
         self.count = 0
         self._lines: list[str] = []
         self._remedies: dict[str, None] = {}

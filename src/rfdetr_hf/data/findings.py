@@ -17,9 +17,9 @@ import pyarrow.compute
 from datasets import Dataset
 
 from ..choices import counted, printable
-from .annotations import Annotations, Boxes
 from .audit import LARGE, AuditReport, count_split
-from .checks import check_as_they_are
+from .checks import AS_THEY_ARE
+from .errors import DetectionDataError
 from .images import IMAGE_SUFFIXES, is_hidden
 from .label_errors import LABEL_ERRORS, LabelError, find_label_errors
 from .scan import Scan, scan_pictures
@@ -256,22 +256,13 @@ def _part(split: AnySplit, sample: int) -> tuple[np.ndarray, Any]:
 
 
 def _check_uncounted(split: str, part: Any) -> None:
-    """Refuse shards that another program has written where their rows have faults of formats."""
-    columns = cast(pa.Table, part.select_columns(["image_id", "width", "height"]).with_format("arrow")[:])
-    boxes, ids = _boxes_of(part), columns["image_id"].to_numpy()
-    size = np.stack([columns[side].to_numpy() for side in ("width", "height")], axis=1)
-    places = [f"image id {ids[row]}, box {place}" for row, place in zip(boxes.row, boxes.place, strict=True)]
-    none = np.full(len(boxes.row), np.nan)
-    own = Boxes(
-        boxes.row,
-        boxes.place,
-        boxes.bbox.astype(np.float64),
-        boxes.label,
-        none,
-        np.isinf(none),
-        place=np.array(places, object),
-    )
-    check_as_they_are(Annotations(f"{split} split, the {len(ids)} rows that were looked at", ids, size, ids, own))
+    """Refuse shards that another program has written where images of several have one id."""
+    values, counts = np.unique(part["image_id"], return_counts=True)
+    if (counts > 1).any():
+        raise DetectionDataError(
+            f"{split} split, the {len(part)} rows that were looked at: image id {values[counts > 1][0]} is used by "
+            f"{counts[counts > 1][0]} images; give every image of a split an id of its own. {AS_THEY_ARE.capitalize()}"
+        )
 
 
 def _contradicted(split: str, errors: Sequence[LabelError]) -> list[Finding]:

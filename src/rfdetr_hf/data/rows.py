@@ -11,7 +11,7 @@ import pyarrow.compute
 from datasets import Dataset
 
 from .errors import DetectionDataError
-from .schema import class_names
+from .schema import class_names, unchunked
 from .values import shown
 
 # Its functions are made at import, where type checkers do not see them.
@@ -143,16 +143,33 @@ def check_row(row: Mapping[str, Any], index: int, classes: int) -> None:
 
 def _check_table(name: str, dataset: Dataset) -> np.ndarray:
     """`check_rows` without the ids that occur twice; returns the ids."""
-    fields, ids, start = _fields(len(class_names(dataset))), [], 0
+    classes, ids, start = len(class_names(dataset)), [], 0
     for batch in dataset.select_columns([*_OF_IMAGES, "objects"]).with_format("arrow").iter(_ROWS):
         table = cast(pa.Table, batch)
-        columns = {column: table[column].combine_chunks() for column in _OF_IMAGES}
-        for column, values in columns.items():
-            _check(f"{name}: column {column}", fields[column], values, np.arange(start, start + len(table)))
-        ids.append(columns["image_id"].to_numpy())
-        _check_objects(name, table["objects"].combine_chunks(), fields, start)
+        check_table(name, table, classes, start)
+        ids.append(table["image_id"].to_numpy())
         start += len(table)
     return np.concatenate(ids) if ids else np.empty(0, np.int64)
+
+
+def check_table(name: str, table: pa.Table, classes: int, start: int) -> None:
+    """Make sure that some rows are in the schema.
+
+    Args:
+        name: of their data set or file, for messages.
+        table: at least image_id, width, height and objects of the rows.
+        classes: number of the labels.
+        start: number of the first row.
+
+    Raises:
+        DetectionDataError: a value is of another kind or out of range, or lists of an image differ in length.
+    """
+    fields = _fields(classes)
+    for column in _OF_IMAGES:
+        _check(
+            f"{name}: column {column}", fields[column], unchunked(table[column]), np.arange(start, start + len(table))
+        )
+    _check_objects(name, unchunked(table["objects"]), fields, start)
 
 
 def _check_objects(name: str, objects: Any, fields: dict[str, _Field], start: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 from datasets import Image
 from helpers.real_data import assert_equal_splits
 
-from rfdetr_hf import convert_dataset, load_detection_dataset, make_shapes_dataset
+from rfdetr_hf import CocoEvaluator, audit_data, convert_dataset, load_detection_dataset, make_shapes_dataset
 from rfdetr_hf.data.audit import count_split
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.schema import max_objects
@@ -116,3 +116,20 @@ def test_what_is_no_data_set_of_shards_is_named(shapes_splits, tmp_path):
         load_detection_dataset(f"file://{tmp_path}/tars")
     with pytest.raises(DetectionDataError, match="nosuch://place"):
         load_detection_dataset("nosuch://place")
+
+
+def test_images_of_several_files_of_others_have_ids_of_their_own(shapes_splits, tmp_path, caplog):
+    rows = shapes_splits["train"].select(range(9)).cast_column("image", Image())
+    for name, start in (("a", 0), ("b", 100), ("c", 3)):
+        numbers = [{"image_id": start + i} for i in range(9)]
+        rows.map(lambda _, i, mine=numbers: mine[i], with_indices=True).to_parquet(tmp_path / name / "train.parquet")
+    a, b, c = (f"file://{tmp_path}/{name}/train.parquet" for name in "abc")
+    assert load_detection_dataset([a, b])["train"]["image_id"] == [*range(9), *range(100, 109)]
+    assert "image_id" not in caplog.text
+    assert load_detection_dataset([a, c])["train"]["image_id"] == list(range(18))
+    assert "2 data sets as one, whose image ids may be the same" in caplog.text
+    (tmp_path / "c" / "train.parquet").rename(tmp_path / "a" / "train-more.parquet")
+    with pytest.raises(DetectionDataError, match="image id 3 is used by 2 images"):
+        audit_data(load_detection_dataset(f"file://{tmp_path}/a"), cache_dir="")
+    with pytest.raises(ValueError, match="image_id appears more than once: 3"):
+        CocoEvaluator(load_detection_dataset(f"file://{tmp_path}/a")["train"])

@@ -3,14 +3,16 @@
 import pytest
 from datasets import Image
 
-from rfdetr_hf import audit_data, load_detection_dataset
+from rfdetr_hf import CocoEvaluator, audit_data, load_detection_dataset
 from rfdetr_hf.data.errors import DetectionDataError
+from rfdetr_hf.data.pipeline.row_reader import RowReader
 
 
 @pytest.mark.parametrize(("change", "fault"), [
-    (lambda box: [box[0], box[1], box[0] + box[2], box[1] + box[3]], "make sense only as 'xyxy'"),
+    (lambda box: [box[0], box[1], box[0] + box[2], box[1] + box[3]], "(as|those of) 'xyxy'"),
     (lambda box: [v / 1000 for v in box], "make sense only as"), (lambda box: [box[0] + 999, *box[1:]], "lie outside"),
     (lambda box: [box[0] + box[2], box[1], -box[2], box[3]], "have a negative width"), (None, "image id 5: used by"),
+    (lambda box: [box[0], box[1], float("nan"), box[3]], "nan, not four finite numbers"),
 ])  # fmt: skip
 def test_rows_of_others_have_boxes_as_here(shapes_splits, tmp_path, change, fault):
     def changed(row):
@@ -20,5 +22,25 @@ def test_rows_of_others_have_boxes_as_here(shapes_splits, tmp_path, change, faul
     rows = shapes_splits["train"]
     rows.map(changed, features=rows.features).cast_column("image", Image()).to_parquet(tmp_path / "train.parquet")
     shards = load_detection_dataset(f"file://{tmp_path}")
-    with pytest.raises(DetectionDataError, match=rf"train split, the \d+ rows that were looked at(.|\n)*{fault}"):
-        audit_data(shards, cache_dir="")
+    for read in (lambda: audit_data(shards, cache_dir=""), lambda: RowReader(shards["train"])[3],
+                 lambda: list(shards["train"]), lambda: CocoEvaluator(shards["train"])):  # fmt: skip
+        with pytest.raises(DetectionDataError, match=rf"train\.parquet: (.|\n)*{fault}(.|\n)*data convert"):
+            read()
+
+
+@pytest.mark.parametrize("group", [1, 4, 1000])
+def test_unusual_rows_of_others_are_read_as_they_are(shapes_splits, tmp_path, group):
+    def changed(row, i):
+        objects, whole = row["objects"], [0.0, 0.0, row["width"], row["height"]]
+        boxes = [whole if i == 1 else [x, y, 0.4, 0.6] if i == 2 else [x - 3, y, w, h]
+                 for x, y, w, h in objects["bbox"]]  # fmt: skip
+        objects = {name: [] if i == 3 else values for name, values in {**objects, "bbox": boxes}.items()}
+        return {"objects": {**objects, "area": [None] * len(objects["bbox"])}, "image_id": -7 * i}
+
+    rows = shapes_splits["train"]
+    made = rows.map(changed, with_indices=True, features=rows.features)
+    table = made.with_format("arrow")[:]
+    made.cast_column("image", Image()).to_parquet(tmp_path / "train.parquet", batch_size=group)
+    shards = load_detection_dataset(f"file://{tmp_path}")["train"]
+    assert [shards[i]["objects"] for i in (59, 0, 1, 2, 3)] == [made[i]["objects"] for i in (59, 0, 1, 2, 3)]
+    assert shards["image_id"] == table["image_id"].to_pylist()

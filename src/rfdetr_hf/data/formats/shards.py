@@ -39,7 +39,15 @@ _WRITE = "rfdetr-hf data convert SRC DST writes such shards"
 
 
 class _Source(NamedTuple):
-    """One folder or address of shards, or several: format, features, splits with complete paths, and how many."""
+    """One folder or address of shards, or several.
+
+    Attributes:
+        format: one of `FORMATS`.
+        features: of the rows.
+        splits: with complete paths.
+        remote: whether it is not on this machine.
+        count: data sets in it, each with image ids of its own.
+    """
 
     format: str
     features: Features
@@ -79,7 +87,8 @@ def find(root: Any, options: ReadOptions) -> Found | None:
     if twice := next((file for file, count in Counter(files).items() if count > 1), None):
         raise DetectionDataError(f"the list of data sets has {twice} twice; name each folder, address and file once")
     kind = "shards" if all(each.counts is not None for each in splits.values()) else "shards without an index"
-    return Found(title, kind, splits, first._replace(count=sum(each.count for each in sources)))
+    apart = all(each.has_own_ids for each in splits.values())
+    return Found(title, kind, splits, first._replace(count=1 if apart else sum(each.count for each in sources)))
 
 
 def near(folder: Path) -> str:
@@ -125,7 +134,10 @@ def read(found: Found, splits: Mapping[str, ShardList], options: ReadOptions) ->
     if source.remote:
         cache = ShardCache(options.shard_cache, options.shard_cache_gb << 30)
     if source.count > 1:
-        logger.info("%s: %d data sets as one: its images have new numbers", found.source, source.count)
+        logger.warning(
+            "%s: %d data sets as one, whose image ids may be the same: the image_id of an image is the number of its "
+            "row, also in files of detections; its file_name stays", found.source, source.count,
+        )  # fmt: skip
     made = {}
     for split, shards in splits.items():
         largest = int(np.sort(shards.sizes)[-options.shard_window :].sum())
@@ -187,7 +199,7 @@ def _from_footers(name: str, files: Any, path: str, remote: bool) -> _Source:
     with ThreadPoolExecutor(_THREADS) as pool:
         footers = list(pool.map(lambda file: _footer(files, name, file, sizes[file]), placed))
     schema, first = None, next(iter(placed))
-    parts: dict[str, list[tuple[str, int, int, Counts | None, str]]] = {}
+    parts: dict[str, list[tuple[str, int, int, Counts | None, str, tuple[int, int] | None]]] = {}
     generations: dict[tuple[str, str], str] = {}
     for (file, split), (metadata, _, digest) in zip(placed.items(), footers, strict=True):
         found = metadata.schema.to_arrow_schema()
@@ -204,7 +216,7 @@ def _from_footers(name: str, files: Any, path: str, remote: bool) -> _Source:
             )
         address = files.unstrip_protocol(file) if remote else file
         if metadata.num_rows:
-            row = address, metadata.num_rows, sizes[file], counts, identity or digest
+            row = address, metadata.num_rows, sizes[file], counts, identity or digest, _ids_of(metadata)
             parts.setdefault(split, []).append(row)
     features = _features_of(schema, f"{name}: {first}")
     logger.info(
@@ -213,11 +225,22 @@ def _from_footers(name: str, files: Any, path: str, remote: bool) -> _Source:
     )  # fmt: skip
     splits = {}
     for split, rows in parts.items():
-        addresses, numbers, of_files, counted, identities = zip(*rows, strict=True)
+        addresses, numbers, of_files, counted, identities, ids = zip(*rows, strict=True)
         total = None if None in counted else sum(counted, Counts())
         known = np.array(identities, object)
-        splits[split] = ShardList(pa.array(addresses), np.array(numbers), np.array(of_files), total, known)
+        splits[split] = ShardList(pa.array(addresses), np.array(numbers), np.array(of_files), total, known, ids)
     return _Source("parquet", features, splits, remote, max(1, len(set(generations.values()))))
+
+
+def _ids_of(metadata: Any) -> tuple[int, int] | None:
+    """The least and the largest image id of a Parquet file, where its footer says."""
+    columns = range(metadata.num_columns)
+    place = next((each for each in columns if metadata.schema.column(each).path == "image_id"), None)
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups if place is not None else 0)]
+    found = [group.column(place).statistics for group in groups]
+    if not found or not all(each is not None and each.has_min_max and isinstance(each.min, int) for each in found):
+        return None
+    return min(each.min for each in found), max(each.max for each in found)
 
 
 def _splits_of(files: Sequence[str], root: str, name: str) -> dict[str, str]:
@@ -314,4 +337,4 @@ def _joined(parts: Sequence[ShardList]) -> ShardList:
     rows, sizes = (np.concatenate([getattr(each, name) for each in parts]) for name in ("rows", "sizes"))
     known = [np.full(len(each), None, object) if each.identities is None else each.identities for each in parts]
     identities = np.concatenate(known)
-    return ShardList(files, rows, sizes, total, identities)
+    return ShardList(files, rows, sizes, total, identities, tuple(ids for each in parts for ids in each.ids))

@@ -9,10 +9,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from datasets import Dataset, DatasetInfo, Features, Image, NamedSplit
 
 from ..errors import DetectionDataError
@@ -22,9 +23,14 @@ from .counts import Counts
 from .index import ShardList
 from .labels import relabel
 from .readers import READERS
-from .rows import check_rows
+from .rows import check_foreign
+
+# Its functions are made at import, where type checkers do not see them.
+pc: Any = pyarrow.compute
 
 AnySplit: TypeAlias = "Dataset | ShardedDataset"
+_OF_ANNOTATIONS = ("image_id", "width", "height", "objects")
+_ENOUGH_BOXES = 100  # that are looked at together, since their format shows in many
 
 
 class ShardedDataset:
@@ -56,6 +62,8 @@ class ShardedDataset:
         self.shards, self._relabelling, self._renumbered = shards, relabelling, renumbered
         self.split = NamedSplit(split)
         self.info = DatasetInfo(features=self.features)
+        self._annotations = Features({name: each for name, each in features.items() if name in _OF_ANNOTATIONS})
+        self._sound: set[tuple[int, int]] = set()  # shards of others, and which of their rows were looked at
         self._starts = np.concatenate([[0], np.cumsum(shards.rows)])
         self._rows: np.ndarray | None = None  # of a selection
         self._as_arrow = False
@@ -218,7 +226,9 @@ class ShardedDataset:
         index = index % len(self) if self._rows is None else int(self._rows[index])
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         reader = self._reader(shard)
-        return self._checked(reader.row(index - int(self._starts[shard])), shard, reader, index)
+        first = index - int(self._starts[shard])
+        self._look(reader, shard, first)
+        return self._checked(reader.row(first), shard, index)
 
     def _tables(self) -> Iterator[pa.Table]:
         if self._rows is not None:
@@ -227,22 +237,41 @@ class ShardedDataset:
         for shard in range(len(self.shards)):
             reader, start = self._reader(shard), int(self._starts[shard])
             for table in reader.tables():
-                yield self._checked(table, shard, reader, start)
+                self._look(reader, shard, start - int(self._starts[shard]))
+                yield self._checked(table, shard, start)
                 start += len(table)
 
-    def _checked(self, table: pa.Table, shard: int, reader: Any, first: int) -> pa.Table:
-        """Sound rows of a shard from row `first` on, with the labels of the features.
+    def _look(self, reader: Any, shard: int, row: int) -> None:
+        """Refuse unsound rows around one that is read, once in a process; what this package wrote has checksums.
 
-        What this package wrote has checksums of its own.
+        Raises:
+            DetectionDataError: see `check_foreign`.
         """
-        place, fields = str(self.shards.files[shard]), cast(Any, self.features.get("objects"))
-        names = self._relabelling[0] if self._relabelling else fields and fields["category"].feature.names
-        if reader.identity is None:
-            check_rows(table, len(names or ()), place)
+        start = reader.start_of(row)
+        if reader.identity is not None or (shard, start) in self._sound or "objects" not in self._annotations:
+            return
+        tables, seen, boxes = [], [], 0
+        for table in reader.like(self._annotations).tables(start):
+            tables.append(table)
+            seen.append((shard, start + sum(map(len, tables[:-1]))))
+            boxes += pc.sum(pc.list_value_length(pc.struct_field(table["objects"], "bbox"))).as_py() or 0
+            if boxes >= _ENOUGH_BOXES:
+                break
+        category: Any = self._annotations["objects"]["category"]
+        classes = len(self._relabelling[0]) if self._relabelling else category.feature.num_classes
+        check_foreign(pa.concat_tables(tables), classes, str(self.shards.files[shard]), start, not self._sound)
+        self._sound.update(seen)
+
+    def _checked(self, table: pa.Table, shard: int, first: int) -> pa.Table:
+        """Rows of a shard from row `first` on, with the labels of the features."""
         if self._renumbered and "image_id" in table.column_names:
             numbers = pa.array(range(first, first + len(table)), pa.int64())
             table = table.set_column(table.column_names.index("image_id"), "image_id", numbers)
-        return table if self._relabelling is None else relabel(table, self._relabelling[1], names, place)
+        return (
+            table
+            if self._relabelling is None
+            else relabel(table, self._relabelling[1], self._relabelling[0], str(self.shards.files[shard]))
+        )
 
     def _reader(self, shard: int) -> Any:
         if self._owner != os.getpid():  # open files are not shared with a process that was forked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,7 @@ class ShardList:
         sizes: (S,) int64, bytes of the files.
         counts: of all rows together; None where nobody has counted.
         identities: (S,) what the data set of each is called in its file, see `shard_metadata`; None where nobody says.
+        ids: least and largest image id of each file, None where its footer does not say; () where no footer was read.
     """
 
     files: pa.StringArray
@@ -64,9 +66,16 @@ class ShardList:
     sizes: np.ndarray
     counts: Counts | None = None
     identities: np.ndarray | None = None
+    ids: Sequence[tuple[int, int] | None] = ()
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def has_own_ids(self) -> bool:
+        """Whether no image id can be in two of the files, by `ids`."""
+        known = sorted(each for each in self.ids if each is not None)
+        return len(known) == len(self) and all(one[1] < other[0] for one, other in itertools.pairwise(known))
 
     def below(self, folder: str) -> ShardList:
         """The same with the folder in front of each file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tarfile
@@ -19,6 +20,8 @@ from ..errors import DetectionDataError
 from .index import KEY, VERSION
 from .rows import CRC, IDENTITY, PICTURE, from_json
 
+_TOGETHER = 64  # rows of a tar file
+
 
 class ParquetReader:
     """The rows of a Parquet file; one row costs the row group that it is in.
@@ -30,12 +33,8 @@ class ParquetReader:
     """
 
     def __init__(self, path: str, features: Features, name: str) -> None:
-        self.name, self.features = name, features
-        self.identity = self.stem = None
-        self._schema = features.arrow_schema
-        # Of objects each list by itself: a reader may leave some out.
-        lists: Any = features.get("objects") or {}
-        self._columns = [name for name in features if name != "objects"] + [f"objects.{name}" for name in lists]
+        self.name, self.identity, self.stem = name, None, None
+        self._take(features)
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
         except pa.ArrowException as error:
@@ -49,21 +48,36 @@ class ParquetReader:
             self.identity, self.stem = about.get("identity"), about.get("stem")
         groups = self._file.metadata.num_row_groups
         self._ends = np.cumsum([self._file.metadata.row_group(i).num_rows for i in range(groups)])
-        self._kept: tuple[int, pa.Table] | None = None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    def _take(self, features: Features) -> None:
+        self.features, self._schema = features, features.arrow_schema
+        # Of objects each list by itself: a reader may leave some out.
+        lists: Any = features.get("objects") or {}
+        self._columns = [name for name in features if name != "objects"] + [f"objects.{name}" for name in lists]
+        self._kept: tuple[int, pa.Table] | None = None
+
+    def like(self, features: Features) -> ParquetReader:
+        """A reader of other columns of the same file."""
+        view = copy.copy(self)
+        view._take(features)
+        return view
+
+    def start_of(self, index: int) -> int:
+        """The first of the rows that are read together with a row."""
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        return int(self._ends[group - 1]) if group else 0
+
     def row(self, index: int) -> pa.Table:
         """One row."""
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        start = int(self._ends[group - 1]) if group else 0
-        return self._group(group).slice(index - start, 1)
+        return self._group(int(np.searchsorted(self._ends, index, side="right"))).slice(index - self.start_of(index), 1)
 
-    def tables(self) -> Iterator[pa.Table]:
-        """All rows, a row group at a time."""
-        for group in range(len(self._ends)):
+    def tables(self, start: int = 0) -> Iterator[pa.Table]:
+        """All rows, a row group at a time; from row `start` on, with which a group begins."""
+        for group in range(int(np.searchsorted(self._ends, start, side="right")), len(self._ends)):
             yield self._group(group)
 
     def _group(self, group: int) -> pa.Table:
@@ -97,9 +111,8 @@ class TarReader:
     """
 
     def __init__(self, path: str, features: Features, name: str) -> None:
-        self.name, self.features = name, features
-        self._schema = features.arrow_schema
-        self._fields: Any = features["objects"] if "objects" in features else {}
+        self.name = name
+        self._take(features)
         try:
             # Kept open, since a cache may remove its name.
             self._file, self._lock = open(path, "rb"), threading.Lock()
@@ -119,6 +132,10 @@ class TarReader:
         if odd is not None or len(members) % 2:
             raise self._damaged(f"{odd or members[-1][0]} is not followed by its JSON")
 
+    def _take(self, features: Features) -> None:
+        self.features, self._schema = features, features.arrow_schema
+        self._fields: Any = features.get("objects") or {}
+
     def __len__(self) -> int:
         return len(self._places)
 
@@ -126,10 +143,20 @@ class TarReader:
         """One row."""
         return self._rows([index])
 
-    def tables(self) -> Iterator[pa.Table]:
-        """All rows, some at a time."""
-        for start in range(0, len(self), 64):
-            yield self._rows(range(start, min(start + 64, len(self))))
+    def like(self, features: Features) -> TarReader:
+        """A reader of other fields of the same file."""
+        view = copy.copy(self)
+        view._take(features)
+        return view
+
+    def start_of(self, index: int) -> int:
+        """The first of the rows that are read together with a row."""
+        return index - index % _TOGETHER
+
+    def tables(self, start: int = 0) -> Iterator[pa.Table]:
+        """All rows, some at a time; from row `start` on."""
+        for first in range(start, len(self), _TOGETHER):
+            yield self._rows(range(first, min(first + _TOGETHER, len(self))))
 
     def _rows(self, indices: Sequence[int]) -> pa.Table:
         rows = []

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from ..annotations import Annotations, Boxes
+from ..checks import AS_THEY_ARE, check_as_they_are
 from ..errors import DetectionDataError
+from ..rows import check_table
 from ..schema import unchunked
 
 # Its functions are made at import, where type checkers do not see them.
@@ -35,33 +39,35 @@ def from_json(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def check_rows(table: pa.Table, classes: int, place: str) -> None:
-    """Refuse rows whose objects are none, whoever has written them.
+def check_foreign(table: pa.Table, classes: int, place: str, start: int, tell: bool) -> int:
+    """Refuse rows that another program has written and that are not as `load_detection_dataset` makes them.
 
     Args:
-        table: rows, maybe without `objects`.
+        table: image_id, width, height and objects of rows that lie together.
         classes: number of classes that are stored.
         place: of the rows, for messages.
+        start: number of the first row there.
+        tell: warn of what is odd and no error.
+
+    Returns:
+        How many boxes there are.
 
     Raises:
-        DetectionDataError: lists of different lengths, labels beyond the classes, or boxes that are no numbers.
+        DetectionDataError: values of another kind, labels beyond the classes, lists of different lengths, boxes in
+            another format, or many of which nothing is left.
     """
-    if "objects" not in table.column_names:
-        return
+    try:
+        check_table(place, table, classes, start)
+    except DetectionDataError as error:
+        raise DetectionDataError(f"{error}; {AS_THEY_ARE}") from error
     objects = unchunked(table["objects"])
-    fields = {each.name: pc.struct_field(objects, each.name) for each in objects.type}
-    lengths = {name: pc.fill_null(pc.list_value_length(values), 0) for name, values in fields.items()}
-    first = next(iter(lengths), "")
-    fault = next((f"lists {first} and {name} of a row differ in length" for name, length in lengths.items()
-                  if not length.equals(lengths[first])), None)  # fmt: skip
-    labels = pc.list_flatten(fields["category"]) if "category" in fields else pa.array([], pa.int64())
-    low, high = pc.min_max(labels).values()
-    if low.is_valid and not 0 <= low.as_py() <= high.as_py() < classes or labels.null_count:
-        fault = f"field objects.category has {low} to {high}, and there are {classes} classes"
-    if "bbox" in fields:
-        numbers = pc.list_flatten(pc.list_flatten(fields["bbox"]))
-        finite = pc.all(pc.is_finite(numbers)).as_py() is not False and not numbers.null_count
-        if not finite or len(numbers) != 4 * pc.sum(lengths["bbox"]).as_py():
-            fault = "field objects.bbox holds a box that is no four finite numbers"
-    if fault is not None:
-        raise DetectionDataError(f"{place}: {fault}; write the shard again from a sound data set")
+    lists = {each.name: pc.struct_field(objects, each.name) for each in objects.type}
+    row = np.repeat(np.arange(len(table)), pc.list_value_length(lists["bbox"]).to_numpy(zero_copy_only=False))
+    fields = ("id" if "id" in lists else "category", "category", "area", "iscrowd")
+    ids, labels, area, crowd = (pc.list_flatten(lists[field]).to_numpy(zero_copy_only=False) for field in fields)
+    bbox = pc.list_flatten(pc.list_flatten(lists["bbox"])).to_numpy(zero_copy_only=False).reshape(-1, 4)
+    boxes = Boxes(row, ids, bbox.astype(np.float64), labels, area.astype(np.float64), crowd.astype(bool))
+    size = np.stack([table[side].to_numpy() for side in ("width", "height")], axis=1)
+    images = table["image_id"].to_numpy()
+    check_as_they_are(Annotations(place, images, size, images, boxes), tell)
+    return len(row)
