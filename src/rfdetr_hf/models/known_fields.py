@@ -40,8 +40,28 @@ class LenientConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A configuration from the content of a `config.json`; fields without a meaning here are kept."""
+        """A configuration from the content of a `config.json`; fields without a meaning here are kept.
+
+        Arguments that are fields take the place of those of the file, see `with_fields`.
+
+        Raises:
+            TypeError: an argument is no field, and nearly one.
+            ValueError: fields do not fit together.
+        """
+        own = {*cls.__dataclass_fields__, "num_labels"} & {*kwargs} - {"dtype"}
+        given = {name: kwargs.pop(name) for name in sorted(own)}
+        known = {*cls.__dataclass_fields__, *_OF_TRANSFORMERS}
+        for name in () if kwargs.get("return_unused_kwargs") else kwargs.keys() - known:
+            if near := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+                raise TypeError(f"unknown argument {name!r}: did you mean {near[0]!r}?")
+        if given:
+            made = super().from_dict({**config_dict, STORED: True})
+            config_dict = {**config_dict, **made.with_fields(**given).to_dict()}
         return super().from_dict({**config_dict, STORED: True}, **kwargs)
+
+    def with_fields(self, **overrides: Any) -> Any:
+        """This configuration with some fields changed."""
+        return type(self)(**{**self.to_dict(), **overrides, STORED: True})
 
     @classmethod
     def require_known(cls, names: Iterable[str], error: type = ValueError) -> None:

@@ -30,6 +30,7 @@ from .initialization import init_standard_normal, init_zeros, with_init
 from .linears import linears, rows_of, to_autocast
 from .post_processing import DEFAULT_THRESHOLD, Threshold, class_thresholds
 from .projector import RFDETRBackbone
+from .structure import structure_of
 
 
 @dataclass
@@ -104,6 +105,7 @@ class RFDETRForObjectDetection(RFDETRPreTrainedModel):
     def __init__(self, config: RFDETRConfig) -> None:
         super().__init__(config)
         config.validate()
+        self.made_with = structure_of(config)
         width, rows = config.d_model, config.group_detr * config.num_queries
         self.backbone = nn.ModuleList([self.backbone_class(config)])
         self.transformer = self.transformer_class(config)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from helpers.models import load_detector
+from safetensors.torch import load_file
+from torch import nn
 
 from rfdetr_hf import RFDETRForObjectDetection
 from rfdetr_hf.models.backbone import resize_position_table
@@ -174,6 +176,13 @@ def test_what_could_not_be_read_again_is_not_written(saved, deep_config):
         with pytest.raises(ValueError, match=r"class_embed\S+ is \(5"):
             model.save_pretrained(folder)
     model.config.id2label = dict(enumerate("abcde"))
+    encoder = model.config.backbone_config
+    for config, name in ((model.config, "num_queries"), (model.config, "decoder_layers"), (encoder, "num_windows")):
+        value = getattr(config, name)
+        setattr(config, name, 1)
+        with pytest.raises(ValueError, match=rf"changed after the model was made \(\S*{name} {value} -> 1\)"):
+            model.save_pretrained(folder)
+        setattr(config, name, value)
     model.config.id2label[0] = "z"
     with pytest.raises(ValueError, match="name different ids for \\['a'\\]"):
         model.save_pretrained(folder)
@@ -183,3 +192,43 @@ def test_what_could_not_be_read_again_is_not_written(saved, deep_config):
     model.config.id2label = dict(enumerate("abcde"))
     model.save_pretrained(folder)
     assert load_detector(folder).config.label2id == {name: index for index, name in enumerate("abcde")}
+
+
+def test_other_modules_than_those_of_the_configuration_are_not_written(saved):
+    model, folder = saved
+    width, before = model.config.d_model, (folder / "model.safetensors").read_bytes()
+    for name, module, message in (
+        ("class_embed", nn.Linear(width, 9), r"class_embed\.weight is \(9, \d+\), but the file names 5 classes"),
+        ("query_feat", nn.Embedding(2 * len(model.query_feat.weight), width), "mismatch: query_feat.weight is"),
+        ("transformer.decoder.layers", model.transformer.decoder.layers[:-1], "missing: transformer.decoder.layers.1"),
+    ):
+        parent, _, last = name.rpartition(".")
+        own = model.get_submodule(name)
+        setattr(model.get_submodule(parent), last, module)
+        with pytest.raises(ValueError, match=message):
+            model.save_pretrained(folder)
+        setattr(model.get_submodule(parent), last, own)
+    assert (folder / "model.safetensors").read_bytes() == before
+    # Changed along with the configuration, it is a model like any other.
+    del model.transformer.decoder.layers[-1]
+    model.config.decoder_layers -= 1
+    model.save_pretrained(folder)
+    assert len(load_detector(folder).transformer.decoder.layers) == model.config.decoder_layers
+
+
+@pytest.mark.parametrize("change", ["parametrised", "wrapped", "four channels", "one more"])
+def test_a_model_with_exchanged_modules_is_written_with_a_warning(saved, tmp_path, caplog, change):
+    model = saved[0]
+    if change == "parametrised":
+        nn.utils.parametrizations.weight_norm(model.bbox_embed.layers[0])
+    elif change == "wrapped":
+        model.bbox_embed.layers[0] = nn.Sequential(model.bbox_embed.layers[0])
+    elif change == "one more":
+        model.extra = nn.Linear(2, 2)
+    else:
+        patches = model.vit.embeddings.patch_embeddings
+        patches.projection = nn.Conv2d(4, *patches.projection.weight.shape[:1], patches.projection.kernel_size)
+    model.save_pretrained(tmp_path / "made")
+    assert "from_pretrained reads no such file" in caplog.text
+    written = load_file(tmp_path / "made" / "model.safetensors")
+    assert {name: each.shape for name, each in written.items()} == {n: t.shape for n, t in model.state_dict().items()}

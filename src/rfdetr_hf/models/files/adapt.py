@@ -12,6 +12,7 @@ from ...choices import CLASS_INITS, plain_name
 from ...tasks import TASKS
 from ..configuration_rfdetr import UNUSED_LABEL, RFDETRConfig
 from ..initialization import init_class_head
+from ..structure import replaced
 from .layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
 
 logger = logging.getLogger("rfdetr_hf")
@@ -31,6 +32,10 @@ _SHOWING_SIZES = (
 )
 # Tables with a row for each keypoint of the schema.
 _KEYPOINT_ROWS = re.compile(r"(\.keypoint_pos_embed|\.keypoint_query_initializer(_enc)?\.queries)$")
+# Tensors that are read with another number of rows too.
+_READ_IN_ANOTHER_SIZE = re.compile(
+    rf"^(query_feat|refpoint_embed)\.weight$|{re.escape(POSITIONS)}|{_KEYPOINT_ROWS.pattern}"
+)
 # Buffers that repeat the keypoint schema: models build them from the configuration, and detectors do without.
 _SCHEMA_BUFFERS = re.compile(r"(^_kp_active_mask|\.keypoint_class_mask)$")
 
@@ -213,23 +218,28 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[
 
 
 def require_loadable(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: RFDETRConfig, origin: str
+    state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], config: RFDETRConfig, origin: str
 ) -> None:
-    """Check that tensors are all that a model of the configuration needs.
+    """Check that tensors are all that a model of the configuration needs, and warn where modules were exchanged.
 
     Args:
-        state: Tensors that are to be written.
-        expected: Those of the model; a part of one that is spread over processes may be empty.
+        state: Tensors that are to be written, under their official names.
+        expected: Names and shapes of a model that is made with the configuration.
         config: Of the model.
         origin: What they are, for messages.
 
     Raises:
-        ValueError: if the model could not be read again.
+        ValueError: if tensors are missing, or would be read as those of other classes, queries or positions.
     """
-    _check_tensors(
-        state, {name: (own if own.numel() else state.get(name, own)).shape for name, own in expected.items()}, origin
-    )
     check_class_heads(state, config, origin)
+    rows = [name for name in expected if name in state and _READ_IN_ANOTHER_SIZE.search(name)]
+    _check_tensors({name: state[name] for name in rows}, {name: expected[name] for name in rows}, origin)
+    try:
+        _check_tensors(state, expected, origin)
+    except ValueError as error:
+        if not replaced(expected.keys() - state.keys(), state.keys() - expected.keys()):
+            raise
+        logger.warning("%s from_pretrained reads no such file; load_state_dict of a model changed alike does", error)
 
 
 def _listed(title: str, items: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file
 from ..adapters import has_adapters, plain_state
 from ..attention import IMPLEMENTATIONS
 from ..configuration_rfdetr import RFDETRConfig
+from ..structure import require_own_config
 from .adapt import (
     adapt_state_dict,
     class_rows,
@@ -29,7 +30,7 @@ from .adapt import (
     require_task,
     without_unused_rows,
 )
-from .layouts import dinov2_to_encoder, official_keys
+from .layouts import dinov2_to_encoder, official_keys, official_names
 from .official import OfficialCheckpoint, official_config, official_payload, read_official
 from .published import CheckpointUnavailable, checkpoint_of, require_hub, unavailable
 
@@ -145,6 +146,8 @@ class RFDETRPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     task: str
+    made_with: dict[str, Any]
+    """The fields of the configuration, at construction, that it cannot change."""
     weights_from = ""
     """Where the weights come from and what became of the class rows; empty for random ones."""
     # A buffer of official files that repeats the keypoint schema.
@@ -343,8 +346,9 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         Shards take the place of a single file of the same variant, and the other way round.
 
         Raises:
-            ValueError: if a weight is NaN or infinite, the configuration cannot be read again, weights are missing or
-                do not fit it, or an adapter is none that `merge_adapters` merges; nothing is written.
+            ValueError: if a weight is NaN or infinite, the configuration cannot be read again or was changed in what
+                the modules do not follow, weights are missing or do not fit it, or an adapter is none that
+                `merge_adapters` merges; nothing is written.
         """
         if Path(save_directory).is_file():
             raise NotADirectoryError(f"{save_directory} is a file: give a folder to save into.")
@@ -355,10 +359,8 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             with torch.device("meta"):
                 plain = type(self)(self.config)
             plain.to(self.dtype)
-        written, origin = self.state_dict() if state_dict is None else state_dict, f"the model for {save_directory}"
-        require_finite(written, origin)
         if is_main_process:
-            require_loadable(written, plain.state_dict(), self.config, origin)
+            self.require_writable(f"the model for {save_directory}", state_dict)
         PreTrainedModel.save_pretrained(plain, save_directory, is_main_process, state_dict, *args, **kwargs)
         if is_main_process:
             single, index = (Path(save_directory) / name for name in _file_names(kwargs.get("variant")))
@@ -366,6 +368,25 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             own = re.compile(re.escape(single.stem) + r"-\d{5}-of-\d{5}\.safetensors")
             are_written = _has_all_shards(index) and all(map(own.fullmatch, _shards(index)))
             (single if are_written else index).unlink(missing_ok=True)
+
+    def require_writable(self, origin: str, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Check that weights and configuration are those of one model, which can be read again.
+
+        Args:
+            origin: What is written, for messages.
+            state_dict: Tensors that are written in the place of the model's own.
+
+        Raises:
+            ValueError: naming the fields or tensors, or weights that are NaN or infinite.
+        """
+        state = plain_state(self, self.state_dict()) if state_dict is None else state_dict
+        require_finite(state, origin)
+        state = {official: state[name] for name, official in official_names(state).items()}
+        with torch.device("meta"):
+            fresh = type(self)(self.config).state_dict()
+        shapes, needed = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (state, fresh))
+        require_own_config(self.made_with, self.config, shapes, needed, origin)
+        require_loadable(state, needed, self.config, origin)
 
     def init_backbone_from(self, source: str | Path, **hub_options: Any) -> None:
         """Start the encoder from a DINOv2 of transformers, such as "facebook/dinov2-small", with registers or without.

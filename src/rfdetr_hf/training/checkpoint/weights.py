@@ -18,6 +18,7 @@ from ...data.schema import keypoint_schema
 from ...hub.model_card import CardFacts, write_model_card
 from ...models.adapters import adapter_state, plain_state, unmerged_state
 from ...models.image_processing_rfdetr import RFDETRImageProcessor
+from ...models.structure import changes_of, structure_of
 from ..agreement import on_main
 from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
@@ -130,6 +131,7 @@ class Weights:
         with torch.device("meta"):
             skeleton: Any = self.model_class(self.config)
             skeleton.to(self.model.dtype)
+            skeleton.made_with = self.model.made_with
         return ModelFolder(skeleton, plain_state(self.model, weights), self.image_processor)
 
     def save_pretrained(
@@ -163,7 +165,8 @@ class Weights:
         ours = {int(k): v for k, v in (self.model.config.id2label or {}).items()}
         try:
             theirs = {int(label): str(name) for label, name in written["id2label"].items()}
-            before = type(self.model.config).from_dict(written).to_dict()
+            made = type(self.model.config).from_dict(written)
+            before = made.to_dict()
         except _OF_VALUES as error:
             raise CheckpointError(f"{folder / CONFIG} cannot be read, or its id2label: {error!r}") from error
         if theirs != ours:
@@ -172,6 +175,11 @@ class Weights:
                 f"{folder} was written for the classes {names[0]}, and this run has {names[1]}; resume with the class "
                 "names of the checkpoint in their order, or start a new run from its weights with model_name_or_path, "
                 "which goes by the names"
+            )
+        if other := changes_of(structure_of(made), structure_of(self.model.config)):
+            raise ValueError(
+                f"{folder} was written with another structure ({', '.join(other)}), and its weights are not for this "
+                "one; resume with the model of the checkpoint, or start a new run from it with model_name_or_path"
             )
         changed = _changes(before, self.config.to_dict(), _OF_NO_WEIGHT)
         processor: Any = self.image_processor
