@@ -225,7 +225,23 @@ def test_names_that_are_nearly_one_are_told_with_the_source(tmp_path, coco_conte
     content["categories"][1]["name"] = "Dog "
     file = write_coco(tmp_path / "train.json", content)
     assert class_names(load_detection_dataset(file)) == ["Dog ", "dog"]
-    assert f"{file}: the classes ['Dog ', 'dog'] differ in case and blanks alone" in caplog.text
+    assert f"{file}: the classes 'Dog ' (1 object), 'dog' (2 objects) differ in case and blanks alone" in caplog.text
+
+
+@pytest.mark.parametrize(("names", "rare", "warned"), [
+    (("dog", "dogs"), 1, True), (("dog", "dogs"), 5, False), (("glass", "dog"), 1, False), (("bus", "Bu"), 1, True),
+])  # fmt: skip
+def test_a_rare_plural_is_told_with_the_counts(tmp_path, coco_content, write_coco, caplog, names, rare, warned):
+    content = coco_content()
+    categories, images = content["categories"][:2], content["images"]
+    content["categories"] = [{**each, "name": name} for each, name in zip(categories, names, strict=True)]
+    content["annotations"] = [
+        {**content["annotations"][0], "id": i, "bbox": [i, i, 9, 9], "category_id": categories[i < rare]["id"]}
+        for i in range(10)
+    ]
+    assert images and load_detection_dataset(write_coco(tmp_path / "train.json", content))
+    said = f"{names[1]!r} ({rare} object{'' if rare == 1 else 's'}), {names[0]!r} ({10 - rare} objects) differ"
+    assert (said in caplog.text and "an s at the end" in caplog.text) == warned, caplog.text
 
 
 @pytest.mark.parametrize("train", [True, False])

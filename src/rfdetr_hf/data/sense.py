@@ -15,7 +15,7 @@ from datasets import Dataset, List, Value
 from PIL import Image
 
 from ..bit_depth import CUT, DEEP, HEADER, SHALLOW, depth_of_header
-from ..choices import counted, names_alike
+from ..choices import counted, names_alike, plain_name
 from .errors import DetectionDataError
 from .pipeline.pixels import DECODE_ERRORS, decode_image, find_value_range, may_have_exif, orientation_tag
 from .schema import class_names, has_keypoints, labelled_images, unchunked, undecoded
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 pc: Any = pyarrow.compute
 
 _EXAMPLES = 3
+_RARE = 0.2  # of the objects of a class, that a misspelt one has at most
 # The numbers of so many deep pictures give the range.
 _LOOKED_AT = 64
 _OF_14_BITS = 64  # more than the upper 8 of 16 bits are then
@@ -43,11 +44,7 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
     Raises:
         DetectionDataError: a file in two splits, or twice in one, with different boxes, categories, masks or keypoints.
     """
-    if alike := names_alike(class_names(next(iter(splits.values())))):
-        logger.warning(
-            "%s: the classes %s differ in case and blanks alone: are they one? rename it, or map it with sources and "
-            "classes: {%r: %s}", source, alike[:3], alike[0].strip(), alike[:3],
-        )  # fmt: skip
+    _report_alike(splits, source)
     sharded = {name: split for name, split in splits.items() if isinstance(split, ShardedDataset)}
     for name, split in sharded.items():
         if split.counts is not None and not split.counts.boxes:
@@ -71,6 +68,31 @@ def check_sense(splits: Mapping[str, Dataset], source: str) -> None:
         effect = "there is nothing to learn" if name == "train" else "no score can be given"
         logger.warning("%s: %s split: %s in %s, so %s", source, name, fault, counted(len(split), "image"), effect)
     check_shared(splits, source)
+
+
+def _report_alike(splits: Mapping[str, Dataset], source: str) -> None:
+    """Warn of classes that are nearly called the same; of a plural where one of the two is rare."""
+    names = class_names(next(iter(splits.values())))
+    objects: np.ndarray | None = np.zeros(len(names), np.int64)
+    for split in splits.values():
+        if not isinstance(split, ShardedDataset):
+            labels = _objects(split).field("category").flatten().to_numpy(zero_copy_only=False)
+            objects = None if objects is None else objects + np.bincount(labels, minlength=len(names))
+        else:
+            objects = None if objects is None or split.counts is None else objects + np.array(split.counts.objects)
+    alike, how = names_alike(names), "case and blanks"
+    if not alike and objects is not None:
+        alike, how = names_alike(names, lambda name: plain_name(name).removesuffix("s")), "an s at the end"
+        found = [objects[names.index(name)] for name in alike]
+        alike = alike if alike and min(found) < _RARE * max(found) else []
+    if alike:
+        known = [repr(n) if objects is None else f"{n!r} ({counted(int(objects[names.index(n)]), 'object')})"
+                 for n in alike[:3]]  # fmt: skip
+        main = alike[0] if objects is None else max(alike, key=lambda name: objects[names.index(name)])
+        logger.warning(
+            "%s: the classes %s differ in %s alone: are they one? rename it, or map it with sources and classes: "
+            "{%r: %s}", source, ", ".join(known), how, main.strip(), alike[:3],
+        )  # fmt: skip
 
 
 def check_shared(splits: Mapping[str, Dataset], source: str, compare: bool = True) -> None:
