@@ -61,6 +61,20 @@ class Fail(TrainerCallback):
             raise ValueError("this process has had enough")
 
 
+class Ask(TrainerCallback):
+    """Asks for something at the end of a step, on this process alone, and learns how each step went at once."""
+
+    def __init__(self, step, flags):
+        self.step, self.flags = step, flags
+
+    def on_step_end(self, args, state, control, **kwargs):
+        for flag in self.flags if state.global_step == self.step else ():
+            setattr(control, flag, True)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        pass
+
+
 class FailInEvaluation(TrainerCallback):
     """Raises in the evaluation of a step, while the other processes go on: with the inputs, in forward, or after it."""
 
@@ -174,6 +188,8 @@ def events_of(job, trainer, rank):
         events.append(SlowEvaluation(**job["slow_evaluation"]))
     if "fail" in job and rank == job["fail"]["rank"]:
         events.append(Fail(job["fail"]["step"]))
+    if "ask" in job and rank == job["ask"]["rank"]:
+        events.append(Ask(job["ask"]["step"], job["ask"]["flags"]))
     if "fail_in_evaluation" in job and rank == job["fail_in_evaluation"]["rank"]:
         events.append(FailInEvaluation(trainer, **{k: v for k, v in job["fail_in_evaluation"].items() if k != "rank"}))
     if "only_group" in job:

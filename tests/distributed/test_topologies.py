@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import metrics_rows
 from kill import differences
 from launching import finish, launch, run, slow, start
 from safetensors.torch import load_file
@@ -109,6 +110,19 @@ def test_all_processes_skip_the_same_steps_on_the_device(job, kind):
         assert run(jobs[-1], 2, kind)[0].count("skipped: loss or gradient") == 2
     for step in (2, 4):
         assert differences(*(each["output_dir"] for each in jobs), step) == []
+
+
+def test_what_a_callback_of_one_process_asks_for_all_do(job):
+    """It also lets its process know of a skipped step before the other does."""
+    ask = {"rank": 0, "step": 2, "flags": ["should_log", "should_save", "should_evaluate", "should_training_stop"]}
+    options = {"max_steps": 6, "logging_steps": 100, "save_total_limit": None} | TWO
+    made = job("stopped", held_out=2, ask=ask, options=options)
+    run(made, 2)
+    assert (Path(made["output_dir"]) / "checkpoint-2").is_dir() and len(metrics_rows(made["output_dir"])) > 1
+    made = job("broken", ask=ask | {"flags": []}, skips={"rank": 1, "steps": [1, 2], "by": "device"},
+               options=options | {"max_skipped_steps": 2})  # fmt: skip
+    codes, outputs = finish(start(made, 2))
+    assert codes == [1, 1] and all("2 steps in a row had a non-finite loss" in output for output in outputs), outputs
 
 
 @pytest.mark.parametrize("kind", [slow("ddp"), "fsdp2", *ZERO])

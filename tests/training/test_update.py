@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.runs import assert_same, quick_arguments, weights
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import TrainerCallback
 
 from rfdetr_hf import RFDETRTrainer, build_optimizer, build_param_groups
@@ -231,6 +232,13 @@ def test_only_kernels_that_heed_the_flag_skip_on_the_device(make, possible):
     optimizer = make([{"params": []}, {"params": [weight]}])
     assert skips() == skips(device="cuda") == possible
     assert not skips(torch.amp.GradScaler("cpu")) and not skips(device="mps")
+    # A step that is none on the device would call the hooks all the same, also those of all optimizers.
+    every = register_optimizer_step_pre_hook, register_optimizer_step_post_hook
+    for register in (*every, optimizer.register_step_post_hook):
+        hook = register(lambda *_: None)
+        assert not skips()
+        hook.remove()
+    assert skips() == possible
     if possible:
         parallel = Parallel(SimpleNamespace(num_processes=1, scaler=None), SimpleNamespace(), torch.nn.Linear(2, 2))
         parallel.optimizer = optimizer

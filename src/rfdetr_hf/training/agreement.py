@@ -3,12 +3,13 @@
 import pickle
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 Result = TypeVar("Result")
+_FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
 BEAT = 5.0  # seconds from one word of a busy main process to the next
 _SHARED = "raised_on_all_processes"
 
@@ -75,3 +76,35 @@ def sendable(error: Exception) -> Exception:
     except Exception:  # noqa: BLE001 - of an exception's own making
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
+
+
+class Summing(Protocol):
+    """What adds up small numbers of all processes, and raises an error of one of them on all; `Parallel` does."""
+
+    def sum_on_hosts(self, *values: float) -> list[float]: ...
+
+    def raise_together(self, error: Exception | None) -> None: ...
+
+
+def agree_on_control(control: Any, parallel: Summing, settled: bool = True, failure: Exception | None = None) -> bool:
+    """Let all processes do what the callbacks of one of them ask for, or fail with it; all must call it.
+
+    Args:
+        control: of this process, a `TrainerControl`; gets the flags that are set on any.
+        parallel: of the run.
+        settled: whether this process knows how the latest step went.
+        failure: of this process, in place of an answer.
+
+    Returns:
+        Whether some process knows how the step went.
+
+    Raises:
+        Exception: the first failure.
+    """
+    values = parallel.sum_on_hosts(failure is not None, settled, *(getattr(control, name) for name in _FLAGS))
+    failed, known, *flags = map(bool, values)
+    if failed:
+        parallel.raise_together(failure)
+    for name, flag in zip(_FLAGS, flags, strict=True):
+        setattr(control, name, flag)
+    return known

@@ -1,15 +1,15 @@
 """How a run writes where it stands, and how it ends: the methods of `RFDETRTrainer` for it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from transformers import TrainerControl
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from ..hub.model_card import CardFacts
 from ..models.adapters import merge_adapters
-from .agreement import on_main
+from .agreement import agree_on_control, on_main
 from .card import card_facts
 from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.directory import MANIFEST
@@ -41,7 +41,31 @@ class EndingMethods(EvaluationMethods):
     pictures: RunPictures
     train_dataset: Any
     watchdog: Watchdog
+    _log_training: Callable[[], None]
+    _evaluate_and_track: Callable[..., bool]
     _takes_best = False  # whether the model in memory is the best one, after a training
+
+    def _fire_together(self, event: str) -> None:
+        """`_fire`, after which all processes are to do what a callback of one asks for."""
+        self._fire(event)
+        agree_on_control(self.control, self.parallel)
+
+    def _log_evaluate_save(self, epoch_finished: bool = False) -> None:
+        """Do what the callbacks ask for, alike on all processes; an event of each may ask for more."""
+        if self.control.should_log or self.state.global_step == self.state.max_steps:
+            self._log_training()
+            agree_on_control(self.control, self.parallel)
+        improved = False
+        if self.control.should_evaluate:
+            improved = self._evaluate_and_track(due=not epoch_finished)
+            agree_on_control(self.control, self.parallel)
+        if self.control.should_save or (improved and self.args.save_strategy == SaveStrategy.BEST):
+            self._announce_saved()
+            self._save(epoch_finished)
+            if self.args.async_save:
+                self.control.should_save = False
+            else:
+                self._fire_together("on_save")
 
     def _save(self, epoch_finished: bool = False, due: bool = False) -> None:
         """Write a checkpoint; `due`: the latest step's logging, evaluation and saving are still to be done."""

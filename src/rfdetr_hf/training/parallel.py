@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from transformers import PreTrainedModel
 
 from ..arguments.training import RFDETRTrainingArguments
@@ -138,7 +139,9 @@ class Parallel:
         device = self.accelerator.device.type
         if type(inner) not in _SKIPPING or self.accelerator.scaler is not None or device not in ("cuda", "cpu"):
             return False
-        hooks = inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks
+        # Those of all optimizers too (`torch.optim.optimizer.register_optimizer_step_pre_hook`).
+        every = _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+        hooks = every or inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks
         return not hooks and all(group["fused"] for group in inner.param_groups)
 
     @property

@@ -57,6 +57,10 @@ _RESTORED = ("epoch", "global_step", "log_history", "best_metric", "best_global_
              "stateful_callbacks")  # fmt: skip
 
 
+class TooManySkipped(RuntimeError):
+    """Steps in a row had a loss or gradient that is not finite; all processes find out, maybe not at once."""
+
+
 @dataclass
 class RunState(TrainerState):
     """All that a run is besides weights. Callbacks get it as their `TrainerState`, whose fields it has.
@@ -206,13 +210,13 @@ class RunState(TrainerState):
             limit: see below.
 
         Raises:
-            RuntimeError: it is the last of `limit` in a row.
+            TooManySkipped: it is the last of `limit` in a row.
         """
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         logger.warning("step %d skipped: loss or gradient is not finite; images %s", step, image_ids)
         if self.skipped_in_a_row >= max(limit, 1):
-            raise RuntimeError(
+            raise TooManySkipped(
                 f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient, lastly on images "
                 f"{image_ids}; look at their annotations, or lower learning_rate"
             )

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainerCallback, TrainerControl
 from transformers.trainer_callback import CallbackHandler
-from transformers.trainer_utils import SaveStrategy, TrainOutput, enable_full_determinism
+from transformers.trainer_utils import TrainOutput, enable_full_determinism
 
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.fingerprint import annotation_hash
@@ -26,14 +26,13 @@ from ..losses.points import derive_seed
 from ..models.adapters import has_adapters, merge_adapters
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
-from .agreement import is_shared, patiently_on_main
+from .agreement import agree_on_control, is_shared, patiently_on_main
 from .batch_size import decide_batch, keep_batch, settle_batch
 from .best import BestModel
 from .callbacks import concerns, own_callbacks
 from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
-from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
 from .checks import audit_splits, check_kinds, check_run, named_splits
 from .distributed import allow_tf32, build_accelerator, replace_precision
@@ -52,7 +51,7 @@ from .precision import keep_precision, settle_precision
 from .preemption import Noticed, PreemptionNotice
 from .record import RunRecord, hash_splits
 from .startup import startup_lines
-from .state import RunState
+from .state import RunState, TooManySkipped
 from .update import StepResult, Unsettled, loss_divisors, out_of_memory_advice, update_weights
 from .validation import Validation
 from .waiting import Batches, LoaderStuck, end_workers
@@ -338,7 +337,7 @@ class RFDETRTrainer(EndingMethods):
         if args.gradient_checkpointing:
             self.model.enable_activation_checkpointing()
         self.model.to(self.accelerator.device)
-        require_finite(self.model.state_dict(), "the model to train")
+        self.model.require_writable("the model to train")
         state.keep_callbacks(self.callback_handler.callbacks)  # names what could not be saved
         data = self.train_dataset
         if args.is_automatic_batch:
@@ -381,14 +380,14 @@ class RFDETRTrainer(EndingMethods):
     def _run_epochs(self) -> None:
         """Train from where the state stands to the last step, or until a callback ends the run."""
         state = self.state
-        self._fire("on_train_begin")
+        self._fire_together("on_train_begin")
         if state.stopped:
             logger.info("a callback had ended the run at step %d: it stays ended", state.global_step)
             self.control.should_training_stop = True
         if self.args.eval_on_start and state.global_step == 0:
             self._evaluate_and_track(due=False)
         while state.epochs_done < state.num_train_epochs and not self.control.should_training_stop:
-            self._fire("on_epoch_begin")
+            self._fire_together("on_epoch_begin")
             if state.due:
                 # The callbacks asked for it after the step that a preempted run ended with.
                 for name, value in state.due.items():
@@ -403,7 +402,7 @@ class RFDETRTrainer(EndingMethods):
                 if self.training_step(window, state).preempted:
                     self._save_and_leave(due=True)
                 self._log_evaluate_save()
-            self._fire("on_epoch_end")
+            self._fire_together("on_epoch_end")
             self._log_evaluate_save(epoch_finished=True)
             if self.parallel.sum_on_hosts(self.preemption.received)[0]:
                 self._save_and_leave(epoch_finished=True)
@@ -475,14 +474,19 @@ class RFDETRTrainer(EndingMethods):
         self._settle()  # the step before, now that the device has work for longer
         self.rate = present_rate(self.optimizer, args)
         update = update_weights(parallel, window_loss, lambda: self._fire("on_pre_optimizer_step"))
-        image_ids = [batch["labels"].fields["image_id"] for batch in window]
-        self._unsettled = Unsettled(step, update, self.losses.take(), image_ids)
-        if not parallel.skips_on_device or concerns(self.callback_handler.callbacks, "on_optimizer_step"):
+        self._unsettled = Unsettled(step, update, self.losses.take(), [b["labels"].fields["image_id"] for b in window])
+        failure = None
+        try:
+            if not parallel.skips_on_device or concerns(self.callback_handler.callbacks, "on_optimizer_step"):
+                self._settle()
+            state.count_step(sum(boxes))
+            self.stopwatch.steps += 1
+            self.stopwatch.images += sum(len(b["pixel_values"]) for b in window) * self.accelerator.num_processes
+            self._fire("on_step_end")
+        except TooManySkipped as error:  # others may learn of it a step later
+            failure = error
+        if agree_on_control(self.control, parallel, self._unsettled is None, failure):
             self._settle()
-        state.count_step(sum(boxes))
-        self.stopwatch.steps += 1
-        self.stopwatch.images += sum(len(b["pixel_values"]) for b in window) * self.accelerator.num_processes
-        self._fire("on_step_end")
         return StepResult(window_loss, *update, notices > 0)
 
     def _settle(self) -> None:
@@ -520,18 +524,6 @@ class RFDETRTrainer(EndingMethods):
         return batch_to_device(batch, self.accelerator.device, self.image_processor, self.model.config, scale)
 
     # ------------------------------------------------------------------------------------------------ between steps
-
-    def _log_evaluate_save(self, epoch_finished: bool = False) -> None:
-        if self.control.should_log or self.state.global_step == self.state.max_steps:
-            self._log_training()
-        improved = self._evaluate_and_track(due=not epoch_finished) if self.control.should_evaluate else False
-        if self.control.should_save or (improved and self.args.save_strategy == SaveStrategy.BEST):
-            self._announce_saved()
-            self._save(epoch_finished)
-            if self.args.async_save:
-                self.control.should_save = False
-            else:
-                self._fire("on_save")
 
     def _log_training(self) -> None:
         self._settle()

@@ -381,9 +381,11 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         """
         state = plain_state(self, self.state_dict()) if state_dict is None else state_dict
         require_finite(state, origin)
-        state = {official: state[name] for name, official in official_names(state).items()}
         with torch.device("meta"):
             fresh = type(self)(self.config).state_dict()
+        named = {official: state[name] for name, official in official_names(state).items()}
+        # Empty is a part of one that is spread over processes.
+        state = {name: own if own.numel() else fresh.get(name, own) for name, own in named.items()}
         shapes, needed = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (state, fresh))
         require_own_config(self.made_with, self.config, shapes, needed, origin)
         require_loadable(state, needed, self.config, origin)
