@@ -116,6 +116,8 @@ def log_line(state: TrainerState, logs: dict[str, float], weights: Mapping[str, 
     """
     head = f"step {state.global_step}/{state.max_steps} epoch {logs.get('epoch', state.epoch or 0):.2f}"
     if is_timing("train_runtime", logs):
+        if not logs["train_steps_per_second"]:
+            return f"{head} | end, without a step"
         speed = f"{logs['train_samples_per_second']:.1f} img/s, evaluations included"
         return f"{head} | end after {time_left(logs['train_runtime'])} | mean loss {logs['train_loss']:.4f} | {speed}"
     if not is_timing("eta", logs):  # an evaluation, or what a user logs

@@ -133,6 +133,7 @@ class EndingMethods(EvaluationMethods):
         """
         state, self._takes_best = self.state, False
         self._announce_saved()
+        state.count_seconds()
         with self.weights.averaged():
             last = self.directory.replacing(self.directory.last, state.global_step)
             self.weights.save_pretrained(last, self._card(), self.accelerator)
@@ -144,7 +145,7 @@ class EndingMethods(EvaluationMethods):
         metrics["train_skipped_steps"] = state.skipped_steps
         self.log(metrics)
         metrics["epoch"] = state.epoch or 0.0
-        self._report(runtime)
+        self._report()
         error: Exception | Noticed | None = None
         if self.test_dataset is not None:
             self.directory.set_status(step=state.global_step, message=f"{_TRAINED} and are being made")
@@ -154,7 +155,7 @@ class EndingMethods(EvaluationMethods):
                 best, last = (self.directory.best, state.best.step), (self.directory.last, state.global_step)
                 chosen = self.directory.replacing(*(best if takes_best else last))
                 self.weights.save_pretrained(chosen, self._card(), self.accelerator)
-                self._report(runtime)
+                self._report()
             except LockLost:
                 raise
             except (Exception, Noticed) as raised:  # noqa: BLE001 - raised when the training has come to its end
@@ -197,11 +198,11 @@ class EndingMethods(EvaluationMethods):
         logger.info("the model in memory is %s", source)
         return takes_best
 
-    def _report(self, runtime: float) -> None:
-        """Draw the course and write report.html; `runtime`: seconds of the training."""
+    def _report(self) -> None:
+        """Draw the course and write report.html, of a training that is over."""
         with self.watchdog.during("drawing"):
             self.pictures.course(self._card())
-            self.pictures.report(self._card(), self.state, seconds=runtime)
+            self.pictures.report(self._card(), self.state, is_over=True)
 
     def _tell_untested(self, error: Exception | Noticed) -> bool:
         """Say in log and status why there are no test scores; returns whether a resumed run would make them."""

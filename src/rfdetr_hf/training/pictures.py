@@ -153,7 +153,7 @@ class RunPictures:
                 save_curves(card.log_history, path)
 
     def report(
-        self, card: CardFacts, state: RunState, evaluation: Sequence[str] | None = None, seconds: float | None = None
+        self, card: CardFacts, state: RunState, evaluation: Sequence[str] | None = None, is_over: bool = False
     ) -> None:
         """Write report.html.
 
@@ -161,16 +161,16 @@ class RunPictures:
             card: what is known of the run.
             state: of the run.
             evaluation: what it says of the best model; default: as it stands there.
-            seconds: that the training took, once it is over.
+            is_over: whether the training is.
         """
         if not self.is_main:
             return
         with self._replacing("report.html") as path:
             kept = evaluation_of(self.root / "report.html") if evaluation is None else list(evaluation)
             # The checksum of a large model takes a while: once, at the end, or where the file may be another's.
-            there = checksum_of_model(self.root / "best") if seconds is not None else state.best_weights
+            there = checksum_of_model(self.root / "best") if is_over else state.best_weights
             holds_best = there is not None and there == state.best_weights and (self.root / "best" / MODEL).is_file()
-            facts = RunFacts(card, state, self.images, self.counts, self.root, seconds, self.plots, holds_best)
+            facts = RunFacts(card, state, self.images, self.counts, self.root, is_over, self.plots, holds_best)
             path.write_text(run_page(facts, kept), encoding="utf-8")
 
 

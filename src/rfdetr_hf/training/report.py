@@ -35,7 +35,7 @@ class RunFacts(NamedTuple):
         images: number of images by split.
         counts: objects by split.
         root: the run folder.
-        seconds: that the training took, None while it runs.
+        is_over: whether the training is.
         plots: whether pictures of the folder are shown.
         holds_best: whether `best/` is there and holds the best model.
     """
@@ -45,7 +45,7 @@ class RunFacts(NamedTuple):
     images: Mapping[str, int]
     counts: Mapping[str, ObjectCounts]
     root: Path
-    seconds: float | None
+    is_over: bool
     plots: bool
     holds_best: bool
 
@@ -102,16 +102,14 @@ def _summary(facts: RunFacts) -> list[str]:
         f"{objects:,} objects of {counted(config.num_labels or 0, 'class')}."
     ]
     done = f"step {state.global_step:,} of {state.max_steps:,} (epoch {state.epoch or 0:.1f})"
-    if facts.seconds is None:
-        lines.append(f"The training is at {done}.")
-    else:
-        lines.append(f"The training ended at {done} and took {time_left(facts.seconds)} (h:mm:ss).")
+    took = f" and took {time_left(state.seconds)} (h:mm:ss)" if state.seconds is not None else ""
+    lines.append(f"The training ended at {done}{took}." if facts.is_over else f"The training is at {done}.")
     if state.skipped_steps:
         lines.append(f"{state.skipped_steps} steps were skipped, since loss or gradient was not finite.")
     best = state.best
     if best.source is not None:
         weights = {"ema": "EMA", "raw": "raw"}[best.source]
-        scores, so_far = _scores(facts, "eval"), " so far" if facts.seconds is None else ""
+        scores, so_far = _scores(facts, "eval"), "" if facts.is_over else " so far"
         shown = [f"{_SCORES[n]} {scores[n]:.3f}" for n in ("map", "map_50") if n in scores]
         if without_raw(competing_names(best.metric)[0]) != "map" or not shown:
             shown.insert(0, f"{best.metric} {best.score:.3f}")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -79,6 +80,8 @@ class RunState(TrainerState):
         best: the best weights so far.
         best_weights: checksum of the weights in `best/`.
         identity: what a run that goes on from this one must have in common with it.
+        seconds: that the run has trained up to its latest checkpoint or its end, over all its parts; None where an
+            earlier checkpoint does not tell.
         objects_in_epoch: objects of the steps of this epoch that were taken since start or resume; not in checkpoints.
         loss_total, loss_steps: sum of the logged losses over the steps since start or resume; not in checkpoints.
     """
@@ -97,9 +100,11 @@ class RunState(TrainerState):
     best: BestModel = field(default_factory=lambda: BestModel("map"))
     best_weights: str | None = None
     identity: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = 0.0
     objects_in_epoch: float | None = None
     loss_total: float = 0.0
     loss_steps: int = 0
+    _counted: float | None = None  # up to when `seconds` are counted
 
     def begin(
         self,
@@ -179,6 +184,13 @@ class RunState(TrainerState):
         made._forget_best()
         return made
 
+    def count_seconds(self) -> None:
+        """Add the time since the last call to `seconds`; the first call begins to count."""
+        now = time.perf_counter()
+        if self.seconds is not None and self._counted is not None:
+            self.seconds += now - self._counted
+        self._counted = now
+
     @property
     def steps_left_in_epoch(self) -> int:
         """Optimizer steps until the epoch, or the run, ends."""
@@ -223,6 +235,7 @@ class RunState(TrainerState):
 
     def mark(self, control: TrainerControl, epoch_finished: bool, due: bool) -> None:
         """Note what the callbacks asked for, before a checkpoint; `due`: it is still to be done."""
+        self.count_seconds()
         self.epoch_finished, self.epoch_stopped = epoch_finished, control.should_epoch_stop
         self.stopped = control.should_training_stop and self.global_step < self.max_steps
         self.due = control.state()["args"] if due else {}
@@ -255,7 +268,7 @@ class RunState(TrainerState):
         """The position, the counts, the best and the identity."""
         kept = {name: getattr(self, name) for name in _KEPT}
         versions = {"format": FORMAT, "order": self.order, "epoch": self.epochs_done, "best": self.best.state_dict()}
-        return self.identity | versions | kept
+        return self.identity | versions | kept | {"seconds": self.seconds}
 
     def callback_state(self) -> dict[str, Any]:
         """The fields of `TrainerState`, as Transformers writes them."""
@@ -271,6 +284,7 @@ class RunState(TrainerState):
             setattr(self, name, callback_state[name])
         for name in _KEPT:
             setattr(self, name, progress[name])
+        self.seconds = progress.get("seconds")
         before, now = progress["arguments"], self.identity["arguments"]
         if "metric" in progress["best"]:  # else of an earlier version: the arguments tell
             rules = [[best.get(name) for name in RULE] for best in (self.best.state_dict(), progress["best"])]

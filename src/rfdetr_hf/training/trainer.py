@@ -251,6 +251,7 @@ class RFDETRTrainer(EndingMethods):
             except Noticed:
                 self._leave_unprepared()
             started, first_step = time.perf_counter(), self.state.global_step
+            self.state.count_seconds()
             self._in_training = True
             try:
                 self._run_epochs()
@@ -384,6 +385,9 @@ class RFDETRTrainer(EndingMethods):
         if state.stopped:
             logger.info("a callback had ended the run at step %d: it stays ended", state.global_step)
             self.control.should_training_stop = True
+        elif state.global_step >= state.max_steps:
+            logger.info("the run has all its %d steps, and nothing is left to train; a larger num_train_epochs or "
+                        "max_steps goes on", state.max_steps)  # fmt: skip
         if self.args.eval_on_start and state.global_step == 0:
             self._evaluate_and_track(due=False)
         while state.epochs_done < state.num_train_epochs and not self.control.should_training_stop:

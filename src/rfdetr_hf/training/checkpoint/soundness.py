@@ -139,7 +139,7 @@ def _check_progress(files: CheckpointFiles, step: int) -> None:
         "image_ids": _TEXT, "best_weights": _or_none(_TEXT),
         "data": _or_none(_Rule("a table of texts", lambda v: _is_table(v, _TEXT.holds))),
         "annotations": _or_none(_TEXT), "format": _or_none(_whole(1)), "order": _or_none(_whole(1)),
-        "ema_updates": _or_none(_whole()),
+        "ema_updates": _or_none(_whole()), "seconds": _or_none(_RATE),
     })  # fmt: skip
     _check(path, values["best"], {
         "score": _or_none(_NUMBER), "step": _or_none(_whole(0, step)),
