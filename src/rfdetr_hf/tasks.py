@@ -32,6 +32,12 @@ class Task:
     object_field: str | None
 
 
+BOXES_ALONE = (
+    "take boxes alone, with a model for detection such as --model nano (without a model: --task detection, "
+    "task='detection')"
+)
+"""What to do with data that has no masks or keypoints, or wrong ones."""
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (

@@ -84,7 +84,10 @@ class DataArguments:
             ValueError: `task` is given and another, or `keypoint_schema` or `missing_masks` to another task.
         """
         if self.task not in (None, model_task):
-            raise ValueError(f"task={self.task!r} contradicts the model, which is for {model_task}; leave task out")
+            raise ValueError(
+                f"task={self.task!r} contradicts the model, which is for {model_task}; leave task out, or choose "
+                f"a model for {self.task}"
+            )
         if self.keypoint_schema is not None and model_task != "keypoints":
             raise ValueError(f"keypoint_schema is for keypoint models, and this one is for {model_task}; leave it out")
         if self.missing_masks != "error" and model_task != "segmentation":

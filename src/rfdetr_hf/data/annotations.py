@@ -13,7 +13,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, NamedSplit, concatenate_datasets
 
 from ..choices import BOX_FORMATS, SHARD_CACHE, BoxFormat
-from ..tasks import TASKS, TaskName
+from ..tasks import BOXES_ALONE, TASKS, TaskName
 from .errors import DetectionDataError
 from .keypoints import ClassKeypoints, KeypointSchema
 from .schema import detection_features
@@ -114,7 +114,7 @@ class ReadOptions:
             return labels
         theirs = KeypointSchema(tuple(found))
         if not theirs.num_keypoints:
-            raise DetectionDataError(f"{source}: there are no keypoints; load it with task='detection'")
+            raise DetectionDataError(f"{source}: there are no keypoints; {BOXES_ALONE}")
         if self.keypoints and self.keypoints.num_keypoints_per_class != theirs.num_keypoints_per_class:
             raise DetectionDataError(
                 f"{source}: keypoint_schema has {self.keypoints.num_keypoints_per_class} keypoints per class, but the "

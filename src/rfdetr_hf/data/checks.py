@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..choices import counted
+from ..tasks import BOXES_ALONE
 from .annotations import Annotations, Boxes, Labels, MissingMasks, ReadOptions, name_box
 from .conventions import check_convention, to_xywh, warn_of_scale
 from .errors import Problems
@@ -431,7 +432,7 @@ def _note_moved_masks(
         (a, b), (c, d) = np.round(lines, 3).tolist()
         problems.add(
             f"{text}; x becomes that of the box by {a:g} x + {b:g}, and y by {c:g} y + {d:g}",
-            "the masks are of another size or part of the pictures: correct them, or load with task='detection'",
+            f"the masks are of another size or part of the pictures: correct them, or {BOXES_ALONE}",
         )
         return True
     logger.warning("%s: %s; look at the masks in rfdetr-hf data preview", problems.source, text)
@@ -452,7 +453,7 @@ def _settle_missing_masks(annotations: Annotations, missing: MissingMasks, probl
     without = np.flatnonzero(boxes.masks.is_null().to_numpy(zero_copy_only=False))
     if missing == "error" and len(without) == len(boxes.row) > 1:
         fault = f"none of the {len(without)} objects has a mask (polygon, run lengths or mask file)"
-        problems.add(fault, "train detection (--task detection), or use the boxes as masks (--missing_masks box)")
+        problems.add(fault, f"{BOXES_ALONE}, or use the boxes as masks (--missing_masks box)")
         return annotations
     if missing == "error":
         problems.add_all(
@@ -514,7 +515,7 @@ def _settle_keypoints(annotations: Annotations, problems: Problems) -> Annotatio
                 f"{name_box(annotations, i)}: field keypoints: all lie elsewhere than the box"
                 for i in np.flatnonzero(apart).tolist()
             ),
-            "correct these keypoints or boxes, delete the annotations, or load the data with task='detection'",
+            f"correct these keypoints or boxes, delete the annotations, or {BOXES_ALONE}",
         )
         return annotations
     _report(

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import ClassLabel, Dataset, Image
 
-from ...tasks import TASKS
+from ...tasks import BOXES_ALONE, TASKS
 from ..annotations import Annotations, Boxes, Labels, ReadOptions, build_dataset, map_ids, name_box
 from ..checks import drop_repeated_images, find_broken, settle
 from ..errors import DetectionDataError, Problems
@@ -103,7 +103,7 @@ def _read_split(dataset: Dataset, source: str, options: ReadOptions) -> _Split:
     if part is not None and part not in fields:
         raise DetectionDataError(
             f"{source}: task={options.task!r} needs the field objects.{part}, or a column of lists; names for it: "
-            f"{list(_ALIASES[part])}"
+            f"{list(_ALIASES[part])}; or {BOXES_ALONE}"
         )
     image_column = _image_column(dataset, source)
     names = _file_names(dataset, image_column)

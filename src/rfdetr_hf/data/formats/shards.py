@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 
-from ...tasks import TASKS
+from ...tasks import BOXES_ALONE, TASKS
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError
 from ..shards.cache import ShardCache, open_filesystem, with_retries
@@ -110,7 +110,7 @@ def read(found: Found, splits: Mapping[str, ShardList], options: ReadOptions) ->
     if part is not None and part not in fields:
         raise DetectionDataError(
             f"{found.source}: task={options.task!r} needs the field objects.{part}, and the shards have "
-            f"{sorted(fields)}; write them again with --task {options.task}"
+            f"{sorted(fields)}; write them again with --task {options.task}, or {BOXES_ALONE}"
         )
     others = {task.object_field for task in TASKS.values()} - {part, None}
     kept = {name: feature for name, feature in fields.items() if name not in others}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ....tasks import BOXES_ALONE
 from ...annotations import Annotations, Boxes, Labels, ReadOptions, map_ids
 from ...conventions import check_convention, to_xywh
 from ...errors import Problems
@@ -18,6 +19,8 @@ USUAL = "cxcywhn"
 _SLACK = 0.01
 # So many rows, and such a share of all, tell what rows are.
 _ENOUGH_ROWS, _NO_OUTLINES = 5, 0.25
+_NO_POLYGON = "a box without a polygon"
+_WITHOUT_POLYGONS = f"use boxes as masks (--missing_masks box), or {BOXES_ALONE}"
 
 
 @dataclass
@@ -60,7 +63,8 @@ class RowReader:
                 self._read_row(rows, image, parts)
                 rows.place.append(f"{path}:{number}")
             except ValueError as error:
-                problems.add(f"{path}:{number}: {error}", "correct these rows, or delete them")
+                remedy = _WITHOUT_POLYGONS if str(error) == _NO_POLYGON else "correct these rows, or delete them"
+                problems.add(f"{path}:{number}: {error}", remedy)
 
     def _read_row(self, rows: Rows, image: int, parts: list[str]) -> None:
         numbers = [_number(part) for part in parts]
@@ -69,7 +73,7 @@ class RowReader:
             raise ValueError(f"class {parts[0][:40]} is not among the names of {self.config.file.name}")
         box, polygon, points = self._split_row(numbers[1:])
         if self.options.task == "segmentation" and polygon is None and self.options.missing_masks == "error":
-            raise ValueError("a box without a polygon (--missing_masks box uses the box as mask)")
+            raise ValueError(_NO_POLYGON)
         rows.image.append(image)
         rows.category.append(category)
         rows.box.append(box)
