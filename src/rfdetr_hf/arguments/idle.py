@@ -37,7 +37,7 @@ _TABLES: dict[str, tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...
         ("augmentation", _joins_nothing, ("close_strong_augmentation_epochs",)),
         ("cache_images", lambda o: o.cache_images == "none", ("cache_images_gb",)),
         ("cache_images", lambda o: o.cache_images != "disk", ("cache_images_dir",)),
-        ("dataloader_num_workers", lambda o: not o.dataloader_num_workers, ("dataloader_prefetch_factor",)),
+        ("dataloader_num_workers", lambda o: o.dataloader_num_workers == 0, ("dataloader_prefetch_factor",)),
         ("torch_compile", lambda o: not o.torch_compile, ("torch_compile_backend",)),
         ("eval_strategy", lambda o: o.eval_strategy == "no", ("eval_delay",)),
         ("eval_strategy", lambda o: o.eval_strategy != "steps", ("eval_steps",)),

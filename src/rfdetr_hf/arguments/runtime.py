@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 STEP, MICRO_BATCH = 16, 4
 """Images of one optimizer step and of one micro-batch by default."""
+MOST_WORKERS = 8
 
 
 class RuntimeFacts:
@@ -20,6 +21,7 @@ class RuntimeFacts:
     per_device_train_batch_size: int | str
     gradient_accumulation_steps: int | None
     total_train_batch_size: int | None
+    dataloader_num_workers: int | None
 
     @property
     def device(self) -> "torch.device":
@@ -71,6 +73,15 @@ class RuntimeFacts:
     def micro_batches(self) -> int:
         """Micro-batches of one optimizer step; before a run has settled them, those of a single process."""
         return self.gradient_accumulation_steps or max((self.images_per_step or STEP) // self.train_batch_size, 1)
+
+    @property
+    def loader_workers(self) -> int:
+        """Worker processes of each loader: as asked for, or one for each core that is this process's, up to 8."""
+        if self.dataloader_num_workers is not None:
+            return self.dataloader_num_workers
+        allowed = getattr(os, "sched_getaffinity", None)
+        cores = len(allowed(0)) if allowed is not None else os.cpu_count() or 1
+        return max(min(cores // int(os.environ.get("LOCAL_WORLD_SIZE") or self.world_size), MOST_WORKERS), 1)
 
     @property
     def should_save(self) -> bool:

@@ -192,7 +192,12 @@ class RFDETRTrainingArguments(RuntimeFacts):
     )
     cache_images_gb: float = option(16, "Gigabytes of decoded pictures on this machine.", POSITIVE)
     cache_images_dir: str = option(PICTURE_CACHE, "Folder of cache_images=disk.")
-    dataloader_num_workers: int = option(2, "Worker processes of each loader.", FROM_0, group="data")
+    dataloader_num_workers: int | None = option(
+        None,
+        "Worker processes of each loader; default: one for each core of this process, at most 8.",
+        FROM_0,
+        group="data",
+    )
     dataloader_pin_memory: bool = option(
         True, "Pin batches when the device is a GPU.", no="Leave batches in pageable memory."
     )

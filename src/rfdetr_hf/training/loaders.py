@@ -276,7 +276,7 @@ def _options(args: RFDETRTrainingArguments, config: PreTrainedConfig, accelerato
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         size_divisor=config.size_divisor,
-        num_workers=args.dataloader_num_workers,
+        num_workers=args.loader_workers,
         pin_memory=args.dataloader_pin_memory and accelerator.device.type == "cuda",
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,

@@ -43,6 +43,7 @@ def startup_lines(
     processes, accumulation = accelerator.num_processes, args.micro_batches
     batch, images = args.train_batch_size, state.identity["images_per_step"]
     resumed = f"of the checkpoint at step {state.global_step}; began with " if state.global_step else ""
+    workers = args.loader_workers
     epochs = state.max_steps / state.steps_per_epoch
     warmup = f", warm-up {args.warmup_steps:g} steps" if args.warmup_steps else ""
     warmup += f", warm-up {args.warmup_epochs:g} epochs" if args.warmup_epochs else ""
@@ -52,7 +53,8 @@ def startup_lines(
         "weights": resumed + (parallel.model.weights_from or "random (no checkpoint was loaded)"),
         "data": _data(splits),
         "batch": f"{counted(images, 'image')} a step = {batch} on a device x {counted(accumulation, 'micro-batch')} x "
-        + counted(processes, "process"),
+        + f"{counted(processes, 'process')}, loaded by "
+        + (counted(workers, "worker") if workers else "the process"),
         "steps": f"{state.steps_per_epoch} an epoch, {state.max_steps} in all ({epochs:.4g} epochs)",
         "lr": f"{_rates(parallel.optimizer)}; schedule {args.lr_scheduler_type}{warmup}",
         "memory": _memory(parallel, weights),
