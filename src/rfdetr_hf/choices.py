@@ -72,13 +72,18 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: "1 box", "2 boxes"."""
-    if number == 1:
-        return f"{number} {noun}"
-    if noun.endswith(("s", "x", "ch", "sh")):
-        return f"{number} {noun}es"
-    return f"{number} {noun[:-1]}ies" if re.search("[^aeiou]y$", noun) else f"{number} {noun}s"
+_VERBS = {"is": "are", "has": "have", "was": "were", "reaches": "reach"}
+
+
+def counted(number: float, noun: str, verb: str = "") -> str:
+    """A number with its noun, and a verb that agrees: "1 box", "2 boxes", "2 pictures have", "1.5 epochs"."""
+    if number != 1:
+        verb = _VERBS.get(verb, verb.removesuffix("s"))
+        if noun.endswith(("s", "x", "ch", "sh")):
+            noun += "es"
+        else:
+            noun = f"{noun[:-1]}ies" if re.search("[^aeiou]y$", noun) else f"{noun}s"
+    return f"{f'{number:g}' if isinstance(number, float) else number} {noun} {verb}".rstrip()
 
 
 def plain_name(name: str) -> str:

@@ -164,8 +164,8 @@ def audit_dataset(
     if beyond := [os.path.basename(picture.name) for picture in scan.pictures if picture.beyond]:
         low, high = report.value_range or (0, 0)
         logger.warning(
-            "%s: %d pictures have values beyond %g to %g, which are cut off, such as %s", name, len(beyond), low, high,
-            ", ".join(sorted(beyond)[:_EXAMPLES]),
+            "%s: %s values beyond %g to %g, which are cut off, such as %s", name,
+            counted(len(beyond), "picture", "has"), low, high, ", ".join(sorted(beyond)[:_EXAMPLES]),
         )  # fmt: skip
     return report
 

@@ -136,7 +136,10 @@ def find_broken(annotations: Annotations, problems: Problems) -> None:
         )
     ids, counts = np.unique(annotations.image_id, return_counts=True)
     problems.add_all(
-        (f"image id {i}: used by {count} images" for i, count in zip(ids[counts > 1], counts[counts > 1], strict=True)),
+        (
+            f"image id {i}: used by {counted(count, 'image')}"
+            for i, count in zip(ids[counts > 1], counts[counts > 1], strict=True)
+        ),
         "give every image of a split an id of its own (a Hub data set without the column image_id is numbered by row)",
     )
     boxes = annotations.boxes
@@ -204,8 +207,8 @@ def drop_repeated_images(
     if not keep.all():
         names = ", ".join(str(annotations.file_name[row]) for row in np.flatnonzero(~keep)[:_EXAMPLES].tolist())
         logger.warning(
-            "%s: dropped %d entries of files that are listed twice with the same boxes: %s",
-            annotations.source, int((~keep).sum()), names,
+            "%s: dropped %s of files that are listed twice with the same boxes: %s",
+            annotations.source, counted(int((~keep).sum()), "entry"), names,
         )  # fmt: skip
     return keep
 
@@ -452,7 +455,7 @@ def _settle_missing_masks(annotations: Annotations, missing: MissingMasks, probl
         return annotations
     without = np.flatnonzero(boxes.masks.is_null().to_numpy(zero_copy_only=False))
     if missing == "error" and len(without) == len(boxes.row) > 1:
-        fault = f"none of the {len(without)} objects has a mask (polygon, run lengths or mask file)"
+        fault = f"none of {counted(len(without), 'object')} has a mask (polygon, run lengths or mask file)"
         problems.add(fault, f"{BOXES_ALONE}, or use the boxes as masks (--missing_masks box)")
         return annotations
     if missing == "error":
@@ -466,7 +469,7 @@ def _settle_missing_masks(annotations: Annotations, missing: MissingMasks, probl
     order = np.arange(len(boxes.row))
     order[without] = len(boxes.row) + np.arange(len(without))
     filled = pa.concat_arrays([boxes.masks, mask_array([[polygon] for polygon in corners])]).take(pa.array(order))
-    logger.warning("%s: %d objects without a mask use their box as mask", annotations.source, len(without))
+    logger.warning("%s: %s the box as mask", annotations.source, counted(len(without), "object without a mask", "has"))
     return replace(annotations, boxes=replace(boxes, masks=filled))
 
 

@@ -278,8 +278,7 @@ def _contradicted(split: str, errors: Sequence[LabelError]) -> list[Finding]:
             for each in mine[:_EXAMPLES]
         )  # fmt: skip
         if mine:
-            what = "objects" if kind == "overlooked" else "boxes"
-            text = f"{len(mine)} {what} {text}, the likeliest first"
+            text = f"{counted(len(mine), 'object' if kind == 'overlooked' else 'box')} {text}, the likeliest first"
             found.append(Finding(f"labels: {kind}", split, len(mine), text, False, examples))
     return found
 
@@ -323,34 +322,35 @@ def find_in_annotations(
     boxes = _boxes_of(dataset)
     sides, found = boxes.bbox[:, 2:], list[Finding]()
 
-    def add(kind: str, where: Any, text: str, serious: bool = True) -> None:
+    def add(kind: str, where: Any, verb: str, text: str, serious: bool = True) -> None:
         if len(at := np.flatnonzero(where)):
             examples = _examples(dataset, split, boxes.row[at], boxes.place[at])
-            found.append(Finding(kind, split, len(at), f"{len(at)} boxes {text}", serious, examples))
+            found.append(Finding(kind, split, len(at), f"{counted(len(at), 'box', verb)} {text}", serious, examples))
 
-    add("degenerate boxes", (sides < _SMALLEST).any(axis=1), f"have a side below {_SMALLEST:g} pixel")
+    add("degenerate boxes", (sides < _SMALLEST).any(axis=1), "has", f"a side below {_SMALLEST:g} pixel")
     beyond = (boxes.bbox[:, :2] < -0.5) | (boxes.bbox[:, :2] + sides > boxes.frame + 0.5)
-    add("boxes outside", beyond.any(axis=1), "reach out of their image")
-    add("duplicate boxes", _twice(boxes), "cover another one of their class (IoU above 0.95)")
+    add("boxes outside", beyond.any(axis=1), "reaches", "out of the image")
+    add("duplicate boxes", _twice(boxes), "covers", "another one of the class (IoU above 0.95)")
     aspect = sides.max(axis=1, initial=0) / np.maximum(sides.min(axis=1, initial=np.inf), 1e-9)
     add("extreme aspect", (aspect > _EXTREME_ASPECT) & (sides >= _SMALLEST).all(axis=1),
-        f"are more than {_EXTREME_ASPECT:g} times as long as wide", serious=False)  # fmt: skip
+        "is", f"more than {_EXTREME_ASPECT:g} times as long as wide", serious=False)  # fmt: skip
     if resolution is not None and len(sides):
         small = (sides * resolution / boxes.frame).min(axis=1) < _SMALL_INPUT
         if small.mean() > _SMALL_SHARE:
             text = (
-                f"({100 * small.mean():.0f} %) are narrower than {_SMALL_INPUT:g} pixels at resolution {resolution}: "
+                f"narrower than {_SMALL_INPUT:g} pixels at resolution {resolution} ({100 * small.mean():.0f} %): "
                 "train at a larger one, or cut the images into tiles"
             )
-            add("small boxes", small, text, serious=False)
+            add("small boxes", small, "is", text, serious=False)
     counts = np.bincount(boxes.row, minlength=len(dataset))
     if num_queries is not None and (counts > num_queries).any():
         rows = np.flatnonzero(counts > num_queries)
-        text = f"{len(rows)} images have more objects than the {num_queries} queries of the model, up to {counts.max()}"
+        text = f"more objects than the {num_queries} queries of the model, up to {counts.max()}"
+        text = f"{counted(len(rows), 'image', 'has')} {text}"
         found.append(Finding("crowding", split, len(rows), text, True, _examples(dataset, split, rows)))
     empty = int((counts == 0).sum()) if isinstance(dataset, ShardedDataset) else report.num_empty_images
     if len(dataset) and empty > _BACKGROUND_SHARE * len(dataset):
-        text = f"{empty} of {len(dataset)} images have no objects"
+        text = f"{counted(empty, 'image', 'has')} no objects, of {len(dataset)}"
         examples = _examples(dataset, split, np.flatnonzero(counts == 0))
         found.append(Finding("background", split, empty, text, False, examples))
     return found
@@ -378,27 +378,29 @@ def _faults(split: str, scan: Scan) -> list[Finding]:
     bad = [(int(row), each) for row, each in zip(scan.rows, scan.pictures, strict=True) if each.fault]
     if bad:
         examples = tuple(Example(split, row, each.name) for row, each in bad[:_EXAMPLES])
-        text = f"{len(bad)} pictures cannot be used: {'; '.join(each.fault for _, each in bad[:3])}"
+        text = f"{counted(len(bad), 'picture')} cannot be used: {'; '.join(each.fault for _, each in bad[:3])}"
         found.append(Finding("unreadable pictures", split, len(bad), text, True, examples))
-    for kind, text, chosen in (
+    for kind, verb, text, chosen in (
         (
             "EXIF orientation",
-            "pictures are turned or mirrored by their EXIF tag; boxes are read in the shown picture",
+            "is",
+            "turned or mirrored by the EXIF tag; boxes are read in the shown picture",
             lambda each: each.turned,
         ),
         (
             "EXIF not followed",
-            "pictures have an EXIF tag and the annotated width and height of the stored pixels; boxes "
-            "are read in these",
+            "has",
+            "an EXIF tag and the annotated width and height of the stored pixels; boxes are read in these",
             lambda each: each.orientation != 1 and not each.turned and not each.fault,
         ),
-        ("pages", "pictures have several pages or frames, of which the first is used", lambda each: each.pages > 1),
-        ("cut values", "pictures have values beyond the range of the data set, which are cut off", lambda p: p.beyond),
+        ("pages", "has", "several pages or frames, of which the first is used", lambda each: each.pages > 1),
+        ("cut values", "has", "values beyond the range of the data set, which are cut off", lambda p: p.beyond),
     ):
         rows = [(int(row), p) for row, p in zip(scan.rows, scan.pictures, strict=True) if chosen(p)]
         if rows:
             examples = tuple(Example(split, row, each.name) for row, each in rows[:_EXAMPLES])
-            found.append(Finding(kind, split, len(rows), f"{len(rows)} {text}", False, examples))
+            text = f"{counted(len(rows), 'picture', verb)} {text}"
+            found.append(Finding(kind, split, len(rows), text, False, examples))
     return found
 
 
@@ -440,7 +442,7 @@ def _copies(scans: Mapping[str, Scan], near: bool) -> list[Finding]:
             if each.digest:
                 by_digest[each.digest].append(Example(name, int(row), each.name))
     groups = [group for group in by_digest.values() if len(group) > 1]
-    found = _copy_findings(groups, "duplicate pictures", "have the same bytes")
+    found = _copy_findings(groups, "duplicate pictures", "has", "the same bytes as another one")
     if near:
         examples, hashes = [], []
         for name, scan in scans.items():
@@ -451,7 +453,7 @@ def _copies(scans: Mapping[str, Scan], near: bool) -> list[Finding]:
                     hashes.append(int(each.near, 16))
         pairs = _near_pairs(np.array(hashes, np.uint64))
         groups = [[examples[a], examples[b]] for a, b in pairs]
-        found += _copy_findings(groups, "near duplicates", "look nearly the same")
+        found += _copy_findings(groups, "near duplicates", "looks", "nearly the same as another one")
     return found
 
 
@@ -474,7 +476,7 @@ def _near_pairs(hashes: np.ndarray) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-def _copy_findings(groups: Iterable[Sequence[Example]], kind: str, text: str) -> list[Finding]:
+def _copy_findings(groups: Iterable[Sequence[Example]], kind: str, verb: str, text: str) -> list[Finding]:
     by_splits: dict[tuple[str, ...], list[Sequence[Example]]] = defaultdict(list)
     for group in groups:
         by_splits[tuple(dict.fromkeys(example.split for example in group))].append(group)
@@ -483,9 +485,7 @@ def _copy_findings(groups: Iterable[Sequence[Example]], kind: str, text: str) ->
         count = sum(len(group) for group in members) - len(members)
         across = f", in {' and '.join(splits)}: scores are of pictures that were seen" if len(splits) > 1 else ""
         examples = tuple(example for group in members for example in group)[:_EXAMPLES]
-        words = (
-            f"{count} pictures {text} as another one{across}" if kind[0] == "d" else f"{count} pictures {text}{across}"
-        )
+        words = f"{counted(count, 'picture', verb)} {text}{across}"
         found.append(Finding(kind, ", ".join(splits), count, words, len(splits) > 1 or kind[0] == "d", examples))
     return found
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset
 
+from ..choices import counted
 from .errors import DetectionDataError
 from .scan import known_digest
 from .schema import class_names, unchunked
@@ -58,7 +59,7 @@ def check_data_hash(splits: Mapping[str, Dataset], expected: Mapping[str, Any], 
         raise ValueError(f"data_hash: kind={kind!r} is not known; choose one of {', '.join(KINDS)}")
     named = {name: str(value) for name, value in expected.items() if name != "kind"}
     found = data_hash({name: split for name, split in splits.items() if name in named}, kind)
-    changed = [f"{name} ({len(splits[name])} images)" if name in splits else f"{name} (missing)"
+    changed = [f"{name} ({counted(len(splits[name]), 'image')})" if name in splits else f"{name} (missing)"
                for name, value in named.items() if found.get(name) != value]  # fmt: skip
     if changed:
         raise DetectionDataError(

@@ -23,10 +23,10 @@ from .shards.dataset import AnySplit
 __all__ = ["LABEL_ERRORS", "Annotated", "Detected", "LabelError", "find_label_errors", "rank_label_errors"]
 
 LABEL_ERRORS = {
-    "swapped": "have another class than the model finds there",
-    "overlooked": "are found by the model and have no box",
-    "badly located": "lie elsewhere than the model finds them",
-    "on nothing": "are on nothing that the model finds",
+    "swapped": "of another class than the model finds there",
+    "overlooked": "without a box, found by the model",
+    "badly located": "boxed elsewhere than the model does it",
+    "on nothing": "where the model finds nothing",
 }
 _SAME = 0.5  # IoU from which on two boxes are of one object
 _TOUCHES = 0.05

@@ -214,8 +214,8 @@ def _with_shares(weights: np.ndarray, parts: Sequence[Source], counts: Sequence[
     pieces = np.split(weights, np.cumsum(counts)[:-1])
     for part, share, count in zip(parts, shares, counts, strict=True):
         logger.info(
-            "sources: %s: %.4g %% of the training samples, %d images, each %.3g times an epoch on average",
-            part.name_or_path, 100 * share, count, share * sum(counts) / count,
+            "sources: %s: %.4g %% of the training samples, %s, each %.3g times an epoch on average",
+            part.name_or_path, 100 * share, counted(count, "image"), share * sum(counts) / count,
         )  # fmt: skip
     return np.concatenate([share * piece / piece.sum() for share, piece in zip(shares, pieces, strict=True)])
 

@@ -124,15 +124,15 @@ def _report_unlabelled(split: Dataset, name: str, source: str) -> None:
         return
     names, total = class_names(split), len(split)
     logger.info(
-        "%s: %s split: %d of %d classes are labelled in all of %d images; where one is not, it is no negative",
-        source, name, int((counts == total).sum()), len(names), total,
+        "%s: %s split: %d of %s labelled in all of %s; where one is not, it is no negative",
+        source, name, int((counts == total).sum()), counted(len(names), "class"), counted(total, "image"),
     )  # fmt: skip
     nowhere = [label for label, count in zip(names, counts.tolist(), strict=True) if not count]
     if nowhere:
         effect = "nothing teaches where they are not" if name == "train" else "their false detections are not counted"
         logger.warning(
-            "%s: %s split: %d classes are labelled completely in no image, such as %s: %s",
-            source, name, len(nowhere), ", ".join(nowhere[:_EXAMPLES]), effect,
+            "%s: %s split: %s labelled completely in no image, such as %s: %s",
+            source, name, counted(len(nowhere), "class", "is"), ", ".join(nowhere[:_EXAMPLES]), effect,
         )  # fmt: skip
 
 
@@ -167,8 +167,8 @@ def _report_repeated(split: Dataset, name: str, source: str) -> None:
                     f"{[names[i] for i in sorted(both)]}; have it in one source, or give the sources different classes"
                 )
     logger.warning(
-        "%s: %s split: %d images are there several times, such as %s: what one row labels and another does not is "
-        "taught by one of them alone", source, name, len(repeated), ", ".join(list(repeated)[:_EXAMPLES]),
+        "%s: %s split: %s there several times, such as %s: what one row labels and another does not is taught by one "
+        "of them alone", source, name, counted(len(repeated), "image", "is"), ", ".join(list(repeated)[:_EXAMPLES]),
     )  # fmt: skip
 
 
@@ -197,8 +197,8 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
     if found is None:
         return dict(splits)
     logger.warning(
-        "%s: %d pictures have more than 8 bits; their values %g to %g become 0 to 255, in training and in prediction",
-        source, count, *found,
+        "%s: %s more than 8 bits; values %g to %g become 0 to 255, in training and in prediction",
+        source, counted(count, "picture", "has"), *found,
     )  # fmt: skip
     return {
         name: split.add_column("value_range", [list(found)] * len(split), feature=List(Value("float64"), length=2))
@@ -224,13 +224,14 @@ def _with_stored_frames(
         unclear[name] = fits & fits_upright
     if not (count := sum(int(each.sum()) for each in unclear.values())) or (shown and not stored):
         return splits
-    text = "%s: %d pictures with an EXIF tag have one size as stored and as shown (half turns, mirrors, squares): "
+    text = "%s: %s with an EXIF tag and one size as stored and as shown (half turns, mirrors, squares): "
     if stored and not shown:
-        logger.warning(text + "their boxes are read as stored, as %d others say by their size", source, count, stored)
+        pictures = counted(count, "picture"), counted(stored, "other")
+        logger.warning(text + "boxes are read as stored, as the size of %s says", source, *pictures)
         return {n: split.add_column("as_stored", unclear[n], feature=Value("bool")) for n, split in splits.items()}
-    text += "their boxes are read as shown, and of others %d say so by their size and %d the contrary; look at them in "
+    text += "boxes are read as shown, and of others %d say so by the size and %d the contrary; look at them in "
     text += "rfdetr-hf data preview, and remove the tags if that is wrong"
-    logger.warning(text, source, count, shown, stored)
+    logger.warning(text, source, counted(count, "picture"), shown, stored)
     return splits
 
 
@@ -252,11 +253,11 @@ def _check_cut(pictures: Iterable[Any], count: int, place: str) -> None:
             brightest, name = max((brightest, name), (high, str(example.get("file_name") or example["image_id"])))
     if 0 <= brightest < _OF_14_BITS:
         raise DetectionDataError(
-            f"{place}: {count} pictures, such as {name}, have 16 bits a colour, of which Pillow keeps the upper 8, and "
-            f"these go up to {brightest} of 255: numbers of 10, 12 or 14 bits become nearly black; write the pictures "
-            "with 8 bits a colour"
+            f"{place}: {counted(count, 'picture', 'has')} 16 bits a colour, such as {name}, of which Pillow keeps the "
+            f"upper 8, and these go up to {brightest} of 255: numbers of 10, 12 or 14 bits become nearly black; write "
+            "the pictures with 8 bits a colour"
         )
-    logger.warning("%s: of %d pictures with 16 bits a colour the upper 8 are used", place, count)
+    logger.warning("%s: of %s with 16 bits a colour the upper 8 are used", place, counted(count, "picture"))
 
 
 def _heads(split: Dataset) -> np.ndarray:
@@ -313,8 +314,8 @@ def _report_shared(
                 "them"
             )
     logger.warning(
-        "%s: %d images are in the splits %s and %s, such as %s: scores on %s are of images that were seen",
-        source, len(shared), first, second, ", ".join(list(shared)[:_EXAMPLES]), second,
+        "%s: %s in the splits %s and %s, such as %s: scores on %s are of images that were seen",
+        source, counted(len(shared), "image", "is"), first, second, ", ".join(list(shared)[:_EXAMPLES]), second,
     )  # fmt: skip
 
 

@@ -231,8 +231,8 @@ def _read_sources(
     splits = mix(sources, load, options.class_names, factors)
     if share is not None and "validation" in splits:
         logger.warning(
-            "sources: their validation splits, %d images, are not used: validation_split=%s holds out training images "
-            "instead", len(splits.pop("validation")), share,
+            "sources: their validation splits, %s, are not used: validation_split=%s holds out training images "
+            "instead", counted(len(splits.pop("validation")), "image"), share,
         )  # fmt: skip
     return splits
 
@@ -263,7 +263,7 @@ def _stored(stream: IterableDataset) -> Dataset:
         kind = "" if isinstance(cause, DetectionDataError) else f"{type(cause).__name__}: "
         raise DetectionDataError(f"{split} split: the stream cannot be read into the cache: {kind}{cause}") from error
     size = (rows.dataset_size or 0) / 1e6
-    logger.info("%s: %d rows of the stream, %.0f MB, are in the cache of datasets", split, len(rows), size)
+    logger.info("%s: %s of the stream, %.0f MB, in the cache of datasets", split, counted(len(rows), "row"), size)
     return cast(Dataset, rows)
 
 

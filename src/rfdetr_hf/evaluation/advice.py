@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..choices import counted
 from .analysis import DetectionAnalysis
 from .error_types import KINDS
 from .metrics import highest_rejected
@@ -57,8 +58,8 @@ def class_advice(analysis: DetectionAnalysis) -> list[str]:
         else:
             mine = kinds[above & matches.wrong & (matches.category == k)]
             kind = KINDS[np.bincount(mine, minlength=len(KINDS)).argmax()]
-            found_alone = f"{costs[worst]} wrong detections beside {objects} objects, most of the type {kind}: "
-            text = found_alone + _AGAINST.get(kind, _AGAINST["background"])
-        few = f"Only {objects} objects: the scores are uncertain. " if objects < _FEW else ""
+            beside = f"{counted(costs[worst], 'wrong detection')} beside {counted(objects, 'object')}"
+            text = f"{beside}, most of the type {kind}: " + _AGAINST.get(kind, _AGAINST["background"])
+        few = f"Only {counted(objects, 'object')}: the scores are uncertain. " if objects < _FEW else ""
         lines.append(few + text)
     return lines

@@ -5,10 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..choices import counted
 from .backends import Evaluation
 from .confusion import confusion_matrix
 from .error_types import ErrorTypes, error_types
 from .metrics import COCO_LIMITS, OperatingCurves, class_table, highest_rejected, operating_curves
+
+_NAMED = 5  # classes of a note
 
 
 class ImageErrors(NamedTuple):
@@ -84,29 +87,35 @@ class DetectionAnalysis:
         evaluation, truths, notes = self.evaluation, self.evaluation.truths, []
         silent = [row["name"] for row in self.per_class() if row["objects"] and row["best_threshold"] is None]
         if silent:
-            notes.append(f"no best_threshold for {', '.join(silent)}: no correct detection yet, at any confidence")
+            rest = len(silent) - _NAMED
+            more = f" and {rest} more, as the table of the classes (per_class.csv) says" if rest > 0 else ""
+            named = f"{', '.join(silent[:_NAMED])}{more}"
+            notes.append(f"no best_threshold for {named}: no correct detection yet, at any confidence")
         there = ~truths.ignored
         limit, per_image = evaluation.limits[-1], np.bincount(truths.image[there], minlength=len(evaluation.image_ids))
         cells = np.bincount(truths.image[there] * np.int64(len(evaluation.category_ids)) + truths.category[there])
         if hidden := np.maximum(cells - limit, 0).sum():
             option = "" if evaluation.iou_type == "keypoints" else "; raise max_dets"
             notes.append(
-                f"{(cells > limit).sum()} times an image has more than {limit} objects of a class, the limit of "
-                f"detections: at least {hidden} objects count as missed, whatever the detector finds{option}"
+                f"{counted((cells > limit).sum(), 'time')} an image has more than {limit} objects of a class, the "
+                f"limit of detections: at least {counted(hidden, 'object', 'counts')} as missed, whatever the detector "
+                f"finds{option}"
             )
         standard = COCO_LIMITS[evaluation.iou_type][-1]
         if standard < limit and (hidden := np.maximum(cells - standard, 0).sum()):
             notes.append(
-                f"{(cells > standard).sum()} times an image has more than {standard} objects of a class, and map, "
-                f"mar_{standard} and the table of the classes count {standard} detections of each: at least {hidden} "
-                f"objects are missed there, whatever the detector finds; map_at_{limit} and mar_{limit} count {limit}"
+                f"{counted((cells > standard).sum(), 'time')} an image has more than {standard} objects of a class, "
+                f"and map, mar_{standard} and the table of the classes count {standard} detections of each: at least "
+                f"{counted(hidden, 'object', 'is')} missed there, whatever the detector finds; map_at_{limit} and "
+                f"mar_{limit} count {limit}"
             )
         found = np.bincount(evaluation.detections.rows["image"], minlength=len(per_image)).max(initial=0)
         # A model gives each image as many detections as it has queries: more objects cannot be found.
         if (crowded := per_image > found).any() and self.curves.true_positives.any():
             notes.append(
-                f"{crowded.sum()} images have more objects (up to {per_image.max()}) than any image has detections "
-                f"({found}): a model finds no more than its num_queries, and detections below a threshold are missing"
+                f"{counted(crowded.sum(), 'image', 'has')} more objects (up to {per_image.max()}) than any image has "
+                f"detections ({found}): a model finds no more than its num_queries, and detections below a threshold "
+                "are missing"
             )
         return notes
 

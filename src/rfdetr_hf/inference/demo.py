@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..bit_depth import upright_rgb
-from ..choices import install_hint
+from ..choices import counted, install_hint
 from ..drawing import DrawingStyle, draw_detections
 from ..tasks import TASKS
 from .detector import ImageDetector, above, class_thresholds, load_detector
@@ -125,7 +125,8 @@ class _Viewer:
         kept = {name: value for name, value in found.items() if name in ("scores", "labels", *parts)}
         # A box that is not finite is not drawn, and has no label.
         kept.setdefault("boxes", torch.full_like(found["boxes"], torch.nan))
-        return draw_detections(picture, kept, self.id2label, 0.0, self.style), f"{took}, {len(rows)} objects", rows
+        drawn = draw_detections(picture, kept, self.id2label, 0.0, self.style)
+        return drawn, f"{took}, {counted(len(rows), 'object')}", rows
 
     def look_and_show(self, picture: Image.Image | None, *choices: Any) -> tuple[Image.Image | None, str]:
         """Both, for a picture that is seen once."""
@@ -134,9 +135,8 @@ class _Viewer:
     def about(self, name_or_path: str) -> str:
         """A sentence on the model, and where its card is."""
         side, card = self.config.resolution, Path(name_or_path) / "README.md"
-        text = (
-            f"{TASKS[self.detect.model.task].title.capitalize()}, {len(self.id2label)} classes, {side} × {side} pixels."
-        )
+        title, classes = TASKS[self.detect.model.task].title.capitalize(), counted(len(self.id2label), "class")
+        text = f"{title}, {classes}, {side} × {side} pixels."
         if Path(name_or_path).exists():
             return f"{text} Model card: `{card}`" if card.is_file() else text
         return f"{text} [Model card](https://huggingface.co/{self.config._name_or_path})"

@@ -109,7 +109,9 @@ def predict(
     for path in files.paths:
         tell(f"{path}: {counted(files.count, 'image')}")
     if skipped and not files.count:
-        raise ValueError(f"none of the images can be used; {len(skipped)} were skipped, the first is {skipped[0]}")
+        raise ValueError(
+            f"none of the images can be used; {counted(len(skipped), 'file', 'was')} skipped, the first is {skipped[0]}"
+        )
     if skipped:
         tell(f"skipped or not complete: {counted(len(skipped), 'file')}; see above")
     return Predicted(files.count, skipped)

@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..choices import counted
 from .boxes import box_measures, pair_terms
 from .types import PackedObjects, QueryMatches, to_device
 
@@ -227,7 +228,7 @@ def matching_by(device: torch.device) -> str:
     """What solves the assignment on a device, in words."""
     if use_batched_solver(device):
         return f"{' and '.join(solver_distributions()) or _SOLVER} on the device"
-    return f"SciPy on the CPU, up to {num_threads(device)} threads"
+    return f"SciPy on the CPU, up to {counted(num_threads(device), 'thread')}"
 
 
 def num_threads(device: torch.device) -> int:

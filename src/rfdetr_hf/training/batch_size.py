@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..arguments.training import RFDETRTrainingArguments
+from ..choices import counted
 from ..data.pipeline.collate import PackedTargets
 from ..data.pipeline.picture_cache import free_memory
 from ..data.pipeline.presets import read_augmentation
@@ -143,7 +144,7 @@ def keep_batch(args: RFDETRTrainingArguments, checkpoint: Path, processes: int) 
     total, before = int(written["images_per_step"]), int(written["arguments"]["per_device_train_batch_size"])
     if args.total_train_batch_size not in (None, total):
         raise ValueError(
-            f"{checkpoint} was written with {total} images in an optimizer step, and this run has "
+            f"{checkpoint} was written with {counted(total, 'image')} in an optimizer step, and this run has "
             f"total_train_batch_size={args.total_train_batch_size}; leave it out, or start a new run from its weights"
         )
     share = _share(total, processes)
@@ -183,8 +184,9 @@ def decide_batch(
     _set(args, int(min(found)), share, total)
     if parallel.accelerator.is_main_process:
         logger.info(
-            "%s: %s; %d images of %d x %d pixels with %d objects need %s of the %s that may be used", _AUTO,
-            _in_words(args, processes), probed.batch_size, work.height, work.width, work.objects,
+            "%s: %s; %s of %d x %d pixels with %s %s of the %s that may be used", _AUTO,
+            _in_words(args, processes), counted(probed.batch_size, "image"), work.height, work.width,
+            counted(work.objects, "object") + (" needs" if probed.batch_size == 1 else " need"),
             memory_size(probed.needed), memory_size(probed.limit),
         )  # fmt: skip
 
@@ -264,7 +266,7 @@ def _probe(parallel: Parallel, share: int, loss_of: Callable[[int], Tensor], wor
             probed = largest_that_fits(_divisors(share), lambda n: _on_device(model, device, n, loss_of, beside))
     release(device)
     if probed.batch_size == 0:
-        one = f"one image of {work.height} x {work.width} pixels with {work.objects} objects"
+        one = f"one image of {work.height} x {work.width} pixels with {counted(work.objects, 'object')}"
         needs = f"needs {memory_size(probed.needed)}, and {memory_size(probed.limit)} may be used"
         raise torch.OutOfMemoryError(f"{_AUTO}: {one} {needs if probed.needed else 'does not fit'}")
     return probed
@@ -390,6 +392,7 @@ def _set(args: RFDETRTrainingArguments, batch_size: int, share: int, total: int)
 
 def _in_words(args: RFDETRTrainingArguments, processes: int) -> str:
     return (
-        f"{args.train_batch_size} images a device x gradient_accumulation_steps={args.gradient_accumulation_steps} x "
-        f"{processes} process{'es' * (processes > 1)} = total_train_batch_size={args.total_train_batch_size}"
+        f"{counted(args.train_batch_size, 'image')} a device x "
+        f"gradient_accumulation_steps={args.gradient_accumulation_steps} x {counted(processes, 'process')} = "
+        f"total_train_batch_size={args.total_train_batch_size}"
     )

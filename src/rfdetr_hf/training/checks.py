@@ -15,6 +15,7 @@ from transformers.trainer_callback import EarlyStoppingCallback
 
 from ..arguments.metric_names import competing_names, without_raw
 from ..arguments.training import RFDETRTrainingArguments
+from ..choices import counted
 from ..data.audit import raise_faults
 from ..data.findings import audit_data
 from ..data.rows import check_rows
@@ -223,8 +224,8 @@ def _check_objects(model: Any, split: str, dataset: Dataset) -> None:
         return
     if not most and split == "train_dataset":
         raise ValueError(
-            f"{split} has no object, or crowds alone, in {len(dataset)} images: there is nothing to learn; check that "
-            "annotations and images belong together"
+            f"{split} has no object, or crowds alone, in {counted(len(dataset), 'image')}: there is nothing to learn; "
+            "check that annotations and images belong together"
         )
     if not most:
         logger.warning("%s has no object, or crowds alone: every score of it is -1, and no model is the best", split)

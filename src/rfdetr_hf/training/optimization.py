@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from ..arguments.schedules import check_schedule_options, encoder_rate
-from ..choices import OWN_SCHEDULES
+from ..choices import OWN_SCHEDULES, counted
 from .checkpoint.optimizer import INITIAL, OF_THE_IMPLEMENTATION
 
 logger = logging.getLogger(__name__)
@@ -267,12 +267,13 @@ def build_scheduler(
     warmup = math.ceil(num_training_steps * warmup) if warmup < 1 else int(warmup)
     if warmup >= num_training_steps:
         logger.warning(
-            "The warm-up takes %d steps, but the run has only %d: no step follows it.", warmup, num_training_steps
-        )
+            "The warm-up takes %s, but the run has only %d: no step follows it.",
+            counted(warmup, "step"), num_training_steps,
+        )  # fmt: skip
     # One of a single step has the full rate, where the first step has a rate at all.
     least = 2 if kind in OWN_SCHEDULES and args.recipe != "official" else 1
     if (args.warmup_epochs or args.warmup_steps) and warmup < least:
-        logger.warning("The warm-up takes %d steps: no step has a lower learning rate for it.", warmup)
+        logger.warning("The warm-up takes %s: no step has a lower learning rate for it.", counted(warmup, "step"))
     last = num_training_steps - 1
     if kind not in OWN_SCHEDULES and warmup >= last:
         kind, options = "constant_with_warmup", {}  # theirs divide by the steps that are left after the warm-up

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..arguments.launch import LaunchArguments
+from ..choices import counted
 from .parent import LAUNCHER_VARIABLE, chosen_threads, fit_launcher, launcher_words, words_of
 from .preemption import EXIT_CODE, SIGNALS
 
@@ -50,7 +51,7 @@ def run_processes(args: LaunchArguments, command: Sequence[str]) -> int | None:
         os.environ.update(variables)
         return None
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
-    each = "1 thread" if threads == "1" else f"{threads} threads"
+    each = counted(int(threads), "thread") if threads.isdecimal() else f"{threads} threads"
     where = "the CPU" if "ACCELERATE_USE_CPU" in variables else f"{count} GPUs"
     print(f"{count} processes on {where}, {each} each; --num_processes 1 starts one", flush=True)
     with socket.socket() as free:
@@ -106,8 +107,8 @@ def use_cores(device: torch.device, processes: int) -> None:
         return
     if launcher_words(words_of(os.getppid())) and not chosen_threads(os.getppid()):
         torch.set_num_threads(share)
-        logger.info("%d threads for each of %d processes, where the launcher set 1; OMP_NUM_THREADS=1 keeps that",
-                    share, processes)  # fmt: skip
+        logger.info("%s for each of %s, where the launcher set 1; OMP_NUM_THREADS=1 keeps that",
+                    counted(share, "thread"), counted(processes, "process"))  # fmt: skip
 
 
 def _watch(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:

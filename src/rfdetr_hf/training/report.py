@@ -92,20 +92,26 @@ def run_page(facts: RunFacts, evaluation: Sequence[str]) -> str:
     return page(f"{card.name}: training report", body)
 
 
+def _many(number: int, noun: str) -> str:
+    """`counted` with commas: 118,287 images."""
+    return counted(number, noun).replace(str(number), f"{number:,}", 1)
+
+
 def _summary(facts: RunFacts) -> list[str]:
     card, state, config = facts.card, facts.state, facts.card.config
     objects = int(facts.counts["train"].per_class.sum()) if "train" in facts.counts else 0
     start = f"fine-tuned from {card.base_model}" if card.base_model else "trained"
     lines = [
         f"An RF-DETR model for {card.task.title}, {card.parameters / 1e6:.1f} million parameters, input "
-        f"{config.resolution} × {config.resolution}, {start} on {facts.images.get('train', 0):,} images with "
-        f"{objects:,} objects of {counted(config.num_labels or 0, 'class')}."
+        f"{config.resolution} × {config.resolution}, {start} on "
+        f"{_many(facts.images.get('train', 0), 'image')} with {_many(objects, 'object')} of "
+        f"{_many(config.num_labels or 0, 'class')}."
     ]
     done = f"step {state.global_step:,} of {state.max_steps:,} (epoch {state.epoch or 0:.1f})"
     took = f" and took {time_left(state.seconds)} (h:mm:ss)" if state.seconds is not None else ""
     lines.append(f"The training ended at {done}{took}." if facts.is_over else f"The training is at {done}.")
     if state.skipped_steps:
-        lines.append(f"{state.skipped_steps} steps were skipped, since loss or gradient was not finite.")
+        lines.append(f"{counted(state.skipped_steps, 'step', 'was')} skipped, since loss or gradient was not finite.")
     best = state.best
     if best.source is not None:
         weights = {"ema": "EMA", "raw": "raw"}[best.source]
@@ -120,8 +126,8 @@ def _summary(facts: RunFacts) -> list[str]:
         )
     test = _scores(facts, "test")
     if "map" in test:
-        images = f"{facts.images['test']:,} " if "test" in facts.images else ""
-        lines.append(f"On the {images}images of the test split its AP is {test['map']:.3f}.")
+        images = _many(facts.images["test"], "image") if "test" in facts.images else "images"
+        lines.append(f"On the {images} of the test split its AP is {test['map']:.3f}.")
     return lines
 
 
@@ -158,7 +164,7 @@ def _scores_table(facts: RunFacts) -> list[list[str]]:
 def _data_table(facts: RunFacts) -> str:
     if not facts.counts:
         return ""
-    head = ["class", *(f"{name} ({facts.images[name]:,} images)" for name in facts.counts)]
+    head = ["class", *(f"{name} ({_many(facts.images[name], 'image')})" for name in facts.counts)]
     names = next(iter(facts.counts.values())).names
     rows = [[name, *(f"{c.per_class[k]:,}" for c in facts.counts.values())] for k, name in enumerate(names)]
     return table([head, *rows], "wide")

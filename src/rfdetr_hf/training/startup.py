@@ -45,8 +45,8 @@ def startup_lines(
     resumed = f"of the checkpoint at step {state.global_step}; began with " if state.global_step else ""
     workers = args.loader_workers
     epochs = state.max_steps / state.steps_per_epoch
-    warmup = f", warm-up {args.warmup_steps:g} steps" if args.warmup_steps else ""
-    warmup += f", warm-up {args.warmup_epochs:g} epochs" if args.warmup_epochs else ""
+    warmup = f", warm-up {counted(args.warmup_steps, 'step')}" if args.warmup_steps else ""
+    warmup += f", warm-up {counted(args.warmup_epochs, 'epoch')}" if args.warmup_epochs else ""
     rows = {
         "device": _device(args, accelerator, parallel),
         "model": _model(parallel.model, weights),
@@ -55,7 +55,7 @@ def startup_lines(
         "batch": f"{counted(images, 'image')} a step = {batch} on a device x {counted(accumulation, 'micro-batch')} x "
         + f"{counted(processes, 'process')}, loaded by "
         + (counted(workers, "worker") if workers else "the process"),
-        "steps": f"{state.steps_per_epoch} an epoch, {state.max_steps} in all ({epochs:.4g} epochs)",
+        "steps": f"{state.steps_per_epoch} an epoch, {state.max_steps} in all ({counted(round(epochs, 2), 'epoch')})",
         "lr": f"{_rates(parallel.optimizer)}; schedule {args.lr_scheduler_type}{warmup}",
         "memory": _memory(parallel, weights),
         "output": _output(args, weights, state.best.metric),
@@ -66,7 +66,7 @@ def startup_lines(
 
 def _device(args: RFDETRTrainingArguments, accelerator: Accelerator, parallel: Parallel) -> str:
     device = accelerator.device
-    name = f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    name = f"cpu ({counted(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else str(device)
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
         name = f"{torch.cuda.get_device_name(device)} ({device}, {memory:.0f} GB)"
@@ -142,7 +142,7 @@ def _output(args: RFDETRTrainingArguments, weights: Weights, metric: str) -> str
     checkpoint, model = weights.sizes()
     when = {
         "no": "no checkpoints",
-        "steps": f"a checkpoint every {args.save_steps:g} steps",
+        "steps": f"a checkpoint every {counted(args.save_steps, 'step')}",
         "best": "a checkpoint at each best score",
         "epoch": "a checkpoint at each epoch",
     }[args.save_strategy]

@@ -16,8 +16,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..arguments.training import RFDETRTrainingArguments
+from ..choices import counted
 from ..data.pipeline.order import ORDER, ORDERS
-from .best import RULE, BestModel
+from .best import RULE, BestModel, is_skipped
 from .ema import initial_share
 
 logger = logging.getLogger(__name__)
@@ -138,28 +139,25 @@ class RunState(TrainerState):
         self.num_train_epochs = math.ceil(self.max_steps / steps_per_epoch)
         if args.use_ema and args.ema_update_interval > self.max_steps:
             raise ValueError(
-                f"ema_update_interval={args.ema_update_interval} is above the {self.max_steps} steps of the run: the "
-                "EMA weights would stay the initial ones; lower it, or set use_ema to False"
+                f"ema_update_interval={args.ema_update_interval} is above the {counted(self.max_steps, 'step')} of the "
+                "run: the EMA weights would stay the initial ones; lower it, or set use_ema to False"
             )
         epochs = self.max_steps / steps_per_epoch
-        length, unit = (self.max_steps, "steps") if args.eval_strategy == "steps" else (epochs, "epochs")
+        length, unit = (self.max_steps, "step") if args.eval_strategy == "steps" else (epochs, "epoch")
         if args.eval_strategy != "no" and args.eval_delay > length:
             raise ValueError(
-                f"eval_delay={args.eval_delay:g} is above the {length:g} {unit} of the run: there would be no "
+                f"eval_delay={args.eval_delay:g} is above the {counted(length, unit)} of the run: there would be no "
                 "evaluation; lower it, or set eval_strategy to 'no'"
             )
-        if args.eval_strategy != "no" and args.skip_best_epochs >= epochs:
-            logger.warning(
-                "skip_best_epochs=%g leaves out the evaluations of all %g epochs: no model is chosen as the best",
-                args.skip_best_epochs, epochs,
-            )  # fmt: skip
         left = initial_share(args.ema_decay, args.ema_tau, self.max_steps // args.ema_update_interval)
         if args.use_ema and not args.is_official and left > 0.5:  # the official one starts with a copy
             logger.warning(
-                "after the %d steps of the run %.0f%% of the EMA weights, which best/ and last/ hold, are the initial "
-                "ones: lower ema_decay, set ema_tau above 0, or set use_ema to False", self.max_steps, 100 * left,
+                "after the %s of the run %.0f%% of the EMA weights, which best/ and last/ hold, are the initial "
+                "ones: lower ema_decay, set ema_tau above 0, or set use_ema to False",
+                counted(self.max_steps, "step"), 100 * left,
             )  # fmt: skip
         self.compute_steps(args, self.max_steps)
+        self._expect_best(args)
         checksum = image_ids
         if not isinstance(image_ids, str):
             checksum = hashlib.sha256(np.asarray(image_ids, dtype=np.int64).tobytes()).hexdigest()
@@ -174,6 +172,25 @@ class RunState(TrainerState):
             "annotations": annotations,
             "arguments": json.loads(args.to_json_string()),  # as a checkpoint gives them back
         }
+
+    def _expect_best(self, args: RFDETRTrainingArguments) -> None:
+        """Warn where no evaluation of the run can choose a best model, whatever its scores are."""
+        if args.eval_strategy == "no":
+            return
+        last, every = self.max_steps, int(self.eval_steps or 1)
+        if args.eval_strategy == "steps":
+            last = last // every * every
+        epochs = round(self.max_steps / self.steps_per_epoch, 2)
+        length = f"{counted(self.max_steps, 'step')} ({counted(epochs, 'epoch')})"
+        if not last:
+            logger.warning(
+                "eval_steps=%d is above the %s of the run: no evaluation, and no best/; lower it", every, length
+            )
+        elif is_skipped(last / self.steps_per_epoch, args.skip_best_epochs):
+            logger.warning(
+                "skip_best_epochs=%g leaves out every evaluation of a run of %s: there will be no best/, last/ alone; "
+                "lower it, or train longer", args.skip_best_epochs, length,
+            )  # fmt: skip
 
     def fresh(self) -> "RunState":
         """The state of a run that has not begun, with the same rule of the best model."""
@@ -229,8 +246,8 @@ class RunState(TrainerState):
         logger.warning("step %d skipped: loss or gradient is not finite; images %s", step, image_ids)
         if self.skipped_in_a_row >= max(limit, 1):
             raise TooManySkipped(
-                f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient, lastly on images "
-                f"{image_ids}; look at their annotations, or lower learning_rate"
+                f"{counted(self.skipped_in_a_row, 'step')} in a row had a non-finite loss or gradient, lastly on "
+                f"images {image_ids}; look at their annotations, or lower learning_rate"
             )
 
     def mark(self, control: TrainerControl, epoch_finished: bool, due: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader
 
+from ..choices import counted
 from .parallel import Parallel
 from .preemption import Noticed, Overdue, PreemptionNotice, signals_wait
 
@@ -59,7 +60,7 @@ class Batches:
     def why_stuck(self) -> LoaderStuck:
         """The error that ends the run."""
         saved = "; a checkpoint is written" if self.saves else ""
-        where = f"this process, with {self.loader.num_workers} workers," if self.stuck else "another process"
+        where = f"this process, with {counted(self.loader.num_workers, 'worker')}," if self.stuck else "another process"
         return LoaderStuck(
             f"a loader of {where} gave no batch for {self.seconds:g} s (dataloader_timeout): look at the disk or "
             f"server that the images are on, and at a transform of your own that may wait for something{saved}"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from ...choices import counted
 from ..annotations import ReadOptions
 from ..errors import SplitMissingError
 from ..images import files_below
@@ -62,8 +63,8 @@ def warn_of_others(
             others.append(file.relative_to(root).as_posix())
     if others:
         logger.warning(
-            "%s: %d %s files are in none of the splits %s and are left out, such as %s", found.source, len(others),
-            suffix[1:].upper(), list(splits), ", ".join(others[:3]),
+            "%s: %s in none of the splits %s and left out, such as %s", found.source,
+            counted(len(others), f"{suffix[1:].upper()} file", "is"), list(splits), ", ".join(others[:3]),
         )  # fmt: skip
 
 

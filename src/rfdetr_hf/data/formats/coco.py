@@ -191,9 +191,8 @@ def read(found: Found, splits: Mapping[str, CocoLocation], options: ReadOptions)
         unlisted = [] if set(roots).intersection(root.parents) else folders[root].unlisted(used)
         if unlisted:
             logger.warning(
-                "%s: %d image files are in no annotation file and are left out, such as %s; "
-                "to train on them as background, list them among the images",
-                root, len(unlisted), ", ".join(unlisted[:3]),
+                "%s: %s in no annotation file and left out, such as %s; to train on such as background, list them "
+                "among the images", root, counted(len(unlisted), "image file", "is"), ", ".join(unlisted[:3]),
             )  # fmt: skip
     return datasets
 

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 from datasets import Dataset
 
+from ...choices import counted
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError, Problems
 from ..images import ImageFolder
@@ -106,8 +107,8 @@ def read(found: Found, splits: Mapping[str, CvatLocation], options: ReadOptions)
         without = sum(not image.get("subset") for image in root.findall("image"))
         if without and not any(at.file == file and at.subset in (None, _NO_SUBSET) for at in splits.values()):
             logger.warning(
-                "%s: %d images are in no subset and are left out; they are the split 'default', for train_split and "
-                "its like", file, without,
+                "%s: %s in no subset and left out; that is the split 'default', for train_split and its like",
+                file, counted(without, "image", "is"),
             )  # fmt: skip
     known = [at.file for at in found.splits.values()]
     warn_of_others(found, splits, known, ".xml", lambda file: has_element(file, "annotations"))

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, Image, config, load_dataset, load_fro
 from datasets.exceptions import DatasetsError
 from huggingface_hub.utils import get_session
 
+from ...choices import counted
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError, Problems
 from ..images import IMAGE_SUFFIXES, walk_files
@@ -156,9 +157,9 @@ def _compare_with_folder(source: str, folder: str, splits: Iterable[Dataset], al
     )  # fmt: skip
     if unlisted and all_read and used & files.keys():
         logger.warning(
-            "%s: %d pictures have no row in %s and are left out, such as %s; to train on them as background, write "
-            "rows with empty lists for them",
-            source, len(unlisted), ", ".join(sorted(files[path] for path in tables.values())), ", ".join(unlisted[:3]),
+            "%s: %s left out, without a row in %s, such as %s; to train on such as background, write rows with empty "
+            "lists", source, counted(len(unlisted), "picture", "is"),
+            ", ".join(sorted(files[path] for path in tables.values())), ", ".join(unlisted[:3]),
         )  # fmt: skip
 
 

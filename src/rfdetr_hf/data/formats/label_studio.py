@@ -291,7 +291,8 @@ class _Reader:
         lost = sum(map(len, points.values()))
         if lost and self.task == "keypoints":
             self.problems.add(
-                f"{place}: {lost} keypoints belong to no region", "drag them onto the region that they are a part of"
+                f"{place}: {counted(lost, 'keypoint', 'belongs')} to no region",
+                "drag them onto the region that they are a part of",
             )
         elif lost:
             self.split.left_out["keypoints without a region"] += lost

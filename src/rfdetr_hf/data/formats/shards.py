@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 
+from ...choices import counted
 from ...tasks import BOXES_ALONE, TASKS
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError
@@ -179,8 +180,8 @@ def _report_unknown(folder: str, suffix: str, splits: Mapping[str, ShardList]) -
     unknown = [n for n in names if n.endswith(suffix) and n not in known and os.path.basename(n)[0] not in "._"]
     if unknown:
         logger.warning(
-            "%s: %d shards are not in %s and are left out, such as %s; write the index again to have them",
-            folder, len(unknown), INDEX, unknown[0],
+            "%s: %s not in %s and left out, such as %s; write the index again to have all",
+            folder, counted(len(unknown), "shard", "is"), INDEX, unknown[0],
         )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
+from ...choices import counted
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError, Problems, SplitMissingError
 from ..images import ImageFolder, is_hidden
@@ -224,8 +225,9 @@ def _annotation_files(location: VocLocation, problems: Problems) -> dict[str, Pa
     distinct = list(dict.fromkeys(names))
     if len(distinct) < len(names):
         logger.warning(
-            "%s: %d pictures are listed twice; each is taken once", location.list_file, len(names) - len(distinct)
-        )
+            "%s: %s listed twice; each is taken once",
+            location.list_file, counted(len(names) - len(distinct), "picture", "is"),
+        )  # fmt: skip
     files = {name: inside[name] for name in distinct if name in inside}
     if not files:
         raise SplitMissingError(
@@ -318,13 +320,13 @@ def _read_split(
     ]  # fmt: skip
     if unlisted:
         logger.warning(
-            "%s: %d pictures have no XML file and are left out, such as %s; to train on them as background, write an "
-            "XML file without objects", split.source, len(unlisted), ", ".join(unlisted[:3]),
+            "%s: %s left out, without an XML file, such as %s; to train on such as background, write one without "
+            "objects", split.source, counted(len(unlisted), "picture", "is"), ", ".join(unlisted[:3]),
         )  # fmt: skip
     if renamed:
         logger.warning(
-            "%s: the field filename of %d XML files names another picture, which is not there; the picture with the "
-            "name of the XML file is taken", split.source, renamed,
+            "%s: the field filename of %s names another picture, which is not there; the picture with the "
+            "name of the XML file is taken", split.source, counted(renamed, "XML file"),
         )  # fmt: skip
     return split
 

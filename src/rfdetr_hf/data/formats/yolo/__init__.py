@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from ....choices import counted
 from ...annotations import ReadOptions, build_dataset, class_table, path_array
 from ...checks import settle, without_repeated_files
 from ...errors import DetectionDataError, Problems
@@ -129,8 +130,8 @@ def _labelled(
     keep = [i for i in range(len(texts)) if not (config.skip_unlabelled and missing[i])]
     fate = "left out, as the yaml file says" if config.skip_unlabelled else "taken as images without objects"
     logger.info(
-        "%s: %d images, %d without a label file (%s), %d with an empty one",
-        source, len(texts), sum(missing), fate, empty,
+        "%s: %s, %d without a label file (%s), %d with an empty one",
+        source, counted(len(texts), "image"), sum(missing), fate, empty,
     )  # fmt: skip
     kept = Pictures([pictures.paths[i] for i in keep], [pictures.label_paths[i] for i in keep])
     return kept, [texts[i] for i in keep]

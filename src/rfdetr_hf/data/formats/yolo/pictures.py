@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ....choices import counted
 from ...errors import DetectionDataError, Problems, SplitMissingError
 from ...images import IMAGE_SUFFIXES, ImageFolder, files_below, is_hidden
 from ...pipeline.pixels import DECODE_ERRORS
@@ -66,7 +67,8 @@ def find_pictures(config: YoloConfig, split: str, label_dir: str, problems: Prob
         raise SplitMissingError(f"{config.file}: field {split}: no images in {where}; correct the path")
     source = f"{config.file}, {split}"
     if listed > len(expected):
-        logger.warning("%s: %d images are listed twice; each is taken once", source, listed - len(expected))
+        twice = counted(listed - len(expected), "image", "is")
+        logger.warning("%s: %s listed twice; each is taken once", source, twice)
     return _with_labels(config, source, expected, label_dir, problems)
 
 
@@ -217,7 +219,8 @@ def _with_labels(
         problems.add(f"{label}: belongs to {sharing[0]} and to {sharing[1]}", "give pictures names that differ")
     repaired = sum(label is not None and label != expected[path] for path, label in labels.items())
     if repaired and not elsewhere:
-        logger.warning("%s: found %d label files under a name in another case or composition", source, repaired)
+        logger.warning("%s: found %s under a name in another case or composition", source,
+                       counted(repaired, "label file"))  # fmt: skip
     _report_orphans(labels, source, folders)
     return Pictures(list(labels), list(labels.values()))
 
@@ -259,12 +262,13 @@ def _no_scenes(labels: dict[str, str | None], source: str) -> list[str]:
             derived = paths if no_scenes else []
             if not no_scenes and len(by_folder) > 1:
                 logger.warning(
-                    "%s: none of %d pictures of %s has a label file; all are background", source, len(paths), folder
-                )
+                    "%s: none of %s of %s has a label file; all are background",
+                    source, counted(len(paths), "picture"), folder,
+                )  # fmt: skip
         if derived:
             logger.warning(
-                "%s: left out %d pictures of %s that show annotations, such as %s; if they are photographs, give them "
-                "names of their own", source, len(derived), folder, os.path.basename(derived[0]),
+                "%s: left out %s of %s, with annotations drawn in, such as %s; photographs need names of their own",
+                source, counted(len(derived), "picture"), folder, os.path.basename(derived[0]),
             )  # fmt: skip
         left_out += derived
     return left_out
@@ -293,5 +297,6 @@ def _report_orphans(labels: dict[str, str | None], source: str, folders: _LabelF
     ]
     if orphans:
         logger.warning(
-            "%s: %d label files have no image and are left out, such as %s", source, len(orphans), min(orphans)
-        )
+            "%s: %s left out, without an image, such as %s", source,
+            counted(len(orphans), "label file", "is"), min(orphans),
+        )  # fmt: skip
