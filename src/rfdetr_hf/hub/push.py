@@ -5,6 +5,7 @@ import logging
 import os
 import queue
 import re
+import shlex
 import shutil
 import threading
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -38,6 +39,7 @@ class _Upload(NamedTuple):
     folder: Path
     path_in_repo: str
     message: str
+    source: Path
 
 
 class HubUploader:
@@ -87,7 +89,7 @@ class HubUploader:
         # Trainers remove `.del-` directories when they start, so a killed run leaves nothing behind for long.
         copy = folder.with_name(f".del-push-{os.getpid()}-{self._copies}")
         _link_files(folder, copy, only)
-        self._queue.put(_Upload(copy, path_in_repo, message))
+        self._queue.put(_Upload(copy, path_in_repo, message, folder))
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="hub-upload", daemon=True)
             self._thread.start()
@@ -118,7 +120,17 @@ class HubUploader:
             Exception: what the last attempt failed with.
         """
         self.wait()
-        return self._try(lambda: self._upload(_Upload(folder, path_in_repo, message)))
+        return self._try(lambda: self._upload(_Upload(folder, path_in_repo, message, folder)))
+
+    def obstacle(self) -> str | None:
+        """Why an upload would fail, as far as this machine knows; None where it may succeed."""
+        if constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE is set"
+        return None if self._api.token or get_token() else "there is no login (hf auth login)"
+
+    def command(self, folder: Path, path_in_repo: str = "") -> str:
+        """How to upload a folder by hand."""
+        return shlex.join(["hf", "upload", self.repo_id, str(folder), *([path_in_repo] if path_in_repo else [])])
 
     def _work(self) -> None:
         while True:
@@ -128,14 +140,18 @@ class HubUploader:
             except Exception as error:  # noqa: BLE001 - whatever the network does, the training goes on
                 self.failures.append(f"{upload.message}: {error}")
                 logger.error(
-                    "upload %r to %s failed, the run goes on: %s. trainer.push_to_hub() tries again",
-                    upload.message, self.repo_id, error,
+                    "upload %r to %s failed, the run goes on: %s. The files are in %s; to upload them later: %s, or "
+                    "trainer.push_to_hub() tries again",
+                    upload.message, self.repo_id, error, upload.source,
+                    self.command(upload.source, upload.path_in_repo),
                 )  # fmt: skip
             finally:
                 shutil.rmtree(upload.folder, ignore_errors=True)
                 self._queue.task_done()
 
     def _upload(self, upload: _Upload) -> str:
+        if (obstacle := self.obstacle()) is not None:
+            raise PermissionError(obstacle)
         if not self._created:
             self.repo_id = self._api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
             self._created = True
@@ -173,7 +189,7 @@ def _is_final(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         status = error.response.status_code
         return 400 <= status < 500 and status not in _RETRIED
-    return isinstance(error, ValueError)
+    return isinstance(error, (ValueError, PermissionError))
 
 
 def _link_files(source: Path, target: Path, only: tuple[str, ...] | None) -> None:
@@ -211,8 +227,16 @@ class HubCallback(TrainerCallback):
         self.notify = notify
         self.newest = newest
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        obstacle = self.uploader.obstacle()
+        if obstacle is not None and state.is_world_process_zero:
+            logger.warning(
+                "push_to_hub: %s, so nothing can be uploaded to %s; the run keeps its files, and later: %s",
+                obstacle, self.uploader.repo_id, self.uploader.command(Path(args.output_dir) / "best"),
+            )  # fmt: skip
+
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.hub_strategy == "end" or not state.is_world_process_zero:
+        if args.hub_strategy == "end" or not state.is_world_process_zero or self.uploader.obstacle() is not None:
             return
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         message = f"Training in progress, step {state.global_step}"

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from operator import length_hint
 from pathlib import Path
@@ -95,17 +95,33 @@ def predict(
     files = ResultFiles(output, args.formats, config.id2label, keypoints, args.keypoint_threshold)
     # Where somebody looks on, a bar stands in place of a line for each image.
     piped, total = not (sys.stdout.isatty() and sys.stderr.isatty()), length_hint(items) or None
+    objects, first = 0, list[Image.Image]()
     with files, tqdm(total=total, unit=" images", dynamic_ncols=True, disable=piped) as bar:
         while batch := list(islice(items, args.batch_size)):
             for item, found in _detect(detect, batch, args.model_name_or_path, None if args.strict else skip):
                 found, where = above(found, thresholds), f"{item.source}"
                 records = as_records(found, config.id2label, -1.0)
                 files.add(item, found, records)
+                objects += len(records)
+                first += [item.image] if len(first) < args.batch_size else []
                 if "pictures" in args.formats:
                     where = _draw(item, output, draw_detections(item.image, found, config.id2label, -1.0, style))
                 bar.update()
                 if piped:
                     tell(f"{where}: {counted(len(records), 'object')}")
+    _sum_up(files, skipped, tell)
+    if not objects and files.count:
+        plain.thresholds = [-1.0] * len(thresholds)
+        tell(_why_nothing(detect(first), config.id2label, args))
+    return Predicted(files.count, skipped)
+
+
+def _sum_up(files: ResultFiles, skipped: Sequence[str], tell: Callable[[str], None]) -> None:
+    """Say what is written and what was left out.
+
+    Raises:
+        ValueError: all was.
+    """
     for path in files.paths:
         tell(f"{path}: {counted(files.count, 'image')}")
     if skipped and not files.count:
@@ -114,7 +130,23 @@ def predict(
         )
     if skipped:
         tell(f"skipped or not complete: {counted(len(skipped), 'file')}; see above")
-    return Predicted(files.count, skipped)
+
+
+def _why_nothing(found: Sequence[Found], names: Mapping[int, str], args: PredictArguments) -> str:
+    """What to say where no score is above its threshold; `found`: all detections of some images."""
+    scores = [
+        (float(score), int(label))
+        for each in found
+        for score, label in zip(each["scores"], each["labels"], strict=True)
+    ]
+    if not scores:
+        return "nothing is found: the model gives no detection"
+    score, label = max(scores)
+    option = "--threshold" if args.thresholds is None else "--threshold or --thresholds"
+    return (
+        f"no object is above its threshold: the highest score, on the first {counted(len(found), 'image')}, is "
+        f"{score:.3g} ({names[label]}); a lower {option} shows more"
+    )
 
 
 def _output_folder(args: PredictArguments, say: Callable[[str], None]) -> Path:

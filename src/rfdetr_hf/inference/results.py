@@ -317,8 +317,8 @@ class ResultFiles(AbstractContextManager):
 
     @property
     def paths(self) -> list[Path]:
-        """The files and folders that are written."""
-        return [writer.path for writer in self._writers]
+        """The files and folders that are written; there are no crops without an object."""
+        return [writer.path for writer in self._writers if writer.path.exists()]
 
     def add(self, item: NamedImage, found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
         """One more image with its detections, and their `as_records`."""
