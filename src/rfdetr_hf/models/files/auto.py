@@ -15,7 +15,7 @@ from .adapt import task_of
 from .layouts import official_names
 from .official import read_official
 from .pretrained import HUB_OPTIONS, read_names
-from .published import checkpoint_of, is_hub_name
+from .published import CheckpointUnavailable, checkpoint_of, is_hub_name
 
 _CLASSES = (RFDETRForObjectDetection, RFDETRForInstanceSegmentation, RFDETRForKeypointDetection)
 
@@ -52,7 +52,10 @@ def load_model(source: str | Path, **options: Any) -> RFDETRForObjectDetection:
         FileNotFoundError, ValueError: as these do.
     """
     if not is_official(source):
-        return model_class(source_task(source, **options)).from_pretrained(source, **options)
+        try:
+            return model_class(source_task(source, **options)).from_pretrained(source, **options)
+        except CheckpointUnavailable as error:
+            raise error.for_use() from error
     checkpoint = read_official(source, options.pop("use_ema", False))
     return model_class(task_of(checkpoint.state)).from_official(checkpoint, **options)
 

@@ -27,7 +27,21 @@ _SECONDS = 10.0  # for an answer
 
 
 class CheckpointUnavailable(FileNotFoundError):
-    """A checkpoint is not here, and the Hub does not give it; the message says why and how to go on."""
+    """A checkpoint is not here, and the Hub does not give it; the message says why and how to go on.
+
+    Args:
+        reason: why, as a sentence without its full stop.
+        source: a variant or a Hub id, of which `ways_on` tells; None where nothing can be told.
+        trains: whether random weights would do, as for a training.
+    """
+
+    def __init__(self, reason: str, source: str | None = None, trains: bool = True) -> None:
+        super().__init__(reason if source is None else f"{reason}. {ways_on(source, trains)}")
+        self.reason, self.source = reason, source
+
+    def for_use(self) -> "CheckpointUnavailable":
+        """The same error for whoever wants to use a model, not to train one."""
+        return CheckpointUnavailable(self.reason, self.source, trains=False)
 
 
 def published_id(variant: str) -> str | None:
@@ -55,7 +69,7 @@ def checkpoint_of(source: Any) -> Any:
         _say_once(f"{source!r} is the folder {Path(source).resolve()} here, not the published {found or 'checkpoint'}")
         return source
     if found is None:
-        raise CheckpointUnavailable(f"the variant {source} has no checkpoint on the Hub. {ways_on(source)}")
+        raise CheckpointUnavailable(f"the variant {source} has no checkpoint on the Hub", source)
     if Path(source).exists():
         _say_once(f"{source!r} is {found} on the Hub: {Path(source).resolve()} has no config.json")
     return found
@@ -66,17 +80,20 @@ def _say_once(text: str) -> None:
     logger.warning(text)
 
 
-def ways_on(source: str) -> str:
-    """How to train without a checkpoint of the Hub, as a sentence.
+def ways_on(source: str, trains: bool = True) -> str:
+    """How to go on without a checkpoint of the Hub, as a sentence.
 
     Args:
         source: a variant or a Hub id.
+        trains: whether random weights are a way.
     """
     variant = next((name for name, found in _ON_HUB.items() if found == source), source)
     variant = variant if variant in VARIANTS else "nano"
+    folder, file = "a model folder (config.json and model.safetensors)", "a file of the official package such as"
+    if not trains:
+        return f"Give {folder} or {file} {official_file(variant)}"
     return (
-        "Go on with a model folder (config.json and model.safetensors), with a file of the official package such as "
-        f"{official_file(variant)}, or to train with random weights: --from_scratch "
+        f"Go on with {folder}, with {file} {official_file(variant)}, or to train with random weights: --from_scratch "
         f"--model {variant}, in Python <class of the model>(RFDETRConfig.from_variant({variant!r}, ...))"
     )
 
@@ -100,7 +117,8 @@ def require_hub(source: str, name: str, hub_options: Mapping[str, Any]) -> None:
         near = _meant(source)
         raise CheckpointUnavailable(
             f"{source}: there is no such folder here, and no variant has this name{_question(near)}. The variants are "
-            f"{', '.join(VARIANTS)}. {ways_on(near or source)}"
+            f"{', '.join(VARIANTS)}",
+            near or source,
         )
     if constants.HF_HUB_OFFLINE or hub_options.get("local_files_only"):
         return
@@ -119,7 +137,7 @@ def unavailable(source: str, error: BaseException) -> CheckpointUnavailable:
     folder = "" if source.startswith("Roboflow/") else "there is no such folder here, and "
     question = _question(_meant(source)) if _PREFIX.match(source) and source not in _ON_HUB.values() else ""
     reason = f"{folder}{_reason(source, error)}{question}"
-    return CheckpointUnavailable(f"{source} cannot be loaded: {reason}. {ways_on(source)}")
+    return CheckpointUnavailable(f"{source} cannot be loaded: {reason}", source)
 
 
 def _meant(source: str) -> str | None:
