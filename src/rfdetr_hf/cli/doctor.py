@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
 
     free, (required, complete) = shutil.disk_usage(os.getcwd()).free / 2**30, _required()
     system = [f"Python {platform.python_version()} on {platform.platform()}"]
-    system += [f"{os.cpu_count()} cores, {free:.0f} GiB free here"]
+    system += [f"cores: {os.cpu_count()}, {free:.0f} GiB free here"]
     hub = ["logged in" if get_token() else "no login: push_to_hub needs one (hf auth login)"]
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         hub += ["HF_HUB_OFFLINE is set: nothing is downloaded or uploaded"]
@@ -51,23 +51,26 @@ def _required() -> tuple[list[str], bool]:
 
 
 def _extras() -> list[str]:
-    extras: dict[str, list[str]] = {}
+    extras: dict[str, list[str]] = {}  # with what each lacks
     for text in requires(PACKAGE) or ():
         match = re.search(r"""extra\s*==\s*["']([\w-]+)["']""", text)
         if match and match[1] not in _DEVELOPMENT:
-            extras.setdefault(match[1], []).append(Requirement(text).name)
-    lines = []
-    for extra, names in extras.items():
-        missing = [name for name in names if _installed(name) is None]
-        state = "installed" if not missing else f"without {', '.join(missing)}: {install_hint(extra)}"
-        lines.append(f"{extra}: {state}")
-    return lines
+            needed = Requirement(text)
+            found, lacks = _installed(needed.name), extras.setdefault(match[1], [])
+            if found is None:
+                lacks.append(needed.name)
+            elif not needed.specifier.contains(found, prereleases=True):
+                lacks.append(f"{needed.name}{needed.specifier} ({found} is there)")
+    missing = {extra: ", ".join(lacks) for extra, lacks in extras.items() if lacks}
+    lines = [f"installed: {', '.join(extra for extra in extras if extra not in missing) or 'none'}"]
+    lines += [f"{extra + ':':<11}lacks {lacks}" for extra, lacks in missing.items()]
+    return lines + ([install_hint("NAME")] if missing else [])
 
 
 def _devices() -> list[str]:
     import torch
 
-    lines = [f"CPU, {torch.get_num_threads()} threads"]
+    lines = [f"CPU, threads: {torch.get_num_threads()}"]
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         with torch.cuda.device(i):
