@@ -5,10 +5,10 @@ Four minutes on two cores of a CPU, nothing to download:
     accelerate launch --config_file examples/accelerate/single.yaml examples/train.py \
         --config examples/configs/quickstart.yaml
 
-Fine-tune a published checkpoint on your own data, on one GPU or several:
+Fine-tune a published checkpoint on your own data; on several GPUs with examples/accelerate/ddp.yaml:
 
-    accelerate launch examples/train.py path/to/dataset --config examples/configs/finetune.yaml \
-        --output_dir outputs/mine
+    accelerate launch --config_file examples/accelerate/single.yaml examples/train.py path/to/dataset \
+        --config examples/configs/finetune.yaml --output_dir outputs/mine
 
 Every option of the YAML file can be given on the command line, where it wins. Continue an interrupted run with
 `--resume`. `rfdetr-hf fit` is this script as a command.
@@ -25,6 +25,7 @@ from rfdetr_hf import (
     RFDETRForKeypointDetection,
     RFDETRTrainer,
     RFDETRTrainingArguments,
+    check_run_directory,
     end_with_launcher,
     is_official,
     load_detection_dataset,
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
     places = {"dataset_name": "DATA"}
     model_args, data_args, training_args = parse_arguments(types, argv, prog="train.py", positional=places)
     log_to_console()
+    check_run_directory(training_args.output_dir, training_args.resume_from_checkpoint)
 
     # The data: what its objects must have besides boxes is what the model is for.
     data_args.require_source()
