@@ -14,10 +14,10 @@ from datasets import Dataset, DatasetInfo, Features, NamedSplit, concatenate_dat
 
 from ..choices import BOX_FORMATS, SHARD_CACHE, BoxFormat
 from ..tasks import BOXES_ALONE, TASKS, TaskName
+from ..values import shown
 from .errors import DetectionDataError
 from .keypoints import ClassKeypoints, KeypointSchema
 from .schema import detection_features
-from .values import shown
 
 MissingMasks = Literal["error", "box"]
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .values import as_integer, is_number
+from ..values import as_integer, is_number
 
 COCO_KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pycocotools.mask
 from datasets import List, Value
 
-from .values import as_integer, shown
+from ..values import as_integer, shown
 
 Polygons = list[np.ndarray]
 # Type stubs of it exist, and say otherwise.

@@ -15,6 +15,7 @@ import pyarrow.compute
 from datasets import Dataset, DatasetDict, DatasetInfo, IterableDatasetDict, NamedSplit, Value
 
 from ..choices import counted
+from ..values import shown
 from .checks import written_twice
 from .errors import DetectionDataError
 from .keypoints import ClassKeypoints, KeypointSchema
@@ -30,7 +31,6 @@ from .schema import (
     value_range,
 )
 from .splits import SPLIT_NAMES
-from .values import shown
 
 logger = logging.getLogger(__name__)
 # Its functions are made at import, where type checkers do not see them.

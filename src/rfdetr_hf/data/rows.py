@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset
 
+from ..values import shown
 from .errors import DetectionDataError
 from .schema import class_names, unchunked
-from .values import shown
 
 # Its functions are made at import, where type checkers do not see them.
 pc: Any = pyarrow.compute

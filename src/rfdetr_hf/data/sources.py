@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetsError
 
 from ..choices import SAMPLINGS, SHARD_CACHE, BoxFormat, Sampling, counted
 from ..tasks import TaskName
+from ..values import shown
 from .annotations import MissingMasks, ReadOptions
 from .errors import DetectionDataError
 from .fingerprint import check_data_hash
@@ -28,7 +29,6 @@ from .sampling import class_balanced, repeat_factors
 from .sense import check_sense, check_shared, with_value_range
 from .shards.dataset import ShardedDataset
 from .splits import SPLIT_NAMES, canonical_split, choose_splits
-from .values import shown
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from ..data.values import is_boolean
+from ..values import is_boolean
 
 # One detection, 64 bytes; `image` is the position of the image id among the sorted ids of the ground truth, `size` is
 # width and height of the box, which are not always what its corners give to the last bit.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..choices import BACKENDS
 from ..data.keypoints import COCO_KEYPOINTS, DEFAULT_SIGMA
-from ..data.values import as_id, is_boolean, shown
+from ..values import as_id, is_boolean, shown
 from .analysis import DetectionAnalysis
 from .backends import COCO_PERSON_SIGMAS, IOU_TYPES, Evaluation, evaluate, run_lengths
 from .detection_table import DETECTION, DetectionTable, concatenate, first_few, gather, pack

@@ -12,7 +12,7 @@ from datasets import Dataset
 from pycocotools.coco import COCO
 
 from ..data import schema
-from ..data.values import as_integer, is_number, shown
+from ..values import as_integer, is_number, shown
 from .detection_table import first_few
 
 _LARGEST_AREA = 1e10  # of COCO's area range "all"

@@ -10,8 +10,8 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from ..data.schema import category_ids, class_names, decode_image, undecoded
-from ..data.values import shown
 from ..decoding import PILLOW, require_decoder
+from ..values import shown
 from .analysis import DetectionAnalysis
 from .by_image import predictions_by_image, truth_by_image
 from .evaluator import CocoEvaluator

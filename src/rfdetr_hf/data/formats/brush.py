@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..values import as_integer, shown
+from ...values import as_integer, shown
 
 _CHANNELS = 4  # red, green, blue and how opaque
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ...tasks import TaskName
+from ...values import as_flag, as_integer, is_number, shown
 from ..annotations import Annotations, Boxes, ReadOptions, map_ids
 from ..errors import DetectionDataError, Problems, SplitMissingError
 from ..keypoints import ClassKeypoints
 from ..masks import packed_mask
-from ..values import as_flag, as_integer, is_number, shown
 from .coco_keypoints import class_keypoints, keypoint_array
 
 logger = logging.getLogger(__name__)

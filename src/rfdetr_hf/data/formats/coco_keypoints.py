@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ...values import as_integer, is_number, shown
 from ..annotations import Boxes
 from ..errors import Problems
 from ..keypoints import ClassKeypoints
-from ..values import as_integer, is_number, shown
 
 _REMEDY = "write keypoints as x, y, v in a row, v being 0, 1 or 2, one triple for each name in the category"
 

@@ -19,13 +19,13 @@ import pyarrow.compute
 from datasets import ClassLabel, Dataset, Image
 
 from ...tasks import BOXES_ALONE, TASKS
+from ...values import as_flag, as_integer, is_number, shown
 from ..annotations import Annotations, Boxes, Labels, ReadOptions, build_dataset, map_ids, name_box
 from ..checks import drop_repeated_images, find_broken, settle
 from ..errors import DetectionDataError, Problems
 from ..keypoints import ClassKeypoints
 from ..pipeline.pixels import image_size
 from ..schema import ids_of_class_label, schema_of_keypoints, undecoded
-from ..values import as_flag, as_integer, is_number, shown
 
 logger = logging.getLogger(__name__)
 # Its functions are made at import, where type checkers do not see them.

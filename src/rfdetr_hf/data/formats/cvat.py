@@ -18,13 +18,13 @@ import numpy as np
 from datasets import Dataset
 
 from ...choices import counted
+from ...values import as_flag, as_integer, shown
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError, Problems
 from ..images import ImageFolder
 from ..keypoints import ClassKeypoints
 from ..masks import encode_mask
 from ..pipeline.pixels import image_size
-from ..values import as_flag, as_integer, shown
 from . import Found, read_splits, warn_of_others
 from .hub import is_saved
 from .named import NamedObject, NamedSplit, ellipse, find_pictures, finish_splits, hull, rectangle, turned

@@ -25,12 +25,12 @@ import numpy as np
 from datasets import Dataset
 
 from ...choices import counted
+from ...values import as_integer, is_number, shown
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError, Problems, SplitMissingError
 from ..images import IMAGE_SUFFIXES, ImageFolder, is_hidden
 from ..keypoints import ClassKeypoints
 from ..masks import encode_mask
-from ..values import as_integer, is_number, shown
 from . import Found, read_splits, warn_of_others
 from .brush import decode_brush
 from .hub import is_saved

@@ -26,12 +26,12 @@ from datasets import Dataset
 from PIL import Image
 
 from ...choices import counted
+from ...values import as_flag, as_integer, shown
 from ..annotations import ReadOptions
 from ..errors import DetectionDataError, Problems, SplitMissingError
 from ..images import ImageFolder, is_hidden
 from ..masks import encode_mask
 from ..splits import canonical_split
-from ..values import as_flag, as_integer, shown
 from . import Found, read_splits, warn_of_others
 from .hub import is_saved
 from .named import NamedObject, NamedSplit, finish_splits

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+from ...values import shown
 from ..errors import DetectionDataError, Problems
 from ..images import files_below
-from ..values import shown
 
 _MOST_BYTES = 4 << 30
 

@@ -241,10 +241,11 @@ def _dataloader(
     shown: dict[str, Any] = {"value_range": options.value_range, "image_decoder": options.image_decoder}
     shown["cache"] = options.cache
     folder = ring = None
-    if workers and multiprocessing.get_start_method() == "fork" and sys.platform == "linux":
+    forks = multiprocessing.get_start_method() == "fork"
+    if workers and forks and sys.platform == "linux":
         with contextlib.suppress(OSError):  # where address space is limited, batches travel as torch sends them
             ring = BatchRing(workers, (options.prefetch_factor or 2) + 1)
-    elif workers and multiprocessing.get_start_method() != "fork":
+    elif workers and not forks:
         try:
             pickle.dumps(transform)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -253,7 +254,7 @@ def _dataloader(
                 "define it at the top of a module instead of in a function or as a lambda, or load with "
                 "dataloader_num_workers=0"
             ) from error
-        dataset, folder = _mapped(undecoded(dataset))
+        dataset, folder = _mapped(dataset)
     samples = DetectionDataset(dataset, transform, options.seed if train else 0, train=train, **shown)
     samples.folder = folder
     return DataLoader(

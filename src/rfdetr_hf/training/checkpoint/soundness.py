@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...data.values import is_number
+from ...values import is_number
 from . import contents as names
 from .contents import read_content
 from .directory import CheckpointError, about

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from ....values import as_flag, as_integer, shown
 from ...errors import DetectionDataError
 from ...images import is_hidden
 from ...keypoints import COCO_KEYPOINTS, ClassKeypoints, pairs_of_permutation
-from ...values import as_flag, as_integer, shown
 
 logger = logging.getLogger(__name__)
 
