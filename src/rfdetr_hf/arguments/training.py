@@ -284,7 +284,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
         "Draw labels.jpg, train_batch.jpg, results.png, val_pred.jpg, curves, and the pictures of report.html.",
         no="Draw no pictures; the report has tables and sentences.",
     )
-    disable_tqdm: bool = option(False, "No progress bar.")
+    disable_tqdm: bool = option(False, "No progress bar; in a file or a pipe there is none anyway.")
     report_to: str = option("none", "Trackers, separated by commas: tensorboard, wandb, mlflow, trackio, ...; or none.")
     tracker_kwargs: dict | str | None = option(
         None, 'Further arguments of trackers by name (JSON), such as {"wandb": {"entity": "us", "tags": ["a"]}}.'

@@ -17,6 +17,7 @@ from ..arguments.metric_names import larger_wins
 from ..hub.push import HubCallback, HubUploader
 from .best import candidate_scores, is_score, is_skipped
 from .checkpoint.run_directory import RunDirectory
+from .console import shows_bars
 from .meters import is_timing
 from .status import RUNNING, RunStatus, time_left
 from .trackers import TrackerCallback
@@ -46,7 +47,7 @@ class _Bar(tqdm):
 
 
 class ProgressCallback(TrainerCallback):
-    """A progress bar, and one line for each log event, see `log_line`."""
+    """A progress bar where somebody sees it, and one line for each log event, see `log_line`."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
@@ -54,9 +55,8 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.bar = _Bar(
-                total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=args.disable_tqdm
-            )
+            hidden = args.disable_tqdm or not shows_bars()
+            self.bar = _Bar(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=hidden)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar is not None:
@@ -65,7 +65,7 @@ class ProgressCallback(TrainerCallback):
     def on_prediction_step(
         self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
-        if not state.is_world_process_zero or args.disable_tqdm or eval_dataloader is None:
+        if not state.is_world_process_zero or args.disable_tqdm or eval_dataloader is None or not shows_bars():
             return
         if self.prediction_bar is None:
             self.prediction_bar = _Bar(total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True)

@@ -1,6 +1,7 @@
 """Where the messages of a run go: the console, between the progress bars, and `train.log`."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,11 @@ def stop_logging(handler: logging.Handler) -> None:
     """Take a handler of `log_to_file` off and close it."""
     logging.getLogger(LOGGER).removeHandler(handler)
     handler.close()
+
+
+def shows_bars() -> bool:
+    """Whether somebody looks at progress bars: in a terminal or a notebook. Files and pipes have the lines alone."""
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
 @contextmanager
