@@ -58,7 +58,8 @@ def main(argv: list[str]) -> None:
         path = Path(args.output_dir) / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_detections(image, found, config.id2label, args.threshold, style).save(path)
-        print(f"{path}: {int((found['scores'] > args.threshold).sum())} objects")
+        count = int((found["scores"] > args.threshold).sum())
+        print(f"{path}: {count} object{'' if count == 1 else 's'}")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def counted(number: float, noun: str, verb: str = "") -> str:
     """A number with its noun, and a verb that agrees: "1 box", "2 boxes", "2 pictures have", "1.5 epochs"."""
     if number != 1:
         verb = _VERBS.get(verb, verb.removesuffix("s"))
-        if noun.endswith(("s", "x", "ch", "sh")):
+        if noun.endswith(("s", "x", "ch", "sh")) and not noun.endswith("epoch"):
             noun += "es"
         else:
             noun = f"{noun[:-1]}ies" if re.search("[^aeiou]y$", noun) else f"{noun}s"

@@ -455,7 +455,7 @@ def _settle_missing_masks(annotations: Annotations, missing: MissingMasks, probl
         return annotations
     without = np.flatnonzero(boxes.masks.is_null().to_numpy(zero_copy_only=False))
     if missing == "error" and len(without) == len(boxes.row) > 1:
-        fault = f"none of {counted(len(without), 'object')} has a mask (polygon, run lengths or mask file)"
+        fault = f"none of the {len(without)} objects has a mask (polygon, run lengths or mask file)"
         problems.add(fault, f"{BOXES_ALONE}, or use the boxes as masks (--missing_masks box)")
         return annotations
     if missing == "error":

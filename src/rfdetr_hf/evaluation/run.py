@@ -74,9 +74,6 @@ def score_evaluation(
     if per_class:
         for iou_type, analysis in analyses.items():
             logger.info("%s\n%s", TITLES[iou_type], aligned(class_cells(analysis.per_class())))
-    for iou_type, analysis in analyses.items():
-        for note in analysis.notes():
-            logger.warning("%s: %s", TITLES[iou_type], note)
     if folder is not None:
         if report:
             write_report(evaluator, folder, dataset, title)

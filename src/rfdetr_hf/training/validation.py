@@ -17,7 +17,7 @@ from ..arguments.training import RFDETRTrainingArguments
 from ..data.pipeline.collate import PER_IMAGE
 from ..evaluation.evaluator import CocoEvaluator
 from ..evaluation.run import joined_scores, score_evaluation
-from ..evaluation.tables import summaries
+from ..evaluation.tables import TITLES, summaries
 from ..hub.model_card import CardFacts
 from ..tasks import TASKS
 from .agreement import on_main
@@ -155,6 +155,9 @@ class Validation:
 
     def _scores(self, evaluator: CocoEvaluator, dataset: Dataset, folder: Path | None) -> dict[str, float]:
         args = self.args
+        for iou_type, analysis in evaluator.analyses.items():
+            for note in analysis.notes():
+                logger.warning("%s: %s", TITLES[iou_type], note)
         return score_evaluation(
             evaluator, dataset, folder, per_class=args.eval_per_class, predictions=args.eval_predictions,
             compute_metrics=self.compute_metrics,
