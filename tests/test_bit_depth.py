@@ -84,7 +84,7 @@ def test_the_audit_names_pictures_beyond_the_range(folder, monkeypatch, caplog):
     monkeypatch.setattr("rfdetr_hf.data.sense._LOOKED_AT", 1)
     train = folder("png", [(RAMP * factor).astype(np.uint16) for factor in (16, 257, 4)])
     audit_dataset(train)
-    assert "1 pictures have values beyond 0 to 4095, which are cut off, such as 1.png" in caplog.text
+    assert "1 picture has values beyond 0 to 4095, which are cut off, such as 1.png" in caplog.text
 
 
 def test_eight_bits_have_no_range(folder):
@@ -168,10 +168,12 @@ def test_colours_of_fewer_bits_than_their_file_are_an_error(folder, tmp_path, ca
     write_deep_colours(file, (pixels * 257).astype(np.uint16))
     assert depth_of_header(file.read_bytes()[:HEADER], lambda: file) == CUT
     train = load_detection_dataset(tmp_path)["train"]
-    assert "of 1 pictures with 16 bits a colour the upper 8 are used" in caplog.text
+    assert "of 1 picture with 16 bits a colour the upper 8 are used" in caplog.text
     assert np.abs(np.asarray(decode_image(train[1]))[..., 0] - RAMP).max() <= 1
     write_deep_colours(file, (pixels * 16).astype(np.uint16))
-    with pytest.raises(DetectionDataError, match=rf"1.{suffix}, have 16 bits a colour.*up to 15 of 255.*with 8 bits"):
+    with pytest.raises(
+        DetectionDataError, match=rf"has 16 bits a colour, such as 1.{suffix}.*up to 15 of 255.*with 8 bits"
+    ):
         load_detection_dataset(tmp_path)
 
 

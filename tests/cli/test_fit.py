@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import DatasetDict
 from helpers.models import TINY_OVERRIDES as TINY
+from helpers.scripts import load_script
 
 from rfdetr_hf import (
     DataArguments,
@@ -82,3 +83,15 @@ def test_the_command_and_the_example_are_the_same_statements():
     of_example = [ast.unparse(each) for each in main.body]
     start = of_example.index(of_command[0])
     assert of_example[start : start + len(of_command)] == of_command
+
+
+def test_a_used_folder_is_refused_before_the_data_is_looked_for(tmp_path, monkeypatch):
+    (tmp_path / "run" / "best").mkdir(parents=True)
+    words = [str(tmp_path / "no" / "data"), "--model", "nano", "--from_scratch", "--output_dir", str(tmp_path / "run")]
+    example = load_script("examples/train.py")
+    monkeypatch.setattr(example, "end_with_launcher", lambda: None)
+    for program in (fit.main, example.main):
+        with pytest.raises(FileExistsError, match="holds an earlier run"):
+            program(words)
+        with pytest.raises(ValueError, match="no.data"):
+            program([*words[:-1], str(tmp_path / "new")])

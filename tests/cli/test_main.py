@@ -131,16 +131,20 @@ def test_doctor_reports(capsys):
     out = capsys.readouterr().out
     assert f"torch {importlib.metadata.version('torch')}" in out
     assert "everything required is there" in out
-    assert re.search(r"^  onnx: ", out, re.M) and "CPU" in out
+    assert re.search(r"^  (installed: .*|)onnx", out, re.M) and "CPU" in out
+    assert out.count("pip install -e") <= 1, "a command for all extras"
 
 
 def test_doctor_finds_what_is_missing(capsys, monkeypatch):
     real = doctor._installed
-    monkeypatch.setattr(doctor, "_installed", lambda name: {"scipy": None, "numpy": "1.0"}.get(name, real(name)))
+    others = {"scipy": None, "numpy": "1.0", "onnx": None, "peft": "0.1"}
+    monkeypatch.setattr(doctor, "_installed", lambda name: others.get(name, real(name)))
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "scipy missing: pip install 'scipy>=1.11'" in out
     assert "numpy 1.0: pip install 'numpy>=1.26'" in out
+    assert re.search("^  onnx:      lacks onnx", out, re.M) and "  lora:      lacks peft>=0.18 (0.1 is there)\n" in out
+    assert "install the extra 'NAME': python -m pip install -e '.[NAME]'" in out
     assert "something required is missing" in out
 
 
@@ -246,3 +250,15 @@ def test_ctrl_c_under_a_launcher_names_the_launcher(run_yaml, tmp_path):
     start = [sys.executable, str(Path(sys.executable).parent / "accelerate"), "launch", *launcher]
     _, out, _ = interrupt([*start, "examples/train.py", *options], tmp_path / "run")
     assert hint(out)[1] == ["accelerate", "launch", *launcher, "examples/train.py", *options[:4], "--resume"]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_without_a_terminal_no_library_draws_bars(seen, monkeypatch):
+    names = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", ["rfdetr-hf", "--version"])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: seen)
+    assert main() == 0
+    assert [name in os.environ for name in names] == [not seen] * 2

@@ -482,15 +482,15 @@ DAMAGES = [
         "one picture of 16 bits",
         "png",
         save(PNG, np.full((H, W), 4000, np.uint16)),
-        "1 pictures have more than 8 bits; their values 0 to 4095 become 0 to 255",
+        "1 picture has more than 8 bits; values 0 to 4095 become 0 to 255",
         True,
     ),
-    Damage("one picture twice", "coco", copy("a.jpg", "b.jpg"), "1 pictures have the same bytes as another one", True),
+    Damage("one picture twice", "coco", copy("a.jpg", "b.jpg"), "1 picture has the same bytes as another one", True),
     Damage(
         "a picture that nobody lists",
         "coco",
         copy("a.jpg", "z.jpg"),
-        "1 image files are in no annotation file and are left out, such as z.jpg",
+        "1 image file is in no annotation file and left out, such as z.jpg",
         True,
     ),
     Damage(
@@ -570,7 +570,7 @@ DAMAGES = [
         "one file under two ids",
         "coco",
         field("images", 1, file_name="a.jpg"),
-        "dropped 1 entries of files that are listed twice with the same boxes: a.jpg",
+        "dropped 1 entry of files that are listed twice with the same boxes: a.jpg",
         True,
     ),
     Damage(
@@ -856,14 +856,14 @@ DAMAGES = [
         "a label file without a picture",
         "yolo",
         write("labels/train/z.txt", "0 0.5 0.5 0.2 0.2\n"),
-        "1 label files have no image and are left out, such as",
+        "1 label file is left out, without an image, such as",
         True,
     ),
     Damage(
         "a label suffix in capitals",
         "yolo",
         rename("labels/train/b.txt", "labels/train/b.TXT"),
-        "found 1 label files under a name in another case",
+        "found 1 label file under a name in another case",
         True,
     ),
     Damage(
@@ -1215,7 +1215,7 @@ DAMAGES = [
         "a shard that the index does not know",
         "parquet",
         copy(f"{SHARD}.parquet", "data/train-00002-of-00003.parquet"),
-        "1 shards are not in _index.parquet and are left out",
+        "1 shard is not in _index.parquet and left out",
         True,
     ),
     Damage(

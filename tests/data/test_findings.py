@@ -80,7 +80,7 @@ def test_turned_photographs_are_counted_with_the_frame_of_their_boxes(sound_fold
     found = kinds(audit(sound_folder, tmp_path))
     assert set(found) == {(kind, "train")} and not found[kind, "train"].serious
     assert (
-        found[kind, "train"].text.startswith("1 pictures") and f"boxes are read in {frame}" in found[kind, "train"].text
+        found[kind, "train"].text.startswith("1 picture ") and f"boxes are read in {frame}" in found[kind, "train"].text
     )
 
 
@@ -88,9 +88,7 @@ def test_files_of_several_pages_are_counted(sound_folder, tmp_path):
     picture = Image.open(sound_folder / "train/train4.jpg").copy()
     picture.save(sound_folder / "train/train4.jpg", "TIFF", save_all=True, append_images=[picture] * 2)
     found = kinds(audit(sound_folder, tmp_path))
-    assert set(found) == {("pages", "train")} and found["pages", "train"].text.startswith(
-        "1 pictures have several pages"
-    )
+    assert set(found) == {("pages", "train")} and found["pages", "train"].text.startswith("1 picture has several pages")
 
 
 def test_boxes(sound_folder, tmp_path):

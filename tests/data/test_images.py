@@ -101,7 +101,7 @@ def test_the_folder_of_the_longest_name_counts(tmp_path, coco_content, write_coc
     assert [image["path"] for image in validation["image"]] == [
         str(tmp_path / f"val_pictures/{i}.jpg") for i in range(2)
     ]
-    assert "2 image files are in no annotation file and are left out, such as other/0.jpg" in caplog.text
+    assert "2 image files are in no annotation file and left out, such as other/0.jpg" in caplog.text
 
 
 def test_a_file_under_two_ids_is_an_error_unless_the_entries_agree(tmp_path, write_image, caplog):
@@ -110,7 +110,7 @@ def test_a_file_under_two_ids_is_an_error_unless_the_entries_agree(tmp_path, wri
         load_detection_dataset(root)
     root = listed(tmp_path / "same", write_image, ["a.jpg", "b.jpg"], ["a.jpg", "b.jpg", "./a.jpg"])
     train = load_detection_dataset(root)["train"]
-    assert train["image_id"] == [0, 1] and "dropped 1 entries" in caplog.text
+    assert train["image_id"] == [0, 1] and "dropped 1 entry" in caplog.text
 
 
 @pytest.mark.parametrize(("where", "field", "value", "fault"), [

@@ -126,7 +126,7 @@ def test_the_audit_shows_them(spoilt, tmp_path):
     kinds = {each.kind: each for each in found.findings if each.kind.startswith("labels: ")}
     assert set(kinds) == {"labels: overlooked", "labels: swapped", "labels: badly located", "labels: on nothing"}
     assert kinds["labels: overlooked"].text == (
-        "1 objects are found by the model and have no box, the likeliest first"
+        "1 object without a box, found by the model, the likeliest first"
     ) and not any(each.serious for each in kinds.values())
     told = json.loads(json.dumps(found.to_dict()))["label_errors"]["train"]
     assert [each["score"] for each in told] == sorted((each["score"] for each in told), reverse=True)

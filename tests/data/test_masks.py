@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from rfdetr_hf import audit_dataset, load_detection_dataset, make_shapes_dataset
+from rfdetr_hf import DataArguments, audit_dataset, load_detection_dataset, make_shapes_dataset
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.masks import mask_array, mask_column, parse_mask, rasterise
 from rfdetr_hf.data.schema import coco_segmentation, decode_image, has_masks
@@ -255,3 +255,12 @@ def test_coco_person(data_root):
         size = (row["height"], row["width"])
         masks = rasterise(mask_column(row["objects"]["segmentation"], *size), (0, 0, *size[::-1]), size)
         assert masks.sum(axis=(1, 2)) == pytest.approx(np.array(row["objects"]["area"]), rel=0.04)
+
+
+def test_without_any_mask_the_remedy_leads_out(coco_masks):
+    """`--task detection` beside a model of masks would be the next error."""
+    with pytest.raises(DetectionDataError, match="none of the 3 objects has a mask") as raised:
+        coco_masks(None, None, None)
+    assert "take boxes alone, with a model for detection such as --model nano" in str(raised.value)
+    with pytest.raises(ValueError, match="for segmentation; leave task out, or choose a model for detection"):
+        DataArguments(task="detection").load_options("segmentation")

@@ -7,6 +7,7 @@ import pytest
 from datasets import DatasetDict
 
 from rfdetr_hf import DataArguments, class_names, load_detection_dataset
+from rfdetr_hf.choices import counted
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.fingerprint import data_hash
 from rfdetr_hf.data.keypoints import COCO_KEYPOINTS
@@ -310,12 +311,13 @@ def test_a_picture_that_stands_twice_in_training_is_still_a_leak(street, caplog)
     one = {"name_or_path": DatasetDict(train=rows)}
     load_detection_dataset(sources=[one, one, {"name_or_path": DatasetDict(validation=rows.select([1])),
                                                "class_names": class_names(rows)}])  # fmt: skip
-    assert "1 images are in the splits train and validation, such as " in caplog.text
+    assert "1 image is in the splits train and validation, such as " in caplog.text
     caplog.clear()
     held = load_detection_dataset(sources=[one, one], validation_split=0.4, split_seed=1)
     train, validation = (set(held[name]["file_name"]) for name in ("train", "validation"))
     assert train & validation
-    assert f"{len(train & validation)} images are in the splits train and validation, such as " in caplog.text
+    shared = counted(len(train & validation), "image", "is")
+    assert f"{shared} in the splits train and validation, such as " in caplog.text
     caplog.clear()
     load_detection_dataset(sources=[one], validation_split=0.5)
     assert "are in the splits" not in caplog.text

@@ -34,7 +34,7 @@ def test_photographs_whose_size_does_not_tell_are_read_as_the_others(
     tmp_path, caplog, orientation, size, others, frame
 ):
     splits = load_detection_dataset(turned(tmp_path / "set/train", others, orientation, size))
-    told = f"1 pictures with an EXIF tag have one size .* their boxes are read as {frame}"
+    told = f"1 picture with an EXIF tag and one size .* boxes are read as {frame}"
     assert bool(re.search(told, caplog.text)) == (others != (48, 64))
     mixed = load_detection_dataset(sources=[tmp_path / "set", turned(tmp_path / "other/train", (48, 64), 3, (64, 48))])
     convert_dataset(splits, tmp_path / "shards", "parquet", 1)

@@ -17,7 +17,7 @@ def test_a_file_in_two_rows_is_an_error_or_one_row_where_they_agree(cppe, caplog
     source = cppe()
     twice = datasets.concatenate_datasets([source, source.select([0])]).remove_columns("image_id")
     train = load_detection_dataset(twice)["train"]
-    assert train["image_id"] == [0, 1, 2] and "dropped 1 entries of files that are listed twice" in caplog.text
+    assert train["image_id"] == [0, 1, 2] and "dropped 1 entry of files that are listed twice" in caplog.text
     other = plain(datasets.concatenate_datasets([source.select([0])] * 2), [row(), row(bbox=[[9, 9, 3, 4]])])
     with pytest.raises(DetectionDataError, match="cppe0.png is listed as image id 0 and as image id 1, with different"):
         load_detection_dataset(other)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from helpers.coco_cases import random_coco
+import torch
+from helpers.coco_cases import as_coco, random_coco
 from helpers.scenes import CAT, analysed, scene
 
 from rfdetr_hf.evaluation.analysis import confusion_matrix, worst_images
@@ -26,6 +27,19 @@ def test_nothing_found_and_nothing_there():
         assert analysis.confusion.sum() == len(analysis.evaluation.matches.row) + len(analysis.evaluation.truths.id)
         assert max(analysis.errors.cost.values()) <= 1 and len(analysis.per_class()) == 3
         assert [row["map"] for row in analysis.per_class()][1:] == [-1, -1]
+
+
+def test_of_many_classes_without_a_threshold_some_are_named():
+    names = [{"id": label, "name": f"c{label}"} for label in range(80)]
+    boxes = [
+        {"id": n, "image_id": 1, "category_id": n, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0} for n in range(8)
+    ]
+    truth = as_coco([{"id": 1, "width": 40, "height": 30}], boxes, names)
+    nothing = {"labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0), "boxes": torch.zeros(0, 4)}
+    (note,) = analysed(truth, {1: nothing}).notes()
+    assert note.startswith(
+        "no best_threshold for c0, c1, c2, c3, c4 and 3 more, as the table of the classes (per_class"
+    )
 
 
 def test_limits_that_hide_objects_are_named():

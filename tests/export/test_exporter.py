@@ -89,7 +89,7 @@ def test_missing_package_names_the_extra(detector, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("last_output", TASKS)
-def test_onnx(last_output, tiny_config, tmp_path):
+def test_onnx(last_output, tiny_config, tmp_path, caplog):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model_class, fields = TASKS[last_output]
@@ -108,6 +108,7 @@ def test_onnx(last_output, tiny_config, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), model.eval()(pixels).logits, atol=1e-4, rtol=0)
     assert b"site-packages" not in report.path.read_bytes()
+    assert not [record for record in caplog.records if record.name.startswith(("onnx", "torch.onnx"))]
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])

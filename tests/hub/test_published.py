@@ -8,6 +8,7 @@ import torch
 from datasets import DatasetDict
 from helpers.scripts import load_script
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load_file
 
 from rfdetr_hf import RFDETRForObjectDetection, RFDETRImageProcessor, make_shapes_dataset
@@ -226,3 +227,17 @@ def test_the_tool_compares_what_the_hub_has(published, files, data, capsys, tmp_
     published.repos.clear()
     assert tool.main(["--variants", "small"]) == 1
     assert "FAILED   Roboflow/rf-detr-small cannot be loaded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["nano", "keypoint-preview", "nanno", "Roboflow/rf-detr-nano", "me/mine"])
+def test_who_wants_to_predict_is_offered_no_random_weights(hub, source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    picture = str(tmp_path / "photo.jpg")
+    Image.new("RGB", (32, 32)).save(picture)
+    out = str(tmp_path / "out")
+    assert main(["predict", source, picture, "--output_dir", out]) == 1
+    told = capsys.readouterr().err
+    assert source in told and "Give a model folder" in told and "official package such as rf-detr-" in told
+    assert "from_scratch" not in told and "train" not in told
+    assert main(["fit", "--model", source, "--output_dir", out]) == 1
+    assert "to train with random weights: --from_scratch" in capsys.readouterr().err

@@ -320,3 +320,26 @@ def test_a_name_that_no_repository_can_have_is_refused_at_once(tmp_path, tiny_mo
     args = arguments(tmp_path / "run", hub_model_id=name, push_to_hub=push)
     with pytest.raises(ValueError, match=f"no repository '{name}'.*hub_model_id"):
         RFDETRTrainer(tiny_model(), args, shapes, shapes)
+
+
+def test_what_is_known_to_hinder_uploads_is_said_before_and_after(
+    tmp_path, hub, tiny_model, shapes, caplog, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    args = arguments(tmp_path / "my run", hub_model_id="me/mine", max_steps=2, save_strategy="steps", save_steps=1)
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes)
+    trainer.train()
+    folder = tmp_path / "my run" / "best"
+    command = f"hf upload me/mine '{folder}'"
+    warned, failed = (message for message in caplog.messages if "hf upload" in message)
+    assert "HF_HUB_OFFLINE is set, so nothing can be uploaded to me/mine" in warned and command in warned
+    assert "upload 'End of training' to me/mine failed, the run goes on: HF_HUB_OFFLINE is set." in failed
+    assert f"The files are in {folder}; to upload them later: {command}" in failed
+    assert len(trainer.hub.failures) == 1 and not hub.requests
+    with pytest.raises(PermissionError, match="HF_HUB_OFFLINE is set"):
+        trainer.push_to_hub()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert HubUploader("mine").obstacle() == "there is no login (hf auth login)"
+    assert HubUploader("mine", TOKEN).obstacle() is None

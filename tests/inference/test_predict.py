@@ -313,3 +313,23 @@ def test_long_names_of_files_and_classes_stay_names_of_files_and_differ(folder):
     again = {Path("/in") / ("x" * 250 + ".png"): 1}
     (short,) = unique_names(again).values()
     assert len(set(unique_names({**again, Path("/out") / f"{short}.png": 1}).values())) == 2
+
+
+def test_where_nothing_is_above_the_threshold_the_highest_score_is_told(keypoint_folder):
+    """And no folder of crops is named that is not there."""
+    lines, folder = list[str](), str(keypoint_folder / "out")
+    always = ["--model_name_or_path", str(keypoint_folder / "model"), "--images", str(keypoint_folder / "image.png")]
+    always += ["--output_dir", folder, "--overwrite", "true", "--formats", "json", "crops"]
+
+    def run(*words):
+        lines.clear()
+        (args,) = parse_arguments((PredictArguments,), [*always, *words])
+        predict(args, say=lines.append)
+        return "\n".join(lines)
+
+    told = run("--threshold", "0.999")
+    score = float(told.split("on the first 1 image, is ")[1].split(" ")[0])
+    assert told.endswith("; a lower --threshold shows more") and "crops" not in told and "predictions.json" in told
+    least = f"{score * 0.98:.4f}"
+    assert "highest" not in run("--threshold", least) and "crops: 1 image" in "\n".join(lines)
+    assert "--threshold or --thresholds" in run("--thresholds", '{"circle": 0.999}', "--threshold", "0.999")

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import pytest
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -368,3 +370,18 @@ def test_the_geometry_of_the_preset_in_a_file_goes_with_it(tmp_path):
     words = ["--config", str(path), "--augmentation", "none", "--horizontal_flip", "0.5"]
     (args,) = parse_arguments([RFDETRTrainingArguments], words)
     assert (args.scale_jitter, args.horizontal_flip) == (False, 0.5)
+
+
+def test_loaders_have_a_worker_for_each_core_unless_a_number_is_given(monkeypatch):
+    def workers(cores, processes="1", **options):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        return RFDETRTrainingArguments(**options).loader_workers
+
+    assert [workers(1), workers(2), workers(6), workers(64), workers(64, "16"), workers(2, "4")] == [1, 2, 6, 8, 4, 1]
+    assert workers(2, dataloader_num_workers=5) == 5 and workers(2, dataloader_num_workers=0) == 0
+    assert RFDETRTrainingArguments(dataloader_prefetch_factor=3).dataloader_num_workers is None
+    with pytest.raises(ValueError, match="no effect with dataloader_num_workers=0"):
+        RFDETRTrainingArguments(dataloader_num_workers=0, dataloader_prefetch_factor=3)
+    for path in (Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"):
+        assert "dataloader_num_workers" not in path.read_text(), "too many for some machine"

@@ -1,11 +1,12 @@
 import csv
+import sys
 
 import pytest
 from transformers import TrainerControl, TrainerState
 
 from rfdetr_hf import RFDETRTrainingArguments
 from rfdetr_hf.training.best import BestModel, candidate_scores
-from rfdetr_hf.training.callbacks import EarlyStopping, MetricsCsvCallback, log_line, time_left
+from rfdetr_hf.training.callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback, log_line, time_left
 from rfdetr_hf.training.meters import speeds
 
 ARGS = RFDETRTrainingArguments()
@@ -220,3 +221,15 @@ def test_nan_is_never_the_best():
     best = BestModel("map")
     assert not best.update({"eval_map": float("nan")}, epoch=1, step=1)
     assert best.update({"eval_map": 0.0}, epoch=2, step=2)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_bar_is_shown_where_somebody_sees_it(seen, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: seen)
+    callback, state = ProgressCallback(), TrainerState(max_steps=3, is_world_process_zero=True)
+    callback.on_train_begin(ARGS, state, TrainerControl())
+    callback.on_prediction_step(ARGS, state, TrainerControl(), eval_dataloader=[1, 2])
+    callback.on_evaluate(ARGS, state, TrainerControl())
+    callback.close()
+    shown = capsys.readouterr().err
+    assert ("0/3" in shown) == seen and ("evaluating" in shown) == seen and (seen or not shown)

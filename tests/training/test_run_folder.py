@@ -1,6 +1,7 @@
 """What a run leaves besides models: the arguments that repeat it, its pictures and its report."""
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -21,7 +22,7 @@ from rfdetr_hf.cli import fit
 from rfdetr_hf.data.fingerprint import data_hash
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.evaluation.report import write_report
-from rfdetr_hf.training import pictures
+from rfdetr_hf.training import pictures, state
 from rfdetr_hf.training.checkpoint.run_directory import OF_THE_BEST, PICTURES
 from rfdetr_hf.training.record import RunRecord
 
@@ -231,3 +232,21 @@ def test_what_was_made_in_python_is_named(tmp_path, tiny_model, shapes):
         fit.main(["--config", str(path), "--output_dir", str(tmp_path / "other")])
     with pytest.raises(TypeError, match="made_from has a dict"):
         RFDETRTrainer(tiny_model(), args, shapes, made_from=[{}])
+
+
+def test_a_finished_run_that_is_resumed_keeps_the_time_of_its_report(tmp_path, tiny_model, monkeypatch, caplog):
+    data, options = make_shapes_dataset(4, image_size=64), {"gradient_accumulation_steps": 1, "max_steps": 2}
+
+    def report(**more):
+        RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **options, **more), data, data).train()
+        return (tmp_path / "report.html").read_text()
+
+    hours = itertools.count(step=3600)
+    with monkeypatch.context() as patched:
+        patched.setattr(state, "time", SimpleNamespace(perf_counter=lambda: next(hours)))
+        assert "took 2:00:00 (h:mm:ss)" in report()
+    with caplog.at_level(logging.INFO):
+        # The second hour came after the last checkpoint.
+        assert "ended at step 2 of 2 (epoch 0.4) and took 1:00:00 (h:mm:ss)" in report(resume_from_checkpoint="true")
+    assert "the run has all its 2 steps, and nothing is left to train" in caplog.text
+    assert "end, without a step" in caplog.text and "mean loss 0" not in caplog.text

@@ -37,9 +37,9 @@ def test_the_lines_hold_what_decides_the_run(tmp_path, shapes, caplog):
         ("device", "cpu ("), ("device", "; float32"), ("model", f"RFDETRForObjectDetection, {parameters / 1e6:.1f} M"),
         ("model", "64 x 64 pixels"), ("weights", f"{tmp_path / 'model'}; class rows: kept 1, new 2 (square, triangle)"),
         ("data", f"train 8 images, {objects} boxes, 0% background; test 3 images"), ("data", "3 classes: "),
-        ("batch", "4 images a step = 2 on a device x 2 micro-batches x 1 process"),
+        ("batch", "4 images a step = 2 on a device x 2 micro-batches x 1 process, loaded by the process"),
         ("steps", f"{trainer.state.steps_per_epoch} an epoch, 3 in all"),
-        ("lr", "head 1.0e-04, encoder "), ("lr", "decoder 7.0e-05; schedule constant, warm-up 1 steps"),
+        ("lr", "head 1.0e-04, encoder "), ("lr", "decoder 7.0e-05; schedule constant, warm-up 1 step"),
         ("memory", " MB = weights 0.4 MB + gradients 0.4 MB + AdamW 0.8 MB + EMA 0.4 MB; not counted"),
         ("output", f"{tmp_path / 'run'}: a checkpoint every 3 steps ("), ("output", "no best/ without evaluations"),
     ):  # fmt: skip

@@ -60,7 +60,7 @@ def test_a_run_has_steps_and_begun_epochs(options, steps, epochs):
     ("options", "message"),
     [
         ({"ema_update_interval": 7}, "ema_update_interval=7 is above the 6 steps"),
-        ({"eval_delay": 2}, "eval_delay=2 is above the 1 epochs"),
+        ({"eval_delay": 2}, "eval_delay=2 is above the 1 epoch of"),
         ({"eval_delay": 7, "eval_strategy": "steps"}, "eval_delay=7 is above the 6 steps"),
     ],
 )
@@ -73,7 +73,17 @@ def test_a_run_that_is_too_short_for_its_options_is_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"skip_best_epochs": 1}, "skip_best_epochs=1 leaves out the evaluations of all 1 epochs"),
+        (
+            {"skip_best_epochs": 1},
+            "skip_best_epochs=1 leaves out every evaluation of a run of 6 steps (1 epoch)",
+        ),
+        ({"skip_best_epochs": 0.9}, None),
+        ({"skip_best_epochs": 0.7, "eval_strategy": "steps", "eval_steps": 4}, "leaves out every evaluation"),
+        ({"skip_best_epochs": 0.6, "eval_strategy": "steps", "eval_steps": 4}, None),
+        ({"skip_best_epochs": 0.9, "eval_strategy": "steps", "eval_steps": 0.5}, None),
+        ({"skip_best_epochs": 5, "eval_strategy": "no"}, None),
+        ({"eval_strategy": "steps", "eval_steps": 7}, "eval_steps=7 is above the 6 steps (1 epoch) of the run: no"),
+        ({"eval_strategy": "steps", "eval_steps": 6}, None),
         ({"ema_tau": 0}, "96% of the EMA weights, which best/ and last/ hold, are the initial ones"),
         ({"ema_tau": 0, "ema_decay": 0.5}, None),
         ({"ema_tau": 0, "use_ema": False}, None),
@@ -117,7 +127,7 @@ def test_skipped_steps_are_counted_and_too_many_in_a_row_end_the_run():
 
 @pytest.mark.parametrize("limit", [0, 1])
 def test_no_patience_ends_at_the_first(limit):
-    with pytest.raises(RuntimeError, match="1 steps in a row"):
+    with pytest.raises(RuntimeError, match="1 step in a row"):
         begun().skip_step(0, [1], limit)
 
 
@@ -238,3 +248,18 @@ def test_other_arguments_and_processes_are_named(caplog):
         resumed(begun(), world_size=2, horizontal_flip=0.0)
     assert "arguments changed since checkpoint was written: horizontal_flip 0.5 -> 0.0" in caplog.messages
     assert any("was written by 1 processes and is resumed by 2" in message for message in caplog.messages)
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_parts():
+    state = begun()
+    state.count_seconds()
+    state.seconds = 3600.0
+    again = resumed(state)
+    again.count_seconds()
+    again.count_seconds()
+    assert 3600 <= again.seconds < 3700
+    earlier = begun()
+    earlier.load_state_dict({k: v for k, v in state.state_dict().items() if k != "seconds"}, state.callback_state())
+    earlier.count_seconds()
+    earlier.count_seconds()
+    assert earlier.seconds is None, "an earlier checkpoint does not tell"

@@ -12,7 +12,7 @@ def test_missing_images_are_named_and_unlisted_ones_counted(tmp_path, load_file,
     write_image(tmp_path / "set" / "extra.png")
     with caplog.at_level(logging.WARNING):
         assert len(load_file(coco_content())) == 2
-    assert "1 image files are in no annotation file" in caplog.text and "extra.png" in caplog.text
+    assert "1 image file is in no annotation file" in caplog.text and "extra.png" in caplog.text
     (tmp_path / "set" / "b.jpg").unlink()
     with pytest.raises(DetectionDataError, match=r"image id 1: file_name 'b\.jpg' is missing"):
         load_detection_dataset(tmp_path / "set" / "train.json")
@@ -85,4 +85,4 @@ def test_annotation_files_that_no_split_has_are_counted(tmp_path, coco_content, 
         write_coco(tmp_path / name, coco_content(), tmp_path / "train")
     assert list(load_detection_dataset(tmp_path)) == ["train"]
     listed = "such as annotations/more/instances_train.json, custom.json"
-    assert f"2 JSON files are in none of the splits ['train'] and are left out, {listed}" in caplog.text
+    assert f"2 JSON files are in none of the splits ['train'] and left out, {listed}" in caplog.text

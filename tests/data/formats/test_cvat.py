@@ -135,10 +135,8 @@ def test_images_without_a_subset_are_a_split(cvat, caplog):
     (root / "more" / "annotations.xml").write_text(document(image(BOX)))
     splits = load_detection_dataset(root, validation_split="Gültig")
     assert {name: split["file_name"] for name, split in splits.items()} == {"train": ["a.jpg"], "validation": ["c.jpg"]}
-    assert "1 images are in no subset and are left out; they are the split 'default'" in caplog.text
-    assert (
-        "1 XML files are in none of the splits ['train', 'validation'] and are left out, such as more/" in caplog.text
-    )
+    assert "1 image is in no subset and left out; that is the split 'default'" in caplog.text
+    assert "1 XML file is in none of the splits ['train', 'validation'] and left out, such as more/" in caplog.text
     assert load_detection_dataset(root, validation_split="default")["validation"]["file_name"] == ["b.jpg"]
 
 

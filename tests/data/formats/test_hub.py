@@ -75,7 +75,7 @@ def test_pictures_of_an_imagefolder_without_a_row_are_counted(tmp_path, write_im
     for name in ("c.png", "deeper/d.png"):
         write_image(tmp_path / "train" / name)
     assert load_detection_dataset(source, **options)["train"]["file_name"] == ["a.png", "b.png"]
-    assert f"2 pictures have no row in train/metadata.{style} and are left out, such as train/c.png" in caplog.text
+    assert f"2 pictures are left out, without a row in train/metadata.{style}, such as train/c.png" in caplog.text
     assert "is not read" not in caplog.text
     (tmp_path / f"metadata.{style}").write_text((tmp_path / f"train/metadata.{style}").read_text())
     load_detection_dataset(source, **options)

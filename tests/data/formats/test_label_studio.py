@@ -70,7 +70,7 @@ def test_keypoints_belong_to_their_parent(studio, caplog):
     root = studio(task(BOX, point("nose", 50, 60, None)))
     assert len(load_detection_dataset(root)["train"][0]["objects"]["bbox"]) == 1
     assert "left out 1 keypoints without a region" in caplog.text
-    with pytest.raises(DetectionDataError, match="task 7: 1 keypoints belong to no region"):
+    with pytest.raises(DetectionDataError, match="task 7: 1 keypoint belongs to no region"):
         load_detection_dataset(root, task="keypoints")
 
 
@@ -153,7 +153,7 @@ def test_exports_that_no_split_has_are_counted(studio, caplog):
     (root / "more").mkdir()
     (root / "more" / "project.JSON").write_text(json.dumps([task(BOX, image="b c.jpg")]))
     assert len(load_detection_dataset(root)["train"]) == 1
-    assert "1 JSON files are in none of the splits ['train'] and are left out, such as more/project.JSON" in caplog.text
+    assert "1 JSON file is in none of the splits ['train'] and left out, such as more/project.JSON" in caplog.text
     (root / "more" / "project.JSON").rename(root / "valid.JSON")
     (root / "export.json").rename(root / "train.json")
     assert list(load_detection_dataset(root)) == ["train", "validation"]

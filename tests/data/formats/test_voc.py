@@ -162,7 +162,7 @@ def test_polygons_of_objects(voc):
     root = voc({"train": {"a": annotation(inside=f"<polygon>{inside}</polygon>")}})
     row = load_detection_dataset(root, task="segmentation")["train"][0]
     assert coco_segmentation(row["objects"]["segmentation"][0], 48, 64) == [corners]
-    with pytest.raises(DetectionDataError, match="no keypoints; load it with task='detection'"):
+    with pytest.raises(DetectionDataError, match="no keypoints; take boxes alone, with a model for detection"):
         load_detection_dataset(root, task="keypoints")
 
 
@@ -175,7 +175,7 @@ def test_sizes_that_are_missing_are_read_from_the_picture(voc):
 def test_the_name_of_the_xml_file_names_the_picture(voc, write_image, caplog):
     root = voc({"train": {"a": annotation(name="C:\\old\\IMG_1.jpg")}})
     assert load_detection_dataset(root)["train"][0]["file_name"] == "a.jpg"
-    assert "filename of 1 XML files names another picture" in caplog.text
+    assert "filename of 1 XML file names another picture" in caplog.text
     write_image(root / "JPEGImages" / "IMG_1.jpg")
     (root / "Annotations" / "a.xml").write_text(annotation(name="IMG_1.jpg"))
     with pytest.raises(DetectionDataError, match=r"a.xml: field filename is 'IMG_1.jpg', but .*a.jpg.* both exist"):
@@ -205,7 +205,7 @@ def test_folders_below_the_annotations(voc, write_image, caplog):
     assert [len(row["objects"]["bbox"]) for row in train] == [1, 1, 1] and class_names(train) == ["cat", "dog"]
     (root / "ImageSets" / "Main" / "train.txt").write_text("two/a\none/a.jpg\n")
     assert load_detection_dataset(root)["train"]["file_name"] == ["two/a.jpg", "one/a.jpg"]
-    assert "1 XML files are in none of the splits ['train'] and are left out, such as Annotations/a.xml" in caplog.text
+    assert "1 XML file is in none of the splits ['train'] and left out, such as Annotations/a.xml" in caplog.text
     (root / "ImageSets" / "Main" / "train.txt").unlink()
     # Two files must not get one picture.
     (root / "JPEGImages" / "two" / "a.jpg").unlink()
@@ -224,9 +224,9 @@ def test_xml_files_and_pictures_that_no_split_has_are_counted(tmp_path, write_im
     write_image(tmp_path / "valid" / "z.jpg")
     splits = load_detection_dataset(tmp_path)
     assert list(splits) == ["train"] and splits["train"]["file_name"] == ["a.jpg", "more/b.jpg"]
-    assert "1 XML files are in none of the splits ['train'] and are left out, such as old/c.xml" in caplog.text
+    assert "1 XML file is in none of the splits ['train'] and left out, such as old/c.xml" in caplog.text
     assert "valid: has no XML files of Pascal VOC, so there is no such split" in caplog.text
-    assert "1 pictures have no XML file and are left out, such as more/x" in caplog.text
+    assert "1 picture is left out, without an XML file, such as more/x" in caplog.text
 
 
 def test_names_with_blanks_in_lists(voc):

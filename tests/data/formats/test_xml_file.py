@@ -15,12 +15,12 @@ def test_background_and_files_without_partner(voc, caplog):
     with caplog.at_level(logging.INFO):
         train = load_detection_dataset(root)["train"]
     assert len(train[1]["objects"]["bbox"]) == 0 and "2 images, 1 of them background" in caplog.text
-    assert "1 XML files are in none of the splits ['train'] and are left out, such as Annotations/z.xml" in caplog.text
+    assert "1 XML file is in none of the splits ['train'] and left out, such as Annotations/z.xml" in caplog.text
     (root / "ImageSets" / "Main" / "train.txt").unlink()
     (root / "Annotations" / "z.xml").unlink()
     (root / "Annotations" / "b.xml").unlink()
     assert len(load_detection_dataset(root)["train"]) == 1
-    assert "1 pictures have no XML file and are left out, such as b" in caplog.text
+    assert "1 picture is left out, without an XML file, such as b" in caplog.text
 
 
 def test_documents_with_entities_are_refused(voc):

@@ -79,12 +79,12 @@ def test_label_files_without_an_image_are_told(write_yolo, caplog):
     root = write_yolo({"images/train/a.jpg": "0 0.5 0.5 0.5 0.5"})
     (root / "labels/train/gone.txt").write_text("0 0.5 0.5 0.5 0.5")
     load_detection_dataset(root)
-    assert "1 label files have no image and are left out, such as" in caplog.text and "gone.txt" in caplog.text
+    assert "1 label file is left out, without an image, such as" in caplog.text and "gone.txt" in caplog.text
     for folder in ("more", "val"):  # a split's labels are its own
         (root / "labels/train" / folder).mkdir()
         (root / "labels/train" / folder / "gone.txt").write_text("0 0.5 0.5 0.5 0.5")
     load_detection_dataset(root)
-    assert "2 label files have no image and are left out, such as" in caplog.text
+    assert "2 label files are left out, without an image, such as" in caplog.text
 
 
 def test_images_without_a_label_file_may_be_left_out(write_yolo):

@@ -84,7 +84,7 @@ def test_pictures_of_annotations_under_any_folder_name(folder, caplog):
 def test_a_second_camera_is_background_and_masks_of_its_names_are_not(folder, tmp_path, caplog):
     files = {**PAIR, "images/train/cam2/a.jpg": None}
     assert len(load_detection_dataset(folder(files))["train"]) == 2 and "left out" not in caplog.text
-    assert "none of 1 pictures of" in caplog.text and "cam2 has a label file; all are background" in caplog.text
+    assert "none of 1 picture of" in caplog.text and "cam2 has a label file; all are background" in caplog.text
     for colours in (np.zeros((48, 64), np.uint8), np.full((48, 64, 3), 7, np.uint8)):
         Image.fromarray(colours).save(tmp_path / "set/images/train/cam2/a.jpg")
         assert names(load_detection_dataset(tmp_path / "set")["train"]) == ["a.jpg"] and "left out 1" in caplog.text

@@ -62,8 +62,9 @@ def test_polygon_rows(write_yolo):
 
 def test_box_rows_where_masks_are_wanted(write_yolo):
     root = write_yolo({"images/train/a.jpg": f"1 {POLYGON}\n0 0.5 0.5 0.5 0.5"})
-    with pytest.raises(DetectionDataError, match=r"a.txt:2: a box without a polygon"):
+    with pytest.raises(DetectionDataError, match=r"a.txt:2: a box without a polygon") as raised:
         load_detection_dataset(root, task="segmentation")
+    assert "To repair: use boxes as masks (--missing_masks box), or take boxes alone, with a model" in str(raised.value)
     objects = load_detection_dataset(root, task="segmentation", missing_masks="box")["train"][0]["objects"]
     assert [mask["polygons"] for mask in objects["segmentation"]] == [
         [[16, 12, 48, 12, 48, 24, 16, 24]],
