@@ -1,6 +1,6 @@
 """Train RF-DETR on a data set in COCO, Roboflow or YOLO layout, on a Hub data set, or on synthetic shapes.
 
-Four minutes on two cores of a CPU, nothing to download:
+Three minutes on two cores of a CPU, nothing to download:
 
     accelerate launch --config_file examples/accelerate/single.yaml examples/train.py \
         --config examples/configs/quickstart.yaml

@@ -49,7 +49,9 @@ class EvaluateArguments(TrainedModelArguments, ViewArguments):
 class EvaluationArguments(TrainedModelArguments):
     """Which model, where to write."""
 
-    num_workers: int = option(2, "Processes that load images.", Range(0), daily=True)
+    num_workers: int | None = option(
+        None, "Processes that load images; default: one for each core, at most 8.", Range(0), daily=True
+    )
     output: str | None = option(None, "A JSON file for the metrics; must not exist yet.", group="output", daily=True)
 
     def require_new(self) -> None:
