@@ -32,7 +32,7 @@ def test_nothing_found_and_nothing_there():
 def test_of_many_classes_without_a_threshold_some_are_named():
     names = [{"id": label, "name": f"c{label}"} for label in range(80)]
     boxes = [
-        {"id": n, "image_id": 1, "category_id": n, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0} for n in range(8)
+        {"id": n + 1, "image_id": 1, "category_id": n, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0} for n in range(8)
     ]
     truth = as_coco([{"id": 1, "width": 40, "height": 30}], boxes, names)
     nothing = {"labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0), "boxes": torch.zeros(0, 4)}
