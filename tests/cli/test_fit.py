@@ -18,6 +18,7 @@ from rfdetr_hf import (
     RFDETRTrainingArguments,
     class_names,
     make_shapes_dataset,
+    parse_arguments,
 )
 from rfdetr_hf.cli import fit
 from rfdetr_hf.data.schema import keypoint_schema
@@ -95,3 +96,13 @@ def test_a_used_folder_is_refused_before_the_data_is_looked_for(tmp_path, monkey
             program(words)
         with pytest.raises(ValueError, match="no.data"):
             program([*words[:-1], str(tmp_path / "new")])
+
+
+@pytest.mark.parametrize("name", ["segmentation", "keypoints"])
+def test_the_configuration_of_a_task_takes_a_model_of_another(name, tmp_path):
+    """The remedy for data without masks or keypoints is another model, and needs no other change of the file."""
+    config = str(Path(__file__).parents[2] / "examples" / "configs" / f"{name}.yaml")
+    words = ["--config", config, "--model", "nano", "--from_scratch", "--output_dir", str(tmp_path / "run")]
+    model_args, data_args, training_args, _ = parse_arguments(fit.TYPES, words, "rfdetr-hf fit")
+    assert data_args.load_options(model_args.task)["task"] == "detection"
+    assert training_args.for_run("detection").metric_for_best_model == "map"

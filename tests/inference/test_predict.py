@@ -328,7 +328,7 @@ def test_where_nothing_is_above_the_threshold_the_highest_score_is_told(keypoint
         return "\n".join(lines)
 
     told = run("--threshold", "0.999")
-    score = float(told.split("on the first 1 image, is ")[1].split(" ")[0])
+    score = float(told.split("the highest score is ")[1].split(" ")[0])
     assert told.endswith("; a lower --threshold shows more") and "crops" not in told and "predictions.json" in told
     least = f"{score * 0.98:.4f}"
     assert "highest" not in run("--threshold", least) and "crops: 1 image" in "\n".join(lines)

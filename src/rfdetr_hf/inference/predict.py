@@ -143,9 +143,10 @@ def _why_nothing(found: Sequence[Found], names: Mapping[int, str], args: Predict
         return "nothing is found: the model gives no detection"
     score, label = max(scores)
     option = "--threshold" if args.thresholds is None else "--threshold or --thresholds"
+    where = f" on the first {counted(len(found), 'image')}" if len(found) > 1 else ""
     return (
-        f"no object is above its threshold: the highest score, on the first {counted(len(found), 'image')}, is "
-        f"{score:.3g} ({names[label]}); a lower {option} shows more"
+        f"no object is above its threshold: the highest score{where} is {score:.3g} ({names[label]}); "
+        f"a lower {option} shows more"
     )
 
 

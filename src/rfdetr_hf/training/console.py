@@ -2,12 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_logging
 
 from ..options import message_text
 
@@ -58,18 +55,6 @@ def stop_logging(handler: logging.Handler) -> None:
 def shows_bars() -> bool:
     """Whether somebody looks at progress bars: in a terminal or a notebook. Files and pipes have the lines alone."""
     return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
-
-
-@contextmanager
-def no_transformers_bars() -> Iterator[None]:
-    """Keep the progress bars that transformers shows for single files out of a run's output."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def memory_size(count: int) -> str:

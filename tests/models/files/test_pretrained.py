@@ -209,3 +209,10 @@ def test_dinov2_of_another_size(deep_config, dinov2):
     model = RFDETRForObjectDetection(deep_config(backbone_config={"num_hidden_layers": 3}))
     with pytest.raises(ValueError, match="Here: 3 blocks of width 48.*There: 4 blocks of width 48"):
         model.init_backbone_from(dinov2[2])
+
+
+def test_the_tensors_of_one_file_are_no_work_for_a_progress_bar(tiny_model, tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path)
+    capsys.readouterr()
+    RFDETRForObjectDetection.from_pretrained(tmp_path)
+    assert "Loading weights" not in capsys.readouterr().err

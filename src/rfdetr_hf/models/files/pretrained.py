@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_file
 
 from ..adapters import has_adapters, plain_state
 from ..attention import IMPLEMENTATIONS
+from ..bars import no_transformers_bars
 from ..configuration_rfdetr import RFDETRConfig
 from ..structure import require_own_config
 from .adapt import (
@@ -269,7 +270,8 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         adapted, done = adapt_state_dict(state, stored, config, expected, origin, class_init)
         log_adaptations(origin, done)
         try:
-            loaded = super().from_pretrained(None, config=config, state_dict=adapted, **options)
+            with no_transformers_bars():
+                loaded = super().from_pretrained(None, config=config, state_dict=adapted, **options)
         except TypeError as error:
             if "unexpected keyword argument" not in str(error):
                 raise

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from ...data.schema import keypoint_schema
 from ...hub.model_card import CardFacts, write_model_card
 from ...models.adapters import adapter_state, plain_state, unmerged_state
+from ...models.bars import no_transformers_bars
 from ...models.image_processing_rfdetr import RFDETRImageProcessor
 from ...models.structure import changes_of, structure_of
 from ..agreement import on_main
-from ..console import no_transformers_bars
 from ..ema import ExponentialMovingAverage
 from .directory import CheckpointError, checksum
 from .reading import CheckpointFiles
