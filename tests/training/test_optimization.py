@@ -337,13 +337,14 @@ def test_a_warmup_to_the_last_step_and_beyond_leaves_no_room_to_descend(name, wa
 
 
 @pytest.mark.parametrize(
-    ("options", "steps"), [({"warmup_epochs": 0.19}, 0), ({"warmup_steps": 1}, 1), ({"warmup_steps": 2}, None)]
+    ("options", "steps"),
+    [({"warmup_epochs": 0.19}, "0 steps"), ({"warmup_steps": 1}, "1 step"), ({"warmup_steps": 2}, None)],
 )
 def test_a_warmup_that_no_step_feels_is_announced(options, steps, caplog):
     build_scheduler(
         torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), RFDETRTrainingArguments(**options), 20, 5
     )
-    assert f"warm-up takes {steps} steps: no step has a lower" in caplog.text if steps is not None else not caplog.text
+    assert f"warm-up takes {steps}: no step has a lower" in caplog.text if steps is not None else not caplog.text
 
 
 def test_a_warmup_longer_than_the_run_is_announced(caplog):
