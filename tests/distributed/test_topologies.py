@@ -58,8 +58,9 @@ def assert_same_training(one, other):
         first, second = (load_file(Path(each["output_dir"]) / file) for each in (one, other))
         assert first.keys() == second.keys()
         for name, tensor in first.items():
-            # Where a gradient is zero but for rounding, AdamW makes steps of it; none is larger than atol.
-            atol = 1e-9 if one["double"] else 1e-5
+            # Where a gradient is mostly rounding, AdamW makes steps of it as large as of any other: with ZeRO-3 in
+            # float32 5 of 512 offsets differed by up to 2e-5, the median of them by 3e-8; 20 steps move them by 1e-3.
+            atol = 1e-9 if one["double"] else 5e-5
             torch.testing.assert_close(second[name], tensor, rtol=10 * tolerance, atol=atol, msg=f"{file} {name}")
 
 

@@ -195,10 +195,10 @@ def test_optimizer_leaves_the_given_groups_alone():
     assert set(groups[0]) == {"params", "lr", "weight_decay", "name", "param_names"}
 
 
-@pytest.mark.gpu
-def test_optimizer_is_fused_on_cuda():
-    groups = [{"params": [nn.Parameter(torch.ones(3, device="cuda"))], "lr": 1e-2, "weight_decay": 0.1}]
-    assert build_optimizer(groups, arguments(), "cuda").defaults["fused"] is True
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_optimizer_is_fused(device):
+    groups = [{"params": [nn.Parameter(torch.ones(3, device=device))], "lr": 1e-2, "weight_decay": 0.1}]
+    assert build_optimizer(groups, arguments(), device).defaults["fused"] is True
 
 
 def factors(args, steps, steps_per_epoch=10, beyond=0):

@@ -1,7 +1,4 @@
-"""Steps whose skip is decided on the device come out as those that the host decides.
-
-The fused kernels of CUDA heed the same flag on a CPU.
-"""
+"""A skip decided on the device comes out as one that the host decides; a CPU's kernels heed the flag too."""
 
 import json
 import logging
@@ -16,7 +13,7 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import TrainerCallback
 
-from rfdetr_hf import RFDETRTrainer, build_optimizer, build_param_groups
+from rfdetr_hf import RFDETRTrainer
 from rfdetr_hf.training.optimization import FusedAdamW
 from rfdetr_hf.training.parallel import Parallel
 from rfdetr_hf.training.update import Flag
@@ -28,13 +25,10 @@ arguments = partial(
 )  # fmt: skip
 
 
-class Fused(RFDETRTrainer):
-    """Trains with the optimizer of CUDA. The loss of the steps `no_loss`, or a gradient of `no_gradient`, is NaN."""
+class Broken(RFDETRTrainer):
+    """The loss of the steps `no_loss`, or a gradient of `no_gradient`, is NaN."""
 
     no_loss = no_gradient = ()
-
-    def create_optimizer(self):
-        return build_optimizer(build_param_groups(self.model, self.args), self.args, "cuda")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True)
@@ -55,7 +49,7 @@ def settled(monkeypatch):
 
 def run(folder, model, data, settled, resume=None, callbacks=(), **bad):
     options = {name: bad.pop(name) for name in list(bad) if not name.startswith("no_")}
-    trainer = Fused(model, arguments(folder, **options), data, callbacks=list(callbacks))
+    trainer = Broken(model, arguments(folder, **options), data, callbacks=list(callbacks))
     vars(trainer).update(bad)
     settled[:] = [trainer.state]
     trainer.train(resume)
@@ -159,7 +153,7 @@ def test_who_listens_to_steps_sees_them_settled(tmp_path, tiny_model, shapes, se
 def test_the_average_is_that_of_the_latest_step_within_the_next(tmp_path, tiny_model, shapes, settled):
     seen = []
 
-    class Teacher(Fused):
+    class Teacher(Broken):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             seen.append(self.ema.num_updates)
             return super().compute_loss(model, inputs, return_outputs)
@@ -174,7 +168,7 @@ def test_the_average_is_that_of_the_latest_step_within_the_next(tmp_path, tiny_m
 def test_a_loss_of_ones_own_sees_the_state_settled(tmp_path, tiny_model, shapes, settled):
     seen = []
 
-    class Looks(Fused):
+    class Looks(Broken):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             seen.append((self.state.skipped_steps, self.lr_scheduler.last_epoch, self.get_learning_rates()[0]))
             return super().compute_loss(model, inputs, return_outputs)
@@ -192,7 +186,7 @@ def test_a_loss_of_ones_own_sees_the_state_settled(tmp_path, tiny_model, shapes,
 def test_the_rates_are_those_after_the_latest_step(tmp_path, tiny_model, shapes, settled, skipped):
     rates = []
 
-    class Asks(Fused):
+    class Asks(Broken):
         def training_step(self, window, state):
             result = super().training_step(window, state)
             rates.append(self.get_learning_rates()[0])

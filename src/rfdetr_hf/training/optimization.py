@@ -205,7 +205,7 @@ class FusedAdamW(torch.optim.AdamW):
 
 
 def build_optimizer(param_groups: list[dict[str, Any]], args: Any, device: torch.device | str) -> torch.optim.AdamW:
-    """AdamW over the groups of `build_param_groups`; the fused kernel on CUDA, PyTorch's choice elsewhere.
+    """AdamW over the groups of `build_param_groups`; the fused kernel on CUDA and CPU, PyTorch's choice elsewhere.
 
     Args:
         param_groups: left as they are; the optimizer gets copies of the dicts. `name` and `param_names` stay readable
@@ -213,7 +213,7 @@ def build_optimizer(param_groups: list[dict[str, Any]], args: Any, device: torch
         args: `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2`, `adam_epsilon`.
         device: where the parameters live.
     """
-    fused = torch.device(device).type == "cuda"
+    fused = torch.device(device).type in ("cuda", "cpu")
     return (FusedAdamW if fused else torch.optim.AdamW)(
         [dict(group) for group in param_groups],
         lr=args.learning_rate,
