@@ -63,7 +63,7 @@ def checkpoint(folder, step):
     for name in ("model", "ema", "optimizer/rank-0", "rank_states"):
         tensors |= {f"{name}: {key}": value for key, value in load_file(at / f"{name}.safetensors").items()}
     progress = json.loads((at / "progress.json").read_text())
-    del progress["arguments"]
+    del progress["arguments"], progress["seconds"]
     return tensors, progress, (at / "scheduler.json").read_text()
 
 
