@@ -420,9 +420,9 @@ def prepare_pixels(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Turn a batch that is on the device into the model's input.
 
-    Bytes become float, are divided by 255 and normalised; padding becomes zero, the mean colour; then the batch is
-    resized to the scale of the step: bilinear without antialiasing (the official per-batch rule), the mask to its
-    nearest value. Float batches are normalised already and are only resized.
+    Bytes become float and are normalised, by one factor and one summand a channel; padding becomes zero, the mean
+    colour; then the batch is resized to the scale of the step: bilinear without antialiasing (the official per-batch
+    rule), the mask to its nearest value. Float batches are normalised already and are only resized.
 
     Args:
         pixel_values: (B, 3, H, W), uint8 or float.
@@ -435,14 +435,15 @@ def prepare_pixels(
         `pixel_values` float32 (float batches keep their dtype) and `pixel_mask` bool, or None as given.
     """
     if pixel_values.dtype == torch.uint8:
-        mean = _per_channel(tuple(image_mean), pixel_values.device)
-        std = _per_channel(tuple(image_std), pixel_values.device)
+        scale = tuple(1 / (255 * std) for std in image_std)
+        shift = tuple(-mean / std for mean, std in zip(image_mean, image_std, strict=True))
         given, pixel_values = pixel_values, torch.empty_like(pixel_values, dtype=torch.float32)
-        parts: Any = [(given, pixel_values, mean, std)]
-        if given.device.type == "cpu":  # each plane stays in the processor's cache for all four operations
-            parts = [(given[i, c], pixel_values[i, c], mean[c], std[c]) for i, c in np.ndindex(*given.shape[:2])]
-        for source, made, low, deviation in parts:
-            made.copy_(source).div_(255).sub_(low).div_(deviation)
+        if given.device.type == "cpu":  # each plane stays in the processor's cache for all operations
+            for i, c in np.ndindex(*given.shape[:2]):
+                pixel_values[i, c].copy_(given[i, c]).mul_(scale[c]).add_(shift[c])
+        else:
+            factor = _per_channel(scale, given.device)
+            pixel_values.copy_(given).mul_(factor).add_(_per_channel(shift, given.device))
         if pixel_mask is not None:
             pixel_values.masked_fill_(~pixel_mask[:, None].bool(), 0.0)
     sides = (size, size) if isinstance(size, int) else size and tuple(size)
