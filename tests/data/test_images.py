@@ -47,6 +47,16 @@ def test_leading_folders_count_unless_all_names_share_them(tmp_path, write_image
     assert paths(load_detection_dataset(root)["train"]) == ["a.jpg", "b.jpg"]
 
 
+@pytest.mark.parametrize(("names", "files"), [
+    (["x/one/cam/1.jpg", "x/two/cam/1.jpg"], ["cam/1.jpg"]),  # one file cannot be both
+    (["one/cam/1.jpg", "two/cam/2.jpg", "3.jpg"], ["cam/1.jpg", "cam/2.jpg", "3.jpg"]),
+    (["one/1.jpg", "two/2.jpg"], ["1.jpg", "2.jpg"]),
+])  # fmt: skip
+def test_leading_folders_that_differ_count_where_little_else_would(tmp_path, write_image, names, files):
+    with pytest.raises(DetectionDataError, match=r"is missing in|none of its images"):
+        load_detection_dataset(listed(tmp_path, write_image, files, names))
+
+
 @pytest.mark.parametrize(
     ("name", "file", "reason"),
     [

@@ -23,6 +23,7 @@ _SYSTEM = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume inform
 # A tree of so many folders without images is no data set (a system's /proc, a home).
 _MAX_BARREN_FOLDERS = 20_000
 _PROBES = 20
+_EXAMPLES = 3
 _NAME_FOLDER = "name the folder with image_dir=…"
 
 
@@ -115,7 +116,8 @@ class ImageFolder:
 
     Only the listed path counts. It may differ from the path on disk in what tools change: the case of the suffix, the
     composition of accents, %20 for a blank, backslashes, blanks around it, or leading folders that all names of a list
-    share (an absolute path of another machine). Each of these counts only where it leads to one file.
+    share (an absolute path of another machine) or, where names stay distinct and keep a folder, do not share
+    (`images/v1/patch0`, `images/v2/patch16` of Objects365). Each of these counts only where it leads to one file.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -150,16 +152,20 @@ class ImageFolder:
         """The paths of all files of a list, after the repairs that lead to one file each."""
         best = self._without_prefix(names, 0)
         if best.missing and names:
-            parts = [_spelling(name).split("/")[:-1] for name in names]
-            shared = os.path.commonprefix(parts)
-            for count in range(1, len(shared) + 1):
+            parts = [_spelling(name).split("/") for name in names]
+            shared = len(os.path.commonprefix([each[:-1] for each in parts]))
+            different = len(set(map(tuple, parts)))
+            for count in range(1, max(shared + 1, min(map(len, parts)) - 1)):
+                if count > shared and len({tuple(each[count:]) for each in parts}) < different:
+                    break
                 found = self._without_prefix(names, count)
                 if found.missing < best.missing:
                     best = found
         return best
 
     def _without_prefix(self, names: Sequence[str], count: int) -> Resolved:
-        prefix = "/".join(_spelling(names[0]).split("/")[:count]) if count else ""
+        prefixes = {"/".join(_spelling(name).split("/")[:count]) for name in names if count}
+        prefix = " or ".join(map(repr, sorted(prefixes)[:_EXAMPLES]))
         repairs: Counter[str] = Counter()
         paths: list[str | None] = []
         for name in names:
@@ -170,7 +176,7 @@ class ImageFolder:
             candidates = self._by_spelling.get(spelling, ())
             paths.append(self.paths[candidates[0]] if len(candidates) == 1 else None)
             if len(candidates) == 1:
-                repairs[f"without the leading {prefix!r}" if count else _difference(name, candidates[0])] += 1
+                repairs[f"without the leading {prefix}" if count else _difference(name, candidates[0])] += 1
         return Resolved(paths, repairs, count)
 
     def of_same_name(self, file_name: str) -> str | None:

@@ -1,3 +1,4 @@
+import json
 import logging
 
 import numpy as np
@@ -42,6 +43,27 @@ def test_layouts_of_coco(tmp_path, coco_content, write_coco, layout, caplog):
     assert splits["train"][0]["image"]["path"] == str(tmp_path / train_images / "a.jpg")
     assert splits["validation"][1]["image"]["path"] == str(tmp_path / val_images / "d.jpg")
     assert "no annotation file" not in caplog.text
+
+
+@pytest.mark.parametrize(("annotations", "pictures", "cut"), [
+    ("zhiyuan_objv2_{}.json", "", 0), ("{0}/zhiyuan_objv2_{0}.json", "{}", 0),
+    ("annotations/zhiyuan_objv2_{}.json", "{}", 2), ("annotations/zhiyuan_objv2_{}.json", "images/{}", 2),
+])  # fmt: skip
+def test_layouts_of_objects365(tmp_path, coco_content, write_coco, annotations, pictures, cut, caplog):
+    """The names in its files begin with images/v1 or images/v2, which some copies of the pictures lack."""
+    folders = "images/v1/patch0", "images/v2/patch16"
+    names = {split: [f"{folder}/{split}_{i}.jpg" for i, folder in enumerate(folders)] for split in ("train", "val")}
+    files = {split: annotations.format(split) for split in names}
+    for split, listed in names.items():
+        content = coco_content(tuple("/".join(name.split("/")[cut:]) for name in listed))
+        file = write_coco(tmp_path / files[split], content, tmp_path / pictures.format(split))
+        for image, name in zip(content["images"], listed, strict=True):
+            image["file_name"] = name
+        file.write_text(json.dumps(content))
+    splits = load_detection_dataset(tmp_path, **({"data_files": files} if annotations.startswith("{") else {}))
+    found = [image["path"].rsplit("/", 1)[-1] for split in splits.values() for image in split["image"]]
+    assert found == ["train_0.jpg", "train_1.jpg", "val_0.jpg", "val_1.jpg"]
+    assert ("found 2 images without the leading 'images/v1' or 'images/v2'" in caplog.text) == bool(cut)
 
 
 def test_file_names_with_folders_and_files_given_by_hand(tmp_path, coco_content, write_coco):
