@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -65,7 +66,12 @@ def test_the_index_of_a_billion_rows_is_small(tmp_path):
     shards = [Shard("train", f"data/train-{i:06d}-of-100000.parquet", 10_000, 10**9, counts) for i in range(100_000)]
     write_index(str(tmp_path / INDEX), "parquet", features, shards)
     assert os.path.getsize(tmp_path / INDEX) < 10_000_000
-    train = read_index(str(tmp_path / INDEX), "index").splits["train"]
+    tracemalloc.start()
+    try:
+        train = read_index(str(tmp_path / INDEX), "index").splits["train"]
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000  # the names as texts would take 18 MB
+    finally:
+        tracemalloc.stop()
     assert len(train) == 100_000 and train.rows.sum() == train.counts.images == 10**9
     assert train.counts.objects == [100_000, 200_000, 300_000]
     assert np.array_equal(train.sizes[:3], [10**9] * 3) and str(train.files[7]).startswith("data/train-000007")
