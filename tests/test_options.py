@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from rfdetr_hf import load_detection_dataset, message_text
+from rfdetr_hf import find_images, load_detection_dataset, message_text
 from rfdetr_hf.cli.main import main
 from rfdetr_hf.options import without_secrets
 from rfdetr_hf.training.console import log_to_file, stop_logging
@@ -17,6 +17,10 @@ ADDRESSES = [
     f"https://host/x?a=1&X-Amz-Credential={SECRET}&X-Amz-Signature=SECRET",
     "https://account.blob.core/x?sv=1&sig=SECRET",
     f"no address, a token: {SECRET}",
+    "https://h/x.jpg?token=TheSecret",
+    'hub_token=TheSecret, HF_TOKEN="TheSecret", {"api_keys": "TheSecret"}',
+    "--hub_token TheSecret failed; Authorization: Bearer TheSecret; authorization: basic TheSecret=",
+    "cannot read key:TheSecret@bucket",
 ]
 
 
@@ -30,16 +34,31 @@ def test_addresses_and_tokens_lose_their_secrets(address):
     "text",
     ["https://host/x?email=a@b.org", "hf://datasets/a/b@main/x", "hf_my_dataset_of_the_year_2026", "<a href='x://y'>",
      "data/hf_pedestriandetection2024", "hf_NightPicturesOfTheHarbour2024", "runs/hf_Pedestrians" + "OfTheTown" * 3,
-     "hf_Pedestrians" + "OfTheTown" * 3 + "/train"],
+     "hf_Pedestrians" + "OfTheTown" * 3 + "/train", "--hub_token expects a value", "hub_token=None; give token=True",
+     "the use_mask_token: is not known", "no bearer was found", "sort_key: 'image/a.jpg' at 12:30, mail a@b.org"],
 )  # fmt: skip
 def test_what_is_no_secret_stays(text):
     assert message_text(text) == text
 
 
-def test_a_switch_is_no_secret():
-    fields = {"backbone_config": {"use_mask_token": False}, "hub_token": "x", "api_key": 1234, "lists_of_key": ["x"]}
-    expected = {"backbone_config": {"use_mask_token": False}, "hub_token": None, "api_key": None, "lists_of_key": None}
-    assert without_secrets(fields) == expected
+def test_names_of_secrets_and_of_switches_and_counts():
+    kept = {"backbone_config": {"use_mask_token": False, "num_register_tokens": 4}, "passes": 2, "author": "A"}
+    secrets = ("hub_token api_key api_keys apiKeys tokens lists_of_key auth bearer pass apitoken secretkey accesskey "
+               "cookie private_key_pem").split()  # fmt: skip
+    assert without_secrets(kept | dict.fromkeys(secrets, ["x"])) == kept | dict.fromkeys(secrets)
+    assert without_secrets({"api_key": 1234}) == {"api_key": None}
+
+
+def test_files_of_options_and_addresses_of_pictures_say_no_secret(tmp_path, capsys):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("learning_rate: 1e-4\nhub_token: 'TheSecret\n")
+    assert main(["fit", "--config", str(broken)]) != 0
+    assert main(["fit", "--hub_token", "{a: TheSecret}", "--lr_scheduler_kwargs", "{a: 1, tokens: 'TheSecret"]) != 0
+    with pytest.raises(FileNotFoundError, match="is an address") as caught:
+        find_images(["https://h/x.jpg?token=TheSecret"])
+    assert "Secret" not in str(caught.value)
+    said = capsys.readouterr().err
+    assert "broken.yaml" in said and "line 3" in said and "Secret" not in said
 
 
 def test_log_status_errors_and_the_command_say_no_secret_and_no_forged_line(tmp_path, capsys, monkeypatch):

@@ -147,11 +147,18 @@ def option(
     )  # fmt: skip
 
 
-# Also hf-token, accessToken, aws_secret_access_key; in an address ?token=… and ?X-Amz-Signature=….
+# Also hf-token, accessToken, aws_secret_access_key, apiKeys; in an address ?token=… and ?X-Amz-Signature=….
 _SECRET = re.compile(
-    r"(?:^|[_-]|(?<=[a-z])(?=[A-Z]))(?i:token|key|apikey|password|passwd|pwd|passphrase|secret|credentials|authorization"
-    r"|signature|credential|sig)$"
+    r"(?:^|[_-]|(?<=[a-z])(?=[A-Z]))(?i:(?:api|access|secret|private)?(?:token|key)|password|passwd|pwd|pass|passphrase"
+    r"|secret|auth|authorization|bearer|cookie|pem|signature|credential|sig)(?P<many>s?)$"
 )
+# In a text: hub_token=…, "api_key": "…", --hub_token …, Authorization: Bearer …, and key:…@bucket.
+_SAID = (
+    (r"""((?i:\b[\w-]*(?:token|password|passwd|secret|api_?key|access_?key)s?)(?:=["']?|["']:\s?["']))"""
+     r"""[^\s"'&;,<>()\[\]{}]{6,}""", r"\1..."),
+    (r"((?i:--[\w-]*(?:token|password|secret|key)\s|\bbearer\s|\bbasic\s))(?=\S*[A-Z0-9])[^\s\"',;]{6,}", r"\1..."),
+    (r"""(?<![\w/:.-])[^\s:/@"']+:[^\s:/@"']+@(?=\w)""", "...@"),
+)  # fmt: skip
 # Of the Hub, whatever it stands behind: 34 signs in upper and lower case; a part of a path is a name.
 _TOKEN = re.compile(r"(?<![A-Za-z0-9/\\])hf_(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{30,}(?![A-Za-z0-9/\\])")
 # Mappings by the names of classes and of data sets, of which "key" may be one; no option holds a secret in them.
@@ -228,14 +235,17 @@ def without_secrets(values: Any) -> Any:
             elif name == "sources" and isinstance(value, Mapping):
                 found[key] = {without_secrets(own): without_secrets(of_it) for own, of_it in value.items()}
             else:
-                is_secret = _SECRET.search(str(name)) and not of_a_source and not isinstance(value, bool)
-                found[key] = None if is_secret else without_secrets(value)
+                secret = None if of_a_source or isinstance(value, bool) else _SECRET.search(str(name))
+                is_number = isinstance(value, (int, float))  # Such as num_register_tokens.
+                found[key] = None if secret and not (secret["many"] and is_number) else without_secrets(value)
         return found
     if isinstance(values, (list, tuple)):
         return [without_secrets(value) for value in values]
     if not isinstance(values, str):
         return values
     text = re.sub(r"://[^/?#\s]*@", "://", _TOKEN.sub("...", values))
+    for pattern, instead in _SAID:
+        text = re.sub(pattern, instead, text)
     if "://" in text:
         words = re.split(r"([?&#;\s<>\"])", text)
         text = "".join(f"{w.split('=')[0]}=..." if "=" in w and _SECRET.search(w.split("=")[0]) else w for w in words)
@@ -286,11 +296,7 @@ def _read_mapping(name: str, text: str, words: Sequence[str] = ()) -> dict[str, 
     try:
         value, _ = load_yaml(text if written else Path(text).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        # The parser's message shows the text around the fault, in which a secret may stand.
-        secret = written and re.search(r"token|key|passw|secret|@", text, re.IGNORECASE)
-        raise ValueError(f"{name} is not valid JSON or YAML{'' if secret else f': {error}'}") from (
-            None if secret else error
-        )
+        raise ValueError(f"{name} is not valid JSON or YAML: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{name} must hold a mapping, and holds {type(value).__name__}")
     return value
@@ -318,6 +324,9 @@ def load_yaml(text: str) -> tuple[Any, Any]:
             elif isinstance(node, yaml.SequenceNode):
                 nodes += node.value
         return yaml.safe_load(text), yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.MarkedYAMLError as error:  # Its own message shows the text around, secrets too.
+        mark: Any = error.problem_mark or error.context_mark
+        raise ValueError(f"{error.problem}, in line {mark.line + 1}, column {mark.column + 1}") from None
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     except (RecursionError, OverflowError, TypeError) as error:

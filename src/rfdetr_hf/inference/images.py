@@ -21,6 +21,7 @@ from ..data.formats.hub import has_tables, open_tables
 from ..data.images import IMAGE_SUFFIXES, walk_files
 from ..data.pipeline.pixels import decode_image
 from ..decoding import PILLOW, require_decoder
+from ..options import without_secrets
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
 _FRAME = re.compile(r"-\d{6,}$")
@@ -169,11 +170,12 @@ def _keys(names: dict[Path, str]) -> dict[Path, str]:
 
 def _matches(path: str | Path) -> list[str]:
     """The path itself, or what a pattern finds that no shell has expanded."""
-    if not os.path.exists(path) and glob.has_magic(str(path)):
-        return sorted(glob.glob(str(path), recursive=True)) or [str(path)]
     if _ADDRESS.match(str(path)):
         how = f"download it first (curl -O {path})" if str(path).startswith("http") else "save it as a video first"
-        raise FileNotFoundError(f"{path} is an address, and only files are read: {how}, then name the file")
+        message = f"{path} is an address, and only files are read: {how}, then name the file"
+        raise FileNotFoundError(without_secrets(message))
+    if not os.path.exists(path) and glob.has_magic(str(path)):
+        return sorted(glob.glob(str(path), recursive=True)) or [str(path)]
     return [str(path)]
 
 
