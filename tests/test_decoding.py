@@ -11,13 +11,20 @@ from helpers.models import tiny_model
 from helpers.runs import quick_arguments
 from PIL import Image
 
-from rfdetr_hf import RFDETRImageProcessor, RFDETRTrainer, decode_image, decoding, load_detector, predict
-from rfdetr_hf.arguments.predict import PredictArguments
+from rfdetr_hf import (
+    PredictArguments,
+    RFDETRImageProcessor,
+    RFDETRTrainer,
+    decode_image,
+    decoding,
+    evaluate_detector,
+    find_images,
+    load_detector,
+    predict,
+)
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.pipeline.pixels import Picture, open_image
 from rfdetr_hf.data.schema import detection_features
-from rfdetr_hf.evaluation.run import evaluate_detector
-from rfdetr_hf.inference.images import find_images
 
 simplejpeg = pytest.importorskip("simplejpeg")
 

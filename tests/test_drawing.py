@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from rfdetr_hf.data.keypoints import ClassKeypoints, KeypointSchema
-from rfdetr_hf.drawing import DrawingStyle, draw_batch, draw_detections
+from rfdetr_hf import DrawingStyle, KeypointSchema, draw_detections
+from rfdetr_hf.data.keypoints import ClassKeypoints
+from rfdetr_hf.drawing import draw_batch
 from rfdetr_hf.models.post_processing import image_keypoints
 
 SIDE = 500

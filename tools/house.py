@@ -14,6 +14,8 @@ All is read from the syntax trees of `src/rfdetr_hf`; nothing is imported.
   attribute anywhere.
 * lines: functions from `def` to their end without their docstring; files; and code lines, which are neither blank,
   comment nor docstring.
+* tests: modules with a function in them whose tests are not in `tests/<folder>/test_<module>.py`, beside those of
+  `NO_TEST_FILE`; and rows of it that nothing needs any more.
 * directions: which folder imports what it may not know; the command line and the examples import public names only.
 """
 
@@ -35,6 +37,12 @@ TRAINER_FILE, TRAINER = "training/trainer.py", "RFDETRTrainer"
 CODE_LINES = 30_000
 LONGEST_FUNCTION, LONGEST_FILE, SHORT = 60, 600, 5
 TASK_NAMES = {"detection", "segmentation", "keypoints"}
+# Modules that need no test file of their name, with the reason.
+NO_TEST_FILE = {
+    "arguments/convert.py": "fields without a rule; the help of all verbs is tested in tests/arguments/test_help.py",
+    "arguments/status.py": "as above",
+    "training/checkpoint/zero.py": "needs DeepSpeed's processes: tests/distributed/test_topologies.py",
+}
 
 # What each folder may import; leaves may be imported by all. "" is the package itself, whose list imports the rest.
 LEAVES = {"tasks", "drawing", "options", "choices", "bit_depth", "decoding", "values"}
@@ -268,6 +276,18 @@ def task_measure(modules: dict[str, Module]) -> Measure:
     return Measure("tables by task outside tasks.py", len(found), 0, found)
 
 
+def test_measure(root: Path, modules: dict[str, Module]) -> Measure:
+    """Modules whose tests a stranger would not find by name."""
+    found = []
+    for module in modules.values():
+        path = Path(module.path)
+        has_rules = path.name != "__init__.py" and any(functions(module.tree))
+        has_tests = (root / "tests" / path.parent / f"test_{path.name}").is_file()
+        if (has_rules and not has_tests) != (module.path in NO_TEST_FILE):
+            found.append(module.path)
+    return Measure("modules without a test file of their name", len(found), 0, found)
+
+
 def depth_measure(modules: dict[str, Module]) -> Measure:
     """How far the step is from `train`."""
     module = next(module for module in modules.values() if module.path == TRAINER_FILE)
@@ -323,6 +343,7 @@ def measure(root: Path = ROOT, code_lines_bound: int = CODE_LINES) -> list[Measu
         *import_measures(modules),
         example_measure(root),
         task_measure(modules),
+        test_measure(root, modules),
         depth_measure(modules),
         *function_measures(modules, code_lines_bound),
     ]

@@ -4,23 +4,22 @@ from dataclasses import dataclass, fields
 
 import pytest
 import yaml
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from rfdetr_hf import (
+    DataArguments,
     EvaluateArguments,
     LaunchArguments,
     ModelArguments,
     PredictArguments,
     RFDETRTrainingArguments,
     UsageError,
-    make_shapes_dataset,
     parse_arguments,
     to_yaml,
 )
 from rfdetr_hf.arguments.words import aliases, explain
 from rfdetr_hf.cli import fit
-from rfdetr_hf.cli.evaluate import TYPES as EVALUATE_TYPES
 from rfdetr_hf.cli.main import main
-from rfdetr_hf.cli.trained import parse_verb
 
 
 @pytest.fixture
@@ -94,25 +93,6 @@ def test_the_metric_of_a_file_goes_with_the_task_of_its_model(parse):
         assert args.for_run("segmentation").metric_for_best_model == expected, (task, options, words)
 
 
-def test_the_file_of_a_training_with_processes_serves_the_evaluation(tmp_path, capsys):
-    file = tmp_path / "run.yaml"
-    file.write_text("num_processes: 2\ndevice: 0,1\nlearning_rate: 1e-4\nbatch_size: 3\n")
-    args = parse_verb(EVALUATE_TYPES, ["model", "data", "--config", str(file)], "rfdetr-hf evaluate", "")[0]
-    assert args.device is None and "num_processes" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("device", "expected"), [("0", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu"), (None, None)])
-def test_a_number_is_that_of_a_gpu(device, expected):
-    assert EvaluateArguments(model_name_or_path="m", device=device).device == expected
-    assert PredictArguments(model_name_or_path="m", images=["a.jpg"], device=device).device == expected
-
-
-@pytest.mark.parametrize("device", ["0,1", "gpu", "cuda:x", ""])
-def test_a_device_that_is_none_is_refused_by_name(device):
-    with pytest.raises(ValueError, match="device=.*cuda:1"):
-        EvaluateArguments(model_name_or_path="m", device=device)
-
-
 def test_one_dash_is_no_option():
     with pytest.raises(UsageError, match="'-m'.*two dashes"):
         parse_arguments(fit.TYPES, ["-m", "nano"], positional={"dataset_name": "DATA"})
@@ -145,17 +125,6 @@ def test_an_alias_is_switched_off_like_its_option():
     assert parse_arguments(fit.TYPES, ["--no_pin_memory"])[2].dataloader_pin_memory is False
 
 
-def test_a_field_of_the_model_that_is_given_twice():
-    names = {"0": "circle", "1": "square", "2": "triangle"}
-    given = ModelArguments(config_overrides={"resolution": 64, "id2label": names}, resolution=64)
-    data = make_shapes_dataset(1, image_size=64)
-    assert given.config_fields(data)["id2label"] == {0: "circle", 1: "square", 2: "triangle"}
-    with pytest.raises(ValueError, match="config_overrides gives another resolution than resolution"):
-        ModelArguments(config_overrides={"resolution": 640}, resolution=64).config_fields()
-    with pytest.raises(ValueError, match="config_overrides gives another id2label than the data"):
-        ModelArguments(config_overrides={"id2label": {"0": "x"}}).config_fields(data)
-
-
 @pytest.mark.parametrize("value", [[], "", " "])
 @pytest.mark.parametrize("name", ["model_name_or_path", "output_dir", "hub_model_id", "report_to"])
 def test_an_empty_value_is_not_the_default(parse, name, value):
@@ -164,3 +133,126 @@ def test_an_empty_value_is_not_the_default(parse, name, value):
     if value == "":
         with pytest.raises(UsageError, match=f"^{name} is an empty text"):
             parse({}, f"--{name}", "")
+
+
+TYPES = (ModelArguments, DataArguments, RFDETRTrainingArguments)
+
+
+def test_yaml_and_command_line_are_read_together_and_the_command_line_wins(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "learning_rate: 1e-3\nbf16: true\nnum_train_epochs: 7\neval_strategy: steps\neval_steps: 10\n"
+        "save_total_limit: null\nconfig_overrides: {num_queries: 30, backbone_config: {hidden_size: 64}}\n"
+        "lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+        "report_to: [tensorboard, wandb]\nmulti_scale: off\nsave_strategy: no\n"
+    )
+    model, data, training = parse_arguments(TYPES, ["--config", str(config), "--num_train_epochs", "3"])
+    assert (training.learning_rate, training.bf16, training.num_train_epochs) == (1e-3, True, 3)
+    assert training.eval_strategy is IntervalStrategy.STEPS and training.eval_steps == 10
+    assert training.save_total_limit is None
+    assert model.config_overrides == {"num_queries": 30, "backbone_config": {"hidden_size": 64}}
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert training.trackers == ("tensorboard", "wandb")
+    assert training.multi_scale == "off" and training.save_strategy is SaveStrategy.NO
+    assert data.dataset_name == "synthetic-shapes"
+
+
+def test_an_unknown_yaml_key_names_file_key_and_the_nearest_option(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("learning_rat: 1\n")
+    with pytest.raises(ValueError, match=r"'learning_rat' in .*run\.yaml; did you mean 'learning_rate'\?"):
+        parse_arguments(TYPES, ["--config", str(config)])
+
+
+@pytest.mark.parametrize("argv", [["--leraning_rate", "1"], ["--leraning_rate=1"]])
+def test_an_unknown_command_line_option_names_the_nearest_option(argv):
+    with pytest.raises(ValueError, match="'leraning_rate' on the command line; did you mean 'learning_rate'"):
+        parse_arguments(TYPES, argv)
+
+
+def test_a_word_of_no_option_says_how_to_write_several_values():
+    with pytest.raises(ValueError, match="'mlflow' on the command line is one word too many: .*join several"):
+        parse_arguments(TYPES, ["--report_to", "wandb", "mlflow"])
+
+
+def test_options_can_not_be_abbreviated():
+    with pytest.raises(ValueError, match="unknown option 'ema_dec'"):
+        parse_arguments(TYPES, ["--ema_dec", "0.9"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1, 2]", "must hold a mapping"), ("a: [", "not valid YAML")], ids=["list", "broken"]
+)
+def test_a_broken_yaml_file_is_named(tmp_path, text, message):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(TYPES, ["--config", str(config)])
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("run_name: yes", "run_name", "yes"),
+        ("run_name: 01", "run_name", "01"),
+        ("run_name: 12:30", "run_name", "12:30"),
+        ("run_name: 2020-01-01", "run_name", "2020-01-01"),
+        ("run_name: null", "run_name", None),
+        ("run_name: 'null'", "run_name", "null"),
+        ("report_to: [tensorboard, wandb]", "report_to", "tensorboard,wandb"),
+        ("save_strategy: no", "save_strategy", "no"),
+        ("multi_scale: OFF", "multi_scale", "off"),
+        ("resume_from_checkpoint: True", "resume_from_checkpoint", "true"),
+        ("learning_rate: 1e-3", "learning_rate", 1e-3),
+        ("learning_rate: '1e-3'", "learning_rate", 1e-3),
+        ("max_steps: 010", "max_steps", 10),
+        ("bf16: yes", "bf16", True),
+        ("bf16: 'true'", "bf16", True),
+    ],
+)
+def test_a_value_of_a_file_is_what_is_written(tmp_path, line, name, value):
+    config = tmp_path / "run.yaml"
+    config.write_text(line + "\n")
+    (args,) = parse_arguments((RFDETRTrainingArguments,), ["--config", str(config)])
+    assert getattr(args, name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: null", r"run\.yaml: learning_rate: 'null' must be a number"),
+        ("learning_rate:", r"run\.yaml: learning_rate: '' must be a number"),
+        ("learning_rate: true", r"run\.yaml: learning_rate: 'true' must be a number"),
+        ("learning_rate: [1, 2]", r"run\.yaml: learning_rate: .* must be a number"),
+        ("learning_rate: {a: 1}", r"run\.yaml: learning_rate: .* must be a number"),
+        ("learning_rate: 1e400", r"run\.yaml: learning_rate=inf is not valid: it must be a number, in \(0, 10\]"),
+        ("learning_rate: .nan", r"run\.yaml: learning_rate: '\.nan' must be a number"),
+        ("lora_r: 12:30", r"run\.yaml: lora_r: '12:30' must be a whole number"),
+        ("max_steps: 3.5", r"run\.yaml: max_steps: '3\.5' must be a whole number"),
+        ("max_steps: 99999999999999999999", r"run\.yaml: max_steps=99999999999999999999 is not valid"),
+        ("seed: -1", r"run\.yaml: seed=-1 is not valid: it must be a whole number, in \[0, 4\.29497e\+09\]"),
+        ("bf16: maybe", r"run\.yaml: bf16: 'maybe' must be true or false"),
+        ("seed: 1\nseed: 2", r"run\.yaml is not valid YAML: 'seed' stands there twice"),
+        ("run_name: {a: 1}", r"run\.yaml: run_name: .* must be a text or null"),
+        ("audit: sometimes", r"run\.yaml: audit='sometimes' is not known; choose one of full"),
+        ("eval_strategy: always", r"run\.yaml: eval_strategy='always' is not known; choose one of no"),
+        ("seed: " + "[" * 3000, r"run\.yaml is not valid YAML"),
+        ("1: 2", r"unknown option '1' in .*run\.yaml"),
+        ("!!python/object:os.system x", r"run\.yaml is not valid YAML"),
+        ("run_name: 2020-99-99", r"run\.yaml is not valid YAML: month"),
+    ],
+)
+def test_what_a_file_must_not_hold_is_named_with_file_and_option(tmp_path, text, message):
+    config = tmp_path / "run.yaml"
+    config.write_text(text + "\n")
+    with pytest.raises(UsageError, match=message):
+        parse_arguments((RFDETRTrainingArguments,), ["--config", str(config)])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    for path, message in ((tmp_path, "Is a directory"), (tmp_path / "none.yaml", "No such file")):
+        with pytest.raises(UsageError, match=f"--config {path}: {message}"):
+            parse_arguments((RFDETRTrainingArguments,), ["--config", str(path)])
+    (tmp_path / "latin.yaml").write_bytes(b"run_name: \xe9\n")
+    with pytest.raises(UsageError, match=r"latin\.yaml is not valid YAML: 'utf-8' codec"):
+        parse_arguments((RFDETRTrainingArguments,), ["--config", str(tmp_path / "latin.yaml")])

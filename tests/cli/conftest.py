@@ -1,6 +1,8 @@
 import pytest
 import torch
+import yaml
 from datasets import DatasetDict
+from helpers.command_lines import TINY
 
 import rfdetr_hf
 from rfdetr_hf import RFDETRImageProcessor, make_shapes_dataset
@@ -32,3 +34,26 @@ def untrained(tmp_path, tiny_config):
         return str(folder), str(tmp_path / f"shapes-{task}")
 
     return make
+
+
+@pytest.fixture(scope="module")
+def shapes_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    splits = {"train": 16, "validation": 4, "test": 4}
+    sets = {name: make_shapes_dataset(count, image_size=64, seed=count) for name, count in splits.items()}
+    DatasetDict(sets).save_to_disk(folder)
+    return folder
+
+
+@pytest.fixture
+def run_yaml(tmp_path, shapes_folder):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "dataset_name": str(shapes_folder), "output_dir": str(tmp_path / "run")}))
+    return path
+
+
+@pytest.fixture
+def saved_model(tmp_path, tiny_model):
+    tiny_model().save_pretrained(tmp_path / "model")
+    RFDETRImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"

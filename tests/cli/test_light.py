@@ -5,9 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from rfdetr_hf import RFDETRConfig, choices
 from rfdetr_hf.cli.main import VERBS
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "PIL", "huggingface_hub", "pycocotools", "scipy")
@@ -44,12 +42,3 @@ def test_help_loads_nothing_heavy_and_takes_half_a_second(words):
 def test_the_import_takes_a_tenth_of_a_second():
     alone = processor_seconds("pass", 0.0)[1]
     assert processor_seconds("import rfdetr_hf", alone + 0.1)[1] - alone < 0.1
-
-
-def test_the_words_that_are_written_down_are_those_of_their_owners():
-    assert choices.VARIANTS == tuple(RFDETRConfig.variants())
-    assert choices.INTERVALS == tuple(each.value for each in IntervalStrategy)
-    assert choices.SAVES == tuple(each.value for each in SaveStrategy)
-    theirs = {each.value for each in SchedulerType}
-    assert set(choices.SCHEDULES) - set(choices.OWN_SCHEDULES) <= theirs
-    assert theirs <= {*choices.SCHEDULES, *choices.METRIC_DRIVEN_SCHEDULES}

@@ -2,6 +2,9 @@ import contextlib
 import importlib
 
 import pytest
+from helpers.cards import HISTORY, METRICS
+
+from rfdetr_hf.hub.model_card import CardFacts
 
 from .fake_hub import TOKEN, FakeHub
 
@@ -29,3 +32,11 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
+
+
+@pytest.fixture
+def facts(tiny_config):
+    return CardFacts(
+        "mine", "RFDETRForObjectDetection", tiny_config(), 1_234_567, METRICS, {"learning_rate": 1e-4}, HISTORY,
+        dataset="user/data", base_model="Roboflow/rf-detr-nano",
+    )  # fmt: skip

@@ -1,49 +1,17 @@
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from importlib.util import find_spec
 
 import pytest
 import torch
 from datasets import DatasetInfo
+from helpers.cards import HISTORY
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
 import rfdetr_hf
-from rfdetr_hf import (
-    RFDETRForKeypointDetection,
-    RFDETRImageProcessor,
-    RFDETRTrainer,
-    RFDETRTrainingArguments,
-    make_shapes_dataset,
-)
+from rfdetr_hf import TASKS, RFDETRForKeypointDetection, RFDETRImageProcessor, make_shapes_dataset
 from rfdetr_hf.hub.model_card import CardFacts, hub_dataset_id, hub_model_id, write_model_card
-from rfdetr_hf.tasks import TASKS
-
-HISTORY = [
-    {"step": 1, "epoch": 0.5, "loss": 9.0},
-    {"step": 2, "epoch": 1.0, "loss": 8.0},
-    {"step": 2, "epoch": 1.0, "eval_map": 0.1, "eval_map_50": 0.2, "eval_map_75": 0.05},
-    {"step": 4, "epoch": 2.0, "eval_map": 0.3, "eval_map_50": 0.5, "eval_map_75": 0.25},
-]
-METRICS = {
-    "eval_map": 0.3,
-    "eval_raw_map": 0.2,
-    "eval_map_small": -1.0,
-    "eval_map_50": 0.5,
-    "eval_runtime": 3.0,
-    "epoch": 2.0,
-}
-
-
-@pytest.fixture
-def facts(tiny_config):
-    return CardFacts(
-        "mine", "RFDETRForObjectDetection", tiny_config(), 1_234_567, METRICS, {"learning_rate": 1e-4}, HISTORY,
-        dataset="user/data", base_model="Roboflow/rf-detr-nano",
-    )  # fmt: skip
 
 
 def test_the_metadata_is_what_the_hub_reads(tmp_path, facts):
@@ -70,14 +38,6 @@ def test_the_text_has_results_evaluations_arguments_and_versions(tmp_path, facts
         assert part in text
     assert "mAP small" not in text and "runtime" not in text
     assert not re.search(r"\$\w", text)
-
-
-def test_curves_are_drawn_unless_the_run_draws_nothing(tmp_path, facts):
-    write_model_card(tmp_path, replace(facts, training_arguments={"plots": False}))
-    assert not (tmp_path / "curves.png").exists() and "curves.png" not in (tmp_path / "README.md").read_text()
-    write_model_card(tmp_path, facts)
-    assert "![Losses and AP](curves.png)" in (tmp_path / "README.md").read_text()
-    assert Image.open(tmp_path / "curves.png").size == (968, 374)  # two panels: losses, scores
 
 
 def test_long_runs_show_twenty_evaluations_and_the_last(tmp_path, facts):
@@ -161,35 +121,6 @@ def test_the_code_of_a_card_finds_classes_without_keypoints(tmp_path, tiny_confi
     outputs.logits = torch.full_like(outputs.logits, -9)
     outputs.logits[0, 0, 1] = 9
     assert threshold and model.detect(outputs, processor, eval(threshold[1]))[0]["labels"].tolist() == [1]
-
-
-def test_the_card_of_a_run_and_its_code_run_as_written(tmp_path, tiny_model):
-    shapes = make_shapes_dataset(8, image_size=64)
-    args = RFDETRTrainingArguments(
-        output_dir=str(tmp_path / "my-run"), num_train_epochs=2, per_device_train_batch_size=4, disable_tqdm=True,
-        gradient_accumulation_steps=1, dataloader_num_workers=0, audit="off", multi_scale="off", logging_steps=1,
-        save_strategy="no",
-    )  # fmt: skip
-    trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes)
-    trainer.train()
-    for name in ("best", "last"):
-        card = ModelCard((tmp_path / "my-run" / name / "README.md").read_text())
-        assert card.data.to_dict()["model-index"][0]["name"] == "my-run"
-        assert {r.metric_type for r in card.data.eval_results} >= {"map", "map_50", "mar_100"}
-    trainer.save_model(tmp_path / "saved")
-    text = ModelCard((tmp_path / "saved" / "README.md").read_text()).text
-    assert f"{trainer.state.best_metric:.4f}" in text
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(blocks) == 2
-    Image.new("RGB", (80, 60)).save(tmp_path / "image.jpg")
-    if find_spec("torchvision") is None:
-        blocks.pop()  # transformers' own image processor needs it
-    for block, forbidden in zip(blocks, ((), ("rfdetr_hf",)), strict=False):
-        code = block.replace("PATH_OR_ID", str(tmp_path / "saved")).replace("threshold=0.5", "threshold=0.0")
-        code += f"\nimport sys\nassert not {set(forbidden)!r} & set(sys.modules)\n"
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "circle" in done.stdout or "square" in done.stdout or "triangle" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ import sys
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from rfdetr_hf import RFDETRTrainingArguments
-from rfdetr_hf.training.best import BestModel, candidate_scores
-from rfdetr_hf.training.callbacks import EarlyStopping, MetricsCsvCallback, ProgressCallback, log_line, time_left
+from rfdetr_hf import BestModel, EarlyStopping, RFDETRTrainingArguments
+from rfdetr_hf.training.callbacks import MetricsCsvCallback, ProgressCallback, log_line, time_left
 from rfdetr_hf.training.meters import speeds
 
 ARGS = RFDETRTrainingArguments()
@@ -132,20 +131,6 @@ def test_early_stopping_by_a_loss_stops_when_it_rises():
     assert evaluate(callback, 3, eval_loss=1.5) and callback.best == 1.0
 
 
-@pytest.mark.parametrize(
-    ("metric", "larger"),
-    [("map", True), ("raw_map_50", True), ("loss", False), ("eval_raw_loss", False), ("loss_bbox", False),
-     ("my_loss", False), ("lossless", True), ("val1_raw_loss_giou", False), ("my_loss,raw_my_loss", False),
-     ("logloss", False), ("valLoss", False), ("focal-loss", False), ("recall_loss", False), ("hair_loss_map", True),
-     ("hair_loss_segm_map_50_at_500", True), ("map_class_weight_loss", True), ("a_mar_100_class_loss", True),
-     ("hair_loss_loss_ce_0", False), ("hair_loss_logloss", False)],
-)  # fmt: skip
-def test_losses_are_better_when_smaller(metric, larger):
-    best = BestModel(metric)
-    assert best.greater_is_better is larger
-    assert BestModel(metric, greater_is_better=not larger).greater_is_better is not larger
-
-
 def test_minus_one_means_no_objects_only_among_cocos_scores():
     for metric, kept in (("corr", -1.0), ("map", None), ("day_map_50_class_map", None), ("raw_corr,corr", -1.0)):
         stopping, best = EarlyStopping(metric, patience=2), BestModel(metric)
@@ -153,15 +138,6 @@ def test_minus_one_means_no_objects_only_among_cocos_scores():
         evaluate(stopping, 1, **{f"eval_{name}": -1.0})
         best.update({f"eval_{name}": -1.0}, 1, step=1)
         assert (stopping.best, best.score) == (kept, kept)
-
-
-def test_the_best_of_the_first_epochs_does_not_count_their_last_evaluation_included():
-    """skip_best_epochs=2 leaves out what the official package calls the epochs 0 and 1."""
-    best = BestModel("map", skip_epochs=2)
-    assert [best.update({"eval_map": 1 / epoch}, epoch, step=epoch) for epoch in (1, 1.5, 2, 2.5, 3)] == [
-        False, False, False, True, False,
-    ]  # fmt: skip
-    assert BestModel("map").update({"eval_map": 0.1}, epoch=0, step=0), "eval_on_start competes"
 
 
 def test_early_stopping_state_round_trip():
@@ -175,52 +151,6 @@ def test_early_stopping_state_round_trip():
     assert again.best == 0.5, "a run that goes on"
     again.on_train_begin(None, TrainerState(), None)
     assert (again.best, again.evaluations_without_improvement) == (None, 0), "another training of the same trainer"
-
-
-def test_candidates_of_the_best_model():
-    metrics = {"eval_raw_map": 0.1, "eval_map": 0.2, "eval_map_50": 0.9, "eval_raw_hits": 7.0}
-    assert list(candidate_scores(metrics, "map, raw_map").items()) == [("raw", 0.1), ("ema", 0.2)]
-    assert candidate_scores(metrics, "eval_map") == {"ema": 0.2}
-    assert candidate_scores(metrics, "eval_raw_map") == {"raw": 0.1}
-    assert candidate_scores(metrics, "map_50", use_ema=False) == {"raw": 0.9}
-    assert candidate_scores(metrics, "raw_hits") == {"ema": 7.0}  # a user's name, not that of raw weights
-    several = {"eval_day_raw_map": 0.1, "eval_day_map": 0.2, "eval_night_map": 0.3}
-    assert candidate_scores(several, "day_map,day_raw_map") == {"raw": 0.1, "ema": 0.2}
-    assert candidate_scores(several, "night_map") == {"ema": 0.3}
-
-
-def test_ema_weights_must_be_strictly_better_and_so_must_a_later_evaluation():
-    best = BestModel("map,raw_map")
-    assert best.update({"eval_raw_map": 0.5, "eval_map": 0.5}, epoch=1, step=10)
-    assert (best.source, best.step) == ("raw", 10)
-    assert not best.update({"eval_raw_map": 0.5, "eval_map": 0.4}, epoch=2, step=20)
-    assert best.update({"eval_raw_map": 0.5, "eval_map": 0.6}, epoch=3, step=30)
-    assert (best.source, best.step, best.score) == ("ema", 30, 0.6)
-
-
-@pytest.mark.parametrize(("greater", "later"), [(True, 0.6), (False, 0.4)])
-def test_skipped_epochs_choose_nothing(greater, later):
-    best = BestModel("map", greater_is_better=greater, skip_epochs=2)
-    assert not best.update({"eval_map": 0.5}, epoch=2, step=1)
-    assert best.score is None
-    assert best.update({"eval_map": 0.5}, epoch=2.1, step=2)
-    assert best.update({"eval_map": later}, epoch=3, step=3)
-
-
-def test_smoothing_and_state():
-    best = BestModel("map", smooth_alpha=0.5)
-    best.update({"eval_map": 0.4}, epoch=1, step=1)
-    again = BestModel("map", smooth_alpha=0.5)
-    again.load_state_dict(best.state_dict())
-    assert again.update({"eval_map": 0.8}, epoch=2, step=2)
-    assert again.score == pytest.approx(0.6)
-    assert not again.update({"eval_map": 0.5}, epoch=3, step=3)
-
-
-def test_nan_is_never_the_best():
-    best = BestModel("map")
-    assert not best.update({"eval_map": float("nan")}, epoch=1, step=1)
-    assert best.update({"eval_map": 0.0}, epoch=2, step=2)
 
 
 @pytest.mark.parametrize("seen", [True, False])

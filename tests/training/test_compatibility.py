@@ -13,11 +13,7 @@ from helpers.runs import metrics_rows, quick_arguments
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from rfdetr_hf import (
-    RFDETRImageProcessor,
-    RFDETRTrainer,
-    RFDETRTrainingArguments,
-)
+from rfdetr_hf import RFDETRImageProcessor, RFDETRTrainer, RFDETRTrainingArguments
 from rfdetr_hf.training.checkpoint.lock import RunInUse, RunLock
 from rfdetr_hf.training.finetuning import in_float32
 
@@ -144,34 +140,6 @@ def test_what_predict_cannot_take_gets_a_sentence(tmp_path, tiny_model, shapes, 
     trainer = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **SHORT), shapes)
     with pytest.raises(TypeError, match=r"dataset of predict\(\) is a .*: give"):
         trainer.predict(dataset)
-
-
-def test_callbacks_find_the_facts_of_the_process_in_the_arguments(tmp_path, tiny_model, shapes):
-    seen = {}
-
-    class Look(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            names = ("device", "n_gpu", "world_size", "process_index", "local_process_index", "local_rank",
-                     "train_batch_size", "eval_batch_size", "should_save", "should_log", "logging_dir")  # fmt: skip
-            seen.update({name: getattr(args, name) for name in names})
-
-    RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **SHORT), shapes, callbacks=[Look()]).train()
-    assert isinstance(seen.pop("device"), torch.device) and seen.pop("n_gpu") in (0, 1)
-    assert seen == {
-        "world_size": 1, "process_index": 0, "local_process_index": 0, "local_rank": 0, "train_batch_size": 2,
-        "eval_batch_size": 2, "should_save": True, "should_log": True, "logging_dir": str(tmp_path / "runs"),
-    }  # fmt: skip
-
-
-def test_a_card_with_what_the_user_says(tmp_path, tiny_model, shapes):
-    trainer = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path, **SHORT), shapes)
-    path = trainer.create_model_card(finetuned_from="someone/base", dataset=["a/b"], tags=["x"], license="mit")
-    head = path.read_text().split("---")[1]
-    assert path == tmp_path / "README.md" and "base_model: someone/base" in head and "license: mit" in head
-    assert "- a/b" in head and "- x" in head and "- rf-detr" in head
-    folder = tmp_path / "local"
-    folder.mkdir()
-    assert "base_model" not in trainer.create_model_card(finetuned_from=str(folder)).read_text().split("---")[1]
 
 
 def native(_):

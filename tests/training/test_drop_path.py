@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rfdetr_hf.training.drop_path import DropPathSchedule
+from rfdetr_hf import DropPathSchedule
 
 
 def rates(*args, **kwargs):

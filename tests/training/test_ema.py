@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rfdetr_hf.training.ema import ExponentialMovingAverage, averaged_tensors
+from rfdetr_hf import ExponentialMovingAverage
+from rfdetr_hf.training.ema import averaged_tensors
 
 
 class Net(nn.Module):

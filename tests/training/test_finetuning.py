@@ -1,65 +1,35 @@
-import sys
-
 import pytest
 import torch
+from helpers.models import ENCODER_ATTENTION, pixels
 from safetensors.torch import load_file
-from transformers import AutoModelForObjectDetection
 
 from rfdetr_hf import (
     RFDETRForInstanceSegmentation,
     RFDETRForObjectDetection,
     RFDETRTrainer,
     RFDETRTrainingArguments,
-    make_shapes_dataset,
-)
-from rfdetr_hf.models.adapters import adapter_state, add_lora, has_adapters, merge_adapters, plain_state, unmerged_state
-from rfdetr_hf.models.backbone import resize_position_table
-from rfdetr_hf.training.finetuning import (
+    add_lora,
+    build_param_groups,
     freeze_encoder_blocks,
     load_class_rows,
     load_parts,
+    make_shapes_dataset,
     part_of,
     train_only,
 )
-from rfdetr_hf.training.optimization import build_param_groups
+from rfdetr_hf.models.adapters import has_adapters
+from rfdetr_hf.models.backbone import resize_position_table
 
 
 def trainable(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def pixels():
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(pixels()).logits
-
-
-@pytest.fixture
-def model(tiny_model):
-    """Three blocks, of which the last is not used; no parameter at zero."""
-    model = tiny_model(backbone_config={"out_indices": [1, 2]})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
-
-
-def train_adapters(model):
-    """Give the adapters weights as after training: fresh ones have no effect."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_" in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-
-
 # ---------------------------------------------------------------------------------------------------- freezing
 
 
-def test_every_parameter_has_a_part(model):
-    parts = {name: part_of(name) for name, _ in model.named_parameters()}
+def test_every_parameter_has_a_part(lively_model):
+    parts = {name: part_of(name) for name, _ in lively_model.named_parameters()}
     assert parts["backbone.0.encoder.encoder.embeddings.cls_token"] == "encoder"
     assert parts["backbone.0.projector.stages.0.0.cv1.conv.weight"] == "projector"
     assert parts["transformer.decoder.norm.weight"] == parts["query_feat.weight"] == "decoder"
@@ -67,65 +37,65 @@ def test_every_parameter_has_a_part(model):
     assert heads == {"class_embed", "bbox_embed", "transformer"}
 
 
-def test_train_only(model):
-    everything = trainable(model)
-    train_only(model, ["heads"])
-    assert trainable(model) == {name for name in everything if part_of(name) == "heads"}
-    train_only(model, ["encoder", "projector", "decoder", "heads"])
-    assert trainable(model) == everything
+def test_train_only(lively_model):
+    everything = trainable(lively_model)
+    train_only(lively_model, ["heads"])
+    assert trainable(lively_model) == {name for name in everything if part_of(name) == "heads"}
+    train_only(lively_model, ["encoder", "projector", "decoder", "heads"])
+    assert trainable(lively_model) == everything
     for parts in (["head"], []):
         with pytest.raises(ValueError, match="encoder, projector, decoder, heads"):
-            train_only(model, parts)
+            train_only(lively_model, parts)
 
 
-def test_freeze_encoder_blocks(model):
-    everything = trainable(model)
-    freeze_encoder_blocks(model, 0)
-    assert trainable(model) == everything
-    freeze_encoder_blocks(model, 1)
-    frozen = {name.split("encoder.encoder.")[1].split(".")[0:3][0] for name in everything - trainable(model)}
+def test_freeze_encoder_blocks(lively_model):
+    everything = trainable(lively_model)
+    freeze_encoder_blocks(lively_model, 0)
+    assert trainable(lively_model) == everything
+    freeze_encoder_blocks(lively_model, 1)
+    frozen = {name.split("encoder.encoder.")[1].split(".")[0:3][0] for name in everything - trainable(lively_model)}
     assert frozen == {"embeddings", "encoder"}
-    assert any("layer.1." in name for name in trainable(model))
-    assert not any("layer.0." in name or "embeddings" in name for name in trainable(model))
+    assert any("layer.1." in name for name in trainable(lively_model))
+    assert not any("layer.0." in name or "embeddings" in name for name in trainable(lively_model))
     with pytest.raises(ValueError, match="freeze_encoder_blocks=3.*uses 2 blocks"):
-        freeze_encoder_blocks(model, 3)
+        freeze_encoder_blocks(lively_model, 3)
 
 
-def test_gradients_reach_what_is_trained_and_nothing_else(model):
-    freeze_encoder_blocks(model, 1)
+def test_gradients_reach_what_is_trained_and_nothing_else(lively_model):
+    freeze_encoder_blocks(lively_model, 1)
     labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.3]])}] * 2
-    model.train()(pixels(), labels=labels).loss.backward()
-    assert {name for name, p in model.named_parameters() if p.grad is not None} == trainable(model)
+    lively_model.train()(pixels(), labels=labels).loss.backward()
+    assert {name for name, p in lively_model.named_parameters() if p.grad is not None} == trainable(lively_model)
 
 
 # ---------------------------------------------------------------------------------------------------- parts of files
 
 
-def test_load_parts(model, tiny_config, tmp_path):
-    model.save_pretrained(tmp_path)
+def test_load_parts(lively_model, tiny_config, tmp_path):
+    lively_model.save_pretrained(tmp_path)
     torch.manual_seed(1)
     other = RFDETRForInstanceSegmentation(tiny_config(("cell",), backbone_config={"out_indices": [1, 2]}))
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     load_parts(other, tmp_path, ["encoder", "decoder"])
-    source = model.state_dict()
+    source = lively_model.state_dict()
     for name, tensor in other.state_dict().items():
         expected = source[name] if part_of(name) in ("encoder", "decoder") else before[name]
         assert torch.equal(tensor, expected), name
 
 
-def test_load_parts_resizes_positions(model, tiny_config, tmp_path):
-    model.save_pretrained(tmp_path)
+def test_load_parts_resizes_positions(lively_model, tiny_config, tmp_path):
+    lively_model.save_pretrained(tmp_path)
     larger = RFDETRForObjectDetection(
         tiny_config(resolution=96, backbone_config={"out_indices": [1, 2], "image_size": 96})
     )
     load_parts(larger, tmp_path, ["encoder"])
-    ours, theirs = (m.backbone[0].vit.embeddings.position_embeddings[0] for m in (larger, model))
+    ours, theirs = (m.backbone[0].vit.embeddings.position_embeddings[0] for m in (larger, lively_model))
     assert torch.equal(ours[0], theirs[0])
     torch.testing.assert_close(ours[1:], resize_position_table(theirs[1:], 12, 12))
 
 
-def test_load_parts_that_do_not_fit(model, tiny_config, tmp_path):
-    model.save_pretrained(tmp_path)
+def test_load_parts_that_do_not_fit(lively_model, tiny_config, tmp_path):
+    lively_model.save_pretrained(tmp_path)
     other = RFDETRForObjectDetection(tiny_config(("cell",), backbone_config={"out_indices": [1, 2]}))
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(ValueError, match=r"leave out the part heads"):
@@ -136,14 +106,14 @@ def test_load_parts_that_do_not_fit(model, tiny_config, tmp_path):
         load_parts(segmentation, tmp_path, ["heads"])
 
 
-def test_load_class_rows(model, tmp_path):
-    model.save_pretrained(tmp_path)
+def test_load_class_rows(lively_model, tmp_path):
+    lively_model.save_pretrained(tmp_path)
     names = {0: "star", 1: "triangle", 2: "circle"}
     torch.manual_seed(1)
     other = RFDETRForObjectDetection.from_pretrained(tmp_path, id2label=names)
     fresh = other.class_embed.weight[0].clone()
     assert load_class_rows(other, tmp_path) == ["triangle", "circle"]
-    heads = [(m.class_embed, *m.transformer.enc_out_class_embed) for m in (other, model)]
+    heads = [(m.class_embed, *m.transformer.enc_out_class_embed) for m in (other, lively_model)]
     assert len(heads[0]) == 4
     for ours, theirs in zip(*heads, strict=True):
         assert torch.equal(ours.weight[[1, 2]], theirs.weight[[2, 0]])
@@ -154,105 +124,33 @@ def test_load_class_rows(model, tmp_path):
 # ---------------------------------------------------------------------------------------------------- adapters
 
 
-@pytest.mark.parametrize("use_dora", [False, True])
-def test_adapters_start_without_effect_and_merge_exactly(model, use_dora):
+def test_adapters_are_what_is_trained_of_the_encoder(lively_model):
     pytest.importorskip("peft")
-    names, before = list(model.state_dict()), logits(model)
-    add_lora(model, rank=4, alpha=8, target_modules=["query", "value", "fc1"], use_dora=use_dora)
-    torch.testing.assert_close(logits(model), before)
-    train_adapters(model)
-    adapted = logits(model)
-    assert not torch.allclose(adapted, before, atol=1e-3)
-    merge_adapters(model)
-    assert not has_adapters(model) and list(model.state_dict()) == names
-    torch.testing.assert_close(logits(model), adapted, atol=2e-5, rtol=1e-5)
-
-
-def test_adapters_are_what_is_trained_of_the_encoder(model):
-    pytest.importorskip("peft")
-    outside = {name for name in trainable(model) if part_of(name) != "encoder"}
-    add_lora(model, rank=2)
-    encoder = trainable(model) - outside
-    assert outside <= trainable(model) and encoder and all(".lora_" in name for name in encoder)
+    outside = {name for name in trainable(lively_model) if part_of(name) != "encoder"}
+    add_lora(lively_model, rank=2)
+    encoder = trainable(lively_model) - outside
+    assert outside <= trainable(lively_model) and encoder and all(".lora_" in name for name in encoder)
     assert not any("layer.2." in name for name in encoder)
     args = RFDETRTrainingArguments()
-    groups = build_param_groups(model, args)
-    assert {name for group in groups for name in group["param_names"]} == trainable(model)
+    groups = build_param_groups(lively_model, args)
+    assert {name for group in groups for name in group["param_names"]} == trainable(lively_model)
     rates = {group["name"]: group["lr"] for group in groups}
     assert rates["encoder.layer.0.decay"] == pytest.approx(rates["encoder.layer.1.decay"] * args.layer_decay)
 
 
-@pytest.mark.parametrize("use_dora", [False, True])
-def test_plain_state_and_back(model, tiny_config, use_dora):
-    pytest.importorskip("peft")
-    add_lora(model, rank=4, use_dora=use_dora)
-    train_adapters(model)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plain, adapters = plain_state(model, state), adapter_state(state)
-    fresh = RFDETRForObjectDetection(tiny_config(backbone_config={"out_indices": [1, 2]}))
-    fresh.load_state_dict(plain)
-    torch.testing.assert_close(logits(fresh), logits(model), atol=2e-5, rtol=1e-5)
-    restored = unmerged_state(plain, adapters)
-    assert restored.keys() == state.keys() and all(torch.equal(restored[name], state[name]) for name in state)
-
-
-def test_without_adapters_a_state_is_plain(model):
-    state = model.state_dict()
-    assert plain_state(model, state).keys() == state.keys() and adapter_state(state) == {}
-    merge_adapters(model)
-
-
-def test_adapters_that_do_not_fit(model, monkeypatch):
-    pytest.importorskip("peft")
-    with pytest.raises(ValueError, match="dense, fc1, fc2, key, query, value"):
-        add_lora(model, target_modules=["q_proj"])
-    add_lora(model)
-    with pytest.raises(ValueError, match="merge_adapters"):
-        add_lora(model)
-    merge_adapters(model)
-    with pytest.raises(ValueError, match="the encoder uses 2, so none is left"):
-        add_lora(model, first_block=2)
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"pip install -e '\.\[lora\]'"):
-        add_lora(model)
-
-
-ENCODER = r".*layer\.[01]\.attention.attention.(query|value)"
-
-
-@pytest.mark.parametrize("options", [{"target_modules": ENCODER}, {"target_modules": ENCODER, "use_dora": True},
-                                     {"target_modules": r"class_embed|.*fc1", "use_rslora": True}])  # fmt: skip
-def test_files_of_a_model_with_adapters_are_those_of_a_plain_one(model, tmp_path, options):
-    """Whoever put the adapters in, under whatever name."""
-    peft = pytest.importorskip("peft")
-    peft.inject_adapter_in_model(peft.LoraConfig(r=2, **options), model, "mine")
-    train_adapters(model)
-    adapted = logits(model)
-    model.save_pretrained(tmp_path / "saved")
-    model.save_pretrained(tmp_path / "given", state_dict=model.state_dict())
-    model.save_official(tmp_path / "saved.pth")
-    read = (
-        RFDETRForObjectDetection.from_pretrained(tmp_path / "given"),
-        RFDETRForObjectDetection.from_pretrained(tmp_path / "saved"),
-        AutoModelForObjectDetection.from_pretrained(tmp_path / "saved"),
-        RFDETRForObjectDetection.from_official(tmp_path / "saved.pth", drop_unused_rows=True),
-    )
-    for plain in read:
-        torch.testing.assert_close(logits(plain), adapted, atol=2e-5, rtol=1e-5)
-    assert has_adapters(model) and torch.equal(logits(model), adapted)
-
-
-def two_adapters(peft, model):
+def two_adapters(peft, lively_model):
     for name in ("one", "two"):
-        peft.inject_adapter_in_model(peft.LoraConfig(target_modules=ENCODER), model, name)
+        peft.inject_adapter_in_model(peft.LoraConfig(target_modules=ENCODER_ATTENTION), lively_model, name)
 
 
-def merged_by_peft(peft, model):
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=ENCODER)).merge_adapter()
+def merged_by_peft(peft, lively_model):
+    peft.get_peft_model(lively_model, peft.LoraConfig(target_modules=ENCODER_ATTENTION)).merge_adapter()
 
 
-def disabled(peft, model):
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=ENCODER)).base_model.disable_adapter_layers()
+def disabled(peft, lively_model):
+    peft.get_peft_model(
+        lively_model, peft.LoraConfig(target_modules=ENCODER_ATTENTION)
+    ).base_model.disable_adapter_layers()
 
 
 def of_kind(kind, **options):
@@ -263,30 +161,30 @@ UNKNOWN = {
     "one of several": two_adapters,
     "merged into the layer already": merged_by_peft,
     "disabled": disabled,
-    "lora_B.default.bias": of_kind("LoraConfig", target_modules=ENCODER, lora_bias=True),
+    "lora_B.default.bias": of_kind("LoraConfig", target_modules=ENCODER_ATTENTION, lora_bias=True),
     "peft.tuners.lora.Conv2d": of_kind("LoraConfig", target_modules=r".*projector.*conv"),
-    "peft.tuners.ia3.Linear": of_kind("IA3Config", target_modules=ENCODER, feedforward_modules=[]),
-    "ModulesToSaveWrapper": lambda peft, model: peft.get_peft_model(
-        model, peft.LoraConfig(target_modules=ENCODER, modules_to_save=["query_feat"])
+    "peft.tuners.ia3.Linear": of_kind("IA3Config", target_modules=ENCODER_ATTENTION, feedforward_modules=[]),
+    "ModulesToSaveWrapper": lambda peft, lively_model: peft.get_peft_model(
+        lively_model, peft.LoraConfig(target_modules=ENCODER_ATTENTION, modules_to_save=["query_feat"])
     ),
 }
 
 
 @pytest.mark.parametrize("why", UNKNOWN)
-def test_adapters_that_no_file_could_hold_are_refused_at_construction(model, tmp_path, why):
+def test_adapters_that_no_file_could_hold_are_refused_at_construction(lively_model, tmp_path, why):
     peft = pytest.importorskip("peft")
-    UNKNOWN[why](peft, model)
+    UNKNOWN[why](peft, lively_model)
     with pytest.raises(ValueError, match="merge_and_unload") as refused:
-        RFDETRTrainer(model, RFDETRTrainingArguments(output_dir=str(tmp_path / "run")))
+        RFDETRTrainer(lively_model, RFDETRTrainingArguments(output_dir=str(tmp_path / "run")))
     assert why in str(refused.value)
     with pytest.raises(ValueError, match="merge_and_unload"):
-        model.save_pretrained(tmp_path / "saved")
+        lively_model.save_pretrained(tmp_path / "saved")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_wrapped_by_peft_is_refused_at_construction(model, tmp_path):
+def test_a_model_wrapped_by_peft_is_refused_at_construction(lively_model, tmp_path):
     peft = pytest.importorskip("peft")
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=ENCODER))
+    wrapped = peft.get_peft_model(lively_model, peft.LoraConfig(target_modules=ENCODER_ATTENTION))
     with pytest.raises(TypeError, match="PeftModel: give the model itself"):
         RFDETRTrainer(wrapped, RFDETRTrainingArguments(output_dir=str(tmp_path / "run")))
 

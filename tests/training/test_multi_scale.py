@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from rfdetr_hf.training.multi_scale import compute_scales, scale_for_step
+from rfdetr_hf import compute_scales
+from rfdetr_hf.training.multi_scale import scale_for_step
 
 
 @pytest.mark.parametrize(

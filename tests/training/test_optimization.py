@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from transformers.trainer_utils import SchedulerType
 
-from rfdetr_hf import RFDETRTrainingArguments
+from rfdetr_hf import RFDETRTrainingArguments, build_optimizer, build_param_groups, build_scheduler
 from rfdetr_hf.choices import SCHEDULES
-from rfdetr_hf.training.optimization import FusedAdamW, build_optimizer, build_param_groups, build_scheduler
+from rfdetr_hf.training.optimization import FusedAdamW
 
 OUT_INDICES = {"nano": [3, 6, 9, 12], "base": [2, 5, 8, 11]}
 

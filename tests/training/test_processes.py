@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 
-from rfdetr_hf import LaunchArguments
+from rfdetr_hf import LaunchArguments, run_processes
 from rfdetr_hf.training import parent, processes
-from rfdetr_hf.training.processes import plan, run_processes, use_cores
+from rfdetr_hf.training.processes import plan, use_cores
 
 RUN = """
 import sys

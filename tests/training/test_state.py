@@ -7,9 +7,8 @@ import pytest
 from helpers.runs import quick_arguments
 from transformers import TrainerControl
 
+from rfdetr_hf import BestModel, EarlyStopping
 from rfdetr_hf.data.pipeline.order import ORDER
-from rfdetr_hf.training.best import BestModel
-from rfdetr_hf.training.callbacks import EarlyStopping
 from rfdetr_hf.training.state import FORMAT, RunState
 
 

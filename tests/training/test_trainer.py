@@ -13,18 +13,7 @@ from helpers.runs import assert_same, metrics_rows, quick_arguments, weights
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from rfdetr_hf import (
-    RFDETRForObjectDetection,
-    RFDETRImageProcessor,
-    RFDETRTrainer,
-    make_shapes_dataset,
-)
-
-
-@pytest.fixture(scope="module")
-def held_out():
-    return make_shapes_dataset(6, image_size=64, seed=2)
-
+from rfdetr_hf import RFDETRForObjectDetection, RFDETRImageProcessor, RFDETRTrainer, make_shapes_dataset
 
 arguments = partial(
     quick_arguments, num_train_epochs=2, gradient_accumulation_steps=2, logging_steps=2, learning_rate=1e-3,
@@ -60,30 +49,6 @@ def test_a_run_leaves_what_the_design_says(tmp_path, tiny_model, shapes, held_ou
         assert column in columns
     assert not {"images_per_second", "eta", "eval_runtime"} & columns
     assert "img/s" in (tmp_path / "run" / "train.log").read_text()
-
-
-def test_the_model_in_memory_is_the_best_one(tmp_path, tiny_model, shapes, held_out, caplog):
-    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes, held_out)
-    with caplog.at_level(logging.INFO, logger="rfdetr_hf"):
-        trainer.train()
-    assert_same(weights(trainer.model), load_file(tmp_path / "best" / "model.safetensors"))
-    assert any("the model in memory is the best: EMA weights of step" in message for message in caplog.messages)
-    scored = {row["step"]: row["eval_map"] for row in metrics_rows(tmp_path) if row["eval_map"]}
-    assert float(scored[str(trainer.state.best.step)]) == max(map(float, scored.values())) == trainer.state.best_metric
-    again = RFDETRForObjectDetection.from_pretrained(tmp_path / "best")
-    processor = RFDETRImageProcessor.from_pretrained(tmp_path / "best")
-    args = arguments(tmp_path / "other")
-    metrics = RFDETRTrainer(again, args, eval_dataset=held_out, image_processor=processor).evaluate()
-    assert metrics["eval_map"] == trainer.state.best_metric
-
-
-def test_by_default_only_the_average_is_evaluated(tmp_path, tiny_model, shapes, held_out):
-    trainer = RFDETRTrainer(tiny_model(), arguments(tmp_path, max_steps=3), shapes, held_out)
-    trainer.train()
-    logged = {key for row in trainer.state.log_history for key in row}
-    assert {"eval_map", "eval_map_small", "eval_mar_1", "eval_map_75"} <= logged
-    assert not any("raw_" in name for name in logged)
-    assert (tmp_path / "eval" / "3" / "ema" / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize(("multi_scale", "rtol"), [("off", 1e-10), ("per_batch", 1e-6)])
@@ -150,12 +115,6 @@ def test_a_new_run_does_not_write_into_an_earlier_one(tmp_path, tiny_model, shap
     RFDETRTrainer(tiny_model(), args, shapes).train()
     with pytest.raises(FileExistsError, match="resume_from_checkpoint=True"):
         RFDETRTrainer(tiny_model(), args, shapes).train()
-
-
-def test_resume_without_a_checkpoint_is_an_error(tmp_path, tiny_model, shapes):
-    args = arguments(tmp_path, max_steps=1, eval_strategy="no")
-    with pytest.raises(FileNotFoundError, match="no valid checkpoint"):
-        RFDETRTrainer(tiny_model(), args, shapes).train(resume_from_checkpoint=True)
 
 
 class Poison(TrainerCallback):
@@ -241,29 +200,6 @@ def test_a_model_of_other_classes_is_refused(tmp_path, tiny_model, shapes):
     model = tiny_model(names=("circle", "triangle", "square"))
     with pytest.raises(ValueError, match="classes of train_dataset are"):
         RFDETRTrainer(model, arguments(tmp_path, eval_strategy="no"), shapes)
-
-
-def test_evaluation_without_data_is_refused(tmp_path, tiny_model, shapes):
-    with pytest.raises(ValueError, match="needs an eval_dataset"):
-        RFDETRTrainer(tiny_model(), arguments(tmp_path), shapes)
-
-
-def test_predict_gives_the_detections_of_the_image_processor(tmp_path, tiny_model, held_out):
-    model = tiny_model().eval()
-    trainer = RFDETRTrainer(model, arguments(tmp_path, eval_strategy="no"))
-    output = trainer.predict(held_out)
-    assert [each["image_id"] for each in output.predictions] == held_out["image_id"]
-    assert {"test_map", "test_mar_100"} <= output.metrics.keys()
-    from rfdetr_hf.data.schema import decode_image
-
-    image = decode_image(held_out[3])
-    processor = trainer.image_processor
-    with torch.no_grad():
-        raw = model(**processor(image, return_tensors="pt"))
-    sizes = [(image.height, image.width)]
-    expected = processor.post_process_object_detection(raw, threshold=-1.0, target_sizes=sizes)[0]
-    for key, value in expected.items():
-        torch.testing.assert_close(output.predictions[3][key], value, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("square", [True, False])

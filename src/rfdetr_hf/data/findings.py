@@ -215,7 +215,7 @@ def audit_data(
 def notes_of_reading() -> Iterator[list[str]]:
     """Within the block, the warnings of what reads data: what it repaired, left out or doubts.
 
-    The log has them where the block fails; else they are told by whom they are given to.
+    The log has them where the block fails; otherwise the caller reports them.
     """
     noted: list[str] = []
     held: list[logging.LogRecord] = []

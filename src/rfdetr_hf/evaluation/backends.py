@@ -193,7 +193,7 @@ class _Part(NamedTuple):
     Attributes:
         ground_truth: of these categories.
         detections: of these categories.
-        rows: where these detections are in the whole table.
+        rows: where these detections are in the complete table.
         sigmas: of the keypoints; None for other types.
     """
 

@@ -152,7 +152,7 @@ class PreemptionNotice(contextlib.AbstractContextManager):
 def shield_workers(loader: DataLoader) -> DataLoader:
     """Let the workers of a loader survive the signals of `SIGNALS` that others send; they end when their owner does.
 
-    Launchers and terminals signal whole process groups. A worker that died of it would take the run down before it has
+    Launchers and terminals signal process groups. A worker that died of it would take the run down before it has
     saved. A signal of this process, which is how torch ends workers that do not end by themselves, ends them at once.
     Without `sigwaitinfo` (macOS, Windows) nobody can tell who sent a signal, and nothing changes.
     """

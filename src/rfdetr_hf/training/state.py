@@ -384,7 +384,7 @@ class RunState(TrainerState):
             if "args" not in before:
                 logger.warning(
                     "the checkpoint has a state of %s without its arguments: the attributes are restored, and nothing "
-                    "tells whether they suit the present arguments", type(callback).__name__,
+                    "says whether they suit the present arguments", type(callback).__name__,
                 )  # fmt: skip
             given = before.get("args", {})
             changed = [n for n in _OF_A_METRIC if n in now and given.get(n, now[n]) != now[n]]

@@ -1,84 +1,17 @@
 """One run and one time line in a directory; a user's files in it are moved, never deleted."""
 
-import csv
 import os
 import shutil
 
 import pytest
-from accelerate import Accelerator
+from helpers.run_directories import Run, aside, metrics, start, steps_in
 
-from rfdetr_hf.training.checkpoint.directory import (
-    CheckpointError,
-    atomic_directory,
-    list_checkpoints,
-    set_aside,
-    verify,
-)
+from rfdetr_hf.training.checkpoint.directory import atomic_directory, set_aside
 from rfdetr_hf.training.checkpoint.lock import RunInUse
-from rfdetr_hf.training.checkpoint.reading import CheckpointFiles
-from rfdetr_hf.training.checkpoint.run_directory import RunDirectory
-from rfdetr_hf.training.status import read_status
-
-ARGUMENTS = {"seed": 1, "output_dir": "x"}
-
-
-def verified(folder):
-    """These checkpoints have a manifest, and nothing of a run."""
-    verify(folder)
-    return CheckpointFiles(folder)
-
-
-class Run:
-    """A run that saves folders with its name in them."""
-
-    def __init__(self, root, resume=None, arguments=ARGUMENTS, name="first"):
-        self.directory, self.name = RunDirectory(root, verified), name
-        self.accelerator = Accelerator(cpu=True)
-        self.directory.claim(resume, self.accelerator)
-        try:
-            self.checkpoint = self.directory.prepare(resume, arguments, self.accelerator)
-            self.directory.begin(self.accelerator)
-        except BaseException:
-            self.directory.release()
-            raise
-
-    def save(self, *steps, keep=None):
-        for step in steps:
-            self.write(self.directory.checkpoint(step), step)
-            self.directory.rotate(keep)
-        return self
-
-    def write(self, path, step):
-        with atomic_directory(path, self.directory.about(step)) as folder:
-            (folder / "model.safetensors").write_text(f"{self.name} {step}")
-
-    def end(self):
-        self.directory.release()
-
-
-def start(root, *steps, **options):
-    run = Run(root, **options).save(*steps)
-    run.end()
-    return run
-
-
-def steps_in(root):
-    return [int(path.name.split("-")[1]) for path in list_checkpoints(root)]
-
-
-def aside(root):
-    """Paths below set-aside/, without the time in front of the reason."""
-    found = [p.relative_to(root / "set-aside") for p in (root / "set-aside").rglob("*") if not p.is_dir()]
-    return {"/".join([str(path.parts[0]).split("-", 2)[2], *path.parts[1:]]) for path in found}
 
 
 def content(path):
     return (path / "model.safetensors").read_text()
-
-
-def metrics(root, *steps):
-    with (root / "metrics.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["step", "loss"], *([step, 0.5] for step in steps)])
 
 
 def test_going_back_sets_what_follows_aside(tmp_path):
@@ -198,15 +131,6 @@ def test_another_run_is_not_written_into(tmp_path, other):
     assert before == {path: path.stat().st_mtime_ns for path in b.rglob("*")}
 
 
-def test_auto_passes_over_a_checkpoint_of_another_run(tmp_path):
-    a, b = tmp_path / "a", tmp_path / "b"
-    start(a, 20)
-    start(b, 2, name="b")
-    shutil.copytree(a / "checkpoint-20", b / "checkpoint-20")
-    assert start(b, resume="auto").checkpoint == b / "checkpoint-2"
-    assert steps_in(b) == [2] and any("checkpoint-20" in path for path in aside(b))
-
-
 def test_a_run_goes_on_elsewhere_and_is_another_one_there(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     start(a, 4, 6)
@@ -245,35 +169,6 @@ def test_checkpoints_of_an_earlier_version_are_one_line(tmp_path):
     (tmp_path / "status.json").unlink()
     assert start(tmp_path, resume=str(tmp_path / "checkpoint-4")).checkpoint == tmp_path / "checkpoint-4"
     assert steps_in(tmp_path) == [2, 4]
-
-
-def test_auto_starts_over_what_had_no_checkpoint_yet(tmp_path):
-    run = Run(tmp_path)
-    metrics(tmp_path, 1)
-    run.directory.arguments.write_text('{"seed": 1, "output_dir": "y"}')
-    run.end()
-    assert start(tmp_path, resume="auto").checkpoint is None
-    assert aside(tmp_path) == {"started-over/metrics.csv"}
-
-
-@pytest.mark.parametrize(("arguments", "message"), [({"seed": 2}, "seed 1 -> 2"), (ARGUMENTS, "finished run")])
-def test_auto_does_not_start_over_another_run(tmp_path, arguments, message):
-    run = Run(tmp_path)
-    metrics(tmp_path, 1)
-    run.directory.arguments.write_text('{"seed": 1, "output_dir": "y"}')
-    if message == "finished run":
-        run.directory.status.write(state="finished")
-    run.end()
-    with pytest.raises(FileExistsError, match=message):
-        start(tmp_path, resume="auto", arguments=arguments)
-    assert (tmp_path / "metrics.csv").exists()
-
-
-def test_auto_refuses_where_all_is_broken(tmp_path):
-    start(tmp_path, 3)
-    (tmp_path / "checkpoint-3" / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="no valid checkpoint"):
-        start(tmp_path, resume="auto")
 
 
 def test_a_refusal_leaves_the_lock_and_the_status_as_they_were(tmp_path):
@@ -427,11 +322,3 @@ def test_a_disk_that_is_too_small_is_told(tmp_path, monkeypatch, caplog):
     run.directory.check_space(3 * 10**8, 10**8, 2)
     assert "may become full" in caplog.text
     run.end()
-
-
-def test_a_broken_checkpoint_by_name_is_refused(tmp_path):
-    start(tmp_path, 2)
-    (tmp_path / "checkpoint-2" / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError):
-        start(tmp_path, resume=str(tmp_path / "checkpoint-2"))
-    assert read_status(tmp_path)["state"] == "failed"  # it never said how it ended

@@ -167,7 +167,7 @@ def _silence() -> str:
     """Why the Hub does not answer; empty where it does."""
     try:
         get_session().head(config.HF_ENDPOINT, timeout=_SECONDS)
-    except Exception as error:  # noqa: BLE001 - of the HTTP client, whichever it is; told by the caller
+    except Exception as error:  # noqa: BLE001 - of the HTTP client, whichever it is; the caller reports it
         return f"{config.HF_ENDPOINT} does not answer: {str(error) or type(error).__name__}"
     return ""
 

@@ -7,9 +7,9 @@ sizes, times and SHA-256 sums follows, and one rename puts it in place. What a k
 | killed | left behind | afterwards |
 |---|---|---|
 | before the manifest is complete | the previous one, a broken `.tmp-<name>` | the previous one |
-| before the rename, `<name>` existed | the previous one, a whole `.tmp-<name>` | the previous one |
-| before the rename, `<name>` is new | a whole `.tmp-<name>` | the new one |
-| between the two renames of a replacement | the previous one as `.del-<name>`, a whole `.tmp-<name>` | the new one |
+| before the rename, `<name>` existed | the previous one, a complete `.tmp-<name>` | the previous one |
+| before the rename, `<name>` is new | a complete `.tmp-<name>` | the new one |
+| between the two renames of a replacement | the previous one as `.del-<name>`, a complete `.tmp-<name>` | the new one |
 | while deleting | a part of `.del-<name>` | nothing of it |
 
 What a manifest does not list, or what has changed since, is a user's: it is moved to `set-aside/<time>-<why>/` before

@@ -47,7 +47,7 @@ class OptimizerIndex(NamedTuple):
     Attributes:
         groups: the parameter groups as plain values, without the parameters; `param_names` has their names.
         shapes: of the parameters, by name; and of states of other shapes, by parameter and field ("name:row_var").
-        numbers: state that is one number for the whole parameter (`step`), by parameter and field.
+        numbers: state that is one number for all of a parameter (`step`), by parameter and field.
     """
 
     groups: list[dict[str, Any]]

@@ -107,8 +107,8 @@ def _check_files(files: CheckpointFiles) -> None:
             _check(path, values, {n: _RATES for n in ("base_lrs", "_last_lr") if n in values})
             _check(path, values, {n: _RATE for n in ("scale", "growth_factor", "backoff_factor") if n in values})
     processes = read_content(files, names.PROCESSES)
-    whole = isinstance(processes, list) and processes and all(isinstance(each, Mapping) for each in processes)
-    if not whole or not all({"generators", "losses"} <= each.keys() for each in processes):
+    complete = isinstance(processes, list) and processes and all(isinstance(each, Mapping) for each in processes)
+    if not complete or not all({"generators", "losses"} <= each.keys() for each in processes):
         raise CheckpointError(f"{files.folder / names.PROCESSES}: holds no states of processes; {REMEDY}")
 
 

@@ -25,7 +25,7 @@ def zero_index(engine: Any, model: nn.Module) -> OptimizerIndex:
 def zero_pieces(engine: Any, model: nn.Module, is_main: bool) -> Iterable[Piece]:
     """The pieces that this process writes; all processes must take them, in this order, for they gather below stage 3.
 
-    Stage 3 gives the partition of each process, the stages below it whole states on the main process.
+    Stage 3 gives the partition of each process, the stages below it unsharded states on the main process.
     """
     from deepspeed.utils import (  # pyright: ignore[reportMissingImports]
         safe_get_full_optimizer_state,

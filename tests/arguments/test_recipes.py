@@ -7,11 +7,9 @@ import torch
 from helpers.runs import quick_arguments
 from helpers.scripts import ROOT
 
-from rfdetr_hf import BestModel, RFDETRTrainer, RFDETRTrainingArguments, parse_arguments
+from rfdetr_hf import ExponentialMovingAverage, RFDETRTrainer, RFDETRTrainingArguments, build_scheduler, parse_arguments
 from rfdetr_hf.arguments.recipes import OFFICIAL, OFFICIAL_BY_TASK
-from rfdetr_hf.training.ema import ExponentialMovingAverage
 from rfdetr_hf.training.multi_scale import scale_for_step
-from rfdetr_hf.training.optimization import build_scheduler
 from rfdetr_hf.training.update import loss_divisors
 
 SHAPES = 8
@@ -85,13 +83,6 @@ def test_scales_and_divisors():
     ]
     assert loss_divisors([3, 0], groups=2, processes=2, apart=False) == [3, 3]
     assert loss_divisors([3, 0], groups=2, processes=2, apart=True) == [6, 2]
-
-
-def test_scores_of_ema_weights_are_not_smoothed():
-    best = BestModel("map,raw_map", smooth_alpha=0.5, smooth_ema=False)
-    for step, score in enumerate((0.2, 0.8), start=1):
-        best.update({"eval_map": score, "eval_raw_map": score}, epoch=step, step=step)
-    assert best.smoothed == {"raw": pytest.approx(0.5), "ema": 0.8} and best.source == "ema"
 
 
 def test_a_run(tmp_path, tiny_model, shapes):
