@@ -70,7 +70,7 @@ def test_few_graphs_of_inductor_serve_all_sizes(caplog):
     passes += [(False, 0.0, batch, side) for batch in (3, 2) for side in SIDES]
     graphs = count_graphs("inductor", lambda: small_model(**deeper), passes, {"rtol": 1e-3, "atol": 1e-4})
     assert graphs <= 6
-    assert not any(record.name == "rfdetr_hf" for record in caplog.records)
+    assert not any(record.name.startswith("rfdetr_hf") for record in caplog.records)
 
 
 def test_padding_rectangles_and_rates_need_no_other_graph():
@@ -96,7 +96,7 @@ def test_a_graph_too_many_is_a_warning_and_runs_as_it_is(monkeypatch, caplog):
                 pixels = torch.randn(2, 3, 64, 64)
                 expected = results(plain.train(training), pixels, 0.0)
                 torch.testing.assert_close(results(model.train(training), pixels, 0.0), expected)
-    warnings = [record.getMessage() for record in caplog.records if record.name == "rfdetr_hf"]
+    warnings = [record.getMessage() for record in caplog.records if record.name.startswith("rfdetr_hf")]
     assert len(warnings) == 1 and "1 graphs are compiled, and a batch of the shape (2, 3, 64, 64)" in warnings[0]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..choices import AUGMENTATIONS, is_official
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 
 def _joins_nothing(options: Any) -> bool:

@@ -21,7 +21,7 @@ from .onnx import OPSET, onnx_runner, write_onnx
 from .parity import TOLERANCE, Runner, check_differences, largest_differences
 from .wrapper import FixedSizeDetector, check_size, export_program, on_cpu
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 # Of a `torch.export` program: `torch.export.load(path, extra_files=...)` gives it.
 METADATA_FILE = "metadata.json"

@@ -11,7 +11,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from .backbone import DropPath
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 MAX_GRAPHS = 16
 

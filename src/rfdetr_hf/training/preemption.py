@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from .parent import end_with_launcher, signal_at_launchers_end
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 EXIT_CODE = 75
 """What a process exits with once it has saved (EX_TEMPFAIL of sysexits.h: try again later)."""

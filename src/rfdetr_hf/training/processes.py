@@ -17,7 +17,7 @@ from ..choices import counted
 from .parent import LAUNCHER_VARIABLE, chosen_threads, fit_launcher, launcher_words, words_of
 from .preemption import EXIT_CODE, SIGNALS
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 _LOOK, _GRACE = 0.1, 30.0
 _OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")

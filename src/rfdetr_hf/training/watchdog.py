@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 PATIENCE = 60.0
 """Seconds without progress before the first line; each further one comes after twice the time."""

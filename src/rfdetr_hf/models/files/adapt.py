@@ -15,7 +15,7 @@ from ..initialization import init_class_head
 from ..structure import replaced
 from .layouts import ENCODER, PATCH_KERNEL, POSITIONS, resize_positions
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")

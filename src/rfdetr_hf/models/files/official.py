@@ -33,7 +33,7 @@ from .adapt import (
 )
 from .layouts import PATCH_KERNEL, POSITIONS
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 # Plain containers that official files are known to hold. Nothing here runs code when it is built.
 SAFE_GLOBALS = [

@@ -35,7 +35,7 @@ from .layouts import dinov2_to_encoder, official_keys, official_names
 from .official import OfficialCheckpoint, official_config, official_payload, read_official
 from .published import CheckpointUnavailable, checkpoint_of, require_hub, unavailable
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 ModelT = TypeVar("ModelT", bound="RFDETRPreTrainedModel")

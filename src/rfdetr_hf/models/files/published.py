@@ -13,7 +13,7 @@ from huggingface_hub.utils import get_session, validate_repo_id
 
 from ...choices import VARIANTS, is_official
 
-logger = logging.getLogger("rfdetr_hf")
+logger = logging.getLogger(__name__)
 
 _NOT_ON_HUB = ("large-deprecated", "keypoint-preview")
 _ON_HUB = {name: f"Roboflow/rf-detr-{name}" for name in VARIANTS if name not in _NOT_ON_HUB}
