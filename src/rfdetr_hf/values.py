@@ -57,7 +57,10 @@ def is_boolean(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """A value in a message, of at most some 60 characters however large it is."""
-    text = _REPR.repr(value)
+    try:
+        text = _REPR.repr(value)
+    except ValueError:  # Python writes no integers of more than 4300 digits
+        text = f"({type(value).__name__} of too many digits)"
     return text if len(text) <= 60 else text[:57] + "…"
 
 
