@@ -7,7 +7,7 @@ from helpers.models import tiny_config
 
 from rfdetr_hf.models.structure import changes_of, replaced, require_own_config, structure_of
 
-SHAPES = {"a.weight": (3, 4)}
+TENSORS = {"a.weight": (3, 4)}
 
 
 def test_the_structure_is_that_of_the_configuration_and_of_its_encoder():
@@ -25,17 +25,17 @@ def test_what_shows_in_values_alone_is_never_changed(field):
     made = structure_of(config)
     setattr(config, field, 1)
     with pytest.raises(ValueError, match=f"^here: its configuration was changed after .*{field} .* -> 1"):
-        require_own_config(made, config, SHAPES, SHAPES, "here")
+        require_own_config(made, config, TENSORS, TENSORS, "here")
 
 
 def test_modules_may_change_with_their_fields_where_tensors_show_it():
     config = tiny_config()
     made = structure_of(config)
-    require_own_config(made, config, SHAPES, {"a.weight": (5, 4)}, "here")  # no field was changed
+    require_own_config(made, config, TENSORS, {"a.weight": (5, 4)}, "here")  # no field was changed
     config.num_queries = 8
-    require_own_config(made, config, SHAPES, SHAPES, "here")
+    require_own_config(made, config, TENSORS, TENSORS, "here")
     with pytest.raises(ValueError, match="num_queries 10 -> 8"):
-        require_own_config(made, config, SHAPES, {"a.weight": (5, 4)}, "here")
+        require_own_config(made, config, TENSORS, {"a.weight": (5, 4)}, "here")
 
 
 def test_a_wrapped_module_has_other_tensors_in_the_place_of_its_own():

@@ -3,10 +3,9 @@
 import logging
 
 import pytest
-from transformers.utils import logging as transformers_logging
 
 from rfdetr_hf import log_to_console
-from rfdetr_hf.training.console import LOGGER, log_to_file, memory_size, no_transformers_bars, stop_logging
+from rfdetr_hf.training.console import LOGGER, log_to_file, memory_size, stop_logging
 
 
 @pytest.fixture
@@ -58,19 +57,6 @@ def test_a_file_is_appended_to_until_it_is_taken_off(logger, tmp_path):
     logger.info("behind the end")
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert lines[0] == "before" and "names" in lines[1] and "behind" not in lines[-1] and handler.stream is None
-
-
-def test_bars_of_transformers_come_back_if_they_were_there():
-    before = transformers_logging.is_progress_bar_enabled()
-    try:
-        for shown in (True, False):
-            (transformers_logging.enable_progress_bar if shown else transformers_logging.disable_progress_bar)()
-            with pytest.raises(KeyError), no_transformers_bars():
-                assert not transformers_logging.is_progress_bar_enabled()
-                raise KeyError
-            assert transformers_logging.is_progress_bar_enabled() is shown
-    finally:
-        (transformers_logging.enable_progress_bar if before else transformers_logging.disable_progress_bar)()
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0.0 MB"), (3 << 19, "1.5 MB"), (3 << 29, "1.50 GB")])
