@@ -40,8 +40,9 @@ def listen(*words, before=(), **options):
 
 
 def heed():
-    """Heed Ctrl-C: a shell lets what it starts in the background ignore it, the tests and so their children too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Heed Ctrl-C and SIGHUP: shells and nohup let the tests ignore them, and so what these start."""
+    for name in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(name, signal.SIG_DFL)
 
 
 needs_senders = pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="nobody can tell who sent a signal here")
