@@ -4,11 +4,11 @@ import logging
 
 import pytest
 
-from rfdetr_hf import find_images, load_detection_dataset, message_text
+from rfdetr_hf import find_images, load_detection_dataset, message_text, status_line
 from rfdetr_hf.cli.main import main
 from rfdetr_hf.options import without_secrets
 from rfdetr_hf.training.console import log_to_file, stop_logging
-from rfdetr_hf.training.status import RunStatus, status_line
+from rfdetr_hf.training.status import RunStatus
 
 SECRET = "hf_" + "SecretOfTheHub" * 2 + "Secret"  # 34 signs, as the Hub has them
 ADDRESSES = [
