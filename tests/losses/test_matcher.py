@@ -201,6 +201,22 @@ def test_on_a_cpu_a_class_is_computed_once_and_costs_are_few_and_not_copied(hung
         assert triples(matches, layer, (9, 0, 4)) == set(match(logits[layer], boxes[layer], targets, 2))
 
 
+@pytest.mark.parametrize("pairs", [60, 10**6])
+def test_objects_of_all_images_at_once_cost_the_same(hungarian, rng, monkeypatch, pairs):
+    """The way of a GPU gives the costs and matches of that of a CPU."""
+    logits, boxes = predict(rng, 4, (12, 12))
+    boxes[0].data[1, 2, 2] = -0.1
+    objects = pack(make_targets(rng, (9, 0, 2, 1), CLASSES), logits)
+    cost, matches = hungarian.pair_cost(logits, boxes, objects), hungarian(logits, boxes, objects, 2)
+    monkeypatch.setattr(matcher, "_BY_IMAGE", set())
+    monkeypatch.setitem(matcher.PAIRS_AT_ONCE, "cpu", pairs)
+    extra = torch.zeros_like(cost)
+    for layers in (logits, torch.stack(logits)):
+        torch.testing.assert_close(hungarian.pair_cost(layers, boxes, objects), cost, rtol=1e-12, atol=1e-12)
+        at_once = hungarian(layers, boxes, objects, 2, extra)
+        assert torch.equal(torch.stack(at_once[:5]), torch.stack(matches[:5]))
+
+
 def test_host_reads_no_single_values(hungarian, rng):
     logits, boxes = predict(rng, 3, (12, 12, 6))
     objects = pack(make_targets(rng, (3, 0, 2), CLASSES), logits)
