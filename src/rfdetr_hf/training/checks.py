@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -115,8 +116,18 @@ def _check_optimizers(given: Any) -> None:
 
 
 def named_splits(train: Any, evaluation: Any, test: Any) -> dict[str, Any]:
-    """The data sets of a run that there are, by name; a mapping of evaluation sets gives `eval_<name>_dataset`s."""
+    """The data sets of a run that there are, by name; a mapping of evaluation sets gives `eval_<name>_dataset`s.
+
+    Raises:
+        ValueError: a name of a mapping makes no folder of results, or its scores have the names of another set's.
+    """
     several = evaluation if isinstance(evaluation, Mapping) else {}
+    for name in several:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w .-]*", name):
+            raise ValueError(f"eval_dataset: {name!r} names scores and a folder: use letters, digits, '_', '-' and '.'")
+        if name.endswith("_raw") and name.removesuffix("_raw") in several:
+            other = name.removesuffix("_raw")
+            raise ValueError(f"eval_dataset: {name!r} names scores as the raw weights do on {other!r}; rename one")
     named = {"train_dataset": train} | {f"eval_{name}_dataset": dataset for name, dataset in several.items()}
     named |= {"eval_dataset": None if isinstance(evaluation, Mapping) else evaluation, "test_dataset": test}
     return {name: dataset for name, dataset in named.items() if dataset is not None}

@@ -457,3 +457,33 @@ def test_file_where_a_folder_is_wanted(make_model, tmp_path):
     make_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model.safetensors is a file: give the folder"):
         read_state(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "said"),
+    [("args", "text", "args is a str"), ("hyper_parameters", [1], "hyper_parameters is a list"),
+     ("model_config", 3, "model_config is a int"), ("rfdetr_hf", "x", "rfdetr_hf is a str"),
+     ("rfdetr_hf", {"config": "x"}, "config is a str"), ("callbacks", "x", "callbacks is a str"),
+     ("callbacks", {"m": {"average_model_state_dict": 5}}, "no EMA weights")],
+)  # fmt: skip
+def test_an_entry_of_another_type_is_named(make_model, tmp_path, entry, value, said):
+    payload = legacy_payload(make_model(), ["a", "b", "c", "d"]) | {entry: value}
+    with pytest.raises(ValueError, match=said) as caught:
+        from_file(payload, tmp_path / "model.pth", use_ema=True)
+    assert "model.pth" in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [7, b"abcd", torch.ones(4), ["a", None, "c", "d"], {0: None}])
+def test_class_names_that_are_no_texts_are_named(make_model, tmp_path, names):
+    payload = legacy_payload(make_model(), ["a", "b", "c", "d"])
+    payload["args"].class_names = names
+    with pytest.raises(ValueError, match=r"model\.pth: class_names="):
+        from_file(payload, tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("query_feat.weight", [150]), ("class_embed.bias", [])])
+def test_tensors_of_other_dimensions_and_names_that_are_no_texts(make_model, tmp_path, name, shape):
+    payload = legacy_payload(make_model(), ["a", "b", "c", "d"])
+    payload["model"] = {5: torch.ones(1)} | payload["model"] | {name: torch.ones(shape)}
+    with pytest.raises(ValueError, match=rf"{name} has the shape"):
+        from_file(payload, tmp_path / "model.pth")

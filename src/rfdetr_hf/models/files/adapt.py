@@ -19,17 +19,18 @@ logger = logging.getLogger(__name__)
 
 CLASS_HEADS = re.compile(r"^(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)$")
 _GROUP_HEADS = re.compile(r"^(transformer\.enc_out\w*)\.(\d+)\.(.+)$")
-_SHOWING_SIZES = (
-    PATCH_KERNEL,
-    POSITIONS,
-    "backbone.0.projector.stages.0.0.cv1.conv.weight",
-    "transformer.enc_output.0.weight",
-    "transformer.decoder.layers.0.linear1.weight",
-    "transformer.decoder.layers.0.cross_attn.attention_weights.bias",
-    "query_feat.weight",
-    "refpoint_embed.weight",
-    "class_embed.bias",
-)
+# With their numbers of dimensions.
+_SHOWING_SIZES = {
+    PATCH_KERNEL: 4,
+    POSITIONS: 3,
+    "backbone.0.projector.stages.0.0.cv1.conv.weight": 4,
+    "transformer.enc_output.0.weight": 2,
+    "transformer.decoder.layers.0.linear1.weight": 2,
+    "transformer.decoder.layers.0.cross_attn.attention_weights.bias": 1,
+    "query_feat.weight": 2,
+    "refpoint_embed.weight": 2,
+    "class_embed.bias": 1,
+}
 # Tables with a row for each keypoint of the schema.
 _KEYPOINT_ROWS = re.compile(r"(\.keypoint_pos_embed|\.keypoint_query_initializer(_enc)?\.queries)$")
 # Tensors that are read with another number of rows too.
@@ -64,11 +65,14 @@ def require_model(names: Mapping[str, Any], origin: str) -> None:
     """Check that the tensors are there which every RF-DETR model has and which show its sizes.
 
     Raises:
-        ValueError: if one is missing.
+        ValueError: if one is missing, or has another number of dimensions.
     """
-    for name in _SHOWING_SIZES:
+    for name, dimensions in _SHOWING_SIZES.items():
         if name not in names:
             raise ValueError(f"{origin} is no RF-DETR checkpoint: the tensor {name} is missing.")
+        shape = getattr(names[name], "shape", None)
+        if shape is not None and len(shape) != dimensions:
+            raise ValueError(f"{origin} is no RF-DETR checkpoint: {name} has the shape {[*shape]}, not {dimensions}-D.")
 
 
 def require_finite(state: Mapping[str, Tensor], origin: str) -> None:

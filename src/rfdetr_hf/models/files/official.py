@@ -139,8 +139,8 @@ def read_official(
     payload = source if isinstance(source, Mapping) else _load_safely(Path(source))
     if not isinstance(payload, Mapping):
         raise ValueError(f"{origin} holds a {type(payload).__name__}, not a dictionary with the entry 'model'.")
-    own = payload.get(OWN_KEY) or {}
-    fields, described = _all_fields(payload, origin), _as_fields(payload.get("model_config"))
+    config = _as_fields(_as_fields(payload, OWN_KEY, origin), "config", origin) or None
+    fields, described = _all_fields(payload, origin), _as_fields(payload, "model_config", origin)
     if unknown := sorted(set(described) - _KNOWN_FIELDS):
         logger.warning(
             "%s: model_config has the fields %s, which this package does not know: if one of them changes the network, "
@@ -151,7 +151,7 @@ def read_official(
     if any(name.startswith("backbone.0.encoder.base_model.") for name in state):
         raise ValueError(f"{origin} was written by a LoRA run: merge the adapters with the official package first.")
     require_model(state, origin)
-    return OfficialCheckpoint(state, fields, payload.get("model_name"), own.get("config"), origin)
+    return OfficialCheckpoint(state, fields, payload.get("model_name"), config, origin)
 
 
 def _load_safely(path: Path) -> Any:
@@ -183,14 +183,13 @@ def _other_kind(path: Path) -> str | None:
     """What a file that does not start like those of torch seems to be."""
     with path.open("rb") as file:
         start = file.read(512)
-    text = start.lstrip().lower()
     if not start:
         return "an empty file"
     if start.startswith((_ZIP, _PICKLE)):
         return None
     if start.startswith(_LFS):
         return "a pointer of Git LFS (git lfs pull brings the file)"
-    if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "a web page"
     if start[8:9] == b"{":
         return "a safetensors file, which from_pretrained reads as model.safetensors of a folder with its config.json"
@@ -199,17 +198,19 @@ def _other_kind(path: Path) -> str | None:
     return "of an unknown kind"
 
 
-def _as_fields(entry: Any) -> dict[str, Any]:
-    if entry is None:
-        return {}
-    return dict(entry) if isinstance(entry, Mapping) else dict(vars(entry))
+def _as_fields(payload: Mapping[str, Any], name: str, origin: str) -> dict[str, Any]:
+    """An entry that is a dictionary, an object with attributes, or not there."""
+    entry = payload.get(name)
+    if not isinstance(entry, Mapping) and entry is not None and not hasattr(entry, "__dict__"):
+        raise ValueError(f"{origin}: {name} is a {type(entry).__name__}, where a mapping of names to values is due.")
+    return dict(entry) if isinstance(entry, Mapping) else dict(vars(entry)) if entry is not None else {}
 
 
 def _all_fields(payload: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """What a file says of its model, in up to three places; None stands for a field that is not there."""
     fields: dict[str, Any] = {}
     for place in ("hyper_parameters", "args", "model_config"):
-        said = {name: value for name, value in _as_fields(payload.get(place)).items() if value is not None}
+        said = {name: value for name, value in _as_fields(payload, place, origin).items() if value is not None}
         for name in sorted(fields.keys() & said.keys() & (READ_FIELDS | FIXED_FIELDS.keys())):
             one, other = ([*value] if isinstance(value, tuple) else value for value in (fields[name], said[name]))
             if one != other:
@@ -236,9 +237,9 @@ def _averaged_state(payload: Mapping[str, Any], origin: str) -> dict[str, Tensor
     for key in ("ema_model", "legacy_ema_state_dict"):
         if isinstance(payload.get(key), Mapping):
             return _clean(payload[key])
-    for callback in (payload.get("callbacks") or {}).values():
+    for callback in _as_fields(payload, "callbacks", origin).values():
         averaged = callback.get("average_model_state_dict") if isinstance(callback, Mapping) else None
-        if averaged:
+        if isinstance(averaged, Mapping) and averaged:
             return _clean({name: tensor for name, tensor in averaged.items() if name.startswith("module.")})
     raise ValueError(
         f"{origin} holds no EMA weights beside its weights: use use_ema=False. (checkpoint_best_ema.pth holds "
@@ -249,7 +250,7 @@ def _averaged_state(payload: Mapping[str, Any], origin: str) -> dict[str, Tensor
 def _clean(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors alone, without the prefixes of wrappers and without the states of float8 kernels."""
     cleaned = {}
-    for name, tensor in state.items():
+    for name, tensor in zip(map(str, state), state.values(), strict=True):
         while (short := re.sub(r"^(module|model|_orig_mod)\.", "", name)) != name:
             name = short
         if isinstance(tensor, Tensor) and not name.endswith("_extra_state"):
@@ -477,17 +478,21 @@ def official_labels(
         origin: The file, for messages.
 
     Raises:
-        ValueError: for a dict with other keys than rows, or more names than rows.
+        ValueError: for a dict with other keys than rows, more names than rows, or names that are no texts.
     """
-    if isinstance(class_names, Mapping) and class_names:
-        named = {int(key) if str(key).isdecimal() else key: str(name) for key, name in class_names.items()}
+    named = {}
+    if isinstance(class_names, Mapping):
+        named = {int(key) if str(key).isdecimal() else key: name for key, name in class_names.items()}
         if not {*named} <= {*range(rows)}:
-            raise ValueError(
-                f"{origin}: class_names has the keys {[*class_names][:5]}, and the class head the rows "
-                f"0 to {rows - 1}. {_REMEDY}"
-            )
+            keys = f"the keys {[*class_names][:5]}, and the class head the rows 0 to {rows - 1}"
+            raise ValueError(f"{origin}: class_names has {keys}. {_REMEDY}")
+    names = [] if class_names is None else [class_names] if isinstance(class_names, str) else class_names
+    names = list(named.values()) if isinstance(names, Mapping) else names
+    if not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{origin}: class_names={class_names!r:.80} is no list of texts. {_REMEDY}")
+    if named:
         return {row: named.get(row, UNUSED_LABEL) for row in range(rows)}
-    names = [class_names] if isinstance(class_names, str) else [str(name) for name in class_names or ()]
+    names = list(names)
     counted = [row for row, count in enumerate(schema) if count]
     unnamed = not names or (rows == 91 and names == list(COCO_LABELS.values()))
     if rows == 91 and unnamed and counted in ([], [1]):
