@@ -33,6 +33,7 @@ from .callbacks import concerns, own_callbacks
 from .checkpoint.checkpointer import Checkpointer
 from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
+from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
 from .checks import audit_splits, check_kinds, check_run, named_splits
 from .distributed import allow_tf32, build_accelerator, replace_precision
@@ -338,6 +339,7 @@ class RFDETRTrainer(EndingMethods):
         if args.gradient_checkpointing:
             self.model.enable_activation_checkpointing()
         self.model.to(self.accelerator.device)
+        require_finite(self.model.state_dict(), "the model to train")
         self.model.require_writable("the model to train")
         state.keep_callbacks(self.callback_handler.callbacks)  # names what could not be saved
         data = self.train_dataset
