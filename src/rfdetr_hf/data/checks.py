@@ -19,7 +19,10 @@ from .masks import Polygons, mask_array, mask_extents, parse_mask
 
 logger = logging.getLogger(__name__)
 
-AS_THEY_ARE = "these rows are used as they are: load a local copy, and write it again with rfdetr-hf data convert"
+AS_THEY_ARE = (
+    "these rows are used as they are, without such options: load a local copy, and write it again with rfdetr-hf data "
+    "convert"
+)
 """What is said of rows that nobody settles."""
 _EXAMPLES = 5
 # More images without objects than that are worth a warning.
