@@ -154,9 +154,8 @@ class ImageFolder:
         if best.missing and names:
             parts = [_spelling(name).split("/") for name in names]
             shared = len(os.path.commonprefix([each[:-1] for each in parts]))
-            different = len(set(map(tuple, parts)))
             for count in range(1, max(shared + 1, min(map(len, parts)) - 1)):
-                if count > shared and len({tuple(each[count:]) for each in parts}) < different:
+                if count > shared and len({"/".join(each[count:]) for each in parts}) < len(set(map(_spelling, names))):
                     break
                 found = self._without_prefix(names, count)
                 if found.missing < best.missing:
