@@ -287,10 +287,16 @@ def build_dataset(annotations: Annotations, labels: Labels, images: Dataset | pa
 
 
 def path_array(paths: Sequence[str]) -> pa.StructArray:
-    """The image column of files that stay where they are."""
-    return pa.StructArray.from_arrays(
-        [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]
-    )
+    """The image column of files that stay where they are.
+
+    Raises:
+        DetectionDataError: the name of one is not UTF-8, which a table cannot hold.
+    """
+    try:
+        texts = pa.array(paths, pa.string())
+    except UnicodeEncodeError as error:
+        raise DetectionDataError(f"{error.object!a}: the name is not UTF-8; rename the file or its folder") from error
+    return pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), texts], ["bytes", "path"])
 
 
 def _dataset(columns: dict[str, pa.Array], features: Features, split: str) -> Dataset:

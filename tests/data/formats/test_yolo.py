@@ -1,4 +1,6 @@
 import logging
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -132,3 +134,12 @@ def test_coco128(data_root, task):
         assert len(splits[split]) == (128 if task == "detection" else len(names))
     table = dict(zip(class_names(splits), ids.tolist(), strict=True))
     assert table["toothbrush"] == (79 if task == "detection" else 90)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8_is_an_error_that_shows_it(write_yolo):
+    root = write_yolo({"images/train/a.jpg": "0 0.5 0.5 0.5 0.5", "images/train/b.jpg": ""})
+    picture = next(root.rglob("b.jpg"))
+    picture.rename(picture.with_name(os.fsdecode(b"caf\xe9.jpg")))
+    with pytest.raises(DetectionDataError, match=r"caf.*\.jpg.*the name is not UTF-8; rename the file"):
+        load_detection_dataset(root)
