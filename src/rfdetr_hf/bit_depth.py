@@ -17,7 +17,7 @@ _TOPS = (255.0, 1023.0, 4095.0, 16383.0, 65535.0, 2.0**24 - 1, 2.0**32 - 1)
 _BITS_PER_SAMPLE = 258  # tag of TIFF
 
 HEADER = 26
-"""Bytes of a file that `depth_of_header` wants."""
+"""Bytes of a file that `depth_of_header` wants at least."""
 SHALLOW, DEEP, CUT = range(3)
 """8 bits a channel; more; and more of which Pillow keeps the upper 8."""
 
@@ -31,13 +31,13 @@ def depth_of_header(head: bytes, source: Callable[[], Any]) -> int:
     """How Pillow reads a picture, by the beginning of its file: `SHALLOW`, `DEEP` or `CUT`.
 
     Args:
-        head: its first `HEADER` bytes.
+        head: its first `HEADER` bytes or more.
         source: gives its file or path, for the formats whose beginning does not say it.
 
     Raises:
         OSError, ValueError, SyntaxError: it is no picture.
     """
-    if head.startswith(b"\x89PNG") and len(head) == HEADER:
+    if head.startswith(b"\x89PNG") and len(head) >= HEADER:
         # Bits and colour type; of colours and of grey with transparency Pillow itself keeps 8 bits.
         return SHALLOW if head[24] != 16 else DEEP if head[25] == 0 else CUT
     if head.startswith((b"\xff\xd8", b"GIF8", b"RIFF", b"BM", b"P6", b"P4")):

@@ -84,11 +84,33 @@ def test_turned_photographs_are_counted_with_the_frame_of_their_boxes(sound_fold
     )
 
 
-def test_files_of_several_pages_are_counted(sound_folder, tmp_path):
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("form", ["TIFF", "GIF", "PNG", "WEBP", "MPO"])
+def test_files_of_several_pages_are_counted(sound_folder, tmp_path, form, decode):
     picture = Image.open(sound_folder / "train/train4.jpg").copy()
-    picture.save(sound_folder / "train/train4.jpg", "TIFF", save_all=True, append_images=[picture] * 2)
-    found = kinds(audit(sound_folder, tmp_path))
-    assert set(found) == {("pages", "train")} and found["pages", "train"].text.startswith("1 picture has several pages")
+    pages = [Image.effect_noise(picture.size, 50 + i).convert("RGB") for i in range(2)]
+    picture.save(sound_folder / "train/train4.jpg", form, save_all=True, append_images=pages)
+    found = kinds(audit(sound_folder, tmp_path, decode=decode))
+    assert set(found) == {("pages", "train")}
+    assert found["pages", "train"].text.startswith("1 picture has several pages or frames (up to 3)")
+
+
+@pytest.mark.parametrize("form", ["TIFF", "GIF", "PNG", "WEBP", "MPO", "pyramid", "masked", "gain map", "cut preview"])
+def test_smaller_copies_and_single_frames_are_no_pages(sound_folder, tmp_path, form):
+    file = sound_folder / "train/train4.jpg"
+    picture = Image.open(file).copy()
+    picture.info.clear()
+    half, grey = picture.resize((80, 60)), picture.convert("L").resize((80, 60))
+    if form in ("pyramid", "masked"):
+        half.encoderinfo = {"tiffinfo": {254: 1 if form == "pyramid" else 4}}
+        picture.save(file, "TIFF", save_all=True, append_images=[half])
+    elif form in ("gain map", "cut preview"):
+        picture.save(file, "MPO", save_all=True, append_images=[half if form == "cut preview" else grey])
+        if form == "cut preview":
+            file.write_bytes(file.read_bytes()[:-500])
+    else:
+        picture.save(file, form, **({} if form == "MPO" else {"save_all": True}))
+    assert kinds(audit(sound_folder, tmp_path)) == {}
 
 
 def test_boxes(sound_folder, tmp_path):

@@ -11,7 +11,7 @@ from rfdetr_hf import convert_dataset, load_detection_dataset
 from rfdetr_hf.data.schema import decode_image
 
 
-def turned(folder, others, orientation, size):
+def turned(folder, others, orientation, size, suffix="jpg"):
     """A COCO folder: six photographs of EXIF orientation 6 whose sizes are as `others`, and one that could be both."""
     pixels, images = np.zeros((48, 64, 3), np.uint8), []
     pixels[5:15, 5:25] = 255
@@ -20,8 +20,10 @@ def turned(folder, others, orientation, size):
         exif = PILImage.Exif()
         exif[0x0112] = tag
         folder.mkdir(parents=True, exist_ok=True)
-        PILImage.fromarray(stored).save(folder / f"{i}.jpg", exif=exif, quality=95)
-        images.append({"id": i, "file_name": f"{i}.jpg", "width": frame[0], "height": frame[1]})
+        PILImage.fromarray(stored).save(
+            folder / f"{i}.{suffix}", exif=exif, **({"quality": 95} if suffix != "tif" else {})
+        )
+        images.append({"id": i, "file_name": f"{i}.{suffix}", "width": frame[0], "height": frame[1]})
     annotations = [{"id": i, "image_id": i, "bbox": [5, 5, 20, 10], "category_id": 1} for i in range(len(images))]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
     (folder / "_annotations.coco.json").write_text(json.dumps(content))
@@ -30,10 +32,11 @@ def turned(folder, others, orientation, size):
 
 @pytest.mark.parametrize(("orientation", "size"), [(3, (64, 48)), (6, (48, 48))])
 @pytest.mark.parametrize(("others", "frame"), [((64, 48), "stored"), ((48, 64), "shown"), (None, "shown")])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 def test_photographs_whose_size_does_not_tell_are_read_as_the_others(
-    tmp_path, caplog, orientation, size, others, frame
+    tmp_path, caplog, orientation, size, others, frame, suffix
 ):
-    splits = load_detection_dataset(turned(tmp_path / "set/train", others, orientation, size))
+    splits = load_detection_dataset(turned(tmp_path / "set/train", others, orientation, size, suffix))
     told = f"1 picture with an EXIF tag and one size .* boxes are read as {frame}"
     assert bool(re.search(told, caplog.text)) == (others != (48, 64))
     mixed = load_detection_dataset(sources=[tmp_path / "set", turned(tmp_path / "other/train", (48, 64), 3, (64, 48))])
@@ -44,3 +47,41 @@ def test_photographs_whose_size_does_not_tell_are_read_as_the_others(
         assert (inside.min() > 128) == (frame == "stored") and row["objects"]["bbox"] == [[5, 5, 20, 10]]
         if "as_stored" in read["train"].column_names:
             assert list(read["train"]["as_stored"]) == [True] + [False] * (len(read["train"]) - 1)
+
+
+WAYS = {
+    2: PILImage.Transpose.FLIP_LEFT_RIGHT, 3: PILImage.Transpose.ROTATE_180, 4: PILImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PILImage.Transpose.TRANSPOSE, 6: PILImage.Transpose.ROTATE_90, 7: PILImage.Transpose.TRANSVERSE,
+    8: PILImage.Transpose.ROTATE_270,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", WAYS)
+@pytest.mark.parametrize("frame", ["shown", "stored", None])
+def test_boxes_lie_on_their_pixels_whatever_tag_a_format_has(tmp_path, caplog, suffix, orientation, frame):
+    shown = np.zeros((48, 64, 3), np.uint8)
+    shown[5:15, 10:30] = 255
+    stored = PILImage.fromarray(shown).transpose(WAYS[orientation])
+    pixels = np.asarray(stored if frame == "stored" else PILImage.fromarray(shown))
+    rows, columns = np.flatnonzero(pixels.any(axis=(1, 2))), np.flatnonzero(pixels.any(axis=(0, 2)))
+    box = [int(columns[0]), int(rows[0]), len(columns), len(rows)]
+    size = {"shown": (64, 48), "stored": stored.size, None: (None, None)}[frame]
+    exif = PILImage.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "train").mkdir()
+    stored.save(tmp_path / f"train/a.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    content = {"images": [{"id": 1, "file_name": f"a.{suffix}", "width": size[0], "height": size[1]}],
+               "annotations": [{"id": 1, "image_id": 1, "bbox": box, "category_id": 1}],
+               "categories": [{"id": 1, "name": "cat"}]}  # fmt: skip
+    (tmp_path / "train/_annotations.coco.json").write_text(json.dumps(content))
+    row = load_detection_dataset(tmp_path)["train"][0]
+    # Where the sizes are equal nothing tells: the picture as it is shown, with a warning.
+    doubtful = orientation < 5
+    assert ("one size as stored and as shown" in caplog.text) == doubtful
+    image = decode_image(row)
+    bright = np.asarray(image.convert("L")) > 128
+    x, y, width, height = box
+    expected = frame != "stored" or not doubtful
+    assert bright[y : y + height, x : x + width].all() == expected and image.size == (row["width"], row["height"])
+    assert image.getexif().get(0x0112, 1) == 1

@@ -4,12 +4,15 @@ import sys
 import types
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
-from rfdetr_hf import draw_detections, find_images
+from rfdetr_hf import RFDETRImageProcessor, draw_detections, find_images
+from rfdetr_hf.cli.main import main
 from rfdetr_hf.data.errors import DetectionDataError
 from rfdetr_hf.data.pipeline.pixels import set_max_image_pixels
 from rfdetr_hf.inference.images import unique_names
@@ -160,3 +163,33 @@ def test_what_is_no_file_and_what_cannot_be_read_is_counted_and_costs_the_others
     assert len(skipped) == 2 and "gone.jpg: is no file" in skipped[0] and "locked: cannot be read" in skipped[1]
     with pytest.raises(DetectionDataError, match="gone.jpg: is no file|locked: cannot be read"):
         list(find_images([tmp_path]))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "png", "webp", "jpg"])
+def test_further_frames_are_named_and_an_error_when_strict(tmp_path, tiny_model, suffix, capsys):
+    frames = [Image.effect_noise((40, 30), 20 + 40 * i).convert("RGB") for i in range(3)]
+    (tmp_path / "in").mkdir()
+    file = tmp_path / f"in/many.{suffix}"
+    frames[0].save(file, "MPO" if suffix == "jpg" else None, save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / f"in/one.{suffix}")
+    said = []
+    assert len(list(find_images([tmp_path / "in"], warn=said.append))) == 2
+    assert len(said) == 1 and said[0].startswith(f"{file}: it holds 3 pages or frames, of which the first alone")
+    tiny_model().save_pretrained(tmp_path / "model")
+    RFDETRImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    words = ["predict", str(tmp_path / "model"), str(tmp_path / "in"), "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 0
+    text = capsys.readouterr()
+    assert f"{file}: it holds 3 pages or frames" in text.out + text.err
+    assert main([*words, "--overwrite", "true", "--strict", "true"]) != 0
+    text = capsys.readouterr()
+    assert f"{file}: it holds 3 pages or frames" in text.out + text.err
+
+
+def test_rows_with_further_frames_are_named_too(tmp_path, caplog):
+    frames = [Image.effect_noise((40, 30), 20 + 40 * i) for i in range(2)]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    table = Dataset.from_dict({"image": [str(tmp_path / "a.tif")]}).cast_column("image", datasets.Image())
+    table.save_to_disk(str(tmp_path / "saved"))
+    assert len(list(find_images([tmp_path / "saved"], split="train"))) == 1
+    assert "saved, train, row 0: it holds 2 pages or frames" in caplog.text

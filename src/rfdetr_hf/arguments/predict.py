@@ -62,7 +62,7 @@ class PredictArguments(ViewArguments):
     max_image_pixels: int | None = option(
         None, "Most pixels of an image; default: Pillow's limit, 179 million.", FROM_1, group="data"
     )
-    strict: bool = option(False, "Stop at the first file that cannot be read, or on which the model fails.")
+    strict: bool = option(False, "Stop at the first file that cannot be read to its end, or on which the model fails.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -393,7 +393,13 @@ def _faults(split: str, scan: Scan) -> list[Finding]:
             "an EXIF tag and the annotated width and height of the stored pixels; boxes are read in these",
             lambda each: each.orientation != 1 and not each.turned and not each.fault,
         ),
-        ("pages", "has", "several pages or frames, of which the first is used", lambda each: each.pages > 1),
+        (
+            "pages",
+            "has",
+            f"several pages or frames (up to {max((each.pages for each in scan.pictures), default=1)}), of which the "
+            "first is used",
+            lambda each: each.pages > 1,
+        ),
         ("cut values", "has", "values beyond the range of the data set, which are cut off", lambda p: p.beyond),
     ):
         rows = [(int(row), p) for row, p in zip(scan.rows, scan.pictures, strict=True) if chosen(p)]

@@ -21,14 +21,13 @@ from PIL import Image
 
 from ..choices import install_hint
 from .errors import DetectionDataError
-from .pipeline.pixels import DECODE_ERRORS, check_image, max_image_pixels, must_turn, orientation_tag
+from .pipeline.pixels import DECODE_ERRORS, check_image, max_image_pixels
 
 __all__ = ["Picture", "Scan", "hash_function", "known_digest", "scan_pictures"]
 
 _BATCH = 256
-_FORMAT = 3
+_FORMAT = 4
 _COLUMNS = ("image", "image_id", "width", "height", "file_name", "value_range", "as_stored")
-_PAGED = ("TIFF", "GIF", "WEBP", "PNG")
 # Of files that were read in this process, by path, size and time of change.
 _DIGESTS: dict[tuple[str, int, int], bytes] = {}
 
@@ -44,7 +43,7 @@ class Picture:
         orientation: EXIF orientation, 1 for as stored.
         turned: whether it is turned or mirrored by that; not where width and height are those of the stored pixels.
         beyond: it has more than 8 bits and numbers beyond the range of the data set.
-        pages: of a file that holds several pictures; the first is used.
+        pages: pictures that its file holds, see `count_pages`; the first is used.
         near: perceptual hash in hexadecimal; "" where none was asked for.
     """
 
@@ -172,16 +171,11 @@ def _look(row: Mapping[str, Any], decode: bool, hashed: Callable[[Image.Image], 
             row = {**row, "image": {"bytes": data, "path": path}}
         elif data is not None:
             facts["digest"] = hashlib.sha256(data).hexdigest()
-        facts["beyond"] = check_image(row, decode=decode)
-        if data is not None:
+        facts |= check_image(row, decode=decode)._asdict()
+        if data is not None and hashed is not None:
             with Image.open(io.BytesIO(data)) as image:
-                facts["orientation"] = orientation_tag(image)
-                facts["turned"] = must_turn(image.size, facts["orientation"], row, name)
-                # A photograph may hold a preview (MPO), which is no page.
-                facts["pages"] = getattr(image, "n_frames", 1) if image.format in _PAGED else 1
-                if hashed is not None:
-                    image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
-                    facts["near"] = hashed(image)
+                image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
+                facts["near"] = hashed(image)
     except DetectionDataError as error:
         return Picture(name, str(error), facts.get("digest", ""))
     except DECODE_ERRORS as error:

@@ -14,10 +14,10 @@ import pyarrow.compute
 from datasets import Dataset, List, Value
 from PIL import Image
 
-from ..bit_depth import CUT, DEEP, HEADER, SHALLOW, depth_of_header
+from ..bit_depth import CUT, DEEP, SHALLOW, depth_of_header
 from ..choices import counted, names_alike, plain_name
 from .errors import DetectionDataError
-from .pipeline.pixels import DECODE_ERRORS, decode_image, find_value_range, may_have_exif, orientation_tag
+from .pipeline.pixels import DECODE_ERRORS, decode_image, find_value_range, may_have_exif, stored_frame
 from .schema import class_names, has_keypoints, labelled_images, unchunked, undecoded
 from .shards.dataset import ShardedDataset
 
@@ -31,6 +31,7 @@ _RARE = 0.2  # of the objects of a class, that a misspelt one has at most
 _LOOKED_AT = 64
 _OF_14_BITS = 64  # more than the upper 8 of 16 bits are then
 _THREADS, _BATCH = 8, 512
+_HEAD = 4096  # bytes of a file in which nearly all tags stand
 _SIDEWAYS = 5  # EXIF orientations from here on exchange width and height
 
 
@@ -270,7 +271,7 @@ def _heads(split: Dataset) -> np.ndarray:
     with ThreadPoolExecutor(_THREADS) as pool:
         for batch in images.iter(_BATCH):
             column = unchunked(cast(pa.Table, batch)["image"])
-            heads = pc.binary_slice(column.field("bytes"), 0, HEADER).to_pylist()
+            heads = pc.binary_slice(column.field("bytes"), 0, _HEAD).to_pylist()
             paths, contents = column.field("path").to_pylist(), [column.field("bytes")] * len(column)
             found += pool.map(_head, heads, paths, contents, range(len(column)))
     return np.array(found, np.int64).reshape(-1, 4)
@@ -282,7 +283,7 @@ def _head(head: bytes | None, path: str | None, contents: pa.Array, row: int) ->
     with suppress(*DECODE_ERRORS):
         if head is None:
             with open(path or "", "rb") as file:
-                head = file.read(HEADER)
+                head = file.read(_HEAD)
 
         def source() -> Any:
             return io.BytesIO(contents[row].as_py()) if inline else path
@@ -290,7 +291,7 @@ def _head(head: bytes | None, path: str | None, contents: pa.Array, row: int) ->
         depth, tag, size = depth_of_header(head, source), 1, (0, 0)
         if may_have_exif(head):
             with Image.open(source()) as image:
-                tag, size = orientation_tag(image), image.size
+                tag, size = stored_frame(image)
         return depth, tag, *size
     return SHALLOW, 1, 0, 0
 

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import logging
 import math
 import os
 import re
@@ -19,9 +20,11 @@ from ..choices import install_hint
 from ..data.errors import DetectionDataError
 from ..data.formats.hub import has_tables, open_tables
 from ..data.images import IMAGE_SUFFIXES, walk_files
-from ..data.pipeline.pixels import decode_image
+from ..data.pipeline.pixels import decode_image, pages_of
 from ..decoding import PILLOW, require_decoder
 from ..options import without_secrets
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
 _FRAME = re.compile(r"-\d{6,}$")
@@ -79,11 +82,12 @@ def find_images(
     value_range: Sequence[float] | None = None,
     split: str | None = None,
     image_decoder: str = PILLOW,
+    warn: Callable[[str], None] | None = logger.warning,
 ) -> Images:
     """The images of files and folders, in the order of their names, and the frames of videos, one at a time.
 
     A file that is asked for twice comes once. Of folders hidden files and those of systems (`._a.jpg`, `@eaDir`) are
-    left out, and of images with several pages the first one is taken.
+    left out, and of images with several pages or frames (GIF, TIFF, PNG, WebP, MPO) the first one is taken.
 
     Args:
         paths: image files, video files and folders, which are searched to the bottom; patterns such as `*.jpg`.
@@ -94,20 +98,28 @@ def find_images(
         split: of a data set; then `paths` is one Hub id, one folder of tables with a column of images, or one folder of
             `save_to_disk`, and its rows are the images.
         image_decoder: of JPEG files; the image processor of a model knows who decoded them in training.
+        warn: is told of each image of which only the first of several pages or frames is taken; None: an error.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without images and videos.
-        ValueError: without `skip`, a file that cannot be read as an image or a video; a data set that cannot be loaded
-            or has no images.
+        ValueError: without `skip`, a file that cannot be read as an image or a video; without `warn`, one of several
+            pages or frames; a data set that cannot be loaded or has no images.
         ImportError: a video, and neither OpenCV nor imageio is installed; or a decoder that is not installed.
     """
     require_decoder(image_decoder)
 
-    def decode(value: Any) -> Image.Image:
-        return decode_image({"image": value, "value_range": value_range}, image_decoder)
+    def read(value: Any, where: str) -> Image.Image:
+        image = _image(where, lambda: decode_image({"image": value, "value_range": value_range}, image_decoder))
+        if (pages := pages_of(value)) > 1:
+            message = f"{where}: it holds {pages} pages or frames, of which the first alone is used; for the others "
+            message += "write each as a picture, or all as a video"
+            if warn is None:
+                raise DetectionDataError(message)
+            warn(message)
+        return image
 
     if split is not None:
-        return _rows([str(path) for path in paths], split, skip, decode)
+        return _rows([str(path) for path in paths], split, skip, read)
     sources: dict[Path, Path] = {}
     depths: dict[Path, int] = {}
     for path in [Path(match) for asked in paths for match in _matches(asked)]:
@@ -117,9 +129,9 @@ def find_images(
             depths[absolute] = min(depth, depths.get(absolute, depth))
     names = unique_names(depths)
     # Paths are checked at once, before the first image is asked for.
-    read = (_read(file, names[absolute], every, skip, decode) for absolute, file in sources.items())
+    found = (_read(file, names[absolute], every, skip, read) for absolute, file in sources.items())
     count = None if any(file.suffix.lower() in VIDEO_SUFFIXES for file in sources) else len(sources)
-    return Images((image for images in read for image in images), count)
+    return Images((image for images in found for image in images), count)
 
 
 def unique_names(depths: dict[Path, int]) -> dict[Path, str]:
@@ -208,7 +220,7 @@ def _files(path: Path, skip: Callable[[str], None] | None) -> list[Path]:
 
 
 def _rows(
-    sources: Sequence[str], split: str, skip: Callable[[str], None] | None, decode: Callable[[Any], Image.Image]
+    sources: Sequence[str], split: str, skip: Callable[[str], None] | None, read: Callable[[Any, str], Image.Image]
 ) -> Images:
     """The images of one split of a data set."""
     if len(sources) != 1:
@@ -227,7 +239,7 @@ def _rows(
         for number, row in enumerate(undecoded):
             values: Any = row
             try:
-                image = _image(values[column], f"{source}, {split}, row {number}", decode)
+                image = read(values[column], f"{source}, {split}, row {number}")
                 yield NamedImage(f"{split}-{number:06d}", Path(source), image, row=number)
             except DetectionDataError as error:
                 if skip is None:
@@ -238,7 +250,7 @@ def _rows(
 
 
 def _read(
-    file: Path, name: str, every: int, skip: Callable[[str], None] | None, decode: Callable[[Any], Image.Image]
+    file: Path, name: str, every: int, skip: Callable[[str], None] | None, read: Callable[[Any, str], Image.Image]
 ) -> Iterator[NamedImage]:
     try:
         if file.suffix.lower() in VIDEO_SUFFIXES:
@@ -246,16 +258,17 @@ def _read(
                 if number % every == 0:
                     yield NamedImage(f"{name}-{number:06d}", file, frame, number)
         else:
-            yield NamedImage(name, file, _image(os.fspath(file), str(file), decode))
+            yield NamedImage(name, file, read(os.fspath(file), str(file)))
     except DetectionDataError as error:
         if skip is None:
             raise
         skip(str(error))
 
 
-def _image(value: Any, where: str, decode: Callable[[Any], Image.Image]) -> Image.Image:
+def _image(where: str, decode: Callable[[], Image.Image]) -> Image.Image:
+    """What `decode` gives; errors name the image."""
     try:
-        return decode(value)
+        return decode()
     except MemoryError as error:
         raise DetectionDataError(f"{where}: there is not enough memory for this image") from error
     except Exception as error:

@@ -42,7 +42,8 @@ def predict(
 ) -> Predicted:
     """Detect on all images and write what `args.formats` names into `args.output_dir`, as it is found.
 
-    A file that cannot be read, or on which the model fails, is left out; `args.strict` makes it an error.
+    A file that cannot be read, or on which the model fails, is left out; `args.strict` makes it an error. So it does of
+    one with several pages or frames, of which else the first is taken, with a warning.
 
     Args:
         args: what to do.
@@ -72,7 +73,8 @@ def predict(
     def find(value_range: Sequence[float] | None = None, decoder: str = PILLOW) -> Iterator[NamedImage]:
         if images is not None:
             return iter(images)
-        return find_images(args.images, args.every, None if args.strict else skip, value_range, args.split, decoder)
+        dropped, warn = (None, None) if args.strict else (skip, tell)
+        return find_images(args.images, args.every, dropped, value_range, args.split, decoder, warn)
 
     if args.max_image_pixels is not None:
         set_max_image_pixels(args.max_image_pixels)

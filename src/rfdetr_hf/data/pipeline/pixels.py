@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn import functional as F
 
 from ...bit_depth import find_range, is_deep, to_bytes
@@ -26,6 +26,17 @@ from .picture_cache import Kept, PictureCache
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _ORIENTATION_TAG = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_BACK = {**_TURNS, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+_SIDES = (256, 257)  # tags of TIFF
+# Of what Pillow reads orientations from.
+_TAGGED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+# Of the pages of a TIFF file: a smaller copy of another one, or its mask.
+_SUBFILE_TYPE, _NO_PAGE = 254, 1 | 4
 _LIMIT_VARIABLE = "RFDETR_HF_MAX_IMAGE_PIXELS"
 
 
@@ -86,7 +97,7 @@ class Picture(Image.Image):
             return
         self._file = _open(io.BytesIO(self._data), self._name)
         with _named_faults(self._name):
-            tag, size = orientation_tag(self._file), self._file.size
+            tag, size = stored_frame(self._file)
             must_turn(size, tag, self._example, self._name)
         self._size = self._frame or _shown(size, tag)
 
@@ -117,8 +128,8 @@ class Picture(Image.Image):
         image = self._file or _open(io.BytesIO(self._data), self._name)
         self._file = None  # once decoded, it stays at its size
         with _named_faults(self._name):
-            size = image.size
-            if orientation_tag(image) != 1 or image.format != "JPEG" or image.mode != "RGB":
+            tag, size = stored_frame(image)
+            if tag != 1 or image.format != "JPEG" or image.mode != "RGB":
                 image.load()
                 if "objects" in self._example and is_deep(image) and not self._example.get("value_range"):
                     raise DetectionDataError(
@@ -126,7 +137,8 @@ class Picture(Image.Image):
                         "say which of its values are black and white; load its source with load_detection_dataset, "
                         "which finds that out (for shards: rfdetr-hf data convert), or write the image with 8 bits"
                     )
-                return Pixels(_to_rgb(_turned(image, self._example, self._name), self._example.get("value_range")))
+                image = _turned(image, tag, must_turn(size, tag, self._example, self._name))
+                return Pixels(_to_rgb(image, self._example.get("value_range")))
             must_turn(size, 1, self._example, self._name)
             pixels = decode_jpeg(self._data, size, reduction, self._decoder)
             if pixels is None:
@@ -181,7 +193,9 @@ def open_image(example: Mapping[str, Any], decoder: str = PILLOW, cache: Picture
         return Picture(example, decoder, cache)
     name = _name(value, example)
     with _named_faults(name):
-        return _to_rgb(_turned(value, example, name), example.get("value_range"))
+        tag, size = stored_frame(value)
+        value.load()
+        return _to_rgb(_turned(value, tag, must_turn(size, tag, example, name)), example.get("value_range"))
 
 
 def image_size(value: Any, example: Mapping[str, Any]) -> tuple[int, int]:
@@ -195,14 +209,28 @@ def image_size(value: Any, example: Mapping[str, Any]) -> tuple[int, int]:
         return value.size
     name = _name(value, example)
     with _opened(value, name) as image, _named_faults(name):
-        return _shown(image.size, orientation_tag(image))
+        tag, size = stored_frame(image)
+        return _shown(size, tag)
 
 
-def check_image(example: Mapping[str, Any], *, decode: bool) -> bool:
+class Seen(NamedTuple):
+    """What `check_image` sees.
+
+    Attributes:
+        orientation: EXIF orientation, 1 for as stored.
+        turned: whether it is turned or mirrored by that.
+        pages: see `count_pages`.
+        beyond: it has more than 8 bits, and numbers beyond the example's ``value_range``, which are cut off.
+    """
+
+    orientation: int
+    turned: bool
+    pages: int
+    beyond: bool = False
+
+
+def check_image(example: Mapping[str, Any], *, decode: bool) -> Seen:
     """Raise `DetectionDataError` when `decode_image` would, at a third of its cost for JPEG files.
-
-    Returns:
-        Whether the picture has more than 8 bits, and numbers beyond the example's ``value_range``, which are cut off.
 
     Args:
         example: as for `decode_image`.
@@ -210,17 +238,50 @@ def check_image(example: Mapping[str, Any], *, decode: bool) -> bool:
     """
     value, name = example["image"], _name(example["image"], example)
     with _opened(value, name) as image, _named_faults(name):
-        must_turn(image.size, orientation_tag(image), example, name)
+        tag, size = stored_frame(image)
+        seen = Seen(orientation=tag, turned=must_turn(size, tag, example, name), pages=count_pages(image))
         if decode:
             # An eighth of the size in grey: libjpeg still walks through the whole stream, so a cut is noticed.
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
         value_range = example.get("value_range")
         if not decode or value_range is None or not is_deep(image):
-            return False
+            return seen
         pixels = np.asarray(image)
         find_range(pixels)  # raises where they are not finite
-        return bool(pixels.min() < value_range[0] or pixels.max() > value_range[1])
+        return seen._replace(beyond=bool(pixels.min() < value_range[0] or pixels.max() > value_range[1]))
+
+
+def pages_of(value: Any) -> int:
+    """`count_pages` of ``image`` of an example.
+
+    Raises:
+        DetectionDataError: it cannot be opened.
+    """
+    name = _name(value, {})
+    with _opened(value, name) as image, _named_faults(name):
+        return count_pages(image)
+
+
+def count_pages(image: Image.Image) -> int:
+    """How many pictures the file of an image holds, of which the first is used: frames of an animation, pages, views.
+
+    Smaller copies and masks are none: pyramids of TIFF files, previews and gain maps of photographs (MPO).
+
+    Args:
+        image: is not decoded, and stays at its first picture.
+    """
+    first, pages = (image.size, image.mode), 1
+    with suppress(*DECODE_ERRORS):  # of what comes behind the first picture, which is whole
+        count = getattr(image, "n_frames", 1)
+        if image.format not in ("TIFF", "MPO"):
+            return count
+        for frame in range(1, count):
+            image.seek(frame)
+            tags: Any = getattr(image, "tag_v2", None)
+            pages += (image.size, image.mode) == first if tags is None else not tags.get(_SUBFILE_TYPE, 0) & _NO_PAGE
+    image.seek(0)
+    return pages
 
 
 @contextmanager
@@ -312,20 +373,34 @@ def _shown(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return (size[1], size[0]) if orientation in _SIDEWAYS else size
 
 
-def orientation_tag(image: Image.Image) -> int:
-    """The EXIF orientation of an image that is not decoded, and stays so; 1 for as stored."""
-    # Asking a PNG without an EXIF chunk decodes it all, and Pillow turns TIFF images by itself when it loads them.
-    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
-        return 1
-    return image.getexif().get(_ORIENTATION_TAG, 1)
+def stored_frame(image: Image.Image) -> tuple[int, tuple[int, int]]:
+    """The EXIF orientation of an image, 1 for as stored, and the (width, height) of its pixels as they are stored.
+
+    Args:
+        image: is not decoded, and stays so; of one that is, TIFF files are turned by Pillow already and have none.
+    """
+    # Asking a PNG for its tags decodes it all, in search of some behind the pixels, which browsers do not obey either.
+    exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
+    tag, size = exif.get(_ORIENTATION_TAG, 1), image.size
+    if image.format == "TIFF" and tag in _SIDEWAYS:  # newer versions of Pillow have the other size here
+        size = tuple(image.tag_v2[side] for side in _SIDES)  # pyright: ignore[reportAttributeAccessIssue]
+    return (tag if tag in _TURNS else 1), size
 
 
 def may_have_exif(head: bytes) -> bool:
-    """Whether a JPEG or WebP file may have an EXIF tag, by its first 26 bytes."""
+    """Whether a file may have an EXIF tag, by its beginning: 26 bytes at least, and of a PNG better more."""
     if head.startswith(b"RIFF"):
         return head[12:16] == b"VP8X" and len(head) > 20 and bool(head[20] & 8)
+    if head.startswith(b"\x89PNG"):
+        at = 8
+        while at + 8 <= len(head):
+            kind = head[at + 4 : at + 8]
+            if kind in (b"IDAT", b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return kind != b"IDAT"
+            at += 12 + int.from_bytes(head[at : at + 4], "big")
+        return True  # what comes before its pixels is longer
     plain = head[4:6] == b"\0\x10"  # JFIF's segment of the usual length; EXIF's may follow
-    return head[:4] == b"\xff\xd8\xff\xe1" or (
+    return head.startswith((b"II", b"MM", b"\xff\xd8\xff\xe1")) or (
         head[:4] == b"\xff\xd8\xff\xe0" and (not plain or head[20:22] == b"\xff\xe1")
     )
 
@@ -345,15 +420,22 @@ def must_turn(size: tuple[int, int], orientation: int, example: Mapping[str, Any
     )
 
 
-def _turned(image: Image.Image, example: Mapping[str, Any], name: str) -> Image.Image:
-    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    if must_turn(image.size, orientation, example, name):
-        return ImageOps.exif_transpose(image)
-    if orientation != 1:
-        # Whoever gets this image must not turn it by its tag later on.
+def _turned(image: Image.Image, tag: int, turn: bool) -> Image.Image:
+    """A decoded image, turned by its EXIF orientation or as it is stored; whoever gets it must not turn it by its tag.
+
+    Args:
+        image: Pillow has turned TIFF files.
+        tag: its orientation before it was decoded.
+        turn: whether to turn it.
+    """
+    if tag != 1 and turn != (image.format == "TIFF"):
+        image = image.transpose((_TURNS if turn else _BACK)[tag])
+    elif tag != 1 or (image.format == "PNG" and "exif" in image.info):
         image = image.copy()
-        for key in ("exif", "xmp", "XML:com.adobe.xmp"):
-            image.info.pop(key, None)
+    else:
+        return image
+    for key in _TAGGED:
+        image.info.pop(key, None)
     return image
 
 
