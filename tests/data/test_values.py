@@ -1,5 +1,7 @@
 """Values that mean no, ids and names are read as they are written, or are errors."""
 
+import json
+
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
@@ -108,3 +110,66 @@ def test_class_names_forge_no_lines():
     for text in (str(audit), str(audit.reports["train"])):
         assert "\x1b" not in text and not any(line.startswith("b") for line in text.splitlines())
     assert "\x1b" not in as_text(names[0]) and "\n" not in as_text(names[0])
+
+
+NAN, INF = float("nan"), float("inf")
+NUMBERS = {
+    "area": ("annotations", "area", lambda odd: odd),
+    "bbox": ("annotations", "bbox", lambda odd: [4, odd, 20, 10]),
+    "iscrowd": ("annotations", "iscrowd", lambda odd: odd),
+    "id": ("annotations", "id", lambda odd: odd),
+    "image_id": ("annotations", "image_id", lambda odd: odd),
+    "category_id": ("annotations", "category_id", lambda odd: odd),
+    "segmentation": ("annotations", "segmentation", lambda odd: [[4, 5, odd, 5, 20, 10]]),
+    "counts": ("annotations", "segmentation", lambda odd: {"size": [48, 64], "counts": [0, odd]}),
+    "keypoints": ("annotations", "keypoints", lambda odd: [10, odd, 2]),
+    "visibility": ("annotations", "keypoints", lambda odd: [10, 8, odd]),
+    "width": ("images", "width", lambda odd: odd),
+    "id of an image": ("images", "id", lambda odd: odd),
+    "id of a category": ("categories", "id", lambda odd: odd),
+}
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF])
+@pytest.mark.parametrize("field", NUMBERS)
+def test_what_is_not_finite_is_an_error_with_file_and_record(load, field, odd):
+    part, key, made = NUMBERS[field]
+    tasks = {"segmentation": "segmentation", "keypoints": "keypoints"}
+
+    def spoil(content):
+        for each in content["annotations"]:
+            each |= {"segmentation": [[4, 5, 20, 5, 20, 10]], "keypoints": [10, 8, 2]}
+        for each in content["categories"]:
+            each["keypoints"] = ["nose"]
+        content[part][0][key] = made(odd)
+
+    with pytest.raises(
+        DetectionDataError, match=rf"train\.json[\s\S]*{key.split()[0]}.*(is -?(nan|inf)|not finite|nan|inf)"
+    ):
+        load(spoil, task=tasks.get(key, "detection"))
+
+
+@pytest.mark.parametrize("odd", [NAN, INF])
+@pytest.mark.parametrize("field", ["area", "bbox", "iscrowd", "id", "category", "segmentation", "keypoints"])
+@pytest.mark.parametrize("text", [False, True])
+def test_what_is_not_finite_in_a_column_is_an_error_with_the_row(tmp_path, write_image, field, odd, text):
+    objects = {"area": [9.0], "bbox": [[4.0, 4.0, 20.0, 10.0]], "iscrowd": [0.0], "id": [1.0], "category": [0.0],
+               "segmentation": [[[4.0, 5.0, 20.0, 5.0, 20.0, 10.0]]], "keypoints": [[10.0, 8.0, 2.0]]}  # fmt: skip
+    spoilt = json.loads(json.dumps(objects))
+    inner = spoilt[field]
+    while isinstance(inner[0], list):
+        inner = inner[0]
+    inner[0] = odd
+    path = str(write_image(tmp_path / "a.png"))
+    rows = [objects, objects, spoilt]
+    table = {"image": [path] * 3, "objects": list(map(json.dumps, rows)) if text else rows}
+    dataset = Dataset.from_dict(table).cast_column("image", Image())
+    task = field if field in ("segmentation", "keypoints") else "detection"
+    with pytest.raises(DetectionDataError, match=r"row 2: |image id 2"):
+        load_detection_dataset(dataset, task=task)
+
+
+def test_areas_of_null_are_those_of_the_boxes(tmp_path, write_image):
+    for area in ([None, 5.0], [None, None]):
+        train = load_detection_dataset(columns(tmp_path, write_image, [0, 1], area=area))["train"]
+        assert train[0]["objects"]["area"] == [200.0, area[1] or 99.0]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -230,12 +231,12 @@ def _read_boxes(records: Sequence[Mapping[str, Any]], image_id: np.ndarray, prob
                 f"annotation {name}: field bbox is {shown(box)}, not four numbers",
                 "write bbox as [x, y, width, height] in pixels, or delete the annotation",
             )
-        if is_number(size):
+        if is_number(size) and math.isfinite(size):
             area[index] = size
         elif size is not None:
             problems.add(
-                f"annotation {name}: field area is {shown(size)}, not a number",
-                "write area as a number, or leave the field out",
+                f"annotation {name}: field area is {shown(size)}, not a finite number",
+                "write area as a number, or null or no field for width x height",
             )
         flag = as_flag(record.get("iscrowd"))
         if flag is None:

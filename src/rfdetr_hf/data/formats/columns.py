@@ -117,7 +117,7 @@ def _read_split(dataset: Dataset, source: str, options: ReadOptions) -> _Split:
         bbox=bbox,
         category=categories.values,
         area=_numbers(fields.get("area"), row, np.float64, called.get("area"), source, default=np.nan),
-        iscrowd=_flags(fields.get("iscrowd"), len(row), called.get("iscrowd"), source),
+        iscrowd=_flags(fields.get("iscrowd"), row, called.get("iscrowd"), source),
     )
     annotations = Annotations(source, image_id, _sizes(dataset, image_column, names, source), names, boxes)
     if "labelled_classes" in dataset.column_names:
@@ -146,8 +146,11 @@ def _keypoint_array(values: pa.Array, annotations: Annotations, problems: Proble
     for index, row in enumerate(rows):
         if not len(row):
             continue
+        if not np.isfinite(row).all():
+            problems.add(f"{name_box(annotations, index)}: field keypoints is {shown(row.tolist())}, not finite")
+            continue
         triples = row.reshape(-1, 3) if len(row) == 3 * count else None
-        if triples is None or not np.isfinite(row).all() or not np.isin(triples[:, 2], (0, 1, 2)).all():
+        if triples is None or not np.isin(triples[:, 2], (0, 1, 2)).all():
             problems.add(
                 f"{name_box(annotations, index)}: field keypoints has {len(row)} numbers, not x, y, v (0, 1 or 2) of "
                 f"{count} keypoints",
@@ -427,19 +430,26 @@ def _bbox_array(boxes: pa.Array, row: np.ndarray, image_id: np.ndarray, called: 
     )
     problems.raise_if_any()
     flat = pc.list_flatten(boxes)
-    return _numbers(flat, row.repeat(4), np.float64, called, problems.source, np.nan).reshape(-1, 4).copy()
+    # Boxes that are not finite are named together, with their ids.
+    numbers = _numbers(flat, row.repeat(4), np.float64, called, problems.source, np.nan, finite=False)
+    return numbers.reshape(-1, 4).copy()
 
 
 def _numbers(
-    values: pa.Array | None, row: np.ndarray, kind: Any, called: str | None, source: str, default: Any
+    values: pa.Array | None,
+    row: np.ndarray,
+    kind: Any,
+    called: str | None,
+    source: str,
+    default: Any,
+    finite: bool = True,
 ) -> np.ndarray:
     """A field as numbers, one for each of `row`; `default` (or 1, 2, 3… when it is None) for all that have none."""
     total = len(row)
     fallback = np.arange(1, total + 1) if default is None else np.full(total, default)
     if values is None or pa.types.is_null(values.type):
         return fallback.astype(kind)
-    theirs = values.type
-    if pa.types.is_boolean(theirs):
+    if pa.types.is_boolean(values.type):
         raise DetectionDataError(f"{source}: {called} holds true and false, not numbers; write them as numbers")
     try:
         numbers = pc.cast(values, pa.from_numpy_dtype(kind))
@@ -447,23 +457,32 @@ def _numbers(
         at = _first_fault(total, lambda count: pc.cast(values.slice(0, count), pa.from_numpy_dtype(kind)))
         noun = "an integer" if kind is np.int64 else "a number"
         raise DetectionDataError(
-            f"{source}: row {row[at]}: {called} holds {theirs}, not numbers: {shown(values[at].as_py())} is not {noun}"
-            "; correct it, or write numbers as numbers"
+            f"{source}: row {row[at]}: {called} holds {values.type}, not numbers: {shown(values[at].as_py())} is not "
+            f"{noun}; correct it, or write numbers as numbers"
         ) from error
+    odd = pc.fill_null(pc.invert(pc.is_finite(numbers)), False).to_numpy(zero_copy_only=False)
+    if finite and odd.any():
+        raise DetectionDataError(
+            f"{source}: row {row[odd][0]}: {called} holds {numbers.filter(odd)[0].as_py()}, not a finite number; "
+            "correct it, or write null where there is no value"
+        )
     filled = pc.if_else(pc.is_null(numbers), pa.array(fallback.astype(kind)), numbers)
     return filled.to_numpy(zero_copy_only=False)
 
 
-def _flags(values: pa.Array | None, total: int, called: str | None, source: str) -> np.ndarray:
-    """A field of yes and no, however it is written."""
+def _flags(values: pa.Array | None, row: np.ndarray, called: str | None, source: str) -> np.ndarray:
+    """A field of yes and no, one for each of `row`, however it is written."""
     if values is None or pa.types.is_null(values.type):
-        return np.zeros(total, bool)
+        return np.zeros(len(row), bool)
     encoded = pc.dictionary_encode(values)
     flags = [as_flag(value) for value in encoded.dictionary.to_pylist()]
-    for value, flag in zip(encoded.dictionary.to_pylist(), flags, strict=True):
-        if flag is None:
-            raise DetectionDataError(f"{source}: {called} holds {shown(value)}, neither yes nor no; write it as 0 or 1")
     codes = pc.fill_null(encoded.indices, len(flags)).to_numpy(zero_copy_only=False)
+    if None in flags:
+        at = np.flatnonzero(codes == flags.index(None))[0]
+        value = shown(values[at].as_py())
+        raise DetectionDataError(
+            f"{source}: row {row[at]}: {called} holds {value}, neither yes nor no; write it as 0 or 1"
+        )
     return np.array([*map(bool, flags), False])[codes]
 
 
