@@ -150,6 +150,46 @@ def test_y_before_x_on_nearly_square_pictures_and_right_boxes_of_all_kinds(caplo
     assert not after.count and not caplog.messages
 
 
+@pytest.mark.parametrize(("kind", "usual"), CASES)
+@pytest.mark.parametrize("form", ["xyxy", "xyxyn", "yxyx"])
+@pytest.mark.parametrize("order", [[2, 3, 0, 1], [2, 1, 0, 3], [0, 3, 2, 1]])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_corners_in_another_order_are_called_so(sources, kind, usual, form, order, share):
+    if kind == "yolo" and form != "xyxyn":
+        return
+    values = written(boxes_xywh(60), form.replace("yxyx", "xyxy"))
+    plain = values[:, [1, 0, 3, 2]] if form == "yxyx" else values
+    values = plain.copy()
+    values[: int(share * 60)] = values[: int(share * 60), order]
+    with pytest.raises(DetectionDataError, match=f"as two corners in another order than that of '{form}' .*such as "):
+        load_detection_dataset(sources(kind, values))
+    with pytest.raises(DetectionDataError, match="have a negative width or height.*\n.*smaller x and the smaller y"):
+        load_detection_dataset(
+            sources(kind + "2", values) if kind == "coco" else sources(kind, values), bbox_format=form
+        )
+    assert len(load_detection_dataset(sources(kind, plain), bbox_format=form)["train"]) == 30
+
+
+def test_right_boxes_that_go_with_their_place_are_not_taken_for_corners(caplog):
+    """On a road what is near is low in the picture and large, and some of it reaches out."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        count = int(rng.integers(10, 200))
+        sizes, sides = np.tile([640.0, 480.0], (count, 1)), rng.uniform(0.02, 0.5, (count, 2))
+        place = (1.6 * sides + rng.normal(0, 0.05, (count, 2))).clip(0, 1 - sides)
+        place += sides * (rng.random((count, 1)) < 0.2) * rng.uniform(0, 0.5, (count, 1))
+        for values, form in (
+            (np.concatenate([place + sides / 2, sides], 1), "cxcywhn"),
+            (np.concatenate([place, sides], 1) * np.tile(sizes, 2), "xywh"),
+            (np.concatenate([place, place + sides], 1) * np.tile(sizes, 2), "xyxy"),
+        ):
+            check_convention(values, sizes, form, str, problems := Problems("x"), asked=form == "xyxy")
+            try:
+                problems.raise_if_any()
+            except DetectionDataError as error:  # many centres speak for themselves
+                assert form == "xywh" and "make sense only as 'cxcywh'" in str(error)
+
+
 @pytest.mark.parametrize(("kind", "usual"), CASES[:2])
 def test_one_doubtful_box_is_a_warning_with_an_example(sources, kind, usual, caplog):
     load_detection_dataset(sources(kind, [[30, 20, 60, 45], [2, 2, 20, 20]]))

@@ -1,7 +1,8 @@
 """How boxes are written, and whether the numbers agree with it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,10 @@ _NEARLY_ALL = 0.95
 _SAME_AREA = 0.02  # of an area: what is rounded
 # Of corners in the wrong order a part fits another format, and that much not.
 _BY_CHANCE, _MANY_BOXES = 0.05, 10
+# How far two corners go together (correlation over a split) where the format is asked for, and where nobody says so.
+_AS_ONE, _NEAR_EACH_OTHER = 0.9, 0.5
+# Shares of boxes that no format may exceed then; of few boxes chance decides much.
+_NO_FORMAT, _NO_FORMAT_OF_FEW = 2 / 3, 0.4
 # That x and y are exchanged: boxes whose centre lies outside their image, or, where objects are large, of a fifth of
 # all boxes more than a tenth of a side. Objects that are annotated beyond one border of their image are fewer or less.
 _ENOUGH_CENTRES, _CENTRES_SHARE, _OUT, _OUT_SHARE = 5, 0.02, 0.1, 0.2
@@ -72,61 +77,104 @@ def check_convention(
         asked: the user says that they are written so; then an order of x and y that fits better is a warning.
     """
     usable = np.isfinite(values).all(axis=1) & (size > 0).all(axis=1)
-    here = _fits(values, size, written) & usable
+    fits = {form: _fits(values, size, form) & usable for form in BOX_FORMATS}
+    if area is not None and _note_by_area(values, size, written, fits, area, name, problems):
+        return
     total = int(usable.sum())
-    if area is not None and _note_by_area(values, size, written, area, name, problems):
-        return
-    best: tuple[int, int, str, np.ndarray] | None = None
-    for other in BOX_FORMATS:
-        if other == written or (written.endswith("n") and not other.endswith("n")):
-            continue
-        there = _fits(values, size, other) & usable
-        if other.endswith("n") and not written.endswith("n"):
-            there &= (size > _SMALLEST_IMAGE).all(axis=1)
-        speak_for, against = there & ~here, int((here & ~there).sum())
-        count = int(speak_for.sum())
-        # Boxes that reach out of their picture below speak for x and y exchanged too, but then others speak against it.
-        if other.rstrip("n") in _EXCHANGED and (against or count < 3 or there.sum() < _NEARLY_ALL * total):
-            continue
-        if best is None or count - against > best[0] - best[1]:
-            best = count, against, other, speak_for
-    if best is None or not best[0]:
-        return
-    count, against, other, speak_for = best
-    if written.rstrip("n") in ("xyxy", "yxyx") and _exchanged_corners(values[usable], size[usable], written, other):
+    rival = _strongest_rival(fits, size, written, total)
+    corners = _out_of_order(values, size, written, fits, usable, rival)
+    if corners == written:
         return  # the repair of boxes names them
-    examples = ", ".join(
-        f"{name(i)} {[round(v, 4) for v in values[i].tolist()]}" for i in np.flatnonzero(speak_for)[:_EXAMPLES].tolist()
-    )
-    scale = "between 0 and 1" if other.endswith("n") else "pixels"
+    if corners is not None:
+        rows = np.flatnonzero(usable & (values[:, 2:] < values[:, :2]).any(axis=1))
+        problems.add(
+            f"field bbox: {len(rows)} of {total} boxes make sense only as two corners in another order than that of "
+            f"{corners!r} ({_MEANING[corners.rstrip('n')]}), such as {_examples(values, rows, name)}",
+            f"write the smaller x and the smaller y first, and pass bbox_format={corners!r}",
+        )
+        return
+    if rival is None:
+        return
+    kind = rival.form.rstrip("n")
+    scale = "between 0 and 1" if rival.form.endswith("n") else "pixels"
     text = (
-        f"field bbox: {count} of {total} boxes make sense only as {other!r} ({_MEANING[other.rstrip('n')]}, {scale}), "
-        f"{against} only as {written!r}, such as {examples}"
+        f"field bbox: {rival.count} of {total} boxes make sense only as {rival.form!r} ({_MEANING[kind]}, {scale}), "
+        f"{rival.against} only as {written!r}, such as {_examples(values, np.flatnonzero(rival.speaking), name)}"
     )
-    remedy = f"pass bbox_format={other!r}, or correct the boxes"
-    normalised = other.endswith("n") and not written.endswith("n")
-    exchanged = other.rstrip("n") in _EXCHANGED
-    if exchanged:
+    remedy = f"pass bbox_format={rival.form!r}, or correct the boxes"
+    if kind in _EXCHANGED:
         remedy += "" if asked else f"; if they are right and reach out of their images, pass bbox_format={written!r}"
-        certain = not asked and _reach_far_out(values[speak_for], size[speak_for], written, total)
-    elif normalised:
-        certain = count >= 0.5 * total or count >= 3
+        certain = not asked and _reach_far_out(values[rival.speaking], size[rival.speaking], written, total)
+        doubtful = True
     else:
-        certain = (
+        certain, doubtful = rival.is_certain(written, total), rival.is_doubtful(written, total)
+    if certain:
+        problems.add(text, remedy)
+    elif doubtful and not problems.quiet:
+        logger.warning("%s: %s; if that is so, %s", problems.source, text, remedy)
+
+
+class _Rival(NamedTuple):
+    """Another format that boxes speak for.
+
+    Attributes:
+        form: one of `BOX_FORMATS`.
+        speaking: (n,) bool, the boxes that make sense only so.
+        count: of these.
+        against: how many make sense only as they are taken.
+    """
+
+    form: str
+    speaking: np.ndarray
+    count: int
+    against: int
+
+    def is_certain(self, written: str, total: int) -> bool:
+        """Whether boxes of x before y are an error."""
+        count, against = self.count, self.against
+        if self.form.endswith("n") and not written.endswith("n"):
+            return count >= 0.5 * total or count >= 3
+        return (
             (count >= 3 and count >= 0.3 * total and not against)
             or (count >= 2 and total >= 10 and count >= 0.1 * total and not against)
             or (count >= 5 and count >= 0.1 * total and against <= 0.1 * count)
         )
-    if certain:
-        problems.add(text, remedy)
-    # Many boxes of each format are of two sources. Of boxes in their own format a part always speaks against others.
-    elif not problems.quiet and (
-        normalised
-        or exchanged
-        or (count >= 0.1 * total and (count >= 3 or against <= 0.25 * count))
-        or (count >= 2 and total >= 20 and not against)
-    ):
-        logger.warning("%s: %s; if that is so, %s", problems.source, text, remedy)
+
+    def is_doubtful(self, written: str, total: int) -> bool:
+        """Whether they are worth a warning.
+
+        Many boxes of each format are of two sources. Of boxes in their own format a part always speaks against others.
+        """
+        count, against = self.count, self.against
+        normalised = self.form.endswith("n") and not written.endswith("n")
+        many = count >= 0.1 * total and (count >= 3 or against <= 0.25 * count)
+        return normalised or many or (count >= 2 and total >= 20 and not against)
+
+
+def _strongest_rival(fits: Mapping[str, np.ndarray], size: np.ndarray, written: str, total: int) -> _Rival | None:
+    """The format that most boxes speak for, less those that speak against it."""
+    best = None
+    for form, there in fits.items():
+        if form == written or (written.endswith("n") and not form.endswith("n")):
+            continue
+        if form.endswith("n") and not written.endswith("n"):
+            there = there & (size > _SMALLEST_IMAGE).all(axis=1)
+        speaking = there & ~fits[written]
+        rival = _Rival(form, speaking, int(speaking.sum()), int((fits[written] & ~there).sum()))
+        # Boxes that reach out of their picture below speak for x and y exchanged too, but then others speak against it.
+        if form.rstrip("n") in _EXCHANGED and (rival.against or rival.count < 3 or there.sum() < _NEARLY_ALL * total):
+            continue
+        if best is None or rival.count - rival.against > best.count - best.against:
+            best = rival
+    return best if best is not None and best.count else None
+
+
+def _examples(
+    values: np.ndarray, rows: np.ndarray, name: Callable[[int], str], note: Callable[[int], str] = lambda i: ""
+) -> str:
+    """The first of some boxes, with what `note` says of each."""
+    shown = ((i, [round(v, 4) for v in values[i].tolist()]) for i in rows[:_EXAMPLES].tolist())
+    return ", ".join(f"{name(i)} {numbers}{note(i)}" for i, numbers in shown)
 
 
 def _reach_far_out(values: np.ndarray, size: np.ndarray, written: str, total: int) -> bool:
@@ -138,22 +186,45 @@ def _reach_far_out(values: np.ndarray, size: np.ndarray, written: str, total: in
     return centres >= max(_ENOUGH_CENTRES, _CENTRES_SHARE * total) or many >= max(_ENOUGH_CENTRES, _OUT_SHARE * total)
 
 
-def _exchanged_corners(values: np.ndarray, size: np.ndarray, written: str, other: str) -> bool:
-    """Whether boxes look more like corners in the wrong order, of which a part fits another format by chance."""
+def _out_of_order(
+    values: np.ndarray, size: np.ndarray, written: str, fits: Mapping[str, np.ndarray], usable: np.ndarray,
+    rival: _Rival | None,
+) -> str | None:  # fmt: skip
+    """The format of two corners that boxes are in but for the order of these; a part then fits other formats by chance.
+
+    Any two points of an image are corners in some order: so where nobody says so no format may fit most boxes, and they
+    must lie near each other, as the corners of objects do.
+    """
+    total, asked = int(usable.sum()), written.rstrip("n") in ("xyxy", "yxyx")
+    if (asked and rival is None) or not total:
+        return None
     firsts, seconds = values[:, :2], values[:, 2:]
+    wrong = usable & (seconds < firsts).any(axis=1)
     mended = np.concatenate([np.minimum(firsts, seconds), np.maximum(firsts, seconds)], axis=1)
-    explained = int(_fits(mended, size, written).sum()) - int(_fits(values, size, other).sum())
-    if len(values) < _MANY_BOXES or explained < 0:
-        return explained > _BY_CHANCE * len(values)
-    shares = values / np.tile(size, 2)  # of small objects both corners are nearly one
-    spread = shares.std(axis=0)
-    moved = (shares - shares.mean(axis=0))[:, :2] * (shares - shares.mean(axis=0))[:, 2:]
-    return explained > _BY_CHANCE * len(values) or bool((moved.mean(axis=0) > 0.9 * spread[:2] * spread[2:]).all())
+    rows = usable if asked else wrong
+    shares = values[rows] / np.tile(size[rows], 2)  # of small objects both corners are nearly one
+    together = len(shares) >= _MANY_BOXES or (not asked and len(shares) >= 4 and wrong.sum() == total)
+    if together:
+        spread, centred = shares.std(axis=0), shares - shares.mean(axis=0)
+        moved = (centred[:, :2] * centred[:, 2:]).mean(axis=0)
+        together = bool((moved > (_AS_ONE if asked else _NEAR_EACH_OTHER) * spread[:2] * spread[2:]).all())
+    plain = fits[rival.form].sum() if asked and rival else max(fit.sum() for fit in fits.values())
+    for form in (written,) if asked else ("xyxy", "yxyx", "xyxyn", "yxyxn"):
+        if written.endswith("n") and not form.endswith("n"):
+            continue
+        fitting = int((_fits(mended, size, form) & usable).sum())
+        if asked and (fitting - plain > _BY_CHANCE * total or (together and fitting >= plain)):
+            return form
+        most = (_NO_FORMAT if len(shares) >= _MANY_BOXES else _NO_FORMAT_OF_FEW) * total
+        if not asked and together and plain <= most and fitting >= _NEARLY_ALL * total:
+            return form
+    return None
 
 
 def _note_by_area(
-    values: np.ndarray, size: np.ndarray, written: str, area: np.ndarray, name: Callable[[int], str], problems: Problems
-) -> bool:
+    values: np.ndarray, size: np.ndarray, written: str, fits: Mapping[str, np.ndarray], area: np.ndarray,
+    name: Callable[[int], str], problems: Problems,
+) -> bool:  # fmt: skip
     """Note a fault when nearly all areas are width x height in another format, and none in this one."""
     known = np.flatnonzero(np.isfinite(values).all(axis=1) & (size > 0).all(axis=1) & np.isfinite(area) & (area > 0))
     if len(known) < _EXAMPLES:
@@ -169,12 +240,9 @@ def _note_by_area(
         return False
     for other in ("xywh", "xyxy", "xywhn", "xyxyn"):
         there = agree(other)
-        against = (_fits(values, size, written) & ~_fits(values, size, other))[known]
+        against = (fits[written] & ~fits[other])[known]
         if there.mean() > _NEARLY_ALL and not against.any():
-            examples = ", ".join(
-                f"{name(i)} {[round(v, 4) for v in values[i].tolist()]} area {area[i]:g}"
-                for i in known[:_EXAMPLES].tolist()
-            )
+            examples = _examples(values, known, name, lambda i: f" area {area[i]:g}")
             problems.add(
                 f"field bbox: the areas of {there.sum()} of {len(known)} boxes are those of {other!r} "
                 f"({_MEANING[other.rstrip('n')]}), and of {here.sum()} those of {written!r}, such as {examples}",
@@ -206,10 +274,7 @@ def warn_of_scale(values: np.ndarray, size: np.ndarray, written: str, name: Call
         cause = "they are of a smaller copy of the pictures"
     else:
         return
-    examples = ", ".join(
-        f"{name(i)} {[round(v, 4) for v in values[i].tolist()]} in {size[i, 0]} x {size[i, 1]}"
-        for i in usable[:_EXAMPLES].tolist()
-    )
+    examples = _examples(values, usable, name, lambda i: f" in {size[i, 0]} x {size[i, 1]}")
     logger.warning(
         "%s: field bbox: of %d boxes %s, such as %s; if %s, write them in the unit of the format and for the size of "
         "the pictures", source, len(numbers), seen, examples, cause,
