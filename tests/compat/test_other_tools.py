@@ -362,6 +362,23 @@ def test_supervision_takes_our_masks(detector, processor, picture):
     np.testing.assert_allclose(detections.confidence, found["scores"].numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("threshold", [0.3, 1.0])
+def test_supervision_takes_our_masks_with_the_boxes_of_the_model(detector, processor, picture, threshold, tmp_path):
+    supervision = pytest.importorskip("supervision")
+    model = detector("segmentation")
+    with torch.no_grad():
+        output = model(**processor(picture))
+    options = {"threshold": threshold, "target_sizes": [picture.size[::-1]]}
+    found = processor.post_process_instance_segmentation(output, **options)[0]
+    names = model.config.id2label
+    detections = supervision.Detections.from_transformers({**found, "masks": found["masks"][:, None]}, names)
+    (maps,) = processor.post_process_instance_segmentation(output, return_binary_maps=True, **options)
+    assert len(supervision.Detections.from_transformers(maps, names)) == len(maps["segments_info"])
+    assert len(detections) == len(found["scores"]) == len(detections.mask) and bool(len(detections)) == (threshold < 1)
+    np.testing.assert_array_equal(detections.xyxy, found["boxes"].numpy())
+    np.testing.assert_array_equal(detections.mask, found["masks"].numpy())
+
+
 def test_supervision_takes_our_boxes(detector, processor, picture):
     supervision = pytest.importorskip("supervision")
     model = detector()

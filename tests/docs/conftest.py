@@ -10,6 +10,7 @@ from PIL import Image
 
 from rfdetr_hf import (
     RFDETRConfig,
+    RFDETRForInstanceSegmentation,
     RFDETRForObjectDetection,
     RFDETRImageProcessor,
     RFDETRTrainingArguments,
@@ -63,6 +64,10 @@ def stand_ins(tmp_path_factory):
     for folder in (root / "path" / "to" / "model", root / "Roboflow" / "rf-detr-nano"):
         RFDETRForObjectDetection(config).save_pretrained(folder)
         RFDETRImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    folder = root / "path" / "to" / "segmentation-model"
+    config = RFDETRConfig.from_variant("seg-nano", **TINY, backbone_config=TINY_BACKBONE, id2label=names)
+    RFDETRForInstanceSegmentation(config).save_pretrained(folder)
+    RFDETRImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     Image.new("RGB", (80, 60), "grey").save(root / "photo.jpg")
     return root
 
@@ -73,15 +78,15 @@ def workplace(stand_ins, tmp_path, monkeypatch):
     root = tmp_path / "work"
     shutil.copytree(stand_ins, root)
     monkeypatch.chdir(root)
-    from_variant, from_pretrained = RFDETRConfig.from_variant, RFDETRForObjectDetection.from_pretrained
+    from_variant, from_pretrained = RFDETRConfig.from_variant, RFDETRForObjectDetection.from_pretrained.__func__
 
     def tiny_variant(name, **overrides):
         backbone = TINY_BACKBONE | dict(overrides.pop("backbone_config", {}))
         return from_variant(name, **{**TINY, **overrides, "resolution": 64}, backbone_config=backbone)
 
-    def local(name, *args, **kwargs):
+    def local(cls, name, *args, **kwargs):
         published = name in VARIANTS or str(name).startswith("Roboflow/")
-        return from_pretrained(root / "Roboflow" / "rf-detr-nano" if published else name, *args, **kwargs)
+        return from_pretrained(cls, root / "Roboflow" / "rf-detr-nano" if published else name, *args, **kwargs)
 
     post_init = RFDETRTrainingArguments.__post_init__
 
@@ -91,6 +96,6 @@ def workplace(stand_ins, tmp_path, monkeypatch):
         post_init(self)
 
     monkeypatch.setattr(RFDETRConfig, "from_variant", tiny_variant)
-    monkeypatch.setattr(RFDETRForObjectDetection, "from_pretrained", local)
+    monkeypatch.setattr(RFDETRForObjectDetection, "from_pretrained", classmethod(local))
     monkeypatch.setattr(RFDETRTrainingArguments, "__post_init__", hurry)
     return root
