@@ -334,7 +334,7 @@ class RFDETRImageProcessor(BaseImageProcessor):
         Returns:
             Per image `scores`, `labels`, `boxes`, and `masks`: (n, H, W) bool, or n dicts of `size` and `counts`. For
             other tools `segments_info`, for each object a dict of `id`, `label_id` and `score`, and `segmentation`:
-            (H, W) int32 of these ids, -1 where there is none, or (n, H, W) bool.
+            (H, W) int32 of these ids, -1 where there is none, or (n, H, W) bool where there are objects.
         """
         if not 0 < mask_threshold < 1:
             raise ValueError(f"mask_threshold={mask_threshold}: it is a probability between 0 and 1.")

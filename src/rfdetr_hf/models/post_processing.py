@@ -122,8 +122,9 @@ def as_segments(found: Mapping[str, Any], overlapping: bool) -> dict[str, Any]:
         overlapping: Keep masks apart; else a pixel belongs to the first object whose mask has it.
 
     Returns:
-        `segmentation`: (n, H, W) bool, or (H, W) int32 of ids with -1 for none; `segments_info`: for each object `id`,
-        `label_id` and `score`. Objects without a pixel of their own are left out.
+        `segmentation`: (n, H, W) bool, or, also where nothing is left, (H, W) int32 of ids with -1 for none;
+        `segments_info`: for each object `id`, `label_id` and `score`. Objects without a pixel of their own are left
+        out.
     """
     masks, segments, kept = found["masks"], [], []
     map_of_ids = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
@@ -134,7 +135,8 @@ def as_segments(found: Mapping[str, Any], overlapping: bool) -> dict[str, Any]:
             map_of_ids[pixels] = identifier
             segments.append({"id": identifier, "label_id": label, "was_fused": False, "score": score})
             kept.append(index)
-    return {"segmentation": masks[kept] if overlapping else map_of_ids, "segments_info": segments}
+    # Without objects transformers gives the empty map in both cases, which other readers expect.
+    return {"segmentation": masks[kept] if overlapping and kept else map_of_ids, "segments_info": segments}
 
 
 def image_shares(pixel_mask: Tensor | None, batch: int) -> Sequence[Tensor | None]:
