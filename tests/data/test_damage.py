@@ -1147,7 +1147,7 @@ DAMAGES = [
         "crowds of 2",
         "columns",
         column("iscrowd", [[0, 2]] + [[0, 0]] * 3),
-        "data, split train: column iscrowd holds 2, neither yes nor no",
+        "data, split train: row 0: column iscrowd holds 2, neither yes nor no",
     ),
     Damage("an image id of a table twice", "columns", column("image_id", [0, 1, 1, 3]), "image id 1: used by 2 images"),
     Damage(

@@ -76,7 +76,7 @@ def check_convention(
         area: (n,) of each box, NaN where there is none.
         asked: the user says that they are written so; then an order of x and y that fits better is a warning.
     """
-    usable = np.isfinite(values).all(axis=1) & (size > 0).all(axis=1)
+    usable = np.asarray(np.isfinite(values).all(axis=1) & (size > 0).all(axis=1))
     fits = {form: _fits(values, size, form) & usable for form in BOX_FORMATS}
     if area is not None and _note_by_area(values, size, written, fits, area, name, problems):
         return

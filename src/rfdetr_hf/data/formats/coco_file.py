@@ -231,7 +231,7 @@ def _read_boxes(records: Sequence[Mapping[str, Any]], image_id: np.ndarray, prob
                 f"annotation {name}: field bbox is {shown(box)}, not four numbers",
                 "write bbox as [x, y, width, height] in pixels, or delete the annotation",
             )
-        if is_number(size) and math.isfinite(size):
+        if size is not None and is_number(size) and math.isfinite(size):
             area[index] = size
         elif size is not None:
             problems.add(

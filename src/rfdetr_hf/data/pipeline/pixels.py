@@ -272,7 +272,7 @@ def count_pages(image: Image.Image) -> int:
         image: is not decoded, and stays at its first picture.
     """
     first, pages = (image.size, image.mode), 1
-    with suppress(*DECODE_ERRORS):  # of what comes behind the first picture, which is whole
+    with suppress(Exception):  # whatever Pillow makes of damage behind the first picture
         count = getattr(image, "n_frames", 1)
         if image.format not in ("TIFF", "MPO"):
             return count
