@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
 
 from rfdetr_hf import DrawingStyle, KeypointSchema, draw_detections
@@ -201,3 +201,24 @@ def test_eighty_classes_have_colours_of_their_own():
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
 def test_boxes_and_images_of_every_kind(box, mode):
     assert draw_detections(Image.new(mode, (640, 480)), boxes_of(box), {0: "a\nb"}).mode == "RGB"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_drawn_as_its_tag_turns_it(orientation, tmp_path):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 1000, 3), dtype=np.uint8))
+    exif = photo.getexif()
+    exif[274] = orientation
+    photo.save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as photo:
+        turned = ImageOps.exif_transpose(photo)
+        objects = {**boxes_of((10, 10, 90, 50)), "masks": np.ones((1, turned.height, turned.width), dtype=bool)}
+        drawn, expected = (draw_detections(image, objects, {0: "a"}) for image in (photo, turned))
+    assert drawn.size == turned.size and drawn.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_pictures_of_more_than_8_bits_keep_their_grey(dtype):
+    ramp = np.tile(np.linspace(0, 1, 500), (500, 1))
+    image = Image.fromarray((ramp * (1 if dtype is np.float32 else 4095)).astype(dtype))
+    pixels = np.asarray(draw_detections(image, boxes_of((1, 1, 2, 2)), {0: ""}))[250, :, 0]
+    assert pixels[0] < 3 and 125 < pixels[250] < 131 and pixels[-1] == 255

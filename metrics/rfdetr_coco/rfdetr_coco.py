@@ -7,9 +7,9 @@ import datasets
 import evaluate
 import numpy as np
 
-from rfdetr_hf.data.values import as_id, as_integer
 from rfdetr_hf.evaluation.evaluator import CocoEvaluator
 from rfdetr_hf.evaluation.ground_truth import make_coco
+from rfdetr_hf.values import as_id, as_integer
 
 _DESCRIPTION = """
 The twelve numbers of COCO's detection evaluation, bit for bit those of pycocotools, and precision, recall and F1 at the

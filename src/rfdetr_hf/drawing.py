@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_utils
 
+from .bit_depth import upright_rgb
+
 _SMALLEST_SIDE = 480
 _MASK_OPACITY = 110
 _LINE, _POINT, _TEXT = 2, 3, 12  # pixels, of pictures up to `_UNIT_SIDE`; they grow with larger ones
@@ -185,7 +187,7 @@ def draw_detections(
     """The image with boxes, class names and scores, enlarged when it is small.
 
     Args:
-        image: in any mode; the picture is RGB.
+        image: in any mode and depth; it is turned as its EXIF tag says, as detectors do, and the picture is RGB.
         detections: `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy in pixels; also `masks`, (n, height, width) or n
             COCO run-length encodings, `keypoints` (n, K, 2) in pixels or (n, K, 3) with their confidence, and
             `keypoint_covariance` (n, K, 2, 2), where the model gives them. Arrays, or tensors on the CPU. Objects of
@@ -198,11 +200,11 @@ def draw_detections(
     Raises:
         ValueError: a mask has not the size of the image.
     """
-    style, scores = style or DrawingStyle(), detections.get("scores")
+    style, scores, image = style or DrawingStyle(), detections.get("scores"), upright_rgb(image)
     scale = max(1, round(_SMALLEST_SIDE / max(image.size))) if side is None else side / max(image.size)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
     how = Image.Resampling.NEAREST if float(scale).is_integer() else Image.Resampling.BILINEAR
-    canvas = image.convert("RGB").resize(size, how)
+    canvas = image.resize(size, how)
     shapes = []
     shown = range(len(detections["labels"])) if scores is None else np.flatnonzero(np.asarray(scores) > threshold)
     for i in map(int, shown):

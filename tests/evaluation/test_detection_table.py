@@ -67,3 +67,41 @@ def test_masks_and_keypoints_must_fit(field):
         evaluator.update([image_id], [{**prediction, field: prediction[field][:, :-1]}])
     with pytest.raises(ValueError, match=f"has no '{field}'"):
         evaluator.update([image_id], [{k: v for k, v in prediction.items() if k != field}])
+
+
+FORMS = {
+    "bytes": lambda m: m.to(torch.uint8), "pictures": lambda m: m.to(torch.uint8) * 255, "floats": lambda m: m.float(),
+    "array": lambda m: m.numpy(), "list": list, "arrays": lambda m: [each.numpy() for each in m],
+}  # fmt: skip
+
+
+def masked():
+    truth, predictions = random_coco(5)
+    image_id = next(i for i, p in predictions.items() if len(p["scores"]) > 1)
+    prediction = predictions[image_id]
+    return CocoEvaluator(truth, iou_types=["segm"]), image_id, prediction, torch.as_tensor(prediction["masks"]) != 0
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_masks_of_ones_and_zeros_are_taken_in_every_form(form):
+    found = []
+    for change in (lambda m: m, form):
+        evaluator, image_id, prediction, masks = masked()
+        evaluator.update([image_id], [{**prediction, "masks": change(masks)}])
+        found.append(evaluator.predictions_json())
+    assert found[0] == found[1] and len(found[0]) > 1
+
+
+WRONG = {
+    "probabilities": lambda m: m * 0.7, "logits": lambda m: m * 8.0 - 4, "256": lambda m: m * 256,
+    "None": lambda m: None, "sizes": lambda m: [m[0], m[1][1:]],
+    "nan": lambda m: torch.where(m, float("nan"), 0.0), "texts": lambda m: ["a"] * len(m),
+    "no run lengths": lambda m: [{"size": [1, 1]}] * len(m), "soft": lambda m: list(m * 0.7),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", WRONG.values(), ids=WRONG)
+def test_other_masks_are_refused_by_image(form):
+    evaluator, image_id, prediction, masks = masked()
+    with pytest.raises(ValueError, match=f"Image {image_id}: masks "):
+        evaluator.update([image_id], [{**prediction, "masks": form(masks)}])

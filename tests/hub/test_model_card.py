@@ -10,7 +10,14 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
 import rfdetr_hf
-from rfdetr_hf import TASKS, RFDETRForKeypointDetection, RFDETRImageProcessor, make_shapes_dataset
+from rfdetr_hf import (
+    TASKS,
+    RFDETRForKeypointDetection,
+    RFDETRImageProcessor,
+    RFDETRTrainer,
+    RFDETRTrainingArguments,
+    make_shapes_dataset,
+)
 from rfdetr_hf.hub.model_card import CardFacts, hub_dataset_id, hub_model_id, write_model_card
 
 
@@ -138,3 +145,31 @@ def test_scores_of_masks_and_keypoints_are_told(tmp_path, facts, model_class, na
     text = (tmp_path / "README.md").read_text()
     assert f"| eval | {title} | 0.2000 |" in text
     assert f"| step | epoch | mAP | {title} |" in text and "| 4 | 2.00 | 0.3000 | 0.2000 |" in text
+
+
+def test_scores_of_several_evaluation_sets_are_in_the_card(tmp_path, tiny_model):
+    sets = {name: make_shapes_dataset(2, 64, seed=n) for n, name in enumerate(("a", "a_raw", "segm"))}
+    args = RFDETRTrainingArguments(output_dir=str(tmp_path), dataloader_num_workers=0, disable_tqdm=True)
+    trainer = RFDETRTrainer(tiny_model(), args, sets["a"], sets)
+    trainer.evaluate()
+    path = trainer.create_model_card()
+    text, (_, results) = (
+        path.read_text(),
+        model_index_to_eval_results(ModelCard.load(path).data.to_dict()["model-index"]),
+    )
+    assert "Not evaluated" not in text and "| step | epoch | data | mAP | mAP50 | mAP75 |" in text
+    assert {r.dataset_split for r in results} == {"eval_a", "eval_a_raw", "eval_segm"}
+    assert {r.metric_name for r in results if r.metric_type == "map"} == {"mAP"}
+    assert all(f"| 0 | 0.00 | {name} | " in text for name in ("a", r"a\_raw", "segm"))
+
+
+def test_the_course_of_several_evaluation_sets(tmp_path, facts):
+    history = [
+        {"step": step, "epoch": float(step), f"eval_{name}_map": 0.01 * step, f"eval_{name}_raw_map": 0.2,
+         f"eval_{name}_runtime": 1.0} for step in range(1, 31) for name in ("x", "y")
+    ]  # fmt: skip
+    write_model_card(tmp_path, replace(facts, metrics=history[-2] | history[-1], log_history=history))
+    text = (tmp_path / "README.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| [\d.]+ \| (x|y) \| 0\.\d+ \|$", text, re.MULTILINE)
+    assert len(rows) == 40 and rows[-2:] == [("30", "x"), ("30", "y")]
+    assert r"| eval\_x | mAP of the raw weights | 0.2000 |" in text and (tmp_path / "curves.png").exists()

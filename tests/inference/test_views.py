@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rfdetr_hf import AugmentedDetector, ImageDetector, TiledDetector
+from rfdetr_hf import AugmentedDetector, ImageDetector, RFDETRImageProcessor, TiledDetector, with_views
+from rfdetr_hf.arguments.views import ViewArguments
 from rfdetr_hf.inference.views import fuse_views, merge_tiles, tile_frames
 
 
@@ -313,3 +314,18 @@ def test_a_picture_of_16_bits_has_one_range_for_all_of_its_tiles(tiny_model, tmp
     values = torch.cat(seen).amax(dim=(1, 2, 3)).mul(255).round().tolist()
     assert sorted(values) == [25, 255, 255], "the dark tile stays dark beside the bright one and the complete picture"
     assert round(processor(str(tmp_path / "deep.png"))["pixel_values"].min().item() * 255) == 25, "files as well"
+
+
+def test_tiles_keep_all_objects_of_a_picture():
+    """More than the queries of a model, and with a detector that sees them in the complete picture and in tiles."""
+    boxes = [(x, y, x + 12, y + 12) for x in range(4, 1980, 40) for y in range(4, 1480, 40)]
+    assert merged([(box, 0.5, 0.9) for box in boxes], size=(2000, 1500)) == sorted(map(list, boxes))
+
+
+def test_the_queries_of_a_model_are_a_limit_of_each_tile_alone(tiny_model):
+    detect = ImageDetector(tiny_model(), RFDETRImageProcessor(size={"height": 64, "width": 64}))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    (every,) = with_views(detect, ViewArguments(tile=64))([image])
+    assert len(every["scores"]) > 2 * detect.model.config.num_queries
+    (best,) = TiledDetector(detect, 64, top_k=5)([image])
+    assert torch.equal(best["boxes"], every["boxes"][:5])

@@ -1,11 +1,13 @@
 """The rules of steps, epochs, skips and stops, without a training."""
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
 from helpers.runs import quick_arguments
-from transformers import TrainerControl
+from transformers import TrainerCallback, TrainerControl
+from transformers.trainer_callback import ExportableState
 
 from rfdetr_hf import BestModel, EarlyStopping
 from rfdetr_hf.data.pipeline.order import ORDER
@@ -262,3 +264,47 @@ def test_the_seconds_of_a_run_are_those_of_all_its_parts():
     earlier.count_seconds()
     earlier.count_seconds()
     assert earlier.seconds is None, "an earlier checkpoint does not tell"
+
+
+class Counting(TrainerCallback, ExportableState):
+    def __init__(self, *by):
+        self.by, self.count = by, 0
+
+    def state(self):
+        return {"args": {"by": self.by}, "attributes": {"count": self.count}}
+
+
+def counted_again(written, present):
+    """What callbacks of a resumed run have, by the numbers that those of the checkpoint and of the run count by."""
+    state, again = begun(), [Counting(by) for by in present]
+    state.stateful_callbacks = None
+    before = [Counting(by) for by in written]
+    for callback in before:
+        callback.count = 4 * callback.by[0]
+    state.keep_callbacks(before)
+    after = resumed(state)
+    after.stateful_callbacks = json.loads(json.dumps(after.stateful_callbacks))
+    after.restore_callbacks(again)
+    return [callback.count for callback in again]
+
+
+@pytest.mark.parametrize(
+    ("written", "present", "counts"),
+    [((1, 10), (1, 10), [4, 40]), ((1, 10), (10, 1), [40, 4]), ((1, 10), (10,), [40]), ((1, 10), (2, 1), [40, 4]),
+     ((1,), (2,), [4]), ((1, 2), (3, 4), [4, 8]), ((1,), (5, 1), [0, 4]), ((3, 3), (3, 3), [12, 12]),
+     ((1, 2, 3), (3, 1), [12, 4])],
+)  # fmt: skip
+def test_callbacks_of_one_class_are_known_by_their_arguments(written, present, counts):
+    assert counted_again(written, present) == counts
+
+
+def test_a_callback_that_begins_afresh_is_named(caplog):
+    stopping, again = EarlyStopping("map", 5), EarlyStopping("map_50", 5)
+    stopping.best = 0.5
+    state = begun()
+    state.keep_callbacks([stopping])
+    resumed(state).restore_callbacks([again])
+    assert (
+        again.best != 0.5
+        and "EarlyStopping begins afresh: metric=map_50 now, and in the checkpoint metric=map" in caplog.text
+    )

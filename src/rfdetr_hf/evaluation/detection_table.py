@@ -73,7 +73,8 @@ def pack(
         ids: image ids, for error messages.
         positions: of these images among all.
         predictions: per image `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy or `boxes_xywh`; where `like` has the
-            columns also `masks` ((n, H, W) bool or n RLE dicts) and `keypoints` (n, K, 3).
+            columns also `masks`, (n, H, W) or n of (H, W) with true and false, or 0 and 1, or n RLE dicts, and
+            `keypoints` (n, K, 3).
         sizes: (height, width) of the images, which the masks must have; read only when there are masks.
         like: an empty table that says which columns there are.
 
@@ -204,14 +205,31 @@ def _points(prediction: Mapping[str, Any], image_id: Any, count: int, num_keypoi
 
 def _encode(masks: Any, image_id: Any, count: int, size: tuple[int, int]) -> list[bytes]:
     """Run lengths of the masks of one image; the dense masks are not kept."""
+    listed = list(masks) if isinstance(masks, (list, tuple)) else []
+    if listed and all(isinstance(mask, Tensor | np.ndarray) for mask in listed):
+        shapes = {tuple(mask.shape) for mask in listed}
+        if shapes != {tuple(size)}:
+            raise ValueError(f"Image {image_id}: masks {sorted(shapes)} do not fit; expected {tuple(size)} each.")
+        masks = torch.stack([torch.as_tensor(mask) for mask in listed])
+    elif not isinstance(masks, Tensor | np.ndarray):
+        are_runs = all(isinstance(mask, Mapping) and {"size", "counts"} <= set(mask) for mask in listed)
+        if not isinstance(masks, (list, tuple)) or not are_runs:
+            raise ValueError(f"Image {image_id}: masks must be arrays of the image's size, or run-lengths of COCO.")
     if isinstance(masks, Tensor | np.ndarray):
         masks = torch.as_tensor(masks)
         if tuple(masks.shape) != (count, *size):
             raise ValueError(
                 f"Image {image_id}: masks {tuple(masks.shape)} do not fit; expected {(count, *size)}, the image's size."
             )
+        inside = masks != 0
+        # Pictures of masks have 255 for object.
+        if masks.dtype != torch.bool and not any(bool((masks[inside] == top).all()) for top in (1, 255)):
+            raise ValueError(
+                f"Image {image_id}: masks must be true and false, or 0 and 1, and have other numbers: compare "
+                "probabilities with 0.5, logits with 0."
+            )
         # pycocotools wants columns first: (n, W, H) in memory is a Fortran-ordered (H, W, n).
-        columns_first = masks.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
+        columns_first = inside.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
         masks = mask_utils.encode(columns_first.transpose(2, 1, 0)) if count else []
     wrong = [tuple(mask["size"]) for mask in masks if tuple(mask["size"]) != tuple(size)]
     if len(masks) != count or wrong:

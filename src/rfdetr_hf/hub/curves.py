@@ -1,16 +1,23 @@
 """The course of a run as a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-_LOSSES = ("loss", "eval_loss", "eval_raw_loss")
 _SCORES = tuple(
-    f"eval_{weights}{task}{name}"
+    f"{weights}{task}{name}"
     for task in ("", "segm_", "keypoint_")
     for weights in ("", "raw_")
     for name in ("map", "map_50")
 )
-_PANELS = (("loss", _LOSSES), ("AP (map) and AP50 (map_50)", _SCORES), ("learning rate", ("learning_rate",)))
+
+
+def evaluated_sets(rows: Iterable[Mapping[str, float]]) -> list[str]:
+    """What the names of scores begin with: "eval", and "eval_<name>" of each of several evaluation sets.
+
+    One name may begin with another: longer ones stand first.
+    """
+    timed = {name.removesuffix("_runtime") for row in rows for name in row if name.endswith("_runtime")}
+    return sorted({"eval"} | {name for name in timed if name.startswith("eval_")}, key=lambda name: (-len(name), name))
 
 
 def save_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
@@ -23,12 +30,16 @@ def save_curves(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
     Returns:
         Whether there is a picture: not of a run with fewer than two points.
     """
+    sets = sorted(evaluated_sets(log_history))
+    losses = ("loss", *(f"{each}_{weights}loss" for each in sets for weights in ("", "raw_")))
+    scores = tuple(f"{each}_{name}" for each in sets for name in _SCORES)
+    panels = (("loss", losses), ("AP (map) and AP50 (map_50)", scores), ("learning rate", ("learning_rate",)))
     lines = {
         name: [(row["step"], row[name]) for row in log_history if row.get(name, -1) >= 0]
-        for _, names in _PANELS
+        for _, names in panels
         for name in names
     }
-    panels = [(title, [name for name in names if len(lines[name]) > 1]) for title, names in _PANELS]
+    panels = [(title, [name for name in names if len(lines[name]) > 1]) for title, names in panels]
     panels = [(title, names) for title, names in panels if names]
     if not panels:
         return False

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig
 
 from ..choices import printable
 from ..tasks import TASKS, Task
-from .curves import save_curves
+from .curves import evaluated_sets, save_curves
 
 FRAMEWORKS = ("rfdetr-hf", "torch", "transformers", "accelerate", "datasets")
 _BOX_METRICS = {
@@ -226,11 +226,12 @@ def _without_folders(value: Any) -> Any:
 
 def _scores(metrics: Mapping[str, float]) -> list[tuple[str, str, str, float]]:
     """Split, name, title and value of each score; left out is what is no score, or has nothing to score."""
-    found = []
+    found, sets = [], evaluated_sets([metrics])
     for name, value in metrics.items():
-        split, _, rest = name.partition("_")
+        split = next((each for each in sets if name.startswith(f"{each}_")), name.partition("_")[0])
+        rest = name.removeprefix(split).removeprefix("_")
         metric = rest.removeprefix("raw_")
-        if metric in METRICS and value >= 0:
+        if name != split and metric in METRICS and value >= 0:
             title = METRICS[metric] + (" of the raw weights" if rest != metric else "")
             found.append((split, metric, title, float(value)))
     return found
@@ -253,21 +254,24 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
 
 
 def _table(metrics: Mapping[str, float]) -> str:
-    rows = [f"| {split} | {title} | {value:.4f} |" for split, _, title, value in _scores(metrics)]
+    rows = [f"| {as_text(split)} | {title} | {value:.4f} |" for split, _, title, value in _scores(metrics)]
     return "\n".join(["| split | metric | value |", "|---|---|---|", *rows]) if rows else ""
 
 
 def _evaluations(log_history: Sequence[Mapping[str, float]]) -> str:
     """The course of the run: at most `_SHOWN_EVALUATIONS` evaluations, evenly spread, the last included."""
-    rows = []
+    rows: dict[float, list[str]] = {}
+    sets, shown = evaluated_sets(log_history), []
+    several = len(sets) > 1
     for row in log_history:
-        if "eval_map" in row:
-            shown = [name for name in _COURSE if f"eval_{name}" in row]
-            values = " | ".join(f"{row[f'eval_{name}']:.4f}" for name in shown)
-            rows.append(f"| {row['step']} | {row['epoch']:.2f} | {values} |")
+        for name in (each for each in sets if f"{each}_map" in row):
+            shown = [score for score in _COURSE if f"{name}_{score}" in row]
+            values = " | ".join(f"{row[f'{name}_{score}']:.4f}" for score in shown)
+            of = f" {as_text(name.removeprefix('eval_'))} |" if several else ""
+            rows.setdefault(row["step"], []).append(f"| {row['step']} | {row['epoch']:.2f} |{of} {values} |")
     if not rows:
         return ""
-    count = min(len(rows), _SHOWN_EVALUATIONS)
-    chosen = [rows[round((i + 1) * len(rows) / count) - 1] for i in range(count)]
-    columns = ["step", "epoch", *(METRICS[name] for name in shown)]
+    steps, count = list(rows), min(len(rows), _SHOWN_EVALUATIONS)
+    chosen = [line for i in range(count) for line in rows[steps[round((i + 1) * len(steps) / count) - 1]]]
+    columns = ["step", "epoch", *(["data"] if several else []), *(METRICS[name] for name in shown)]
     return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *chosen]) + "\n"

@@ -22,8 +22,6 @@ _FIELDS = ("scores", "labels", "boxes")
 # A box may be cut by a border that is nearer than this share of its own side, as far as detectors err, and of the
 # frame's side; but within so many pixels in any case.
 _NEAR_BOX, _NEAR_BORDER, _NEAR_PIXELS = 0.25, 0.03, 2.0
-# Detections that are looked at for each object that is kept.
-_CANDIDATES = 8
 
 
 def with_views(detect: ImageDetector, args: ViewArguments, batch_size: int = 8) -> Detector:
@@ -40,9 +38,7 @@ def with_views(detect: ImageDetector, args: ViewArguments, batch_size: int = 8) 
     args.check_task(detect.model.task)
     top_k = detect.model.config.num_queries
     found: Detector = AugmentedDetector(detect, args.flip, args.scales, top_k=top_k) if args.fuses else detect
-    if args.tile:
-        return TiledDetector(found, args.tile, args.tile_overlap, top_k=top_k, batch_size=batch_size)
-    return found
+    return TiledDetector(found, args.tile, args.tile_overlap, batch_size=batch_size) if args.tile else found
 
 
 class AugmentedDetector:
@@ -102,7 +98,7 @@ class TiledDetector:
         tile: side of a tile in pixels; images that fit into one tile are not cut.
         overlap: share of a tile that its neighbour covers too; objects up to that size are whole in some tile.
         iou: overlap from which two detections of a class are one.
-        top_k: detections kept per image.
+        top_k: detections kept per image; None keeps all, as many as the model finds in each tile.
         batch_size: tiles that the detector gets at once.
 
     Raises:
@@ -115,7 +111,7 @@ class TiledDetector:
         tile: int = 640,
         overlap: float = 0.2,
         iou: float = 0.5,
-        top_k: int = 300,
+        top_k: int | None = None,
         batch_size: int = 8,
     ) -> None:
         if tile < 32 or not 0 <= overlap <= 0.9:
@@ -197,7 +193,7 @@ def merge_tiles(
     frames: Sequence[tuple[int, int, int, int]],
     size: tuple[int, int],
     iou: float = 0.5,
-    top_k: int = 300,
+    top_k: int | None = None,
 ) -> Found:
     """Joins what several frames of an image show of one object; detections of one frame stay apart.
 
@@ -214,12 +210,11 @@ def merge_tiles(
         frames: (left, top, right, bottom) in pixels of the image.
         size: (width, height) of the image.
         iou: overlap from which a detection is what its frame shows of an object.
-        top_k: objects kept.
+        top_k: objects kept; None keeps all.
     """
     frame_of = np.repeat(np.arange(len(frames)), [len(each["scores"]) for each in found])
     scores, labels, boxes = (torch.cat([each[name] for each in found]).double().numpy() for name in _FIELDS)
-    order = np.argsort(-scores, kind="stable")[: _CANDIDATES * top_k]
-    order = order[np.argsort(frame_of[order], kind="stable")]
+    order = np.lexsort((-scores, frame_of))
     frame_of, scores, labels, boxes = frame_of[order], scores[order], labels[order], boxes[order]
     borders = np.array(frames, dtype=np.float64).reshape(-1, 4)
     inner = borders != np.array([0, 0, *size])
@@ -273,6 +268,7 @@ class _Objects:
         # Each detection may begin an object, and each of these begin again in `join_open`.
         room = 2 * len(boxes)
         self._hulls, self._open = np.zeros((room, 4)), np.zeros((room, 4), dtype=bool)
+        self._reach = np.zeros((room, 4))  # hulls without end where a side is open
         self._labels, self._scores = np.zeros(room), np.zeros(room)
         self._seen = np.zeros((room, len(neighbours)), dtype=bool)
 
@@ -280,26 +276,28 @@ class _Objects:
         """Detections that are one object, whose sides `cut` are only bounds, join another or begin one."""
         count, seen = len(self._members), np.zeros(len(self.neighbours), dtype=bool)
         seen[self.frame_of[members]] = True
-        hulls, still_open = self._hulls[:count], self._open[:count]
+        reach, outer = self._reach[:count], self.outer[members[0]]
+        near = (self._labels[:count] == self.labels[members[0]]) & (reach[:, :2] <= outer[2:]).all(axis=1)
+        near = np.flatnonzero(near & (reach[:, 2:] >= outer[:2]).all(axis=1))
+        others = self._seen[near]
+        near = near[~others[:, seen].any(axis=1) & others[:, self.neighbours[seen].any(axis=0)].any(axis=1)]
+        hulls, still_open = self._hulls[near], self._open[near]
         outermost = np.concatenate([np.minimum(hulls[:, :2], box[:2]), np.maximum(hulls[:, 2:], box[2:])], axis=1)
         completed = np.where(still_open & cut, outermost, np.where(still_open, box[None], hulls))
-        others = self._seen[:count]
-        possible = (self._labels[:count] == self.labels[members[0]]) & ~others[:, seen].any(axis=1)
-        possible &= others[:, self.neighbours[seen].any(axis=0)].any(axis=1)
-        fits = possible.astype(np.float64)
-        for k in members:
+        fits = np.ones(len(near))
+        for k in members if len(near) else ():
             fits = np.minimum(fits, self._fit(k, completed))
         candidates = np.flatnonzero(fits >= self.iou)
-        at = count
-        for candidate in candidates[np.argsort(-(fits * self._scores[:count])[candidates], kind="stable")].tolist():
-            if min(self._fit(k, completed[[candidate]])[0] for k in self._members[candidate]) >= self.iou:
-                at = candidate
+        at, hull, is_open = count, box, cut
+        for n in candidates[np.argsort(-(fits * self._scores[near])[candidates], kind="stable")].tolist():
+            if min(self._fit(k, completed[[n]])[0] for k in self._members[near[n]]) >= self.iou:
+                at, hull, is_open = int(near[n]), completed[n], still_open[n] & cut
                 break
         if at == count:
             self._members.append([])
-            completed, still_open = box[None].repeat(count + 1, 0), np.ones((count + 1, 4), dtype=bool)
         self._members[at] += members
-        self._hulls[at], self._open[at] = completed[at], still_open[at] & cut
+        self._hulls[at], self._open[at] = hull, is_open
+        self._reach[at] = np.where(is_open, [-np.inf, -np.inf, np.inf, np.inf], hull)
         self._labels[at], self._seen[at] = self.labels[members[0]], self._seen[at] | seen
         self._scores[at] = self.scores[self._members[at]].max()
 

@@ -369,18 +369,14 @@ class RunState(TrainerState):
         self.stateful_callbacks = {name: states if len(states) > 1 else states[0] for name, states in kept.items()}
 
     def restore_callbacks(self, callbacks: Iterable[TrainerCallback]) -> None:
-        """Give the callbacks back what `keep_callbacks` took, those of one class in their order.
+        """Give the callbacks back what `keep_callbacks` took: of one class by their arguments, else in their order.
 
-        A callback that looks at another metric than before begins afresh. What no callback takes is named, and so is a
-        state without its arguments, as earlier versions wrote them.
+        A callback that looks at another metric than before begins afresh, and is named. What no callback takes is
+        named, and so is a state without its arguments, as earlier versions wrote them.
         """
         kept = self.stateful_callbacks.items()
         left = {name: [states] if isinstance(states, Mapping) else [*states] for name, states in kept}
-        for callback in callbacks:
-            states = left.get(type(callback).__name__)
-            if not states or not isinstance(callback, ExportableState):
-                continue
-            before, now = states.pop(0), callback.state().get("args", {})
+        for callback, before, now in _with_states(callbacks, left):
             if "args" not in before:
                 logger.warning(
                     "the checkpoint has a state of %s without its arguments: the attributes are restored, and nothing "
@@ -388,6 +384,11 @@ class RunState(TrainerState):
                 )  # fmt: skip
             given = before.get("args", {})
             changed = [n for n in _OF_A_METRIC if n in now and given.get(n, now[n]) != now[n]]
+            if changed:
+                logger.warning(
+                    "%s begins afresh: %s now, and in the checkpoint %s", type(callback).__name__,
+                    *(", ".join(f"{n}={of[n]}" for n in changed) for of in (now, given)),
+                )  # fmt: skip
             for name, value in before["attributes"].items() if not changed else ():
                 setattr(callback, name, value)
         for name, states in left.items():
@@ -445,3 +446,24 @@ class RunState(TrainerState):
                 )
         if changed:
             logger.warning("arguments changed since %s was written: %s", folder.name, ", ".join(changed.values()))
+
+
+def _with_states(
+    callbacks: Iterable[TrainerCallback], left: Mapping[str, list[Any]]
+) -> list[tuple[TrainerCallback, Mapping[str, Any], Mapping[str, Any]]]:
+    """Callbacks with the state that is theirs and their present arguments; `left` loses these states.
+
+    Of several states of a class a callback takes the one that was written with its arguments. What is left goes to the
+    others in the order of both.
+    """
+    found: dict[int, Any] = {}
+    stateful = [each for each in callbacks if isinstance(each, ExportableState) and left.get(type(each).__name__)]
+    # As a checkpoint gives them back: a tuple is a list there.
+    present = [json.loads(json.dumps(each.state().get("args", {}), default=str)) for each in stateful]
+    for by_arguments in (True, False):
+        for n, (callback, now) in enumerate(zip(stateful, present, strict=True)):
+            states = left[type(callback).__name__]
+            fitting = (i for i, state in enumerate(states) if not by_arguments or state.get("args") == now)
+            if n not in found and (at := next(fitting, None)) is not None:
+                found[n] = states.pop(at)
+    return [(stateful[n], found[n], present[n]) for n in sorted(found)]
