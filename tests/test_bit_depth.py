@@ -170,6 +170,9 @@ def test_colours_of_fewer_bits_than_their_file_are_an_error(folder, tmp_path, ca
     train = load_detection_dataset(tmp_path)["train"]
     assert "of 1 picture with 16 bits a colour the upper 8 are used" in caplog.text
     assert np.abs(np.asarray(decode_image(train[1]))[..., 0] - RAMP).max() <= 1
+    write_deep_colours(file, (pixels * 47).astype(np.uint16))  # of the night, or of 14 bits
+    assert len(load_detection_dataset(tmp_path)["train"]) == 2
+    assert "these go up to 46 of 255: numbers of 10, 12 or 14 bits become nearly black; if" in caplog.text
     write_deep_colours(file, (pixels * 16).astype(np.uint16))
     with pytest.raises(
         DetectionDataError, match=rf"has 16 bits a colour, such as 1.{suffix}.*up to 15 of 255.*with 8 bits"

@@ -17,8 +17,8 @@ BOX = [8, 8, 20, 16]
 def load(tmp_path, write_image):
     """Load objects of images of 64x48, ten to an image: `load([{fields}, …], task, category fields)`."""
 
-    def load(objects, task="detection", category=None, **options):
-        count = -(-len(objects) // 10)
+    def load(objects, task="detection", category=None, count=None, classes=1, **options):
+        count = count or -(-len(objects) // 10)
         for i in range(count):
             write_image(tmp_path / f"{i}.jpg")
         images = [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in range(count)]
@@ -26,7 +26,8 @@ def load(tmp_path, write_image):
             {"id": i, "image_id": i // 10, "category_id": 1, "bbox": BOX, "segmentation": [SQUARE], **each}
             for i, each in enumerate(objects)
         ]
-        categories = [{"id": 1, "name": "cat", **(category or {})}]
+        names = ["cat", "dog", "bird"][:classes]
+        categories = [{"id": i, "name": name, **(category or {})} for i, name in enumerate(names, 1)]
         content = {"images": images, "annotations": records, "categories": categories}
         (tmp_path / "train.json").write_text(json.dumps(content))
         return load_detection_dataset(tmp_path, task=task, **options)["train"]
@@ -61,6 +62,25 @@ def test_few_boxes_of_no_extent_are_dropped_and_many_are_a_fault(load, caplog, b
         DetectionDataError, match=rf"4 of 22 boxes .* have {reason}, such as annotation id 18(.|\n)*{remedy}"
     ):
         load([*spread(18), *lost])
+
+
+def test_boxes_of_zeros_mark_images_without_objects(load, caplog):
+    """Half of the images here; beside other boxes, or with an area, a mask or keypoints, an object has lost its box."""
+    zeros = {"bbox": [0, 0, 0, 0], "area": 0, "segmentation": []}
+    train = load([*spread(20), *[{**zeros, "image_id": i} for i in range(2, 22)]], count=22)
+    assert [len(o["id"]) for o in train["objects"]] == [10, 10, *[0] * 20]
+    assert "dropped 20 boxes (of zeros alone, as a mark of images without objects): annotation id 20" in caplog.text
+    assert len(load([*spread(20), *[{**zeros, "image_id": i} for i in range(2, 9)]], "segmentation", count=9)) == 9
+    for task, beside, lost in (
+        ("detection", spread(15), {}), ("detection", spread(20), {"area": 320}),
+        ("segmentation", spread(20), {"segmentation": [SQUARE]}),
+        ("keypoints", spread(20), {"keypoints": [9, 9, 2] * 3}),
+    ):  # fmt: skip
+        category = POINTS if task == "keypoints" else None
+        beside = [{**each, "keypoints": [9, 9, 2] * 3} for each in beside] if category else beside
+        objects = [{**zeros, **lost, "category_id": n} for n in (1, 2, 3)]
+        with pytest.raises(DetectionDataError, match=r"3 of \d+ boxes .* have no width or no height"):
+            load([*beside, *objects], task, category, classes=3)
 
 
 EMPTY = {"size": [48, 64], "counts": [48 * 64]}
@@ -116,6 +136,26 @@ def test_masks_of_another_size_or_part_of_the_pictures_are_a_fault(load, scale, 
 def test_masks_that_lie_loosely_on_their_boxes(load, caplog, noise, said):
     load(outlines(30, 1, 0, noise), "segmentation")
     assert ("median overlap (IoU)" in caplog.text) == said
+
+
+def margins(kind, rng):
+    """The middle of a box, half its side, and half that of the mask in it: one line leads from mask to box."""
+    place = {"moved": rng.uniform(-1, 1, 2), "belt": np.array([rng.uniform(-9, 9), 0])}.get(kind, np.zeros(2))
+    half = rng.uniform(8, 16) if kind == "sizes" else 12
+    return place + [32, 24], half, half / 1.5 if kind == "sizes" else 7
+
+
+@pytest.mark.parametrize("kind", ["fixed", "moved", "belt", "sizes"])
+def test_boxes_with_a_margin_round_masks_at_one_place_are_a_warning(load, caplog, kind):
+    """One product before a fixed camera, at one place or nearly, on a belt, or of several sizes."""
+    rng, objects = np.random.default_rng(0), []
+    for i in range(30):
+        (x, y), half, inner = margins(kind, rng)
+        left, top, right, bottom = x - inner, y - inner, x + inner, y + inner
+        box, outline = [x - half, y - half, 2 * half, 2 * half], [left, top, right, top, right, bottom, left, bottom]
+        objects.append({"image_id": i, "bbox": box, "segmentation": [outline]})
+    assert len(load(objects, "segmentation", count=30)) == 30
+    assert "median overlap (IoU) of 30 masks" in caplog.text
 
 
 def test_normalised_masks(load):
@@ -188,6 +228,9 @@ def test_areas_tell_how_boxes_are_written(load, caplog):
     assert load([{**each, "area": 0.01} for each in spread(3)])[0]["objects"]["area"] == [320] * 3
     assert "of 3 boxes (field area is more than twice width x height)" in caplog.text
     assert "of 3 boxes (field area is below 1% of width x height in most of the split)" in caplog.text
+    for given, kept in ((20, 20), (2640 / (64 * 48), 2640), (5, 2640)):
+        wires = [{"bbox": [2 + i / 8, 2, 60, 44], "area": given} for i in range(6)]
+        assert load(wires)[0]["objects"]["area"] == [kept] * 6, "wires a third of a pixel wide, other units"
     thin = [{**each, "area": 3.0 if i == 0 else 300.0} for i, each in enumerate(spread(5))]
     assert sorted(load(thin)[0]["objects"]["area"]) == [3, 300, 300, 300, 300], "a line"
 

@@ -117,7 +117,13 @@ def test_a_held_out_share_instead_of_a_split_is_said(yolo, caplog):
 
 
 @pytest.mark.parametrize(
-    "folders", [("train", "val"), ("set/images/train", "set/images/valid2017"), ("Train\\a", "dev\\a")]
+    "folders",
+    [
+        ("train", "val"),
+        ("set/images/train", "set/images/valid2017"),
+        ("Train\\a", "dev\\a"),
+        ("train_images", "val-set"),
+    ],
 )
 def test_a_coco_file_over_the_folders_of_several_splits_is_an_error(
     tmp_path, coco_content, write_coco, caplog, folders
@@ -142,12 +148,16 @@ def test_a_coco_file_over_the_folders_of_several_splits_is_an_error(
         ("trainval.json", ("train2014", "val2014")),
         ("all.json", ("cats", "test", "dogs", "birds")),
         ("all.json", ("a", "b")),
+        ("annotations.json", ("train_station", "test_track")),
+        ("result.json", ("set/train_station", "set/test_track", "set/harbour")),
+        ("all.json", ("scenes/val_di_sole/test", "scenes/train/a")),
     ],
 )
 def test_folders_of_pictures_that_are_no_splits_or_meant_so(tmp_path, coco_content, write_coco, file, folders, caplog):
     write_coco(tmp_path / file, coco_content([f"{folder}/{i}.jpg" for folder in folders for i in range(2)]))
     assert len(load_detection_dataset(tmp_path)["train"]) == 2 * len(folders)
-    assert ("mean 2 splits" in caplog.text) == ("trainval" in file)
+    is_told = "trainval" in file or any("_" in folder for folder in folders)
+    assert ("mean 2 splits" in caplog.text) == is_told
 
 
 def test_cvat_pictures_in_the_folders_of_several_splits(tmp_path, write_image):

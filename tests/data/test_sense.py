@@ -11,11 +11,11 @@ from rfdetr_hf import convert_dataset, load_detection_dataset
 from rfdetr_hf.data.schema import decode_image
 
 
-def turned(folder, others, orientation, size, suffix="jpg"):
-    """A COCO folder: six photographs of EXIF orientation 6 whose sizes are as `others`, and one that could be both."""
+def turned(folder, others, orientation, size, suffix="jpg", told=6):
+    """A COCO folder: photographs of EXIF orientation 6 whose sizes are as `others`, and one that could be both."""
     pixels, images = np.zeros((48, 64, 3), np.uint8), []
     pixels[5:15, 5:25] = 255
-    for i in range(7 if others else 1):
+    for i in range(told + 1 if others else 1):
         tag, stored, frame = (6, pixels, others) if i else (orientation, pixels[: size[1], : size[0]], size)
         exif = PILImage.Exif()
         exif[0x0112] = tag
@@ -85,3 +85,17 @@ def test_boxes_lie_on_their_pixels_whatever_tag_a_format_has(tmp_path, caplog, s
     expected = frame != "stored" or not doubtful
     assert bright[y : y + height, x : x + width].all() == expected and image.size == (row["width"], row["height"])
     assert image.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize(("told", "frames"), [(1, ["stored", "shown"]), (2, ["stored", "shown"]), (3, ["stored"] * 2)])
+def test_one_photograph_does_not_tell_for_many(tmp_path, told, frames):
+    """One of a kind, then six of which one or two others tell nothing, and three do."""
+    for squares, frame in zip((1, 6), frames, strict=True):
+        folder = turned(tmp_path / f"{squares}/train", (64, 48), 3, (64, 48), told=told)
+        content = json.loads((folder / "train/_annotations.coco.json").read_text())
+        for i in range(100, 99 + squares):
+            (folder / f"train/{i}.jpg").write_bytes((folder / "train/0.jpg").read_bytes())
+            content["images"].append(content["images"][0] | {"id": i, "file_name": f"{i}.jpg"})
+        (folder / "train/_annotations.coco.json").write_text(json.dumps(content))
+        train = load_detection_dataset(folder)["train"]
+        assert ("as_stored" in train.column_names) == (frame == "stored")

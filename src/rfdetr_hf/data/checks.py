@@ -31,7 +31,8 @@ BACKGROUND_SHARE = 0.5
 _ODD_MASKS_SHARE = 0.1
 # So many boxes of which nothing is left are no slips: their numbers mean something else.
 _LOST_SHARE = 0.1
-_LEAST_AREA = 0.01  # of its box, below which an object is a line
+# Of its box, below which an object is a line, and the width of the thinnest line in pixels.
+_LEAST_AREA, _THINNEST = 0.01, 0.25
 _APART = 0.1  # overlap (IoU) of a box with its mask's extent below which the two belong to different objects
 # What masks and keypoints of so many objects have in common is no chance: the median overlap of masks with boxes of
 # sides that rounding does not change, how exactly one line leads from corners to corners, keypoints beside their box.
@@ -261,12 +262,14 @@ def _wrong_areas(boxes: Boxes) -> dict[str, np.ndarray]:
     whole = np.maximum(np.abs(boxes.bbox[:, 2:].prod(axis=1)), 1.0)  # of a pixel at least
     share = boxes.area / whole
     given = share[(boxes.area > 0) & np.isfinite(share)]
-    # One outline may be a thin line; a split of nothing else has another unit.
-    small = (share < _LEAST_AREA) & (boxes.area > 0) & (len(given) > 2 and np.median(given) < _LEAST_AREA)
+    # A wire along its box covers more than that; a split of nothing thicker has another unit.
+    line = np.minimum(_LEAST_AREA * whole, _THINNEST * np.abs(boxes.bbox[:, 2:]).max(axis=1, initial=0))
+    small = (boxes.area < line) & (boxes.area > 0)
+    reason = f"field area is below {_LEAST_AREA:.0%} of width x height in most of the split"
     return {
         "field area is 0": boxes.area == 0,
         "field area is more than twice width x height": share > 2,
-        f"field area is below {_LEAST_AREA:.0%} of width x height in most of the split": small,
+        reason: small & (len(given) > 2 and 2 * small.sum() > len(given)),
     }
 
 
@@ -287,7 +290,16 @@ def _repair_boxes(
     empty = np.any(boxes.bbox[:, 2:] == 0, axis=1) & ~reversed_
     low, high = start.clip(min=0), np.minimum(end, limit)
     outside = ~empty & ~reversed_ & np.any(high <= low, axis=1)
-    lost = empty | reversed_ | outside
+    # Some exporters write a box of zeros into each image without objects.
+    mark = ~boxes.bbox.any(axis=1) & ~(boxes.area > 0)
+    mark &= ~np.isin(boxes.row, boxes.row[~mark])
+    if boxes.masks is not None:
+        mark &= boxes.masks.is_null().to_numpy(zero_copy_only=False)
+    if boxes.keypoints is not None:
+        mark &= ~boxes.keypoints.any(axis=1)
+    _report(annotations, verbs[0], "of zeros alone, as a mark of images without objects", mark)
+    empty &= ~mark
+    lost = empty | reversed_ | outside | mark
     clamped = np.any((start < 0) | (end > limit), axis=1) & ~lost
     bbox = np.where(clamped[:, None], np.concatenate([low, high - low], axis=1), boxes.bbox)
     no_area = {reason: mask & ~lost for reason, mask in _wrong_areas(boxes).items()}
@@ -433,8 +445,14 @@ def _note_moved_masks(
         f"field segmentation: the median overlap (IoU) of {len(rows)} masks with their boxes is "
         f"{np.median(overlap[rows]):.2f}, such as {examples}"
     )
-    beside = np.abs(moved - box).max(axis=(1, 2)) / np.diff(box, axis=1).min(axis=(1, 2))
-    if np.median(beside) < _EXACTLY:
+    side = np.diff(box, axis=1).min(axis=(1, 2))
+    beside = np.abs(moved - box).max(axis=(1, 2)) / side
+    # Objects at one place, such as of a fixed camera, say nothing: a margin round them is a scale too.
+    steps = box.mean(axis=1) - mask.mean(axis=1)
+    spread = np.abs(steps - np.median(steps, axis=0)).max(axis=1) / side
+    scales = np.array([line[0] for line in lines])
+    is_told = np.median(spread) > 2 * _EXACTLY or (np.abs(scales - 1) < _EXACTLY).all()
+    if np.median(beside) < _EXACTLY and is_told:
         (a, b), (c, d) = np.round(lines, 3).tolist()
         problems.add(
             f"{text}; x becomes that of the box by {a:g} x + {b:g}, and y by {c:g} y + {d:g}",

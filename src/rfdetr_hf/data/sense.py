@@ -29,9 +29,11 @@ _EXAMPLES = 3
 _RARE = 0.2  # of the objects of a class, that a misspelt one has at most
 # The numbers of so many deep pictures give the range.
 _LOOKED_AT = 64
-_OF_14_BITS = 64  # more than the upper 8 of 16 bits are then
+# More than the upper 8 of 16 bits are then; up to the second, pictures of the night are too.
+_OF_12_BITS, _OF_14_BITS = 16, 64
 _THREADS, _BATCH = 8, 512
 _HEAD = 4096  # bytes of a file in which nearly all tags stand
+_ENOUGH = 3  # photographs whose size tells how the others were annotated
 _SIDEWAYS = 5  # EXIF orientations from here on exchange width and height
 
 
@@ -179,7 +181,7 @@ def with_value_range(splits: Mapping[str, Dataset], source: str) -> dict[str, Da
     The headers of all pictures are looked at, and the range is that of the first split with deep ones.
 
     Raises:
-        DetectionDataError: a picture holds numbers that are not finite, or of 14 bits or fewer in colours of 16.
+        DetectionDataError: a picture holds numbers that are not finite, or of 12 bits or fewer in colours of 16.
     """
     first = next(iter(splits.values()))
     if isinstance(first, ShardedDataset):  # written with the range in a column
@@ -226,7 +228,7 @@ def _with_stored_frames(
     if not (count := sum(int(each.sum()) for each in unclear.values())) or (shown and not stored):
         return splits
     text = "%s: %s with an EXIF tag and one size as stored and as shown (half turns, mirrors, squares): "
-    if stored and not shown:
+    if stored >= min(_ENOUGH, count) and not shown:
         pictures = counted(count, "picture"), counted(stored, "other")
         logger.warning(text + "boxes are read as stored, as the size of %s says", source, *pictures)
         return {n: split.add_column("as_stored", unclear[n], feature=Value("bool")) for n, split in splits.items()}
@@ -245,7 +247,7 @@ def _check_cut(pictures: Iterable[Any], count: int, place: str) -> None:
     """Pictures of which Pillow keeps the upper 8 of 16 bits: there must be something in these.
 
     Raises:
-        DetectionDataError: there is nothing but the uppermost of 14 bits or fewer.
+        DetectionDataError: there is nothing but the uppermost of 12 bits or fewer.
     """
     brightest, name = -1, ""
     for example in pictures:
@@ -253,11 +255,14 @@ def _check_cut(pictures: Iterable[Any], count: int, place: str) -> None:
             high = int(np.asarray(decode_image(example)).max(initial=0))
             brightest, name = max((brightest, name), (high, str(example.get("file_name") or example["image_id"])))
     if 0 <= brightest < _OF_14_BITS:
-        raise DetectionDataError(
+        text = (
             f"{place}: {counted(count, 'picture', 'has')} 16 bits a colour, such as {name}, of which Pillow keeps the "
-            f"upper 8, and these go up to {brightest} of 255: numbers of 10, 12 or 14 bits become nearly black; write "
-            "the pictures with 8 bits a colour"
+            f"upper 8, and these go up to {brightest} of 255: numbers of 10, 12 or 14 bits become nearly black"
         )
+        if brightest < _OF_12_BITS:
+            raise DetectionDataError(f"{text}; write the pictures with 8 bits a colour")
+        logger.warning("%s; if they are not so dark, write them with 8 bits a colour", text)
+        return
     logger.warning("%s: of %s with 16 bits a colour the upper 8 are used", place, counted(count, "picture"))
 
 

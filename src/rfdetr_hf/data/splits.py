@@ -15,6 +15,8 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+# Words that folders of splits have beside its name: "train_images", "val-set".
+_BESIDE_A_SPLIT = ("data", "dataset", "frames", "image", "images", "img", "imgs", "pictures", "set", "split")
 
 
 def canonical_split(name: str) -> str | None:
@@ -27,7 +29,8 @@ def canonical_split(name: str) -> str | None:
 def check_one_split(source: str, split: str, file_names: Sequence[str], problems: Problems) -> None:
     """Note a fault when the pictures of one split lie in the folders of several.
 
-    A file that has the name of a split ("train", "trainval2014") is meant so, and gets a warning.
+    A file that has the name of a split ("train", "trainval2014") is meant so, and gets a warning; so do folders with
+    other words in their names.
 
     Args:
         source: the annotation file, for messages.
@@ -47,7 +50,11 @@ def check_one_split(source: str, split: str, file_names: Sequence[str], problems
         f"{name} {counts[name]} pictures, such as {example}" for name, example in zip(within, first, strict=True)
     )
     remedy = "write one annotation file for each split"
-    if re.search("train|val|test", split.lower()) or 2 * counts[None] > len(parts):
+    # Scenes and places may be called so too: "train_station", "test_track".
+    names = {*_BESIDE_A_SPLIT}.union(*SPLIT_NAMES.values())
+    named = [part for key, split in meant.items() if split for part in key if canonical_split(part)]
+    is_clear = all(names.issuperset(filter(None, re.split(r"[^a-z]+", part.lower()))) for part in named)
+    if not is_clear or re.search("train|val|test", split.lower()) or 2 * counts[None] > len(parts):
         logger.warning("%s: %s; all are read as one split, %r; if that is wrong, %s", source, found, split, remedy)
     else:
         problems.add(found, f"{remedy}; to train on all of it, give the file a name with 'train'")
