@@ -442,6 +442,28 @@ def test_an_augmentation_that_leaves_no_object_is_named(tmp_path, tiny_model, sh
     assert "train_dataset has a transform of its own (with_transform)" in caplog.text
 
 
+def test_rates_follow_a_learning_rate_that_is_set_later(tmp_path, tiny_model, shapes, caplog):
+    """As at construction; a rate that was given stays, and what was said once is not said again."""
+
+    def rates(name, later, **options):
+        trainer = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path / name, **SHORT, **options), shapes)
+        args = trainer.args
+        for option, value in later.items():
+            setattr(args, option, value)
+        trainer.train()
+        assert trainer.args is args
+        return {group["name"]: group["initial_lr"] for group in trainer.optimizer.param_groups}
+
+    given = {"learning_rate": 1e-3, "save_steps": 4}
+    assert rates("later", given, learning_rate_encoder=2e-5) == rates("both", {}, **given, learning_rate_encoder=2e-5)
+    caplog.clear()
+    plain = rates("plain", {}, save_steps=4)
+    assert caplog.text.count("save_steps=4 has no effect") == 1
+    assert plain != rates("set", given) == rates("given", {}, **given)
+    official = rates("official", {"learning_rate": 1e-3}, recipe="official")
+    assert max(official.values()) > 1e-3 - 1e-9
+
+
 def test_arguments_that_are_set_later_are_checked_before_the_first_step(tmp_path, tiny_model, shapes):
     for name, value in (("max_grad_norm", -1.0), ("gradient_accumulation_steps", 0), ("eval_strategy", "epochs")):
         trainer = RFDETRTrainer(tiny_model(), quick_arguments(tmp_path / name, **SHORT), shapes)

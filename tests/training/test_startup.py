@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import torch
 from helpers.models import tiny_model as build
 from helpers.runs import quick_arguments as arguments
 
@@ -48,6 +49,21 @@ def test_the_lines_hold_what_decides_the_run(tmp_path, shapes, caplog):
     now, average = (float(line.split(f" {word} ")[1].split()[0]) for word in ("loss", "avg"))
     terms = line.split(" = ")[1].split(" | ")[0].split(" + ")
     assert now == average == pytest.approx(sum(float(term.split()[1]) for term in terms), rel=1e-2)
+
+
+@pytest.mark.parametrize(("make", "schedule", "kept", "left"), [
+    (torch.optim.SGD, "MultiStepLR", "", "what SGD keeps, and "), (torch.optim.Adam, "", "Adam ", ""),
+])  # fmt: skip
+def test_an_optimizer_and_a_schedule_of_the_user_are_called_so(tmp_path, shapes, caplog, make, schedule, kept, left):
+    model = build()
+    optimizer = make(model.parameters(), lr=1e-3)
+    given = torch.optim.lr_scheduler.MultiStepLR(optimizer, [6]) if schedule else None
+    args = arguments(tmp_path, max_steps=1, warmup_steps=1, eval_strategy="no", save_strategy="no")
+    with caplog.at_level(logging.INFO, logger="rfdetr_hf"):
+        RFDETRTrainer(model, args, shapes, optimizers=(optimizer, given)).train()
+    rates, memory = (next(m for m in caplog.messages if m.startswith(name)) for name in ("lr ", "memory "))
+    assert rates.endswith(f"given optimizer 1.0e-03; schedule {schedule or 'constant, warm-up 1 step'}")
+    assert f"not counted: {left}activations" in memory and "AdamW" not in memory and kept in memory
 
 
 @pytest.mark.parametrize("variant", RFDETRConfig.variants())

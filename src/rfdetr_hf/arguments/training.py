@@ -331,6 +331,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
 
     _given: ClassVar[frozenset[str]]  # set on each instance; as a class variable it is no field
     _is_settled: ClassVar[bool] = False
+    _departures: ClassVar[list[str]] = []  # from the official recipe, as they were told
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -510,8 +511,10 @@ class RFDETRTrainingArguments(RuntimeFacts):
             for name, value in OFFICIAL_BY_TASK.get(task, {}).items():
                 if name not in self._given:
                     resolved._derive(name, value)
-            if left := departures(resolved, task):
+            left = departures(resolved, task)
+            if left and left != self._departures:
                 logger.warning("recipe official, except for what is given: %s", ", ".join(left))
+            resolved.__dict__["_departures"] = left
         if resolved.metric_for_best_model is not None:
             resolved.metric_for_best_model = metric
         follows = {"metric_for_best_model": metric, "greater_is_better": larger,
@@ -520,13 +523,16 @@ class RFDETRTrainingArguments(RuntimeFacts):
             resolved._derive(name, follows[name])
         return resolved
 
-    def check(self) -> None:
-        """Check the values again, which may have been set since.
+    def follow(self, task: str, evaluated: Any = None) -> None:
+        """Check the values again, which may have been set since, and let others follow from them.
+
+        Args:
+            task, evaluated: as for `for_run`.
 
         Raises:
-            ValueError: one is not valid, or contradicts others.
+            ValueError: one is not valid, or contradicts others; nothing is changed.
         """
-        dataclasses.replace(self)
+        self.__dict__.update(self.for_run(task, evaluated).__dict__)
 
     def __repr__(self) -> str:
         return shown(self)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 ENCODER = "backbone.0.encoder"
 DECODER = "transformer.decoder"
 STEP_DROP_FACTOR = 0.1
+# The schedules that `build_scheduler` has made.
+BY_ARGUMENTS: WeakSet[Any] = WeakSet()
 
 # Fragments of a name that switch weight decay off in the encoder of the official trainer. LayerScale (`lambda1`) is not
 # among them.
@@ -280,10 +283,14 @@ def build_scheduler(
     if kind in OWN_SCHEDULES:
         factor = _own_factor(kind, args, warmup, last, steps_per_epoch)
         first = 0 if args.recipe == "official" else 1
-        return LambdaLR(optimizer, _clamped(lambda s: (s + first) / warmup if s < warmup else factor(s), last))
-    # transformers reaches the end of its schedules at step `num_training_steps`, one after the last that is taken.
-    scheduler: Any = get_scheduler(kind, optimizer, warmup, max(last, 1), options)
-    scheduler.lr_lambdas = [_clamped(factor, last) for factor in scheduler.lr_lambdas]
+        scheduler: Any = LambdaLR(
+            optimizer, _clamped(lambda s: (s + first) / warmup if s < warmup else factor(s), last)
+        )
+    else:
+        # transformers reaches the end of its schedules at step `num_training_steps`, one after the last that is taken.
+        scheduler = get_scheduler(kind, optimizer, warmup, max(last, 1), options)
+        scheduler.lr_lambdas = [_clamped(factor, last) for factor in scheduler.lr_lambdas]
+    BY_ARGUMENTS.add(scheduler)
     return scheduler
 
 

@@ -13,8 +13,10 @@ from ..choices import counted, printable
 from ..data.audit import count_split
 from ..losses.matcher import matching_by
 from ..models.configuration_rfdetr import RFDETRConfig
+from .checkpoint.optimizer import INITIAL
 from .checkpoint.weights import Weights
 from .console import memory_size
+from .optimization import BY_ARGUMENTS
 from .parallel import Parallel
 from .record import SPLITS
 from .state import RunState
@@ -29,6 +31,7 @@ def startup_lines(
     parallel: Parallel,
     weights: Weights,
     splits: Mapping[str, Dataset],
+    scheduler: Any,
 ) -> list[str]:
     """Device, model, data, batch, steps, learning rates, memory and files of a run, a line each.
 
@@ -39,6 +42,7 @@ def startup_lines(
         parallel: of the run, prepared.
         weights: of the run.
         splits: the data sets by name; all are counted from their annotations.
+        scheduler: of the learning rates.
     """
     processes, accumulation = accelerator.num_processes, args.micro_batches
     batch, images = args.train_batch_size, state.identity["images_per_step"]
@@ -47,6 +51,7 @@ def startup_lines(
     epochs = state.max_steps / state.steps_per_epoch
     warmup = f", warm-up {counted(args.warmup_steps, 'step')}" if args.warmup_steps else ""
     warmup += f", warm-up {counted(args.warmup_epochs, 'epoch')}" if args.warmup_epochs else ""
+    schedule = f"{args.lr_scheduler_type}{warmup}" if scheduler in BY_ARGUMENTS else type(scheduler).__name__
     rows = {
         "device": _device(args, accelerator, parallel),
         "model": _model(parallel.model, weights),
@@ -56,7 +61,7 @@ def startup_lines(
         + f"{counted(processes, 'process')}, loaded by "
         + (counted(workers, "worker") if workers else "the process"),
         "steps": f"{state.steps_per_epoch} an epoch, {state.max_steps} in all ({counted(round(epochs, 2), 'epoch')})",
-        "lr": f"{_rates(parallel.optimizer)}; schedule {args.lr_scheduler_type}{warmup}",
+        "lr": f"{_rates(parallel.optimizer)}; schedule {schedule}",
         "memory": _memory(parallel, weights),
         "output": _output(args, weights, state.best.metric),
         "log": "loss is that of the step, avg the mean since the last line, which is the sum of the weighted terms",
@@ -125,16 +130,18 @@ def _rates(optimizer: Any) -> str:
 
 
 def _memory(parallel: Parallel, weights: Weights) -> str:
-    """Four bytes for each weight and its EMA; of each trained one, four for the gradient and eight for AdamW."""
+    """Four bytes for each weight and its EMA; of each trained one, four for the gradient and eight for Adam."""
     _, size = weights.sizes()
     trained = 4 * sum(each.numel() for each in parallel.model.parameters() if each.requires_grad)
-    parts = {"weights": size, "gradients": trained, "AdamW": 2 * trained}
+    kind = parallel.optimizer.param_groups[0].get(INITIAL, {}).get("class", "AdamW")
+    parts = {"weights": size, "gradients": trained} | ({kind: 2 * trained} if kind in ("Adam", "AdamW") else {})
     parts |= {"EMA": size} if weights.average is not None else {}
     listed = " + ".join(f"{name} {memory_size(value)}" for name, value in parts.items())
+    left = "" if kind in parts else f"what {kind} keeps, and "
     shared = "" if parallel.name == "replicated" else f", shared by {parallel.accelerator.num_processes} processes"
     return (
-        f"{memory_size(sum(parts.values()))} = {listed}{shared}; not counted: activations, which grow with batch and "
-        "resolution and are the larger part of most runs"
+        f"{memory_size(sum(parts.values()))} = {listed}{shared}; not counted: {left}activations, which grow with batch "
+        "and resolution and are the larger part of most runs"
     )
 
 

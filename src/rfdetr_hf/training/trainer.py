@@ -233,7 +233,7 @@ class RFDETRTrainer(EndingMethods):
         if self.optimizer is not None and self.parallel.name != "replicated":
             raise ValueError(f"under {self.parallel.name} a trainer trains once: make another one, which may resume")
         in_float32(self.model)  # it may have been changed since, as the arguments
-        self.args.check()
+        self.args.follow(self.model.task, self.eval_dataset)
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         resume = fetch_checkpoint(resume, self.args.hub_token)
         with ExitStack() as stack, out_of_memory_advice(self.args, max(self.scales)):
@@ -290,7 +290,7 @@ class RFDETRTrainer(EndingMethods):
             self.pictures.labels(self.splits)
         if self.accelerator.is_main_process:
             of_the_run = self.args, self.state, self.accelerator, self.parallel, self.weights, self.splits
-            for line in startup_lines(*of_the_run):
+            for line in startup_lines(*of_the_run, self.lr_scheduler):
                 logger.info("%s", line)
 
     def _forget_run(self, is_new: bool) -> None:
