@@ -95,6 +95,12 @@ def test_a_run(tmp_path, tiny_model, shapes):
     assert (tmp_path / "best").is_dir() and trainer.state.best.source == "ema"
 
 
+def test_a_recipe_that_is_set_later_chooses_the_best_by_its_own_score():
+    args = RFDETRTrainingArguments("runs/recipe")
+    args.recipe = "official"
+    assert args.for_run("detection").metric_for_best_model == "map_at_500"
+
+
 def test_the_table_of_the_guide_has_every_option_of_the_recipe():
     page = (ROOT / "docs" / "guides" / "training.md").read_text()
     named = page.split("### The official recipe")[1].split("\n#")[0]

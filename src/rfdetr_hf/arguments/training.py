@@ -499,7 +499,7 @@ class RFDETRTrainingArguments(RuntimeFacts):
         resolved.__post_init__()
         start = f"{next(iter(evaluated))}_" if isinstance(evaluated, Mapping) and evaluated else ""
         best = TASKS[task].best_metric
-        best = official_metric(best, self.eval_max_dets) if self.is_official else best
+        best = official_metric(best, resolved.eval_max_dets) if self.is_official else best
         metric = resolved.metric_for_best_model or start + best
         sets = list(evaluated) if isinstance(evaluated, Mapping) else []
         present = present_metric(metric, sets)
