@@ -4,9 +4,16 @@ import logging
 
 import pytest
 
-from rfdetr_hf import find_images, load_detection_dataset, message_text, status_line
+from rfdetr_hf import (
+    ModelArguments,
+    find_images,
+    load_detection_dataset,
+    message_text,
+    parse_arguments,
+    status_line,
+)
 from rfdetr_hf.cli.main import main
-from rfdetr_hf.options import without_secrets
+from rfdetr_hf.options import load_yaml, to_yaml, without_secrets
 from rfdetr_hf.training.console import log_to_file, stop_logging
 from rfdetr_hf.training.status import RunStatus
 
@@ -84,3 +91,38 @@ def test_errors_about_data_say_no_secret():
     with pytest.raises(ValueError, match="host/x") as caught:
         load_detection_dataset(f"/no/{ADDRESSES[0]}")
     assert "Secret" not in str(caught.value)
+
+
+NUMBERS = [
+    ('{"a": 1e-6}', 1e-6), ("{a: 1e-6}", 1e-6), ("a: -1E3", -1e3), ("{a: .5e+2}", 50.0), ("{a: 1.5e2}", 150.0),
+    ('{"a": "1e-6"}', "1e-6"), ("{a: '1e-6'}", "1e-6"), ("{a: 1e}", "1e"), ("{a: e5}", "e5"), ('{\n\t"a": 2\n}', 2),
+    ('{"a": "\\ud83d\\ude00"}', "\U0001f600"), ("{a: true}", True), ("{a: null}", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), NUMBERS)
+def test_mappings_have_the_numbers_of_json(text, value, tmp_path):
+    (tmp_path / "file.yaml").write_text(text)
+    for given in (text, str(tmp_path / "file.yaml")) if text.startswith("{") else (str(tmp_path / "file.yaml"),):
+        found = ModelArguments(config_overrides=given).config_overrides
+        assert found == {"a": value} and type(found["a"]) is type(value)
+
+
+def test_what_is_written_as_yaml_is_read_as_it_was():
+    values = {"a": ["1e-6", "1E5", 1e-6, 5e-05, "yes", "1", None, 1], "1e5": {"1": "2", "no": True}}
+    assert load_yaml(to_yaml({"values": values}))[0] == values
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "{1: 1, '1': 2}"])
+def test_a_key_that_stands_there_twice_is_named(text):
+    with pytest.raises(ValueError, match="stands there twice"):
+        load_yaml(text)
+
+
+@pytest.mark.parametrize("text", ["{1: one, two: 2, 3: yes}", '{"1": "one", "two": 2, "3": "yes"}'])
+def test_names_of_classes_are_read_as_written(text, tmp_path):
+    expected = {"1": "one", "two": "2", "3": "yes"}
+    (tmp_path / "run.yaml").write_text(f"rename_classes: {text}\n")
+    for words in (["--rename_classes", text], ["--config", str(tmp_path / "run.yaml")]):
+        (args,) = parse_arguments((ModelArguments,), words)
+        assert args.rename_classes == expected

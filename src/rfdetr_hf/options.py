@@ -161,6 +161,8 @@ _SAID = (
 )  # fmt: skip
 # Of the Hub, whatever it stands behind: 34 signs in upper and lower case; a part of a path is a name.
 _TOKEN = re.compile(r"(?<![A-Za-z0-9/\\])hf_(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{30,}(?![A-Za-z0-9/\\])")
+OF_TEXTS = {"rename_classes"}
+"""Mappings of names to names: what stands there is a text, be it 1 or yes."""
 # Mappings by the names of classes and of data sets, of which "key" may be one; no option holds a secret in them.
 _BY_NAME = {"classes", "data_hash", "id2label", "keypoint_schema", "label2id", "rename_classes", "thresholds"}
 _OF_A_SOURCE = {"name_or_path", "share", "classes", "prefix", "splits", "sampling"}
@@ -294,20 +296,54 @@ def _read_mapping(name: str, text: str, words: Sequence[str] = ()) -> dict[str, 
         hint = f"; did you mean {near[0]!r}?" if near else f"; choose one of {', '.join(words)}" if words else ""
         raise ValueError(f"{name}={text!r} is neither a mapping ({{...}}) nor a file{hint}")
     try:
-        value, _ = load_yaml(text if written else Path(text).read_text(encoding="utf-8"))
+        value, texts = load_yaml(text if written else Path(text).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(f"{name} is not valid JSON or YAML: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{name} must hold a mapping, and holds {type(value).__name__}")
-    return value
+    return texts if name in OF_TEXTS else value
+
+
+class _Loader(yaml.SafeLoader):
+    """Keys are texts, as in JSON, and so are numbers: 1e-6 is one, which YAML 1.1 takes for a text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: a text that looks like a number stands between quotes."""
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = next((name for n, name in enumerate(names) if name in names[:n]), None)
+    if twice is not None:
+        raise UsageError(f"{twice!r} stands there twice")
+    return dict(pairs)
 
 
 def load_yaml(text: str) -> tuple[Any, Any]:
-    """A YAML document by the types of its values, and with each value as the text that is written.
+    """A document in YAML or JSON by the types of its values, and with each value as the text that is written.
 
     Raises:
         ValueError: it is not valid, too deep, or has a key twice.
     """
+    try:
+        # Not all JSON is YAML: tabs, pairs of surrogates.
+        as_texts: Any = dict.fromkeys(("parse_int", "parse_float", "parse_constant"), str)
+        return json.loads(text, object_pairs_hook=_once), json.loads(text, object_pairs_hook=_once, **as_texts)
+    except (json.JSONDecodeError, RecursionError):
+        pass
     try:
         nodes, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set()
         while nodes:
@@ -323,7 +359,7 @@ def load_yaml(text: str) -> tuple[Any, Any]:
                 nodes += [value for _, value in node.value]
             elif isinstance(node, yaml.SequenceNode):
                 nodes += node.value
-        return yaml.safe_load(text), yaml.load(text, Loader=yaml.BaseLoader)
+        return yaml.load(text, Loader=_Loader), yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:  # Its own message shows the text around, secrets too.
         mark: Any = error.problem_mark or error.context_mark
         raise ValueError(f"{error.problem}, in line {mark.line + 1}, column {mark.column + 1}") from None
@@ -342,7 +378,7 @@ def to_yaml(sections: Mapping[str, Mapping[str, Any]], facts: Sequence[str] = ()
     """
     parts = ["".join(f"# {' '.join(str(fact).split())}\n" for fact in facts)]
     parts += [
-        f"# {title}\n{yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)}"
+        f"# {title}\n{yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)}"
         for title, values in sections.items()
     ]
     return "\n".join(part for part in parts if part)

@@ -333,3 +333,20 @@ def test_where_nothing_is_above_the_threshold_the_highest_score_is_told(keypoint
     least = f"{score * 0.98:.4f}"
     assert "highest" not in run("--threshold", least) and "crops: 1 image" in "\n".join(lines)
     assert "--threshold or --thresholds" in run("--thresholds", '{"circle": 0.999}', "--threshold", "0.999")
+
+
+def test_thresholds_of_classes_with_numbers_for_names(folder, tiny_config, capsys):
+    rfdetr_hf.RFDETRForObjectDetection(tiny_config(("1", "2", "yes"))).save_pretrained(folder / "model")
+    (folder / "run.yaml").write_text("thresholds:\n  1: 1.0\n  yes: 1\n")
+
+    def labels(*words, out):
+        assert command(folder, "--formats", "json", *words, out=out) == 0
+        images = json.loads((folder / out / "predictions.json").read_text()).values()
+        return {o["label"] for image in images for o in image["objects"]}
+
+    every = labels(out="all")
+    assert "1" in every and len(every) > 1
+    assert labels("--thresholds", "{1: 1.0}", out="one") == every - {"1"}
+    assert labels("--config", str(folder / "run.yaml"), out="two") == every - {"1", "yes"}
+    assert command(folder, "--thresholds", "{01: 1.0}", out="wrong") == 1
+    assert "no class '01'" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from ..options import IN_WORDS, UsageError, kinds_of, load_yaml
+from ..options import IN_WORDS, OF_TEXTS, UsageError, kinds_of, load_yaml
 from .help import format_help
 from .idle import idle_options
 from .words import aliases, explain
@@ -247,7 +247,7 @@ def read_options(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
         if written.setdefault(name, key) != key:
             raise UsageError(f"{path}: {written[name]} and {key} say the same; give one of them")
         try:
-            read[name] = _as_written(hints[name], value, text)
+            read[name] = _as_written(hints[name], text if name in OF_TEXTS and isinstance(value, dict) else value, text)
         except ValueError as error:
             raise UsageError(f"{path}: {key}: {str(text)[:80]!r} {error}") from error
     return read
