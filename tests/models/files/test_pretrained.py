@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers.models import load_detector
 from safetensors.torch import load_file, save_file
 
-from rfdetr_hf import RFDETRConfig, RFDETRForObjectDetection
+from rfdetr_hf import RFDETRConfig, RFDETRForObjectDetection, load_model
 from rfdetr_hf.models.backbone import resize_position_table
 from rfdetr_hf.models.files.layouts import POSITIONS, resample_patch_kernel
 
@@ -216,3 +216,13 @@ def test_the_tensors_of_one_file_are_no_work_for_a_progress_bar(tiny_model, tmp_
     capsys.readouterr()
     RFDETRForObjectDetection.from_pretrained(tmp_path)
     assert "Loading weights" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_base", [True, False])
+def test_an_adapter_in_the_folder_is_refused_by_name(saved, has_base):
+    (saved[1] / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "my/base"}))
+    if not has_base:
+        (saved[1] / "model.safetensors").unlink()
+    for load in (load_model, load_detector):
+        with pytest.raises(ValueError, match="adapter of peft .adapter_config.json, of the model my/base.*merge_and"):
+            load(saved[1])

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 ModelT = TypeVar("ModelT", bound="RFDETRPreTrainedModel")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
 
 
 def read_state(source: str | Path, variant: str | None = None, **hub_options: Any) -> dict[str, Tensor]:
@@ -52,7 +53,7 @@ def read_state(source: str | Path, variant: str | None = None, **hub_options: An
 
     Raises:
         FileNotFoundError: if neither is there.
-        ValueError: if a file cannot be read, or a folder holds both.
+        ValueError: if a file cannot be read, or a folder holds both, or an adapter of peft.
     """
     state: dict[str, Tensor] = {}
     for file in _weight_files(source, variant, hub_options):
@@ -94,18 +95,44 @@ def _weight_files(source: str | Path, variant: str | None, hub_options: Mapping[
     if (folder / single).is_file() and _has_all_shards(folder / index):
         raise ValueError(f"{folder} holds {single} and all shards of {index}: remove those that are not meant.")
     try:
-        return [_cached(source, single, hub_options)]
+        files = [_cached(source, single, hub_options)]
     except CheckpointUnavailable:
         raise
     except OSError as error:
+        _refuse_adapter(source, hub_options)
         try:
             index = _cached(source, index, hub_options)
         except OSError:
+            details = "" if Path(source).is_dir() else f" ({error})"
             raise FileNotFoundError(
                 f"{source} has neither {single} nor {index}. Files of the official package (.pth, .ckpt) are read "
-                f"by from_official. ({error})"
+                f"by from_official.{details}"
             ) from error
         return [_cached(source, name, hub_options) for name in _shards(index)]
+    _refuse_adapter(source, hub_options)
+    return files
+
+
+def _refuse_adapter(source: str | Path, hub_options: Mapping[str, Any]) -> None:
+    """Weights beside an adapter of peft are those without it, which is not what the folder is meant to give.
+
+    Raises:
+        ValueError: there is an adapter.
+    """
+    missing_is_none = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(str(source), _ADAPTER, **hub_options, **missing_is_none)
+    if found is None:
+        return
+    try:
+        base = json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, LookupError, TypeError):
+        base = None
+    raise ValueError(
+        f"{source} holds an adapter of peft ({_ADAPTER}{f', of the model {base}' if base else ''}), and none is "
+        f"loaded: move {_ADAPTER} and adapter_model.safetensors into a folder of their own, and save the merged model: "
+        f"PeftModel.from_pretrained(load_model({str(base or 'the model')!r}), that folder).merge_and_unload()"
+        ".save_pretrained(a new folder)"
+    )
 
 
 def _shards(index: str | Path) -> list[str]:
