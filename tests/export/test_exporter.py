@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rfdetr_hf import RFDETRImageProcessor, export_model
+from rfdetr_hf import RFDETRForKeypointDetection, RFDETRImageProcessor, export_model
 from rfdetr_hf.export import exporter
 from rfdetr_hf.export.exporter import METADATA_FILE, metadata_of
 from rfdetr_hf.export.parity import ParityError
@@ -100,3 +100,28 @@ def test_failed_check_leaves_no_file(detector, tmp_path, monkeypatch):
     with pytest.raises(ParityError):
         export_model(detector, tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_thresholds_of_classes_without_keypoints(tiny_config):
+    """Their scores x come as x / (1 + x): a threshold of .5 would leave none of them."""
+    model = RFDETRForKeypointDetection(tiny_config(num_keypoints_per_class=[3, 0, 2]))
+    fixed, processor = FixedSizeDetector(model, (64, 64)), RFDETRImageProcessor()
+    for given, expected in ((0.5, [0.5, 1 / 3, 0.5]), ({"circle": 0.2}, [0.2, 1 / 3, 0.5]), ([0.1, 0.2, 0.3],) * 2,
+                            (torch.tensor([0.1, 0.2, 0.3]), [0.1, 0.2, 0.3]), ({1: 0.4}, [0.5, 0.4, 0.5])):  # fmt: skip
+        assert metadata_of(fixed, processor, given)["thresholds"] == pytest.approx(expected)
+
+
+def test_a_file_has_the_size_of_the_processor(detector, tmp_path, caplog):
+    def stored(**fields):
+        detector.save_pretrained(tmp_path / "model")
+        RFDETRImageProcessor(size_divisor=16, **fields).save_pretrained(tmp_path / "model")
+        return type(detector).from_pretrained(tmp_path / "model")
+
+    report = export_model(stored(size={"height": 32, "width": 64}), tmp_path / "file", "torch")
+    files = {METADATA_FILE: ""}
+    torch.export.load(report.path, extra_files=files)
+    assert report.size == tuple(json.loads(files[METADATA_FILE])["size"]) == (32, 64)
+    assert "several sizes" not in caplog.text
+    with pytest.raises(FileExistsError):
+        export_model(stored(size={"shortest_edge": 32, "longest_edge": 64}), report.path, "torch")
+    assert "'shortest_edge': 32" in caplog.text and "64 x 64" in caplog.text

@@ -17,6 +17,7 @@ from ..models.files.auto import stored_processor
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..models.post_processing import DEFAULT_THRESHOLD, Threshold
+from ..models.thresholds import class_thresholds
 from .onnx import OPSET, onnx_runner, write_onnx
 from .parity import TOLERANCE, Runner, check_differences, largest_differences
 from .wrapper import FixedSizeDetector, check_size, export_program, on_cpu
@@ -64,7 +65,8 @@ def export_model(
         model: stays unchanged.
         path: a new file; the suffix of the format is added where it is missing.
         format: "onnx", or "torch" for a `torch.export` program that `torch.export.load` reads.
-        size: (height, width) of the input in pixels; default: the model's `resolution`, square.
+        size: (height, width) of the input in pixels; default: that of `processor`, or where it keeps the aspect ratio
+            the model's `resolution`, square.
         opset: operator set of ONNX.
         tolerance: largest difference of any output, relative to the output's size where that is above 1.
         processor: what prepares the pictures, for the metadata; default: the one that is stored beside
@@ -79,7 +81,8 @@ def export_model(
     """
     if format not in EXPORT_FORMATS:
         raise ValueError(f"format={format!r} is not known; choose one of {', '.join(EXPORT_FORMATS)}")
-    size = size or (model.config.resolution, model.config.resolution)
+    processor = processor or _stored(model.config)
+    size = size or _usual_size(model.config, processor)
     check_size(model, size)
     path = _new_file(Path(path), EXPORT_FORMATS[format])
     reference = on_cpu(model)
@@ -95,12 +98,38 @@ def export_model(
     return ExportReport(path, size, differences)
 
 
+def _usual_size(config: Any, processor: RFDETRImageProcessor | None) -> tuple[int, int]:
+    """(height, width) of the pictures that the processor makes; they may have several, and a file has one."""
+    square = config.resolution, config.resolution
+    if processor is None:
+        return square
+    sides = dict(processor.size)
+    if processor.do_resize and sides.get("height") and sides.get("width"):
+        return sides["height"], sides["width"]
+    logger.warning(
+        "the image processor gives pictures of several sizes (do_resize=%s, size=%s), and the file takes one: pictures "
+        "are to be resized to %d x %d, whatever their aspect ratio; give size=(height, width) for another",
+        processor.do_resize, {side: pixels for side, pixels in sides.items() if pixels}, *square,
+    )  # fmt: skip
+    return square
+
+
 def _new_file(path: Path, suffix: str) -> Path:
     path = path if path.suffix == suffix else path.with_name(path.name + suffix)
     if path.exists():
         raise FileExistsError(f"{path} exists; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _stored(config: Any) -> RFDETRImageProcessor | None:
+    """The processor beside the model's checkpoint, where none was given."""
+    stored = stored_processor(config)
+    logger.info(
+        "no image processor was given: the metadata of the file describe %s; give processor= if another prepares "
+        "the pictures", f"that of {config.name_or_path}" if stored else "the standard one",
+    )  # fmt: skip
+    return stored
 
 
 def metadata_of(
@@ -114,18 +143,11 @@ def metadata_of(
     `task`, `thresholds` in the order of the names, and `num_keypoints_per_class` where there are any.
     """
     config, task = detector.model.config, detector.model.task
-    if processor is None:
-        stored = stored_processor(config)
-        processor = stored or RFDETRImageProcessor()
-        logger.info(
-            "no image processor was given: the metadata of the file describe %s; give processor= if another prepares "
-            "the pictures", f"that of {config.name_or_path}" if stored else "the standard one",
-        )  # fmt: skip
+    processor = processor or _stored(config) or RFDETRImageProcessor()
     mean, std, factor = normalization(processor, config.backbone_config.num_channels)
     ends = [[(end * factor - m) / s for m, s in zip(mean, std, strict=True)] for end in (0, 255)]
-    limits = detector.model.thresholds(threshold)
+    limits: Any = threshold
     names = [config.id2label[index] for index in range(config.num_labels)]
-    limits = limits.tolist() if isinstance(limits, Tensor) else [limits] * len(names)
     metadata = {
         "task": task,
         "size": list(detector.size),
@@ -137,7 +159,7 @@ def metadata_of(
         "antialias": bool(processor.antialias),
         "names": names,
         "id2label": {str(index): name for index, name in enumerate(names)},
-        "thresholds": limits,
+        "thresholds": class_thresholds(limits, config),
     }
     if processor.value_range:
         metadata["value_range"] = [float(value) for value in processor.value_range]

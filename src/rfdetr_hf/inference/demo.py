@@ -12,8 +12,9 @@ from PIL import Image
 from ..bit_depth import upright_rgb
 from ..choices import counted, install_hint
 from ..drawing import DrawingStyle, draw_detections
+from ..models.thresholds import class_thresholds
 from ..tasks import TASKS
-from .detector import ImageDetector, above, class_thresholds, load_detector
+from .detector import ImageDetector, above, load_detector
 
 # A picture is looked at once, down to this score; what is shown of it is chosen afterwards.
 LEAST_SCORE = 0.05

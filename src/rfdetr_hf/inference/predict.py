@@ -17,8 +17,9 @@ from ..data.pipeline.pixels import set_max_image_pixels
 from ..decoding import PILLOW
 from ..drawing import DrawingStyle, draw_detections
 from ..evaluation.run import Detector, Found
+from ..models.thresholds import class_thresholds
 from ..options import message_text
-from .detector import above, class_thresholds, load_detector, naming
+from .detector import above, load_detector, naming
 from .images import NamedImage, find_images
 from .results import ResultFiles, as_records, keypoints_of_classes
 from .views import with_views
