@@ -148,7 +148,7 @@ def test_scores_of_masks_and_keypoints_are_told(tmp_path, facts, model_class, na
 
 
 def test_scores_of_several_evaluation_sets_are_in_the_card(tmp_path, tiny_model):
-    sets = {name: make_shapes_dataset(2, 64, seed=n) for n, name in enumerate(("a", "a_raw", "segm"))}
+    sets = {name: make_shapes_dataset(2, 64, seed=n) for n, name in enumerate(("a", "b_raw", "segm"))}
     args = RFDETRTrainingArguments(output_dir=str(tmp_path), dataloader_num_workers=0, disable_tqdm=True)
     trainer = RFDETRTrainer(tiny_model(), args, sets["a"], sets)
     trainer.evaluate()
@@ -158,9 +158,9 @@ def test_scores_of_several_evaluation_sets_are_in_the_card(tmp_path, tiny_model)
         model_index_to_eval_results(ModelCard.load(path).data.to_dict()["model-index"]),
     )
     assert "Not evaluated" not in text and "| step | epoch | data | mAP | mAP50 | mAP75 |" in text
-    assert {r.dataset_split for r in results} == {"eval_a", "eval_a_raw", "eval_segm"}
+    assert {r.dataset_split for r in results} == {"eval_a", "eval_b_raw", "eval_segm"}
     assert {r.metric_name for r in results if r.metric_type == "map"} == {"mAP"}
-    assert all(f"| 0 | 0.00 | {name} | " in text for name in ("a", r"a\_raw", "segm"))
+    assert all(f"| 0 | 0.00 | {name} | " in text for name in ("a", r"b\_raw", "segm"))
 
 
 def test_the_course_of_several_evaluation_sets(tmp_path, facts):
