@@ -56,6 +56,7 @@ def signature_of(target: Any) -> str:
     """The signature without annotations, which the text repeats in words, and without addresses of objects."""
     parameters = [p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(target).parameters.values()]
     signature = str(inspect.Signature([p for p in parameters if p.name != "self"]))
+    signature = re.sub(r"<bound method ([\w.]+) of <(?:[^<>]|<[^<>]*>)*>>", r"\1", signature)
     return re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "…", signature)
 
 
