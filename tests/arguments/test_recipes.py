@@ -45,6 +45,16 @@ def test_given_options_win_and_are_named(caplog, tmp_path):
     assert again.for_run("keypoints").to_dict() == run.to_dict()
 
 
+def test_values_that_follow_from_the_task_follow_when_a_file_is_used_for_another(caplog):
+    written = RFDETRTrainingArguments(recipe="official").for_run("keypoints").to_dict()
+    found = {task: RFDETRTrainingArguments(**written).for_run(task) for task in ("detection", "keypoints")}
+    assert (found["detection"].skip_best_epochs, found["detection"].smooth_alpha) == (0, 0)
+    assert (found["keypoints"].skip_best_epochs, found["keypoints"].smooth_alpha) == (10, 0.5)
+    assert "except for what is given" not in caplog.text
+    given = RFDETRTrainingArguments(recipe="official", skip_best_epochs=10.0).for_run("detection")
+    assert given.skip_best_epochs == 10 and "except for what is given" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["step", "cosine"])
 def test_the_schedule_is_the_official_one(kind):
     """The multiplier of the official LambdaLR by its formulas; T = 12 steps, 3 of them warm-up."""

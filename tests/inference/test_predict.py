@@ -108,6 +108,10 @@ def test_a_second_prediction_without_a_folder_goes_into_the_next(keypoint_folder
     assert "predictions has files: what is found goes to predictions-2" in said
     for name in ("predictions", "predictions-2", "predictions-3"):
         assert [file.name for file in Path(name).iterdir()] == ["image.png"]
+    Path("predictions-4").touch()
+    Path("predictions-5").mkdir()
+    predict(PredictArguments("model", images=["image.png"]), say=said.append)
+    assert [file.name for file in Path("predictions-5").iterdir()] == ["image.png"], "it had no files"
 
 
 def test_files_that_are_there_are_not_replaced_silently(keypoint_folder):
@@ -191,6 +195,18 @@ def test_results_are_written_as_they_come(folder):
     assert seen == [0, 1, 2, 3, 4, 5]
     names = [image["file_name"] for image in json.loads((folder / "out" / "coco.json").read_text())["images"]]
     assert names == [f"frame-{number}.png" for number in range(6)], "frames have names of their own"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")
+@pytest.mark.parametrize(("form", "name"), [("json", "predictions.json"), ("jsonl", "predictions.jsonl"),
+                                            ("coco", "coco.json")])  # fmt: skip
+def test_a_full_disk_names_the_file_and_what_is_done(folder, capsys, form, name):
+    (folder / "out").mkdir()
+    (folder / "out" / name).symlink_to("/dev/full")
+    assert command(folder, "--formats", form, "--overwrite", "true") == 1
+    said = capsys.readouterr().err
+    assert name in said and "No space left" in said
+    assert "0 images were done before" in said
 
 
 def test_a_cut_video_is_named(folder, capsys):

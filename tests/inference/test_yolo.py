@@ -1,5 +1,7 @@
 """Predictions as a YOLO data set."""
 
+import tracemalloc
+
 import numpy as np
 import torch
 from helpers.pictures import noise
@@ -51,3 +53,20 @@ def test_keypoints_become_rows_of_one_length(tmp_path):
     (row,) = load_detection_dataset(tmp_path / "out", task="keypoints")["train"]
     np.testing.assert_allclose(row["objects"]["keypoints"][0], [12, 12, 2, 0, 0, 0], atol=1e-3)
     assert row["objects"]["keypoints"][1] == [0] * 6
+
+
+def test_an_outline_takes_the_memory_of_its_object():
+    mask = np.zeros((2000, 1500), np.uint8)
+    mask[700:740, 900:950] = 1
+    mask[720:725, 910:915] = 0
+    rle = mask_utils.encode(np.asfortranarray(mask))
+    tracemalloc.start()
+    found = outline(rle)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * mask.size, "not the numbers of all pixels in 64 bits"
+    corners = {(900, 700.5), (900, 739.5), (950, 700.5), (950, 739.5), (900.5, 700), (949.5, 700), (900.5, 740)}
+    assert {*map(tuple, found.tolist())} == corners | {(949.5, 740)}
+    whole = outline(np.ones((5, 7), bool))
+    assert whole.min() == 0 and whole[:, 0].max() == 7 and whole[:, 1].max() == 5
+    assert outline(np.eye(1)).tolist() == outline([[1]]).tolist() and len(outline(np.full((3, 3), 0.2))) == 0

@@ -123,6 +123,47 @@ def test_a_schedule_of_another_optimizer_is_refused_at_construction(tmp_path, ti
     assert RFDETRTrainer(model, quick_arguments(tmp_path, **SHORT), shapes, optimizers=(mine, None)).args
 
 
+def test_what_is_no_made_optimizer_is_refused_at_construction(tmp_path, tiny_model, shapes):
+    model = tiny_model()
+    mine = torch.optim.SGD(model.parameters(), lr=0.25)
+    for given, message in (
+        (None, "optimizers is a NoneType: give"),
+        ((torch.optim.AdamW, None), "AdamW.* is not an optimizer; give one that is made"),
+        ((lambda parameters: mine, None), "is not an optimizer"),
+        ((mine, torch.optim.lr_scheduler.ConstantLR), "ConstantLR.* is not a schedule"),
+        ((torch.optim.LBFGS(model.parameters()), None), "the step of LBFGS computes the loss anew"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            RFDETRTrainer(model, quick_arguments(tmp_path, **SHORT), shapes, optimizers=given)
+    schedule = torch.optim.lr_scheduler.LambdaLR(mine, lambda step: 1.0)
+    for given in ([None, None], (mine, schedule), (torch.optim.Adafactor(model.parameters()), None)):
+        assert RFDETRTrainer(model, quick_arguments(tmp_path, **SHORT), shapes, optimizers=given).args
+
+
+def test_model_init_of_a_trial_and_log_with_a_start_time(tmp_path, tiny_model, shapes):
+    """As Transformers calls them."""
+    trials = []
+
+    def of_a_trial(trial):
+        trials.append(trial)
+        return tiny_model(seed=3)
+
+    args = quick_arguments(tmp_path, **SHORT)
+    trainer = RFDETRTrainer(args=args, model_init=of_a_trial, train_dataset=shapes)
+    trainer.log({"mine": 1.0}, 0.0)
+    assert trials == [None] and trainer.state.log_history[-1]["mine"] == 1.0
+    for init in (lambda seed=3: tiny_model(seed=seed), lambda *rest, **more: tiny_model(seed=len(rest) + len(more))):
+        assert RFDETRTrainer(args=args, model_init=init, train_dataset=shapes).model
+    with pytest.raises(TypeError, match="model_init needs trial, size: give a function"):
+        RFDETRTrainer(args=args, model_init=lambda trial, size: tiny_model(), train_dataset=shapes)
+
+
+def test_an_option_without_effect_is_named_once(tmp_path, tiny_model, shapes, caplog):
+    args = quick_arguments(tmp_path, max_steps=1, save_strategy="no", eval_strategy="no", save_steps=4)
+    RFDETRTrainer(tiny_model(), args, shapes).train()
+    assert sum("save_steps=4 has no effect" in text for text in caplog.messages) == 1
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [({"callbacks": TrainerCallback()}, "callbacks is a TrainerCallback: give a list"),

@@ -67,8 +67,18 @@ def test_a_run_has_steps_and_begun_epochs(options, steps, epochs):
 )
 def test_a_run_that_is_too_short_for_its_options_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        begun(max_steps=6, **options)
+        begun(max_steps=6, num_train_epochs=1, **options)
     begun(max_steps=12, **options)
+
+
+def test_a_run_that_max_steps_cuts_for_a_trial_is_warned(caplog):
+    caplog.set_level(logging.WARNING, logger="rfdetr_hf")
+    begun(max_steps=2, eval_delay=5, ema_update_interval=10, ema_tau=0)
+    assert "eval_delay=5 is above the 0.33" in caplog.text and "ema_update_interval=10 is above" in caplog.text
+    assert len(caplog.messages) == 2, "nothing advises on a decay that no update has"
+    caplog.clear()
+    begun(max_steps=12, eval_delay=1, ema_update_interval=2)
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(

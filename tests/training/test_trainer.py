@@ -150,7 +150,7 @@ def test_a_step_that_is_not_finite_touches_nothing_and_is_counted(tmp_path, tiny
     assert [s[:2] for s in seen] == [(1, 1), (2, 2), (2, 2), (3, 3)]
     assert_same(seen[1][2], seen[2][2])
     assert result.metrics["train_skipped_steps"] == 1
-    assert any("step 2 skipped" in message and "images [" in message for message in caplog.messages)
+    assert any("step 3 skipped" in message and "images [" in message for message in caplog.messages)
     assert all(torch.isfinite(tensor).all() for tensor in trainer.model.state_dict().values())
 
 

@@ -120,7 +120,7 @@ def test_too_many_skips_name_step_and_images_also_one_step_late(tmp_path, tiny_m
         messages.append([str(e.value), *skips])
         caplog.clear()
     assert messages[0] == messages[1] and len(messages[0]) == 4
-    assert messages[0][-1].startswith("step 5 skipped") and messages[0][-1].split("images ")[1] in messages[0][0]
+    assert messages[0][-1].startswith("step 6 skipped") and messages[0][-1].split("images ")[1] in messages[0][0]
 
 
 class Listen(TrainerCallback):

@@ -508,7 +508,8 @@ class RFDETRTrainingArguments(RuntimeFacts):
             metric = present
         larger = larger_wins(metric, sets)
         if self.is_official:
-            for name, value in OFFICIAL_BY_TASK.get(task, {}).items():
+            # Also those that are no task's own: the values at hand may be of a run of another task.
+            for name, value in (OFFICIAL_OF_TASKS | OFFICIAL_BY_TASK.get(task, {})).items():
                 if name not in self._given:
                     resolved._derive(name, value)
             left = departures(resolved, task)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from datasets import Dataset
 from transformers import EvalPrediction
 
-from ..data.schema import category_ids, class_names, decode_image, undecoded
+from ..data.keypoints import KeypointSchema
+from ..data.schema import category_ids, class_names, decode_image, has_keypoints, keypoint_schema, undecoded
 from ..decoding import PILLOW, require_decoder
 from ..values import shown
 from .analysis import DetectionAnalysis
@@ -157,6 +159,32 @@ class DetectorEvaluation(NamedTuple):
         return "\n\n".join(parts)
 
 
+def compare_keypoints(described: Mapping[str, Any] | None, dataset: Any, name: str) -> None:
+    """Warn where the keypoints of a data set are not those that a model knows, so that scores mean something else.
+
+    Args:
+        described: `keypoint_schema` of the model's configuration.
+        dataset: to score the model on, or to train it with.
+        name: of the data set.
+    """
+    if not described or not has_keypoints(dataset):
+        return
+    pairs = zip(KeypointSchema.from_dict(described).classes, keypoint_schema(dataset).classes, strict=False)
+    for label, (theirs, ours) in zip(class_names(dataset), pairs, strict=False):
+        wrong = []
+        if len(ours.sigmas) == len(theirs.sigmas) and not np.allclose(ours.sigmas, theirs.sigmas, rtol=1e-4, atol=0):
+            wrong.append("sigmas")
+        if ours.names != theirs.names and sorted(ours.names) == sorted(theirs.names):
+            wrong.append("names")
+        for what in wrong:
+            here, there = (shown(list(getattr(each, what))) for each in (ours, theirs))
+            logger.warning(
+                "%s: the keypoints of %s have the %s %s, and keypoint_schema in the model's configuration has %s: "
+                "keypoint scores go by the data; load it with keypoint_schema of the model to score by those",
+                name, label, what, here, there,
+            )  # fmt: skip
+
+
 def check_output(output_dir: str | Path | None, report: bool) -> None:
     """Whether results can be written, which is better known before the images are looked at.
 
@@ -188,7 +216,8 @@ def evaluate_detector(
     Args:
         detect: PIL images -> detections in pixels of each image, with the labels of the data set; see `inference`. Its
             `value_range`, where it has one, is that of pictures with more than 8 bits, its `image_decoder` reads JPEG
-            files, and its `model_labels`, a list of names, must be the classes of the data set.
+            files, and its `model_labels`, a list of names, must be the classes of the data set; of other sigmas than
+            those of its `model_keypoints`, a `keypoint_schema`, a warning tells.
         dataset: one split as `load_detection_dataset` gives it.
         batch_size: images given to `detect` at once.
         iou_types: "bbox", "segm", "keypoints".
@@ -213,6 +242,8 @@ def evaluate_detector(
             f"the classes of the data set are {class_names(dataset)}, but the detector's model has {theirs}; load the "
             "data with load_detection_dataset(…, class_names=…) of the model's names"
         )
+    if "keypoints" in iou_types and sigmas is None:
+        compare_keypoints(getattr(detect, "model_keypoints", None), dataset, "the data set")
     rows = undecoded(dataset.with_format(None))
     # Pictures of more than 8 bits are shown as the model learnt them, not as this data set alone would have them.
     learnt = getattr(detect, "value_range", None)

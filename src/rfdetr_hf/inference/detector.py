@@ -65,6 +65,11 @@ class ImageDetector:
         """The class names of the model, by label; None in a subclass that gives labels of its own."""
         return [name for _, name in sorted(self.model.config.id2label.items())]
 
+    @property
+    def model_keypoints(self) -> dict[str, Any] | None:
+        """The `keypoint_schema` of the model."""
+        return self.model.config.keypoint_schema
+
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], scale: float = 1.0) -> list[Found]:
         """Detections of the images, on the CPU; masks are COCO run lengths, which take little memory.

@@ -21,7 +21,7 @@ from ..models.thresholds import class_thresholds
 from ..options import message_text
 from .detector import above, load_detector, naming
 from .images import NamedImage, find_images
-from .results import ResultFiles, as_records, keypoints_of_classes
+from .results import ResultFiles, as_records, keypoints_of_classes, writing
 from .views import with_views
 
 
@@ -98,24 +98,24 @@ def predict(
     files = ResultFiles(output, args.formats, config.id2label, keypoints, args.keypoint_threshold)
     # Where somebody looks on, a bar stands in place of a line for each image.
     piped, total = not (sys.stdout.isatty() and sys.stderr.isatty()), length_hint(items) or None
-    objects, first = 0, list[Image.Image]()
+    objects, first, names = 0, list[Image.Image](), config.id2label
     with files, tqdm(total=total, unit=" images", dynamic_ncols=True, disable=piped) as bar:
         while batch := list(islice(items, args.batch_size)):
             for item, found in _detect(detect, batch, args.model_name_or_path, None if args.strict else skip):
                 found, where = above(found, thresholds), f"{item.source}"
-                records = as_records(found, config.id2label, -1.0)
+                records = as_records(found, names, -1.0)
                 files.add(item, found, records)
                 objects += len(records)
                 first += [item.image] if len(first) < args.batch_size else []
                 if "pictures" in args.formats:
-                    where = _draw(item, output, draw_detections(item.image, found, config.id2label, -1.0, style))
+                    where = _draw(item, output, draw_detections(item.image, found, names, -1.0, style), files.count)
                 bar.update()
                 if piped:
                     tell(f"{where}: {counted(len(records), 'object')}")
     _sum_up(files, skipped, tell)
     if not objects and files.count:
         plain.thresholds = [-1.0] * len(thresholds)
-        tell(_why_nothing(detect(first), config.id2label, args))
+        tell(_why_nothing(detect(first), names, args))
     return Predicted(files.count, skipped)
 
 
@@ -160,7 +160,8 @@ def _output_folder(args: PredictArguments, say: Callable[[str], None]) -> Path:
         return output
     if args.output_dir != PredictArguments.output_dir:
         raise FileExistsError(f"--output_dir {output} has files: choose another, or replace them with --overwrite true")
-    free = next(free for n in count(2) if not (free := Path(f"{output}-{n}")).exists())
+    others = (Path(f"{output}-{n}") for n in count(2))
+    free = next(each for each in others if not (any(each.iterdir()) if each.is_dir() else os.path.lexists(each)))
     say(f"{output} has files: what is found goes to {free}")
     return free
 
@@ -195,10 +196,11 @@ def _detect(
         skip(message)
 
 
-def _draw(item: NamedImage, output: Path, picture: Any) -> str:
+def _draw(item: NamedImage, output: Path, picture: Any, count: int) -> str:
     where = output / f"{item.name}.png"
     if where.is_symlink() or os.path.realpath(where) == os.path.realpath(item.source):
         raise FileExistsError(f"--output_dir {output}: the picture would replace its source {os.path.realpath(where)}")
-    where.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(where)
+    with writing(where, count - 1):
+        where.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(where)
     return str(where)

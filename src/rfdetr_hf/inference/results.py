@@ -5,14 +5,15 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from ..choices import counted
 from ..data.keypoints import ClassKeypoints, KeypointSchema
 from ..evaluation.detection_table import compressed
 from ..evaluation.metrics import highest_rejected
@@ -305,15 +306,18 @@ class ResultFiles(AbstractContextManager):
         keypoint_threshold: float,
     ) -> None:
         self.count = 0
-        make: dict[str, Callable[[], Any]] = {
-            "json": lambda: JsonResults(folder / "predictions.json"),
-            "jsonl": lambda: JsonLines(folder / "predictions.jsonl"),
-            "coco": lambda: CocoDataset(folder / "coco.json", CocoResults(id2label, keypoints, keypoint_threshold)),
-            "yolo": lambda: YoloDataset(folder / "yolo", id2label, keypoints, keypoint_threshold),
-            "crops": lambda: Crops(folder / "crops", id2label),
+        described = id2label, keypoints, keypoint_threshold
+        make: dict[str, tuple[str, Callable[[Path], Any]]] = {
+            "json": ("predictions.json", JsonResults),
+            "jsonl": ("predictions.jsonl", JsonLines),
+            "coco": ("coco.json", lambda path: CocoDataset(path, CocoResults(*described))),
+            "yolo": ("yolo", lambda path: YoloDataset(path, *described)),
+            "crops": ("crops", lambda path: Crops(path, id2label)),
         }
-        self._open = ExitStack()
-        self._writers = [self._open.enter_context(make[name]()) for name in make if name in formats]
+        self._writers = []
+        for file, begin in (make[name] for name in make if name in formats):
+            with writing(folder / file, 0):
+                self._writers.append(begin(folder / file))
 
     @property
     def paths(self) -> list[Path]:
@@ -322,9 +326,30 @@ class ResultFiles(AbstractContextManager):
 
     def add(self, item: NamedImage, found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
         """One more image with its detections, and their `as_records`."""
-        self.count += 1
         for writer in self._writers:
-            writer.add(item, found, records)
+            with writing(writer.path, self.count):
+                writer.add(item, found, records)
+        self.count += 1
 
-    def __exit__(self, *error: object) -> None:
-        self._open.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        failed: OSError | None = None
+        for writer in reversed(self._writers):
+            try:
+                with writing(writer.path, self.count):
+                    writer.__exit__(kind, error, traceback)
+            except OSError as raised:
+                failed = failed or raised
+        if failed is not None and error is None:  # else the first error says it
+            raise failed
+
+
+@contextmanager
+def writing(path: Path, done: int) -> Iterator[None]:
+    """An error of the file system within it, as of a full disk, names the file and how many images were done before."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        text = f"{error.strerror}; {counted(done, 'image', 'was')} done before"
+        raise OSError(error.errno, text, error.filename or str(path)) from error

@@ -105,13 +105,18 @@ def outline(mask: Any) -> np.ndarray:
         (corners, 2), x and y in pixels; (0, 2) for an empty mask.
     """
     rle: Any = compressed(mask) if isinstance(mask, Mapping) else None
-    pixels = np.asarray(mask if rle is None else mask_utils.decode(rle), dtype=np.float64)
+    pixels = np.asarray(mask if rle is None else mask_utils.decode(rle))
+    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return np.zeros((0, 2))
+    # Its box alone, since numbers of 64 bits of a large picture take long.
+    pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float64)
     # A border of zeros closes the lines; the middle of a pixel is at half its side.
     lines = [np.asarray(line)[:-1] for line in contour_generator(z=np.pad(pixels, 1)).lines(0.5)]
     if not lines:
         return np.zeros((0, 2))
     areas = [abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) for x, y in (line.T for line in lines)]
-    corners = lines[int(np.argmax(areas))] - 0.5
+    corners = lines[int(np.argmax(areas))] + (columns[0] - 0.5, rows[0] - 0.5)
     steps = corners - np.roll(corners, 1, axis=0)
     after = np.roll(steps, -1, axis=0)
     return corners[np.abs(steps[:, 0] * after[:, 1] - steps[:, 1] * after[:, 0]) > 1e-9]

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any
 
@@ -22,11 +23,13 @@ from ..data.findings import audit_data
 from ..data.rows import check_rows
 from ..data.schema import class_names, has_object_field, keypoint_schema, label_table, max_objects
 from ..data.shards.dataset import ShardedDataset
+from ..evaluation.run import compare_keypoints
 from ..hub.push import check_repo_id
 from ..models.adapters import adapted_layers
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from ..tasks import TASKS
+from ..values import shown
 from .record import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -59,8 +62,7 @@ def check_kinds(
     if model_init is not None and model is not None:
         raise TypeError("model and model_init exclude each other; give one of them")
     if model_init is not None:
-        set_seed(args.seed)
-        model, kind = (made := model_init()), type(made).__name__
+        model, kind = (made := init_model(model_init, args.seed)), type(made).__name__
     if not isinstance(model, RFDETRForObjectDetection):
         remedies = {
             "str": f"load it, {ours}({model!r})",
@@ -95,9 +97,29 @@ def check_kinds(
         raise TypeError(f"callbacks is a {type(callbacks).__name__}: give a list of callbacks")
     if metrics is not None and not callable(metrics):
         raise TypeError(f"compute_metrics is a {type(metrics).__name__}: give a function of an EvalPrediction")
-    if others.get("optimizers"):
+    if others.get("optimizers", False) is not False:
         _check_optimizers(others["optimizers"])
     return model, args
+
+
+def init_model(model_init: Callable[..., Any], seed: int) -> Any:
+    """What `model_init` makes by a seed; one that takes a trial, as in Transformers, gets None for it.
+
+    Raises:
+        TypeError: it needs further arguments.
+    """
+    needed = _needed(model_init)
+    if len(needed) > 1 or any(each.kind == each.KEYWORD_ONLY for each in needed):
+        names = ", ".join(each.name for each in needed)
+        raise TypeError(f"model_init needs {names}: give a function without arguments, or of a trial, which is None")
+    set_seed(seed)
+    return model_init(*[None] * len(needed))
+
+
+def _needed(function: Callable[..., Any]) -> list[Parameter]:
+    """The parameters that a call must give."""
+    found = [each for each in signature(function).parameters.values() if each.default is each.empty]
+    return [each for each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
 
 def _check_optimizers(given: Any) -> None:
@@ -105,6 +127,15 @@ def _check_optimizers(given: Any) -> None:
     if not isinstance(given, (list, tuple)) or len(given) != 2:
         raise TypeError(f"optimizers is a {type(given).__name__}: give (optimizer, scheduler), or None for one")
     optimizer, scheduler = given
+    for what, each, part in (("an optimizer", optimizer, "param_groups"), ("a schedule", scheduler, "step")):
+        if each is not None and (isinstance(each, type) or not hasattr(each, part)):
+            raise TypeError(f"optimizers: {shown(each)} is not {what}; give one that is made, not its class")
+    # Of the class: a schedule has wrapped that of the object.
+    if optimizer is not None and _needed(getattr(type(optimizer), "step", optimizer.step))[1:]:
+        raise ValueError(
+            f"optimizers: the step of {type(optimizer).__name__} computes the loss anew, several times, and this "
+            "trainer computes it once a step; give an optimizer whose step() takes nothing, such as SGD or AdamW"
+        )
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ValueError("optimizers: ReduceLROnPlateau waits for a score; give a schedule that steps by itself")
     changed = getattr(scheduler, "optimizer", optimizer)
@@ -156,6 +187,7 @@ def check_run(
         check_repo_id(args.hub_model_id)
     for split, dataset in splits.items():
         check_split(model, split, dataset)
+        compare_keypoints(model.config.keypoint_schema, dataset, split)
         if isinstance(dataset, Dataset):  # shards were checked when they were written
             check_rows(split, dataset)
         _check_objects(model, split, dataset)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ..arguments.training import RFDETRTrainingArguments
 from ..data.rows import check_rows
 from ..data.shards.dataset import ShardedDataset
-from ..evaluation.run import joined_scores
+from ..evaluation.run import compare_keypoints, joined_scores
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .checks import check_kinds, check_split
 from .compatibility import TransformersMethods
@@ -126,6 +126,8 @@ class EvaluationMethods(TransformersMethods):
         """`check_split`, and the rows of a data set that was not given at construction, where they were checked."""
         check_split(self.model, name, dataset)
         known = any(dataset is each for each in self.splits.values())
+        if not known:
+            compare_keypoints(self.model.config.keypoint_schema, dataset, name)
         if not known and isinstance(dataset, Dataset):  # shards were checked when they were written
             check_rows(name, dataset)
 

@@ -132,25 +132,15 @@ class RunState(TrainerState):
             world_size: processes.
 
         Raises:
-            ValueError: the run is too short for what the arguments ask for.
+            ValueError: the run is too short for what the arguments ask for, and `max_steps` has not cut it.
         """
         self.steps_per_epoch = steps_per_epoch
         self.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
         self.num_train_epochs = math.ceil(self.max_steps / steps_per_epoch)
-        if args.use_ema and args.ema_update_interval > self.max_steps:
-            raise ValueError(
-                f"ema_update_interval={args.ema_update_interval} is above the {counted(self.max_steps, 'step')} of the "
-                "run: the EMA weights would stay the initial ones; lower it, or set use_ema to False"
-            )
-        epochs = self.max_steps / steps_per_epoch
-        length, unit = (self.max_steps, "step") if args.eval_strategy == "steps" else (epochs, "epoch")
-        if args.eval_strategy != "no" and args.eval_delay > length:
-            raise ValueError(
-                f"eval_delay={args.eval_delay:g} is above the {counted(length, unit)} of the run: there would be no "
-                "evaluation; lower it, or set eval_strategy to 'no'"
-            )
-        left = initial_share(args.ema_decay, args.ema_tau, self.max_steps // args.ema_update_interval)
-        if args.use_ema and not args.is_official and left > 0.5:  # the official one starts with a copy
+        self._check_length(args)
+        updates = self.max_steps // args.ema_update_interval
+        left = initial_share(args.ema_decay, args.ema_tau, updates)
+        if args.use_ema and updates and not args.is_official and left > 0.5:  # the official one starts with a copy
             logger.warning(
                 "after the %s of the run %.0f%% of the EMA weights, which best/ and last/ hold, are the initial "
                 "ones: lower ema_decay, set ema_tau above 0, or set use_ema to False",
@@ -172,6 +162,25 @@ class RunState(TrainerState):
             "annotations": annotations,
             "arguments": json.loads(args.to_json_string()),  # as a checkpoint gives them back
         }
+
+    def _check_length(self, args: RFDETRTrainingArguments) -> None:
+        """Refuse a run that is too short for its options; where `max_steps` cuts it, as in a trial, warn."""
+        epochs, wrong = self.max_steps / self.steps_per_epoch, list[str]()
+        length, unit = (self.max_steps, "step") if args.eval_strategy == "steps" else (epochs, "epoch")
+        if args.use_ema and args.ema_update_interval > self.max_steps:
+            wrong.append(
+                f"ema_update_interval={args.ema_update_interval} is above the {counted(self.max_steps, 'step')} of the "
+                "run: the EMA weights would stay the initial ones; lower it, or set use_ema to False"
+            )
+        if args.eval_strategy != "no" and args.eval_delay > length:
+            wrong.append(
+                f"eval_delay={args.eval_delay:g} is above the {counted(length, unit)} of the run: there would be no "
+                "evaluation; lower it, or set eval_strategy to 'no'"
+            )
+        for message in wrong:
+            if self.max_steps >= args.num_train_epochs * self.steps_per_epoch:
+                raise ValueError(message)
+            logger.warning("%s", message)
 
     def _expect_best(self, args: RFDETRTrainingArguments) -> None:
         """Warn where no evaluation of the run can choose a best model, whatever its scores are."""
@@ -243,7 +252,8 @@ class RunState(TrainerState):
         """
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
-        logger.warning("step %d skipped: loss or gradient is not finite; images %s", step, image_ids)
+        # Log lines and metrics.csv count from 1.
+        logger.warning("step %d skipped: loss or gradient is not finite; images %s", step + 1, image_ids)
         if self.skipped_in_a_row >= max(limit, 1):
             raise TooManySkipped(
                 f"{counted(self.skipped_in_a_row, 'step')} in a row had a non-finite loss or gradient, lastly on "

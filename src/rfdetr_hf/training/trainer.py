@@ -35,7 +35,7 @@ from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
-from .checks import audit_splits, check_kinds, check_run, named_splits
+from .checks import audit_splits, check_kinds, check_run, init_model, named_splits
 from .distributed import allow_tf32, build_accelerator, replace_precision
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
@@ -85,7 +85,8 @@ class RFDETRTrainer(EndingMethods):
             [`~evaluation.by_image.truth_by_image`], and returns further metrics; called on the main process.
         processing_class: another name of `image_processor`.
         optimizers: an optimizer of the model's parameters and its schedule, each or None; default: by the arguments.
-        model_init: makes the model, after the seed of the arguments is set; in place of `model`.
+        model_init: makes the model, after the seed of the arguments is set; in place of `model`. It may take a trial,
+            as in Transformers, which is None.
         best_model: decides, after each evaluation, whether the weights are the best so far; default: by the arguments.
         drop_path: the drop path rate by optimizer step; default: by the arguments.
         evaluator: makes what scores one pass over a data set; default: COCO's metrics of the model's task.
@@ -115,7 +116,7 @@ class RFDETRTrainer(EndingMethods):
         *,
         processing_class: RFDETRImageProcessor | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
-        model_init: Callable[[], RFDETRForObjectDetection] | None = None,
+        model_init: Callable[..., RFDETRForObjectDetection] | None = None,
         best_model: BestModel | None = None,
         drop_path: DropPathSchedule | None = None,
         evaluator: Callable[[Dataset], CocoEvaluator] | None = None,
@@ -309,9 +310,8 @@ class RFDETRTrainer(EndingMethods):
         self.accelerator.free_memory()
         replace_precision(self.accelerator, self.args)
         if is_new and self.model_init is not None:
-            set_seed(self.args.seed)
             merge_adapters(self.model)
-            self.model.load_state_dict(self.model_init().state_dict())
+            self.model.load_state_dict(init_model(self.model_init, self.args.seed).state_dict())
         elif is_new and steps:
             logger.warning("a new run begins at step 0, with the weights of %d steps of this trainer in memory", steps)
         self.state, self.control, self.rate = self.state.fresh(), TrainerControl(), self.args.learning_rate
@@ -545,8 +545,13 @@ class RFDETRTrainer(EndingMethods):
         self.stopwatch.reset()
         self.log(logs)
 
-    def log(self, logs: dict[str, float]) -> None:
-        """Give a log event to the callbacks and to `state.log_history`."""
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Give a log event to the callbacks and to `state.log_history`.
+
+        Args:
+            logs: names and values.
+            start_time: for subclasses that pass on what Transformers counts text tokens by; nothing follows from it.
+        """
         self.directory.lock.check()
         logs = {**plain_logs(logs), "epoch": self.state.epoch}
         self.state.log_history.append({**logs, "step": self.state.global_step})

@@ -226,3 +226,20 @@ def test_an_adapter_in_the_folder_is_refused_by_name(saved, has_base):
     for load in (load_model, load_detector):
         with pytest.raises(ValueError, match="adapter of peft .adapter_config.json, of the model my/base.*merge_and"):
             load(saved[1])
+
+
+def test_weights_that_are_no_plain_numbers_are_named_when_they_are_saved(tiny_model, tmp_path):
+    class Packed(torch.Tensor):
+        """As torchao's: numbers that not every function takes."""
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.isfinite:
+                raise NotImplementedError("Packed dispatch: attempting to run unimplemented operator")
+            return super().__torch_function__(func, types, args, kwargs)
+
+    model = tiny_model()
+    model.class_embed.weight = torch.nn.Parameter(model.class_embed.weight.detach().as_subclass(Packed))
+    with pytest.raises(ValueError, match="the type Packed are not plain numbers.* save the model before"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()

@@ -86,7 +86,14 @@ def require_finite(state: Mapping[str, Tensor], origin: str) -> None:
         if tensor.dtype not in kinds and not _SCHEMA_BUFFERS.search(name):
             raise ValueError(f"{origin}: {name} is of the type {tensor.dtype}; weights are float16 to float64.")
     floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and not tensor.is_meta}
-    wrong = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
+    try:
+        wrong = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
+    except NotImplementedError as error:
+        types = ", ".join(sorted({type(each).__name__ for each in floats.values()} - {"Tensor", "Parameter"}))
+        raise ValueError(
+            f"{origin}: weights of the type {types} are not plain numbers, as after a quantization by torchao; save "
+            "the model before it is quantized, and quantize it again after loading"
+        ) from error
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise ValueError(
