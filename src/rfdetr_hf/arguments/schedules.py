@@ -30,7 +30,8 @@ def check_schedule_options(kind: str, args: Any) -> None:
     if kind not in OWN_SCHEDULES:
         from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-        given, options = args.lr_scheduler_kwargs or {}, signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters
+        functions: Any = TYPE_TO_SCHEDULER_FUNCTION
+        given, options = args.lr_scheduler_kwargs or {}, signature(functions[kind]).parameters
         options = {name: each for name, each in options.items() if name not in _OF_ALL}
         needed = [name for name, each in options.items() if each.default is each.empty]
         if missing := [name for name in needed if name not in given]:
