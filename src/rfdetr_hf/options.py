@@ -152,12 +152,15 @@ _SECRET = re.compile(
     r"(?:^|[_-]|(?<=[a-z])(?=[A-Z]))(?i:(?:api|access|secret|private)?(?:token|key)|password|passwd|pwd|pass|passphrase"
     r"|secret|auth|authorization|bearer|cookie|pem|signature|credential|sig)(?P<many>s?)$"
 )
-# In a text: hub_token=…, "api_key": "…", --hub_token …, Authorization: Bearer …, and key:…@bucket.
+# In a text: password=…, hub_token=… and "api_key": "…" of letters and digits, --hub_token …, Authorization: Bearer …,
+# and key:…@bucket.
 _SAID = (
-    (r"""((?i:\b[\w-]*(?:token|password|passwd|secret|api_?key|access_?key)s?)(?:=["']?|["']:\s?["']))"""
+    (r"""((?i:\b[\w-]*(?:password|passwd|secret)s?)(?:=["']?|["']:\s?["']))[^\s"'&;,<>()\[\]{}]{6,}""", r"\1..."),
+    (r"""((?i:\b[\w-]*(?:token|api_?key|access_?key)s?)(?:=["']?|["']:\s?["']))(?=[\w.-]*[A-Za-z])(?=[\w.-]*\d)"""
      r"""[^\s"'&;,<>()\[\]{}]{6,}""", r"\1..."),
-    (r"((?i:--[\w-]*(?:token|password|secret|key)\s|\bbearer\s|\bbasic\s))(?=\S*[A-Z0-9])[^\s\"',;]{6,}", r"\1..."),
-    (r"""(?<![\w/:.-])[^\s:/@"']+:[^\s:/@"']+@(?=\w)""", "...@"),
+    (r"((?i:--[\w-]*(?:token|password|secret|key)\s|\bbearer\s|\bauthorization:?\s+basic\s))(?=\S*[A-Z0-9])[^\s\"',;]{6,}",
+     r"\1..."),
+    (r"""(?<![\w/:.-])[^\s:/@"'\\]{2,}:[^\s:/@"'\\]{8,}@(?=\w)""", "...@"),
 )  # fmt: skip
 # Of the Hub, whatever it stands behind: 34 signs in upper and lower case; a part of a path is a name.
 _TOKEN = re.compile(r"(?<![A-Za-z0-9/\\])hf_(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{30,}(?![A-Za-z0-9/\\])")

@@ -109,6 +109,19 @@ def test_a_run_killed_at_the_save_after_a_skip_goes_on_exactly(tmp_path, tiny_mo
     assert_equal_runs(whole, killed, 4, 8)
 
 
+def test_moments_of_a_resume_lie_in_memory_as_the_weights_do(tmp_path, tiny_model, shapes, settled):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def model():
+        return tiny_model().to(memory_format=torch.channels_last)
+
+    run(whole, model(), shapes, settled)
+    with pytest.raises(KeyboardInterrupt):
+        run(killed, model(), shapes, settled, callbacks=[Die()])
+    run(killed, model(), shapes, settled, resume=str(killed / "checkpoint-4"))
+    assert_equal_runs(whole, killed, 4, 8)
+
+
 def test_too_many_skips_name_step_and_images_also_one_step_late(tmp_path, tiny_model, shapes, settled, caplog):
     messages = []
     options = {"max_skipped_steps": 2, "no_loss": (1, 4, 5)}

@@ -328,7 +328,8 @@ def require_same(before: Mapping[str, Any] | None, now: Mapping[str, Any], what:
 
 def _like(parameter: Tensor, flat: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
-        return flat.view(parameter.shape)
+        # With its strides: the fused kernel of a CPU goes by the order in memory.
+        return torch.empty_like(parameter, dtype=flat.dtype).copy_(flat.view(parameter.shape))
     row = math.prod(parameter.shape[1:])
     local = flat.view(flat.numel() // max(row, 1), *parameter.shape[1:]) if parameter.dim() else flat.view(())
     layout: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
