@@ -390,9 +390,10 @@ class RFDETRTrainingArguments(RuntimeFacts):
         return before
 
     def _derive(self, name: str, value: Any) -> None:
-        """Give an option the value that follows from others."""
+        """Give an option the value that follows from others; who gave None for it left it to them."""
         derived: Any = self.derived
         self.__dict__[name] = derived[name] = value
+        self.__dict__["_given"] -= {name}
 
     def _settle_accumulation(self) -> None:
         """Take the usual accumulation, unless it follows from the images of a step."""

@@ -128,7 +128,7 @@ def _report_unlabelled(split: Dataset, name: str, source: str) -> None:
     names, total = class_names(split), len(split)
     logger.info(
         "%s: %s split: %d of %s labelled in all of %s; where one is not, it is no negative",
-        source, name, int((counts == total).sum()), counted(len(names), "class"), counted(total, "image"),
+        source, name, int((counts == total).sum()), counted(len(names), "class", "is"), counted(total, "image"),
     )  # fmt: skip
     nowhere = [label for label, count in zip(names, counts.tolist(), strict=True) if not count]
     if nowhere:
