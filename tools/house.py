@@ -45,7 +45,7 @@ NO_TEST_FILE = {
 }
 
 # What each folder may import; leaves may be imported by all. "" is the package itself, whose list imports the rest.
-LEAVES = {"tasks", "drawing", "options", "choices", "bit_depth", "decoding", "values"}
+LEAVES = {"tasks", "drawing", "options", "choices", "bit_depth", "decoding", "values", "cores"}
 MAY_IMPORT = {
     "tasks": set(),
     "drawing": set(),
@@ -53,6 +53,7 @@ MAY_IMPORT = {
     "choices": set(),
     "arguments": {"models", "data"},
     "bit_depth": set(),
+    "cores": set(),
     "values": set(),
     "decoding": set(),
     "hub": {"tasks"},

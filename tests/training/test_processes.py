@@ -114,7 +114,7 @@ def test_signals_are_passed_on(tmp_path):
 
 def test_a_run_on_the_cpu_gets_its_cores_where_only_the_launcher_chose_one_thread(monkeypatch, caplog):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(processes, "cores", lambda: 8)
+    monkeypatch.setattr(processes, "usable_cores", lambda: 8)
     given = []
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)

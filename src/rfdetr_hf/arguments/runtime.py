@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cores import usable_cores
+
 if TYPE_CHECKING:
     import torch
 
@@ -79,9 +81,7 @@ class RuntimeFacts:
         """Worker processes of each loader: as asked for, or one for each core that is this process's, up to 8."""
         if self.dataloader_num_workers is not None:
             return self.dataloader_num_workers
-        allowed = getattr(os, "sched_getaffinity", None)
-        cores = len(allowed(0)) if allowed is not None else os.cpu_count() or 1
-        return max(min(cores // int(os.environ.get("LOCAL_WORLD_SIZE") or self.world_size), MOST_WORKERS), 1)
+        return max(min(usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or self.world_size), MOST_WORKERS), 1)
 
     @property
     def should_save(self) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..choices import counted
+from ..cores import usable_cores
 from .boxes import box_measures, pair_terms
 from .types import PackedObjects, QueryMatches, to_device
 
@@ -235,8 +236,7 @@ def num_threads(device: torch.device) -> int:
     """Threads that SciPy's solver may use: on a CPU as many as PyTorch, else this process's share of the cores."""
     if device.type == "cpu":
         return min(torch.get_num_threads(), _MOST_THREADS)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1), _MOST_THREADS))
+    return max(1, min(usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1), _MOST_THREADS))
 
 
 def solve_on_host(cost: Tensor, counts: Sequence[int], queries: Sequence[int], num_groups: int) -> np.ndarray:

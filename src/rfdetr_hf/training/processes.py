@@ -14,6 +14,7 @@ import torch
 
 from ..arguments.launch import LaunchArguments
 from ..choices import counted
+from ..cores import usable_cores
 from .parent import LAUNCHER_VARIABLE, chosen_threads, fit_launcher, launcher_words, words_of
 from .preemption import EXIT_CODE, SIGNALS
 
@@ -50,7 +51,7 @@ def run_processes(args: LaunchArguments, command: Sequence[str]) -> int | None:
     if count == 1:
         os.environ.update(variables)
         return None
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // count))
     each = counted(int(threads), "thread") if threads.isdecimal() else f"{threads} threads"
     where = "the CPU" if "ACCELERATE_USE_CPU" in variables else f"{count} GPUs"
     print(f"{count} processes on {where}, {each} each; --num_processes 1 starts one", flush=True)
@@ -89,12 +90,6 @@ def plan(args: LaunchArguments, gpus: int) -> tuple[int, dict[str, str]]:
     return count, {"CUDA_VISIBLE_DEVICES": ",".join(names[n] for n in named)}
 
 
-def cores() -> int:
-    """The processor cores that this process may use."""
-    affinity: Any = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-
-
 def use_cores(device: torch.device, processes: int) -> None:
     """Give a run on the CPU its share of the cores where the launcher, and not the user, has set one thread.
 
@@ -102,7 +97,7 @@ def use_cores(device: torch.device, processes: int) -> None:
         device: where the run computes.
         processes: of this run on this machine.
     """
-    share = max(1, cores() // processes)
+    share = max(1, usable_cores() // processes)
     if device.type != "cpu" or torch.get_num_threads() != 1 or share == 1 or os.environ.get("OMP_NUM_THREADS") != "1":
         return
     if launcher_words(words_of(os.getppid())) and not chosen_threads(os.getppid()):
