@@ -62,12 +62,13 @@ class Fail(TrainerCallback):
 
 
 class Ask(TrainerCallback):
-    """Asks for something at the end of a step, on this process alone, and learns how each step went at once."""
+    """Asks for something in an event of a step, on this process alone, and learns how each step went at once."""
 
-    def __init__(self, step, flags):
+    def __init__(self, step, flags, event="on_step_end"):
         self.step, self.flags = step, flags
+        setattr(self, event, self._ask)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def _ask(self, args, state, control, **kwargs):
         for flag in self.flags if state.global_step == self.step else ():
             setattr(control, flag, True)
 
@@ -189,7 +190,7 @@ def events_of(job, trainer, rank):
     if "fail" in job and rank == job["fail"]["rank"]:
         events.append(Fail(job["fail"]["step"]))
     if "ask" in job and rank == job["ask"]["rank"]:
-        events.append(Ask(job["ask"]["step"], job["ask"]["flags"]))
+        events.append(Ask(**{name: value for name, value in job["ask"].items() if name != "rank"}))
     if "fail_in_evaluation" in job and rank == job["fail_in_evaluation"]["rank"]:
         events.append(FailInEvaluation(trainer, **{k: v for k, v in job["fail_in_evaluation"].items() if k != "rank"}))
     if "only_group" in job:

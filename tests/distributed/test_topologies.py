@@ -126,6 +126,20 @@ def test_what_a_callback_of_one_process_asks_for_all_do(job):
     assert codes == [1, 1] and all("2 steps in a row had a non-finite loss" in output for output in outputs), outputs
 
 
+@pytest.mark.parametrize(
+    ("step", "event", "last", "options"),
+    [
+        slow(0, "on_evaluate", 0, {"eval_on_start": True}),
+        slow(2, "on_save", 4, {"async_save": True, "save_strategy": "steps", "save_steps": 2}),
+    ],
+)
+def test_all_end_where_an_evaluation_or_a_save_of_one_process_ends_the_run(job, step, event, last, options):
+    ask = {"rank": 0, "step": step, "event": event, "flags": ["should_training_stop"]}
+    made = job("asked", held_out=2, ask=ask, options={"max_steps": 8} | options | TWO)
+    run(made, 2)
+    assert json.loads((Path(made["output_dir"]) / "status.json").read_text())["step"] == last
+
+
 @pytest.mark.parametrize("kind", [slow("ddp"), "fsdp2", *ZERO])
 def test_a_group_moves_its_own_weights_and_no_others(job, tmp_path, kind):
     group = {"name": "encoder.layer.1.decay", "path": str(tmp_path / "moved.json")}

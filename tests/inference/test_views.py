@@ -246,6 +246,24 @@ def test_detections_of_one_frame_never_suppress_each_other():
     assert merge_tiles([found()], [(0, 0, 20, 20)], (20, 20))["boxes"].shape == (0, 4)
 
 
+def test_only_detections_of_frames_that_meet_are_compared(monkeypatch):
+    """The masks that candidates are taken from grow as the number of tiles, not as its square."""
+    find, searched, sums = np.flatnonzero, [], []
+    monkeypatch.setattr(np, "flatnonzero", lambda mask: (searched.append(len(mask)), find(mask))[1])
+    for tiles in (10, 40):
+        size, boxes = (64 * tiles, 64), [(x, y, x + 5, y + 5) for x in range(8, 64 * tiles, 8) for y in (8, 20, 40)]
+        frames = tile_frames(*size, 64, 0.2)
+        shown = []
+        for left, top, right, bottom in frames[1:]:
+            cut = [(max(a, left), max(b, top), min(c, right), min(d, bottom)) for a, b, c, d in boxes]
+            shown.append(found(*((0, 0.9, *box) for box in cut if box[0] < box[2] and box[1] < box[3])))
+        searched.clear()
+        result = merge_tiles([found(), *shown], frames, size)["boxes"].int().tolist()
+        assert sorted(map(tuple, result)) == boxes
+        sums.append(sum(searched))
+    assert sums[1] < 6 * sums[0], sums
+
+
 def test_masks_are_refused():
     with pytest.raises(ValueError, match="boxes alone.*masks"):
         fuse_views([found(masks=torch.zeros(0, 4, 4))])

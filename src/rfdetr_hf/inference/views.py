@@ -227,8 +227,12 @@ def merge_tiles(
     low, high = np.maximum(borders[:, None, :2], borders[:, :2]), np.minimum(borders[:, None, 2:], borders[:, 2:])
     neighbours = (low <= high).all(axis=2)
     objects = _Objects(boxes, outer, borders[frame_of], frame_of, labels, scores, neighbours, iou)
-    for i in range(len(scores)):
-        objects.add([i], boxes[i], cut[i])
+    for frame, beside in enumerate(neighbours):
+        own = slice(*np.searchsorted(frame_of, [frame, frame + 1]).tolist())
+        # What a frame itself begins or joins is none of its candidates: they stay the same for all of it.
+        near = {label: objects.shown_by(beside, label) for label in np.unique(labels[own]).tolist()}
+        for i in range(own.start, own.stop):
+            objects.add([i], boxes[i], cut[i], near[labels[i]])
     objects.join_open()
     best, joined = [], []
     for members, hull in objects.members():
@@ -269,18 +273,23 @@ class _Objects:
         room = 2 * len(boxes)
         self._hulls, self._open = np.zeros((room, 4)), np.zeros((room, 4), dtype=bool)
         self._reach = np.zeros((room, 4))  # hulls without end where a side is open
-        self._labels, self._scores = np.zeros(room), np.zeros(room)
+        self._scores = np.zeros(room)
+        self._shown: dict[tuple[int, float], set[int]] = {}  # by frame and class
         self._seen = np.zeros((room, len(neighbours)), dtype=bool)
 
-    def add(self, members: list[int], box: np.ndarray, cut: np.ndarray) -> None:
-        """Detections that are one object, whose sides `cut` are only bounds, join another or begin one."""
+    def shown_by(self, frames: np.ndarray, label: float) -> np.ndarray:
+        """The objects of a class that some of the frames (a mask of them) show, in the order of their beginning."""
+        shown = (self._shown.get((frame, label), ()) for frame in np.flatnonzero(frames).tolist())
+        return np.array(sorted(set().union(*shown)), dtype=np.int64)
+
+    def add(self, members: list[int], box: np.ndarray, cut: np.ndarray, near: np.ndarray) -> None:
+        """Detections that are one object, whose sides `cut` are only bounds, join one of those `near` or begin one."""
         count, seen = len(self._members), np.zeros(len(self.neighbours), dtype=bool)
         seen[self.frame_of[members]] = True
-        reach, outer = self._reach[:count], self.outer[members[0]]
-        near = (self._labels[:count] == self.labels[members[0]]) & (reach[:, :2] <= outer[2:]).all(axis=1)
-        near = np.flatnonzero(near & (reach[:, 2:] >= outer[:2]).all(axis=1))
-        others = self._seen[near]
-        near = near[~others[:, seen].any(axis=1) & others[:, self.neighbours[seen].any(axis=0)].any(axis=1)]
+        reach, outer = self._reach[near], self.outer[members[0]]
+        touch = (reach[:, :2] <= outer[2:]).all(axis=1) & (reach[:, 2:] >= outer[:2]).all(axis=1)
+        near = near[np.flatnonzero(touch)]
+        near = near[~self._seen[near][:, seen].any(axis=1)]
         hulls, still_open = self._hulls[near], self._open[near]
         outermost = np.concatenate([np.minimum(hulls[:, :2], box[:2]), np.maximum(hulls[:, 2:], box[2:])], axis=1)
         completed = np.where(still_open & cut, outermost, np.where(still_open, box[None], hulls))
@@ -298,7 +307,9 @@ class _Objects:
         self._members[at] += members
         self._hulls[at], self._open[at] = hull, is_open
         self._reach[at] = np.where(is_open, [-np.inf, -np.inf, np.inf, np.inf], hull)
-        self._labels[at], self._seen[at] = self.labels[members[0]], self._seen[at] | seen
+        self._seen[at] |= seen
+        for frame in set(self.frame_of[members].tolist()):
+            self._shown.setdefault((frame, self.labels[members[0]]), set()).add(at)
         self._scores[at] = self.scores[self._members[at]].max()
 
     def _fit(self, k: int, completed: np.ndarray) -> np.ndarray:
@@ -314,7 +325,11 @@ class _Objects:
         for at in np.flatnonzero(self._open.any(axis=1)).tolist():
             members, self._members[at] = self._members[at], []
             self._seen[at], self._scores[at] = False, 0
-            self.add(members, self._hulls[at].copy(), self._open[at].copy())
+            frames, label = np.unique(self.frame_of[members]), self.labels[members[0]]
+            for frame in frames.tolist():
+                self._shown[frame, label].remove(at)
+            near = self.shown_by(self.neighbours[frames].any(axis=0), label)
+            self.add(members, self._hulls[at].copy(), self._open[at].copy(), near)
 
     def members(self) -> Iterator[tuple[list[int], np.ndarray]]:
         """The detections and the completed box of each object."""

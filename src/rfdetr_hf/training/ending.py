@@ -61,6 +61,8 @@ class EndingMethods(EvaluationMethods):
             agree_on_control(self.control, self.parallel)
         if self.control.should_save or (improved and self.args.save_strategy == SaveStrategy.BEST):
             self._announce_saved()
+            if self.args.async_save:  # a callback may have heard of the checkpoint before
+                agree_on_control(self.control, self.parallel)
             self._save(epoch_finished)
             if self.args.async_save:
                 self.control.should_save = False

@@ -392,6 +392,7 @@ class RFDETRTrainer(EndingMethods):
                         "max_steps goes on", state.max_steps)  # fmt: skip
         if self.args.eval_on_start and state.global_step == 0:
             self._evaluate_and_track(due=False)
+            agree_on_control(self.control, self.parallel)
         while state.epochs_done < state.num_train_epochs and not self.control.should_training_stop:
             self._fire_together("on_epoch_begin")
             if state.due:

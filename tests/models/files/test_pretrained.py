@@ -243,3 +243,19 @@ def test_weights_that_are_no_plain_numbers_are_named_when_they_are_saved(tiny_mo
     with pytest.raises(ValueError, match="the type Packed are not plain numbers.* save the model before"):
         model.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_model_that_is_made_with_more_than_its_configuration_is_written(tiny_model, tmp_path):
+    class Named(RFDETRForObjectDetection):
+        def __init__(self, config, name):
+            super().__init__(config)
+            self.name = name
+
+    model = Named(tiny_model().config, "of a user")
+    model.save_pretrained(tmp_path / "named")
+    loaded = RFDETRForObjectDetection.from_pretrained(tmp_path / "named")
+    assert all(tensor.equal(loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="nan|NaN"):
+        model.save_pretrained(tmp_path / "broken")
