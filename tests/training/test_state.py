@@ -11,6 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from rfdetr_hf import BestModel, EarlyStopping
 from rfdetr_hf.data.pipeline.order import ORDER
+from rfdetr_hf.training.checkpoint.tree import from_json, to_json
 from rfdetr_hf.training.state import FORMAT, RunState
 
 
@@ -306,6 +307,20 @@ def counted_again(written, present):
 )  # fmt: skip
 def test_callbacks_of_one_class_are_known_by_their_arguments(written, present, counts):
     assert counted_again(written, present) == counts
+
+
+def test_arguments_that_are_tuples_lead_to_their_callback():
+    before, again = (
+        [Counting((1, 2), {3: 4}), Counting((5, 6), {3: 4})],
+        [Counting((5, 6), {3: 4}), Counting((1, 2), {3: 4})],
+    )
+    before[0].count, before[1].count = 12, 56
+    state = begun()
+    state.keep_callbacks(before)
+    after = resumed(state)
+    after.stateful_callbacks = from_json(json.loads(json.dumps(to_json(after.stateful_callbacks))))
+    after.restore_callbacks(again)
+    assert [callback.count for callback in again] == [56, 12]
 
 
 def test_a_callback_that_begins_afresh_is_named(caplog):

@@ -14,7 +14,7 @@ from ..choices import counted
 from ..tasks import BOXES_ALONE
 from .annotations import Annotations, Boxes, Labels, MissingMasks, ReadOptions, name_box
 from .conventions import check_convention, to_xywh, warn_of_scale
-from .errors import Problems
+from .errors import DetectionDataError, Problems
 from .masks import Polygons, mask_array, mask_extents, parse_mask
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ BACKGROUND_SHARE = 0.5
 _ODD_MASKS_SHARE = 0.1
 # So many boxes of which nothing is left are no slips: their numbers mean something else.
 _LOST_SHARE = 0.1
+# Of fewer boxes in a sample of a split shares say little.
+_ENOUGH_OF_A_SAMPLE = 20
+_ROUNDING = 0.5  # pixels, by which a box reaches beyond its image without a word
 # Of its box, below which an object is a line, and the width of the thinnest line in pixels.
 _LEAST_AREA, _THINNEST = 0.01, 0.25
 _APART = 0.1  # overlap (IoU) of a box with its mask's extent below which the two belong to different objects
@@ -95,25 +98,37 @@ def settle(
     return settled
 
 
-def check_as_they_are(annotations: Annotations, tell: bool = True) -> None:
-    """Check rows that nobody has settled and that are used as they are, such as those of shards of others.
+def check_as_they_are(annotations: Annotations, sample: bool, tell: bool = True) -> bool:
+    """Check the boxes of rows that nobody has settled and that are used as they are, such as those of shards of others.
 
     Args:
-        annotations: of rows that lie together; categories are labels.
+        annotations: in which `find_broken` finds nothing; categories are labels.
+        sample: they stand for their split. Shares of other rows, and of few boxes, are no fault of the split.
         tell: warn of what is no error.
 
+    Returns:
+        Whether there is something to warn of.
+
     Raises:
-        DetectionDataError: faults that `settle` would not repair.
+        DetectionDataError: faults of a sample that `settle` would not repair.
     """
     problems, boxes = Problems(annotations.source, quiet=not tell), annotations.boxes
-    find_broken(annotations, problems)
-    size = annotations.size[boxes.row]
+    size, settled = annotations.size[boxes.row], annotations
     check_convention(boxes.bbox, size, "xywh", lambda i: name_box(annotations, i), problems, boxes.area)
     if not problems.count:
         verbs = ("kept", "kept", "kept the area of") if tell else ("", "", "")
-        _repair_boxes(annotations, problems, verbs)
+        settled = _repair_boxes(annotations, problems, verbs)
     problems.suggest(AS_THEY_ARE)
-    problems.raise_if_any()
+    try:
+        problems.raise_if_any()
+    except DetectionDataError as error:
+        if sample and len(boxes.row) >= _ENOUGH_OF_A_SAMPLE:
+            raise
+        if tell:
+            logger.warning("%s", error)
+        return True
+    same = len(settled.boxes.row) == len(boxes.row)
+    return not same or not np.allclose(settled.boxes.bbox, boxes.bbox, rtol=0, atol=_ROUNDING)
 
 
 def _note_other_unit(annotations: Annotations, problems: Problems) -> None:
@@ -297,7 +312,8 @@ def _repair_boxes(
         mark &= boxes.masks.is_null().to_numpy(zero_copy_only=False)
     if boxes.keypoints is not None:
         mark &= ~boxes.keypoints.any(axis=1)
-    _report(annotations, verbs[0], "of zeros alone, as a mark of images without objects", mark)
+    drop = verbs[0] and "dropped"  # these always: where shards are read, too
+    _report(annotations, drop, "of zeros alone, as a mark of images without objects", mark)
     empty &= ~mark
     lost = empty | reversed_ | outside | mark
     clamped = np.any((start < 0) | (end > limit), axis=1) & ~lost
@@ -308,7 +324,7 @@ def _repair_boxes(
     missing = np.logical_or.reduce([np.isnan(boxes.area), *no_area.values()])
     area = np.where(missing, bbox[:, 2] * bbox[:, 3], boxes.area)
     # Exporters round to two decimals or so; such a box is repaired, but not worth a word.
-    clearly = clamped & np.any((start < -0.5) | (end > limit + 0.5), axis=1)
+    clearly = clamped & np.any((start < -_ROUNDING) | (end > limit + _ROUNDING), axis=1)
     reasons = {
         "a negative width or height": (
             reversed_, "have ", "their corners are exchanged: write the smaller x and the smaller y first"
@@ -323,7 +339,7 @@ def _repair_boxes(
     }  # fmt: skip
     for reason, (mask, verb, remedy) in reasons.items():
         if mask.sum() < max(3, _LOST_SHARE * len(mask)):
-            _report(annotations, verbs[0], reason, mask)
+            _report(annotations, drop if mask is empty else verbs[0], reason, mask)
             continue
         first = [(name_box(annotations, i), boxes.bbox[i], limit[i]) for i in np.flatnonzero(mask)[:3].tolist()]
         examples = "; ".join(f"{name}: {box.round(2).tolist()} in {w:.0f} x {h:.0f}" for name, box, (w, h) in first)

@@ -392,7 +392,7 @@ class RunState(TrainerState):
                     "the checkpoint has a state of %s without its arguments: the attributes are restored, and nothing "
                     "says whether they suit the present arguments", type(callback).__name__,
                 )  # fmt: skip
-            given = before.get("args", {})
+            given = _plain(before.get("args", {}))
             changed = [n for n in _OF_A_METRIC if n in now and given.get(n, now[n]) != now[n]]
             if changed:
                 logger.warning(
@@ -458,6 +458,11 @@ class RunState(TrainerState):
             logger.warning("arguments changed since %s was written: %s", folder.name, ", ".join(changed.values()))
 
 
+def _plain(value: Any) -> Any:
+    """Arguments by which states are compared: tuples as lists and keys as texts, as earlier versions wrote them."""
+    return json.loads(json.dumps(value, default=str))
+
+
 def _with_states(
     callbacks: Iterable[TrainerCallback], left: Mapping[str, list[Any]]
 ) -> list[tuple[TrainerCallback, Mapping[str, Any], Mapping[str, Any]]]:
@@ -468,12 +473,11 @@ def _with_states(
     """
     found: dict[int, Any] = {}
     stateful = [each for each in callbacks if isinstance(each, ExportableState) and left.get(type(each).__name__)]
-    # As a checkpoint gives them back: a tuple is a list there.
-    present = [json.loads(json.dumps(each.state().get("args", {}), default=str)) for each in stateful]
+    present = [_plain(each.state().get("args", {})) for each in stateful]
     for by_arguments in (True, False):
         for n, (callback, now) in enumerate(zip(stateful, present, strict=True)):
             states = left[type(callback).__name__]
-            fitting = (i for i, state in enumerate(states) if not by_arguments or state.get("args") == now)
+            fitting = (i for i, each in enumerate(states) if not by_arguments or _plain(each.get("args")) == now)
             if n not in found and (at := next(fitting, None)) is not None:
                 found[n] = states.pop(at)
     return [(stateful[n], found[n], present[n]) for n in sorted(found)]

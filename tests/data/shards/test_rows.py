@@ -44,3 +44,54 @@ def test_unusual_rows_of_others_are_read_as_they_are(shapes_splits, tmp_path, gr
     shards = load_detection_dataset(f"file://{tmp_path}")["train"]
     assert [shards[i]["objects"] for i in (59, 0, 1, 2, 3)] == [made[i]["objects"] for i in (59, 0, 1, 2, 3)]
     assert shards["image_id"] == table["image_id"].to_pylist()
+
+
+def beyond(row):
+    return [[row["width"] - w / 2, y, w, h] for _, y, w, h in row["objects"]["bbox"]]
+
+
+def by_others(rows, folder, change, group):
+    """Rows with other boxes, as shards that nobody has counted."""
+
+    def changed(row, i):
+        boxes = change(row, i)
+        objects = {name: values[: len(boxes)] for name, values in row["objects"].items()}
+        return {"objects": {**objects, "bbox": boxes, "area": [None] * len(boxes)}}
+
+    made = rows.map(changed, with_indices=True, features=rows.features)
+    made.cast_column("image", Image()).to_parquet(folder / "train.parquet", batch_size=group)
+    return load_detection_dataset(f"file://{folder}")["train"]
+
+
+@pytest.mark.parametrize("kind", ["last rows", "empty rows", "an image", "few boxes"])
+def test_odd_rows_of_others_are_no_fault_of_the_split(shapes_splits, tmp_path, caplog, kind):
+    rows = shapes_splits["train"]
+
+    def change(row, i):
+        boxes = row["objects"]["bbox"]
+        if kind == "few boxes":
+            return beyond(row)[:1]
+        if kind == "an image":
+            return [[900.0 + n, 5.0, 4.0, 4.0] for n in range(len(boxes))] if i == 30 else boxes
+        odd = beyond(row) if kind == "last rows" else [[x, y, 0.0, h] for x, y, _, h in boxes]
+        return odd if i >= 57 else boxes
+
+    shards = by_others(rows.select(range(10)) if kind == "few boxes" else rows, tmp_path, change, 3)
+    read = [shards[i] for i in reversed(range(len(shards)))]
+    assert len(read) == len(shards) == len(list(shards))
+    assert len([each for each in caplog.records if each.levelname == "WARNING"]) == 1
+
+
+@pytest.mark.parametrize("group", [3, 1000])
+def test_empty_boxes_of_others_are_no_objects(shapes_splits, tmp_path, caplog, group):
+    def change(row, i):
+        boxes = row["objects"]["bbox"]
+        return [[0.0] * 4] if i % 2 and boxes else boxes
+
+    shards = by_others(shapes_splits["train"], tmp_path, change, group)
+    counts = [len(row["objects"]["bbox"]) for row in shapes_splits["train"]]
+    expected = [0 if i % 2 else count for i, count in enumerate(counts)]
+    for objects in ([row["objects"] for row in shards], shards["objects"], [shards[i]["objects"] for i in range(60)]):
+        assert [{len(values) for values in each.values()} for each in objects] == [{count} for count in expected]
+    marks = sum(count > 0 for count in counts[1::2])
+    assert f"dropped {marks} boxes (of zeros alone, as a mark of images without objects)" in caplog.text

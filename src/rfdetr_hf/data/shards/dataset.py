@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 from datasets import Dataset, DatasetInfo, Features, Image, NamedSplit
 
+from ..annotations import Annotations
+from ..checks import check_as_they_are
 from ..errors import DetectionDataError
 from ..pipeline.order import Shards
 from .cache import ReadAhead, ShardCache
@@ -23,14 +24,12 @@ from .counts import Counts
 from .index import ShardList
 from .labels import relabel
 from .readers import READERS
-from .rows import check_foreign
-
-# Its functions are made at import, where type checkers do not see them.
-pc: Any = pyarrow.compute
+from .rows import check_foreign, together, without_empty_boxes
 
 AnySplit: TypeAlias = "Dataset | ShardedDataset"
 _OF_ANNOTATIONS = ("image_id", "width", "height", "objects")
-_ENOUGH_BOXES = 100  # that are looked at together, since their format shows in many
+# Boxes that stand for a split, and the shards that they are of.
+_SAMPLE, _OF_SHARDS = 2000, 8
 
 
 class ShardedDataset:
@@ -64,6 +63,7 @@ class ShardedDataset:
         self.info = DatasetInfo(features=self.features)
         self._annotations = Features({name: each for name, each in features.items() if name in _OF_ANNOTATIONS})
         self._sound: set[tuple[int, int]] = set()  # shards of others, and which of their rows were looked at
+        self._told: set[int] = set()  # shards whose odd boxes were warned of
         self._starts = np.concatenate([[0], np.cumsum(shards.rows)])
         self._rows: np.ndarray | None = None  # of a selection
         self._as_arrow = False
@@ -244,26 +244,50 @@ class ShardedDataset:
     def _look(self, reader: Any, shard: int, row: int) -> None:
         """Refuse unsound rows around one that is read, once in a process; what this package wrote has checksums.
 
+        Before the first of them a sample of the split is looked at: it alone says what most boxes are.
+
         Raises:
-            DetectionDataError: see `check_foreign`.
+            DetectionDataError: see `check_foreign` and `check_as_they_are`.
         """
         start = reader.start_of(row)
         if reader.identity is not None or (shard, start) in self._sound or "objects" not in self._annotations:
             return
-        tables, seen, boxes = [], [], 0
-        for table in reader.like(self._annotations).tables(start):
-            tables.append(table)
-            seen.append((shard, start + sum(map(len, tables[:-1]))))
-            boxes += pc.sum(pc.list_value_length(pc.struct_field(table["objects"], "bbox"))).as_py() or 0
-            if boxes >= _ENOUGH_BOXES:
-                break
+        if not self._sound:
+            # Where shards are fetched from a store, of the one that is there.
+            filled = np.flatnonzero(self.shards.rows)
+            spaced = filled[np.linspace(0, len(filled) - 1, _OF_SHARDS, dtype=int)]
+            chosen = {shard} if self.cache is not None else set(spaced.tolist())
+            seen: dict[tuple[int, int], Annotations] = {}
+            for each in sorted(chosen):
+                seen.update(self._sound_rows(self._reader(each), each, 0, _SAMPLE // len(chosen)))
+            parts = list(seen.values())
+            if check_as_they_are(together(parts, parts[0].source if len(chosen) == 1 else self.source), sample=True):
+                self._told.add(shard)
+            self._sound.update(seen)
+        if (shard, start) not in self._sound:
+            ((place, part),) = self._sound_rows(reader, shard, start, 0).items()
+            if check_as_they_are(part, sample=False, tell=not self._told):
+                self._told.add(shard)
+            self._sound.add(place)
+
+    def _sound_rows(self, reader: Any, shard: int, start: int, enough: int) -> dict[tuple[int, int], Annotations]:
+        """What rows from one on say, up to so many boxes, by the places in `_sound`; each value is usable."""
         category: Any = self._annotations["objects"]["category"]
         classes = len(self._relabelling[0]) if self._relabelling else category.feature.num_classes
-        check_foreign(pa.concat_tables(tables), classes, str(self.shards.files[shard]), start, not self._sound)
-        self._sound.update(seen)
+        found, boxes = {}, 0
+        for table in reader.like(self._annotations).tables(start):
+            part = check_foreign(table, classes, str(self.shards.files[shard]), start)
+            found[shard, start] = part
+            start += len(table)
+            boxes += len(part.boxes.row)
+            if boxes >= enough:
+                break
+        return found
 
     def _checked(self, table: pa.Table, shard: int, first: int) -> pa.Table:
-        """Rows of a shard from row `first` on, with the labels of the features."""
+        """Rows of a shard from row `first` on, with the labels of the features; empty boxes of others are left out."""
+        if self._reader(shard).identity is None:
+            table = without_empty_boxes(table)
         if self._renumbered and "image_id" in table.column_names:
             numbers = pa.array(range(first, first + len(table)), pa.int64())
             table = table.set_column(table.column_names.index("image_id"), "image_id", numbers)
