@@ -325,10 +325,10 @@ class _Objects:
         for at in np.flatnonzero(self._open.any(axis=1)).tolist():
             members, self._members[at] = self._members[at], []
             self._seen[at], self._scores[at] = False, 0
-            frames, label = np.unique(self.frame_of[members]), self.labels[members[0]]
-            for frame in frames.tolist():
+            frames, label = sorted(set(self.frame_of[members].tolist())), float(self.labels[members[0]])
+            for frame in frames:
                 self._shown[frame, label].remove(at)
-            near = self.shown_by(self.neighbours[frames].any(axis=0), label)
+            near = self.shown_by(np.any(self.neighbours[frames], axis=0, keepdims=True)[0], label)
             self.add(members, self._hulls[at].copy(), self._open[at].copy(), near)
 
     def members(self) -> Iterator[tuple[list[int], np.ndarray]]:
