@@ -9,7 +9,6 @@ from typing import Any
 from accelerate import Accelerator
 from datasets import Dataset
 
-from .. import __version__
 from ..arguments.training import RFDETRTrainingArguments
 from ..choices import VARIANTS
 from ..data.fingerprint import KINDS, data_hash
@@ -77,8 +76,8 @@ class RunRecord:
                 values["revision"] = values["revision"] or getattr(config, "_commit_hash", None)
         sections["training"] = args.to_dict() | {"resume_from_checkpoint": None}
         sections["training"]["output_dir"] = os.path.abspath(args.output_dir)
-        packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate"))
-        packages = f"rfdetr-hf {__version__}, {packages}, {require_decoder(args.image_decoder)}"
+        packages = ", ".join(f"{name} {version(name)}" for name in ("rfdetr-hf", "torch", "transformers", "accelerate"))
+        packages += f", {require_decoder(args.image_decoder)}"
         facts += [f"Equal bits need the same versions and device: {packages}; {accelerator.device.type}, "
                   f"num_processes: {count}."]  # fmt: skip
         return to_yaml(sections, facts)

@@ -67,7 +67,7 @@ class BatchRing:
             return None
         buffer = self._buffer(slot)
         self._tensors[slot] = weakref.ref(buffer)
-        made = _as_tensor(buffer, shape, dtype).as_subclass(_InRing)
+        made = torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(shape).as_subclass(_InRing)
         made.ring, made.slot = self, slot
         return made
 
@@ -148,10 +148,6 @@ def empty_tensor(ring: BatchRing | None, shape: tuple[int, ...], dtype: torch.dt
 def receive(number: int, slot: int, batch: int, *tensor: Any) -> torch.Tensor:
     """What a tensor in a ring becomes where it is unpickled: the loader's process."""
     return _RINGS[number].read(slot, batch, *tensor)
-
-
-def _as_tensor(buffer: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    return torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 def _shared_numbers(count: int) -> np.ndarray:
