@@ -456,7 +456,7 @@ class RFDETRPreTrainedModel(PreTrainedModel):
 
 
 def _made_of(model_class: type, config: RFDETRConfig) -> dict[str, Tensor]:
-    """The state, without memory for it, of a new model; those of the last configurations are kept, as every save asks."""
+    """The state, without memory for it, of a new model; the last are kept, as every save asks."""
     made = model_class, config.to_json_string(use_diff=False)
     if made not in _MADE:
         if len(_MADE) >= _MADE_KEPT:
