@@ -164,19 +164,36 @@ def named_splits(train: Any, evaluation: Any, test: Any) -> dict[str, Any]:
     return {name: dataset for name, dataset in named.items() if dataset is not None}
 
 
-def check_run(
+def check_data(model: Any, splits: Mapping[str, Dataset]) -> None:
+    """Compare the data with the model that it trains or scores.
+
+    Args:
+        model: to train.
+        splits: the data sets that there are, by the names of `named_splits`.
+
+    Raises:
+        ValueError: they contradict each other; the message names both and the remedy.
+    """
+    for split, dataset in splits.items():
+        check_split(model, split, dataset)
+        compare_keypoints(model.config.keypoint_schema, dataset, split)
+        if isinstance(dataset, Dataset):  # shards were checked when they were written
+            check_rows(split, dataset)
+        _check_objects(model, split, dataset)
+
+
+def check_arguments(
     model: Any,
     args: Any,
     splits: Mapping[str, Dataset],
     callbacks: Sequence[Any],
     score_names: Callable[[Dataset], list[str] | None],
 ) -> None:
-    """Compare model, data, arguments and callbacks.
+    """Compare the arguments of a run with its model, data and callbacks.
 
     Args:
-        model: to train.
+        model, splits: see `check_data`.
         args: of the run, with `metric_for_best_model`.
-        splits: the data sets that there are, by the names of `named_splits`.
         callbacks: of the user.
         score_names: what an evaluation of a split gives, without prefix; None where nobody knows.
 
@@ -185,12 +202,6 @@ def check_run(
     """
     if args.hub_model_id is not None:
         check_repo_id(args.hub_model_id)
-    for split, dataset in splits.items():
-        check_split(model, split, dataset)
-        compare_keypoints(model.config.keypoint_schema, dataset, split)
-        if isinstance(dataset, Dataset):  # shards were checked when they were written
-            check_rows(split, dataset)
-        _check_objects(model, split, dataset)
     evaluated = {split: dataset for split, dataset in splits.items() if split.startswith("eval_")}
     if not evaluated:
         if args.eval_strategy != "no":
@@ -201,7 +212,7 @@ def check_run(
             )
         return
     metrics = competing_names(args.metric_for_best_model)
-    stops = any(isinstance(c, EarlyStoppingCallback) or c is EarlyStoppingCallback for c in callbacks)
+    stops = any(isinstance(each, EarlyStoppingCallback) for each in callbacks)
     logged = []
     losses = ["loss", *dict.fromkeys((*model.loss_terms, *model.loss_function.weight_dict))]
     for split, dataset in evaluated.items():

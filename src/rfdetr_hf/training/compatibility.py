@@ -35,6 +35,7 @@ class TransformersMethods:
     get_eval_dataloader: Callable[..., DataLoader]
     _card: Callable[..., CardFacts]
     _fire: Callable[..., None]
+    _follow_arguments: Callable[[], None]
     _settle: Callable[[], None]
 
     log_metrics = log_metrics
@@ -79,6 +80,7 @@ class TransformersMethods:
         Returns:
             The file.
         """
+        self._follow_arguments()
         facts = self._card().described(**description)
         if not self.accelerator.is_main_process:
             return None
@@ -113,6 +115,7 @@ class TransformersMethods:
             RunInUse: another process trains into `output_dir`.
             FileExistsError: the folder is no model of this trainer, or `last/` is that of an earlier run.
         """
+        self._follow_arguments()
         folder = Path(output_dir) if output_dir else self.directory.last
         target = self.directory.replacing(folder, self.state.global_step)
         self.weights.save_pretrained(target, self._card(), self.accelerator)
@@ -130,6 +133,7 @@ class TransformersMethods:
         Returns:
             The address of the commit on the main process when blocking, else None.
         """
+        self._follow_arguments()
         folder = self.directory.root / ".del-push"  # of a kind that an interrupted run leaves to be removed
         card = self._card().described(**description)
         self.weights.save_pretrained(atomic_directory(folder), card, self.accelerator)

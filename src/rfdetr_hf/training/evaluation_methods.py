@@ -124,6 +124,7 @@ class EvaluationMethods(TransformersMethods):
 
     def _check_given(self, name: str, dataset: Dataset) -> None:
         """`check_split`, and the rows of a data set that was not given at construction, where they were checked."""
+        self._follow_arguments()
         check_split(self.model, name, dataset)
         known = any(dataset is each for each in self.splits.values())
         if not known:

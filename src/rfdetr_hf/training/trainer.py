@@ -1,5 +1,6 @@
 """The training loop."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,33 +22,31 @@ from ..data.fingerprint import annotation_hash
 from ..data.pipeline.order import EpochBatchSampler
 from ..data.shards.dataset import ShardedDataset
 from ..evaluation.evaluator import CocoEvaluator
-from ..hub.push import HubUploader, fetch_checkpoint
+from ..hub.push import fetch_checkpoint
 from ..losses.points import derive_seed
 from ..models.adapters import has_adapters, merge_adapters
 from ..models.image_processing_rfdetr import RFDETRImageProcessor
 from ..models.modeling_rfdetr import RFDETRForObjectDetection
 from .agreement import agree_on_control, is_shared, patiently_on_main
-from .batch_size import decide_batch, keep_batch, settle_batch
+from .arrangement import ArrangementMethods
+from .batch_size import decide_batch, keep_batch
 from .best import BestModel
-from .callbacks import concerns, own_callbacks
-from .checkpoint.checkpointer import Checkpointer
+from .callbacks import concerns
 from .checkpoint.lock import LockLost
 from .checkpoint.run_directory import RunDirectory
 from .checkpoint.tree import require_finite
 from .checkpoint.weights import Weights
-from .checks import audit_splits, check_kinds, check_run, init_model, named_splits
+from .checks import audit_splits, check_data, check_kinds, init_model, named_splits
 from .distributed import allow_tf32, build_accelerator, replace_precision
 from .drop_path import DropPathSchedule
 from .ema import ExponentialMovingAverage
-from .ending import EndingMethods
 from .finetuning import apply_finetuning, in_float32
 from .host_memory import kept_memory
 from .loaders import batch_to_device, build_train_loader, choose_processor
 from .meters import LossMeter, Stopwatch, plain_logs
-from .multi_scale import compute_scales, scale_for_step
+from .multi_scale import scale_for_step
 from .optimization import build_optimizer, build_param_groups, build_scheduler, name_parameters, noted, present_rate
 from .parallel import choose_parallel
-from .pictures import RunPictures
 from .precision import keep_precision, settle_precision
 from .preemption import Noticed, PreemptionNotice
 from .record import RunRecord, hash_splits
@@ -63,7 +62,7 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, Any]
 
 
-class RFDETRTrainer(EndingMethods):
+class RFDETRTrainer(ArrangementMethods):
     """Trains, evaluates and saves an RF-DETR model on Accelerate.
 
     A subclass may override `create_optimizer`, `create_scheduler`, `get_train_dataloader`, `get_eval_dataloader` and
@@ -71,7 +70,8 @@ class RFDETRTrainer(EndingMethods):
 
     Args:
         model: the model to train; its `id2label` must name the classes of the data.
-        args: see [`RFDETRTrainingArguments`]; the trainer works on a copy.
+        args: see [`RFDETRTrainingArguments`]; the trainer works on a copy, `args`. What is set on it later holds from
+            the next `train()` on, or is refused there.
         train_dataset: a `datasets.Dataset` in the schema of [`load_detection_dataset`].
         eval_dataset: likewise, for evaluation during training; or several by name, whose scores are `eval_<name>_map`…
         image_processor: the pre-processing of evaluation and prediction, saved with the model; default: a square resize
@@ -134,33 +134,24 @@ class RFDETRTrainer(EndingMethods):
         self.model, self.augmentation = in_float32(model), augmentation
         self.train_dataset, self.eval_dataset, self.test_dataset = train_dataset, eval_dataset, test_dataset
         self.image_processor = processor = choose_processor(processor, model.config, args, train_dataset)
-        side, backbone = model.config.resolution, model.config.backbone_config
-        self.scales = compute_scales(side, backbone.patch_size, backbone.num_windows, args.expanded_scales)
         self.accelerator = build_accelerator(args)
         self.parallel = choose_parallel(self.accelerator, args, model)
-        settle_batch(args, self.parallel)
-        self.directory = RunDirectory(args.output_dir)
-        self.pictures = RunPictures(self.directory, self.accelerator.is_main_process, args.plots)
-        rules: Any = args.metric_for_best_model, args.greater_is_better, args.skip_best_epochs, args.smooth_alpha
-        best_model = best_model or BestModel(*rules, smooth_ema=not args.is_official)
-        best_model.use_ema = args.use_ema
+        self.directory, self.given_best = RunDirectory(args.output_dir), best_model
         local, world = self.is_local_process_zero(), self.is_world_process_zero()
-        self.state = RunState(is_local_process_zero=local, is_world_process_zero=world, best=best_model)
+        self.state = RunState(is_local_process_zero=local, is_world_process_zero=world)
         self.control, self.given_drop_path = TrainerControl(), drop_path
         self.losses, self.stopwatch, self.rate = LossMeter(self.accelerator.device), Stopwatch(), args.learning_rate
         self.stateful: dict[str, Any] = {"losses": self.losses}
         (self.given_optimizer, self.given_scheduler), self.model_init = optimizers, model_init
         self.weights = Weights(model, self.image_processor, train_dataset)
         parts = self.directory, self.accelerator, self.parallel, self.weights
-        self.checkpointer = Checkpointer(*parts, self.stateful, keep=args.save_total_limit, background=args.async_save)
         self.watchdog = Watchdog(who=f"process {self.accelerator.process_index}")
         self.validation = Validation(args, *parts, self.watchdog, compute_metrics, evaluator)
-        check_run(model, args, self.splits, callbacks or (), self.validation.score_names)
-        repository = args.hub_model_id or self.directory.root.resolve().name
-        self.hub = HubUploader(repository, args.hub_token, args.hub_private_repo)
-        ours = own_callbacks(args, self.directory, self.hub, self._fire)
-        self.callback_handler: Any = CallbackHandler([*ours, *(callbacks or ())], model, processor, None, None)
+        check_data(model, self.splits)
+        self.callback_handler: Any = CallbackHandler([*self._own, *(callbacks or ())], model, processor, None, None)
         self.preemption, self._in_training = PreemptionNotice(), False
+        self._follow_arguments()
+        self._arrange()
         self._fire("on_init_end")
 
     @property
@@ -234,7 +225,9 @@ class RFDETRTrainer(EndingMethods):
         if self.optimizer is not None and self.parallel.name != "replicated":
             raise ValueError(f"under {self.parallel.name} a trainer trains once: make another one, which may resume")
         in_float32(self.model)  # it may have been changed since, as the arguments
-        self.args.follow(self.model.task, self.eval_dataset)
+        self._follow_arguments()
+        if dataclasses.asdict(self.args) != self._arranged_for:
+            self._arrange()
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         resume = fetch_checkpoint(resume, self.args.hub_token)
         with ExitStack() as stack, out_of_memory_advice(self.args, max(self.scales)):
@@ -246,6 +239,7 @@ class RFDETRTrainer(EndingMethods):
             stack.callback(self.checkpointer.close)
             stack.callback(lambda: end_workers(getattr(self.train_loader, "_iterator", None)))
             stack.push(self._end_training)
+            self._in_run = True
             stack.enter_context(self.preemption)
             try:
                 with self.preemption.interrupts():
@@ -275,6 +269,7 @@ class RFDETRTrainer(EndingMethods):
                 replace_precision(self.accelerator, self.args)
         if checkpoint is not None and self.args.is_automatic_batch:
             keep_batch(self.args, checkpoint, self.accelerator.num_processes)
+        self._arranged_for = dataclasses.asdict(self.args)  # with what is not the user's doing
         self._build()
         if checkpoint is not None:
             self.checkpointer.load(checkpoint, self.state)
@@ -324,7 +319,7 @@ class RFDETRTrainer(EndingMethods):
             # At once: the other processes are about to fail for want of this one.
             index = self.accelerator.process_index
             logger.error("process %d of %d failed", index, processes, exc_info=error)
-        self._in_training = False
+        self._in_training = self._in_run = False
 
     def _build(self) -> None:
         """The parts that depend on the data and on the launch, freshly seeded."""
