@@ -506,7 +506,7 @@ def _settle_missing_masks(annotations: Annotations, missing: MissingMasks, probl
     order = np.arange(len(boxes.row))
     order[without] = len(boxes.row) + np.arange(len(without))
     filled = pa.concat_arrays([boxes.masks, mask_array([[polygon] for polygon in corners])]).take(pa.array(order))
-    logger.warning("%s: %s the box as mask", annotations.source, counted(len(without), "object without a mask", "has"))
+    logger.warning("%s: %s the box as mask for want of one", annotations.source, counted(len(without), "object", "has"))
     return replace(annotations, boxes=replace(boxes, masks=filled))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ....choices import counted
 from ....tasks import BOXES_ALONE
 from ...annotations import Annotations, Boxes, Labels, ReadOptions, map_ids
 from ...conventions import check_convention, to_xywh
@@ -94,7 +95,7 @@ class RowReader:
         if len(numbers) < 6 or len(numbers) % 2:
             hint = " (take the confidence of a prediction away)" if len(numbers) == 5 else ""
             raise ValueError(
-                f"{len(numbers) + 1} numbers; a box has 5, and a polygon an odd number from 7 on: "
+                f"{counted(len(numbers) + 1, 'number')}; a box has 5, and a polygon an odd number from 7 on: "
                 f"the class and three or more corners{hint}"
             )
         _check_range(numbers)
