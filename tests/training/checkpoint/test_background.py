@@ -3,10 +3,11 @@ import threading
 
 import pytest
 import torch
+from helpers.runs import quick_arguments
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from rfdetr_hf import RFDETRTrainer, RFDETRTrainingArguments
+from rfdetr_hf import RFDETRTrainer
 from rfdetr_hf.training.checkpoint import contents
 from rfdetr_hf.training.checkpoint.background import host_copy
 from rfdetr_hf.training.checkpoint.directory import verify
@@ -21,10 +22,9 @@ def train(tmp_path, tiny_model, shapes):
     def run(name, *callbacks, **options):
         defaults = {
             "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "eval_strategy": "no",
-            "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0,
-            "disable_tqdm": True, "audit": "off", "logging_steps": 1, "async_save": True,
+            "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "logging_steps": 1, "async_save": True,
         }  # fmt: skip
-        args = RFDETRTrainingArguments(output_dir=str(tmp_path / name), **{**defaults, **options})
+        args = quick_arguments(tmp_path / name, **{**defaults, **options})
         held_out = None if args.eval_strategy == "no" else shapes.select(range(3))
         trainer = RFDETRTrainer(tiny_model(), args, shapes, held_out, callbacks=callbacks)
         trainer.train()
