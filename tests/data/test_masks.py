@@ -73,7 +73,7 @@ def test_a_bitmap_is_no_list_of_polygons():
     [
         ([[1, 2, 3, 4, 5, 6, 7]], "shape"),
         ([[1, 2, 3, 4, 5, float("nan")]], "not finite"),
-        ([[1, 2, 3, 4, 5, "x"]], "more than numbers"),
+        ([[1, 2, 3, 4, 5, "x"]], "more than numbers .such as '1'"),
         ("text", "is the text"),
         ({"size": [64, 48], "counts": "abc"}, r"size \[64, 48\], but the image has \(height, width\) \(48, 64\)"),
         ({"size": [48, 64], "counts": [5, 5]}, "of 10 pixels, but the image has 3072"),
@@ -166,13 +166,14 @@ def test_coco_file(coco_masks, sizes):
     assert not has_masks(coco_masks([SQUARE], rle, [SQUARE], task="detection"))
 
 
-def test_missing_masks_are_errors_or_boxes(coco_masks):
+def test_missing_masks_are_errors_or_boxes(coco_masks, caplog):
     with pytest.raises(
         DetectionDataError, match=r"annotation id 11 \(image id 0\): field segmentation is missing"
     ) as e:
         coco_masks([SQUARE], None, [])
     assert "annotation id 12" in str(e.value) and "missing_masks='box'" in str(e.value)
     train = coco_masks([SQUARE], None, [], missing_masks="box")
+    assert "took the box as the mask of 2 objects without one" in caplog.text
     x, y, w, h = 1.25, 2.5, 30.1, 20.2
     assert train[0]["objects"]["segmentation"][1]["polygons"] == [[x, y, x + w, y, x + w, y + h, x, y + h]]
     assert train[1]["objects"]["segmentation"][0]["polygons"] == [[0, 0, 64, 0, 64, 48, 0, 48]]

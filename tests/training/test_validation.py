@@ -194,9 +194,15 @@ def test_a_users_metric_that_is_no_number_ends_the_run_at_the_first_evaluation(
     trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes.select(range(2)), compute_metrics=lambda found: given)
     with pytest.raises(ValueError, match="metric_for_best_model='acuracy' is no number") as error:
         trainer.train()
-    assert message in str(error.value)
+    assert message in str(error.value) and "acuracy" not in str(error.value).partition("choose from")[2]
     assert trainer.state.global_step == 2 and (tmp_path / "checkpoint-2" / "manifest.json").exists()
     assert not (tmp_path / "best").exists()
+
+
+def test_a_run_shorter_than_eval_steps_is_evaluated_at_its_end(tmp_path, tiny_model, shapes, caplog):
+    args = arguments(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=50)
+    RFDETRTrainer(tiny_model(), args, shapes, shapes.select(range(2))).train()
+    assert (tmp_path / "best").is_dir() and "no best/" not in caplog.text
 
 
 def test_an_evaluation_without_images_is_told_and_costs_no_picture(tmp_path, tiny_model, shapes, caplog):

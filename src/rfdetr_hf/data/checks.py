@@ -506,7 +506,8 @@ def _settle_missing_masks(annotations: Annotations, missing: MissingMasks, probl
     order = np.arange(len(boxes.row))
     order[without] = len(boxes.row) + np.arange(len(without))
     filled = pa.concat_arrays([boxes.masks, mask_array([[polygon] for polygon in corners])]).take(pa.array(order))
-    logger.warning("%s: %s the box as mask for want of one", annotations.source, counted(len(without), "object", "has"))
+    count = counted(len(without), "object")
+    logger.warning("%s: took the box as the mask of %s without one", annotations.source, count)
     return replace(annotations, boxes=replace(boxes, masks=filled))
 
 

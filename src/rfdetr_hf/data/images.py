@@ -236,7 +236,7 @@ def choose_folder(
             raise DetectionDataError(
                 f"{source}: one of its images may be {' or '.join(differing.values())}; {_NAME_FOLDER}"
             )
-    resolved = folder.resolve(names)
+    resolved = folders[present[best[-1]]].resolve(names)  # by the names of which least is left out
     taken = {path: entry for each in folders.values() for path, entry in each.listed.items()}
     for name, path in zip(names, resolved.paths, strict=True):
         other, stripped = taken.get(path or "", (name, 0))

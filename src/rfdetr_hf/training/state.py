@@ -186,16 +186,9 @@ class RunState(TrainerState):
         """Warn where no evaluation of the run can choose a best model, whatever its scores are."""
         if args.eval_strategy == "no":
             return
-        last, every = self.max_steps, int(self.eval_steps or 1)
-        if args.eval_strategy == "steps":
-            last = last // every * every
-        epochs = round(self.max_steps / self.steps_per_epoch, 2)
-        length = f"{counted(self.max_steps, 'step')} ({counted(epochs, 'epoch')})"
-        if not last:
-            logger.warning(
-                "eval_steps=%d is above the %s of the run: no evaluation, and no best/; lower it", every, length
-            )
-        elif is_skipped(last / self.steps_per_epoch, args.skip_best_epochs):
+        epochs = self.max_steps / self.steps_per_epoch  # after the last step there is an evaluation
+        if is_skipped(epochs, args.skip_best_epochs):
+            length = f"{counted(self.max_steps, 'step')} ({counted(round(epochs, 2), 'epoch')})"
             logger.warning(
                 "skip_best_epochs=%g leaves out every evaluation of a run of %s: there will be no best/, last/ alone; "
                 "lower it, or train longer", args.skip_best_epochs, length,

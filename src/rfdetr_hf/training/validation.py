@@ -174,9 +174,9 @@ class Validation:
         scores = candidate_scores(metrics, state.best.metric, state.best.use_ema)
         if any(map(math.isfinite, scores.values())) or (scores and state.best.smoothed):
             return  # later ones may lack it: they choose nothing
-        given = [name.removeprefix("eval_") for name in metrics if not is_timing(name, metrics)]
-        near = difflib.get_close_matches(state.best.metric, given, n=1)
-        near = [] if near == [state.best.metric] else near  # it is there, and no number
+        finite = [name for name, value in metrics.items() if math.isfinite(value) and not is_timing(name, metrics)]
+        given = [name.removeprefix("eval_") for name in finite]
+        near = [] if scores else difflib.get_close_matches(state.best.metric, given, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(given)}"
         found = ", ".join(f"{name} {value}" for name, value in scores.items()) or "missing"
         asked = f"metric_for_best_model={state.best.metric!r}"

@@ -45,6 +45,19 @@ def test_layouts_of_coco(tmp_path, coco_content, write_coco, layout, caplog):
     assert "no annotation file" not in caplog.text
 
 
+@pytest.mark.parametrize(("file", "names", "folder"), [
+    ("result.json", ("images/a.jpg", "images/b.jpg"), ""),  # of Label Studio
+    ("annotations/train.json", ("train/a.jpg", "train/b.jpg"), "images"),
+    ("annotations/instances_train2017.json", ("train2017/a.jpg", "train2017/b.jpg"), ""),
+])  # fmt: skip
+def test_names_that_are_right_as_they_are_written_are_no_repair(
+    tmp_path, coco_content, write_coco, file, names, folder, caplog
+):
+    write_coco(tmp_path / file, coco_content(names), tmp_path / folder)
+    (row, _) = load_detection_dataset(tmp_path)["train"]
+    assert row["image"]["path"] == str(tmp_path / folder / names[0]) and "without the leading" not in caplog.text
+
+
 @pytest.mark.parametrize(("annotations", "pictures", "cut"), [
     ("zhiyuan_objv2_{}.json", "", 0), ("{0}/zhiyuan_objv2_{0}.json", "{}", 0),
     ("annotations/zhiyuan_objv2_{}.json", "{}", 2), ("annotations/zhiyuan_objv2_{}.json", "images/{}", 2),

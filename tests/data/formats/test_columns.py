@@ -79,7 +79,8 @@ def test_labels_go_by_name_between_splits(cppe):
     splits = load_detection_dataset(DatasetDict(train=cppe(), validation=other))
     assert splits["validation"][0]["objects"]["category"] == [1, 2]
     unknown = cppe(category=ClassLabel(names=["visor", "mask", "glove"]))
-    with pytest.raises(DetectionDataError, match=r"split validation.*\n.*annotation id 2 .*image id 10.*'visor'"):
+    named = r"split validation.*\n.*annotation id 2 .*image id 10.*'visor'(.|\n)*class_names"
+    with pytest.raises(DetectionDataError, match=named):
         load_detection_dataset(DatasetDict(train=cppe(), validation=unknown))
 
 
@@ -97,6 +98,22 @@ def test_broken_rows_are_errors(cppe, fault):
     with pytest.raises(DetectionDataError, match=message) as error:
         load_detection_dataset(cppe([objects, row()]))
     assert "split train" in str(error.value)
+
+
+def test_an_area_that_is_not_a_number_is_none_given(cppe):
+    """As pandas writes what is missing; other numbers must be numbers."""
+    source, nan = cppe().select_columns(["image"]), float("nan")
+
+    def load(**changes):
+        return load_detection_dataset(plain(source, [row(area=[nan]), row(area=[3.0]), row(area=[None]) | changes]))
+
+    assert [objects["area"] for objects in load()["train"]["objects"]] == [[12], [3], [12]]
+    lists = {name: [each] * 3 for name, each in row(area=[nan]).items()}
+    assert load_detection_dataset(top_level(cppe, **lists))["train"]["objects"][0]["area"] == [12]
+    for changes, fault in (({"area": [float("inf")]}, "annotation id 1 .*field area is inf"), ({"id": [nan]}, "field"),
+                           ({"bbox": [[1.0, 2.0, nan, 4.0]]}, "not finite")):  # fmt: skip
+        with pytest.raises(DetectionDataError, match=fault):
+            load(**changes)
 
 
 def test_boxes_of_another_length_and_other_columns(cppe):

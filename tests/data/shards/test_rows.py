@@ -1,5 +1,6 @@
 """Rows of shards that others have written."""
 
+import fsspec
 import pytest
 from datasets import Image
 
@@ -95,3 +96,24 @@ def test_empty_boxes_of_others_are_no_objects(shapes_splits, tmp_path, caplog, g
         assert [{len(values) for values in each.values()} for each in objects] == [{count} for count in expected]
     marks = sum(count > 0 for count in counts[1::2])
     assert f"dropped {marks} boxes (of zeros alone, as a mark of images without objects)" in caplog.text
+
+
+@pytest.mark.parametrize("order", [(0, 59), (59, 0), (30, 59, 0)])
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_the_order_of_reading_from_a_store_decides_nothing(shapes_splits, tmp_path, order, faulty):
+    """Of three shards the first speaks for all."""
+    rows, store = shapes_splits["train"], fsspec.filesystem("memory")
+    place = f"order{faulty}-{order[0]}"
+    for number in range(3):
+        part = rows.select(range(20 * number, 20 * number + 20))
+        if number == faulty:
+            part = part.map(lambda row: {"objects": {**row["objects"], "bbox": beyond(row)}}, features=part.features)
+        part.cast_column("image", Image()).to_parquet(tmp_path / "part.parquet")
+        store.pipe(f"/{place}/train-0000{number}-of-00003.parquet", (tmp_path / "part.parquet").read_bytes())
+    shards = load_detection_dataset(f"memory://{place}", shard_cache=str(tmp_path / "cache"))["train"]
+    if faulty:
+        assert [shards[i]["image_id"] for i in order] == [rows[i]["image_id"] for i in order]
+        return
+    for i in order:
+        with pytest.raises(DetectionDataError, match="00000-of-00003"):
+            shards[i]

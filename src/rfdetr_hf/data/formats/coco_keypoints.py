@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ...choices import counted
 from ...values import as_integer, is_number, shown
 from ..annotations import Boxes
 from ..errors import Problems
@@ -71,7 +72,7 @@ def _fault(points: Any, expected: int) -> str | None:
     if not isinstance(points, list) or not all(map(is_number, points)):
         return f"is {shown(points)}, not a list of numbers"
     if len(points) != 3 * expected:
-        return f"has {len(points)} numbers, but the category has {expected} keypoints"
+        return f"has {len(points)} numbers, but the category has {counted(expected, 'keypoint')}"
     if not np.isfinite(points).all():
         return "is not finite"
     odd = [value for value in points[2::3] if value not in (0, 1, 2)]

@@ -116,7 +116,7 @@ def _read_split(dataset: Dataset, source: str, options: ReadOptions) -> _Split:
         id=_numbers(fields.get("id"), row, np.int64, called.get("id"), source, default=None),
         bbox=bbox,
         category=categories.values,
-        area=_numbers(fields.get("area"), row, np.float64, called.get("area"), source, default=np.nan),
+        area=_numbers(fields.get("area"), row, np.float64, called.get("area"), source, default=np.nan, finite=False),
         iscrowd=_flags(fields.get("iscrowd"), row, called.get("iscrowd"), source),
     )
     annotations = Annotations(source, image_id, _sizes(dataset, image_column, names, source), names, boxes)
@@ -187,7 +187,7 @@ def _finish(split: _Split, labels: Labels, name: str, options: ReadOptions) -> D
         named = categories.names[value] if categories.names and 0 <= value < len(categories.names) else value
         problems.add(
             f"{name_box(annotations, i)}: field category is {named!r}, not in the label table {labels.names}",
-            "the label table is that of the training split: have the class there, or correct the annotation",
+            "the label table is that of the training split: have the class there, correct it, or pass class_names",
         )
     if annotations.labelled is not None:
         known = max(map(max, filter(None, annotations.labelled)), default=-1) + 1
