@@ -109,6 +109,19 @@ def test_a_run_keeps_what_callbacks_set_and_batches_follow(tmp_path, tiny_model,
     assert any("eval_map_at_7" in row for row in trainer.state.log_history) and (tmp_path / "fourth" / "last").is_dir()
 
 
+def test_an_accumulation_that_was_given_is_not_forgotten(tmp_path, tiny_model, shapes):
+    """It contradicts a batch size that is set later as one that was given with it."""
+    args = quick_arguments(tmp_path, **SHORT | {"gradient_accumulation_steps": 2, "total_train_batch_size": 4})
+    trainer = RFDETRTrainer(tiny_model(), args, shapes, shapes)
+    assert "gradient_accumulation_steps" not in trainer.args.derived
+    trainer.args.per_device_train_batch_size = 1
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=2 x 1 process are not total_train_batch_size=4"):
+        trainer.train()
+    trainer.args.per_device_train_batch_size = 2
+    trainer.train()
+    assert trainer.state.identity["images_per_step"] == 4
+
+
 def test_a_seed_that_is_set_later_makes_the_model_too(tmp_path, tiny_model, shapes):
     made = []
 

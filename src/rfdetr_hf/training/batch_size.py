@@ -124,7 +124,8 @@ def settle_batch(args: RFDETRTrainingArguments, parallel: Parallel) -> None:
                 f"process{'es' * (processes > 1)} {rule} total_train_batch_size={total}; change one of them, or leave "
                 f"{'gradient_accumulation_steps or ' if accumulated else ''}total_train_batch_size out"
             )
-        args._derive("gradient_accumulation_steps", total // together)
+        if given is None:
+            args._derive("gradient_accumulation_steps", total // together)
 
 
 def keep_batch(args: RFDETRTrainingArguments, checkpoint: Path, processes: int) -> None:
