@@ -1,6 +1,5 @@
 """The `README.md` of a saved model."""
 
-import functools
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,6 @@ from ..choices import printable
 from ..tasks import TASKS, Task
 from .curves import evaluated_sets, save_curves
 
-package_version = functools.cache(version)  # reads a file of the package
 FRAMEWORKS = ("rfdetr-hf", "torch", "transformers", "accelerate", "datasets")
 _BOX_METRICS = {
     "map": "mAP", "map_50": "mAP50", "map_75": "mAP75", "map_small": "mAP small", "map_medium": "mAP medium",
@@ -202,7 +200,7 @@ def _body(facts: CardFacts, has_curves: bool) -> str:
         results=_table(facts.metrics) or "Not evaluated.",
         evaluations=_evaluations(facts.log_history) + (f"\n![Losses and AP]({CURVES})\n" if has_curves else ""),
         arguments=_arguments(facts.training_arguments),
-        versions="\n".join(f"- {name} {package_version(name)}" for name in FRAMEWORKS)
+        versions="\n".join(f"- {name} {version(name)}" for name in FRAMEWORKS)
         + f"\n- Python {platform.python_version()}",
     )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from accelerate import Accelerator
@@ -12,7 +13,6 @@ from ..arguments.training import RFDETRTrainingArguments
 from ..choices import VARIANTS
 from ..data.fingerprint import KINDS, data_hash
 from ..decoding import require_decoder
-from ..hub.model_card import package_version
 from ..options import to_yaml, without_secrets
 
 _PATHS = ("model_name_or_path", "init_backbone_from", "dataset_name", "output_dir")
@@ -76,9 +76,7 @@ class RunRecord:
                 values["revision"] = values["revision"] or getattr(config, "_commit_hash", None)
         sections["training"] = args.to_dict() | {"resume_from_checkpoint": None}
         sections["training"]["output_dir"] = os.path.abspath(args.output_dir)
-        packages = ", ".join(
-            f"{name} {package_version(name)}" for name in ("rfdetr-hf", "torch", "transformers", "accelerate")
-        )
+        packages = ", ".join(f"{name} {version(name)}" for name in ("rfdetr-hf", "torch", "transformers", "accelerate"))
         packages += f", {require_decoder(args.image_decoder)}"
         facts += [f"Equal bits need the same versions and device: {packages}; {accelerator.device.type}, "
                   f"num_processes: {count}."]  # fmt: skip

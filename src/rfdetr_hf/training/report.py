@@ -4,6 +4,7 @@ import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ..choices import counted
 from ..data.audit import ObjectCounts
 from ..evaluation.page import page, picture, table, text
 from ..evaluation.report import AP_IS
-from ..hub.model_card import FRAMEWORKS, CardFacts, package_version
+from ..hub.model_card import FRAMEWORKS, CardFacts
 from .state import RunState
 from .status import time_left
 
@@ -84,7 +85,7 @@ def run_page(facts: RunFacts, evaluation: Sequence[str]) -> str:
     rows = [["argument", "value"], *([name, str(value)] for name, value in arguments.items())]
     body.append(f"<h2>Arguments</h2><details><summary>{len(rows) - 1} arguments, as args.yaml has them</summary>")
     body.append(table(rows, "texts") + "</details>")
-    versions = [[name, package_version(name)] for name in FRAMEWORKS] + [["Python", platform.python_version()]]
+    versions = [[name, version(name)] for name in FRAMEWORKS] + [["Python", platform.python_version()]]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     machine = [["system", platform.platform()], ["device", device]]
     body.append("<h2>Versions</h2>" + table([["package", "version"], *versions, *machine], "texts slim"))

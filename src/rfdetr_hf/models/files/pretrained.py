@@ -42,8 +42,6 @@ HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "revision", "l
 ModelT = TypeVar("ModelT", bound="RFDETRPreTrainedModel")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
-_MADE: dict[tuple[type, str], dict[str, Tensor]] = {}
-_MADE_KEPT = 8  # more than a process saves in turns
 
 
 def read_state(source: str | Path, variant: str | None = None, **hub_options: Any) -> dict[str, Tensor]:
@@ -295,7 +293,8 @@ class RFDETRPreTrainedModel(PreTrainedModel):
         require_model(state, origin)
         require_task(state, cls, origin)
         require_finite(state, origin)
-        expected = {name: tuple(tensor.shape) for name, tensor in _made_of(cls, config).items()}
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
         adapted, done = adapt_state_dict(state, stored, config, expected, origin, class_init)
         log_adaptations(origin, done)
         try:
@@ -418,7 +417,8 @@ class RFDETRPreTrainedModel(PreTrainedModel):
             own = plain_state(self, self.state_dict())
             fresh = {official: own[name] for name, official in official_names(own).items()}
         else:
-            fresh = _made_of(type(self), self.config)
+            with torch.device("meta"):
+                fresh = type(self)(self.config).state_dict()
         named = {official: state[name] for name, official in official_names(state).items()}
         # Empty is a part of one that is spread over processes.
         state = {name: own if own.numel() else fresh.get(name, own) for name, own in named.items()}
@@ -453,17 +453,6 @@ class RFDETRPreTrainedModel(PreTrainedModel):
                 parameter.copy_(found[name])
         self.weights_from = f"{self.weights_from or 'random'}, encoder from {source}"
         logger.info("the encoder starts from %s, patches and positions resampled as needed", source)
-
-
-def _made_of(model_class: type, config: RFDETRConfig) -> dict[str, Tensor]:
-    """The state, without memory for it, of a new model; the last are kept, as every save asks."""
-    made = model_class, config.to_json_string(use_diff=False)
-    if made not in _MADE:
-        if len(_MADE) >= _MADE_KEPT:
-            _MADE.pop(next(iter(_MADE)), None)
-        with torch.device("meta"):
-            _MADE[made] = model_class(config).state_dict()
-    return _MADE[made]
 
 
 def _encoder_facts(shapes: Mapping[str, tuple[int, ...]]) -> str:
