@@ -99,7 +99,7 @@ def _polygon(numbers: Any) -> np.ndarray:
     try:
         polygon = np.asarray(numbers)
         if polygon.dtype.kind not in "iuf" and polygon.size:
-            raise TypeError(f"such as {shown(np.ravel(polygon).tolist()[0])}")
+            raise TypeError(f"such as {shown(polygon.item(0))}")
         polygon = polygon.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"has a polygon that holds more than numbers ({error})") from error

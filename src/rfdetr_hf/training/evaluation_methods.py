@@ -75,6 +75,7 @@ class EvaluationMethods(TransformersMethods):
         if isinstance(dataset, Mapping):
             parts = [self.evaluate(each, f"{metric_key_prefix}_{name}") for name, each in dataset.items()]
             return reduce(joined_scores, parts)
+        self._follow_arguments()
         check_kinds(self.model, self.args, {"eval_dataset": dataset}, None)
         self._check_given(metric_key_prefix, dataset)
         started = time.perf_counter()
@@ -106,6 +107,7 @@ class EvaluationMethods(TransformersMethods):
             predictions: a dict per image, in the order of the data: `image_id`, `scores` (n,), `labels` (n,), `boxes`
                 (n, 4) xyxy in pixels, on the CPU; `masks` as run-lengths, or `keypoints`, of such a model.
         """
+        self._follow_arguments()
         check_kinds(self.model, self.args, {"dataset of predict()": dataset}, None)
         self._check_given(metric_key_prefix, dataset)
         mine: list[dict[str, Any]] = []
@@ -124,7 +126,6 @@ class EvaluationMethods(TransformersMethods):
 
     def _check_given(self, name: str, dataset: Dataset) -> None:
         """`check_split`, and the rows of a data set that was not given at construction, where they were checked."""
-        self._follow_arguments()
         check_split(self.model, name, dataset)
         known = any(dataset is each for each in self.splits.values())
         if not known:
