@@ -100,22 +100,6 @@ def test_broken_rows_are_errors(cppe, fault):
     assert "split train" in str(error.value)
 
 
-def test_an_area_that_is_not_a_number_is_none_given(cppe):
-    """As pandas writes what is missing; other numbers must be numbers."""
-    source, nan = cppe().select_columns(["image"]), float("nan")
-
-    def load(**changes):
-        return load_detection_dataset(plain(source, [row(area=[nan]), row(area=[3.0]), row(area=[None]) | changes]))
-
-    assert [objects["area"] for objects in load()["train"]["objects"]] == [[12], [3], [12]]
-    lists = {name: [each] * 3 for name, each in row(area=[nan]).items()}
-    assert load_detection_dataset(top_level(cppe, **lists))["train"]["objects"][0]["area"] == [12]
-    for changes, fault in (({"area": [float("inf")]}, "annotation id 1 .*field area is inf"), ({"id": [nan]}, "field"),
-                           ({"bbox": [[1.0, 2.0, nan, 4.0]]}, "not finite")):  # fmt: skip
-        with pytest.raises(DetectionDataError, match=fault):
-            load(**changes)
-
-
 def test_boxes_of_another_length_and_other_columns(cppe):
     source = cppe().select([0]).flatten_indices()
     with pytest.raises(DetectionDataError, match="box 1 of the split .* has 3 numbers, not four"):

@@ -116,7 +116,7 @@ def _read_split(dataset: Dataset, source: str, options: ReadOptions) -> _Split:
         id=_numbers(fields.get("id"), row, np.int64, called.get("id"), source, default=None),
         bbox=bbox,
         category=categories.values,
-        area=_numbers(fields.get("area"), row, np.float64, called.get("area"), source, default=np.nan, finite=False),
+        area=_numbers(fields.get("area"), row, np.float64, called.get("area"), source, default=np.nan),
         iscrowd=_flags(fields.get("iscrowd"), row, called.get("iscrowd"), source),
     )
     annotations = Annotations(source, image_id, _sizes(dataset, image_column, names, source), names, boxes)
